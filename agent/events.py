@@ -1,0 +1,115 @@
+"""What happened, as frozen values: the pure core returns or emits these; hooks turn them into counts and log lines.
+
+No pure module holds a logger or a counter. A hook must be cheap, must not raise and must not block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from agent.signals import Refusal
+
+
+class ScrapeDone(NamedTuple):
+    """A page was read and applied. `at` is the send time (monotonic), `took` the seconds from send to state."""
+
+    pool: str
+    endpoint: str
+    at: float
+    took: float
+    size: int
+    missing: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+
+
+class ScrapeFailed(NamedTuple):
+    """A scrape that changed nothing but health. `reason` is one of `agent.scrape.page.REASONS`."""
+
+    pool: str
+    endpoint: str
+    at: float
+    took: float
+    reason: str
+    detail: str
+
+
+class HealthChanged(NamedTuple):
+    """An endpoint's health moved; `old` and `new` are values of `agent.state.health.Health`."""
+
+    pool: str
+    endpoint: str
+    old: str
+    new: str
+    reason: str
+
+
+class ServerRestarted(NamedTuple):
+    """A new server answers under a known address: every old reading was dropped."""
+
+    pool: str
+    endpoint: str
+    reason: str
+
+
+class Picked(NamedTuple):
+    """A request was given an endpoint. `took` is the seconds that the decision cost."""
+
+    pool: str
+    profile: str
+    model: str
+    endpoint: str
+    prompt_tokens: int
+    predicted_hit_tokens: int
+    left_warmest: bool
+    took: float
+
+
+class Refused(NamedTuple):
+    """A request was answered by us, not by a model server: the HTTP status and the reason (one word)."""
+
+    pool: str
+    model: str
+    status: int
+    reason: str
+
+
+class Ended(NamedTuple):
+    """A picked request is over. `how` is `closed` (the ext_proc stream ended) or `lost` (the agent let go of it)."""
+
+    pool: str
+    model: str
+    endpoint: str
+    took: float
+    how: str
+
+
+class StreamBroken(NamedTuple):
+    """An ext_proc conversation that ended against the protocol or on an error of ours; the reason is one word."""
+
+    pool: str
+    reason: str
+    detail: str
+
+
+class Reloaded(NamedTuple):
+    """The configuration was read again: `ok` and what changed, or not `ok` and what is wrong with it."""
+
+    ok: bool
+    detail: str
+
+
+class WatcherDropped(NamedTuple):
+    """A reader of the shared state endpoint was let go, and why (`slow`, `too_many`)."""
+
+    reason: str
+
+
+Event = (
+    ScrapeDone | ScrapeFailed | HealthChanged | ServerRestarted | Picked | Refused | Ended | StreamBroken | Reloaded | WatcherDropped
+)
+Hook = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The hook of those who want none."""

@@ -1,0 +1,75 @@
+"""All endpoints of one pool at one instant: immutable, replaced whole by the one writer (`agent.state.store`).
+
+Nothing here is ever changed after it was made, so a reader may keep a snapshot as long as it likes. It knows until
+when it is good: past `good_until` some reading in it has gone stale or some health has changed, and it must be retaken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from agent.signals import Reading, Value
+from agent.state.health import Health
+
+
+class Work(NamedTuple):
+    """The picker's own work at one endpoint, as of the snapshot's `at`.
+
+    `requests` in flight; `prefill_tokens`: uncached prompt tokens given to it whose first token is not yet due;
+    `prefill_seconds`: how long these will take at `rate` (tokens/s of uncached prefill), which is learnt, bounded and
+    marked by its `rate_source` (`configured`, `default` or `learnt`).
+    """
+
+    requests: int
+    prefill_tokens: float
+    prefill_seconds: float
+    rate: float
+    rate_source: str
+
+
+class Prefix(NamedTuple):
+    """Prefix hits in tokens since the agent knows this server: what the index predicted and what the server counted.
+
+    `measured` is None where the server does not say; both are counted from the same moment on.
+    """
+
+    predicted: float
+    measured: float | None
+
+
+class EndpointView(NamedTuple):
+    """One endpoint in a snapshot. `readings` holds every reading, fresh or not: ask `fresh`."""
+
+    address: str
+    engine: str
+    health: Health
+    reason: str
+    readings: Mapping[str, Reading]
+    page_at: float | None
+    failures: int
+    stale_after: float
+    work: Work
+    prefix: Prefix
+
+    def fresh(self, signal: str, now: float) -> Value | None:
+        """The signal's value if its reading is younger than `stale_after`, else None: never a number for unknown."""
+        reading = self.readings.get(signal)
+        if reading is None or now - reading.at >= self.stale_after:
+            return None
+        return reading.value
+
+    def number(self, signal: str, now: float) -> float | None:
+        """Like `fresh`, for signals that are numbers."""
+        value = self.fresh(signal, now)
+        return None if value is None or isinstance(value, frozenset) else value
+
+
+class Snapshot(NamedTuple):
+    """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change."""
+
+    pool: str
+    version: int
+    at: float
+    good_until: float
+    endpoints: tuple[EndpointView, ...]
