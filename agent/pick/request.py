@@ -64,3 +64,15 @@ class NoPick(NamedTuple):
     request_id: str
     reason: str
     detail: str
+
+
+class Prompt(NamedTuple):
+    """What a request body says that a pick may depend on. A request without a body has an empty model and text.
+
+    `text` is the prompt as bytes, in the order in which the model reads it, so that two requests with a common beginning
+    have texts with a common beginning; `salt` keeps apart what must not share a cache (`cache_salt`).
+    """
+
+    model: str
+    text: bytes
+    salt: bytes = b""
