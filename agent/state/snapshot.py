@@ -14,18 +14,27 @@ from agent.state.health import Health
 
 
 class Work(NamedTuple):
-    """The picker's own work at one endpoint, as of the snapshot's `at`.
+    """The picker's own work at one endpoint.
 
-    `requests` in flight; `prefill_tokens`: uncached prompt tokens given to it whose first token is not yet due;
-    `prefill_seconds`: how long these will take at `rate` (tokens/s of uncached prefill), which is learnt, bounded and
-    marked by its `rate_source` (`configured`, `default` or `learnt`).
+    `requests` in flight; `busy_until` (monotonic seconds): when the prefill of all of it is estimated to be done, at
+    `rate` tokens of uncached prefill a second; `rate_source` says where the rate comes from: `configured`, `learnt`,
+    `pool` (the median of the learnt ones beside it) or `default`. The work ahead shrinks as time passes, so it is a
+    function of `now` and not a field.
     """
 
     requests: int
-    prefill_tokens: float
-    prefill_seconds: float
+    busy_until: float
     rate: float
     rate_source: str
+
+    def prefill_seconds(self, now: float) -> float:
+        """Seconds of uncached prefill still ahead there at `now`; 0 when its first tokens are all out."""
+        ahead = self.busy_until - now
+        return ahead if ahead > 0 else 0.0
+
+    def prefill_tokens(self, now: float) -> float:
+        """The same in tokens of uncached prompt."""
+        return self.prefill_seconds(now) * self.rate
 
 
 class Prefix(NamedTuple):
