@@ -1,0 +1,107 @@
+"""One endpoint's record: the only thing in the agent that changes in place, and only by the store's hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.signals import PREFIX_HITS, START_TIME, Reading, Value
+from agent.state.health import Health, Verdict, judge
+from agent.state.inflight import InFlight
+from agent.state.rate import PrefillRate
+from agent.state.snapshot import EndpointView, Prefix, Work
+
+
+class Record:
+    """What we hold about one endpoint between two snapshots."""
+
+    __slots__ = (
+        "address",
+        "engine",
+        "failure",
+        "failures",
+        "health",
+        "hits_at_start",
+        "in_flight",
+        "learner",
+        "page_at",
+        "predicted_hits",
+        "rate_source",
+        "readings",
+    )
+
+    def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
+        self.address = address
+        self.engine = engine
+        self.health = Health.UNKNOWN
+        self.rate_source = rate_source
+        self.readings: dict[str, Reading] = {}
+        self.page_at: float | None = None
+        self.failures = 0
+        self.failure = ""
+        self.in_flight = InFlight(rate)
+        self.learner = PrefillRate()
+        self.predicted_hits = 0.0
+        self.hits_at_start: float | None = None
+
+    def restarted_by(self, values: Mapping[str, Value]) -> str:
+        """Why this page must come from another server than the last one did, or the empty string."""
+        known, told = self.readings.get(START_TIME), values.get(START_TIME)
+        if known is not None and told is not None:
+            return "new_start_time" if told != known.value else ""
+        hits, before = values.get(PREFIX_HITS), self.readings.get(PREFIX_HITS)
+        if before is not None and isinstance(hits, float) and isinstance(before.value, float) and hits < before.value:
+            return "counter_went_back"
+        return ""
+
+    def forget(self) -> None:
+        """Drop all that was learnt of the server; what we gave it and have not seen the end of stays in flight."""
+        self.readings = {}
+        self.page_at = None
+        self.learner.forget()
+        self.predicted_hits = 0.0
+        self.hits_at_start = None
+
+    def apply(self, values: Mapping[str, Value], at: float) -> None:
+        """Take in one page's values, each with the time at which the page was asked for."""
+        readings = dict(self.readings)
+        for signal, value in values.items():
+            readings[signal] = Reading(value, at)
+        self.readings = readings
+        self.page_at = at
+        self.failures = 0
+        self.failure = ""
+        hits = values.get(PREFIX_HITS)
+        if self.hits_at_start is None and isinstance(hits, float):
+            self.hits_at_start = hits
+            self.predicted_hits = 0.0
+
+    def judged(self, now: float, stale_after: float) -> Verdict:
+        """Health at `now`."""
+        return judge(now, self.page_at, self.failures, self.failure, stale_after)
+
+    def look(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
+        """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""
+        verdict = self.judged(now, stale_after)
+        until = verdict.until
+        for reading in self.readings.values():
+            expires = reading.at + stale_after
+            if now < expires < until:
+                until = expires
+        measured: float | None = None
+        hits = self.readings.get(PREFIX_HITS)
+        if self.hits_at_start is not None and hits is not None and isinstance(hits.value, float):
+            measured = hits.value - self.hits_at_start
+        work = self.in_flight
+        view = EndpointView(
+            self.address,
+            self.engine,
+            verdict.health,
+            verdict.reason,
+            self.readings,
+            self.page_at,
+            self.failures,
+            stale_after,
+            Work(len(work), work.busy_until, work.rate, self.rate_source),
+            Prefix(self.predicted_hits, measured),
+        )
+        return view, until

@@ -1,0 +1,116 @@
+"""The picker's own work at one endpoint, between scrapes and corrected by them.
+
+A server prefills in the order of arrival, so the work given to it is a line of tokens: each request holds the stretch
+from where the line ended when it came to that end plus its uncached prompt tokens. The head of the line moves at the
+prefill rate. What lies between head and end is the work ahead: `prefill_tokens`, and over the rate the seconds until
+a request that comes now has its turn. A request's first token is due when the head passes its stretch; from then on it
+only counts as a request in flight. All of it is a model, and a page corrects it: of the requests that the server had
+when it was asked, the newest `waiting` have certainly not begun, and all but the newest `waiting + running` are done.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# A request picked this short a time before a page was asked for may not have reached the server yet (two proxies and
+# a connection between): it is taken as unseen by that page.
+TRANSIT_SECONDS: Final = 0.05
+
+
+class _Stretch:
+    __slots__ = ("end", "picked_at", "tokens")
+
+    def __init__(self, picked_at: float, tokens: float, end: float) -> None:
+        self.picked_at = picked_at
+        self.tokens = tokens
+        self.end = end
+
+
+class InFlight:
+    """Requests given to one endpoint and not ended. One writer; every method takes `now`, which never goes back."""
+
+    __slots__ = ("_busy_until", "_end", "_mean_tokens", "_requests", "rate")
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._requests: dict[int, _Stretch] = {}
+        self._end = 0.0
+        self._busy_until = float("-inf")
+        self._mean_tokens = 0.0
+
+    @property
+    def busy_until(self) -> float:
+        """When the last first token is due, in monotonic seconds; minus infinity before the first request."""
+        return self._busy_until
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def prefill_tokens(self, now: float) -> float:
+        """Uncached prompt tokens whose prefill is still ahead."""
+        ahead = self._busy_until - now
+        return ahead * self.rate if ahead > 0 else 0.0
+
+    def start(self, ticket: int, tokens: float, now: float) -> None:
+        """A request with so many uncached prompt tokens was given to this endpoint."""
+        self._end += tokens
+        self._requests[ticket] = _Stretch(now, tokens, self._end)
+        self._busy_until = max(self._busy_until, now) + tokens / self.rate
+        self._mean_tokens += (tokens - self._mean_tokens) / 16
+
+    def end(self, ticket: int, now: float) -> None:
+        """A request is over. What was left of its prefill leaves the line, and those behind it move up."""
+        gone = self._requests.pop(ticket)
+        head = self._end - self.prefill_tokens(now)
+        left = min(gone.tokens, gone.end - head)
+        if left <= 0:
+            return
+        for request in reversed(self._requests.values()):
+            if request.end < gone.end:
+                break
+            request.end -= left
+        self._end -= left
+        self._busy_until -= left / self.rate
+
+    def set_rate(self, rate: float, now: float) -> None:
+        """The head moves at another rate from now on; the tokens ahead stay what they are."""
+        ahead = self.prefill_tokens(now)
+        self.rate = rate
+        self._busy_until = now + ahead / rate if ahead > 0 else self._busy_until
+
+    def correct(self, running: float | None, waiting: float, at: float, now: float) -> None:
+        """Move the head to where a page allows it: the page was asked for at `at` and said `running` and `waiting`.
+
+        Requests that the server has beside ours (another gateway's) are taken to be as long as ours are on average.
+        """
+        unseen = at - TRANSIT_SECONDS
+        newest = inside = 0.0
+        most = 0.0
+        seen = 0
+        bound = None if running is None else running + waiting
+        for request in reversed(self._requests.values()):
+            if request.picked_at > unseen:
+                newest += request.tokens
+                continue
+            if seen < waiting:
+                inside += request.tokens
+            elif bound is None or seen >= bound:
+                break
+            if bound is not None and seen < bound:
+                most += request.tokens
+            seen += 1
+        least = inside
+        if waiting > seen:
+            foreign = (waiting - seen) * self._mean_tokens
+            least += foreign
+            most += foreign
+        passed = (now - at) * self.rate
+        ahead = self.prefill_tokens(now)
+        low = newest + max(0.0, least - passed)
+        if ahead < low:
+            ahead = low
+        elif bound is not None and ahead > newest + most:
+            ahead = newest + most
+        else:
+            return
+        self._busy_until = now + ahead / self.rate

@@ -1,0 +1,250 @@
+"""The gateway's routing state: one writer takes in pages, failures and our own picks; readers take immutable snapshots.
+
+A page is applied whole. A signal that a good page lacks keeps its old reading and ages; a failed scrape changes health
+and nothing else. Between two changes a snapshot is the same object, and a change makes the view of one endpoint anew,
+not of all. Nothing here waits or reads a clock: every method is told `now`, and all of them run on one event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Final, Protocol
+
+from agent.engines.mapping import Extraction
+from agent.events import HealthChanged, Hook, ScrapeDone, ScrapeFailed, ServerRestarted, ignore
+from agent.signals import BLOCK_SIZE, BLOCKS, MODELS, RUNNING, WAITING, Reading, Value
+from agent.state.endpoint import Record
+from agent.state.health import Health
+from agent.state.rate import RateLimits
+from agent.state.snapshot import EndpointView, Snapshot
+
+# A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new version.
+RATE_CHANGE: Final = 0.02
+
+
+class PrefixMemory(Protocol):
+    """What the store tells an index of prefixes: how much an endpoint holds, and that it holds nothing any more."""
+
+    def resize(self, address: str, capacity_blocks: int) -> None:
+        """The endpoint's cache has room for so many blocks of the index."""
+        ...
+
+    def forget(self, address: str) -> None:
+        """The endpoint is gone or has lost its cache."""
+        ...
+
+
+class RoutingStore:
+    """The state of one pool. `version` grows by one with every change; `on_change` is called after each."""
+
+    def __init__(
+        self,
+        pool: str,
+        *,
+        stale_after: float,
+        rate: RateLimits | None = None,
+        hook: Hook = ignore,
+        prefix: PrefixMemory | None = None,
+        index_block_tokens: int = 64,
+    ) -> None:
+        self.pool = pool
+        self.version = 0
+        self.stale_after = stale_after
+        self.on_change: list[Callable[[], None]] = []
+        self._limits = rate or RateLimits()
+        self._hook = hook
+        self._prefix = prefix
+        self._index_block_tokens = index_block_tokens
+        self._records: dict[str, Record] = {}
+        self._order: tuple[str, ...] = ()
+        self._views: dict[str, tuple[EndpointView, float]] = {}
+        self._snapshot: Snapshot | None = None
+        self._tickets: dict[int, Record] = {}
+        self._next_ticket = 0
+        self._learnt_by_pool: float | None = None
+
+    # -- what the scrape loop tells ------------------------------------------------------------------------------
+
+    def set_endpoints(self, engines: Mapping[str, str], now: float) -> None:
+        """The endpoints of the pool, address -> engine. Known ones keep their state, others come new or go."""
+        for address in self._records.keys() - engines.keys():
+            self._drop(address)
+        for address, engine in engines.items():
+            record = self._records.get(address)
+            if record is not None and record.engine != engine:
+                self._drop(address)
+                record = None
+            if record is None:
+                self._records[address] = Record(address, engine, *self._rate(None))
+        self._order = tuple(sorted(self._records))
+        self._changed()
+
+    def set_limits(self, *, stale_after: float, rate: RateLimits, now: float) -> None:
+        """New limits from a changed configuration; they hold from now on."""
+        self.stale_after = stale_after
+        self._limits = rate
+        for record in self._records.values():
+            self._reckon_rate(record, now)
+        self._views.clear()
+        self._changed()
+
+    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
+        """A page of `size` bytes that was asked for at `at` and was here `took` seconds later."""
+        record = self._records.get(address)
+        if record is None:
+            return
+        now = at + took
+        values = extraction.readings
+        reason = record.restarted_by(values)
+        if reason:
+            record.forget()
+            if self._prefix is not None:
+                self._prefix.forget(address)
+            self._hook(ServerRestarted(self.pool, address, reason))
+        if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
+            self._resize(record, values)
+        record.apply(values, at)
+        if self._limits.fixed is None:
+            record.learner.observe(values, at)
+            self._reckon_rate(record, now)
+        waiting = values.get(WAITING)
+        if isinstance(waiting, float):
+            running = values.get(RUNNING)
+            record.in_flight.correct(running if isinstance(running, float) else None, waiting, at, now)
+        self._refresh(record, now)
+        self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
+
+    def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
+        """A scrape that brought no page; `reason` is one of `agent.scrape.page.REASONS`."""
+        record = self._records.get(address)
+        if record is None:
+            return
+        record.failures += 1
+        record.failure = reason
+        self._refresh(record, at + took)
+        self._hook(ScrapeFailed(self.pool, address, at, took, reason, detail))
+
+    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+        """The models and adapters that the endpoint answers for."""
+        record = self._records.get(address)
+        if record is not None:
+            record.readings = {**record.readings, MODELS: Reading(names, at)}
+            self._views.pop(address, None)
+            self._changed()
+
+    # -- what the picker tells -----------------------------------------------------------------------------------
+
+    def started(self, address: str, uncached_tokens: float, hit_tokens: float, now: float) -> int:
+        """A request was given to the endpoint; returns the ticket with which its end is told.
+
+        `uncached_tokens` of its prompt have to be prefilled, `hit_tokens` are expected in the cache. KeyError when the
+        endpoint is not in the pool: a pick from a snapshot that is current cannot name such a one.
+        """
+        record = self._records[address]
+        self._next_ticket += 1
+        ticket = self._next_ticket
+        self._tickets[ticket] = record
+        record.in_flight.start(ticket, uncached_tokens, now)
+        record.predicted_hits += hit_tokens
+        self._views.pop(address, None)
+        self._changed()
+        return ticket
+
+    def ended(self, ticket: int, now: float) -> None:
+        """The request is over, however it ended. KeyError for a ticket that is not in flight: each ends once."""
+        record = self._tickets.pop(ticket)
+        record.in_flight.end(ticket, now)
+        if self._records.get(record.address) is record:
+            self._views.pop(record.address, None)
+            self._changed()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were started and have not ended, those at endpoints that left the pool included."""
+        return len(self._tickets)
+
+    # -- what readers ask ----------------------------------------------------------------------------------------
+
+    def snapshot(self, now: float) -> Snapshot:
+        """All endpoints at `now`: the last snapshot while nothing changed and nothing expired, else a new one."""
+        last = self._snapshot
+        if last is not None and last.version == self.version and now < last.good_until:
+            return last
+        views = self._views
+        good_until = float("inf")
+        endpoints: list[EndpointView] = []
+        expired = False
+        for address in self._order:
+            entry = views.get(address)
+            if entry is None or entry[1] <= now:
+                expired = expired or entry is not None
+                record = self._records[address]
+                entry = views[address] = record.look(now, self.stale_after)
+                self._note_health(record, entry[0].health, entry[0].reason)
+            endpoints.append(entry[0])
+            if entry[1] < good_until:
+                good_until = entry[1]
+        if expired:
+            self.version += 1
+        self._snapshot = Snapshot(self.pool, self.version, now, good_until, tuple(endpoints))
+        if expired:
+            self._tell()
+        return self._snapshot
+
+    # -- within --------------------------------------------------------------------------------------------------
+
+    def _refresh(self, record: Record, now: float) -> None:
+        verdict = record.judged(now, self.stale_after)
+        self._note_health(record, verdict.health, verdict.reason)
+        self._views.pop(record.address, None)
+        self._changed()
+
+    def _note_health(self, record: Record, health: Health, reason: str) -> None:
+        before = record.health
+        if health is not before:
+            record.health = health
+            self._hook(HealthChanged(self.pool, record.address, before, health, reason))
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        for call in self.on_change:
+            call()
+
+    def _drop(self, address: str) -> None:
+        del self._records[address]
+        self._views.pop(address, None)
+        if self._prefix is not None:
+            self._prefix.forget(address)
+
+    def _rate(self, learnt: float | None) -> tuple[float, str]:
+        """Tokens/s of uncached prefill to reckon with, given what the endpoint itself has shown; and the source."""
+        limits = self._limits
+        if limits.fixed is not None:
+            return limits.fixed, "configured"
+        if learnt is not None:
+            return limits.bounded(learnt), "learnt"
+        if self._learnt_by_pool is not None:
+            return limits.bounded(self._learnt_by_pool), "pool"
+        return limits.bounded(limits.default), "default"
+
+    def _reckon_rate(self, record: Record, now: float) -> None:
+        learnt = record.learner.rate
+        rate, record.rate_source = self._rate(learnt)
+        if abs(rate - record.in_flight.rate) > RATE_CHANGE * record.in_flight.rate:
+            record.in_flight.set_rate(rate, now)
+            if learnt is not None:
+                rates = [known for other in self._records.values() if (known := other.learner.rate) is not None]
+                self._learnt_by_pool = median(rates)
+
+    def _resize(self, record: Record, values: Mapping[str, Value]) -> None:
+        """Tell the index how many of its blocks the endpoint's cache holds, when a page says something new of it."""
+        blocks, tokens = values.get(BLOCKS), values.get(BLOCK_SIZE)
+        if not (isinstance(blocks, float) and isinstance(tokens, float)) or self._prefix is None:
+            return
+        before = record.readings.get(BLOCKS), record.readings.get(BLOCK_SIZE)
+        if before[0] is None or before[1] is None or (before[0].value, before[1].value) != (blocks, tokens):
+            self._prefix.resize(record.address, max(1, int(blocks * tokens) // self._index_block_tokens))
