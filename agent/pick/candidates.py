@@ -1,0 +1,72 @@
+"""The endpoints that are left for one request, in columns: what filters take from and scorers score.
+
+Every list here is aligned with `views`. A column of a signal holds None where the signal is unknown or stale; scorers
+never meet one, because `agent.pick.scoring` hands them only candidates that have all they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent.pick.request import PickRequest
+from agent.state.snapshot import EndpointView
+
+
+class Candidates:
+    """Candidates for `request` at `now`; `hits` are the prompt tokens that the index expects in each one's cache."""
+
+    __slots__ = ("ahead_seconds", "hits", "now", "request", "views")
+
+    def __init__(
+        self,
+        request: PickRequest,
+        now: float,
+        views: Sequence[EndpointView],
+        hits: Sequence[int],
+        ahead_seconds: Sequence[float] | None = None,
+    ) -> None:
+        self.request = request
+        self.now = now
+        self.views = views
+        self.hits = hits
+        # Seconds of uncached prefill that stand before a request that comes now, at each candidate.
+        self.ahead_seconds = (
+            [ahead if (ahead := view.work.busy_until - now) > 0.0 else 0.0 for view in views]
+            if ahead_seconds is None
+            else ahead_seconds
+        )
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def added_seconds(self) -> list[float]:
+        """Seconds of uncached prefill that this request would add at each candidate."""
+        tokens = self.request.prompt_tokens
+        return [
+            uncached / view.work.rate if (uncached := tokens - hit) > 0 else 0.0
+            for view, hit in zip(self.views, self.hits, strict=True)
+        ]
+
+    def column(self, signal: str) -> list[float | None]:
+        """The signal's fresh value at each candidate, None where it is unknown or stale."""
+        now = self.now
+        column: list[float | None] = []
+        for view in self.views:
+            reading = view.readings.get(signal)
+            if reading is None or now - reading.at >= view.stale_after or isinstance(reading.value, frozenset):
+                column.append(None)
+            else:
+                column.append(reading.value)
+        return column
+
+    def keep(self, places: Sequence[int]) -> Candidates:
+        """The candidates at these places, in this order."""
+        if len(places) == len(self.views):
+            return self
+        return Candidates(
+            self.request,
+            self.now,
+            [self.views[i] for i in places],
+            [self.hits[i] for i in places],
+            [self.ahead_seconds[i] for i in places],
+        )

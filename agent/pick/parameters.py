@@ -1,0 +1,32 @@
+"""Reading a plugin's parameters strictly: an unknown key or a value out of range says what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class BadParameter(ValueError):
+    """A parameter that cannot be used: its `key` and `what` is wrong with it, as the end of a sentence."""
+
+    def __init__(self, key: str, what: str) -> None:
+        super().__init__(f"{key} {what}")
+        self.key = key
+        self.what = what
+
+
+def only(parameters: Mapping[str, object], *known: str) -> None:
+    """Refuse a parameter that is not among `known`."""
+    for key in parameters:
+        if key not in known:
+            choice = f"it takes {', '.join(known)}" if known else "it takes no parameters"
+            raise BadParameter(key, f"is not a parameter here: {choice}")
+
+
+def number(parameters: Mapping[str, object], key: str, default: float, *, low: float, high: float) -> float:
+    """The parameter as a number within `low` and `high`, or `default` when it is not given."""
+    value = parameters.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadParameter(key, f"is {value!r}: write a number")
+    if not low <= value <= high:
+        raise BadParameter(key, f"is {value!r}: write a number from {low:g} to {high:g}")
+    return float(value)

@@ -1,0 +1,111 @@
+"""The decision for one request: filter, weigh, take the best; its reasons travel with it.
+
+Pure: the same snapshot, index, request and `now` give the same pick. Ties are broken by a hash of the request's id and
+the address, so that equal endpoints share equal requests evenly and a reader of the shared state comes to the same choice.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from agent.pick.candidates import Candidates
+from agent.pick.filters import serves_model
+from agent.pick.profile import Profile
+from agent.pick.request import NoPick, Pick, PickRequest
+from agent.pick.scoring import opinion
+from agent.state.health import Health
+from agent.state.snapshot import EndpointView, Snapshot
+
+# Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real difference.
+TIE: Final = 1e-9
+
+
+class PrefixLookup(Protocol):
+    """What the picker asks the index of prefixes."""
+
+    def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
+        """How many leading blocks of the chain each address holds."""
+        ...
+
+
+def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float) -> Pick | NoPick:
+    """The endpoint for `request` by `profile`, or why there is none."""
+    views: Sequence[EndpointView] = [view for view in snapshot.endpoints if view.health is Health.HEALTHY]
+    if not views:
+        return _nobody(snapshot, request)
+    if request.subset is not None:
+        views = [view for view in views if view.address in request.subset]
+        if not views:
+            return NoPick(
+                request.request_id,
+                "subset_empty",
+                f"none of the {len(request.subset)} endpoints that the proxy allows is a healthy one of pool {snapshot.pool}",
+            )
+    addresses = [view.address for view in views]
+    if request.chain:
+        size, most = request.block_tokens, request.prompt_tokens
+        hits = [min(most, blocks * size) for blocks in index.match(request.chain, addresses)]
+    else:
+        hits = [0] * len(views)
+    candidates = Candidates(request, now, views, hits)
+    candidates = candidates.keep(serves_model(candidates))
+    warmest = max(candidates.hits)
+    for name, keep in profile.filters:
+        candidates = candidates.keep(keep(candidates))
+        if not candidates.views:
+            return NoPick(request.request_id, "all_filtered", f"the filter {name} left no endpoint of pool {snapshot.pool}")
+    totals = [0.0] * len(candidates)
+    scores: dict[str, Sequence[float]] = {}
+    weights: dict[str, float] = {}
+    for scorer, weight in profile.scorers:
+        opinions = opinion(scorer, candidates)
+        if opinions is None:
+            continue
+        scores[scorer.name] = opinions
+        weights[scorer.name] = weight
+        totals = [total + weight * score for total, score in zip(totals, opinions, strict=True)]
+    place, decided_by = _best(candidates, totals, scores, weights)
+    winner = candidates.views[place]
+    return Pick(
+        request.request_id,
+        winner.address,
+        (),
+        request.prompt_tokens,
+        candidates.hits[place],
+        warmest,
+        decided_by,
+        addresses if len(addresses) == len(candidates) else [view.address for view in candidates.views],
+        totals,
+        scores,
+        snapshot.version,
+    )
+
+
+def _best(
+    candidates: Candidates, totals: Sequence[float], scores: dict[str, Sequence[float]], weights: dict[str, float]
+) -> tuple[int, str]:
+    """The winner's place and what decided."""
+    if len(totals) == 1:
+        return 0, "only_candidate"
+    top = max(totals)
+    tied = [place for place, total in enumerate(totals) if total >= top - TIE]
+    if len(tied) > 1:
+        key = candidates.request.request_id
+        views = candidates.views
+        return max(tied, key=lambda place: zlib.crc32(f"{key}\n{views[place].address}".encode())), "tie"
+    place = tied[0]
+    runner_up = max((other for other in range(len(totals)) if other != place), key=totals.__getitem__)
+    decided_by = max(scores, key=lambda name: weights[name] * (scores[name][place] - scores[name][runner_up]))
+    return place, decided_by
+
+
+def _nobody(snapshot: Snapshot, request: PickRequest) -> NoPick:
+    if not snapshot.endpoints:
+        return NoPick(request.request_id, "no_endpoints", f"pool {snapshot.pool} has no endpoints")
+    counts: dict[str, int] = {}
+    for view in snapshot.endpoints:
+        counts[view.health] = counts.get(view.health, 0) + 1
+    found = ", ".join(f"{count} {health}" for health, count in sorted(counts.items()))
+    return NoPick(request.request_id, "none_healthy", f"none of the endpoints of pool {snapshot.pool} is healthy: {found}")

@@ -1,0 +1,41 @@
+"""The default: the endpoint where this request costs least, its own wait and the wait that it causes to others.
+
+    cost = w + (1 + kappa * W) * u
+
+`w` is the seconds of uncached prefill that stand before the request there, `u` the seconds that the request itself
+adds, `W` the mean of `w` over the candidates, `kappa` a price per second. On an idle fleet (W = 0) it is the plain
+least time to first token; the busier the fleet, the more it is worth to save work, which is what a warm cache does.
+Source: the "congestion-priced cost" of the project's field notes, found by simulation on the Mooncake traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from agent.pick.candidates import Candidates
+from agent.pick.parameters import number, only
+from agent.pick.scoring import Columns
+from agent.signals import WAITING
+
+KAPPA_PER_SECOND: Final = 2.0
+
+
+class LeastCost:
+    """1 / (1 + seconds dearer than the cheapest candidate): one second dearer scores a half."""
+
+    name = "least-cost-scorer"
+    needs: frozenset[str] = frozenset()
+    wants = frozenset({WAITING})  # not in the formula: its page is what corrects the seconds ahead
+
+    def __init__(self, parameters: Mapping[str, object]) -> None:
+        only(parameters, "kappaPerSecond")
+        self.kappa = number(parameters, "kappaPerSecond", KAPPA_PER_SECOND, low=0.0, high=1e6)
+
+    def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
+        """The score of each candidate's cost in seconds."""
+        ahead = candidates.ahead_seconds
+        price = 1.0 + self.kappa * sum(ahead) / len(ahead)
+        costs = [wait + price * own for wait, own in zip(ahead, candidates.added_seconds(), strict=True)]
+        best = min(costs)
+        return [1.0 / (1.0 + cost - best) for cost in costs]

@@ -1,0 +1,34 @@
+"""Prefer the endpoint with the fewest uncached prompt tokens in flight, this request's own included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from agent.pick.candidates import Candidates
+from agent.pick.parameters import number, only
+from agent.pick.scoring import Columns
+from agent.signals import WAITING
+
+# The load at which the score is 0; the reference's `token-load-scorer` has the same.
+FULL_TOKENS: Final = 4_194_304.0
+
+
+class TokenLoad:
+    """1 - min(1, (uncached tokens ahead + this request's uncached tokens) / queueThresholdTokens)."""
+
+    name = "token-load-scorer"
+    needs: frozenset[str] = frozenset()
+    wants = frozenset({WAITING})  # not in the formula: its page is what corrects the tokens ahead
+
+    def __init__(self, parameters: Mapping[str, object]) -> None:
+        only(parameters, "queueThresholdTokens")
+        self.full = number(parameters, "queueThresholdTokens", FULL_TOKENS, low=1, high=1e15)
+
+    def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
+        """The free part of each candidate's threshold after this request."""
+        prompt = candidates.request.prompt_tokens
+        return [
+            1.0 - min(1.0, (ahead * view.work.rate + max(0, prompt - hit)) / self.full)
+            for view, hit, ahead in zip(candidates.views, candidates.hits, candidates.ahead_seconds, strict=True)
+        ]
