@@ -1,0 +1,251 @@
+"""A request body -> what a pick may depend on: the model, the prompt as bytes in reading order, and the cache's salt.
+
+A model server renders a request into one sequence of tokens, and two requests share its cache as far as these sequences
+begin alike. We do not render: we write down what the template would read, in the order in which it reads it (tools, then
+the system prompt, then turn by turn the role and the content), with a mark before each part and none after it. So a
+conversation that goes on has a text that begins with the text of the conversation so far.
+
+What counts and what does not:
+
+    text                 as it stands; a content of one text part equals the same content as a plain string
+    token ids            four bytes each, so that four bytes are one token here as they are in an average text
+    images, audio, files a digest of 16 bytes of all that the part says (its address, or its data)
+    sampling settings    nothing: no template reads them
+
+Only what cannot be routed is refused. A body that is well-formed and has a model is passed on, whatever else is wrong
+with it: its model server knows better than we do what it accepts, and says so. On paths that we do not know
+(`/tokenize`, `/v1/rerank`, an upload of audio) nothing is refused at all, and a model and a prompt are read if there.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import orjson
+import xxhash
+
+from agent.pick.request import Prompt
+
+Json = Any  # what orjson gives: dict, list, str, int, float, bool or None
+
+
+class BodyRefused(Exception):
+    """A body that cannot be routed: the HTTP status, and message, param and code of the OpenAI error that says why."""
+
+    def __init__(self, status: int, message: str, param: str | None, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+# Marks of the ASCII control range, which hardly occurs in prompts; one that does merely makes two texts look alike.
+_TURN: Final = b"\x1e"
+_PART: Final = b"\x1f"
+_FIELD: Final = b"\x1d"
+
+# What a turn may hold beside its role and content, in the order in which templates read it.
+_TURN_FIELDS: Final = ("name", "reasoning_content", "reasoning", "tool_calls", "function_call", "tool_call_id")
+# Parts that a model reads word for word although they are not plain text: calls of tools and their results.
+_READ_WHOLE: Final = frozenset({"tool_use", "tool_result", "function_call", "function_call_output", "custom_tool_call"})
+_TEXT_FIELDS: Final = ("text", "refusal", "thinking")
+
+
+def parse(body: bytes, path: str) -> Prompt:
+    """The model, prompt text and salt of a request with this body to this path (a query string is ignored).
+
+    Raises BodyRefused with status 400 on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON object
+    in UTF-8 (`invalid_json`), is nested too deep (`invalid_json`), or names no model (`model_required`: a server with a
+    single model would answer without one, but a pool that holds several cannot tell which is meant). Raises nothing else.
+    """
+    read = _reader(path)
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if read is None:
+            return Prompt("", b"")
+        raise BodyRefused(400, f"We could not parse the JSON body of your request: {error}", None, "invalid_json") from None
+    if not isinstance(document, dict):
+        if read is None:
+            return Prompt("", b"")
+        message = f"The body of your request must be a JSON object, not {_kind(document)}."
+        raise BodyRefused(400, message, None, "invalid_json")
+    model = document.get("model")
+    if read is None:
+        read, model = _any, model if isinstance(model, str) else ""
+    elif not isinstance(model, str) or not model:
+        message = "You must provide a model parameter." if not model else f"model must be a string, not {_kind(model)}."
+        raise BodyRefused(400, message, "model", "model_required")
+    out: list[bytes] = []
+    salt = document.get("cache_salt")
+    try:
+        read(document, out)
+    except RecursionError:
+        raise BodyRefused(400, "The body of your request is nested too deep.", None, "invalid_json") from None
+    return Prompt(model, b"".join(out), salt.encode() if isinstance(salt, str) else b"")
+
+
+def _reader(path: str) -> Callable[[Mapping[str, Json], list[bytes]], None] | None:
+    """The reader of the API that this path ends with, whatever a gateway puts before it; None for another path."""
+    path = path.partition("?")[0].rstrip("/")
+    for end, read in _READERS:
+        if path.endswith(end):
+            return read
+    return None
+
+
+def _chat(document: Mapping[str, Json], out: list[bytes]) -> None:
+    for tools in ("tools", "functions"):
+        _field(document.get(tools), out)
+    messages = document.get("messages")
+    for turn in messages if isinstance(messages, list) else ():
+        _turn(turn, out)
+
+
+def _completion(document: Mapping[str, Json], out: list[bytes]) -> None:
+    _plain(document.get("prompt"), out)
+    _field(document.get("prompt_embeds"), out)
+
+
+def _embedding(document: Mapping[str, Json], out: list[bytes]) -> None:
+    _plain(document.get("input"), out)
+    _chat(document, out)
+
+
+def _response(document: Mapping[str, Json], out: list[bytes]) -> None:
+    _field(document.get("tools"), out)
+    instructions = document.get("instructions")
+    if instructions:
+        out.append(_TURN + b"system")
+        _content(instructions, out)
+    for earlier in ("previous_response_id", "conversation"):
+        _field(document.get(earlier), out)
+    items = document.get("input")
+    if isinstance(items, list):
+        for item in items:
+            _turn(item, out)
+    elif items is not None:
+        out.append(_TURN + b"user")
+        _content(items, out)
+
+
+def _anthropic(document: Mapping[str, Json], out: list[bytes]) -> None:
+    _field(document.get("tools"), out)
+    system = document.get("system")
+    if system:
+        out.append(_TURN + b"system")
+        _content(system, out)
+    messages = document.get("messages")
+    for turn in messages if isinstance(messages, list) else ():
+        _turn(turn, out)
+
+
+def _any(document: Mapping[str, Json], out: list[bytes]) -> None:
+    _completion(document, out)
+    _embedding(document, out)
+    for field in ("query", "text_1", "text_2", "documents"):
+        _plain(document.get(field), out)
+
+
+# The order matters: "/chat/completions" ends with "/completions" too.
+_READERS: Final[tuple[tuple[str, Callable[[Mapping[str, Json], list[bytes]], None]], ...]] = (
+    ("/chat/completions", _chat),
+    ("/completions", _completion),
+    ("/embeddings", _embedding),
+    ("/responses", _response),
+    ("/messages", _anthropic),
+)
+
+
+def _turn(turn: Json, out: list[bytes]) -> None:
+    """One turn of a conversation; an item of the Responses API without a role (a tool's call or result) is read whole."""
+    if not isinstance(turn, dict):
+        out.append(_TURN)
+        _content(turn, out)
+        return
+    role = turn.get("role")
+    if role is None and "content" not in turn:
+        out.append(_TURN)
+        _part(turn, out)
+        return
+    out.append(_TURN + (role.encode() if isinstance(role, str) else _dump(role)))
+    _content(turn.get("content"), out)
+    for name in _TURN_FIELDS:
+        _field(turn.get(name), out)
+
+
+def _content(content: Json, out: list[bytes]) -> None:
+    """What a turn says: a string, or parts of which each has a kind."""
+    if isinstance(content, str):
+        out.append(_PART + content.encode())
+    elif isinstance(content, list):
+        for part in content:
+            _part(part, out)
+    elif content is not None:
+        out.append(_PART + _dump(content))
+
+
+def _part(part: Json, out: list[bytes]) -> None:
+    if isinstance(part, str):
+        out.append(_PART + part.encode())
+        return
+    if not isinstance(part, dict):
+        out.append(_PART + _dump(part))
+        return
+    for name in _TEXT_FIELDS:
+        text = part.get(name)
+        if isinstance(text, str):
+            out.append(_PART + text.encode())
+            return
+    kind = part.get("type")
+    dumped = _dump(part)
+    if kind in _READ_WHOLE:
+        out.append(_PART + dumped)
+    else:
+        out.append(_PART + (kind.encode() if isinstance(kind, str) else b"") + xxhash.xxh3_128_digest(dumped))
+
+
+def _plain(prompt: Json, out: list[bytes]) -> None:
+    """A prompt without turns: a text, token ids, or a list of either."""
+    if isinstance(prompt, str):
+        out.append(_PART + prompt.encode())
+    elif isinstance(prompt, list) and prompt:
+        if isinstance(prompt[0], int):
+            out.append(_tokens(prompt))
+        else:
+            for one in prompt:
+                out.append(_tokens(one) if isinstance(one, list) else _PART + (one.encode() if isinstance(one, str) else _dump(one)))
+    elif prompt:
+        out.append(_PART + _dump(prompt))
+
+
+def _tokens(ids: list[Json]) -> bytes:
+    """Four bytes a token; what is not a list of token ids after all is written down as it is, for its server to refuse."""
+    try:
+        return array("I", ids).tobytes()
+    except (TypeError, OverflowError):
+        return _PART + _dump(ids)
+
+
+def _field(value: Json, out: list[bytes]) -> None:
+    if value:
+        out.append(_FIELD + (value.encode() if isinstance(value, str) else _dump(value)))
+
+
+def _dump(value: Json) -> bytes:
+    """The value as JSON. orjson reads 1,024 levels and writes 254: what lies between is refused by `parse`."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise RecursionError from None
+
+
+def _kind(value: Json) -> str:
+    """What JSON calls the type of a value."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+    return names[type(value)]

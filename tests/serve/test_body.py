@@ -1,0 +1,214 @@
+"""A request body becomes model, prompt text and salt, or a refusal that says what to change."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from agent.pick.request import Prompt
+from agent.route.body import BodyRefused, parse
+
+CHAT = "/v1/chat/completions"
+PATHS = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
+
+texts = st.text(max_size=40)
+paths = st.sampled_from((*PATHS, "/tokenize", "/", "", "/openai/v1/completions?x=1", "/v1/messages/count_tokens"))
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+parts = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, texts),
+    st.builds(lambda url: {"type": "image_url", "image_url": {"url": url}}, texts),
+    json_values,
+)
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": texts | st.lists(parts, max_size=3)},
+    optional={"tool_calls": json_values, "name": texts, "refusal": st.none()},
+)
+names = ("messages", "prompt", "input", "tools", "system", "instructions", "cache_salt", "functions", "documents")
+documents = st.fixed_dictionaries(
+    {"model": texts | json_values},
+    optional={name: json_values | st.lists(turns, max_size=3) for name in names},
+)
+
+
+def read(path: str = CHAT, **document: Any) -> Prompt:
+    return parse(orjson.dumps({"model": "m", **document}), path)
+
+
+def refusal(body: bytes, path: str = CHAT) -> BodyRefused:
+    with pytest.raises(BodyRefused) as caught:
+        parse(body, path)
+    return caught.value
+
+
+@given(body=st.binary(max_size=200), path=paths)
+@example(body=b"[" * 2000, path=CHAT)
+@example(body=b'{"model":"m","messages":[{"role":"user","content":[' + b"[" * 500 + b"]" * 500 + b"]}]}", path=CHAT)
+@example(body=b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}', path=CHAT)
+@example(body=b'{"model":"m","prompt":[1,-1]}', path="/v1/completions")
+@example(body=b'{"prompt":' + b"[" * 500 + b"]" * 500 + b"}", path="/tokenize")
+def test_any_bytes_are_read_or_refused_with_400_and_nothing_else(body: bytes, path: str) -> None:
+    try:
+        prompt = parse(body, path)
+    except BodyRefused as refused:
+        assert refused.status == 400
+        assert refused.message
+    else:
+        assert isinstance(prompt.text, bytes)
+
+
+@given(document=documents, path=paths)
+def test_any_json_document_is_read_or_refused_with_400_and_nothing_else(document: Any, path: str) -> None:
+    try:
+        prompt = parse(orjson.dumps(document, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str), path)
+    except (orjson.JSONEncodeError, BodyRefused):
+        return
+    model = document["model"]
+    assert prompt.model == (model if isinstance(model, str) else "")
+
+
+@given(head=st.lists(turns, min_size=1, max_size=4), more=st.lists(turns, max_size=3), path=st.sampled_from((CHAT, "/v1/messages")))
+def test_a_conversation_that_goes_on_begins_with_the_text_of_the_conversation_so_far(head: Any, more: Any, path: str) -> None:
+    def clean(turn: Any) -> Any:
+        return orjson.loads(orjson.dumps({"role": turn["role"], "content": "x" if not isinstance(turn["content"], str) else turn["content"]}))
+
+    head, more = [clean(turn) for turn in head], [clean(turn) for turn in more]
+    assert read(path, messages=head + more).text.startswith(read(path, messages=head).text)
+
+
+@given(common=texts, one=texts, other=texts, path=st.sampled_from(PATHS))
+def test_prompts_that_begin_alike_have_texts_that_begin_alike(common: str, one: str, other: str, path: str) -> None:
+    def text(words: str) -> bytes:
+        field: dict[str, Any] = {"messages": [{"role": "user", "content": words}]}
+        if path == "/v1/completions":
+            field = {"prompt": words}
+        elif path in ("/v1/embeddings", "/v1/responses"):
+            field = {"input": words}
+        return read(path, **field).text
+
+    both = text(common)
+    assert text(common + one).startswith(both)
+    assert text(common + other).startswith(both)
+
+
+@given(ids=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50), cut=st.integers(0, 50))
+def test_token_ids_are_four_bytes_each_and_begin_alike_where_their_prompts_do(ids: list[int], cut: int) -> None:
+    whole = read("/v1/completions", prompt=ids).text
+    assert len(whole) == 4 * len(ids)
+    if ids[:cut]:
+        assert whole.startswith(read("/v1/completions", prompt=ids[:cut]).text)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("body", "param", "code", "word"),
+    [
+        (b"", None, "invalid_json", "parse"),
+        (b"{", None, "invalid_json", "parse"),
+        (b"<html>", None, "invalid_json", "parse"),
+        (b'{"model":"\xff"}', None, "invalid_json", "UTF-8"),
+        (b"[1]", None, "invalid_json", "an array"),
+        (b"null", None, "invalid_json", "null"),
+        (b'"m"', None, "invalid_json", "a string"),
+        (b"{}", "model", "model_required", "provide"),
+        (b'{"model":""}', "model", "model_required", "provide"),
+        (b'{"model":null}', "model", "model_required", "provide"),
+        (b'{"model":7}', "model", "model_required", "a number"),
+        (b'{"model":["m"]}', "model", "model_required", "an array"),
+    ],
+)
+def test_what_cannot_be_routed_is_refused_with_what_is_wrong(path: str, body: bytes, param: str | None, code: str, word: str) -> None:
+    refused = refusal(body, path)
+    assert (refused.status, refused.param, refused.code) == (400, param, code)
+    assert word in refused.message
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"--boundary\r\n", b"{}", b'{"model":3}'])
+def test_on_an_unknown_path_nothing_is_refused(body: bytes) -> None:
+    assert parse(body, "/v1/audio/transcriptions") == Prompt("", b"")
+
+
+def test_on_an_unknown_path_a_model_and_a_prompt_are_read_if_they_are_there() -> None:
+    prompt = read("/tokenize", prompt="hello")
+    assert prompt.model == "m"
+    assert b"hello" in prompt.text
+    assert b"q" in read("/v1/rerank", query="q", documents=["d"]).text
+
+
+def test_a_path_is_known_by_its_end_and_without_its_query() -> None:
+    for path in ("/v1/chat/completions?a=b/c", "/team-a/v1/chat/completions", "/v1/chat/completions/"):
+        assert refusal(b"{}", path).param == "model"
+
+
+def test_a_chat_is_written_down_in_reading_order() -> None:
+    text = read(
+        tools=[{"type": "function", "function": {"name": "weather"}}],
+        messages=[
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "first"}, {"type": "text", "text": "second"}]},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1"}]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+        ],
+        temperature=0.5,
+    ).text
+    words = (b"weather", b"system", b"be brief", b"user", b"first", b"second", b"assistant", b"call_1", b"tool", b"sunny")
+    at = -1
+    for word in words:
+        at = text.find(word, at + 1)
+        assert at >= 0, (word, text)
+    assert b"0.5" not in text
+
+
+def test_the_system_prompt_and_tools_of_the_anthropic_and_responses_apis_come_first() -> None:
+    tools = [{"name": "weather"}]
+    anthropic = read("/v1/messages", messages=[{"role": "user", "content": "hi"}], system=[{"type": "text", "text": "brief"}], tools=tools)
+    responses = read("/v1/responses", input="hi", instructions="brief", tools=tools)
+    for prompt in (anthropic, responses):
+        assert prompt.text.index(b"weather") < prompt.text.index(b"brief") < prompt.text.index(b"hi")
+
+
+def test_items_of_the_responses_api_are_read_in_order() -> None:
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "what is it like"}]},
+        {"type": "function_call", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": "sunny"},
+    ]
+    text = read("/v1/responses", input=items).text
+    assert text.index(b"what is it like") < text.index(b"weather") < text.index(b"sunny")
+
+
+def test_a_content_of_one_text_part_equals_the_plain_string() -> None:
+    plain = read(messages=[{"role": "user", "content": "hi"}])
+    assert read(messages=[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]) == plain
+    assert read(messages=[{"role": "user", "content": "hi", "tool_calls": None, "refusal": None}]) == plain
+
+
+def test_an_image_counts_as_a_digest_that_differs_with_the_image() -> None:
+    def ask(data: bytes) -> bytes:
+        url = "data:image/png;base64," + base64.b64encode(data).decode()
+        return read(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]).text
+
+    assert ask(b"a" * 100_000) == ask(b"a" * 100_000)
+    assert ask(b"a" * 100_000) != ask(b"a" * 99_999 + b"b")
+    assert len(ask(b"a" * 100_000)) < 100
+
+
+def test_several_prompts_are_all_read() -> None:
+    assert read("/v1/completions", prompt=["one", "two"]).text.startswith(read("/v1/completions", prompt="one").text)
+    assert len(read("/v1/completions", prompt=[[1, 2], [3]]).text) == 12
+    assert b"two" in read("/v1/embeddings", input=["one", "two"]).text
+
+
+def test_the_salt_is_kept_apart_from_the_text() -> None:
+    prompt = read(messages=[{"role": "user", "content": "hi"}], cache_salt="tenant-a")
+    assert prompt.salt == b"tenant-a"
+    assert b"tenant-a" not in prompt.text
+    assert read(cache_salt=7).salt == b""
