@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.pick.request import PickRequest
-from agent.state.snapshot import EndpointView
+from agent.state.snapshot import EndpointView, Work
 
 
 class Candidates:
     """Candidates for `request` at `now`; `hits` are the prompt tokens that the index expects in each one's cache."""
 
-    __slots__ = ("ahead_seconds", "hits", "now", "request", "views")
+    __slots__ = ("ahead_seconds", "hits", "now", "request", "views", "works")
 
     def __init__(
         self,
@@ -29,12 +29,9 @@ class Candidates:
         self.now = now
         self.views = views
         self.hits = hits
+        self.works = [view.work for view in views]
         # Seconds of uncached prefill that stand before a request that comes now, at each candidate.
-        self.ahead_seconds = (
-            [ahead if (ahead := view.work.busy_until - now) > 0.0 else 0.0 for view in views]
-            if ahead_seconds is None
-            else ahead_seconds
-        )
+        self.ahead_seconds = _ahead_seconds(self.works, now) if ahead_seconds is None else ahead_seconds
 
     def __len__(self) -> int:
         return len(self.views)
@@ -43,8 +40,7 @@ class Candidates:
         """Seconds of uncached prefill that this request would add at each candidate."""
         tokens = self.request.prompt_tokens
         return [
-            uncached / view.work.rate if (uncached := tokens - hit) > 0 else 0.0
-            for view, hit in zip(self.views, self.hits, strict=True)
+            (tokens - hit) / work.rate if hit < tokens else 0.0 for work, hit in zip(self.works, self.hits, strict=True)
         ]
 
     def column(self, signal: str) -> list[float | None]:
@@ -70,3 +66,13 @@ class Candidates:
             [self.hits[i] for i in places],
             [self.ahead_seconds[i] for i in places],
         )
+
+
+def _ahead_seconds(works: Sequence[Work], now: float) -> list[float]:
+    """The work ahead at each candidate. Where no fresh page corrects the estimate, it is at least the longest of the others."""
+    ahead = [seconds if (seconds := work.busy_until - now) > 0.0 else 0.0 for work in works]
+    known = [work.corrected for work in works]
+    if all(known) or not any(known):
+        return ahead
+    longest = max(seconds for seconds, sure in zip(ahead, known, strict=True) if sure)
+    return [seconds if sure else max(seconds, longest) for seconds, sure in zip(ahead, known, strict=True)]

@@ -1,7 +1,7 @@
 """The decision for one request: filter, weigh, take the best; its reasons travel with it.
 
-Pure: the same snapshot, index, request and `now` give the same pick. Ties are broken by a hash of the request's id and
-the address, so that equal endpoints share equal requests evenly and a reader of the shared state comes to the same choice.
+Pure: the same snapshot, index, request and `now` give the same pick. Ties are broken by a hash of the request's id, so that
+equal endpoints share requests evenly and a reader of the shared state comes to the same choice.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from agent.state.snapshot import EndpointView, Snapshot
 
 # Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real difference.
 TIE: Final = 1e-9
+_HEALTHY: Final = Health.HEALTHY
 
 
 class PrefixLookup(Protocol):
@@ -32,7 +33,7 @@ class PrefixLookup(Protocol):
 
 def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float) -> Pick | NoPick:
     """The endpoint for `request` by `profile`, or why there is none."""
-    views: Sequence[EndpointView] = [view for view in snapshot.endpoints if view.health is Health.HEALTHY]
+    views: Sequence[EndpointView] = [view for view in snapshot.endpoints if view.health is _HEALTHY]
     if not views:
         return _nobody(snapshot, request)
     if request.subset is not None:
@@ -92,9 +93,7 @@ def _best(
     top = max(totals)
     tied = [place for place, total in enumerate(totals) if total >= top - TIE]
     if len(tied) > 1:
-        key = candidates.request.request_id
-        views = candidates.views
-        return max(tied, key=lambda place: zlib.crc32(f"{key}\n{views[place].address}".encode())), "tie"
+        return tied[zlib.crc32(candidates.request.request_id.encode()) % len(tied)], "tie"
     place = tied[0]
     runner_up = max((other for other in range(len(totals)) if other != place), key=totals.__getitem__)
     decided_by = max(scores, key=lambda name: weights[name] * (scores[name][place] - scores[name][runner_up]))

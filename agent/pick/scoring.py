@@ -2,8 +2,7 @@
 
 A scorer gives each candidate a number from 0 to 1, 1 being best, or None when it has no say in this request. It
 sees only candidates with a fresh value of every signal that it needs. A candidate without one gets the lowest score
-among those that have it: what is unknown weakens a claim and never strengthens it. Where nobody has it, a scorer is
-silent if it needs the signal, and scores all of them on the rest if it only wants it.
+among those that have it: what is unknown weakens a claim and never strengthens it. Where nobody has it, the scorer is silent.
 """
 
 from __future__ import annotations
@@ -21,13 +20,9 @@ class Scorer(Protocol):
 
     name: str
     needs: frozenset[str]
-    wants: frozenset[str]
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
-        """Scores in [0, 1] aligned with the candidates; None: no opinion. `columns` hold what it needs and wants.
-
-        A wanted signal that nobody has is not among the columns.
-        """
+        """Scores in [0, 1] aligned with the candidates; None: no opinion. `columns` hold what it needs."""
         ...
 
 
@@ -40,21 +35,14 @@ class Weighted(NamedTuple):
 
 def opinion(scorer: Scorer, candidates: Candidates) -> Sequence[float] | None:
     """The scorer's scores for all candidates by the rule above, or None where it is silent."""
-    if not scorer.needs and not scorer.wants:
+    if not scorer.needs:
         return scorer.score(candidates, {})
     columns: dict[str, Sequence[float]] = {}
     lacking: set[int] = set()
-    for signals, needed in ((scorer.needs, True), (scorer.wants, False)):
-        for signal in signals:
-            column = candidates.column(signal)
-            if None in column:
-                absent = [place for place, value in enumerate(column) if value is None]
-                if len(absent) == len(column):
-                    if needed:
-                        return None
-                    continue
-                lacking.update(absent)
-            columns[signal] = column  # type: ignore[assignment]
+    for signal in scorer.needs:
+        column = candidates.column(signal)
+        lacking.update(place for place, value in enumerate(column) if value is None)
+        columns[signal] = column  # type: ignore[assignment]
     if not lacking:
         return scorer.score(candidates, columns)
     places = [place for place in range(len(candidates)) if place not in lacking]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.signals import PREFIX_HITS, START_TIME, Reading, Value
+from agent.signals import PREFIX_HITS, START_TIME, WAITING, Reading, Value
 from agent.state.health import Health, Verdict, judge
 from agent.state.inflight import InFlight
 from agent.state.rate import PrefillRate
@@ -92,6 +92,8 @@ class Record:
         if self.hits_at_start is not None and hits is not None and isinstance(hits.value, float):
             measured = hits.value - self.hits_at_start
         work = self.in_flight
+        waiting = self.readings.get(WAITING)
+        corrected = waiting is not None and now - waiting.at < stale_after
         view = EndpointView(
             self.address,
             self.engine,
@@ -101,7 +103,7 @@ class Record:
             self.page_at,
             self.failures,
             stale_after,
-            Work(len(work), work.busy_until, work.rate, self.rate_source),
+            Work(len(work), work.busy_until, work.rate, self.rate_source, corrected),
             Prefix(self.predicted_hits, measured),
         )
         return view, until

@@ -12,7 +12,14 @@ from statistics import median
 from typing import Final, Protocol
 
 from agent.engines.mapping import Extraction
-from agent.events import HealthChanged, Hook, ScrapeDone, ScrapeFailed, ServerRestarted, ignore
+from agent.events import (
+    HealthChanged,
+    Hook,
+    ScrapeDone,
+    ScrapeFailed,
+    ServerRestarted,
+    ignore,
+)
 from agent.signals import BLOCK_SIZE, BLOCKS, MODELS, RUNNING, WAITING, Reading, Value
 from agent.state.endpoint import Record
 from agent.state.health import Health
@@ -57,8 +64,8 @@ class RoutingStore:
         self._prefix = prefix
         self._index_block_tokens = index_block_tokens
         self._records: dict[str, Record] = {}
-        self._order: tuple[str, ...] = ()
-        self._views: dict[str, tuple[EndpointView, float]] = {}
+        self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
+        self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._tickets: dict[int, Record] = {}
         self._next_ticket = 0
@@ -77,8 +84,8 @@ class RoutingStore:
                 record = None
             if record is None:
                 self._records[address] = Record(address, engine, *self._rate(None))
-        self._order = tuple(sorted(self._records))
-        self._changed()
+        self._places = {address: place for place, address in enumerate(sorted(self._records))}
+        self._anew()
 
     def set_limits(self, *, stale_after: float, rate: RateLimits, now: float) -> None:
         """New limits from a changed configuration; they hold from now on."""
@@ -86,8 +93,7 @@ class RoutingStore:
         self._limits = rate
         for record in self._records.values():
             self._reckon_rate(record, now)
-        self._views.clear()
-        self._changed()
+        self._anew()
 
     def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
         """A page of `size` bytes that was asked for at `at` and was here `took` seconds later."""
@@ -130,8 +136,7 @@ class RoutingStore:
         record = self._records.get(address)
         if record is not None:
             record.readings = {**record.readings, MODELS: Reading(names, at)}
-            self._views.pop(address, None)
-            self._changed()
+            self._changed(address)
 
     # -- what the picker tells -----------------------------------------------------------------------------------
 
@@ -147,8 +152,7 @@ class RoutingStore:
         self._tickets[ticket] = record
         record.in_flight.start(ticket, uncached_tokens, now)
         record.predicted_hits += hit_tokens
-        self._views.pop(address, None)
-        self._changed()
+        self._changed(address)
         return ticket
 
     def ended(self, ticket: int, now: float) -> None:
@@ -156,8 +160,7 @@ class RoutingStore:
         record = self._tickets.pop(ticket)
         record.in_flight.end(ticket, now)
         if self._records.get(record.address) is record:
-            self._views.pop(record.address, None)
-            self._changed()
+            self._changed(record.address)
 
     @property
     def in_flight(self) -> int:
@@ -169,36 +172,44 @@ class RoutingStore:
     def snapshot(self, now: float) -> Snapshot:
         """All endpoints at `now`: the last snapshot while nothing changed and nothing expired, else a new one."""
         last = self._snapshot
-        if last is not None and last.version == self.version and now < last.good_until:
+        if last is None or now >= last.good_until:
+            return self._retake(now)
+        if last.version == self.version:
             return last
-        views = self._views
-        good_until = float("inf")
-        endpoints: list[EndpointView] = []
-        expired = False
-        for address in self._order:
-            entry = views.get(address)
-            if entry is None or entry[1] <= now:
-                expired = expired or entry is not None
-                record = self._records[address]
-                entry = views[address] = record.look(now, self.stale_after)
-                self._note_health(record, entry[0].health, entry[0].reason)
-            endpoints.append(entry[0])
-            if entry[1] < good_until:
-                good_until = entry[1]
-        if expired:
-            self.version += 1
+        endpoints = list(last.endpoints)
+        good_until = last.good_until
+        for address in self._dirty:
+            view, until = self._records[address].look(now, self.stale_after)
+            endpoints[self._places[address]] = view
+            good_until = min(good_until, until)
+        self._dirty.clear()
+        # The earliest expiry may have belonged to a view that was replaced: then the next retake comes early, not late.
         self._snapshot = Snapshot(self.pool, self.version, now, good_until, tuple(endpoints))
-        if expired:
-            self._tell()
         return self._snapshot
 
     # -- within --------------------------------------------------------------------------------------------------
 
+    def _retake(self, now: float) -> Snapshot:
+        """Look at every endpoint: the pool has changed, or the mere passing of time has."""
+        if self._snapshot is not None:
+            self.version += 1
+        good_until = float("inf")
+        endpoints: list[EndpointView] = []
+        for address in self._places:
+            record = self._records[address]
+            view, until = record.look(now, self.stale_after)
+            self._note_health(record, view.health, view.reason)
+            endpoints.append(view)
+            good_until = min(good_until, until)
+        self._dirty.clear()
+        self._snapshot = Snapshot(self.pool, self.version, now, good_until, tuple(endpoints))
+        self._tell()
+        return self._snapshot
+
     def _refresh(self, record: Record, now: float) -> None:
         verdict = record.judged(now, self.stale_after)
         self._note_health(record, verdict.health, verdict.reason)
-        self._views.pop(record.address, None)
-        self._changed()
+        self._changed(record.address)
 
     def _note_health(self, record: Record, health: Health, reason: str) -> None:
         before = record.health
@@ -206,7 +217,14 @@ class RoutingStore:
             record.health = health
             self._hook(HealthChanged(self.pool, record.address, before, health, reason))
 
-    def _changed(self) -> None:
+    def _changed(self, address: str) -> None:
+        self._dirty.add(address)
+        self.version += 1
+        self._tell()
+
+    def _anew(self) -> None:
+        self._snapshot = None
+        self._dirty.clear()
         self.version += 1
         self._tell()
 
@@ -216,7 +234,6 @@ class RoutingStore:
 
     def _drop(self, address: str) -> None:
         del self._records[address]
-        self._views.pop(address, None)
         if self._prefix is not None:
             self._prefix.forget(address)
 

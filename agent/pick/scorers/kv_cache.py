@@ -15,7 +15,6 @@ class KvCache:
 
     name = "kv-cache-utilization-scorer"
     needs = frozenset({KV_USAGE})
-    wants: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters)

@@ -16,7 +16,6 @@ from typing import Final
 from agent.pick.candidates import Candidates
 from agent.pick.parameters import number, only
 from agent.pick.scoring import Columns
-from agent.signals import WAITING
 
 KAPPA_PER_SECOND: Final = 2.0
 
@@ -26,7 +25,7 @@ class LeastCost:
 
     name = "least-cost-scorer"
     needs: frozenset[str] = frozenset()
-    wants = frozenset({WAITING})  # not in the formula: its page is what corrects the seconds ahead
+    needs: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters, "kappaPerSecond")

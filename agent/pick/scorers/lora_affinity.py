@@ -9,13 +9,13 @@ from agent.pick.candidates import Candidates
 from agent.pick.parameters import only
 from agent.pick.scoring import Columns
 from agent.signals import LORA_MAX, LORA_RUNNING, LORA_WAITING
+from agent.state.snapshot import EndpointView
 
 # The reference's `lora-affinity-scorer`: active, a free slot, waiting for one, none of it.
 ACTIVE: Final = 1.0
 FREE_SLOT: Final = 0.8
 COMING: Final = 0.6
 NEITHER: Final = 0.0
-_NONE: Final[frozenset[str]] = frozenset()
 
 
 class LoraAffinity:
@@ -23,33 +23,29 @@ class LoraAffinity:
 
     name = "lora-affinity-scorer"
     needs: frozenset[str] = frozenset()
-    wants: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
-        """Affinity of each candidate; no opinion where no candidate's page has ever named this adapter."""
+        """Affinity of each candidate; no opinion where no candidate's page names this adapter."""
         model = candidates.request.model
-        now = candidates.now
-        known = False
-        scores: list[float] = []
         for view in candidates.views:
-            readings = view.readings
-            if LORA_MAX not in readings:
-                scores.append(NEITHER)
-                continue
-            running = view.fresh(LORA_RUNNING, now) or _NONE
-            waiting = view.fresh(LORA_WAITING, now) or _NONE
-            slots = view.number(LORA_MAX, now)
-            if isinstance(running, frozenset) and model in running:
-                known = True
-                scores.append(ACTIVE)
-            elif isinstance(waiting, frozenset) and model in waiting:
-                known = True
-                scores.append(COMING)
-            elif slots is not None and isinstance(running, frozenset) and len(running) < slots:
-                scores.append(FREE_SLOT)
-            else:
-                scores.append(NEITHER)
-        return scores if known else None
+            running, waiting = view.readings.get(LORA_RUNNING), view.readings.get(LORA_WAITING)
+            if running is not None and model in running.value or waiting is not None and model in waiting.value:  # type: ignore[operator]
+                return [_affinity(view, model, candidates.now) for view in candidates.views]
+        return None
+
+
+def _affinity(view: EndpointView, model: str, now: float) -> float:
+    running = view.fresh(LORA_RUNNING, now)
+    waiting = view.fresh(LORA_WAITING, now)
+    slots = view.number(LORA_MAX, now)
+    if isinstance(running, frozenset):
+        if model in running:
+            return ACTIVE
+        if isinstance(waiting, frozenset) and model in waiting:
+            return COMING
+        if slots is not None and len(running) < slots:
+            return FREE_SLOT
+    return NEITHER

@@ -14,7 +14,6 @@ class PrefixCache:
 
     name = "prefix-cache-scorer"
     needs: frozenset[str] = frozenset()
-    wants: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters, "prefixMatchInfoProducerName")

@@ -24,7 +24,6 @@ class QueueDepth:
 
     name = "queue-scorer"
     needs = frozenset({WAITING})
-    wants: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters)

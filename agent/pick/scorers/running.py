@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from agent.pick.candidates import Candidates
 from agent.pick.parameters import only
-from agent.pick.scoring import Columns
 from agent.pick.scorers.queue_depth import shortest_first
+from agent.pick.scoring import Columns
 from agent.signals import RUNNING
 
 
@@ -16,7 +16,6 @@ class Running:
 
     name = "running-requests-size-scorer"
     needs = frozenset({RUNNING})
-    wants: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters)

@@ -8,7 +8,6 @@ from typing import Final
 from agent.pick.candidates import Candidates
 from agent.pick.parameters import number, only
 from agent.pick.scoring import Columns
-from agent.signals import WAITING
 
 # The load at which the score is 0; the reference's `token-load-scorer` has the same.
 FULL_TOKENS: Final = 4_194_304.0
@@ -19,7 +18,6 @@ class TokenLoad:
 
     name = "token-load-scorer"
     needs: frozenset[str] = frozenset()
-    wants = frozenset({WAITING})  # not in the formula: its page is what corrects the tokens ahead
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters, "queueThresholdTokens")
@@ -29,6 +27,6 @@ class TokenLoad:
         """The free part of each candidate's threshold after this request."""
         prompt = candidates.request.prompt_tokens
         return [
-            1.0 - min(1.0, (ahead * view.work.rate + max(0, prompt - hit)) / self.full)
-            for view, hit, ahead in zip(candidates.views, candidates.hits, candidates.ahead_seconds, strict=True)
+            1.0 - min(1.0, (ahead * work.rate + max(0, prompt - hit)) / self.full)
+            for work, hit, ahead in zip(candidates.works, candidates.hits, candidates.ahead_seconds, strict=True)
         ]
