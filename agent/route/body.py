@@ -1,9 +1,9 @@
 """A request body -> what a pick may depend on: the model, the prompt as bytes in reading order, and the cache's salt.
 
 A model server renders a request into one sequence of tokens, and two requests share its cache as far as these sequences
-begin alike. We do not render: we write down what the template would read, in the order in which it reads it (tools, then
-the system prompt, then turn by turn the role and the content), with a mark before each part and none after it. So a
-conversation that goes on has a text that begins with the text of the conversation so far.
+begin alike. We do not render: we write down what the template would read, in the order in which it reads it (tools,
+then the system prompt, then turn by turn the role and the content), with a mark before each part and none after it. So
+a conversation that goes on has a text that begins with the text of the conversation so far.
 
 What counts and what does not:
 
@@ -57,9 +57,10 @@ _TEXT_FIELDS: Final = ("text", "refusal", "thinking")
 def parse(body: bytes, path: str) -> Prompt:
     """The model, prompt text and salt of a request with this body to this path (a query string is ignored).
 
-    Raises BodyRefused with status 400 on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON object
-    in UTF-8 (`invalid_json`), is nested too deep (`invalid_json`), or names no model (`model_required`: a server with a
-    single model would answer without one, but a pool that holds several cannot tell which is meant). Raises nothing else.
+    Raises BodyRefused with status 400 on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON
+    object in UTF-8 (`invalid_json`), is nested too deep (`invalid_json`), or names no model (`model_required`: a server
+    with a single model would answer without one, but a pool that holds several cannot tell which is meant). Raises
+    nothing else.
     """
     read = _reader(path)
     try:
@@ -67,7 +68,9 @@ def parse(body: bytes, path: str) -> Prompt:
     except orjson.JSONDecodeError as error:
         if read is None:
             return Prompt("", b"")
-        raise BodyRefused(400, f"We could not parse the JSON body of your request: {error}", None, "invalid_json") from None
+        raise BodyRefused(
+            400, f"We could not parse the JSON body of your request: {error}", None, "invalid_json"
+        ) from None
     if not isinstance(document, dict):
         if read is None:
             return Prompt("", b"")
@@ -161,7 +164,7 @@ _READERS: Final[tuple[tuple[str, Callable[[Mapping[str, Json], list[bytes]], Non
 
 
 def _turn(turn: Json, out: list[bytes]) -> None:
-    """One turn of a conversation; an item of the Responses API without a role (a tool's call or result) is read whole."""
+    """One turn of a conversation; an item of the Responses API without a role (a tool's call, its result) is a part."""
     if not isinstance(turn, dict):
         out.append(_TURN)
         _content(turn, out)
@@ -217,13 +220,16 @@ def _plain(prompt: Json, out: list[bytes]) -> None:
             out.append(_tokens(prompt))
         else:
             for one in prompt:
-                out.append(_tokens(one) if isinstance(one, list) else _PART + (one.encode() if isinstance(one, str) else _dump(one)))
+                if isinstance(one, list):
+                    out.append(_tokens(one))
+                else:
+                    _part(one, out)
     elif prompt:
         out.append(_PART + _dump(prompt))
 
 
 def _tokens(ids: list[Json]) -> bytes:
-    """Four bytes a token; what is not a list of token ids after all is written down as it is, for its server to refuse."""
+    """Four bytes a token; what is no list of token ids after all is written down as it is, for its server to refuse."""
     try:
         return array("I", ids).tobytes()
     except (TypeError, OverflowError):
@@ -247,5 +253,12 @@ def _kind(value: Json) -> str:
     """What JSON calls the type of a value."""
     if value is None:
         return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+        dict: "an object",
+    }
     return names[type(value)]

@@ -1,0 +1,91 @@
+"""What an ext_proc conversation may ask of the wire that carries it, in our own words.
+
+`agent.serve.session` returns these. A wire turns each into one message of its protocol (Route, Continue, Refuse, one or more for Echo), or into a call (Ask,
+End, Broken). Mode and Phase are the protocol's own distinctions, named once for every wire.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from agent.pick.request import Pick, Prompt
+
+
+class Mode(Enum):
+    """How Envoy hands over the request's body."""
+
+    NONE = "none"
+    STREAMED = "streamed"
+    HOLD = "hold"
+    BUFFERED = "buffered"
+    FULL_DUPLEX = "full_duplex"
+
+
+class Phase(Enum):
+    """Which of Envoy's messages an action answers; the values are the names of the answers in its protocol."""
+
+    REQUEST_HEADERS = "request_headers"
+    REQUEST_BODY = "request_body"
+    REQUEST_TRAILERS = "request_trailers"
+    RESPONSE_HEADERS = "response_headers"
+    RESPONSE_BODY = "response_body"
+    RESPONSE_TRAILERS = "response_trailers"
+
+
+class Ask(NamedTuple):
+    """Ask the picker; answer with `picked` or `not_picked`."""
+
+    request_id: str
+    prompt: Prompt
+    subset: frozenset[str] | None
+
+
+class Route(NamedTuple):
+    """Answer `phase`: send the request to `destination`, set and remove these headers."""
+
+    phase: Phase
+    destination: str
+    add: tuple[tuple[str, str], ...]
+    remove: tuple[str, ...]
+
+
+class Continue(NamedTuple):
+    """Answer `phase`: go on, nothing to change."""
+
+    phase: Phase
+
+
+class Echo(NamedTuple):
+    """Send this body on, in `pieces`; `end_of_stream` goes with the last."""
+
+    phase: Phase
+    body: bytes
+    end_of_stream: bool
+
+
+class Refuse(NamedTuple):
+    """Answer the client ourselves, with JSON; `reason` is one word for a count."""
+
+    status: int
+    reason: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class End(NamedTuple):
+    """A pick is over: `closed` by the peer, or `lost` when we let go of it."""
+
+    pick: Pick
+    how: str
+
+
+class Broken(NamedTuple):
+    """The peer broke the order of the protocol: to be counted, once per conversation."""
+
+    reason: str
+    detail: str
+
+
+Action = Ask | Route | Continue | Echo | Refuse | End | Broken
+Actions = tuple[Action, ...]

@@ -1,0 +1,382 @@
+"""One ext_proc conversation as a state machine: what Envoy says goes in as calls, what to do comes out as actions.
+
+No wire type appears here, so the same machine serves grpc.aio, another HTTP/2 server, or a test that feeds it anything.
+
+    request_headers --+-- no body ------------------------------------------+
+                      +-- too long by its content-length ----> Refuse 413   |
+                      +-- body to come: hold it                             v
+    request_body -----+-- over max_body ---------------------> Refuse 413   |
+                      +-- the end: read it --- unreadable ---> Refuse 400   |
+                                             + readable ------------------> Ask
+    picked -------------> Route, then what Envoy waits for        |
+    not_picked ---------> Refuse 503                              |
+    closed -------------> End, if a pick was made  <--------------+
+
+How the body comes is Envoy's setting (`Mode`), told in its first message:
+
+    BUFFERED     Envoy waits for an answer to the headers, then sends the body in one message; the pick goes with the
+                 answer to the body.
+    FULL_DUPLEX  Envoy sends the body in chunks and forgets them: the headers are answered when the last chunk is here,
+                 with the pick, and then the whole body is sent back (`Echo`).
+    HOLD         STREAMED with send_body_without_waiting_for_header_response: as FULL_DUPLEX, but Envoy keeps the body
+                 and wants a plain answer per chunk. It stops reading when its own buffer is full, so past
+                 `HOLD_LIMIT` the pick is made without the prompt.
+    STREAMED     Envoy waits for an answer to the headers and then for one per chunk: the pick is made at the headers,
+                 without the prompt.
+    NONE         Envoy sends no body: the pick is made at the headers, without the prompt.
+
+A conversation without that setting (an older Envoy, another proxy) is taken as FULL_DUPLEX, which is what the endpoint
+picker protocol asks of a proxy.
+
+Whatever comes in, in whatever order, no method raises, and every pick handed in is given back by exactly one End.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Final, NamedTuple
+
+from agent.pick.request import NoPick, Pick, Prompt
+from agent.route.body import BodyRefused, parse
+from agent.serve.actions import Action, Actions, Ask, Broken, Continue, Echo, End, Mode, Phase, Refuse, Route
+from agent.serve.openai_error import error_body
+
+DESTINATION: Final = "x-gateway-destination-endpoint"
+SUBSET: Final = "x-gateway-destination-endpoint-subset"
+DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
+REQUEST_ID: Final = "x-request-id"
+
+PIECE_BYTES: Final = 62_000  # Envoy takes gRPC messages of up to 64 KiB; the rest is room for what surrounds the body
+HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB, at which it stops reading
+
+# Headers by which a client steers the gateway or its sidecars. They are for us alone: a model server that trusted
+# them would trust whoever sent the request.
+CONTROL: Final = frozenset(
+    {
+        SUBSET,
+        "x-llm-d-inference-fairness-id",
+        "x-gateway-inference-fairness-id",
+        "x-llm-d-inference-objective",
+        "x-gateway-inference-objective",
+        "x-llm-d-model-name-rewrite",
+        "x-gateway-model-name-rewrite",
+        "x-gateway-destination-endpoint-served",
+        "x-llm-d-slo-ttft-ms",
+        "x-llm-d-slo-tpot-ms",
+        "x-slo-ttft-ms",
+        "x-slo-tpot-ms",
+        "x-prefiller-host-port",
+        "x-encoder-hosts-ports",
+        "x-data-parallel-host-port",
+        "x-kv-cache-source-host-port",
+        "epp-profile",
+    }
+)
+# The only headers that a conversation reads: a wire need not hand over more.
+READ: Final = CONTROL | {":path", ":method", "content-length", REQUEST_ID}
+
+_BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "CONNECT", "TRACE"})
+
+
+class Settings(NamedTuple):
+    """What is the same for every conversation of a pool.
+
+    `max_body` in bytes; `list_fallbacks`: name the fallbacks after the pick, comma-separated (Envoy's ORIGINAL_DST
+    cluster takes a single address, its override_host policy takes a list); `assumed`: the mode if Envoy does not say.
+    """
+
+    max_body: int = 16 << 20
+    list_fallbacks: bool = False
+    assumed: Mode = Mode.FULL_DUPLEX
+
+
+class _State(Enum):
+    NEW = 0  # nothing heard
+    READING = 1  # headers heard, body to come
+    ASKED = 2
+    ROUTED = 3
+    REFUSED = 4
+
+
+class Session:
+    """One conversation. Each method takes one thing that happened and returns what to do now, in order.
+
+    `new_id` makes a request id for a client that sent none. `model` is the request's model once its body was read.
+    """
+
+    __slots__ = (
+        "_add", "_answered", "_broken", "_chunks", "_closed", "_mode", "_new_id", "_owed", "_path", "_pick", "_remove",
+        "_request_id", "_response_echo", "_settings", "_size", "_state", "_subset", "_trailers", "model",
+    )  # fmt: skip
+
+    def __init__(self, settings: Settings, new_id: Callable[[], str]) -> None:
+        self.model = ""
+        self._settings = settings
+        self._new_id = new_id
+        self._state = _State.NEW
+        self._closed: str | None = None
+        self._mode = settings.assumed
+        self._response_echo = False
+        self._path = ""
+        self._request_id = ""
+        self._subset: frozenset[str] | None = None
+        self._add: tuple[tuple[str, str], ...] = ()
+        self._remove: tuple[str, ...] = ()
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._trailers = False  # the body was ended by trailers
+        self._answered = Phase.REQUEST_HEADERS  # the message that the pick will answer
+        self._owed: list[Phase] = []  # messages that wait for a plain answer until the pick is made
+        self._pick: Pick | None = None
+        self._broken = False
+
+    @property
+    def routed(self) -> bool:
+        """True from the moment the request was sent on its way: from here on nothing that we do may harm it."""
+        return self._state is _State.ROUTED
+
+    @property
+    def over(self) -> bool:
+        """True when the client has been answered by us: nothing more will be said."""
+        return self._state is _State.REFUSED
+
+    def request_headers(
+        self,
+        headers: Mapping[str, str],
+        *,
+        end_of_stream: bool,
+        mode: Mode | None = None,
+        subset: frozenset[str] | None = None,
+        response_echo: bool = False,
+    ) -> Actions:
+        """The first message. `headers` need hold only those of READ; `subset` as `subset_of` gives it.
+
+        `response_echo`: Envoy was told to stream the response's body through us in full duplex, and wants it back.
+        """
+        if self._state is not _State.NEW:
+            return self._disorder("request headers a second time")
+        self._state = _State.READING
+        self._mode = mode or self._settings.assumed
+        self._response_echo = response_echo
+        self._subset = subset
+        self._path = headers.get(":path", "")
+        self._request_id = headers.get(REQUEST_ID, "")
+        if not self._request_id:
+            self._request_id = self._new_id()
+            self._add = ((REQUEST_ID, self._request_id),)
+        self._remove = tuple(name for name in headers if name in CONTROL)
+        if subset is not None and not subset:
+            return self._unavailable("subset_empty", "The proxy allows no endpoint for this request.")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and len(length) < 20 and int(length) > self._settings.max_body:
+            return self._too_large()
+        if end_of_stream:
+            return self._ask(Prompt("", b"")) if headers.get(":method", "GET") in _BODILESS else self._read(b"")
+        if self._mode is Mode.BUFFERED:
+            self._answered = Phase.REQUEST_BODY
+            return (Continue(Phase.REQUEST_HEADERS),)
+        if self._mode in (Mode.NONE, Mode.STREAMED):
+            return self._ask(Prompt("", b""))
+        return ()
+
+    def request_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
+        """A chunk of the request's body, or all of it where the mode is BUFFERED."""
+        mode = self._mode
+        if self._state is not _State.READING:
+            return self._late_body(body, end_of_stream=end_of_stream)
+        self._size += len(body)
+        if self._size > self._settings.max_body:
+            return self._too_large()
+        self._chunks.append(body)
+        if mode is Mode.HOLD:
+            self._owed.append(Phase.REQUEST_BODY)
+            if self._size > HOLD_LIMIT and not end_of_stream:
+                return self._ask(Prompt("", b""))
+        # A buffered body is whole even where trailers follow and the flag is not set.
+        if end_of_stream or mode is Mode.BUFFERED:
+            return self._read(b"".join(self._chunks))
+        return ()
+
+    def request_trailers(self) -> Actions:
+        """Trailers, which end a body whose last chunk did not say so."""
+        match self._state:
+            case _State.READING:
+                self._trailers = True
+                if self._mode is Mode.BUFFERED:
+                    # Its headers have been answered and its body never came: there is no message left to route with.
+                    return self._fail("request trailers before the body")
+                self._owed.append(Phase.REQUEST_TRAILERS)
+                return self._read(b"".join(self._chunks))
+            case _State.NEW:
+                return self._skipped("request trailers")
+            case _State.ASKED:
+                self._owed.append(Phase.REQUEST_TRAILERS)
+                return ()
+            case _State.ROUTED:
+                return (Continue(Phase.REQUEST_TRAILERS),)
+            case _State.REFUSED:
+                return ()
+
+    def picked(self, pick: Pick) -> Actions:
+        """The picker's answer to Ask. The pick is ours from here on: an End gives it back."""
+        if self._closed is not None:
+            return (End(pick, self._closed),)
+        if self._state is not _State.ASKED:
+            return (End(pick, "lost"),)
+        self._state = _State.ROUTED
+        self._pick = pick
+        destination = pick.endpoint
+        if pick.fallbacks and self._settings.list_fallbacks:
+            destination = ",".join((pick.endpoint, *pick.fallbacks))
+        actions: list[Action] = [Route(self._answered, destination, self._add, self._remove)]
+        # Chunks there were, even if empty: their end is sent back too, unless trailers are the end.
+        if self._mode is Mode.FULL_DUPLEX and self._chunks and (self._size or not self._trailers):
+            actions.append(Echo(Phase.REQUEST_BODY, b"".join(self._chunks), not self._trailers))
+        actions += map(Continue, self._owed)
+        self._forget_body()
+        return tuple(actions)
+
+    def not_picked(self, no_pick: NoPick) -> Actions:
+        """The picker's other answer to Ask."""
+        if self._state is not _State.ASKED or self._closed is not None:
+            return ()
+        return self._unavailable(no_pick.reason, f"No model server is available: {no_pick.detail}")
+
+    def response_headers(self) -> Actions:
+        """The response's headers, where Envoy is set to send them."""
+        return () if self.over else (Continue(Phase.RESPONSE_HEADERS),)
+
+    def response_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
+        """A chunk of the response's body: Envoy should not be set to send any, for each costs both of us."""
+        if self.over:
+            return ()
+        return (
+            (Echo(Phase.RESPONSE_BODY, body, end_of_stream),)
+            if self._response_echo
+            else (Continue(Phase.RESPONSE_BODY),)
+        )
+
+    def response_trailers(self) -> Actions:
+        """The response's trailers, where Envoy is set to send them."""
+        return () if self.over else (Continue(Phase.RESPONSE_TRAILERS),)
+
+    def closed(self, how: str) -> Actions:
+        """The conversation is over, in whatever state: `closed` by the peer, or `lost` when we let go of it."""
+        if self._closed is None:
+            self._closed = how
+        pick, self._pick = self._pick, None
+        self._forget_body()
+        return () if pick is None else (End(pick, self._closed),)
+
+    def failed(self) -> Actions:
+        """An error of ours: the client is told, unless its request is already on its way, or over."""
+        if self._state in (_State.ROUTED, _State.REFUSED):
+            return ()
+        return self._refuse(
+            500, "error", "The gateway's endpoint picker failed on this request.", code="internal_error"
+        )
+
+    def _read(self, body: bytes) -> Actions:
+        try:
+            prompt = parse(body, self._path)
+        except BodyRefused as refused:
+            return self._refuse(refused.status, refused.code, refused.message, param=refused.param, code=refused.code)
+        self.model = prompt.model
+        return self._ask(prompt)
+
+    def _ask(self, prompt: Prompt) -> Actions:
+        self._state = _State.ASKED
+        return (Ask(self._request_id, prompt, self._subset),)
+
+    def _late_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
+        if self._state is _State.NEW:
+            return self._skipped("a request body")
+        if self._state is _State.REFUSED:
+            return ()
+        if self._mode in (Mode.STREAMED, Mode.HOLD):
+            if self._state is _State.ROUTED:
+                return (Continue(Phase.REQUEST_BODY),)
+            self._owed.append(Phase.REQUEST_BODY)
+            return ()
+        if self._mode is Mode.FULL_DUPLEX and not body and end_of_stream:
+            return ()  # some versions of Envoy say twice that a body has ended (envoyproxy/envoy#46237)
+        return self._disorder("request body after its end")
+
+    def _skipped(self, what: str) -> Actions:
+        return self._fail(f"{what} without request headers: set request_header_mode to SEND")
+
+    def _fail(self, detail: str) -> Actions:
+        refusal = self._refuse(
+            500, "protocol", f"The gateway sent its endpoint picker {detail}.", code="internal_error"
+        )
+        return self._disorder(detail) + refusal
+
+    def _disorder(self, detail: str) -> Actions:
+        if self._broken:
+            return ()
+        self._broken = True
+        return (Broken("order", detail),)
+
+    def _too_large(self) -> Actions:
+        limit = self._settings.max_body
+        return self._refuse(
+            413, "too_large", f"The body of your request is over the limit of {limit} bytes.", code="request_too_large"
+        )
+
+    def _unavailable(self, reason: str, message: str) -> Actions:
+        headers = (("retry-after", "1"), (DROPPED_REASON, "rejected-no-endpoints"))
+        return self._refuse(503, reason, message, code="no_endpoint", headers=headers)
+
+    def _refuse(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> Actions:
+        self._state = _State.REFUSED
+        self._forget_body()
+        headers = (("content-type", "application/json"), (REQUEST_ID, self._request_id), *headers)
+        return (
+            Refuse(
+                status,
+                reason,
+                tuple(pair for pair in headers if pair[1]),
+                error_body(status, message, param=param, code=code),
+            ),
+        )
+
+    def _forget_body(self) -> None:
+        self._chunks = []
+        self._owed = []
+
+
+def pieces(body: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The body cut for Envoy, each piece with whether it is the last; an empty body is one empty piece."""
+    last = max(0, len(body) - 1) // PIECE_BYTES
+    for number in range(last + 1):
+        yield body[number * PIECE_BYTES : (number + 1) * PIECE_BYTES], number == last
+
+
+def subset_of(hint: object) -> frozenset[str] | None:
+    """The addresses of a subset hint: None when there is none, an empty set when it allows nothing.
+
+    The hint is a list of addresses or a comma-separated string. IPv6 is `[addr]:port`; without its brackets the last
+    colon is taken as the port's. What is no address is left out, so that a hint of nothing but nonsense allows nothing.
+    """
+    if hint is None:
+        return None
+    entries = hint.split(",") if isinstance(hint, str) else hint if isinstance(hint, list | tuple) else ()
+    addresses = (_address(entry) for entry in entries if isinstance(entry, str))
+    return frozenset(address for address in addresses if address)
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.strip().rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        return ""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

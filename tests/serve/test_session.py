@@ -1,0 +1,363 @@
+"""One ext_proc conversation: every way in which Envoy may hold it, and every way in which it may break it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.pick.request import NoPick, Pick
+from agent.serve.actions import Action, Ask, Broken, Continue, Echo, End, Mode, Phase, Refuse, Route
+from agent.serve.session import HOLD_LIMIT, PIECE_BYTES, Session, Settings, pieces, subset_of
+
+HEADERS = {":path": "/v1/chat/completions", ":method": "POST", "x-request-id": "r1"}
+BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]})
+READING = (Mode.BUFFERED, Mode.FULL_DUPLEX, Mode.HOLD)
+
+
+def a_pick(endpoint: str = "10.0.0.1:8000", fallbacks: tuple[str, ...] = ()) -> Pick:
+    return Pick("r1", endpoint, fallbacks, 1, 0, 0, "tie", (endpoint,), (0.0,), {}, 1)
+
+
+def a_session(**settings: Any) -> Session:
+    return Session(Settings(**settings), lambda: "made-up")
+
+
+def asked(session: Session, mode: Mode, body: bytes = BODY) -> list[Action]:
+    actions = list(session.request_headers(HEADERS, end_of_stream=False, mode=mode))
+    return [*actions, *session.request_body(body, end_of_stream=True)]
+
+
+def refusal(actions: Any) -> tuple[Refuse, dict[str, Any]]:
+    (refused,) = [action for action in actions if isinstance(action, Refuse)]
+    error = orjson.loads(refused.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert ("content-type", "application/json") in refused.headers
+    return refused, error
+
+
+def test_a_buffered_body_is_asked_for_and_routed_with_the_answer_to_the_body() -> None:
+    session = a_session()
+    assert session.request_headers(HEADERS, end_of_stream=False, mode=Mode.BUFFERED) == (
+        Continue(Phase.REQUEST_HEADERS),
+    )
+    (ask,) = session.request_body(BODY, end_of_stream=True)
+    assert isinstance(ask, Ask)
+    assert (ask.request_id, ask.prompt.model, ask.subset) == ("r1", "m", None)
+    assert session.picked(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
+
+
+def test_in_full_duplex_the_headers_wait_for_the_body_and_the_body_comes_back() -> None:
+    session = a_session()
+    assert session.request_headers(HEADERS, end_of_stream=False, mode=Mode.FULL_DUPLEX) == ()
+    assert session.request_body(BODY[:5], end_of_stream=False) == ()
+    (ask,) = session.request_body(BODY[5:], end_of_stream=True)
+    assert isinstance(ask, Ask)
+    route = Route(Phase.REQUEST_HEADERS, "10.0.0.1:8000", (), ())
+    assert session.picked(a_pick()) == (route, Echo(Phase.REQUEST_BODY, BODY, end_of_stream=True))
+
+
+def test_trailers_end_a_body_and_are_answered_after_it() -> None:
+    session = a_session()
+    session.request_headers(HEADERS, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    assert session.request_body(BODY, end_of_stream=False) == ()
+    (ask,) = session.request_trailers()
+    assert isinstance(ask, Ask)
+    _, echo, trailers = session.picked(a_pick())
+    assert echo == Echo(Phase.REQUEST_BODY, BODY, end_of_stream=False)
+    assert trailers == Continue(Phase.REQUEST_TRAILERS)
+
+
+def test_a_conversation_that_does_not_say_its_mode_is_full_duplex() -> None:
+    session = a_session()
+    assert session.request_headers(HEADERS, end_of_stream=False) == ()
+    session.request_body(BODY, end_of_stream=True)
+    assert [type(action) for action in session.picked(a_pick())] == [Route, Echo]
+
+
+def test_a_held_stream_gets_the_pick_and_then_one_answer_per_chunk() -> None:
+    session = a_session()
+    session.request_headers(HEADERS, end_of_stream=False, mode=Mode.HOLD)
+    session.request_body(BODY[:5], end_of_stream=False)
+    session.request_body(BODY[5:], end_of_stream=True)
+    route, *answers = session.picked(a_pick())
+    assert isinstance(route, Route)
+    assert route.phase is Phase.REQUEST_HEADERS
+    assert answers == [Continue(Phase.REQUEST_BODY)] * 2
+
+
+def test_a_held_stream_is_picked_for_before_the_proxy_has_to_stop_reading() -> None:
+    session = a_session()
+    session.request_headers(HEADERS, end_of_stream=False, mode=Mode.HOLD)
+    (ask,) = session.request_body(b" " * (HOLD_LIMIT + 1), end_of_stream=False)
+    assert isinstance(ask, Ask)
+    assert ask.prompt.text == b""
+    assert len(session.picked(a_pick())) == 2
+    assert session.request_body(b"}", end_of_stream=True) == (Continue(Phase.REQUEST_BODY),)
+
+
+@pytest.mark.parametrize("mode", [Mode.NONE, Mode.STREAMED])
+def test_where_the_body_comes_after_the_pick_the_headers_decide(mode: Mode) -> None:
+    session = a_session()
+    (ask,) = session.request_headers(HEADERS, end_of_stream=False, mode=mode)
+    assert isinstance(ask, Ask)
+    (route,) = session.picked(a_pick())
+    assert isinstance(route, Route)
+    assert route.phase is Phase.REQUEST_HEADERS
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_request_without_a_body_is_picked_for_at_its_headers(mode: Mode) -> None:
+    session = a_session()
+    (ask,) = session.request_headers({":method": "GET", ":path": "/v1/models"}, end_of_stream=True, mode=mode)
+    assert isinstance(ask, Ask)
+    assert (ask.prompt.model, ask.prompt.text) == ("", b"")
+    (route,) = session.picked(a_pick())
+    assert isinstance(route, Route)
+    assert (route.phase, route.add) == (Phase.REQUEST_HEADERS, (("x-request-id", "made-up"),))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_post_that_should_have_a_body_and_has_none_is_refused(mode: Mode) -> None:
+    refused, error = refusal(a_session().request_headers(HEADERS, end_of_stream=True, mode=mode))
+    assert (refused.status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_json")
+
+
+@pytest.mark.parametrize("mode", READING)
+def test_an_unreadable_body_is_refused_with_400(mode: Mode) -> None:
+    session = a_session()
+    refused, error = refusal(asked(session, mode, b"{"))
+    assert (refused.status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_json")
+    assert session.over
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_body_that_announces_to_be_too_long_is_refused_before_it_is_sent(mode: Mode) -> None:
+    headers = {**HEADERS, "content-length": "101"}
+    refused, error = refusal(a_session(max_body=100).request_headers(headers, end_of_stream=False, mode=mode))
+    assert (refused.status, error["code"]) == (413, "request_too_large")
+    assert "100 bytes" in error["message"]
+
+
+@pytest.mark.parametrize("mode", READING)
+def test_a_body_that_turns_out_too_long_is_refused_when_it_does(mode: Mode) -> None:
+    session = a_session(max_body=100)
+    session.request_headers(HEADERS, end_of_stream=False, mode=mode)
+    if mode is not Mode.BUFFERED:
+        assert session.request_body(b" " * 100, end_of_stream=False) == ()
+        assert refusal(session.request_body(b" ", end_of_stream=False))[0].status == 413
+    else:
+        assert refusal(session.request_body(b" " * 101, end_of_stream=True))[0].status == 413
+    assert session.request_body(b" ", end_of_stream=True) == ()
+
+
+@pytest.mark.parametrize("mode", READING)
+def test_a_body_of_exactly_the_limit_is_read(mode: Mode) -> None:
+    session = a_session(max_body=len(BODY))
+    headers = {**HEADERS, "content-length": str(len(BODY))}
+    session.request_headers(headers, end_of_stream=False, mode=mode)
+    assert isinstance(session.request_body(BODY, end_of_stream=True)[0], Ask)
+
+
+@pytest.mark.parametrize("length", ["", "-1", "many", "1" * 5000, "²"])
+def test_a_content_length_that_is_no_number_changes_nothing(length: str) -> None:
+    headers = {**HEADERS, "content-length": length}
+    assert a_session().request_headers(headers, end_of_stream=False, mode=Mode.FULL_DUPLEX) == ()
+
+
+def test_no_pick_is_a_503_that_says_when_to_come_back_and_why() -> None:
+    session = a_session()
+    asked(session, Mode.BUFFERED)
+    refused, error = refusal(session.not_picked(NoPick("r1", "none_healthy", "2 of 2 are down")))
+    assert (refused.status, refused.reason, error["type"], error["code"]) == (
+        503,
+        "none_healthy",
+        "server_error",
+        "no_endpoint",
+    )
+    assert "2 of 2 are down" in error["message"]
+    assert ("retry-after", "1") in refused.headers
+    assert ("x-llm-d-request-dropped-reason", "rejected-no-endpoints") in refused.headers
+    assert ("x-request-id", "r1") in refused.headers
+
+
+def test_a_subset_is_handed_to_the_picker_and_an_empty_one_is_a_503() -> None:
+    subset = frozenset({"10.0.0.1:8000"})
+    (ask,) = a_session().request_headers({":method": "GET"}, end_of_stream=True, subset=subset)
+    assert isinstance(ask, Ask)
+    assert ask.subset == subset
+    refused, _ = refusal(a_session().request_headers({":method": "GET"}, end_of_stream=True, subset=frozenset()))
+    assert (refused.status, refused.reason) == (503, "subset_empty")
+
+
+@pytest.mark.parametrize(
+    ("hint", "addresses"),
+    [
+        (["10.0.0.1:80", "[::1]:81"], {"10.0.0.1:80", "[::1]:81"}),
+        ("10.0.0.1:80, [::1]:81 ,", {"10.0.0.1:80", "[::1]:81"}),
+        ("::1:81", {"[::1]:81"}),
+        ("", set()),
+        ([], set()),
+        (["nonsense", ":80", "host:", 3, None], set()),
+        (7, set()),
+        ({"a": 1}, set()),
+    ],
+)
+def test_a_subset_hint_is_read_as_a_list_or_a_string(hint: object, addresses: set[str]) -> None:
+    assert subset_of(hint) == addresses
+
+
+def test_no_subset_hint_is_not_an_empty_one() -> None:
+    assert subset_of(None) is None
+
+
+def test_fallbacks_are_listed_only_where_the_proxy_takes_a_list() -> None:
+    for listed, destination in ((False, "10.0.0.1:8000"), (True, "10.0.0.1:8000,10.0.0.2:8000")):
+        session = a_session(list_fallbacks=listed)
+        asked(session, Mode.BUFFERED)
+        (route,) = session.picked(a_pick(fallbacks=("10.0.0.2:8000",)))
+        assert isinstance(route, Route)
+        assert route.destination == destination
+
+
+def test_headers_that_steer_the_gateway_do_not_reach_the_model_server() -> None:
+    headers = {
+        ":method": "GET",
+        "x-gateway-inference-objective": "gold",
+        "x-prefiller-host-port": "1.2.3.4:5",
+        "x-request-id": "r",
+    }
+    session = a_session()
+    session.request_headers(headers, end_of_stream=True)
+    (route,) = session.picked(a_pick())
+    assert isinstance(route, Route)
+    assert set(route.remove) == {"x-gateway-inference-objective", "x-prefiller-host-port"}
+
+
+def test_messages_without_request_headers_say_which_setting_is_wrong() -> None:
+    for session, actions in [
+        (session := a_session(), session.request_body(b"", end_of_stream=True)),
+        (session := a_session(), session.request_trailers()),
+    ]:
+        broken, refused = actions
+        assert isinstance(broken, Broken)
+        assert "request_header_mode" in broken.detail
+        assert isinstance(refused, Refuse)
+        assert refused.status == 500
+        assert session.over
+
+
+def test_an_end_said_twice_is_no_disorder_but_bytes_after_the_end_are_counted_once() -> None:
+    session = a_session()
+    asked(session, Mode.FULL_DUPLEX)
+    session.picked(a_pick())
+    assert session.request_body(b"", end_of_stream=True) == ()
+    (broken,) = session.request_body(b"more", end_of_stream=True)
+    assert isinstance(broken, Broken)
+    assert session.request_body(b"more", end_of_stream=True) == ()
+
+
+def test_a_pick_that_comes_after_the_close_is_given_back_at_once() -> None:
+    session = a_session()
+    asked(session, Mode.BUFFERED)
+    assert session.closed("closed") == ()
+    assert session.picked(a_pick()) == (End(a_pick(), "closed"),)
+    assert session.closed("closed") == ()
+
+
+def test_the_response_is_let_through_and_sent_back_only_where_the_proxy_asks_for_it() -> None:
+    for echo in (False, True):
+        session = a_session()
+        session.request_headers({":method": "GET"}, end_of_stream=True, response_echo=echo)
+        session.picked(a_pick())
+        assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
+        body = session.response_body(b"data", end_of_stream=False)
+        assert body == (
+            (Echo(Phase.RESPONSE_BODY, b"data", end_of_stream=False),) if echo else (Continue(Phase.RESPONSE_BODY),)
+        )
+        assert session.response_trailers() == (Continue(Phase.RESPONSE_TRAILERS),)
+
+
+def test_an_error_of_ours_is_told_unless_the_request_is_on_its_way() -> None:
+    session = a_session()
+    session.request_headers(HEADERS, end_of_stream=False)
+    assert refusal(session.failed())[0].status == 500
+    assert session.failed() == ()
+    session = a_session()
+    asked(session, Mode.BUFFERED)
+    session.picked(a_pick())
+    assert session.failed() == ()
+
+
+@given(size=st.integers(0, 4 * PIECE_BYTES))
+def test_pieces_make_up_the_body_and_only_the_last_is_the_last(size: int) -> None:
+    body = bytes(size)
+    cut = list(pieces(body))
+    assert b"".join(piece for piece, _ in cut) == body
+    assert [last for _, last in cut] == [False] * (len(cut) - 1) + [True]
+    assert all(len(piece) <= PIECE_BYTES for piece, _ in cut)
+
+
+@given(
+    cuts=st.lists(st.integers(0, len(BODY)), max_size=12),
+    mode=st.sampled_from([Mode.FULL_DUPLEX, Mode.HOLD]),
+    trailers=st.booleans(),
+)
+def test_however_a_body_is_cut_the_decision_and_the_bytes_sent_on_are_the_same(
+    cuts: list[int], mode: Mode, trailers: bool
+) -> None:
+    edges = [0, *sorted(cuts), len(BODY)]
+    chunks = [BODY[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    session = a_session()
+    actions = list(session.request_headers(HEADERS, end_of_stream=False, mode=mode))
+    for number, chunk in enumerate(chunks):
+        actions += session.request_body(chunk, end_of_stream=number == len(chunks) - 1 and not trailers)
+    if trailers:
+        actions += session.request_trailers()
+    whole = a_session()
+    assert actions == asked(whole, mode)
+    answers = session.picked(a_pick())
+    assert answers[0] == whole.picked(a_pick())[0]
+    if mode is Mode.FULL_DUPLEX:
+        (echo,) = [action for action in answers if isinstance(action, Echo)]
+        assert (echo.body, echo.end_of_stream) == (BODY, not trailers)
+    else:
+        assert answers.count(Continue(Phase.REQUEST_BODY)) == len(chunks)
+
+
+steps = st.one_of(
+    st.tuples(st.just("request_headers"), st.sampled_from(list(Mode)), st.booleans()),
+    st.tuples(st.just("request_body"), st.sampled_from([b"", b"x", BODY, bytes(300)]), st.booleans()),
+    st.sampled_from([(name,) for name in ("request_trailers", "response_headers", "response_trailers", "failed")]),
+    st.tuples(st.just("response_body"), st.just(b"x"), st.booleans()),
+    st.sampled_from([("picked",), ("not_picked",), ("closed",)]),
+)
+
+
+@given(script=st.lists(steps, max_size=14))
+def test_no_order_of_events_raises_or_keeps_a_pick(script: list[tuple[Any, ...]]) -> None:
+    session = a_session(max_body=250)
+    begun: list[Pick] = []
+    done: list[Action] = []
+    for name, *arguments in [*script, ("closed",)]:
+        if name == "request_headers":
+            done += session.request_headers(HEADERS, end_of_stream=arguments[1], mode=arguments[0])
+        elif name in ("request_body", "response_body"):
+            done += getattr(session, name)(arguments[0], end_of_stream=arguments[1])
+        elif name == "picked":
+            begun.append(a_pick(f"10.0.0.{len(begun)}:80"))
+            done += session.picked(begun[-1])
+        elif name == "not_picked":
+            done += session.not_picked(NoPick("r1", "none_healthy", ""))
+        elif name == "closed":
+            done += session.closed("closed")
+        else:
+            done += getattr(session, name)()
+    ended = [action.pick for action in done if isinstance(action, End)]
+    assert sorted(ended) == sorted(begun)
+    answers = [action for action in done if isinstance(action, Refuse | Route)]
+    assert len(answers) <= 1
+    assert sum(isinstance(action, Broken) for action in done) <= 1
