@@ -25,7 +25,6 @@ class LeastCost:
 
     name = "least-cost-scorer"
     needs: frozenset[str] = frozenset()
-    needs: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
         only(parameters, "kappaPerSecond")
@@ -37,4 +36,4 @@ class LeastCost:
         price = 1.0 + self.kappa * sum(ahead) / len(ahead)
         costs = [wait + price * own for wait, own in zip(ahead, candidates.added_seconds(), strict=True)]
         best = min(costs)
-        return [1.0 / (1.0 + cost - best) for cost in costs]
+        return [1.0 / (1.0 + (cost - best)) for cost in costs]

@@ -1,0 +1,103 @@
+"""The contract that every registered scorer keeps, checked without anyone writing a test for a new one."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.pick.candidates import Candidates
+from agent.pick.request import PickRequest
+from agent.pick.scorers import SCORERS, scorer
+from agent.pick.scoring import opinion
+from agent.signals import KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, RUNNING, SIGNALS, WAITING, Value
+from agent.state.snapshot import EndpointView
+from tests.fakes.views import view
+
+EVERY_SCORER = pytest.mark.parametrize("name", sorted(SCORERS))
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> Candidates:
+    """One to six endpoints with any state that a server may be in, and any request."""
+    views: list[EndpointView] = []
+    hits: list[int] = []
+    for i in range(draw(st.integers(1, 6))):
+        values: dict[str, Value] = {}
+        for signal, high in ((WAITING, 1e7), (RUNNING, 1e7), (KV_USAGE, 1.0)):
+            if draw(st.integers(0, 3)):
+                values[signal] = draw(st.floats(0, high))
+        if draw(st.booleans()):
+            values[LORA_MAX] = float(draw(st.integers(0, 3)))
+            values[LORA_RUNNING] = frozenset(draw(st.sets(st.sampled_from("mxyz"), max_size=3)))
+            values[LORA_WAITING] = frozenset(draw(st.sets(st.sampled_from("mxyz"), max_size=3)))
+        views.append(
+            view(
+                f"e{i}:1",
+                values,
+                ahead_seconds=draw(st.floats(0, 1e5)),
+                rate=draw(st.floats(1e-3, 1e7)),
+                requests=draw(st.integers(0, 500)),
+                corrected=draw(st.booleans()),
+            )
+        )
+        hits.append(draw(st.integers(0, 1 << 20)))
+    tokens = draw(st.integers(0, 1 << 20))
+    return Candidates(PickRequest("r", "m", tokens), 0.0, views, [min(hit, tokens) for hit in hits])
+
+
+@EVERY_SCORER
+def test_a_scorer_is_named_as_it_is_registered_and_needs_known_signals(name: str) -> None:
+    made = scorer(name, {})
+    assert made.name == name
+    assert made.needs <= SIGNALS.keys()
+
+
+@EVERY_SCORER
+@given(candidates=candidates())
+def test_scores_are_finite_aligned_and_from_0_to_1(name: str, candidates: Candidates) -> None:
+    scores = opinion(scorer(name, {}), candidates)
+    if scores is not None:
+        assert len(scores) == len(candidates)
+        assert all(math.isfinite(score) and 0.0 <= score <= 1.0 for score in scores)
+
+
+@EVERY_SCORER
+@given(candidates=candidates(), data=st.data())
+def test_the_order_of_the_candidates_does_not_matter(name: str, candidates: Candidates, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(candidates))))
+    shuffled = Candidates(
+        candidates.request, 0.0, [candidates.views[i] for i in order], [candidates.hits[i] for i in order]
+    )
+    before, after = opinion(scorer(name, {}), candidates), opinion(scorer(name, {}), shuffled)
+    if before is None:
+        assert after is None
+    else:
+        assert after == pytest.approx([before[i] for i in order], rel=1e-9, abs=1e-9)
+
+
+@EVERY_SCORER
+@given(candidates=candidates())
+def test_the_same_candidates_always_get_the_same_scores_and_are_left_as_they_were(name: str, candidates: Candidates) -> None:
+    made = scorer(name, {})
+    views, hits, ahead = list(candidates.views), list(candidates.hits), copy.copy(candidates.ahead_seconds)
+    first = opinion(made, candidates)
+    assert opinion(made, candidates) == first
+    assert (list(candidates.views), list(candidates.hits), candidates.ahead_seconds) == (views, hits, ahead)
+
+
+@EVERY_SCORER
+@given(candidates=candidates())
+def test_losing_a_signal_never_raises_a_score(name: str, candidates: Candidates) -> None:
+    made = scorer(name, {})
+    before = opinion(made, candidates)
+    poorer = candidates.views[0]._replace(readings={}, work=candidates.views[0].work._replace(corrected=False))
+    after = opinion(made, Candidates(candidates.request, 0.0, [poorer, *candidates.views[1:]], candidates.hits))
+    if before is not None and after is not None and len(candidates) > 1:
+        rank_before = sum(score > before[0] + 1e-9 for score in before)
+        rank_after = sum(score > after[0] + 1e-9 for score in after)
+        best_known = all(after[0] <= score + 1e-9 for score in after[1:]) or rank_after >= rank_before
+        assert best_known

@@ -1,0 +1,54 @@
+"""Endpoint views and snapshots made by hand, for tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from agent.signals import KV_USAGE, RUNNING, WAITING, Reading, Value
+from agent.state.health import Health
+from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
+
+STALE_AFTER = 3.0
+IDLE: Mapping[str, Value] = {RUNNING: 0.0, WAITING: 0.0, KV_USAGE: 0.0}
+
+
+def view(
+    address: str,
+    values: Mapping[str, Value] = IDLE,
+    *,
+    at: float = 0.0,
+    health: Health = Health.HEALTHY,
+    ahead_seconds: float = 0.0,
+    rate: float = 1000.0,
+    requests: int = 0,
+    corrected: bool = True,
+) -> EndpointView:
+    """An endpoint as a snapshot taken at time 0 would show it; its readings were asked for at `at`."""
+    return EndpointView(
+        address,
+        "vllm",
+        health,
+        "" if health is Health.HEALTHY else "made_so",
+        {signal: Reading(value, at) for signal, value in values.items()},
+        at,
+        0,
+        STALE_AFTER,
+        Work(requests, ahead_seconds, rate, "configured", corrected),
+        Prefix(0.0, None),
+    )
+
+
+def snapshot(*views: EndpointView, pool: str = "pool") -> Snapshot:
+    """These endpoints at time 0."""
+    return Snapshot(pool, 1, 0.0, STALE_AFTER, tuple(sorted(views, key=lambda each: each.address)))
+
+
+class FixedIndex:
+    """An index of prefixes that answers from a table: address -> leading blocks."""
+
+    def __init__(self, blocks: Mapping[str, int] | None = None) -> None:
+        self.blocks = blocks or {}
+
+    def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
+        """The table's number for each address, at most the length of the chain."""
+        return [min(len(chain), self.blocks.get(address, 0)) for address in addresses]

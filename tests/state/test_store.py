@@ -1,0 +1,325 @@
+"""The routing state: snapshots, freshness, health, restarts, in-flight work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.engines.mapping import Extraction
+from agent.events import Event, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
+from agent.signals import (
+    BLOCK_SIZE,
+    BLOCKS,
+    KV_USAGE,
+    MODELS,
+    PREFILL_SECONDS,
+    PREFILLS,
+    PREFIX_HITS,
+    PROMPT_TOKENS,
+    RUNNING,
+    START_TIME,
+    WAITING,
+    Value,
+)
+from agent.state.health import DOWN_AFTER, Health, judge
+from agent.state.rate import RateLimits
+from agent.state.store import RoutingStore
+
+PAGE: Mapping[str, Value] = {RUNNING: 1.0, WAITING: 0.0, KV_USAGE: 0.25, START_TIME: 100.0, PREFIX_HITS: 0.0}
+
+
+class Index:
+    """Takes down what the store tells an index of prefixes."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, int]] = []
+
+    def resize(self, address: str, capacity_blocks: int) -> None:
+        self.told.append(("resize", address, capacity_blocks))
+
+    def forget(self, address: str) -> None:
+        self.told.append(("forget", address, 0))
+
+
+class Fixture:
+    def __init__(self, *addresses: str, fixed: float | None = 1000.0) -> None:
+        self.events: list[Event] = []
+        self.index = Index()
+        self.store = RoutingStore(
+            "pool", stale_after=3.0, rate=RateLimits(fixed=fixed), hook=self.events.append, prefix=self.index
+        )
+        self.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)
+
+    def page(self, address: str, at: float, **changes: Value) -> None:
+        self.store.observed(address, Extraction({**PAGE, **changes}, (), ()), at, 0.01, 1000)
+
+    def health(self, now: float) -> dict[str, tuple[Health, str]]:
+        return {view.address: (view.health, view.reason) for view in self.store.snapshot(now).endpoints}
+
+
+def test_an_endpoint_is_unknown_until_its_first_page_and_has_no_reading() -> None:
+    fleet = Fixture("a:1")
+    (view,) = fleet.store.snapshot(0.0).endpoints
+    assert (view.health, view.reason) == (Health.UNKNOWN, "never_scraped")
+    assert view.fresh(WAITING, 0.0) is None
+    assert view.readings == {}
+
+
+def test_a_reading_carries_the_time_at_which_its_page_was_asked_for() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 5.0)
+    (view,) = fleet.store.snapshot(5.5).endpoints
+    assert view.readings[KV_USAGE] == (0.25, 5.0)
+
+
+def test_freshness_is_per_signal_a_signal_that_a_good_page_lacks_keeps_its_age() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    for second in (1.0, 2.0, 3.0):
+        fleet.store.observed("a:1", Extraction({RUNNING: 2.0, START_TIME: 100.0}, (KV_USAGE,), ()), second, 0.01, 10)
+    (view,) = fleet.store.snapshot(3.5).endpoints
+    assert view.health is Health.HEALTHY
+    assert view.fresh(RUNNING, 3.5) == 2.0
+    assert view.fresh(KV_USAGE, 3.5) is None
+    assert view.readings[KV_USAGE].at == 0.0
+
+
+def test_a_snapshot_is_the_same_object_until_something_changes_and_is_never_changed() -> None:
+    fleet = Fixture("a:1", "b:1")
+    fleet.page("a:1", 0.0)
+    before = fleet.store.snapshot(0.1)
+    assert fleet.store.snapshot(0.2) is before
+    copy = (before.version, before.endpoints, dict(before.endpoints[0].readings))
+    fleet.page("a:1", 1.0, waiting_requests=7.0)
+    after = fleet.store.snapshot(1.1)
+    assert after.version > before.version
+    assert after.endpoints[0].readings[WAITING].value == 7.0
+    assert after.endpoints[1] is before.endpoints[1]
+    assert (before.version, before.endpoints, dict(before.endpoints[0].readings)) == copy
+
+
+def test_a_silent_fleet_goes_stale_by_the_mere_passing_of_time_and_the_version_tells() -> None:
+    fleet = Fixture("a:1", "b:1")
+    fleet.page("a:1", 0.0)
+    fleet.page("b:1", 1.0)
+    version = fleet.store.snapshot(2.9).version
+    assert fleet.health(3.0) == {"a:1": (Health.STALE, "no_fresh_page"), "b:1": (Health.HEALTHY, "")}
+    assert fleet.store.version > version
+    assert fleet.health(4.0)["b:1"] == (Health.STALE, "no_fresh_page")
+    assert [(each.endpoint, each.new) for each in fleet.events if isinstance(each, HealthChanged)][-2:] == [
+        ("a:1", "stale"),
+        ("b:1", "stale"),
+    ]
+
+
+def test_a_refused_connection_is_down_at_once_and_a_page_brings_it_back() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    fleet.store.failed("a:1", "refused", "connection refused", 1.0, 0.001)
+    assert fleet.health(1.1) == {"a:1": (Health.DOWN, "refused")}
+    fleet.page("a:1", 2.0)
+    assert fleet.health(2.1) == {"a:1": (Health.HEALTHY, "")}
+
+
+@pytest.mark.parametrize("reason", ["timeout", "status", "not_metrics", "truncated"])
+def test_one_bad_page_is_a_hiccup_and_three_are_a_dead_server(reason: str) -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    for failure in range(DOWN_AFTER - 1):
+        fleet.store.failed("a:1", reason, "", 0.1 * failure, 0.01)
+        assert fleet.health(0.5) == {"a:1": (Health.HEALTHY, "")}
+    fleet.store.failed("a:1", reason, "", 0.6, 0.01)
+    assert fleet.health(0.7) == {"a:1": (Health.DOWN, reason)}
+
+
+def test_a_failure_keeps_the_readings_and_their_age() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    fleet.store.failed("a:1", "timeout", "", 1.0, 1.0)
+    (view,) = fleet.store.snapshot(2.0).endpoints
+    assert view.readings[KV_USAGE] == (0.25, 0.0)
+    assert view.failures == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({START_TIME: 200.0}, "new_start_time"), ({"start_time_seconds": None, PREFIX_HITS: 1.0}, "counter_went_back")]
+)
+def test_a_restarted_server_inherits_nothing(changes: dict[str, Value | None], reason: str) -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0, prefix_hit_tokens=500.0)
+    fleet.store.served_models("a:1", frozenset({"m"}), 0.0)
+    values = {RUNNING: 0.0, PREFIX_HITS: 0.0, **changes}
+    if reason == "counter_went_back":
+        fleet = Fixture("a:1")
+        fleet.store.observed("a:1", Extraction({PREFIX_HITS: 500.0, KV_USAGE: 0.5}, (), ()), 0.0, 0.01, 10)
+    fleet.store.observed("a:1", Extraction({k: v for k, v in values.items() if v is not None}, (), ()), 1.0, 0.01, 10)
+    (view,) = fleet.store.snapshot(1.1).endpoints
+    assert KV_USAGE not in view.readings
+    assert MODELS not in view.readings
+    assert ("forget", "a:1", 0) in fleet.index.told
+    assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == [reason]
+
+
+def test_our_own_work_is_in_the_next_snapshot_and_leaves_with_its_end() -> None:
+    fleet = Fixture("a:1", "b:1")
+    ticket = fleet.store.started("a:1", 2000, 640, 1.0)
+    view = fleet.store.snapshot(1.0).endpoints[0]
+    assert view.work.requests == 1
+    assert view.work.prefill_seconds(1.0) == 2.0
+    assert view.work.prefill_tokens(2.0) == 1000.0
+    assert view.prefix.predicted == 640
+    fleet.store.ended(ticket, 1.5)
+    view = fleet.store.snapshot(1.5).endpoints[0]
+    assert view.work.requests == 0
+    assert view.work.prefill_seconds(1.5) == 0.0
+    assert fleet.store.in_flight == 0
+
+
+def test_a_request_ends_once() -> None:
+    fleet = Fixture("a:1")
+    ticket = fleet.store.started("a:1", 1, 0, 0.0)
+    fleet.store.ended(ticket, 0.0)
+    with pytest.raises(KeyError):
+        fleet.store.ended(ticket, 0.0)
+
+
+def test_requests_at_an_endpoint_that_left_the_pool_still_end() -> None:
+    fleet = Fixture("a:1", "b:1")
+    ticket = fleet.store.started("a:1", 1, 0, 0.0)
+    fleet.store.set_endpoints({"b:1": "vllm", "c:1": "vllm"}, 1.0)
+    assert [view.address for view in fleet.store.snapshot(1.0).endpoints] == ["b:1", "c:1"]
+    assert fleet.store.in_flight == 1
+    fleet.store.ended(ticket, 2.0)
+    assert fleet.store.in_flight == 0
+    assert ("forget", "a:1", 0) in fleet.index.told
+
+
+def test_an_endpoint_that_comes_back_starts_from_nothing() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    fleet.store.set_endpoints({}, 1.0)
+    fleet.store.set_endpoints({"a:1": "vllm"}, 1.0)
+    assert fleet.health(1.0) == {"a:1": (Health.UNKNOWN, "never_scraped")}
+
+
+def test_endpoints_that_stay_keep_their_state_when_the_set_changes() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    fleet.store.set_endpoints({"a:1": "vllm", "b:1": "vllm"}, 1.0)
+    assert fleet.health(1.0)["a:1"] == (Health.HEALTHY, "")
+
+
+def test_what_is_told_of_an_endpoint_that_is_not_in_the_pool_is_ignored() -> None:
+    fleet = Fixture("a:1")
+    version = fleet.store.version
+    fleet.page("z:1", 0.0)
+    fleet.store.failed("z:1", "refused", "", 0.0, 0.0)
+    fleet.store.served_models("z:1", frozenset(), 0.0)
+    assert fleet.store.version == version
+
+
+def test_the_index_learns_how_much_each_cache_holds_once_per_change() -> None:
+    fleet = Fixture("a:1")
+    for second in range(3):
+        fleet.page("a:1", float(second), **{BLOCKS: 100.0, BLOCK_SIZE: 128.0})
+    assert fleet.index.told == [("resize", "a:1", 200)]
+    fleet.page("a:1", 4.0, **{BLOCKS: 200.0, BLOCK_SIZE: 128.0})
+    assert fleet.index.told[-1] == ("resize", "a:1", 400)
+
+
+def test_measured_and_predicted_hits_are_counted_from_the_same_moment() -> None:
+    fleet = Fixture("a:1")
+    (view,) = fleet.store.snapshot(0.0).endpoints
+    assert view.prefix == (0.0, None)
+    fleet.page("a:1", 0.0, prefix_hit_tokens=700.0)
+    fleet.store.started("a:1", 10, 64, 0.1)
+    fleet.page("a:1", 1.0, prefix_hit_tokens=760.0)
+    (view,) = fleet.store.snapshot(1.1).endpoints
+    assert view.prefix == (64.0, 60.0)
+
+
+def test_an_endpoint_that_has_shown_nothing_uses_the_median_of_those_that_have() -> None:
+    fleet = Fixture("a:1", "b:1", fixed=None)
+    for second in range(60):
+        done = float(second)
+        fleet.page("a:1", done, **{PROMPT_TOKENS: 2000 * done, PREFILL_SECONDS: done, PREFILLS: done})
+        fleet.page("b:1", done)
+    first, second_view = fleet.store.snapshot(60.0).endpoints
+    assert (first.work.rate_source, second_view.work.rate_source) == ("learnt", "pool")
+    assert first.work.rate == pytest.approx(2000, rel=0.05)
+    assert second_view.work.rate == pytest.approx(2000, rel=0.05)
+
+
+def test_each_scrape_is_told_once_with_its_outcome() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    fleet.store.failed("a:1", "status", "HTTP 500", 1.0, 0.02)
+    told = [each for each in fleet.events if isinstance(each, ScrapeDone | ScrapeFailed)]
+    assert told == [
+        ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, (), ()),
+        ScrapeFailed("pool", "a:1", 1.0, 0.02, "status", "HTTP 500"),
+    ]
+
+
+def test_watchers_hear_of_every_change() -> None:
+    fleet = Fixture("a:1")
+    heard: list[int] = []
+    fleet.store.on_change.append(lambda: heard.append(fleet.store.version))
+    fleet.page("a:1", 0.0)
+    fleet.store.ended(fleet.store.started("a:1", 1, 0, 0.0), 0.0)
+    fleet.store.failed("a:1", "timeout", "", 1.0, 1.0)
+    assert heard == sorted(heard)
+    assert len(heard) == len(set(heard)) == 4
+
+
+@given(
+    page_at=st.none() | st.floats(0, 100),
+    failures=st.integers(0, 5),
+    failure=st.sampled_from(["", "timeout", "refused"]),
+    earlier=st.floats(0, 200),
+    later=st.floats(0, 200),
+)
+def test_an_endpoint_only_gets_worse_by_waiting_and_a_verdict_holds_until_it_says(
+    page_at: float | None, failures: int, failure: str, earlier: float, later: float
+) -> None:
+    earlier, later = sorted((earlier, later))
+    first, second = judge(earlier, page_at, failures, failure, 3.0), judge(later, page_at, failures, failure, 3.0)
+    if first.health is not Health.HEALTHY:
+        assert second.health is first.health
+    if later < first.until:
+        assert second == first
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["page", "fail", "start", "end", "set", "wait"]), st.sampled_from("abc"), st.floats(0, 4)
+        ),
+        max_size=40,
+    )
+)
+def test_a_snapshot_made_step_by_step_is_the_one_made_all_at_once(steps: list[tuple[str, str, float]]) -> None:
+    fleet = Fixture("a:1", "b:1")
+    now, tickets = 0.0, list[int]()
+    for kind, name, wait in steps:
+        now += wait
+        address = f"{name}:1"
+        known = {view.address for view in fleet.store.snapshot(now).endpoints}
+        if kind == "page":
+            fleet.page(address, now)
+        elif kind == "fail":
+            fleet.store.failed(address, "timeout", "", now, 0.0)
+        elif kind == "start" and address in known:
+            tickets.append(fleet.store.started(address, 100, 0, now))
+        elif kind == "end" and tickets:
+            fleet.store.ended(tickets.pop(0), now)
+        elif kind == "set":
+            fleet.store.set_endpoints(dict.fromkeys({"a:1", "b:1", address}, "vllm"), now)
+        step_by_step = fleet.store.snapshot(now)
+        assert fleet.store.in_flight == len(tickets)
+        fleet.store._snapshot = None
+        at_once = fleet.store.snapshot(now)
+        assert step_by_step.endpoints == at_once.endpoints
