@@ -1,0 +1,153 @@
+"""From a snapshot to everything that we publish of it: gauges, and what is withheld with its reason.
+
+Nothing is rounded, smoothed or carried over: the set is made anew whenever somebody reads, from the newest snapshot.
+The agent's own counts (requests in flight, work ahead) are always known; what servers report is withheld unless current
+(`agent.scaling.rollup.current`). Ages are published even of readings that are too old to be: that is when they matter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from agent import signals
+from agent.scaling.rollup import POOL_SIGNALS, Load, NoSpread, Sample, Spread, Unknown, number, rollup, saturation
+from agent.state.health import Health
+from agent.state.snapshot import EndpointView, Snapshot
+from exporters import catalog
+from exporters.catalog import Metric
+from exporters.gauge import Gauge, GaugeSet, Withheld
+
+# Which metric carries which signal of an endpoint. Counters among them restart with their server.
+BY_SIGNAL: Final[tuple[tuple[str, tuple[Metric, ...]], ...]] = (
+    (signals.KV_USAGE, (catalog.KV,)),
+    (signals.RUNNING, (catalog.RUNNING,)),
+    (signals.WAITING, (catalog.WAITING, catalog.ENDPOINT_QUEUE)),
+    (signals.LORA_RUNNING, (catalog.LORA_RUNNING,)),
+    (signals.LORA_MAX, (catalog.LORA_MAX,)),
+    (signals.PREFIX_QUERIES, (catalog.PREFIX_QUERIES,)),
+    (signals.PREFIX_HITS, (catalog.PREFIX_HITS,)),
+    (signals.PREEMPTIONS, (catalog.PREEMPTIONS,)),
+    (signals.PROMPT_TOKENS, (catalog.PROMPT_TOKENS,)),
+    (signals.GENERATION_TOKENS, (catalog.GENERATION_TOKENS,)),
+    (signals.FINISHED, (catalog.FINISHED,)),
+)
+POOL_STATISTICS: Final = (
+    (signals.KV_USAGE, catalog.AVERAGE_KV, catalog.DEVIATION_KV, None),
+    (signals.WAITING, catalog.AVERAGE_QUEUE, catalog.DEVIATION_QUEUE, catalog.POOL_WAITING),
+    (signals.RUNNING, catalog.AVERAGE_RUNNING, catalog.DEVIATION_RUNNING, catalog.POOL_RUNNING),
+)
+STAGE: Final = "effective"  # the reference's word for the pool as a whole, without prefill and decode apart
+
+
+class _Maker:
+    """Collects the gauges of one set."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.gauges: list[Gauge] = []
+        self.withheld: list[Withheld] = []
+
+    def known(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
+        """A number that is true now, such as a count of our own."""
+        self.gauges.append(Gauge(metric, labels, value, self.now))
+
+    def sample(self, metric: Metric, labels: tuple[str, ...], sample: Sample | Unknown) -> None:
+        if isinstance(sample, Unknown):
+            self.withheld.append(Withheld(metric, labels, sample.reason))
+        else:
+            self.gauges.append(Gauge(metric, labels, sample.value, sample.at))
+
+    def statistic(self, metric: Metric, labels: tuple[str, ...], spread: Spread | NoSpread, what: str) -> None:
+        if isinstance(spread, NoSpread):
+            self.withheld.append(Withheld(metric, labels, spread.reason))
+        else:
+            self.gauges.append(Gauge(metric, labels, getattr(spread, what), spread.at))
+
+
+def gauge_set(snapshots: Sequence[Snapshot], now: float) -> GaugeSet:
+    """Everything to publish of these pools at `now`, the count of what is withheld included."""
+    maker = _Maker(now)
+    for snapshot in snapshots:
+        _pool(maker, rollup(snapshot, now))
+        for view in snapshot.endpoints:
+            _endpoint(maker, snapshot.pool, view)
+    for (name, reason), count in sorted(Counter((row.metric.name, row.reason) for row in maker.withheld).items()):
+        maker.known(catalog.WITHHELD, (name, reason), count)
+    return GaugeSet(now, maker.gauges, maker.withheld)
+
+
+def _pool(maker: _Maker, load: Load) -> None:
+    pool = (load.pool,)
+    for signal, mean, deviation, whole in POOL_STATISTICS:
+        spread = load.signals[signal]
+        maker.statistic(mean, pool, spread, "mean")
+        maker.statistic(deviation, pool, spread, "deviation")
+        if whole is not None:
+            maker.statistic(whole, pool, spread, "sum")
+    maker.statistic(catalog.POOL_SATURATION, (load.pool, STAGE), load.saturation, "mean")
+    for signal in POOL_SIGNALS:
+        spread = load.signals[signal]
+        if isinstance(spread, Spread):
+            maker.known(catalog.POOL_COVERAGE, (load.pool, signal), spread.coverage)
+        elif spread.total:
+            maker.known(catalog.POOL_COVERAGE, (load.pool, signal), 0.0)
+        else:
+            maker.withheld.append(Withheld(catalog.POOL_COVERAGE, (load.pool, signal), spread.reason))
+    maker.known(catalog.READY_ENDPOINTS, pool, load.by_health[Health.HEALTHY])
+    maker.known(catalog.POOL_ENDPOINTS, pool, load.endpoints)
+    for health, count in load.by_health.items():
+        maker.known(catalog.POOL_BY_HEALTH, (load.pool, health.value), count)
+    maker.known(catalog.POOL_IN_FLIGHT, pool, load.in_flight)
+    maker.known(catalog.POOL_AHEAD_TOKENS, pool, load.ahead_tokens)
+    maker.known(catalog.POOL_AHEAD_SECONDS, pool, load.ahead_seconds)
+
+
+def _endpoint(maker: _Maker, pool: str, view: EndpointView) -> None:
+    now, address = maker.now, view.address
+    labels = (pool, address)
+    for signal, metrics in BY_SIGNAL:
+        sample = number(view, signal, now)
+        for metric in metrics:
+            maker.sample(metric, labels, sample)
+    maker.sample(catalog.SATURATION, labels, saturation(view, now))
+    _ages(maker, pool, view)
+    for health in Health:
+        maker.known(catalog.HEALTH, (pool, address, health.value), float(view.health is health))
+    maker.known(catalog.HEALTH_INFO, (pool, address, view.engine, view.health.value, view.reason), 1.0)
+    work = view.work
+    maker.known(catalog.IN_FLIGHT, labels, work.requests)
+    maker.known(catalog.AHEAD_TOKENS, labels, work.prefill_tokens(now))
+    maker.known(catalog.AHEAD_SECONDS, labels, work.prefill_seconds(now))
+    maker.known(catalog.PREFILL_RATE, (pool, address, work.rate_source), work.rate)
+    _prefix(maker, labels, view)
+
+
+def _ages(maker: _Maker, pool: str, view: EndpointView) -> None:
+    now, address = maker.now, view.address
+    never = Unknown("not_reported" if view.page_at is not None else "never_scraped")
+    page = never if view.page_at is None else Sample(age(view.page_at, now), now)
+    maker.sample(catalog.PAGE_AGE, (pool, address), page)
+    for signal in POOL_SIGNALS:
+        reading = view.readings.get(signal)
+        sample = never if reading is None else Sample(age(reading.at, now), now)
+        maker.sample(catalog.SIGNAL_AGE, (pool, address, signal), sample)
+
+
+def _prefix(maker: _Maker, labels: tuple[str, ...], view: EndpointView) -> None:
+    predicted, measured = view.prefix
+    maker.known(catalog.PREDICTED_HITS, labels, predicted)
+    hits = number(view, signals.PREFIX_HITS, maker.now)
+    if isinstance(hits, Sample) and measured is not None:
+        maker.sample(catalog.MEASURED_HITS, labels, Sample(measured, hits.at))
+        maker.sample(catalog.HIT_GAP, labels, Sample(predicted - measured, hits.at))
+        return
+    reason = hits if isinstance(hits, Unknown) else Unknown("not_reported")
+    maker.sample(catalog.MEASURED_HITS, labels, reason)
+    maker.sample(catalog.HIT_GAP, labels, reason)
+
+
+def age(at: float, now: float) -> float:
+    """Seconds from `at` to `now`; a page that is still being applied has age 0, not less."""
+    return max(0.0, now - at)
