@@ -1,0 +1,78 @@
+# Everything that a newcomer or CI runs. `make` alone lists the targets; ARGS='...' is handed to the program behind one.
+#
+# The virtual environment is made once and marked by a stamp named after the content of the lock files and the place of
+# the checkout, so a second run asks no network and a changed lock or a moved folder installs again. All paths are
+# relative: the checkout may lie in a folder with spaces.
+
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+.SUFFIXES:
+.DEFAULT_GOAL := help
+.PHONY: help demo run test test-vllm bench bench-routing lint types fmt lock packages venv
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+state = $(shell { cat pyproject.toml $(1); pwd; } | cksum | cut -d ' ' -f 1)
+RUN_LOCK := requirements.lock
+TEST_LOCK := requirements-test.lock
+RUN_STAMP := $(VENV)/.installed-run-$(call state,$(RUN_LOCK))
+TEST_STAMP := $(VENV)/.installed-test-$(call state,$(RUN_LOCK) $(TEST_LOCK))
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUN_STAMP) ## the main job on this machine: Envoy, four emulated servers, the agent (ARGS=--once: stop after the table)
+	@$(BIN)/igw demo $(ARGS)
+
+run: $(RUN_STAMP) ## the agent alone (ARGS='--endpoints HOST:PORT,...' or ARGS='--config FILE')
+	@$(BIN)/igw run $(ARGS)
+
+test: packages $(TEST_STAMP) ## install what the tests need, then lint, types and all tests (ARGS='-k word')
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(TEST_STAMP) ## the journey against two real vLLM servers, installed under .cache/ (see CONTRIBUTING.md)
+	@$(BIN)/python tests/vllm/environment.py
+	@$(BIN)/python -m pytest -m vllm -s tests/vllm $(ARGS)
+
+bench: packages $(TEST_STAMP) ## CPU time per scrape, pick and request, beside what the field pays
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-routing: $(TEST_STAMP) ## replay a recorded workload through the picker: TTFT and prefix hits of each profile
+	@$(BIN)/python -m tests.bench.routing $(ARGS)
+
+lint: $(TEST_STAMP) ## ruff and mypy, nothing else
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+fmt: $(TEST_STAMP) ## format the code and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix --quiet .
+
+lock: ## write both lock files anew from pyproject.toml (needs uv)
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+		--extra demo --extra build --output-file $(RUN_LOCK) pyproject.toml
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+		--extra demo --extra build --extra test --constraint $(RUN_LOCK) --output-file $(TEST_LOCK) pyproject.toml
+
+# Programs that come by the system's package manager; nothing happens where they are all there.
+packages:
+	@.ci/packages prometheus=prometheus promtool=prometheus nginx=nginx
+
+venv: $(BIN)/python
+
+$(BIN)/python:
+	@.ci/venv $(VENV)
+
+$(RUN_STAMP): | $(BIN)/python
+	@echo "Installing what the agent needs into $(VENV) ..."
+	@$(PIP) install --require-hashes --requirement $(RUN_LOCK)
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-run-* && touch $@
+
+$(TEST_STAMP): | $(RUN_STAMP)
+	@echo "Installing what the tests need into $(VENV) ..."
+	@$(PIP) install --require-hashes --requirement $(TEST_LOCK)
+	@rm -f $(VENV)/.installed-test-* && touch $@
