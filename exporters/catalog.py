@@ -12,33 +12,9 @@ of them exports begins with `igw_`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
-Type = Literal["gauge", "counter", "histogram"]
-Origin = Literal["state", "events", "process"]
-
-
-class Alias(NamedTuple):
-    """Another name of a metric. `labels` maps its labels to the metric's; labels left out are summed over."""
-
-    name: str
-    labels: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
-    """One row. `buckets` are the upper bounds of a histogram, without the infinite one."""
-
-    name: str
-    type: Type
-    unit: str
-    labels: tuple[str, ...]
-    origin: Origin
-    help: str
-    aliases: tuple[Alias, ...] = ()
-    buckets: tuple[float, ...] = ()
-
+from exporters.metric import Alias, Metric, Origin, Type
 
 _ROWS: list[Metric] = []
 
@@ -62,6 +38,24 @@ def _state(name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Met
     return _row(name, "gauge", unit, labels, "state", help, aliases)
 
 
+def _pool(name: str, unit: str, help: str) -> Metric:
+    return _state(name, unit, "pool", help)
+
+
+def _endpoint(name: str, unit: str, help: str) -> Metric:
+    return _state(name, unit, "pool endpoint", help)
+
+
+def _mean(of: str, unit: str, what: str, *aliases: str) -> Metric:
+    help = f"Mean {what} over the pool's endpoints with a fresh reading; absent when none has one"
+    return _state(f"llm_d_epp_average_{of}", unit, "name", help, *(_same(alias, "name") for alias in aliases))
+
+
+def _deviation(of: str, unit: str, what: str) -> Metric:
+    help = f"Sample standard deviation of the {what} over the endpoints with a fresh reading; 0 for a single one"
+    return _state(f"llm_d_epp_std_dev_{of}", unit, "name", help)
+
+
 def _server_counter(name: str, unit: str, help: str) -> Metric:
     return _row(name, "counter", unit, "pool endpoint", "state", help)
 
@@ -76,44 +70,16 @@ def _same(name: str, *labels: str) -> Alias:
 
 # -- pools, by the names of the reference -----------------------------------------------------------------------------
 
-AVERAGE_KV: Final = _state(
-    "llm_d_epp_average_kv_cache_utilization",
-    "ratio",
-    "name",
-    "Mean KV cache utilization (0 to 1) over the endpoints of the pool that have a fresh reading; absent when none has",
-    _same("inference_pool_average_kv_cache_utilization", "name"),
+AVERAGE_KV: Final = _mean(
+    "kv_cache_utilization", "ratio", "KV cache utilization, 0 to 1,", "inference_pool_average_kv_cache_utilization"
 )
-AVERAGE_QUEUE: Final = _state(
-    "llm_d_epp_average_queue_size",
-    "requests",
-    "name",
-    "Mean number of waiting requests over the endpoints of the pool that have a fresh reading; absent when none has",
-    _same("inference_pool_average_queue_size", "name"),
+AVERAGE_QUEUE: Final = _mean(
+    "queue_size", "requests", "number of waiting requests", "inference_pool_average_queue_size"
 )
-AVERAGE_RUNNING: Final = _state(
-    "llm_d_epp_average_running_requests",
-    "requests",
-    "name",
-    "Mean number of running requests over the endpoints of the pool that have a fresh reading; absent when none has",
-)
-DEVIATION_KV: Final = _state(
-    "llm_d_epp_std_dev_kv_cache_utilization",
-    "ratio",
-    "name",
-    "Sample standard deviation of the KV cache utilization over the endpoints with a fresh reading; 0 for a single one",
-)
-DEVIATION_QUEUE: Final = _state(
-    "llm_d_epp_std_dev_queue_size",
-    "requests",
-    "name",
-    "Sample standard deviation of the waiting requests over the endpoints with a fresh reading; 0 for a single one",
-)
-DEVIATION_RUNNING: Final = _state(
-    "llm_d_epp_std_dev_running_requests",
-    "requests",
-    "name",
-    "Sample standard deviation of the running requests over the endpoints with a fresh reading; 0 for a single one",
-)
+AVERAGE_RUNNING: Final = _mean("running_requests", "requests", "number of running requests")
+DEVIATION_KV: Final = _deviation("kv_cache_utilization", "ratio", "KV cache utilization")
+DEVIATION_QUEUE: Final = _deviation("queue_size", "requests", "number of waiting requests")
+DEVIATION_RUNNING: Final = _deviation("running_requests", "requests", "number of running requests")
 READY_ENDPOINTS: Final = _state(
     "llm_d_epp_ready_endpoints",
     "endpoints",
@@ -137,9 +103,7 @@ POOL_SATURATION: Final = _state(
 
 # -- pools, what the reference does not say ---------------------------------------------------------------------------
 
-POOL_ENDPOINTS: Final = _state(
-    "igw_pool_endpoints", "endpoints", "pool", "Endpoints that the pool has, whatever their health"
-)
+POOL_ENDPOINTS: Final = _pool("igw_pool_endpoints", "endpoints", "Endpoints that the pool has, whatever their health")
 POOL_BY_HEALTH: Final = _state(
     "igw_pool_endpoints_by_health", "endpoints", "pool state", "Endpoints of the pool in each state of health"
 )
@@ -149,63 +113,46 @@ POOL_COVERAGE: Final = _state(
     "pool signal",
     "Part of the pool's endpoints that have a fresh reading of the signal: what the pool's means and sums are made of",
 )
-POOL_RUNNING: Final = _state(
+POOL_RUNNING: Final = _pool(
     "igw_pool_running_requests",
     "requests",
-    "pool",
     "Running requests, summed over the endpoints with a fresh reading: at least so many",
 )
-POOL_WAITING: Final = _state(
+POOL_WAITING: Final = _pool(
     "igw_pool_waiting_requests",
     "requests",
-    "pool",
     "Waiting requests, summed over the endpoints with a fresh reading: at least so many",
 )
-POOL_IN_FLIGHT: Final = _state(
+POOL_IN_FLIGHT: Final = _pool(
     "igw_pool_in_flight_requests",
     "requests",
-    "pool",
     "Requests that the agent gave to endpoints of the pool and that have not ended",
 )
-POOL_AHEAD_TOKENS: Final = _state(
+POOL_AHEAD_TOKENS: Final = _pool(
     "igw_pool_prefill_ahead_tokens",
     "tokens",
-    "pool",
     "Uncached prompt tokens that the pool has still to prefill, estimated, summed",
 )
-POOL_AHEAD_SECONDS: Final = _state(
+POOL_AHEAD_SECONDS: Final = _pool(
     "igw_pool_prefill_ahead_seconds",
     "seconds",
-    "pool",
     "The same in seconds at each endpoint's prefill rate, summed: over the number of endpoints it is the mean wait",
 )
 
 # -- endpoints, as their servers report them --------------------------------------------------------------------------
 
-KV: Final = _state(
-    "igw_endpoint_kv_usage_ratio", "ratio", "pool endpoint", "KV cache utilization of the endpoint, 0 to 1"
-)
-RUNNING: Final = _state(
-    "igw_endpoint_running_requests", "requests", "pool endpoint", "Requests in the endpoint's running batch"
-)
-WAITING: Final = _state(
-    "igw_endpoint_waiting_requests", "requests", "pool endpoint", "Requests that wait at the endpoint"
-)
-SATURATION: Final = _state(
+KV: Final = _endpoint("igw_endpoint_kv_usage_ratio", "ratio", "KV cache utilization of the endpoint, 0 to 1")
+RUNNING: Final = _endpoint("igw_endpoint_running_requests", "requests", "Requests in the endpoint's running batch")
+WAITING: Final = _endpoint("igw_endpoint_waiting_requests", "requests", "Requests that wait at the endpoint")
+SATURATION: Final = _endpoint(
     "igw_endpoint_saturation_ratio",
     "ratio",
-    "pool endpoint",
     "The larger of waiting / 5 and KV utilization / 0.8, not clamped; absent when either is unknown",
 )
-LORA_RUNNING: Final = _state(
-    "igw_endpoint_lora_running_adapters",
-    "adapters",
-    "pool endpoint",
-    "Different LoRA adapters among the running requests",
+LORA_RUNNING: Final = _endpoint(
+    "igw_endpoint_lora_running_adapters", "adapters", "Different LoRA adapters among the running requests"
 )
-LORA_MAX: Final = _state(
-    "igw_endpoint_lora_max_adapters", "adapters", "pool endpoint", "LoRA adapters that fit into one batch"
-)
+LORA_MAX: Final = _endpoint("igw_endpoint_lora_max_adapters", "adapters", "LoRA adapters that fit into one batch")
 PREFIX_QUERIES: Final = _server_counter(
     "igw_endpoint_prefix_query_tokens_total",
     "tokens",
@@ -237,10 +184,9 @@ FINISHED: Final = _server_counter(
 
 # -- endpoints, as the agent knows them -------------------------------------------------------------------------------
 
-PAGE_AGE: Final = _state(
+PAGE_AGE: Final = _endpoint(
     "igw_endpoint_page_age_seconds",
     "seconds",
-    "pool endpoint",
     "Age of the last page that was read from the endpoint; grows while none comes",
 )
 SIGNAL_AGE: Final = _state(
@@ -258,22 +204,19 @@ HEALTH_INFO: Final = _state(
     "pool endpoint engine state reason",
     "Always 1: the endpoint's engine, its state of health and the reason for it",
 )
-IN_FLIGHT: Final = _state(
+IN_FLIGHT: Final = _endpoint(
     "igw_endpoint_in_flight_requests",
     "requests",
-    "pool endpoint",
     "Requests that the agent has given to the endpoint and that have not ended",
 )
-AHEAD_TOKENS: Final = _state(
+AHEAD_TOKENS: Final = _endpoint(
     "igw_endpoint_prefill_ahead_tokens",
     "tokens",
-    "pool endpoint",
     "Uncached prompt tokens that the endpoint has still to prefill, estimated",
 )
-AHEAD_SECONDS: Final = _state(
+AHEAD_SECONDS: Final = _endpoint(
     "igw_endpoint_prefill_ahead_seconds",
     "seconds",
-    "pool endpoint",
     "The same in seconds: what a request that comes now has to wait, estimated",
 )
 PREFILL_RATE: Final = _state(
@@ -292,10 +235,9 @@ MEASURED_HITS: Final = _server_counter(
     "tokens",
     "Prefix hits that the server counted since the agent knows it, to hold against the predicted ones",
 )
-HIT_GAP: Final = _state(
+HIT_GAP: Final = _endpoint(
     "igw_endpoint_prefix_hit_gap_tokens",
     "tokens",
-    "pool endpoint",
     "Predicted minus measured prefix hits since the agent knows the server; above 0 the index promises too much",
 )
 WITHHELD: Final = _state(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from exporters.catalog import Metric
+from exporters.metric import Metric
 
 
 class NotFinite(ValueError):

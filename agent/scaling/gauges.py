@@ -16,8 +16,8 @@ from agent.scaling.rollup import POOL_SIGNALS, Load, NoSpread, Sample, Spread, U
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters import catalog
-from exporters.catalog import Metric
 from exporters.gauge import Gauge, GaugeSet, Withheld
+from exporters.metric import Metric
 
 # Which metric carries which signal of an endpoint. Counters among them restart with their server.
 BY_SIGNAL: Final[tuple[tuple[str, tuple[Metric, ...]], ...]] = (
