@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import orjson
@@ -207,7 +208,7 @@ def test_a_subset_is_handed_to_the_picker_and_an_empty_one_is_a_503() -> None:
     ],
 )
 def test_a_subset_hint_is_read_as_a_list_or_a_string(hint: object, addresses: set[str]) -> None:
-    assert subset_of(hint) == addresses
+    assert subset_of(hint) == frozenset(addresses)
 
 
 def test_no_subset_hint_is_not_an_empty_one() -> None:
@@ -238,9 +239,10 @@ def test_headers_that_steer_the_gateway_do_not_reach_the_model_server() -> None:
 
 
 def test_messages_without_request_headers_say_which_setting_is_wrong() -> None:
+    body, trailers = a_session(), a_session()
     for session, actions in [
-        (session := a_session(), session.request_body(b"", end_of_stream=True)),
-        (session := a_session(), session.request_trailers()),
+        (body, body.request_body(b"", end_of_stream=True)),
+        (trailers, trailers.request_trailers()),
     ]:
         broken, refused = actions
         assert isinstance(broken, Broken)
@@ -310,7 +312,7 @@ def test_however_a_body_is_cut_the_decision_and_the_bytes_sent_on_are_the_same(
     cuts: list[int], mode: Mode, trailers: bool
 ) -> None:
     edges = [0, *sorted(cuts), len(BODY)]
-    chunks = [BODY[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [BODY[start:end] for start, end in itertools.pairwise(edges)]
     session = a_session()
     actions = list(session.request_headers(HEADERS, end_of_stream=False, mode=mode))
     for number, chunk in enumerate(chunks):

@@ -1,0 +1,149 @@
+"""Envoy's ext_proc messages <-> the calls and actions of a session: protobuf stays in this module.
+
+An answer that sends a request to an endpoint is the same for every request unless headers are set or removed, so it is
+serialised once per endpoint and kept.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.message import DecodeError
+
+from agent.serve.actions import Actions, Mode, Phase, Refuse, Route
+from agent.serve.session import DESTINATION, READ, SUBSET, Session, subset_of
+
+__all__ = ["CONTINUE", "Answers", "DecodeError", "hear", "immediate", "streamed"]
+
+_ROUTES_KEPT: Final = 4096  # past it all are forgotten and made anew
+
+# ProcessingMode.BodySendMode. A body that is BUFFERED_PARTIAL (3) comes in one message too.
+_MODES: Final = {0: Mode.NONE, 1: Mode.STREAMED, 2: Mode.BUFFERED, 3: Mode.BUFFERED, 4: Mode.FULL_DUPLEX}
+_FULL_DUPLEX: Final = 4
+_OVERWRITE: Final = 2  # HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD: what a client sent does not survive
+_SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+_PICK_NAMESPACE: Final = "envoy.lb"
+
+
+def hear(session: Session, data: bytes) -> Actions:
+    """Hand one serialised message of Envoy's to the session; what the session answers. Raises DecodeError."""
+    message = pb.ProcessingRequest.FromString(data)
+    match message.WhichOneof("request"):
+        case "request_headers":
+            return _request_headers(session, message)
+        case "request_body":
+            return session.request_body(message.request_body.body, end_of_stream=message.request_body.end_of_stream)
+        case "request_trailers":
+            return session.request_trailers()
+        case "response_headers":
+            return session.response_headers()
+        case "response_body":
+            return session.response_body(message.response_body.body, end_of_stream=message.response_body.end_of_stream)
+        case "response_trailers":
+            return session.response_trailers()
+    return ()
+
+
+def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
+    headers = {
+        header.key: header.raw_value.decode("latin-1") or header.value
+        for header in message.request_headers.headers.headers
+        if header.key in READ
+    }
+    mode, response_echo = None, False
+    if message.HasField("protocol_config"):
+        told = message.protocol_config
+        mode = _MODES.get(told.request_body_mode)
+        if mode is Mode.STREAMED and told.send_body_without_waiting_for_header_response:
+            mode = Mode.HOLD
+        response_echo = told.response_body_mode == _FULL_DUPLEX
+    return session.request_headers(
+        headers,
+        end_of_stream=message.request_headers.end_of_stream,
+        mode=mode,
+        subset=_subset(message),
+        response_echo=response_echo,
+    )
+
+
+def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
+    """The subset hint of the endpoint picker protocol, if the proxy sent one."""
+    namespaces = message.metadata_context.filter_metadata
+    if _SUBSET_NAMESPACE not in namespaces or SUBSET not in namespaces[_SUBSET_NAMESPACE].fields:
+        return None
+    value = namespaces[_SUBSET_NAMESPACE].fields[SUBSET]
+    if value.WhichOneof("kind") == "list_value":
+        return subset_of([entry.string_value for entry in value.list_value.values])
+    return subset_of(value.string_value)
+
+
+class Answers:
+    """The serialised answers that send a request to an endpoint."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Phase, str], bytes] = {}
+
+    def route(self, route: Route) -> bytes:
+        """The destination as header and as metadata, the same value in both."""
+        if route.add or route.remove:
+            return _route(route)
+        key = (route.phase, route.destination)
+        made = self._made.get(key)
+        if made is None:
+            if len(self._made) >= _ROUTES_KEPT:
+                self._made.clear()
+            made = self._made[key] = _route(route)
+        return made
+
+
+def _route(route: Route) -> bytes:
+    response = pb.ProcessingResponse()
+    common = getattr(response, route.phase.value).response
+    # A gateway's routes may match on what a picker sets, and expect the route to be looked up again.
+    common.clear_route_cache = True
+    _set_headers(common.header_mutation, ((DESTINATION, route.destination), *route.add))
+    common.header_mutation.remove_headers.extend(route.remove)
+    response.dynamic_metadata.update({_PICK_NAMESPACE: {DESTINATION: route.destination}})
+    return _serialised(response)
+
+
+def _plain(phase: Phase) -> bytes:
+    response = pb.ProcessingResponse()
+    getattr(response, phase.value).SetInParent()
+    return _serialised(response)
+
+
+CONTINUE: Final = {phase: _plain(phase) for phase in Phase}
+
+
+def streamed(phase: Phase, body: bytes, *, end_of_stream: bool) -> bytes:
+    """One piece of a body that is sent back in full duplex."""
+    response = pb.ProcessingResponse()
+    piece = getattr(response, phase.value).response.body_mutation.streamed_response
+    piece.body = body
+    piece.end_of_stream = end_of_stream
+    return _serialised(response)
+
+
+def immediate(refuse: Refuse) -> bytes:
+    """An answer of ours to the client; its details stand in Envoy's access log as %RESPONSE_CODE_DETAILS%."""
+    response = pb.ProcessingResponse()
+    answer = response.immediate_response
+    answer.status.code = refuse.status
+    answer.body = refuse.body
+    answer.details = f"endpoint_picker_{refuse.reason}"
+    _set_headers(answer.headers, refuse.headers)
+    return _serialised(response)
+
+
+def _set_headers(mutation: pb.HeaderMutation, headers: tuple[tuple[str, str], ...]) -> None:
+    for name, value in headers:
+        option = mutation.set_headers.add(append_action=_OVERWRITE)
+        option.header.key = name
+        option.header.raw_value = value.encode()
+
+
+def _serialised(response: pb.ProcessingResponse) -> bytes:
+    data: bytes = response.SerializeToString()
+    return data
