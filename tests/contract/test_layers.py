@@ -1,0 +1,256 @@
+"""The house as a test: who may import whom, who is pure, and which third-party client has which importers.
+
+The tables below are the rule; docs/architecture.md draws them. A new folder of agent/ fails until it has a row here,
+and so does a third-party client until somebody says who may import it.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Place(NamedTuple):
+    """A layer (a module imports its own or a lower one), and whether its modules are pure."""
+
+    layer: int
+    pure: bool
+
+
+P, S = True, False
+# The longest prefix of a module's name counts.
+PLACES: dict[str, Place] = {
+    "agent": Place(1, P),
+    "agent.config": Place(1, S),
+    "agent.clock": Place(1, S),
+    "agent.signals": Place(1, P),
+    "agent.events": Place(1, P),
+    "agent.profiles": Place(1, P),
+    "agent.scrape": Place(5, S),
+    "agent.scrape.page": Place(2, P),
+    "agent.scrape.schedule": Place(2, P),
+    "agent.engines": Place(2, P),
+    "agent.state": Place(3, P),
+    "agent.prefix": Place(3, P),
+    "agent.pick": Place(4, P),
+    "agent.route": Place(4, P),
+    "agent.scaling": Place(4, P),
+    "agent.envoy": Place(4, P),
+    "agent.discovery": Place(5, S),
+    "agent.serve": Place(5, S),
+    "agent.serve.session": Place(5, P),
+    "agent.serve.actions": Place(5, P),
+    "agent.serve.openai_error": Place(5, P),
+    "agent.instruments": Place(5, S),
+    "agent.log_lines": Place(5, S),
+    "agent.emulator": Place(5, S),
+    "agent.emulator.engine": Place(5, P),
+    "agent.app": Place(6, S),
+    "agent.commands": Place(7, S),
+    "agent.__main__": Place(7, S),
+    "exporters": Place(1, S),
+    "exporters.catalog": Place(1, P),
+    "exporters.gauge": Place(1, P),
+    "exporters.metric": Place(1, P),
+}
+# The emulator stands in for somebody else's program: it may know our words and nothing of what we do with them.
+ISLANDS: dict[str, frozenset[str]] = {
+    "agent.emulator": frozenset({"agent.emulator", "agent.signals", "agent.clock"}),
+    "exporters": frozenset({"exporters"}),
+}
+# What a pure module may import beside pure modules of ours: values and functions of values.
+PURE: frozenset[str] = frozenset(
+    """__future__ abc array base64 binascii bisect collections contextlib copy dataclasses difflib enum functools
+    hashlib heapq hmac ipaddress itertools json math operator orjson pkgutil re statistics string struct textwrap typing
+    unicodedata urllib.parse xxhash zlib""".split()
+)
+# Calls that read or write the outside world without an import.
+IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eval", "breakpoint"})
+# Clocks, and clients of other systems: who may import them. Several importers are there by nature or not at all.
+IMPORTERS: dict[str, frozenset[str]] = {
+    "time": frozenset({"agent.clock"}),
+    "datetime": frozenset(),
+    "sched": frozenset(),
+    "threading": frozenset(),
+    "logging": frozenset({"agent.log_lines"}),
+    "aiohttp": frozenset({"agent.emulator", "agent.serve"}),
+    "envoy": frozenset({"agent.serve.messages"}),
+    "google.protobuf": frozenset({"agent.serve.messages"}),
+    "grpc": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
+    "grpc_health": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
+    "prometheus_client": frozenset({"agent.instruments", "exporters.prometheus"}),
+    "rich": frozenset({"agent.commands"}),
+    "uvloop": frozenset({"agent.commands"}),
+    "yaml": frozenset({"agent.config.document"}),
+}
+# Codecs without a clock, a socket or a file: anybody's.
+CODECS: frozenset[str] = frozenset({"orjson", "xxhash"})
+FIRST_PARTY: frozenset[str] = frozenset({"agent", "exporters", "dashboards", "alerts"})
+SAY_NOTHING: frozenset[str] = frozenset(
+    "util utils helper helpers common manager managers misc base core types constants".split()
+)
+
+
+class Import(NamedTuple):
+    """A module that another one names, and where."""
+
+    module: str
+    line: int
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a source file below the root."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Module name -> source, of all that is shipped as code."""
+    files = (path for top in ("agent", "exporters") for path in (ROOT / top).rglob("*.py"))
+    return {module_name(path): path.read_text(encoding="utf-8") for path in files}
+
+
+def place(module: str) -> Place:
+    """The row of the longest prefix that has one. KeyError: a folder that nobody has given a layer."""
+    name = module
+    while name not in PLACES or (name == "agent" and module != "agent"):
+        name = name.rpartition(".")[0]
+        if not name:
+            raise KeyError(module)
+    return PLACES[name]
+
+
+def imports(source: str, known: Mapping[str, str]) -> Iterator[Import]:
+    """Every module that a source names in an import statement, wherever it stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, "imports are absolute"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield Import(full if full in known else node.module, node.lineno)
+
+
+def within(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(prefix + ".")
+
+
+def violations(modules: Mapping[str, str]) -> list[str]:
+    """What these sources do against the tables above, one sentence each."""
+    known = {**sources(), **modules}
+    return sorted({wrong for name, source in modules.items() for wrong in _violations(name, source, known)})
+
+
+def _violations(name: str, source: str, known: Mapping[str, str]) -> Iterator[str]:
+    try:
+        own = place(name)
+    except KeyError:
+        yield f"{name} has no layer: give its folder a row in PLACES"
+        return
+    island = next((allowed for prefix, allowed in ISLANDS.items() if within(name, prefix)), None)
+    for found, line in imports(source, known):
+        where = f"{name}:{line} imports {found}"
+        top = found.partition(".")[0]
+        if top in FIRST_PARTY:
+            if top not in {"agent", "exporters"}:
+                continue
+            try:
+                other = place(found)
+            except KeyError:
+                yield f"{where}, which has no layer"
+                continue
+            if island is not None and not any(within(found, allowed) for allowed in island):
+                yield f"{where}: it may know nothing but {', '.join(sorted(island))}"
+            if other.layer > own.layer:
+                yield f"{where}: layer {own.layer} may not know layer {other.layer}"
+            if own.pure and not other.pure:
+                yield f"{where}: a pure module may not know the shell"
+            continue
+        if own.pure and found not in PURE and top not in PURE:
+            yield f"{where}: a pure module may not"
+        key = next((key for key in IMPORTERS if within(found, key)), None)
+        if key is not None:
+            if not any(within(name, allowed) for allowed in IMPORTERS[key]):
+                yield f"{where}: only {', '.join(sorted(IMPORTERS[key])) or 'nobody'} may"
+        elif top not in sys.stdlib_module_names and top not in CODECS:
+            yield f"{where}, a third-party package without a row in IMPORTERS"
+    if own.pure:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS:
+                yield f"{name}:{node.lineno} calls {node.func.id}(): a pure module may not"
+
+
+def test_every_module_keeps_to_its_layer_and_its_purity() -> None:
+    found = violations(sources())
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("agent.state.probe", "from agent.pick import filters", "layer 3 may not know layer 4"),
+        ("agent.state.probe", "import agent.pick.filters", "layer 3 may not know layer 4"),
+        ("agent.pick.probe", "def f():\n    from agent.serve import ext_proc", "layer 4 may not know layer 5"),
+        ("agent.engines.probe", "import asyncio", "a pure module may not"),
+        ("agent.engines.probe", "import urllib.request", "a pure module may not"),
+        ("agent.engines.probe", "import logging", "a pure module may not"),
+        ("agent.pick.probe", "from agent.clock import Clock", "a pure module may not know the shell"),
+        ("agent.pick.probe", "print('seen')", "calls print()"),
+        ("agent.serve.probe", "from time import monotonic", "only agent.clock may"),
+        ("agent.serve.probe", "import boto3", "without a row in IMPORTERS"),
+        ("agent.novel.probe", "", "has no layer"),
+        ("agent.emulator.probe", "from agent.state import store", "may know nothing but"),
+        ("exporters.probe", "from agent import signals", "may know nothing but"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str, said: str) -> None:
+    found = violations({module: source})
+    assert any(wrong.startswith(module) and said in wrong for wrong in found), found
+
+
+def test_a_right_import_is_left_alone() -> None:
+    good = "from __future__ import annotations\nimport math, xxhash\nfrom agent.state import snapshot\n"
+    assert violations({"agent.pick.probe": good}) == []
+
+
+def test_every_row_of_the_tables_speaks_of_something_that_exists() -> None:
+    modules = sources()
+    rows = {*PLACES, *ISLANDS, *(name for names in IMPORTERS.values() for name in names)}
+    assert sorted(row for row in rows if not any(within(module, row) for module in modules)) == []
+    used = {found for source in modules.values() for found, _ in imports(source, modules)}
+    idle = [key for key, names in IMPORTERS.items() if names and not any(within(found, key) for found in used)]
+    assert idle == []
+
+
+def test_no_file_or_folder_has_a_name_that_says_nothing() -> None:
+    files = [path for top in ("agent", "exporters", "tests") for path in (ROOT / top).rglob("*.py")]
+    named = {part for path in files for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert named & SAY_NOTHING == set()
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    assert {name: length for name, source in sources().items() if (length := source.count("\n")) > 400} == {}
+
+
+def test_no_test_takes_sleep_by_name() -> None:
+    """`from time import sleep` would pass by the fixture that finds sleeping tests."""
+    taken = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and node.module in {"time", "asyncio"}
+        and any(alias.name == "sleep" for alias in node.names)
+    ]
+    assert taken == []
