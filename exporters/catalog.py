@@ -47,13 +47,13 @@ def _endpoint(name: str, unit: str, help: str) -> Metric:
 
 
 def _mean(of: str, unit: str, what: str, *aliases: str) -> Metric:
-    help = f"Mean {what} over the pool's endpoints with a fresh reading; absent when none has one"
-    return _state(f"llm_d_epp_average_{of}", unit, "name", help, *(_same(alias, "name") for alias in aliases))
+    text = f"Mean {what} over the pool's endpoints with a fresh reading; absent when none has one"
+    return _state(f"llm_d_epp_average_{of}", unit, "name", text, *(_same(alias, "name") for alias in aliases))
 
 
 def _deviation(of: str, unit: str, what: str) -> Metric:
-    help = f"Sample standard deviation of the {what} over the endpoints with a fresh reading; 0 for a single one"
-    return _state(f"llm_d_epp_std_dev_{of}", unit, "name", help)
+    text = f"Sample standard deviation of the {what} over the endpoints with a fresh reading; 0 for a single one"
+    return _state(f"llm_d_epp_std_dev_{of}", unit, "name", text)
 
 
 def _server_counter(name: str, unit: str, help: str) -> Metric:

@@ -1,0 +1,236 @@
+"""The hook: events become the agent's own metrics and its log lines.
+
+It is called for every pick and every scrape, so it looks its counters up once and keeps them: an event costs a few
+increments. All names, labels and buckets come from `exporters.catalog`. What a caller or a server chooses freely (model
+names, endpoints that come and go) is capped at a number of distinct values; what comes after counts as `other`, for as
+long as the process lives, so that no stranger can make the page grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
+
+from agent.clock import Clock
+from agent.events import (
+    Ended,
+    Event,
+    HealthChanged,
+    Picked,
+    Refused,
+    Reloaded,
+    ScrapeDone,
+    ScrapeFailed,
+    ServerRestarted,
+    StreamBroken,
+    WatcherDropped,
+)
+from agent.log_lines import LogLines
+from exporters import catalog
+from exporters.metric import Metric
+from exporters.prometheus import clean
+
+MODEL_NAMES: Final = 1000  # the reference's limit
+ENDPOINT_NAMES: Final = 10_000
+NAME_LENGTH: Final = 256  # characters; nobody names a model so, and a body may hold megabytes
+OTHER: Final = "other"
+
+# The reference's defaults for what no request says yet: whose it is, and how urgent.
+FAIRNESS_ID: Final = "default-flow"
+PRIORITY: Final = "0"
+
+# The reference's names of errors, by the HTTP status that they are answered with; others go by their status.
+ERROR_CODES: Final = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    412: "PreconditionFailed",
+    429: "ResourceExhausted",
+    500: "Internal",
+    503: "ServiceUnavailable",
+}
+
+
+class Names:
+    """At most `limit` distinct label values; whatever comes after, or is too long to be a name, is `other`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        """The name as a label's value."""
+        known = self._known.get(name)
+        if known is not None:
+            return known
+        if len(self._known) >= self._limit or len(name) > NAME_LENGTH:
+            return OTHER
+        self._known[name] = clean(name)
+        return self._known[name]
+
+
+class _Request(NamedTuple):
+    total: Counter
+    running: Gauge
+    duration: Histogram
+
+
+class _Pick(NamedTuple):
+    picks: Counter
+    prompt_tokens: Counter
+    hit_tokens: Counter
+    left_warmest: Counter
+
+
+class _Scrape(NamedTuple):
+    ok: Counter
+    duration: Histogram
+    page_bytes: Histogram
+
+
+class Instruments:
+    """Call it with every event. `registry` holds the metrics, this agent's alone; `log` writes the lines."""
+
+    def __init__(self, clock: Clock, log: LogLines | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self._log = log or LogLines(clock)
+        self._model = Names(MODEL_NAMES)
+        self._endpoint = Names(ENDPOINT_NAMES)
+        self._metrics: dict[str, Any] = {
+            row.name: self._make(row) for row in catalog.CATALOG.values() if row.origin == "events"
+        }
+        ProcessCollector(registry=self.registry)
+        self._decision: Histogram = self._metrics[catalog.DECISION.name]
+        # The children of labelled metrics, by what an event says; bounded because the label values are.
+        self._requests = cache(self._request)
+        self._picks = cache(self._pick)
+        self._scrapes = cache(self._scrape)
+        self._missing = lru_cache(1024)(self._missing_signals)
+        self._actions: dict[type, Callable[[Any], None]] = {
+            Ended: self._ended,
+            HealthChanged: self._health_changed,
+            Picked: self._picked,
+            Refused: self._refused,
+            Reloaded: self._reloaded,
+            ScrapeDone: self._scrape_done,
+            ScrapeFailed: self._scrape_failed,
+            ServerRestarted: self._server_restarted,
+            StreamBroken: self._stream_broken,
+            WatcherDropped: self._watcher_dropped,
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Count the event, and write a line where somebody wants to know."""
+        self._actions[type(event)](event)
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def _picked(self, event: Picked) -> None:
+        request = self._requests(self._model(event.model))
+        request.total.inc()
+        request.running.inc()
+        pick = self._picks(event.pool, event.profile, self._endpoint(event.endpoint))
+        pick.picks.inc()
+        pick.prompt_tokens.inc(event.prompt_tokens)
+        pick.hit_tokens.inc(event.predicted_hit_tokens)
+        if event.left_warmest:
+            pick.left_warmest.inc()
+        self._decision.observe(event.took)
+
+    def _ended(self, event: Ended) -> None:
+        request = self._requests(self._model(event.model))
+        request.running.dec()
+        request.duration.observe(event.took)
+        self._count(catalog.ENDED, event.pool, event.how)
+
+    def _refused(self, event: Refused) -> None:
+        model = self._model(event.model)
+        self._count(catalog.REQUESTS, model, model, FAIRNESS_ID, PRIORITY)
+        code = ERROR_CODES.get(event.status, str(event.status))
+        self._count(catalog.REQUEST_ERRORS, model, model, FAIRNESS_ID, PRIORITY, code)
+        self._count(catalog.REFUSALS, event.pool, str(event.status), event.reason)
+        self._log.refused(event)
+
+    def _stream_broken(self, event: StreamBroken) -> None:
+        self._count(catalog.STREAM_BREAKS, event.pool, event.reason)
+        self._log.stream_broken(event)
+
+    # -- scrapes ---------------------------------------------------------------------------------------------------
+
+    def _scrape_done(self, event: ScrapeDone) -> None:
+        scrape = self._scrapes(event.pool)
+        scrape.ok.inc()
+        scrape.duration.observe(event.took)
+        scrape.page_bytes.observe(event.size)
+        for counter in self._missing(event.pool, event.missing):
+            counter.inc()
+        for refusal in event.refused:
+            self._count(catalog.VALUES_REFUSED, event.pool, refusal.signal, refusal.reason)
+        self._log.scrape_done(event)
+
+    def _scrape_failed(self, event: ScrapeFailed) -> None:
+        self._count(catalog.SCRAPES, event.pool, "failed", event.reason)
+        self._log.scrape_failed(event)
+
+    def _health_changed(self, event: HealthChanged) -> None:
+        self._count(catalog.HEALTH_CHANGES, event.pool, event.new)
+        self._log.health_changed(event)
+
+    def _server_restarted(self, event: ServerRestarted) -> None:
+        self._count(catalog.SERVER_RESTARTS, event.pool, event.reason)
+        self._log.server_restarted(event)
+
+    # -- the rest --------------------------------------------------------------------------------------------------
+
+    def _reloaded(self, event: Reloaded) -> None:
+        self._count(catalog.RELOADS, "ok" if event.ok else "failed")
+        self._log.reloaded(event)
+
+    def _watcher_dropped(self, event: WatcherDropped) -> None:
+        self._count(catalog.WATCHERS_DROPPED, event.reason)
+        self._log.watcher_dropped(event)
+
+    # -- metrics ---------------------------------------------------------------------------------------------------
+
+    def _make(self, row: Metric) -> MetricWrapperBase:
+        if row.type == "histogram":
+            return Histogram(row.name, row.help, row.labels, buckets=row.buckets, registry=self.registry)
+        make = Counter if row.type == "counter" else Gauge
+        return make(row.name, row.help, row.labels, registry=self.registry)
+
+    def _child(self, row: Metric, *labels: str) -> Any:
+        return self._metrics[row.name].labels(*labels)
+
+    def _count(self, row: Metric, *labels: str) -> None:
+        self._child(row, *labels).inc()
+
+    def _request(self, model: str) -> _Request:
+        labels = (model, model, FAIRNESS_ID, PRIORITY)
+        return _Request(
+            self._child(catalog.REQUESTS, *labels),
+            self._child(catalog.REQUESTS_RUNNING, *labels),
+            self._child(catalog.REQUEST_DURATION, *labels),
+        )
+
+    def _pick(self, pool: str, profile: str, endpoint: str) -> _Pick:
+        return _Pick(
+            self._child(catalog.PICKS, pool, profile, endpoint),
+            self._child(catalog.PICK_PROMPT_TOKENS, pool),
+            self._child(catalog.PICK_HIT_TOKENS, pool),
+            self._child(catalog.LEFT_WARMEST, pool),
+        )
+
+    def _scrape(self, pool: str) -> _Scrape:
+        return _Scrape(
+            self._child(catalog.SCRAPES, pool, "ok", ""),
+            self._child(catalog.SCRAPE_DURATION, pool),
+            self._child(catalog.PAGE_BYTES, pool),
+        )
+
+    def _missing_signals(self, pool: str, missing: tuple[str, ...]) -> tuple[Counter, ...]:
+        return tuple(self._child(catalog.MISSING, pool, signal) for signal in missing)
