@@ -1,0 +1,120 @@
+"""What no single option can know: combinations that cannot be, each with what to write instead."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+from agent.config.options import Config
+from agent.config.plugins import Vocabulary
+from agent.config.reading import Reader
+from agent.config.values import meant, quote, show_duration, split_address
+
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})
+
+
+class _Listener(NamedTuple):
+    key: str
+    address: str
+
+
+def check(config: Config, reader: Reader, words: Vocabulary | None) -> None:
+    """Add a problem for each combination that cannot be."""
+    _times(config, reader)
+    _rates(config, reader)
+    _listeners(config, reader)
+    names: dict[str, int] = {}
+    for place, pool in enumerate(config.pools):
+        key = f"pools[{place}]"
+        if pool.name in names:
+            reader.wrong_at(f"{key}.name", f"a second pool named {quote(pool.name)}; give each pool its own name:")
+        names.setdefault(pool.name, place)
+        if pool.profile not in config.profiles:
+            reader.wrong_at(f"{key}.profile", f"there is no profile {quote(pool.profile)}; {meant(pool.profile, sorted(config.profiles))}")
+        if words is not None:
+            _engines(config, place, reader, words)
+        seen: dict[str, str] = {}
+        for number, endpoint in enumerate(pool.endpoints):
+            path = f"{key}.endpoints[{number}]"
+            if endpoint.address in seen:
+                reader.wrong_at(path, f"{endpoint.address} stands twice in this pool, first at {seen[endpoint.address]}; keep one")
+            seen.setdefault(endpoint.address, path)
+
+
+def _times(config: Config, reader: Reader) -> None:
+    interval, timeout, stale = config.scrape.interval, config.scrape.timeout, config.state.stale_after
+    if stale <= interval:
+        advice = f"write staleAfter: {show_duration(3 * interval)} or more, or a shorter scrape.interval"
+        what = f"{show_duration(stale)} is not above scrape.interval ({show_duration(interval)}), so no value would ever be fresh"
+        reader.wrong_at("state.staleAfter", f"{what}; {advice}", stands="" if "state.staleAfter" in reader.marks else "scrape.interval")
+    if timeout > stale:
+        what = f"{show_duration(timeout)} is above state.staleAfter ({show_duration(stale)}), so a slow page would be stale on arrival"
+        reader.wrong_at(
+            "scrape.timeout",
+            f"{what}; write timeout: {show_duration(min(interval, stale))} or less",
+            stands="" if "scrape.timeout" in reader.marks else "state.staleAfter",
+        )
+
+
+def _rates(config: Config, reader: Reader) -> None:
+    rate = config.prefill_rate
+    if rate.low > rate.high:
+        reader.wrong_at("prefillRate.low", f"{rate.low:g} is above prefillRate.high ({rate.high:g}); write a smaller low or a larger high")
+    elif not rate.low <= rate.default <= rate.high:
+        reader.wrong_at(
+            "prefillRate.default", f"{rate.default:g} is outside low to high; write a rate from {rate.low:g} to {rate.high:g}"
+        )
+    index = config.prefix_index
+    if index.max_tokens < index.block_tokens:
+        reader.wrong_at(
+            "prefixIndex.maxTokens",
+            f"{index.max_tokens} is less than one block ({index.block_tokens}), so nothing would match; "
+            f"write {index.block_tokens} or more",
+        )
+
+
+def _listeners(config: Config, reader: Reader) -> None:
+    pickers = [_Listener(f"pools[{place}].extProcAddress", pool.ext_proc_address) for place, pool in enumerate(config.pools)]
+    for one, other in combinations([*pickers, _Listener("admin.address", config.admin.address)], 2):
+        if not _clash(one.address, other.address):
+            continue
+        later = one if other.key == "admin.address" and "admin.address" not in reader.marks else other
+        first = other if later is one else one
+        if other.key == "admin.address":
+            why = "one port cannot be both a picker port and the admin port"
+        else:
+            why = "each pool needs a picker port of its own"
+        reader.wrong_at(
+            later.key, f"{later.address} is also {first.key}, and {why}; write another port, or port 0 for any free one"
+        )
+    for place, pool in enumerate(config.pools):
+        for number, endpoint in enumerate(pool.endpoints):
+            for listener in (*pickers, _Listener("admin.address", config.admin.address)):
+                if endpoint.address == listener.address:
+                    reader.wrong_at(
+                        f"pools[{place}].endpoints[{number}]",
+                        f"{endpoint.address} is our own {listener.key}; write the address of a model server",
+                    )
+
+
+def _clash(one: str, other: str) -> bool:
+    """True when both addresses cannot be listened on at once."""
+    (host, port), (other_host, other_port) = split_address(one), split_address(other)
+    if port != other_port or port == 0:
+        return False
+    return host == other_host or host in _EVERYWHERE or other_host in _EVERYWHERE
+
+
+def _engines(config: Config, place: int, reader: Reader, words: Vocabulary) -> None:
+    pool = config.pools[place]
+    if pool.engine not in words.engines:
+        reader.wrong_at(
+            f"pools[{place}].engine", f"{quote(pool.engine)} is no engine; {meant(pool.engine, words.engines)}"
+        )
+        return
+    for number, endpoint in enumerate(pool.endpoints):
+        if endpoint.engine not in words.engines:
+            reader.wrong_at(
+                f"pools[{place}].endpoints[{number}].engine",
+                f"{quote(endpoint.engine)} is no engine; {meant(endpoint.engine, words.engines)}",
+            )

@@ -1,0 +1,184 @@
+"""Every option of ours: its key, what it may hold, its default and its meaning, as the fields of frozen dataclasses.
+
+This is the one table of options. The reader walks it, `igw check` prints it, docs/configuration.md is compared with it.
+A field `stale_after` is the key `staleAfter`. Durations are in seconds here, sizes in bytes, rates in tokens per second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from agent.config.values import Address, Duration, Kind, Name, Number, Size, Switch, UrlPath
+from agent.profiles import DEFAULT_PROFILE, ProfileSpec
+
+_UNSET: Final = object()
+
+DEFAULT_EXT_PROC_ADDRESS: Final = "127.0.0.1:9002"
+MIN_INTERVAL: Final = 0.05
+
+
+def option(kind: Kind, meaning: str, default: Any = _UNSET, *, shown: str = "", live: bool = True) -> Any:
+    """A field that the file may set. `shown` is the default in words where it depends; `live` if a reload can change it."""
+    metadata = {"kind": kind, "meaning": meaning, "shown": shown, "live": live}
+    return dataclasses.field(metadata=metadata) if default is _UNSET else dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One model server as the configuration names it. `host` may be a name, which may stand for several servers."""
+
+    address: str = option(Address(), "where the server listens; a name stands for all its addresses", shown="required")
+    engine: str = option(Name(), "what runs there", shown="the pool's engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Model servers that can take each other's requests, behind one picker port."""
+
+    endpoints: tuple[Endpoint, ...]
+    name: str = option(Name(), "the pool's name in metrics, state and logs", "default", live=False)
+    engine: str = option(Name(), "what its model servers run, where an endpoint does not say", "vllm")
+    profile: str = option(
+        Name(),
+        "the profile that picks: a ready-made one or one of `schedulingProfiles`",
+        DEFAULT_PROFILE,
+        shown="the file's profile when it has exactly one, else `least-cost`",
+    )
+    ext_proc_address: str = option(
+        Address(any_port=True), "where Envoy's ext_proc filter for this pool connects", DEFAULT_EXT_PROC_ADDRESS, live=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """How model servers are asked for their metrics."""
+
+    interval: float = option(Duration(MIN_INTERVAL, 3600), "time between two scrapes of an endpoint", 1.0)
+    timeout: float = option(Duration(0.01, 60), "how long an answer may take, to its last byte", 1.0)
+    path: str = option(UrlPath(), "the page with the metrics", "/metrics")
+    max_page_bytes: int = option(Size(1024, 256 << 20), "a longer page is refused", 4 << 20)
+    models_interval: float = option(Duration(1, 3600), "time between two questions for the models that are served", 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """When we stop believing what we know."""
+
+    stale_after: float = option(
+        Duration(0.1, 3600),
+        "a reading of this age is withheld, and an endpoint without a younger page gets no requests",
+        3.0,
+        shown="`3s`, or three intervals where that is longer",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillRate:
+    """How fast a server prefills, in tokens of uncached prompt per second."""
+
+    fixed: float | None = option(Number(1, 1e9), "use this rate and learn none", None, shown="learnt for each endpoint")
+    default: float = option(Number(1, 1e9), "the rate until one was learnt", 15_928.0)
+    low: float = option(Number(1, 1e9), "a learnt rate below this is raised to it", 100.0)
+    high: float = option(Number(1, 1e9), "a learnt rate above this is lowered to it", 1_000_000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixIndex:
+    """What the agent remembers of the prompts that it sent where."""
+
+    block_tokens: int = option(Number(16, 4096, whole=True), "tokens in one block of the index", 64, live=False)
+    bytes_per_token: int = option(Number(1, 64, whole=True), "bytes of prompt text that are taken for one token", 4, live=False)
+    max_tokens: int = option(Number(64, 1 << 24, whole=True), "the part of a prompt that is compared", 131_072, live=False)
+    capacity_blocks: int = option(
+        Number(1, 10_000_000, whole=True), "blocks remembered for an endpoint that does not report its cache", 31_250, live=False
+    )
+    auto_size: bool = option(Switch(), "follow the cache size that an endpoint reports", default=True, live=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtProc:
+    """The picker ports."""
+
+    max_body: int = option(Size(1024, 256 << 20), "a longer request body is answered with 413", 16 << 20, live=False)
+    drain_timeout: float = option(Duration(0, 3600), "how long a stop waits for requests that are being picked for", 30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """The HTTP port for people, Prometheus and gateways."""
+
+    address: str = option(
+        Address(any_port=True), "serves /metrics, /v1/..., /healthz and /readyz", "127.0.0.1:9090", live=False
+    )
+    max_watchers: int = option(Number(0, 10_000, whole=True), "readers of /v1/state/watch at a time", 64, live=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """How a changed file is noticed; SIGHUP always works."""
+
+    interval: float = option(Duration(0.1, 3600), "time between two looks at the file and at the names of endpoints", 2.0)
+
+
+SECTIONS: Final[Mapping[str, type]] = {
+    "scrape": Scrape,
+    "state": State,
+    "prefillRate": PrefillRate,
+    "prefixIndex": PrefixIndex,
+    "extProc": ExtProc,
+    "admin": Admin,
+    "reload": Reload,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration that was checked as a whole. `notes` say what was read and has no effect, and why."""
+
+    source: str
+    pools: tuple[Pool, ...]
+    profiles: Mapping[str, ProfileSpec]
+    scrape: Scrape
+    state: State
+    prefill_rate: PrefillRate
+    prefix_index: PrefixIndex
+    ext_proc: ExtProc
+    admin: Admin
+    reload: Reload
+    notes: tuple[str, ...] = ()
+
+
+class Option(NamedTuple):
+    """One row of the table of options."""
+
+    key: str
+    field: str
+    kind: Kind
+    default: str
+    meaning: str
+    live: bool
+
+
+def camel(field: str) -> str:
+    """`stale_after` -> `staleAfter`."""
+    first, *rest = field.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def options(section: type) -> Iterator[Option]:
+    """The options of one section, in the order in which they are documented."""
+    for field in dataclasses.fields(section):
+        if "kind" not in field.metadata:
+            continue
+        kind: Kind = field.metadata["kind"]
+        default = field.metadata["shown"] or f"`{kind.show(field.default)}`"
+        yield Option(camel(field.name), field.name, kind, default, field.metadata["meaning"], field.metadata["live"])
+
+
+def reference() -> list[Option]:
+    """Every option of ours with its whole key, such as `scrape.interval` or `pools[].endpoints[].address`."""
+    parts = [("pools[].", Pool), ("pools[].endpoints[].", Endpoint), *((f"{key}.", part) for key, part in SECTIONS.items())]
+    return [row._replace(key=prefix + row.key) for prefix, part in parts for row in options(part)]

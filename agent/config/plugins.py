@@ -1,0 +1,428 @@
+"""The part of the document that the field defines: plugins, scheduling profiles, data layer, feature gates.
+
+An EndpointPickerConfig file loads as it is. Plugins that filter and score become a `ProfileSpec`; what other plugins
+ask for is built in here, so they are accepted, and those of their parameters that say something are carried over into
+our own sections (`Found.settings`). A type or a feature that the field has and this version does not do is refused by name:
+a picker that silently leaves out half of its rules is worse than one that does not start.
+Names and defaults: llm-d router v0.10, EndpointPickerConfig v1alpha1; older spellings: Gateway API Inference Extension 1.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from agent.config.document import Mark, Node, Scalar, Table, as_bool, as_number, is_null, kind_of, plain
+from agent.config.reading import Reader
+from agent.config.values import Duration, Name, Number, Wrong, meant, quote
+from agent.profiles import PluginSpec, ProfileSpec
+
+API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking.x-k8s.io/v1alpha1")
+KIND: Final = "EndpointPickerConfig"
+FIELD_KEYS: Final = (
+    "apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", "data", "flowControl",
+    "requestHandler", "parser", "saturationDetector",
+)  # fmt: skip
+
+# What these do is built in: the index of prefixes, the work in flight, the scrape, the reading of bodies.
+BUILT_IN: Final = (
+    "anthropic-parser", "approx-prefix-cache-producer", "core-metrics-extractor", "inflight-load-producer",
+    "max-score-picker", "metrics-data-source", "models-data-extractor", "models-data-source", "openai-parser",
+    "passthrough-parser", "single-profile-handler", "token-producer", "vllmhttp-parser",
+)  # fmt: skip
+NOT_YET: Final = (
+    "active-request-scorer", "agent-identity", "always-disagg-multimodal-decider", "always-disagg-pd-decider",
+    "burst-prefix-cache-producer", "by-label", "by-label-selector", "concurrency-detector", "context-length-aware",
+    "data-parallel-profile-handler", "dcgm-data-source", "decode-filter", "disagg-headers-handler",
+    "disagg-profile-handler", "disaggregatedset-rollout-screener", "edf-ordering-policy", "encode-filter",
+    "endpoint-attribute-filter", "endpoint-attribute-scorer", "endpoint-notification-source", "fcfs-ordering-policy",
+    "file-discovery", "global-strict-fairness-policy", "header-based-testing-filter", "header-label-affinity-scorer",
+    "header-profile-handler", "k8s-notification-source", "label-selector-filter", "latency-scorer",
+    "latency-slo-admitter", "load-aware-scorer", "mm-embeddings-cache-producer", "mm-embeddings-cache-scorer",
+    "models-responder", "no-hit-lru-scorer", "p2p-source-producer", "pd-profile-handler",
+    "precise-prefix-cache-producer", "precise-prefix-cache-scorer", "predicted-latency-producer",
+    "prefill-filter", "prefill-header-handler", "prefix-based-pd-decider", "priority-holdback-policy",
+    "probabilistic-admitter", "program-aware-fairness", "random-picker", "request-attribute-reporter",
+    "round-robin-fairness-policy", "session-affinity-filter", "session-affinity-scorer", "session-id-producer",
+    "sglanghttp-parser", "slo-deadline-ordering-policy", "slo-headroom-tier-filter", "soft-reflective-ceiling-policy",
+    "static-usage-limit-policy", "topology-affinity-filter", "topology-affinity-scorer", "utilization-detector",
+    "utilization-filter", "vertexai-parser", "vllmgrpc-parser", "weighted-random-picker",
+)  # fmt: skip
+_RENAMED: Final = {"kv-cache-scorer": "kv-cache-utilization-scorer"}  # the name until GIE 1.0
+
+_GATES_NOT_YET: Final = ("flowControl", "HAPopulateNonLeaderDatastore")
+_GATES_BUILT_IN: Final = ("dataLayer", "prepareDataPlugins")
+_FIELD_MIN_BLOCK_TOKENS: Final = 64  # the field raises smaller blocks to this
+
+NOT_YET_SAYS: Final = "is known, but this version does not do it yet; remove it"
+
+
+class Vocabulary(NamedTuple):
+    """The names that the parts above the configuration know, and how a plugin's parameters are checked.
+
+    `check(type, parameters)` returns None or the name of a parameter and what is wrong with it.
+    """
+
+    engines: tuple[str, ...]
+    filters: tuple[str, ...]
+    scorers: tuple[str, ...]
+    check: Callable[[str, Mapping[str, object]], tuple[str, str] | None]
+
+
+class Setting(NamedTuple):
+    """A value for one of our own sections that stands in the field's part of the document."""
+
+    value: Any
+    mark: Mark
+    key: str
+
+
+@dataclass(slots=True)
+class Found:
+    """What the field's part of the document says."""
+
+    profiles: dict[str, ProfileSpec] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)  # "prefixIndex.blockTokens" -> setting
+    notes: list[str] = field(default_factory=list)
+
+
+class _Plugin(NamedTuple):
+    spec: PluginSpec
+    role: str
+    mark: Mark
+
+
+def read(document: Table, reader: Reader, words: Vocabulary | None) -> Found:
+    """The field's part of the document; problems go to the reader."""
+    return _FieldPart(reader, words).read(document)
+
+
+class _FieldPart:
+    def __init__(self, reader: Reader, words: Vocabulary | None) -> None:
+        self.reader = reader
+        self.words = words
+        self.found = Found()
+        self.plugins: dict[str, _Plugin] = {}
+
+    def read(self, document: Table) -> Found:
+        entries, reader = document.entries, self.reader
+        for key, valid in (("apiVersion", API_VERSIONS), ("kind", (KIND,))):
+            if key not in entries:
+                reader.wrong(document.mark, key, f"missing; write {key}: {valid[0]}")
+            else:
+                reader.value(document, "", key, Name(valid))
+        gates = self._gates(entries.get("featureGates"))
+        for key, node in reader.items(entries.get("plugins"), "plugins"):
+            self._plugin(key, node)
+        for key, node in reader.items(entries.get("schedulingProfiles"), "schedulingProfiles"):
+            self._profile(key, node)
+        for key in ("dataLayer", "data"):
+            self._data_layer(entries.get(key), key)
+        handler = reader.table(entries.get("requestHandler"), "requestHandler")
+        if handler is not None:
+            reader.known(handler, "requestHandler", ("parsers",))
+            for key, node in reader.items(handler.entries.get("parsers"), "requestHandler.parsers"):
+                self._reference(key, node, "parser")
+        if "parser" in entries and not is_null(entries["parser"]):
+            self._reference("parser", entries["parser"], "parser")
+        if "saturationDetector" in entries and not is_null(entries["saturationDetector"]):
+            reader.wrong(document.marks["saturationDetector"], "saturationDetector", NOT_YET_SAYS)
+        if "flowControl" in entries and not is_null(entries["flowControl"]) and not gates:
+            self.found.notes.append("flowControl: without effect, as its feature gate is off")
+        return self.found
+
+    def _gates(self, node: Node | None) -> bool:
+        """Read the feature gates; True when one is on that we refuse."""
+        refused = False
+        for key, item in self.reader.items(node, "featureGates"):
+            text = item.text if isinstance(item, Scalar) else ""
+            name, _, value = text.partition("=")
+            if name in _GATES_NOT_YET:
+                if value.lower() == "false":
+                    continue
+                refused = True
+                self.reader.wrong(item.mark, key, f"{name} {NOT_YET_SAYS}")
+            elif name not in _GATES_BUILT_IN:
+                self.reader.wrong(
+                    item.mark, key, f"{quote(text)} is no feature gate; {meant(name, (*_GATES_BUILT_IN, *_GATES_NOT_YET))}"
+                )
+        return refused
+
+    # -- plugins ---------------------------------------------------------------------------------------------------
+
+    def _plugin(self, key: str, node: Node) -> None:
+        table = self.reader.table(node, key)
+        if table is None:
+            if is_null(node):
+                self.reader.wrong(node.mark, key, "empty; write type: and the plugin's type")
+            return
+        self.reader.known(table, key, ("name", "type", "parameters"))
+        kind = table.entries.get("type")
+        if kind is None or is_null(kind) or not isinstance(kind, Scalar):
+            said = "missing" if kind is None else f"{kind_of(kind)} is no type"
+            self.reader.wrong(table.mark, f"{key}.type", f"{said}; write the plugin's type, such as queue-scorer")
+            return
+        type_ = _RENAMED.get(kind.text, kind.text)
+        name = kind.text
+        if "name" in table.entries:
+            name = self.reader.value(table, key, "name", Name()) or kind.text
+        if name in self.plugins:
+            first = self.plugins[name].mark
+            self.reader.wrong(
+                table.mark, key, f"a second plugin named {quote(name)}, the first is on line {first}; give one of them a name:"
+            )
+            return
+        role = self._role(type_)
+        if role == "":
+            self.reader.wrong(kind.mark, f"{key}.type", self._unknown(type_))
+        parameters = self.reader.table(table.entries.get("parameters"), f"{key}.parameters")
+        left = self._carry(type_, f"{key}.parameters", parameters) if parameters is not None and role else {}
+        spec = PluginSpec(type_, name, left)
+        self.plugins[name] = _Plugin(spec, role, table.mark)
+        if role in {"filter", "scorer"} and self.words is not None:
+            bad = self.words.check(type_, left)
+            if bad is not None:
+                self.reader.wrong_at(f"{key}.parameters.{bad[0]}", bad[1])
+
+    def _role(self, type_: str) -> str:
+        if type_ in BUILT_IN:
+            return type_.rpartition("-")[2]
+        if self.words is None:
+            kind = type_.rpartition("-")[2]
+            return kind if kind in {"filter", "scorer"} and type_ not in NOT_YET else ""
+        return "filter" if type_ in self.words.filters else "scorer" if type_ in self.words.scorers else ""
+
+    def _unknown(self, type_: str) -> str:
+        if type_ in NOT_YET:
+            return f"{type_} {NOT_YET_SAYS}"
+        ours = (*self.words.filters, *self.words.scorers) if self.words else ()
+        return f"{quote(type_)} is no plugin type; {meant(type_, sorted((*BUILT_IN, *ours)))}"
+
+    def _carry(self, type_: str, key: str, parameters: Table) -> dict[str, object]:
+        """The parameters that are the plugin's own; the others were understood here."""
+        rules = _PARAMETERS.get(type_, {})
+        left: dict[str, object] = {}
+        for name, node in parameters.entries.items():
+            path = f"{key}.{name}"
+            self.reader.marks[path] = parameters.marks[name]
+            rule = rules.get(name)
+            if rule is not None:
+                try:
+                    rule(self, type_, path, node)
+                except Wrong as wrong:
+                    self.reader.wrong(node.mark, path, str(wrong))
+            elif type_ in BUILT_IN:
+                what = f"unknown parameter; {meant(name, sorted(rules))}" if rules else "takes no parameters; remove it"
+                self.reader.wrong(parameters.marks[name], path, what)
+            else:
+                left[name] = plain(node)
+        return left
+
+    def note(self, type_: str, path: str, why: str) -> None:
+        """Something that was read and has no effect."""
+        self.found.notes.append(f"{path} of {type_}: without effect, {why}")
+
+    def set(self, option: str, value: Any, path: str, mark: Mark) -> None:
+        """A value for one of our own sections."""
+        self.found.settings.setdefault(option, Setting(value, mark, path))
+
+    # -- what refers to plugins ------------------------------------------------------------------------------------
+
+    def _referred(self, key: str, table: Table) -> _Plugin | None:
+        node = table.entries.get("pluginRef")
+        if not isinstance(node, Scalar) or is_null(node):
+            said = "missing" if node is None else f"{kind_of(node)} is no name"
+            self.reader.wrong(table.mark, f"{key}.pluginRef", f"{said}; write the name of an entry of plugins")
+            return None
+        plugin = self.plugins.get(node.text)
+        if plugin is None:
+            there = meant(node.text, sorted(self.plugins)) if self.plugins else "write it there"
+            self.reader.wrong(node.mark, f"{key}.pluginRef", f"{quote(node.text)} is no entry of plugins; {there}")
+        return plugin
+
+    def _reference(self, key: str, node: Node, role: str) -> None:
+        """A reference to a plugin of this role and nothing more."""
+        table = self.reader.table(node, key)
+        if table is None:
+            return
+        self.reader.known(table, key, ("pluginRef",))
+        plugin = self._referred(key, table)
+        if plugin is not None and plugin.role not in {role, ""}:
+            self.reader.wrong(table.mark, f"{key}.pluginRef", f"{plugin.spec.type} is no {role}; name one")
+
+    def _profile(self, key: str, node: Node) -> None:
+        table = self.reader.table(node, key)
+        if table is None:
+            return
+        self.reader.known(table, key, ("name", "plugins"))
+        if "name" not in table.entries:
+            self.reader.wrong(table.mark, f"{key}.name", "missing; write the profile's name, such as default")
+        name = self.reader.value(table, key, "name", Name()) or ""
+        filters: list[PluginSpec] = []
+        scorers: list[tuple[PluginSpec, float]] = []
+        seen: set[str] = set()
+        for path, item in self.reader.items(table.entries.get("plugins"), f"{key}.plugins"):
+            entry = self.reader.table(item, path)
+            if entry is None:
+                continue
+            self.reader.known(entry, path, ("pluginRef", "weight"))
+            weight = self.reader.value(entry, path, "weight", Number(0, 1e6)) if "weight" in entry.entries else None
+            plugin = self._referred(path, entry)
+            if plugin is None or plugin.role == "":
+                continue
+            if plugin.spec.name in seen:
+                self.reader.wrong(entry.mark, path, f"{quote(plugin.spec.name)} stands twice in this profile; keep one")
+            seen.add(plugin.spec.name)
+            if plugin.role == "filter":
+                filters.append(plugin.spec)
+            elif plugin.role == "scorer":
+                scorers.append((plugin.spec, 1.0 if weight is None else weight))
+            elif plugin.role != "picker":
+                self.reader.wrong(
+                    entry.mark, path, f"{plugin.spec.type} has no place in a profile; name filters, scorers and a picker"
+                )
+            if weight is not None and plugin.role != "scorer":
+                self.found.notes.append(f"{path}.weight: without effect, as {plugin.spec.type} is no scorer")
+        if not scorers and not any(problem.key.startswith((key, "plugins")) for problem in self.reader.problems):
+            self.reader.wrong(table.mark, key, "no scorer in this profile; add the pluginRef of at least one")
+        if name in self.found.profiles:
+            self.reader.wrong(table.mark, f"{key}.name", f"a second profile named {quote(name)}; give it another name")
+        elif name:
+            self.found.profiles[name] = ProfileSpec(name, tuple(filters), tuple(scorers))
+
+    def _data_layer(self, node: Node | None, key: str) -> None:
+        table = self.reader.table(node, key)
+        if table is None:
+            return
+        not_yet = ("discovery", "peerDiscovery", "crossReplicaSyncerPluginRef", "crossReplicaSyncInterval")
+        self.reader.known(table, key, ("injectDefaults", "sources", *not_yet))
+        for name in not_yet:
+            if name in table.entries and not is_null(table.entries[name]):
+                self.reader.wrong(table.marks[name], f"{key}.{name}", NOT_YET_SAYS)
+        if "injectDefaults" in table.entries and as_bool(table.entries["injectDefaults"]) is None:
+            self.reader.wrong(table.marks["injectDefaults"], f"{key}.injectDefaults", "write true or false")
+        for path, item in self.reader.items(table.entries.get("sources"), f"{key}.sources"):
+            source = self.reader.table(item, path)
+            if source is None:
+                continue
+            self.reader.known(source, path, ("pluginRef", "interval", "extractors"))
+            plugin = self._referred(path, source)
+            if "interval" in source.entries and plugin is not None:
+                interval = self.reader.value(source, path, "interval", Duration(0.05, 3600))
+                option = "scrape.interval" if plugin.spec.type == "metrics-data-source" else "scrape.modelsInterval"
+                if interval is not None:
+                    self.set(option, interval, f"{path}.interval", source.marks["interval"])
+            for extractor, entry in self.reader.items(source.entries.get("extractors"), f"{path}.extractors"):
+                self._reference(extractor, entry, "extractor")
+
+
+Rule = Callable[[_FieldPart, str, str, Node], None]
+
+
+def _ignored(why: str) -> Rule:
+    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
+        part.note(type_, path, why)
+
+    return rule
+
+
+def _only(value: str, otherwise: str) -> Rule:
+    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
+        if not isinstance(node, Scalar) or node.text != value:
+            raise Wrong(f"{otherwise}; write {value} or leave it out")
+
+    return rule
+
+
+def _sets(option: str, low: float, high: float, least: float = 0, each: float = 1) -> Rule:
+    """The parameter sets one of our whole numbers, `each` times it, and at least to `least`."""
+
+    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
+        value = Number(low, high, whole=True).read(node)
+        if value == 0:  # the field's word for "not set"
+            return
+        wanted = int(value * each)
+        if wanted < least:
+            part.found.notes.append(f"{path} of {type_}: {wanted} is too small for an index, {least:g} is used")
+        part.set(option, max(wanted, int(least)), path, node.mark)
+
+    return rule
+
+
+def _sets_switch(option: str) -> Rule:
+    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
+        value = as_bool(node)
+        if value is None:
+            raise Wrong(f"{kind_of(node)} is neither true nor false; write true or false")
+        part.set(option, value, path, node.mark)
+
+    return rule
+
+
+def _sets_text(option: str) -> Rule:
+    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
+        if not isinstance(node, Scalar) or is_null(node) or as_number(node) is not None:
+            raise Wrong(f"{kind_of(node)} is no text; write a word")
+        part.set(option, node.text, path, node.mark)
+
+    return rule
+
+
+def _not_yet(part: _FieldPart, type_: str, path: str, node: Node) -> None:
+    if not is_null(node):
+        raise Wrong(f"this {NOT_YET_SAYS}")
+
+
+_ONE_PRODUCER: Final = _ignored("as there is one producer only")
+_BLOCKS: Final = {
+    "autoTune": _sets_switch("prefixIndex.autoSize"),
+    "blockSizeTokens": _sets("prefixIndex.blockTokens", 0, 4096, _FIELD_MIN_BLOCK_TOKENS),
+    "blockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, _FIELD_MIN_BLOCK_TOKENS, 1 / 4),  # in characters
+    "hashBlockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, _FIELD_MIN_BLOCK_TOKENS, 1 / 4),
+    "lruCapacityPerServer": _sets("prefixIndex.capacityBlocks", 0, 10_000_000),
+    "maxPrefixBlocksToMatch": _ignored("prefixIndex.maxTokens says how much of a prompt is compared"),
+    "maxPrefixTokensToMatch": _sets("prefixIndex.maxTokens", 0, 1 << 24),
+}
+# What the field's plugins take beside the parameters that our own filters and scorers read themselves.
+_PARAMETERS: Final[Mapping[str, Mapping[str, Rule]]] = {
+    "approx-prefix-cache-producer": _BLOCKS,
+    "prefix-cache-scorer": {
+        **_BLOCKS,
+        "matchLengthWeight": _only("0", "the length of a match is not weighed"),
+        "matchLengthScaleTokens": _ignored("as the length of a match is not weighed"),
+        "prefixMatchInfoProducerName": _ONE_PRODUCER,
+    },
+    "prefix-cache-affinity-filter": {
+        "inFlightLoadProducerName": _ONE_PRODUCER,
+        "latencyPredictionInfoProducerName": _ONE_PRODUCER,
+        "peakPrefillThroughput": _ignored("as the prefill rate is learnt; prefillRate.fixed sets one"),
+        "prefixMatchInfoProducerName": _ONE_PRODUCER,
+        "ttftSource": _only("prefillThroughput", "the first token is estimated from the prefill rate"),
+    },
+    "token-load-scorer": {
+        "inFlightLoadProducerName": _ONE_PRODUCER,
+        "nonTextTokenWeight": _ignored("as images are not counted in tokens"),
+    },
+    "inflight-load-producer": {
+        "addEstimatedOutputTokens": _only("false", "only prompt tokens are counted"),
+        "prefixMatchInfoProducerName": _ONE_PRODUCER,
+        "syncCrossReplicaState": _ignored("as there is one replica"),
+    },
+    "max-score-picker": {"maxNumOfEndpoints": _only("1", "one endpoint is picked")},
+    "metrics-data-source": {
+        "insecureSkipVerify": _ignored("as metrics are read over http"),
+        "path": _sets_text("scrape.path"),
+        "scheme": _only("http", "metrics are read over http in this version"),
+    },
+    "models-data-source": {
+        "insecureSkipVerify": _ignored("as models are asked for over http"),
+        "path": _only("/v1/models", "models are asked for where OpenAI has them"),
+        "scheme": _only("http", "models are asked for over http in this version"),
+    },
+    "core-metrics-extractor": {
+        "defaultEngine": _sets_text("pools[].engine"),
+        "engineConfigs": _not_yet,
+        "engineLabelKey": _ignored("as endpoints of this file have no labels"),
+    },
+}
