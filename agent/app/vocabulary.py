@@ -1,0 +1,27 @@
+"""The names that a configuration may use: every engine, filter and scorer that is in a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from agent.config import Vocabulary
+from agent.engines import ENGINES
+from agent.pick.filters import FILTERS
+from agent.pick.parameters import BadParameter
+from agent.pick.scorers import SCORERS, scorer
+
+
+def check_parameters(type_: str, parameters: Mapping[str, object]) -> tuple[str, str] | None:
+    """None when a plugin of this type takes these parameters, else the one that is wrong and what is wrong with it."""
+    try:
+        if type_ in FILTERS:
+            FILTERS[type_](parameters)
+        else:
+            scorer(type_, parameters)
+    except BadParameter as bad:
+        return bad.key, bad.what
+    return None
+
+
+WORDS: Final = Vocabulary(tuple(sorted(ENGINES)), tuple(sorted(FILTERS)), tuple(sorted(SCORERS)), check_parameters)
