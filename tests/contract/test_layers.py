@@ -77,7 +77,7 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 # Clocks, and clients of other systems: who may import them. Several importers are there by nature or not at all.
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
-    "datetime": frozenset(),
+    "datetime": frozenset({"agent.log_lines"}),  # words for a wall time that it is handed
     "sched": frozenset(),
     "threading": frozenset(),
     "logging": frozenset({"agent.log_lines"}),
