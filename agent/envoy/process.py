@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.resources
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+# Becomes Envoy after it has asked the kernel for SIGKILL (9) at the end of its parent (PR_SET_PDEATHSIG, 1), unless
+# that is gone already. A program of its own, because beside gRPC's threads nothing of Python's may run between fork and
+# exec.
+_LAUNCHER: Final = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 _LOOK_AGAIN_SECONDS: Final = 0.02
+_LOG_PREFIX: Final = re.compile(r"^(\[[^\]]*\])+ (\[[^\]]*\] )?", re.MULTILINE)  # time, thread, level, source file
 _KILLED_AFTER_SECONDS: Final = 5.0
 
 
@@ -104,22 +114,13 @@ def _launch(config: Mapping[str, Any], directory: Path, concurrency: int) -> tup
         "--log-level",
         "warning",
     ]
-    libc = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
-            preexec_fn=die_with_parent,  # noqa: PLW1509  it calls two functions of libc and nothing of Python's
         )
     return popen, log, admin_file
 
@@ -162,7 +163,8 @@ async def _gone(popen: subprocess.Popen[bytes]) -> None:
 
 
 def _complaint(log: Path) -> str:
-    """What Envoy said last: its errors if it logged any (a port in use is one), else the end of its log."""
+    """What Envoy said: its first error if it logged one (a port in use is one), else the end of its log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in lines if "[critical]" in line or "[error]" in line]
-    return "Envoy did not start: " + "\n".join((errors or lines)[-5:] or ["it said nothing"])
+    said = errors[:1] or lines[-5:] or ["it said nothing"]
+    return "Envoy did not start: " + _LOG_PREFIX.sub("", "\n".join(said))

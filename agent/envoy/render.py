@@ -42,7 +42,7 @@ class FailureMode(Enum):
 
 
 class Pool(NamedTuple):
-    """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and where its picker listens, if there is one."""
+    """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and its picker's `host:port`, if any."""
 
     name: str
     endpoints: tuple[str, ...]
@@ -145,7 +145,17 @@ def _route(pool: str) -> Data:
             "cluster": pool,
             "timeout": "0s",  # an answer may stream for as long as it does not fall silent
             # Safe for any request: the server has not seen it.
-            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 1},
+            "retry_policy": {
+                "retry_on": "connect-failure,refused-stream",
+                "num_retries": 1,
+                "retry_host_predicate": [
+                    _named(
+                        "envoy.retry_host_predicates.previous_hosts",
+                        _typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+                    )
+                ],
+                "host_selection_retry_max_attempts": 5,
+            },
         },
     }
 
@@ -238,7 +248,7 @@ def _no_limits() -> Data:
 
 
 def _local_replies(max_body: int) -> Iterable[Data]:
-    """Envoy's own answers as OpenAI errors; the first that fits is taken. The picker's answers are such errors anyway."""
+    """Envoy's own answers as OpenAI errors; the first that fits is taken. The picker's answers are left as they are."""
     ours = "response.code_details.contains('endpoint_picker_')"
     body = "%LOCAL_REPLY_BODY%"
     yield _reply(

@@ -114,9 +114,6 @@ def _plain(phase: Phase) -> bytes:
     return _serialised(response)
 
 
-CONTINUE: Final = {phase: _plain(phase) for phase in Phase}
-
-
 def streamed(phase: Phase, body: bytes, *, end_of_stream: bool) -> bytes:
     """One piece of a body that is sent back in full duplex."""
     response = pb.ProcessingResponse()
@@ -147,3 +144,7 @@ def _set_headers(mutation: pb.HeaderMutation, headers: tuple[tuple[str, str], ..
 def _serialised(response: pb.ProcessingResponse) -> bytes:
     data: bytes = response.SerializeToString()
     return data
+
+
+# Made here, once all that makes them is defined.
+CONTINUE: Final = {phase: _plain(phase) for phase in Phase}
