@@ -43,7 +43,8 @@ PLACES: dict[str, Place] = {
     "agent.pick": Place(4, P),
     "agent.route": Place(4, P),
     "agent.scaling": Place(4, P),
-    "agent.envoy": Place(4, P),
+    "agent.envoy": Place(5, S),
+    "agent.envoy.render": Place(4, P),
     "agent.discovery": Place(5, S),
     "agent.serve": Place(5, S),
     "agent.serve.session": Place(5, P),
@@ -51,8 +52,8 @@ PLACES: dict[str, Place] = {
     "agent.serve.openai_error": Place(5, P),
     "agent.instruments": Place(5, S),
     "agent.log_lines": Place(5, S),
-    "agent.emulator": Place(5, S),
-    "agent.emulator.engine": Place(5, P),
+    "agent.emulator": Place(5, P),
+    "agent.emulator.server": Place(5, S),
     "agent.app": Place(6, S),
     "agent.commands": Place(7, S),
     "agent.__main__": Place(7, S),
@@ -77,11 +78,13 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 # Clocks, and clients of other systems: who may import them. Several importers are there by nature or not at all.
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
-    "datetime": frozenset({"agent.log_lines"}),  # words for a wall time that it is handed
+    "datetime": frozenset({"agent.log_lines", "agent.serve.state_json"}),  # words for a wall time that it is handed
     "sched": frozenset(),
     "threading": frozenset(),
     "logging": frozenset({"agent.log_lines"}),
-    "aiohttp": frozenset({"agent.emulator", "agent.serve"}),
+    "aiohttp": frozenset(
+        {"agent.emulator.server", "agent.envoy.process", "agent.serve.admin", "agent.serve.state_api"}
+    ),
     "envoy": frozenset({"agent.serve.messages"}),
     "google.protobuf": frozenset({"agent.serve.messages"}),
     "grpc": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),

@@ -1,0 +1,85 @@
+"""The registries: every line leads somewhere, and every file in a registry's folder is in it.
+
+A registry is a table of names and dotted places, so the line that adds an implementation is checked by nobody but here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from agent.__main__ import COMMANDS
+from agent.engines import ENGINES
+from agent.engines.mapping import Engine
+from agent.pick.scorers import SCORERS, scorer
+
+
+class Registry(NamedTuple):
+    """A table, the package whose files it lists, and the files there that are no implementation."""
+
+    package: str
+    table: Mapping[str, str]
+    beside: frozenset[str] = frozenset()
+
+
+REGISTRIES = [
+    Registry("agent.engines", ENGINES, frozenset({"mapping"})),
+    Registry("agent.pick.scorers", SCORERS),
+]
+EVERY_REGISTRY = pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.package)
+EVERY_LINE = pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for registry in REGISTRIES for name, place in registry.table.items()]
+)
+
+
+def files(package: str) -> set[str]:
+    """The names of a package's own modules."""
+    (folder,) = importlib.import_module(package).__path__
+    return {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
+
+
+@EVERY_LINE
+def test_a_line_leads_to_what_bears_its_name(name: str, place: str) -> None:
+    found: Any = pkgutil.resolve_name(place)
+    assert found.name == name
+
+
+@EVERY_REGISTRY
+def test_lines_are_in_alphabetical_order(registry: Registry) -> None:
+    assert list(registry.table) == sorted(registry.table)
+
+
+@EVERY_REGISTRY
+def test_no_file_in_the_folder_is_without_a_line(registry: Registry) -> None:
+    listed = {place.partition(":")[0].removeprefix(registry.package + ".") for place in registry.table.values()}
+    assert files(registry.package) - registry.beside == listed
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_a_table(name: str) -> None:
+    assert isinstance(pkgutil.resolve_name(ENGINES[name]), Engine)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_scorer_is_made_without_parameters(name: str) -> None:
+    assert scorer(name, {}).name == name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_subcommand_describes_itself_and_takes_its_options(name: str) -> None:
+    command = importlib.import_module(f"agent.commands.{name}")
+    assert command.HELP.strip()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert callable(command.main)
+
+
+def test_no_subcommand_is_without_a_line() -> None:
+    modules = {name: importlib.import_module(f"agent.commands.{name}") for name in files("agent.commands")}
+    assert {name for name, module in modules.items() if hasattr(module, "add_arguments")} == set(COMMANDS)
