@@ -1,0 +1,261 @@
+"""The OpenAPI 3.1 document of the admin address, made from the tables that the answers are made from."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final
+
+from agent.signals import SIGNALS, Kind
+from agent.state.health import Health
+from exporters.gauge import REASONS
+
+Schema = dict[str, Any]
+
+_TEXT: Final[Schema] = {"type": "string"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_SECONDS: Final[Schema] = {"type": "number", "minimum": 0}
+_AMOUNT: Final[Schema] = {"type": "number", "minimum": 0}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _object(description: str, properties: dict[str, Schema], optional: tuple[str, ...] = ()) -> Schema:
+    return {
+        "type": "object",
+        "description": description,
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _described(schema: Schema, description: str) -> Schema:
+    return {**schema, "description": description}
+
+
+def _signal(name: str) -> Schema:
+    row = SIGNALS[name]
+    value: Schema = _list(_TEXT)
+    if row.kind is not Kind.NAMES:
+        value = {"type": "number", "minimum": row.low, "maximum": row.high}
+    schema = _object(
+        row.help,
+        {
+            "value": _or_null(value),
+            "unit": {"const": row.unit},
+            "age_seconds": _described(_or_null(_SECONDS), "null when it was never read"),
+            "fresh": _described({"type": "boolean"}, "true exactly when there is a value"),
+            "reason": _described({"enum": sorted(REASONS)}, "why there is no value; only there when there is none"),
+        },
+        optional=("reason",),
+    )
+    schema["oneOf"] = [
+        {"properties": {"fresh": {"const": True}, "value": {"not": {"type": "null"}}, "reason": False}},
+        {"properties": {"fresh": {"const": False}, "value": {"type": "null"}}, "required": ["reason"]},
+    ]
+    return schema
+
+
+_HEADER: Final[dict[str, Schema]] = {
+    "epoch": _described(_TEXT, "drawn at each start of the agent; versions of different epochs cannot be compared"),
+    "version": _described(_COUNT, "grows with every change"),
+    "as_of": _described({"type": "string", "format": "date-time"}, "the instant that all ages refer to, in UTC"),
+    "uptime_seconds": _described(_SECONDS, "the same instant in seconds since the epoch began: it never steps"),
+}
+
+
+def _schemas() -> dict[str, Schema]:
+    return {
+        "Endpoint": _object(
+            "One replica of a model server.",
+            {
+                "address": _described(_TEXT, "host:port, or [host]:port for IPv6"),
+                "engine": _TEXT,
+                "health": _described({"enum": [each.value for each in Health]}, "only a healthy endpoint is picked"),
+                "reason": _described(_TEXT, "why it is not healthy, one word; empty when it is"),
+                "page_age_seconds": _described(_or_null(_SECONDS), "of the last metrics page; null before the first"),
+                "failures": _described(_COUNT, "scrapes that failed since that page"),
+                "stale_after_seconds": _described(_SECONDS, "a page, or a reading, of this age is stale"),
+                "work": _object(
+                    "What the agent itself has given to the endpoint and has not seen the end of.",
+                    {
+                        "requests": _COUNT,
+                        "prefill_seconds": _described(
+                            _SECONDS, "until their prefill is done, at as_of; a second less each second"
+                        ),
+                        "prefill_tokens": _described(_AMOUNT, "the same in uncached prompt tokens"),
+                        "rate_tokens_per_second": {"type": "number", "exclusiveMinimum": 0},
+                        "rate_source": {"enum": ["configured", "default", "learnt", "pool"]},
+                        "corrected": _described({"type": "boolean"}, "whether fresh pages keep the estimate true"),
+                    },
+                ),
+                "prefix": _object(
+                    "Prefix cache hits since the agent knows this server.",
+                    {
+                        "predicted_hit_tokens": _described(_AMOUNT, "what the agent's index expected"),
+                        "measured_hit_tokens": _described(_or_null({"type": "number"}), "what the server counted"),
+                    },
+                ),
+                "signals": _object("What the server reports.", {name: _signal(name) for name in SIGNALS}),
+            },
+        ),
+        "State": _object(
+            "The state of every pool at as_of.",
+            {**_HEADER, "pools": _list(_object("One pool.", {"pool": _TEXT, "endpoints": _list(_ref("Endpoint"))}))},
+        ),
+        "Change": _object(
+            "What makes the state at `version` of the one at `since` or any later one. Applying it twice does no harm.",
+            {
+                **_HEADER,
+                "since": _COUNT,
+                "pools": _list(
+                    _object(
+                        "A pool that changed, or a new one.",
+                        {
+                            "pool": _TEXT,
+                            "changed": _described(_list(_ref("Endpoint")), "new or different endpoints, whole"),
+                            "removed": _described(_list(_TEXT), "addresses that are gone"),
+                        },
+                    )
+                ),
+                "removed_pools": _list(_TEXT),
+            },
+        ),
+        "Gauges": _object(
+            "Every gauge that an autoscaler could read.",
+            {"as_of": _HEADER["as_of"], "gauges": _list({"oneOf": [_ref("Gauge"), _ref("WithheldGauge")]})},
+        ),
+        "Gauge": _object(
+            "A gauge with a value.",
+            {
+                **_GAUGE,
+                "value": {"type": "number"},
+                "sample_time": _described({"type": "string", "format": "date-time"}, "of the oldest reading in it"),
+                "age_seconds": _SECONDS,
+            },
+        ),
+        "WithheldGauge": _object(
+            "A gauge without fresh data; " + "; ".join(f"{word}: {text}" for word, text in sorted(REASONS.items())),
+            {**_GAUGE, "value": {"type": "null"}, "withheld": {"enum": sorted(REASONS)}},
+        ),
+        "Health": _object("Alive.", {"status": {"const": "ok"}}),
+        "Readiness": _object(
+            "Whether every pool has been looked at once.", {"ready": {"type": "boolean"}, "reasons": _list(_TEXT)}
+        ),
+        "Error": _object(
+            "Why there is no answer.",
+            {
+                "error": _object(
+                    "In the shape of OpenAI's errors.",
+                    {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)},
+                )
+            },
+        ),
+    }
+
+
+_GAUGE: Final[dict[str, Schema]] = {
+    "name": _TEXT,
+    "aliases": _described(_list(_TEXT), "other names of the same number"),
+    "labels": {"type": "object", "additionalProperties": _TEXT},
+    "unit": _TEXT,
+}
+
+
+def _answers(description: str, schema: str, *, media: str = "application/json", **errors: str) -> Schema:
+    found: Schema = {"200": {"description": description, "content": {media: {"schema": _ref(schema)}}}}
+    for status, why in errors.items():
+        content = {"application/json": {"schema": _ref("Error")}}
+        found[status.removeprefix("s")] = {"description": why, "content": content}
+    return found
+
+
+def _parameter(name: str, place: str, description: str) -> Schema:
+    return {"name": name, "in": place, "required": False, "description": description, "schema": _TEXT}
+
+
+@cache
+def document() -> Schema:
+    """The document; one object, not to be changed."""
+    pool = _parameter("pool", "query", "only this pool")
+    watch = _answers(
+        "Server-sent events: `state` (a State) first, unless the reader resumes, then `change` (a Change) for as long "
+        "as the reader keeps up. The id of each is `<epoch>.<version>`. Comments carry epoch, version, as_of and "
+        "uptime_seconds: nothing has changed up to then.",
+        "State",
+        media="text/event-stream",
+        s400="`since` is no event id",
+        s503="too many readers (Retry-After says when to come back), or the state is over the size limit",
+    )
+    watch["200"]["content"]["text/event-stream"]["schema"] = {"oneOf": [_ref("State"), _ref("Change")]}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Inference gateway agent: shared state",
+            "version": "1",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "What the agent knows of the model servers, and how old it is. Unknown is null, never zero.",
+        },
+        "paths": {
+            "/v1/state": {
+                "get": {
+                    "operationId": "getState",
+                    "summary": "The state of every pool, endpoint and signal",
+                    "parameters": [pool],
+                    "responses": _answers(
+                        "The state", "State", s404="no such pool", s503="the state is over the size limit"
+                    ),
+                }
+            },
+            "/v1/state/watch": {
+                "get": {
+                    "operationId": "watchState",
+                    "summary": "The state and its changes, as they happen",
+                    "parameters": [
+                        _parameter("since", "query", "the id of the last event that was seen"),
+                        _parameter("Last-Event-ID", "header", "the same, as browsers send it; it goes before `since`"),
+                    ],
+                    "responses": watch,
+                }
+            },
+            "/v1/gauges": {
+                "get": {
+                    "operationId": "getGauges",
+                    "summary": "Every gauge that an autoscaler could read, its sample time, or why it is withheld",
+                    "parameters": [pool, _parameter("name", "query", "only gauges of this name or alias")],
+                    "responses": _answers("The gauges", "Gauges", s404="no such pool"),
+                }
+            },
+            "/healthz": {
+                "get": {
+                    "operationId": "getHealth",
+                    "summary": "200 while the agent lives",
+                    "responses": _answers("Alive", "Health"),
+                }
+            },
+            "/readyz": {
+                "get": {
+                    "operationId": "getReadiness",
+                    "summary": "200 once every endpoint that the agent started with was asked at least once",
+                    "responses": {
+                        "200": {"description": "Ready", "content": {"application/json": {"schema": _ref("Readiness")}}},
+                        "503": {
+                            "description": "Not yet",
+                            "content": {"application/json": {"schema": _ref("Readiness")}},
+                        },
+                    },
+                }
+            },
+        },
+        "components": {"schemas": _schemas()},
+    }
