@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from agent.app.vocabulary import WORDS
 from agent.config import BadConfig, Config, load
-from agent.config.options import SECTIONS, options, reference
+from agent.config.options import SECTIONS, options, reference, snake
 from agent.profiles import PRESETS, ProfileSpec
 
 HELP = """Check configuration files. Prints `FILE: ok` and what the file comes to, defaults included, or every problem as
@@ -57,8 +57,7 @@ def summary(config: Config) -> Iterator[str]:
         if name in used or PRESETS.get(name) != profile:
             yield f"  profile {name}: {_profile(profile)}"
     for key, section in SECTIONS.items():
-        field = {"prefillRate": "prefill_rate", "prefixIndex": "prefix_index", "extProc": "ext_proc"}.get(key, key)
-        values = getattr(config, field)
+        values = getattr(config, snake(key))
         shown = ", ".join(
             f"{row.key} {'learnt' if (value := getattr(values, row.field)) is None else row.kind.show(value)}"
             for row in options(section)

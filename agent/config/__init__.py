@@ -14,12 +14,12 @@ from typing import Any, Final
 from agent.config.checks import check
 from agent.config.document import MAX_BYTES, BadConfig, Items, Node, Problem, Scalar, Table, compose
 from agent.config.options import (
-    DEFAULT_EXT_PROC_ADDRESS,
     SECTIONS,
     Admin,
     Config,
     Endpoint,
     ExtProc,
+    Log,
     Pool,
     PrefillRate,
     PrefixIndex,
@@ -27,10 +27,11 @@ from agent.config.options import (
     Scrape,
     State,
     options,
+    snake,
 )
 from agent.config.plugins import API_VERSIONS, FIELD_KEYS, KIND, Found, Vocabulary, read
 from agent.config.reading import Reader
-from agent.profiles import DEFAULT_PROFILE, PRESETS
+from agent.profiles import PRESETS
 
 __all__ = [
     "Admin",
@@ -38,6 +39,7 @@ __all__ = [
     "Config",
     "Endpoint",
     "ExtProc",
+    "Log",
     "Pool",
     "PrefillRate",
     "PrefixIndex",
@@ -132,19 +134,12 @@ def _understand(document: Table, name: str, problems: list[Problem], words: Voca
         if section is State and "stale_after" not in fields:
             fields["stale_after"] = max(3.0, _STALE_AFTER_INTERVALS * made["scrape"].interval)
         made[key] = section(**fields)
-    pools = _pools(document, reader, found)
     config = Config(
         source=name,
-        pools=pools,
+        pools=_pools(document, reader, found),
         profiles=profiles,
-        scrape=made["scrape"],
-        state=made["state"],
-        prefill_rate=made["prefillRate"],
-        prefix_index=made["prefixIndex"],
-        ext_proc=made["extProc"],
-        admin=made["admin"],
-        reload=made["reload"],
         notes=tuple(found.notes),
+        **{snake(key): section for key, section in made.items()},
     )
     check(config, reader, words)
     if problems:
@@ -201,6 +196,3 @@ def _endpoints(pool: Table, key: str, reader: Reader, engine: str) -> list[Endpo
         if "address" in fields:
             endpoints.append(Endpoint(**{"engine": engine, **fields}))
     return endpoints
-
-
-DEFAULTS: Final = {"extProcAddress": DEFAULT_EXT_PROC_ADDRESS, "profile": DEFAULT_PROFILE}

@@ -123,6 +123,14 @@ class Reload:
     interval: float = option(Duration(0.1, 3600), "time between two looks at the file and at the names of endpoints", 2.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What is written to standard error."""
+
+    format: str = option(Name(("text", "json")), "lines for people or JSON objects for a collector", "text", live=False)
+    level: str = option(Name(("debug", "info", "warning", "error")), "the least that is written", "info", live=False)
+
+
 SECTIONS: Final[Mapping[str, type]] = {
     "scrape": Scrape,
     "state": State,
@@ -131,6 +139,7 @@ SECTIONS: Final[Mapping[str, type]] = {
     "extProc": ExtProc,
     "admin": Admin,
     "reload": Reload,
+    "log": Log,
 }
 
 
@@ -148,6 +157,7 @@ class Config:
     ext_proc: ExtProc
     admin: Admin
     reload: Reload
+    log: Log
     notes: tuple[str, ...] = ()
 
 
@@ -160,6 +170,11 @@ class Option(NamedTuple):
     default: str
     meaning: str
     live: bool
+
+
+def snake(key: str) -> str:
+    """`staleAfter` -> `stale_after`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in key)
 
 
 def camel(field: str) -> str:

@@ -1,0 +1,258 @@
+"""The whole agent: pools, one scrape loop, a picker port for each pool, one admin port; started, changed and stopped.
+
+Everything runs on one event loop. What happens from time to time (a look at the configuration file, at the names of
+endpoints, at what has grown old while nobody asked) is APScheduler's; the scrape loop keeps its own schedule.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from agent.app.changes import NeedsRestart, differences
+from agent.app.pool import PoolAtWork, profile_of, targets
+from agent.app.vocabulary import WORDS
+from agent.clock import Clock
+from agent.config import BadConfig, Config, load
+from agent.config.values import join_address, split_address
+from agent.discovery.static import StaticEndpoints, is_name
+from agent.events import Reloaded
+from agent.instruments import Instruments
+from agent.pick.profile import BadProfile
+from agent.scrape.loop import ScrapeLoop
+from agent.serve.admin import AdminServer
+from agent.serve.ext_proc import ExtProcServer
+from agent.serve.state_api import StateApi
+from agent.serve.watch import WatchLimits
+
+# How often health is looked at where nobody asks for it: a stale endpoint is then told within this time.
+AGING_SECONDS: Final = 0.5
+_WHY: Final = {
+    errno.EADDRINUSE: "is in use by another program",
+    errno.EADDRNOTAVAIL: "is not an address of this machine",
+    errno.EACCES: "needs a privilege that this process does not have",
+}
+
+
+class CannotStart(Exception):
+    """The agent cannot run as configured; the text says why, and what to change."""
+
+
+class Ports(NamedTuple):
+    """Where a running agent listens: the admin address, and the picker address of each pool."""
+
+    admin: str
+    pickers: dict[str, str]
+
+
+class _FileState(NamedTuple):
+    """What tells one content of a file from another without reading it; a ConfigMap's symlinks are followed."""
+
+    device: int
+    inode: int
+    modified_ns: int
+    size: int
+
+
+class Agent:
+    """One agent for one configuration. `path` is the file that it came from and is read again from, if any."""
+
+    def __init__(
+        self, config: Config, clock: Clock, *, path: Path | None = None, instruments: Instruments | None = None
+    ) -> None:
+        self.config = config
+        self.path = path
+        self.instruments = instruments or Instruments(clock)
+        self._clock = clock
+        try:
+            self.pools = {pool.name: PoolAtWork(config, pool, clock, self.instruments) for pool in config.pools}
+        except BadProfile as bad:
+            raise CannotStart(str(bad)) from bad
+        self._names = {name: StaticEndpoints() for name in self.pools}
+        self._unresolved: dict[str, str] = {}
+        self._loop = ScrapeLoop(clock)
+        self._scheduler = AsyncIOScheduler(timezone="UTC")
+        self._state = StateApi(clock, self.instruments, WatchLimits(watchers=config.admin.max_watchers))
+        self._pickers = {
+            pool.name: ExtProcServer(
+                self.pools[pool.name],
+                clock,
+                self.instruments,
+                address=pool.ext_proc_address,
+                max_body=config.ext_proc.max_body,
+            )
+            for pool in config.pools
+        }
+        self._admin = AdminServer(config.admin.address, self._state, self.instruments.registry, ready=self.ready)
+        self._seen = _look(path)
+        self._missed = False
+        self._reloading = asyncio.Lock()
+        self._stopping = False
+
+    # -- start and stop ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> Ports:
+        """Listen, begin to scrape, and return the addresses. Raises `CannotStart`; then nothing of it is left running."""
+        config = self.config
+        if not config.pools:
+            raise CannotStart(f"{config.source}: there is no pool to serve; add pools: with a name and endpoints")
+        for pool in config.pools:
+            _probe(pool.ext_proc_address, f"picker address of pool {pool.name}", "--ext-proc-address or extProcAddress")
+        _probe(config.admin.address, "admin address", "--admin-address or admin.address")
+        try:
+            await self._set_endpoints(config)
+            self._state.set_sources([pool.store for pool in self.pools.values()])
+            pickers = {}
+            for name, server in self._pickers.items():
+                host, _ = split_address(self.pools[name].settings.ext_proc_address)
+                pickers[name] = join_address(host, await server.start())
+            host, _ = split_address(config.admin.address)
+            admin = join_address(host, await self._admin.start())
+        except OSError as error:  # somebody took the address between our look and our listening
+            await self.stop(grace=0)
+            raise CannotStart(str(error)) from error
+        self._schedule(config)
+        self._scheduler.start()
+        return Ports(admin, pickers)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Take no more requests, let those being picked for finish, and close everything."""
+        self._stopping = True
+        seconds = self.config.ext_proc.drain_timeout if grace is None else grace
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+        await asyncio.gather(*(server.stop(seconds) for server in self._pickers.values()))
+        await self._loop.stop()
+        await self._admin.stop()
+
+    def ready(self) -> bool:
+        """True when every pool can answer and nobody has asked us to stop."""
+        return not self._stopping and all(pool.ready() for pool in self.pools.values())
+
+    # -- a changed configuration -------------------------------------------------------------------------------------
+
+    async def reload(self, *, asked: bool = True) -> bool:
+        """Read the file again and take it over if it is good; True when the running configuration is that of the file.
+
+        `asked` for (by a signal), a file without changes is told as well. A bad file changes nothing, and is counted.
+        """
+        if self.path is None:
+            self.instruments(Reloaded(False, "there is no file to read: this agent was configured by flags"))
+            return False
+        async with self._reloading:
+            self._seen = _look(self.path)
+            try:
+                new = await asyncio.to_thread(load, self.path, WORDS)
+                changed = await self.change(new)
+            except BadConfig as bad:
+                self.instruments(Reloaded(False, "; ".join(bad.lines())))
+                return False
+            except (NeedsRestart, CannotStart) as refused:
+                self.instruments(Reloaded(False, str(refused)))
+                return False
+            if changed or asked:
+                self.instruments(Reloaded(True, ", ".join(changed) or "no change"))
+            return True
+
+    async def change(self, new: Config) -> list[str]:
+        """Take over another configuration, whole or not at all; what changed, in words.
+
+        Raises `NeedsRestart` or `CannotStart`. Streams that run go on: a profile decides the next pick, an endpoint
+        that is gone gets no more requests and finishes those that it has.
+        """
+        changed = differences(self.config, new)
+        if not changed:
+            return []
+        if not new.pools:
+            raise CannotStart("there is no pool in it")
+        try:
+            profiles = {pool.name: profile_of(new, pool) for pool in new.pools}
+        except BadProfile as bad:
+            raise CannotStart(str(bad)) from bad
+        self.config = new
+        for pool in new.pools:
+            self.pools[pool.name].change(new, pool, profiles[pool.name])
+        await self._set_endpoints(new)
+        self._schedule(new)
+        return changed
+
+    async def _set_endpoints(self, config: Config) -> None:
+        """Tell the stores and the scrape loop which endpoints there are now, names resolved."""
+        resolved = await asyncio.gather(*(self._names[pool.name].resolve(pool.endpoints) for pool in config.pools))
+        unresolved: dict[str, str] = {}
+        for pool, found in zip(config.pools, resolved, strict=True):
+            store = self.pools[pool.name].store
+            store.set_endpoints(found.engines, self._clock.now())
+            self._loop.set_targets(pool.name, targets(config, found.engines), store)
+            unresolved |= {f"pool {pool.name}: {name}": why for name, why in found.unresolved.items()}
+        for name, why in unresolved.items():
+            if self._unresolved.get(name) != why:
+                self.instruments(Reloaded(False, f"{name} cannot be resolved: {why}; write an address, or mend the name"))
+        self._unresolved = unresolved
+
+    # -- from time to time -------------------------------------------------------------------------------------------
+
+    def _schedule(self, config: Config) -> None:
+        jobs = {self._age: AGING_SECONDS}
+        if self.path is not None:
+            jobs[self._look_at_file] = config.reload.interval
+        if any(is_name(endpoint.address) for pool in config.pools for endpoint in pool.endpoints):
+            jobs[self._look_at_names] = config.reload.interval
+        for job in self._scheduler.get_jobs():
+            if job.func not in jobs:
+                job.remove()
+        for run, seconds in jobs.items():
+            self._scheduler.add_job(
+                run, "interval", seconds=seconds, id=run.__name__, replace_existing=True, coalesce=True,
+                max_instances=1, misfire_grace_time=None,
+            )  # fmt: skip
+
+    async def _age(self) -> None:
+        now = self._clock.now()
+        for pool in self.pools.values():
+            pool.store.snapshot(now)
+
+    async def _look_at_names(self) -> None:
+        async with self._reloading:
+            await self._set_endpoints(self.config)
+
+    async def _look_at_file(self) -> None:
+        found = _look(self.path)
+        if found == self._seen:
+            self._missed = False
+        elif found is None and not self._missed:
+            self._missed = True  # an editor may be about to put the new file there: look once more before saying so
+        else:
+            await self.reload(asked=False)
+
+
+def _look(path: Path | None) -> _FileState | None:
+    """The file's state, or None where there is none."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return _FileState(found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _probe(address: str, what: str, option: str) -> None:
+    """Raise `CannotStart` in a person's words when the address cannot be listened on."""
+    host, port = split_address(address)
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port))
+            one.listen()
+    except OSError as error:
+        why = _WHY.get(error.errno or 0, f"cannot be listened on ({error.strerror or error})")
+        raise CannotStart(f"{what} {address} {why}; choose another with {option}") from error

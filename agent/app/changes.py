@@ -1,0 +1,51 @@
+"""A changed configuration against the one that runs: what is new, and what cannot be while the process lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.config import Config, Pool
+from agent.config.options import SECTIONS, options, snake
+
+
+class NeedsRestart(Exception):
+    """A change that a running agent cannot make; the text says which, and what to do."""
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What changed, in words, one entry for each option. Raises `NeedsRestart` for what cannot change in place."""
+    found: list[str] = []
+    refused: list[str] = []
+    for key, section in SECTIONS.items():
+        _compare(section, key, getattr(old, snake(key)), getattr(new, snake(key)), found, refused)
+    before, after = {pool.name: pool for pool in old.pools}, {pool.name: pool for pool in new.pools}
+    refused += [f"pool {name} is new" for name in after.keys() - before.keys()]
+    refused += [f"pool {name} is gone" for name in before.keys() - after.keys()]
+    for name in before.keys() & after.keys():
+        _compare(Pool, f"pool {name}: ", before[name], after[name], found, refused)
+        found += _endpoints(name, before[name], after[name])
+    found += [f"profile {name}" for name, spec in new.profiles.items() if old.profiles.get(name) != spec]
+    found += [f"profile {name} is gone" for name in old.profiles.keys() - new.profiles.keys()]
+    if refused:
+        raise NeedsRestart(
+            f"needs a restart: {', '.join(sorted(refused))}; restart the agent, or put back what it was; nothing was changed"
+        )
+    return found
+
+
+def _compare(section: type, key: str, old: Any, new: Any, found: list[str], refused: list[str]) -> None:
+    for row in options(section):
+        before, after = getattr(old, row.field), getattr(new, row.field)
+        if before != after:
+            shown = [("learnt" if value is None else row.kind.show(value)) for value in (before, after)]
+            place = f"{key}{row.key}" if key.endswith(" ") else f"{key}.{row.key}"
+            (found if row.live else refused).append(f"{place} {shown[0]} -> {shown[1]}")
+
+
+def _endpoints(name: str, old: Pool, new: Pool) -> list[str]:
+    before, after = set(old.endpoints), set(new.endpoints)
+    if before == after:
+        return []
+    came = [f"+{endpoint.address}" for endpoint in new.endpoints if endpoint not in before]
+    went = [f"-{endpoint.address}" for endpoint in old.endpoints if endpoint not in after]
+    return [f"pool {name}: endpoints {' '.join(came + went)}"]

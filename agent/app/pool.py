@@ -1,0 +1,163 @@
+"""One pool at work: its store, its index of prefixes, its profile; what its picker port asks, it answers here."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from agent.clock import Clock
+from agent.config import Config, Pool, PrefillRate
+from agent.events import Ended, Hook, Picked
+from agent.pick.picker import pick
+from agent.pick.profile import Profile, build
+from agent.pick.request import NoPick, Pick, PickRequest, Prompt
+from agent.prefix.blocks import chain
+from agent.prefix.index import PrefixIndex
+from agent.profiles import ProfileSpec
+from agent.scrape.loop import Target
+from agent.state.rate import RateLimits
+from agent.state.store import RoutingStore
+
+# Between the parts of what a chain of blocks starts from: no model has this byte in its name.
+_BETWEEN: Final = b"\x00"
+
+
+class _Running(NamedTuple):
+    """A pick whose request is not over: the pick itself is kept, so that its identity stays its own."""
+
+    pick: Pick
+    ticket: int
+    model: str
+    started: float
+
+
+class _FixedSize:
+    """What the store is given in place of an index that may not follow the cache sizes that servers report."""
+
+    def __init__(self, index: PrefixIndex) -> None:
+        self.forget = index.forget
+
+    def resize(self, address: str, capacity_blocks: int) -> None:
+        """Nothing: every endpoint keeps the configured capacity."""
+
+
+class PoolAtWork:
+    """A pool's parts, and the answers to its picker port (`agent.serve.ext_proc.PoolPort`)."""
+
+    def __init__(self, config: Config, pool: Pool, clock: Clock, hook: Hook) -> None:
+        self.name = pool.name
+        self.settings = pool
+        index = config.prefix_index
+        self.index = PrefixIndex(index.capacity_blocks)
+        self.store = RoutingStore(
+            pool.name,
+            stale_after=config.state.stale_after,
+            rate=limits(config.prefill_rate),
+            hook=hook,
+            prefix=self.index if index.auto_size else _FixedSize(self.index),
+            index_block_tokens=index.block_tokens,
+        )
+        self.profile = profile_of(config, pool)
+        self._clock = clock
+        self._hook = hook
+        self._block_tokens = index.block_tokens
+        self._bytes_per_token = index.bytes_per_token
+        self._block_bytes = index.block_tokens * index.bytes_per_token
+        self._max_blocks = index.max_tokens // index.block_tokens
+        self._running: dict[int, _Running] = {}
+        self._asked_all = False
+
+    # -- what the picker port asks -----------------------------------------------------------------------------------
+
+    def pick(self, request_id: str, prompt: Prompt, subset: frozenset[str] | None) -> Pick | NoPick:
+        """An endpoint for this request, counted as in flight from now on, or the reason for none."""
+        clock = self._clock
+        began = clock.now()
+        text = prompt.text
+        # A whole text is only counted, its beginning is compared: tokens are estimated from bytes, as nobody has the
+        # tokenizer of every model at hand.
+        tokens = -(-len(text) // self._bytes_per_token)
+        seed = prompt.model.encode("utf-8", "surrogatepass") + _BETWEEN + prompt.salt
+        hashes = chain(text, self._block_bytes, seed, self._max_blocks)
+        request = PickRequest(request_id, prompt.model, tokens, hashes, self._block_tokens, subset)
+        store = self.store
+        answer = pick(store.snapshot(began), request, self.profile, self.index, began)
+        if isinstance(answer, NoPick):
+            return answer
+        ticket = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, began)
+        if hashes:
+            self.index.record(answer.endpoint, hashes)
+        self._running[id(answer)] = _Running(answer, ticket, prompt.model, began)
+        self._hook(
+            Picked(
+                self.name,
+                self.profile.name,
+                prompt.model,
+                answer.endpoint,
+                tokens,
+                answer.hit_tokens,
+                answer.left_warmest,
+                clock.now() - began,
+            )
+        )
+        return answer
+
+    def ended(self, pick: Pick, how: str) -> None:
+        """A pick is over; called exactly once for each. KeyError for one that is not running."""
+        running = self._running.pop(id(pick))
+        now = self._clock.now()
+        self.store.ended(running.ticket, now)
+        self._hook(Ended(self.name, running.model, pick.endpoint, now - running.started, how))
+
+    def ready(self) -> bool:
+        """True once every endpoint was asked once or one is healthy: from then on an answer rests on knowledge."""
+        if not self._asked_all:
+            views = self.store.snapshot(self._clock.now()).endpoints
+            self._asked_all = any(view.health == "healthy" for view in views) or all(
+                view.page_at is not None or view.failures for view in views
+            )
+        return self._asked_all
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were picked for and are not over."""
+        return len(self._running)
+
+    # -- what a changed configuration tells --------------------------------------------------------------------------
+
+    def change(self, config: Config, pool: Pool, profile: Profile) -> None:
+        """From now on these limits and this profile hold; streams that run go on."""
+        self.settings = pool
+        self.profile = profile
+        self.store.set_limits(
+            stale_after=config.state.stale_after, rate=limits(config.prefill_rate), now=self._clock.now()
+        )
+
+
+def limits(rate: PrefillRate) -> RateLimits:
+    """The bounds of the learnt prefill rate, as the state wants them."""
+    return RateLimits(rate.fixed, rate.default, rate.low, rate.high)
+
+
+def profile_of(config: Config, pool: Pool) -> Profile:
+    """The profile that a pool names, ready to pick."""
+    spec: ProfileSpec = config.profiles[pool.profile]
+    return build(spec)
+
+
+def targets(config: Config, engines: dict[str, str]) -> list[Target]:
+    """What the scrape loop is to ask, and how."""
+    scrape = config.scrape
+    return [
+        Target(
+            address,
+            engine,
+            path=scrape.path,
+            interval=scrape.interval,
+            timeout=scrape.timeout,
+            max_page_bytes=scrape.max_page_bytes,
+            models_interval=scrape.models_interval,
+        )
+        for address, engine in engines.items()
+    ]
+
+

@@ -1,0 +1,70 @@
+"""A process around the agent: event loop, signals, what it prints at its start and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from agent.app.agent import Agent, CannotStart, Ports
+from agent.clock import SystemClock
+from agent.config import Config
+from agent.instruments import Instruments
+from agent.log_lines import write_log
+
+
+def run(config: Config, path: Path | None, version: str) -> int:
+    """Run the agent until it is told to stop; returns the exit status."""
+    write_log(sys.stderr, "json" if config.log.format == "json" else "text", config.log.level)
+    try:
+        uvloop.run(serve(config, path, version))
+    except CannotStart as error:
+        print(f"igw: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def serve(config: Config, path: Path | None, version: str) -> None:
+    """Start, wait for SIGTERM or SIGINT, drain, stop. SIGHUP reads the file again."""
+    clock = SystemClock()
+    agent = Agent(config, clock, path=path, instruments=Instruments(clock))
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    reloads: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(agent.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    # Before the first port is open, so that nobody who saw one can send a signal that would kill us.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, told.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    ports = await agent.start()
+    print("\n".join(greeting(config, ports, version)), flush=True)
+    # What lives now lives until the end: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    await told.wait()
+    in_flight = sum(pool.in_flight for pool in agent.pools.values())
+    print(f"igw: stopping; {in_flight} requests in flight are let go of unharmed", flush=True)
+    await agent.stop()
+
+
+def greeting(config: Config, ports: Ports, version: str) -> list[str]:
+    """What a person wants to know when the agent has started."""
+    lines = [f"igw {version} runs; configuration: {config.source}"]
+    for pool in config.pools:
+        count = len(pool.endpoints)
+        lines.append(
+            f"  pool {pool.name}: ext_proc on {ports.pickers[pool.name]}, profile {pool.profile}, "
+            f"{count} endpoint{'' if count == 1 else 's'}"
+        )
+    lines.append(f"  admin: http://{ports.admin}  /metrics /v1/state /v1/state/watch /v1/gauges /healthz /readyz")
+    lines += [f"  note: {note}" for note in config.notes]
+    return lines

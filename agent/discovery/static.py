@@ -1,0 +1,68 @@
+"""Endpoints that the configuration lists: addresses as they stand, names as what they resolve to right now.
+
+A proxy is told `ip:port` and never a name, so names are resolved here, and again from time to time: the name of a
+headless service stands for all its pods. A name that cannot be resolved keeps what it stood for last; a name that never
+could leaves its pool without those endpoints, and is told with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from agent.config import Endpoint
+from agent.config.values import join_address, split_address
+
+
+class Resolved(NamedTuple):
+    """Address -> engine, and the names that could not be resolved with the reason."""
+
+    engines: dict[str, str]
+    unresolved: dict[str, str]
+
+
+def is_name(address: str) -> bool:
+    """True when the host of `HOST:PORT` has to be looked up."""
+    host, _ = split_address(address)
+    return not (":" in host or host.replace(".", "").isdecimal())
+
+
+class StaticEndpoints:
+    """The resolver of one pool's list; it remembers the last answer for each name."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, ...]] = {}
+
+    async def resolve(self, endpoints: Sequence[Endpoint]) -> Resolved:
+        """What these endpoints stand for now. An address that two of them stand for keeps the first one's engine."""
+        names = [endpoint.address for endpoint in endpoints if is_name(endpoint.address)]
+        answers = await asyncio.gather(*(_look_up(name) for name in names), return_exceptions=True)
+        unresolved: dict[str, str] = {}
+        found: dict[str, tuple[str, ...]] = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, OSError | UnicodeError):
+                unresolved[name] = getattr(answer, "strerror", None) or str(answer)
+                found[name] = self._last.get(name, ())
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                found[name] = answer
+        self._last = found
+        engines: dict[str, str] = {}
+        for endpoint in endpoints:
+            for address in found.get(endpoint.address, (endpoint.address,)):
+                engines.setdefault(address, endpoint.engine)
+        return Resolved(engines, unresolved)
+
+
+async def _look_up(name: str) -> tuple[str, ...]:
+    """Every address that the name stands for; those of IPv4 alone where it has some. Raises OSError or UnicodeError."""
+    host, port = split_address(name)
+    rows = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    by_family = {
+        family: sorted({row[4][0] for row in rows if row[0] == family}) for family in (socket.AF_INET, socket.AF_INET6)
+    }
+    hosts = by_family[socket.AF_INET] or by_family[socket.AF_INET6]
+    return tuple(join_address(str(found), port) for found in hosts)
