@@ -72,6 +72,10 @@ class Envoy:
         """Whether the process still lives."""
         return self._popen.poll() is None
 
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._popen.kill()
+
     async def stop(self) -> None:
         """End it and wait until it is gone: at once for those who are connected, by force if it does not listen."""
         if self.running():

@@ -62,6 +62,7 @@ class ExtProcServer:
         self._answers = Answers()
         self._health = Health(pool.ready)
         self._on_their_way: set[asyncio.Task[Any]] = set()
+        self.open_streams = 0  # conversations that have begun and not ended
         self._stopping = False
         self._server: grpc.aio.Server | None = None
 
@@ -114,6 +115,7 @@ class ExtProcServer:
         session = Session(self._settings, _new_id)
         task = asyncio.current_task()
         how = "lost"
+        self.open_streams += 1
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
                 for action in hear(session, message):
@@ -137,6 +139,7 @@ class ExtProcServer:
         except Exception as error:  # noqa: BLE001  the server must outlive any one request: it is counted and answered
             await self._fail(session, context, "error", repr(error))
         finally:
+            self.open_streams -= 1
             if task is not None:
                 self._on_their_way.discard(task)
             for action in session.closed(how):
