@@ -57,7 +57,7 @@ PLACES: dict[str, Place] = {
     "agent.app": Place(6, S),
     "agent.commands": Place(7, S),
     "agent.__main__": Place(7, S),
-    "exporters": Place(1, S),
+    "exporters": Place(5, S),
     "exporters.catalog": Place(1, P),
     "exporters.gauge": Place(1, P),
     "exporters.metric": Place(1, P),
