@@ -25,9 +25,8 @@ from agent.events import Reloaded
 from agent.instruments import Instruments
 from agent.pick.profile import BadProfile
 from agent.scrape.loop import ScrapeLoop
-from agent.serve.admin import AdminServer
+from agent.serve.admin import AdminServer, CannotListen
 from agent.serve.ext_proc import ExtProcServer
-from agent.serve.state_api import StateApi
 from agent.serve.watch import WatchLimits
 
 # How often health is looked at where nobody asks for it: a stale endpoint is then told within this time.
@@ -69,15 +68,23 @@ class Agent:
         self.path = path
         self.instruments = instruments or Instruments(clock)
         self._clock = clock
+        self._admin = AdminServer(
+            config.admin.address,
+            clock=clock,
+            instruments=self.instruments,
+            limits=WatchLimits(watchers=config.admin.max_watchers),
+            not_ready=lambda: ["the agent is stopping"] if self._stopping else [],
+        )
         try:
-            self.pools = {pool.name: PoolAtWork(config, pool, clock, self.instruments) for pool in config.pools}
+            self.pools = {
+                pool.name: PoolAtWork(config, pool, clock, self.instruments, self._admin.picks.add)
+                for pool in config.pools
+            }
         except BadProfile as bad:
             raise CannotStart(str(bad)) from bad
         self._names = {name: StaticEndpoints() for name in self.pools}
-        self._unresolved: dict[str, str] = {}
         self._loop = ScrapeLoop(clock)
         self._scheduler = AsyncIOScheduler(timezone="UTC")
-        self._state = StateApi(clock, self.instruments, WatchLimits(watchers=config.admin.max_watchers))
         self._pickers = {
             pool.name: ExtProcServer(
                 self.pools[pool.name],
@@ -88,7 +95,6 @@ class Agent:
             )
             for pool in config.pools
         }
-        self._admin = AdminServer(config.admin.address, self._state, self.instruments.registry, ready=self.ready)
         self._seen = _look(path)
         self._missed = False
         self._reloading = asyncio.Lock()
@@ -106,14 +112,14 @@ class Agent:
         _probe(config.admin.address, "admin address", "--admin-address or admin.address")
         try:
             await self._set_endpoints(config)
-            self._state.set_sources([pool.store for pool in self.pools.values()])
+            self._admin.set_pools([pool.store for pool in self.pools.values()])
             pickers = {}
             for name, server in self._pickers.items():
                 host, _ = split_address(self.pools[name].settings.ext_proc_address)
                 pickers[name] = join_address(host, await server.start())
             host, _ = split_address(config.admin.address)
             admin = join_address(host, await self._admin.start())
-        except OSError as error:  # somebody took the address between our look and our listening
+        except (OSError, CannotListen) as error:  # somebody took the address between our look and our listening
             await self.stop(grace=0)
             raise CannotStart(str(error)) from error
         self._schedule(config)
@@ -129,10 +135,6 @@ class Agent:
         await asyncio.gather(*(server.stop(seconds) for server in self._pickers.values()))
         await self._loop.stop()
         await self._admin.stop()
-
-    def ready(self) -> bool:
-        """True when every pool can answer and nobody has asked us to stop."""
-        return not self._stopping and all(pool.ready() for pool in self.pools.values())
 
     # -- a changed configuration -------------------------------------------------------------------------------------
 
@@ -184,16 +186,13 @@ class Agent:
     async def _set_endpoints(self, config: Config) -> None:
         """Tell the stores and the scrape loop which endpoints there are now, names resolved."""
         resolved = await asyncio.gather(*(self._names[pool.name].resolve(pool.endpoints) for pool in config.pools))
-        unresolved: dict[str, str] = {}
+        now = self._clock.now()
         for pool, found in zip(config.pools, resolved, strict=True):
             store = self.pools[pool.name].store
-            store.set_endpoints(found.engines, self._clock.now())
+            store.set_endpoints({**found.engines, **{name: engine for name, (engine, _) in found.unknown.items()}}, now)
             self._loop.set_targets(pool.name, targets(config, found.engines), store)
-            unresolved |= {f"pool {pool.name}: {name}": why for name, why in found.unresolved.items()}
-        for name, why in unresolved.items():
-            if self._unresolved.get(name) != why:
-                self.instruments(Reloaded(False, f"{name} cannot be resolved: {why}; write an address, or mend the name"))
-        self._unresolved = unresolved
+            for name, (_, why) in found.unknown.items():
+                store.failed(name, "unreachable", f"the name cannot be resolved: {why}", now, 0.0)
 
     # -- from time to time -------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from agent.clock import Clock
@@ -14,6 +15,7 @@ from agent.prefix.blocks import chain
 from agent.prefix.index import PrefixIndex
 from agent.profiles import ProfileSpec
 from agent.scrape.loop import Target
+from agent.serve.admin import untried
 from agent.state.rate import RateLimits
 from agent.state.store import RoutingStore
 
@@ -43,7 +45,9 @@ class _FixedSize:
 class PoolAtWork:
     """A pool's parts, and the answers to its picker port (`agent.serve.ext_proc.PoolPort`)."""
 
-    def __init__(self, config: Config, pool: Pool, clock: Clock, hook: Hook) -> None:
+    def __init__(
+        self, config: Config, pool: Pool, clock: Clock, hook: Hook, remember: Callable[[str, Pick, float], None]
+    ) -> None:
         self.name = pool.name
         self.settings = pool
         index = config.prefix_index
@@ -59,12 +63,13 @@ class PoolAtWork:
         self.profile = profile_of(config, pool)
         self._clock = clock
         self._hook = hook
+        self._remember = remember
         self._block_tokens = index.block_tokens
         self._bytes_per_token = index.bytes_per_token
         self._block_bytes = index.block_tokens * index.bytes_per_token
         self._max_blocks = index.max_tokens // index.block_tokens
         self._running: dict[int, _Running] = {}
-        self._asked_all = False
+        self._tried_all = False
 
     # -- what the picker port asks -----------------------------------------------------------------------------------
 
@@ -87,6 +92,7 @@ class PoolAtWork:
         if hashes:
             self.index.record(answer.endpoint, hashes)
         self._running[id(answer)] = _Running(answer, ticket, prompt.model, began)
+        self._remember(self.name, answer, began)
         self._hook(
             Picked(
                 self.name,
@@ -109,13 +115,10 @@ class PoolAtWork:
         self._hook(Ended(self.name, running.model, pick.endpoint, now - running.started, how))
 
     def ready(self) -> bool:
-        """True once every endpoint was asked once or one is healthy: from then on an answer rests on knowledge."""
-        if not self._asked_all:
-            views = self.store.snapshot(self._clock.now()).endpoints
-            self._asked_all = any(view.health == "healthy" for view in views) or all(
-                view.page_at is not None or view.failures for view in views
-            )
-        return self._asked_all
+        """True once every endpoint was asked, whatever came of it: from then on an answer rests on knowledge."""
+        if not self._tried_all:
+            self._tried_all = not untried(self.store.snapshot(self._clock.now()))
+        return self._tried_all
 
     @property
     def in_flight(self) -> int:

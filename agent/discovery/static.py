@@ -1,8 +1,8 @@
 """Endpoints that the configuration lists: addresses as they stand, names as what they resolve to right now.
 
 A proxy is told `ip:port` and never a name, so names are resolved here, and again from time to time: the name of a
-headless service stands for all its pods. A name that cannot be resolved keeps what it stood for last; a name that never
-could leaves its pool without those endpoints, and is told with the reason.
+headless service stands for all its pods. A name that cannot be resolved keeps what it stood for last; one that never
+could is an endpoint that nobody can reach, and is told as such with the reason.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from agent.config.values import join_address, split_address
 
 
 class Resolved(NamedTuple):
-    """Address -> engine, and the names that could not be resolved with the reason."""
+    """Address -> engine of what can be reached; `unknown`, the names that stand for nothing: name -> engine and why."""
 
     engines: dict[str, str]
-    unresolved: dict[str, str]
+    unknown: dict[str, tuple[str, str]]
 
 
 def is_name(address: str) -> bool:
@@ -39,11 +39,11 @@ class StaticEndpoints:
         """What these endpoints stand for now. An address that two of them stand for keeps the first one's engine."""
         names = [endpoint.address for endpoint in endpoints if is_name(endpoint.address)]
         answers = await asyncio.gather(*(_look_up(name) for name in names), return_exceptions=True)
-        unresolved: dict[str, str] = {}
+        why: dict[str, str] = {}
         found: dict[str, tuple[str, ...]] = {}
         for name, answer in zip(names, answers, strict=True):
             if isinstance(answer, OSError | UnicodeError):
-                unresolved[name] = getattr(answer, "strerror", None) or str(answer)
+                why[name] = getattr(answer, "strerror", None) or str(answer)
                 found[name] = self._last.get(name, ())
             elif isinstance(answer, BaseException):
                 raise answer
@@ -51,10 +51,13 @@ class StaticEndpoints:
                 found[name] = answer
         self._last = found
         engines: dict[str, str] = {}
+        unknown: dict[str, tuple[str, str]] = {}
         for endpoint in endpoints:
+            if endpoint.address in why and not found[endpoint.address]:
+                unknown[endpoint.address] = endpoint.engine, why[endpoint.address]
             for address in found.get(endpoint.address, (endpoint.address,)):
                 engines.setdefault(address, endpoint.engine)
-        return Resolved(engines, unresolved)
+        return Resolved(engines, unknown)
 
 
 async def _look_up(name: str) -> tuple[str, ...]:
