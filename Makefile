@@ -35,7 +35,7 @@ test: packages $(TEST_STAMP) ## install what the tests need, then lint, types an
 
 test-vllm: $(TEST_STAMP) ## the journey against two real vLLM servers, installed under .cache/ (see CONTRIBUTING.md)
 	@$(BIN)/python tests/vllm/environment.py
-	@$(BIN)/python -m pytest -m vllm -s tests/vllm $(ARGS)
+	@$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
 
 bench: packages $(TEST_STAMP) ## CPU time per scrape, pick and request, beside what the field pays
 	@$(BIN)/python -m tests.bench $(ARGS)

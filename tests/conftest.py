@@ -58,7 +58,7 @@ def no_sleep(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         pytest.fail("tests wait on conditions (tests/waiting.py), never on time: " + "; ".join(slept))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
     """Gives that many TCP ports of 127.0.0.1, all different, on which nothing listened a moment ago."""
 
