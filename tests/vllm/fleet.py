@@ -57,9 +57,9 @@ class Server:
 
     def _launch(self) -> Process:
         host, port = self.address.split(":")
-        command = [CACHE / "venv" / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server"]
+        command: list[str | Path] = [CACHE / "venv" / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server"]
         flags = ["--model", "models/tiny", "--served-model-name", MODEL, "--host", host, "--port", port]
-        # float32: some virtual machines have no bfloat16 instructions. Eager: nothing to compile for a model this small.
+        # float32: some virtual machines lack the instructions for bfloat16. Eager: so small a model needs no compiler.
         flags += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", str(BATCH)]
         # The part of this machine's memory that must be free at the start; the cache itself is the blocks below.
         flags += ["--gpu-memory-utilization", "0.1", "--num-gpu-blocks-override", str(BLOCKS)]
@@ -169,7 +169,7 @@ def fleet(processes: Processes, ports: list[int], logs: Path) -> Iterator[Fleet]
     lora.wait_until_it_serves()
     addresses = (plain.address, lora.address)
     picker, admin = f"127.0.0.1:{picker_port}", f"127.0.0.1:{admin_port}"
-    command = [Path(sys.executable).with_name("igw"), "run", "--endpoints", ",".join(addresses)]
+    command: list[str | Path] = [Path(sys.executable).with_name("igw"), "run", "--endpoints", ",".join(addresses)]
     agent = processes.start([*command, "--ext-proc-address", picker, "--admin-address", admin])
     agent.wait_for("admin: ")
     settings = Settings(

@@ -57,7 +57,8 @@ def test_the_agent_knows_what_the_servers_are(ready: Fleet, say: Say) -> None:
         assert ready.sees(server, "block_size_tokens") == BLOCK_TOKENS
         assert ready.sees(server, "kv_blocks") == BLOCKS
     say(
-        f"plain serves {MODEL}; lora serves {', '.join((MODEL, *ADAPTERS))}; {BLOCKS} blocks of {BLOCK_TOKENS} tokens each"
+        f"plain serves {MODEL}, lora serves {', '.join((MODEL, *ADAPTERS))};"
+        f" each has {BLOCKS} blocks of {BLOCK_TOKENS} tokens"
     )
 
 
@@ -106,7 +107,8 @@ def test_a_prompt_goes_where_its_prefix_lies(ready: Fleet, say: Say) -> None:
         hits += sum(cached)
     plain, lora = (after - earlier for after, earlier in zip(ready.served(), before, strict=True))
     say(
-        f"3 prompts, 5 turns each: plain served {plain:.0f}, lora {lora:.0f}; {hits} prompt tokens from the servers' caches"
+        f"3 prompts, 5 turns each: plain served {plain:.0f}, lora {lora:.0f};"
+        f" {hits} prompt tokens from the servers' caches"
     )
 
     def counted() -> float:
@@ -168,7 +170,8 @@ def test_a_server_killed_under_load_is_out_within_two_seconds_and_comes_back(rea
     failed = [status for at, status in sent if status != 200]
     late = [status for at, status in sent if at > out and status != 200]
     say(
-        f"killed with -9 under 8 clients: out after {out - died:.2f} s; {len(sent)} answers, {len(failed)} failed ({failed})"
+        f"killed with -9 under 8 clients: out after {out - died:.2f} s; {len(sent)} answers,"
+        f" {len(failed)} of them errors, none of a request sent after that"
     )
     assert late == []
     until(lambda: ready.requests_in_flight() == 0, what="nothing in flight")
