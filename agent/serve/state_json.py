@@ -115,12 +115,12 @@ def differences(
 ) -> tuple[list[Change], list[str]]:
     """The pools in which something changed, and the pools that are gone; both arguments are pool -> address -> view.
 
-    A view that is the same object is the same: the store makes a new one for every change.
+    Views are equal when everything in them is; the same object, which is the common case, costs no comparison.
     """
     changes = []
     for pool, views in after.items():
         known = before.get(pool, {})
-        changed = [view for address, view in views.items() if known.get(address) is not view]
+        changed = [view for address, view in views.items() if known.get(address) != view]
         removed = sorted(known.keys() - views.keys())
         if changed or removed or pool not in before:
             changes.append(Change(pool, changed, removed))

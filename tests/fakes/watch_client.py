@@ -1,0 +1,195 @@
+"""A gateway that knows nothing but `/v1/state/watch`: it rebuilds the state from events, and snapshots from the state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from agent.signals import WAITING, Reading, Value
+from agent.state.health import Health
+from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
+
+PATIENCE = 30.0  # seconds that a test waits for what must come
+
+
+class Event:
+    """One server-sent event, or a comment (kind is empty)."""
+
+    def __init__(self, kind: str, id: str, data: str) -> None:
+        self.kind = kind
+        self.id = id
+        self.data = data
+
+
+def parse_event(text: str) -> Event:
+    """The event of one block of lines."""
+    fields = {"event": "", "id": "", "data": ""}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name in fields:
+            fields[name] += value.removeprefix(" ")
+        elif not name:
+            fields["data"] = value.strip()
+    return Event(fields["event"], fields["id"], fields["data"])
+
+
+class Rebuilt:
+    """The state as the events tell it. `now` is this side's own clock; it need not be the agent's."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.epoch = ""
+        self.version = 0
+        self.last_id = ""
+        self.kinds: list[str] = []
+        # What this clock shows at uptime 0 of the agent, at the latest: messages travel, so the least is the best.
+        self.uptime_zero = float("inf")
+        self.pools: dict[str, dict[str, tuple[dict[str, Any], float]]] = {}
+
+    def apply(self, event: Event) -> None:
+        """Take in one event or comment."""
+        if not event.data:
+            return
+        document = json.loads(event.data)
+        if document["epoch"] != self.epoch:
+            if event.kind == "change":
+                raise AssertionError("a change of an epoch whose state was never sent")
+            self.uptime_zero = float("inf")
+        self.uptime_zero = min(self.uptime_zero, self._now() - document["uptime_seconds"])
+        if not event.kind:
+            return
+        self.kinds.append(event.kind)
+        uptime = document["uptime_seconds"]
+        if event.kind == "state":
+            self.pools = {
+                pool["pool"]: {each["address"]: (each, uptime) for each in pool["endpoints"]}
+                for pool in document["pools"]
+            }
+        else:
+            if not document["since"] <= max(self.version, document["since"]) <= document["version"]:
+                raise AssertionError("a change that does not follow")
+            for pool in document["pools"]:
+                known = self.pools.setdefault(pool["pool"], {})
+                known.update({each["address"]: (each, uptime) for each in pool["changed"]})
+                for address in pool["removed"]:
+                    known.pop(address, None)
+            for name in document["removed_pools"]:
+                self.pools.pop(name, None)
+        self.epoch, self.version, self.last_id = document["epoch"], document["version"], event.id
+
+    def document(self, uptime: float) -> list[dict[str, Any]]:
+        """`pools` as `/v1/state` would show it at this uptime: ages and work moved on from when they were told."""
+        return [
+            {
+                "pool": name,
+                "endpoints": [_moved_on(*endpoints[address], uptime) for address in sorted(endpoints)],
+            }
+            for name, endpoints in self.pools.items()
+        ]
+
+    def snapshot(self, pool: str) -> Snapshot:
+        """The pool at this moment of this side's clock, in the agent's own types and on this side's time line."""
+        now = self._now()
+        endpoints = self.pools[pool]
+        views = [_view(*endpoints[address], self.uptime_zero, now) for address in sorted(endpoints)]
+        return Snapshot(pool, self.version, now, now, tuple(views))
+
+
+def _moved_on(endpoint: dict[str, Any], told_at: float, uptime: float) -> dict[str, Any]:
+    passed = uptime - told_at
+    moved: dict[str, Any] = json.loads(json.dumps(endpoint))
+    if moved["page_age_seconds"] is not None:
+        moved["page_age_seconds"] += passed
+    for signal in moved["signals"].values():
+        if signal["age_seconds"] is not None:
+            signal["age_seconds"] += passed
+    work = moved["work"]
+    work["prefill_seconds"] = max(0.0, work["prefill_seconds"] - passed)
+    work["prefill_tokens"] = work["prefill_seconds"] * work["rate_tokens_per_second"]
+    return moved
+
+
+def _view(endpoint: dict[str, Any], told_at: float, uptime_zero: float, now: float) -> EndpointView:
+    as_of = uptime_zero + told_at
+    stale_after = endpoint["stale_after_seconds"]
+    readings: dict[str, Reading] = {}
+    for name, signal in endpoint["signals"].items():
+        value = signal["value"]
+        if value is not None:
+            kept: Value = frozenset(value) if isinstance(value, list) else float(value)
+            readings[name] = Reading(kept, as_of - signal["age_seconds"])
+    page_age = endpoint["page_age_seconds"]
+    page_at = None if page_age is None else as_of - page_age
+    health, reason = Health(endpoint["health"]), endpoint["reason"]
+    if health is Health.HEALTHY and page_at is not None and now - page_at >= stale_after:
+        health, reason = Health.STALE, "no_fresh_page"
+    work = endpoint["work"]
+    waiting = readings.get(WAITING)
+    corrected = waiting is not None and now - waiting.at < stale_after
+    return EndpointView(
+        endpoint["address"],
+        endpoint["engine"],
+        health,
+        reason,
+        readings,
+        page_at,
+        endpoint["failures"],
+        stale_after,
+        Work(
+            work["requests"],
+            as_of + work["prefill_seconds"],
+            work["rate_tokens_per_second"],
+            work["rate_source"],
+            corrected,
+        ),
+        Prefix(endpoint["prefix"]["predicted_hit_tokens"], endpoint["prefix"]["measured_hit_tokens"]),
+    )
+
+
+class WatchClient:
+    """Follows the stream of one agent; comes back with the last event's id whenever it was let go."""
+
+    def __init__(self, base_url: str, now: Callable[[], float]) -> None:
+        self.rebuilt = Rebuilt(now)
+        self.connections = 0
+        self._url = f"{base_url}/v1/state/watch"
+        self._news = asyncio.Condition()
+        self._task = asyncio.create_task(self._follow())
+
+    async def wait(self, condition: Callable[[Rebuilt], bool]) -> None:
+        """Until what is known fulfils the condition."""
+        async with asyncio.timeout(PATIENCE), self._news:
+            await self._news.wait_for(lambda: self._task.done() or condition(self.rebuilt))
+        if self._task.done():
+            self._task.result()
+
+    async def stop(self) -> None:
+        """Follow no more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(timeout=timeout, read_bufsize=1 << 22) as session:
+            while True:
+                headers = {"Last-Event-ID": self.rebuilt.last_id} if self.rebuilt.last_id else {}
+                try:
+                    async with session.get(self._url, headers=headers) as response:
+                        self.connections += response.status == 200
+                        await self._read(response)
+                except aiohttp.ClientError:
+                    await asyncio.sleep(0)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> None:
+        rest = b""
+        async for piece in response.content.iter_any():
+            rest += piece
+            *blocks, rest = rest.split(b"\n\n")
+            for block in blocks:
+                self.rebuilt.apply(parse_event(block.decode()))
+            async with self._news:
+                self._news.notify_all()
