@@ -1,0 +1,58 @@
+"""Whatever a file holds, it is a configuration or a list of what is wrong with it, and nothing else is raised."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.app.vocabulary import WORDS
+from agent.config import BadConfig, parse
+from agent.config.options import reference
+from agent.config.plugins import BUILT_IN, FIELD_KEYS, NOT_YET
+
+WORD = st.sampled_from(
+    [
+        *FIELD_KEYS, *BUILT_IN[:6], *NOT_YET[:6], *WORDS.scorers, *WORDS.filters, "pools", "endpoints", "pluginRef",
+        *{part for row in reference() for part in re.split(r"[.\[\]]+", row.key) if part},
+        "weight", "type", "name", "parameters", "sources", "extractors", "parsers", "llm-d.ai/v1alpha1",
+        "EndpointPickerConfig", "1s", "500ms", "16MiB", "127.0.0.1:9002", "[::1]:80", "flowControl", "\ud800", "",
+    ]
+)  # fmt: skip
+VALUE = st.recursive(
+    st.one_of(WORD, st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORD, inner, max_size=5)),
+    max_leaves=20,
+)
+
+
+def understood(text: str) -> None:
+    try:
+        parse(text, "any.yaml", WORDS)
+    except BadConfig as bad:
+        assert bad.problems
+        assert all(line.startswith("any.yaml:") for line in bad.lines())
+        str(bad).encode()
+
+
+@given(st.text())
+def test_any_text_is_understood_or_refused(text: str) -> None:
+    understood(text)
+
+
+@given(st.text(alphabet="{}[]:,-&*!?|>'\"%@#~\n \tab01.\\xuU", max_size=60))
+def test_any_punctuation_is_understood_or_refused(text: str) -> None:
+    understood(text)
+
+
+@given(st.dictionaries(WORD, VALUE, max_size=8))
+def test_any_data_under_our_keys_is_understood_or_refused(data: dict[str, object]) -> None:
+    document = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig", **data}
+    understood(yaml.safe_dump(document, allow_unicode=True, sort_keys=False))
+
+
+@given(st.binary(max_size=200))
+def test_a_good_file_with_any_bytes_behind_it_is_understood_or_refused(tail: bytes) -> None:
+    understood(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{tail.decode('latin-1')}")

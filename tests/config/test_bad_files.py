@@ -1,0 +1,304 @@
+"""What is wrong with a file is said at once, with its line, its key, and what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.app.vocabulary import WORDS
+from agent.config import BadConfig, load, parse
+from agent.config.document import MAX_BYTES, MAX_DEPTH
+
+HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+POOL = "pools:\n- endpoints: [127.0.0.1:8001]\n"
+QUEUE = "plugins: [{type: queue-scorer}]\n"
+
+
+def complaints(text: str) -> list[str]:
+    with pytest.raises(BadConfig) as refused:
+        parse(text, "file.yaml", WORDS)
+    return [line.removeprefix("file.yaml") for line in refused.value.lines()]
+
+
+BAD = {
+    # the document itself
+    "": ": the file is empty; write an EndpointPickerConfig document",
+    "# nothing\n": ": the file is empty; write an EndpointPickerConfig document",
+    "- a\n- b\n": ":1: the file is a list; write a mapping of keys",
+    "pools: [": ":1: not YAML: while parsing a flow node expected the node content, but found '<stream end>'",
+    "a:\n\tb: 1\n": ":2: not YAML: while scanning for the next token found character '\\t' that cannot start any token",
+    f"{HEAD}---\n{HEAD}": ":3: a second document begins here; write one document to a file",
+    f"{HEAD}scrape: &s {{interval: 1s}}\nstate: *s\n": ":4: aliases are not read; write the value of *s out",
+    f"{HEAD}pools: !!python/object:os.system []\n": (
+        ":3: tags are not read; remove tag:yaml.org,2002:python/object:os.system"
+    ),
+    f"{HEAD}scrape:\n  interval: 1s\n  interval: 2s\n": (
+        ":5: interval: the key stands here for the second time; the first is on line 4; keep one"
+    ),
+    f"{HEAD}? [a]\n: b\n": ":3: a list is used as a key; write a name",
+    f"{HEAD}log: {'[' * 40}{']' * 40}\n": f":3: deeper than {MAX_DEPTH} levels; no option lies that deep",
+    "a\x00b: 1": ": not YAML: unacceptable character #x0000: special characters are not allowed",
+    "kind: EndpointPickerConfig\n": ":1: apiVersion: missing; write apiVersion: llm-d.ai/v1alpha1",
+    "apiVersion: v1\nkind: EndpointPickerConfig\n": (
+        ":1: apiVersion: 'v1' is not known here; valid are: llm-d.ai/v1alpha1, llm-d.ai/v1, "
+        "inference.networking.x-k8s.io/v1alpha1"
+    ),
+    "apiVersion: llm-d.ai/v1alpha1\nkind: InferencePool\n": (
+        ":2: kind: 'InferencePool' is not known here; valid are: EndpointPickerConfig"
+    ),
+    # keys and kinds
+    f"{HEAD}scrap:\n  interval: 1s\n": ":3: scrap: unknown key; did you mean 'scrape'?",
+    f"{HEAD}scrape:\n  stale_after: 1s\n  intervall: 1s\n": [
+        ":4: scrape.stale_after: unknown key; valid are: interval, maxPageBytes, modelsInterval, path, timeout",
+        ":5: scrape.intervall: unknown key; did you mean 'interval'?",
+    ],
+    f"{HEAD}prefixIndex:\n  block_tokens: 64\n": ":4: prefixIndex.block_tokens: unknown key; did you mean 'blockTokens'?",
+    f"{HEAD}scrape: 1s\n": ":3: scrape: text where keys are wanted; write the options below it, indented",
+    f"{HEAD}pools: 127.0.0.1:8001\n": ":3: pools: text where a list is wanted; begin each entry with '- '",
+    # times
+    f"{HEAD}scrape: {{interval: 1}}\n": (
+        ":3: scrape.interval: 1 has no unit; write 1s for seconds or 1ms for milliseconds"
+    ),
+    f"{HEAD}scrape: {{interval: fast}}\n": (
+        ":3: scrape.interval: 'fast' is not a duration; write a number with its unit, such as 500ms, 1s or 2m"
+    ),
+    f"{HEAD}scrape:\n  interval:\n": (
+        ":4: scrape.interval: empty is not a duration; write a number with its unit, such as 500ms, 1s or 2m"
+    ),
+    f"{HEAD}scrape: {{interval: 49ms}}\n": ":3: scrape.interval: 49ms is too short; write 50ms or more",
+    f"{HEAD}scrape: {{interval: 2h}}\n": ":3: scrape.interval: 2h is too long; write 1h or less",
+    f"{HEAD}scrape: {{interval: -1s}}\n": (
+        ":3: scrape.interval: '-1s' is not a duration; write a number with its unit, such as 500ms, 1s or 2m"
+    ),
+    f"{HEAD}scrape:\n  interval: 5s\nstate:\n  staleAfter: 5s\n": (
+        ":6: state.staleAfter: 5s is not above scrape.interval (5s), so no value would ever be fresh; "
+        "write staleAfter: 15s or more, or a shorter scrape.interval"
+    ),
+    f"{HEAD}state: {{staleAfter: 500ms}}\nscrape: {{interval: 100ms}}\n": (
+        ":3: scrape.timeout: 1s is above state.staleAfter (500ms), so a slow page would be stale on arrival; "
+        "write timeout: 100ms or less"
+    ),
+    f"{HEAD}scrape: {{timeout: 4s}}\n": (
+        ":3: scrape.timeout: 4s is above state.staleAfter (3s), so a slow page would be stale on arrival; "
+        "write timeout: 1s or less"
+    ),
+    # sizes and numbers
+    f"{HEAD}extProc: {{maxBody: 1GiB}}\n": ":3: extProc.maxBody: 1GiB is too large; write 256MiB or less",
+    f"{HEAD}extProc: {{maxBody: 100}}\n": ":3: extProc.maxBody: 100 is too small; write 1KiB or more",
+    f"{HEAD}extProc: {{maxBody: lots}}\n": (
+        ":3: extProc.maxBody: 'lots' is not a size; write a number with its unit, such as 512KiB or 16MiB"
+    ),
+    f"{HEAD}prefillRate: {{fixed: .nan}}\n": (
+        ":3: prefillRate.fixed: '.nan' is not a number; write a number from 1 to 1000000000"
+    ),
+    f"{HEAD}prefillRate: {{fixed: 0}}\n": (
+        ":3: prefillRate.fixed: 0 is out of range; write a number from 1 to 1000000000"
+    ),
+    f"{HEAD}prefillRate: {{low: 5000, high: 1000}}\n": (
+        ":3: prefillRate.low: 5000 is above prefillRate.high (1000); write a smaller low or a larger high"
+    ),
+    f"{HEAD}prefillRate:\n  high: 1000\n": (
+        ":4: prefillRate.default: 15928 is outside low to high; write a rate from 100 to 1000"
+    ),
+    f"{HEAD}prefixIndex: {{blockTokens: 64.5}}\n": (
+        ":3: prefixIndex.blockTokens: 64.5 is out of range; write a whole number from 16 to 4096"
+    ),
+    f"{HEAD}prefixIndex: {{blockTokens: 128, maxTokens: 100}}\n": (
+        ":3: prefixIndex.maxTokens: 100 is less than one block (128), so nothing would match; write 128 or more"
+    ),
+    f"{HEAD}prefixIndex: {{autoSize: yes}}\n": (
+        ":3: prefixIndex.autoSize: 'yes' is neither true nor false; write true or false"
+    ),
+    f"{HEAD}scrape: {{path: metrics}}\n": (
+        ":3: scrape.path: 'metrics' is not a path; write it from the first slash, such as /metrics"
+    ),
+    f"{HEAD}log: {{level: verbose}}\n": (
+        ":3: log.level: 'verbose' is not known here; valid are: debug, info, warning, error"
+    ),
+    # pools and addresses
+    f"{HEAD}pools:\n- name: a\n": ":4: pools[0].endpoints: missing; list the model servers, each as HOST:PORT",
+    f"{HEAD}pools:\n- endpoints:\n  - 127.0.0.1\n": (
+        ":5: pools[0].endpoints[0].address: '127.0.0.1' has no port; write HOST:PORT, such as 127.0.0.1:8000"
+    ),
+    f"{HEAD}pools:\n- endpoints:\n  - ::1:8000\n": (
+        ":5: pools[0].endpoints[0].address: '::1:8000' is IPv6 without brackets; "
+        "write [ADDRESS]:PORT, such as [::1]:8000"
+    ),
+    f"{HEAD}pools:\n- endpoints:\n  - '[::1]'\n": (
+        ":5: pools[0].endpoints[0].address: '[::1]' has no port; write [ADDRESS]:PORT, such as [::1]:8000"
+    ),
+    f"{HEAD}pools:\n- endpoints: ['[fd::g]:1']\n": (
+        ":4: pools[0].endpoints[0].address: '[fd::g]' is no IPv6 address; write it like [fd00::1]:1"
+    ),
+    f"{HEAD}pools:\n- endpoints: [http://10.0.0.1:80]\n": (
+        ":4: pools[0].endpoints[0].address: 'http://10.0.0.1:80' is a URL; write HOST:PORT without the scheme"
+    ),
+    f"{HEAD}pools:\n- endpoints: [10.0.0.1:80/metrics]\n": (
+        ":4: pools[0].endpoints[0].address: '10.0.0.1:80/metrics' has a path; write HOST:PORT only"
+    ),
+    f"{HEAD}pools:\n- endpoints: [10.0.0.256:80]\n": (
+        ":4: pools[0].endpoints[0].address: '10.0.0.256' is no IPv4 address; "
+        "write four numbers from 0 to 255, such as 10.0.0.1:80"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a_b.c-:80]\n": (
+        ":4: pools[0].endpoints[0].address: 'a_b.c-' is no host; write an IP address or a name, such as 127.0.0.1:80"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:70000]\n": (
+        ":4: pools[0].endpoints[0].address: the port of 'a:70000' is not one; write a whole number from 1 to 65535"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:0]\n": (
+        ":4: pools[0].endpoints[0].address: port 0 of 'a:0' leads nowhere; write a port from 1 to 65535"
+    ),
+    f"{HEAD}pools:\n- endpoints:\n  - '[::1]:80'\n  - '[0:0::1]:80'\n": (
+        ":6: pools[0].endpoints[1]: [::1]:80 stands twice in this pool, first at pools[0].endpoints[0]; keep one"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  engine: vlm\n": ":5: pools[0].engine: 'vlm' is no engine; did you mean 'vllm'?",
+    f"{HEAD}pools:\n- endpoints:\n  - {{address: 'a:1', engine: x}}\n": (
+        ":5: pools[0].endpoints[0].engine: 'x' is no engine; "
+        f"valid are: {', '.join(WORDS.engines)}"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  profile: least-cots\n": (
+        ":5: pools[0].profile: there is no profile 'least-cots'; did you mean 'least-cost'?"
+    ),
+    f"{HEAD}pools:\n- {{name: x, endpoints: [a:1]}}\n- {{name: x, endpoints: [a:1], extProcAddress: 'b:1'}}\n": (
+        ":5: pools[1].name: a second pool named 'x'; give each pool its own name:"
+    ),
+    f"{HEAD}pools:\n- {{name: x, endpoints: [a:1]}}\n- {{name: y, endpoints: [a:1]}}\n": (
+        ":5: pools[1].extProcAddress: 127.0.0.1:9002 is also pools[0].extProcAddress, and each pool needs a picker port "
+        "of its own; write another port, or port 0 for any free one"
+    ),
+    f"{HEAD}{POOL}  extProcAddress: 0.0.0.0:9090\n": (
+        ":5: pools[0].extProcAddress: 0.0.0.0:9090 is also admin.address, and one port cannot be both a picker port and "
+        "the admin port; write another port, or port 0 for any free one"
+    ),
+    f"{HEAD}{POOL}admin: {{address: 127.0.0.1:9002}}\n": (
+        ":5: admin.address: 127.0.0.1:9002 is also pools[0].extProcAddress, and one port cannot be both a picker port "
+        "and the admin port; write another port, or port 0 for any free one"
+    ),
+    f"{HEAD}pools:\n- endpoints: [127.0.0.1:9090]\n": (
+        ":4: pools[0].endpoints[0]: 127.0.0.1:9090 is our own admin.address; write the address of a model server"
+    ),
+    # the field's part
+    f"{HEAD}featureGates: [flowControl]\n": (
+        ":3: featureGates[0]: flowControl is known, but this version does not do it yet; remove it"
+    ),
+    f"{HEAD}featureGates: [flowcontrol]\n": (
+        ":3: featureGates[0]: 'flowcontrol' is no feature gate; did you mean 'flowControl'?"
+    ),
+    f"{HEAD}saturationDetector: {{pluginRef: x}}\n": (
+        ":3: saturationDetector: is known, but this version does not do it yet; remove it"
+    ),
+    f"{HEAD}dataLayer: {{discovery: {{pluginRef: x}}}}\n": (
+        ":3: dataLayer.discovery: is known, but this version does not do it yet; remove it"
+    ),
+    f"{HEAD}plugins: [{{type: queue-scorr}}]\n": (
+        ":3: plugins[0].type: 'queue-scorr' is no plugin type; did you mean 'queue-scorer'?"
+    ),
+    f"{HEAD}plugins: [{{name: x}}]\n": ":3: plugins[0].type: missing; write the plugin's type, such as queue-scorer",
+    f"{HEAD}plugins:\n- type: session-affinity-scorer\n": (
+        ":4: plugins[0].type: session-affinity-scorer is known, but this version does not do it yet; remove it"
+    ),
+    f"{HEAD}plugins:\n- type: queue-scorer\n- type: queue-scorer\n": (
+        ":5: plugins[1]: a second plugin named 'queue-scorer', the first is on line 4; give one of them a name:"
+    ),
+    f"{HEAD}plugins:\n- type: queue-scorer\n  parameters:\n    depth: 3\n": (
+        ":6: plugins[0].parameters.depth: is not a parameter here: it takes no parameters"
+    ),
+    f"{HEAD}plugins:\n- type: prefix-cache-affinity-filter\n  parameters: {{affinityThreshold: 2}}\n": (
+        ":5: plugins[0].parameters.affinityThreshold: is 2.0: write a number from 0 to 1"
+    ),
+    f"{HEAD}plugins:\n- type: max-score-picker\n  parameters: {{maxNumOfEndpoints: 3}}\n": (
+        ":5: plugins[0].parameters.maxNumOfEndpoints: one endpoint is picked; write 1 or leave it out"
+    ),
+    f"{HEAD}plugins:\n- type: single-profile-handler\n  parameters: {{x: 3}}\n": (
+        ":5: plugins[0].parameters.x: takes no parameters; remove it"
+    ),
+    f"{HEAD}plugins:\n- type: core-metrics-extractor\n  parameters: {{engineConfigs: []}}\n": (
+        ":5: plugins[0].parameters.engineConfigs: this is known, but this version does not do it yet; remove it"
+    ),
+    f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: [{{pluginRef: queue-scorrer}}]\n": (
+        ":6: schedulingProfiles[0].plugins[0].pluginRef: 'queue-scorrer' is no entry of plugins; "
+        "did you mean 'queue-scorer'?"
+    ),
+    f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: [{{pluginRef: queue-scorer, weight: -1}}]\n": (
+        ":6: schedulingProfiles[0].plugins[0].weight: -1 is out of range; write a number from 0 to 1000000"
+    ),
+    f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: [{{pluginRef: queue-scorer, wait: 1}}]\n": (
+        ":6: schedulingProfiles[0].plugins[0].wait: unknown key; valid are: pluginRef, weight"
+    ),
+    f"{HEAD}{QUEUE}schedulingProfiles:\n- plugins: [{{pluginRef: queue-scorer}}]\n": (
+        ":5: schedulingProfiles[0].name: missing; write the profile's name, such as default"
+    ),
+    f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: []\n": (
+        ":5: schedulingProfiles[0]: no scorer in this profile; add the pluginRef of at least one"
+    ),
+    f"{HEAD}{QUEUE}schedulingProfiles:\n"
+    "- {name: x, plugins: [{pluginRef: queue-scorer}]}\n- {name: x, plugins: [{pluginRef: queue-scorer}]}\n": (
+        ":6: schedulingProfiles[1].name: a second profile named 'x'; give it another name"
+    ),
+    f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: [{{pluginRef: queue-scorer}}, {{pluginRef: queue-scorer}}]\n": (
+        ":6: schedulingProfiles[0].plugins[1]: 'queue-scorer' stands twice in this profile; keep one"
+    ),
+    f"{HEAD}{QUEUE}{POOL}schedulingProfiles:\n"
+    "- {name: x, plugins: [{pluginRef: queue-scorer}]}\n- {name: y, plugins: [{pluginRef: queue-scorer}]}\n": (
+        ":5: pools[0].profile: missing; the file has several profiles: write one of x, y"
+    ),
+    f"{HEAD}plugins:\n- type: approx-prefix-cache-producer\n  parameters: {{blockSizeTokens: 128}}\n"
+    "prefixIndex:\n  blockTokens: 64\n": (
+        ":7: prefixIndex.blockTokens: also set by plugins[0].parameters.blockSizeTokens on line 5; keep one of them"
+    ),
+    f"{HEAD}{QUEUE}requestHandler: {{parsers: [{{pluginRef: queue-scorer}}]}}\n": (
+        ":4: requestHandler.parsers[0].pluginRef: queue-scorer is no parser; name one"
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD.items(), ids=[str(number) for number in range(len(BAD))])
+def test_a_bad_file_is_refused_with_the_line_and_what_to_write(text: str, said: str | list[str]) -> None:
+    assert complaints(text) == ([said] if isinstance(said, str) else said)
+
+
+def test_everything_that_is_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
+    text = f"{HEAD}scrape:\n  interval: 1\npools:\n- endpoints: [x]\n  profil: a\nadmin: {{adress: 'a:1'}}\n"
+    assert [line.split(": ")[0:2] for line in complaints(text)] == [
+        [":4", "scrape.interval"],
+        [":6", "pools[0].endpoints[0].address"],
+        [":7", "pools[0].profil"],
+        [":8", "admin.adress"],
+    ]
+
+
+def test_a_file_that_is_too_large_is_not_read() -> None:
+    assert complaints("#" * (MAX_BYTES + 1)) == [": the file is larger than 256 KiB; split the pools between agents"]
+
+
+def test_a_page_of_aliases_stays_a_page() -> None:
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    assert complaints(bomb) == [":2: aliases are not read; write the value of *a out"]
+
+
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    for path, said in (
+        (tmp_path / "none.yaml", "cannot be read: No such file or directory"),
+        (tmp_path, "cannot be read: Is a directory"),
+    ):
+        with pytest.raises(BadConfig) as refused:
+            load(path, WORDS)
+        assert refused.value.lines() == [f"{path}: {said}"]
+
+
+def test_a_file_that_is_not_utf_8_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(f"{HEAD}# caf".encode() + b"\xe9\n")
+    with pytest.raises(BadConfig) as refused:
+        load(path, WORDS)
+    assert refused.value.lines() == [f"{path}:3: not UTF-8; save the file as UTF-8"]
+
+
+def test_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "huge.yaml"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(BadConfig, match="larger than 256 KiB"):
+        load(path, WORDS)
