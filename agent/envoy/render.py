@@ -83,7 +83,7 @@ def bootstrap(settings: Settings) -> Data:
     host, _ = _host_and_port(settings.admin)
     if not ipaddress.ip_address(host).is_loopback:
         raise ValueError(f"admin {settings.admin}: whoever reaches it can stop Envoy; use 127.0.0.1")
-    clusters = [cluster for pool in settings.pools for cluster in _clusters(pool)]
+    clusters = [cluster for pool in settings.pools for cluster in _clusters(pool, settings.message_timeout)]
     return {
         "admin": {"address": _address(settings.admin)},
         "static_resources": {
@@ -192,7 +192,7 @@ def _ext_proc(listener: Listener, settings: Settings) -> Data:
     )
 
 
-def _clusters(pool: Pool) -> Iterable[Data]:
+def _clusters(pool: Pool, patience: float) -> Iterable[Data]:
     for endpoint in pool.endpoints:
         host, _ = _host_and_port(endpoint)
         if not _is_ip(host):
@@ -226,8 +226,13 @@ def _clusters(pool: Pool) -> Iterable[Data]:
             "load_assignment": _assignment(name, (pool.picker,)),
             "circuit_breakers": _no_limits(),
             "typed_extension_protocol_options": _http(
-                # A picker that vanished without a word is noticed within 15 s instead of at each request's time-out.
-                {"http2_protocol_options": {"connection_keepalive": {"interval": "10s", "timeout": "5s"}}}
+                # A picker that fell silent is noticed once, not at each request's time-out; in full duplex, where Envoy
+                # has no time-out of messages, it is noticed by this alone.
+                {
+                    "http2_protocol_options": {
+                        "connection_keepalive": {"interval": _seconds(2 * patience), "timeout": _seconds(patience)}
+                    }
+                }
             ),
         }
 
@@ -252,7 +257,7 @@ def _local_replies(max_body: int) -> Iterable[Data]:
     ours = "response.code_details.contains('endpoint_picker_')"
     body = "%LOCAL_REPLY_BODY%"
     yield _reply(
-        f"!{ours} && response.code_details.startsWith('ext_proc_error')",
+        "response.code_details.startsWith('ext_proc_error')",
         "The gateway's endpoint picker does not answer.",
         "server_error",
         "picker_unavailable",

@@ -13,10 +13,11 @@ import openai
 import pytest
 from aiohttp import web
 
-from agent.envoy.render import Way
+from agent.envoy import process
+from agent.envoy.render import Way, bootstrap
 from agent.events import Refused, StreamBroken
 from agent.pick.request import NoPick
-from tests.envoy.rig import CHAT, WAYS, Rig, a_rig, chat, raw
+from tests.envoy.rig import CHAT, WAYS, Rig, a_rig, chat, envoy_settings, raw
 from tests.waiting import eventually
 
 both = pytest.mark.parametrize("way", WAYS, ids=[way.value for way in WAYS])
@@ -186,3 +187,22 @@ async def test_the_openai_client_raises_the_error_that_fits(tmp_path: Path, way:
         with pytest.raises(openai.InternalServerError) as down:
             await ask()
         assert (down.value.status_code, down.value.code) == (503, "picker_unavailable")
+
+
+@both
+async def test_a_picker_that_says_nothing_costs_its_time_out_and_is_an_openai_error(tmp_path: Path, way: Way) -> None:
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            pass
+        writer.close()
+
+    silent = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    host, port = silent.sockets[0].getsockname()
+    settings = envoy_settings(["127.0.0.1:1"], f"{host}:{port}", message_timeout=0.2)
+    envoy = await process.start(bootstrap(settings), tmp_path)
+    url = f"http://127.0.0.1:{envoy.ports[way.value]}{CHAT}"
+    async with asyncio.timeout(20), aiohttp.ClientSession() as client, client.post(url, json=chat()) as answer:
+        error = await error_of(answer)
+        assert (answer.status, error["code"]) == (503, "picker_unavailable")
+    await envoy.stop()
+    silent.close()

@@ -1,0 +1,263 @@
+"""The picker port itself, spoken to in Envoy's messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+import orjson
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf import json_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from agent.clock import SystemClock
+from agent.events import Event, StreamBroken
+from agent.serve.ext_proc import ExtProcServer
+from agent.serve.session import PIECE_BYTES
+from tests.envoy.rig import ToldPool
+from tests.waiting import eventually
+
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+BODY = orjson.dumps({"model": "m", "messages": []})
+BUFFERED, FULL_DUPLEX = 2, 4
+DESTINATION = "x-gateway-destination-endpoint"
+
+
+class Port:
+    """A picker port that listens, its pool, and what it reported."""
+
+    def __init__(self) -> None:
+        self.pool = ToldPool("10.0.0.1:8000", "[fd00::1]:8000")
+        self.events: list[Event] = []
+        self.server = ExtProcServer(
+            self.pool, SystemClock(), self.events.append, address="127.0.0.1:0", max_body=1 << 20
+        )
+        self.number = 0
+        self.channel: Any = None
+
+    def converse(self) -> Any:
+        return self.channel.stream_stream(PROCESS)()
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[Port]:
+    one = Port()
+    one.number = await one.server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{one.number}") as channel:
+        one.channel = channel
+        yield one
+    await one.server.stop(0.0)
+
+
+def headers(
+    mode: int = BUFFERED, *, end: bool = False, subset: Any = None, more: Mapping[str, str] | None = None
+) -> bytes:
+    message = pb.ProcessingRequest()
+    named = {":method": "GET" if end else "POST", ":path": "/v1/chat/completions", "x-request-id": "r", **(more or {})}
+    for name, value in named.items():
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    message.request_headers.end_of_stream = end
+    message.protocol_config.request_body_mode = mode
+    if subset is not None:
+        message.metadata_context.filter_metadata["envoy.lb.subset_hint"].update({f"{DESTINATION}-subset": subset})
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def body(chunk: bytes = BODY, *, end: bool = True) -> bytes:
+    message = pb.ProcessingRequest(request_body=pb.HttpBody(body=chunk, end_of_stream=end))
+    data: bytes = message.SerializeToString()
+    return data
+
+
+async def read(conversation: Any) -> pb.ProcessingResponse:
+    data = await asyncio.wait_for(conversation.read(), 10)
+    assert data is not grpc.aio.EOF, await conversation.details()
+    return pb.ProcessingResponse.FromString(data)
+
+
+def picked(response: pb.ProcessingResponse) -> str:
+    """The destination, which stands in the headers and in the metadata alike."""
+    common = getattr(response, response.WhichOneof("response")).response
+    (option,) = [option for option in common.header_mutation.set_headers if option.header.key == DESTINATION]
+    assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD
+    assert common.clear_route_cache
+    header = option.header.raw_value.decode()
+    assert json_format.MessageToDict(response.dynamic_metadata) == {"envoy.lb": {DESTINATION: header}}
+    return str(header)
+
+
+@pytest.mark.parametrize("endpoint", [0, 1])
+async def test_header_and_metadata_name_the_same_endpoint_and_overwrite_what_was_there(
+    port: Port, endpoint: int
+) -> None:
+    port.pool.choose = lambda _, __: port.pool.endpoints[endpoint]
+    more: dict[str, str]
+    for more in ({}, {"x-gateway-inference-objective": "gold"}):
+        conversation = port.converse()
+        await conversation.write(headers(end=True, more=more))
+        response = await read(conversation)
+        assert response.WhichOneof("response") == "request_headers"
+        assert picked(response) == port.pool.endpoints[endpoint]
+        assert list(response.request_headers.response.header_mutation.remove_headers) == list(more)
+        await conversation.done_writing()
+        assert await conversation.read() is grpc.aio.EOF
+        assert await conversation.code() is grpc.StatusCode.OK
+    await eventually(lambda: port.pool.ended_as == ["closed"] * 2)
+
+
+async def test_a_buffered_conversation_is_answered_message_by_message(port: Port) -> None:
+    conversation = port.converse()
+    await conversation.write(headers(BUFFERED))
+    assert (await read(conversation)).WhichOneof("response") == "request_headers"
+    await conversation.write(body())
+    response = await read(conversation)
+    assert response.WhichOneof("response") == "request_body"
+    assert picked(response) == "10.0.0.1:8000"
+    assert port.pool.in_flight == 1
+    conversation.cancel()
+    await eventually(lambda: port.pool.in_flight == 0)
+    assert port.pool.ended_as == ["closed"]
+
+
+async def test_a_full_duplex_conversation_gets_its_body_back_in_pieces(port: Port) -> None:
+    text = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200_000}]})
+    conversation = port.converse()
+    await conversation.write(headers(FULL_DUPLEX))
+    for start in range(0, len(text), 50_000):
+        await conversation.write(body(text[start : start + 50_000], end=start + 50_000 >= len(text)))
+    assert picked(await read(conversation)) == "10.0.0.1:8000"
+    pieces, last = [], False
+    while not last:
+        streamed = (await read(conversation)).request_body.response.body_mutation.streamed_response
+        pieces.append(streamed.body)
+        last = streamed.end_of_stream
+    assert b"".join(pieces) == text
+    assert max(map(len, pieces)) <= PIECE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("hint", "subset"),
+    [
+        (["10.0.0.1:8000", "[fd00::1]:8000"], frozenset({"10.0.0.1:8000", "[fd00::1]:8000"})),
+        ("10.0.0.1:8000,[fd00::1]:8000", frozenset({"10.0.0.1:8000", "[fd00::1]:8000"})),
+    ],
+)
+async def test_a_subset_hint_reaches_the_picker(port: Port, hint: Any, subset: frozenset[str]) -> None:
+    conversation = port.converse()
+    await conversation.write(headers(end=True, subset=hint))
+    await read(conversation)
+    assert [asked[2] for asked in port.pool.asked] == [subset]
+    conversation.cancel()
+
+
+@pytest.mark.parametrize("hint", [[], "", 7.0])
+async def test_a_subset_hint_that_allows_nothing_is_a_503(port: Port, hint: Any) -> None:
+    conversation = port.converse()
+    await conversation.write(headers(end=True, subset=hint))
+    response = await read(conversation)
+    assert response.immediate_response.status.code == 503
+    assert port.pool.asked == []
+
+
+async def test_bytes_that_are_no_message_end_one_conversation_and_are_counted(port: Port) -> None:
+    conversation = port.converse()
+    await conversation.write(b"\xff\xff\xff")
+    response = await read(conversation)
+    assert response.immediate_response.status.code == 500
+    assert orjson.loads(response.immediate_response.body)["error"]["code"] == "internal_error"
+    (event, _) = port.events
+    assert isinstance(event, StreamBroken)
+    assert event.reason == "malformed"
+    conversation = port.converse()
+    await conversation.write(headers(end=True))
+    assert picked(await read(conversation))
+    conversation.cancel()
+
+
+async def test_a_body_without_headers_is_answered_with_the_setting_that_is_wrong(port: Port) -> None:
+    conversation = port.converse()
+    await conversation.write(body())
+    response = await read(conversation)
+    assert b"request_header_mode" in response.immediate_response.body
+    assert isinstance(port.events[0], StreamBroken)
+
+
+async def test_a_message_that_says_nothing_is_passed_over(port: Port) -> None:
+    conversation = port.converse()
+    await conversation.write(b"")
+    await conversation.write(headers(end=True))
+    assert picked(await read(conversation))
+    conversation.cancel()
+
+
+async def test_a_message_beyond_all_limits_ends_one_conversation(port: Port) -> None:
+    conversation = port.converse()
+    with contextlib.suppress(asyncio.InvalidStateError):
+        await conversation.write(headers(FULL_DUPLEX))
+        await conversation.write(body(bytes(4 << 20)))
+    assert await conversation.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await eventually(lambda: port.server.open_streams == 0)
+    conversation = port.converse()
+    await conversation.write(headers(end=True))
+    assert picked(await read(conversation))
+    conversation.cancel()
+
+
+async def test_health_follows_the_pool_and_liveness_does_not(port: Port) -> None:
+    stub = health_pb2_grpc.HealthStub(port.channel)
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+    async def status(service: str) -> Any:
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+    readiness = ("", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor")
+    assert [await status(service) for service in (*readiness, "liveness")] == [serving] * 4
+    port.pool.is_ready = False
+    assert [await status(service) for service in readiness] == [not_serving] * 3
+    assert await status("liveness") == serving
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await status("something else")
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_watcher_of_health_is_told_of_a_change(port: Port) -> None:
+    watching = health_pb2_grpc.HealthStub(port.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+    assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+    port.pool.is_ready = False
+    assert (await asyncio.wait_for(watching.read(), 10)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watching.cancel()
+
+
+async def test_a_port_in_use_is_named(port: Port) -> None:
+    second = ExtProcServer(port.pool, SystemClock(), port.events.append, address=f"127.0.0.1:{port.number}")
+    with pytest.raises(OSError, match=rf"pool pool cannot listen on 127\.0\.0\.1:{port.number}"):
+        await second.start()
+
+
+async def test_stopping_ends_every_pick_and_takes_no_more_requests(port: Port) -> None:
+    conversation = port.converse()
+    await conversation.write(headers(end=True))
+    await read(conversation)
+    await asyncio.wait_for(port.server.stop(10.0), 5)
+    assert (port.pool.ended_as, port.pool.wrongly_ended) == (["lost"], 0)
+    assert await conversation.code() is grpc.StatusCode.OK
+    late = port.converse()
+    assert await late.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_request_that_is_being_read_when_we_stop_may_finish(port: Port) -> None:
+    conversation = port.converse()
+    await conversation.write(headers(BUFFERED))
+    await read(conversation)
+    stopping = asyncio.ensure_future(port.server.stop(20.0))
+    await asyncio.sleep(0)
+    await conversation.write(body())
+    assert picked(await read(conversation)) == "10.0.0.1:8000"
+    await asyncio.wait_for(stopping, 10)
+    assert (port.pool.ended_as, port.pool.in_flight) == (["lost"], 0)
