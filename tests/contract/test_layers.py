@@ -53,7 +53,10 @@ PLACES: dict[str, Place] = {
     "agent.instruments": Place(5, S),
     "agent.log_lines": Place(5, S),
     "agent.emulator": Place(5, P),
+    "agent.emulator.drive": Place(5, S),
+    "agent.emulator.pages": Place(5, S),
     "agent.emulator.server": Place(5, S),
+    "agent.emulator.streams": Place(5, S),
     "agent.app": Place(6, S),
     "agent.commands": Place(7, S),
     "agent.__main__": Place(7, S),
@@ -81,17 +84,25 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "datetime": frozenset({"agent.log_lines", "agent.serve.state_json"}),  # words for a wall time that it is handed
     "sched": frozenset(),
     "threading": frozenset(),
-    "logging": frozenset({"agent.log_lines"}),
+    "logging": frozenset({"agent.emulator.server", "agent.log_lines"}),
     "aiohttp": frozenset(
-        {"agent.emulator.server", "agent.envoy.process", "agent.serve.admin", "agent.serve.state_api"}
+        {
+            "agent.emulator.pages",
+            "agent.emulator.server",
+            "agent.emulator.streams",
+            "agent.envoy.process",
+            "agent.serve.admin",
+            "agent.serve.state_api",
+        }
     ),
+    "apscheduler": frozenset({"agent.app.agent"}),
     "envoy": frozenset({"agent.serve.messages"}),
     "google.protobuf": frozenset({"agent.serve.messages"}),
     "grpc": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
     "grpc_health": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
     "prometheus_client": frozenset({"agent.instruments", "exporters.prometheus"}),
     "rich": frozenset({"agent.commands"}),
-    "uvloop": frozenset({"agent.commands"}),
+    "uvloop": frozenset({"agent.app.process"}),
     "yaml": frozenset({"agent.config.document"}),
 }
 # Codecs without a clock, a socket or a file: anybody's.

@@ -81,7 +81,9 @@ def test_the_order_of_the_candidates_does_not_matter(name: str, candidates: Cand
 
 @EVERY_SCORER
 @given(candidates=candidates())
-def test_the_same_candidates_always_get_the_same_scores_and_are_left_as_they_were(name: str, candidates: Candidates) -> None:
+def test_the_same_candidates_always_get_the_same_scores_and_are_left_as_they_were(
+    name: str, candidates: Candidates
+) -> None:
     made = scorer(name, {})
     views, hits, ahead = list(candidates.views), list(candidates.hits), copy.copy(candidates.ahead_seconds)
     first = opinion(made, candidates)
