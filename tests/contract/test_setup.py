@@ -1,17 +1,21 @@
-"""What the test set-up itself promises: no sleeping tests, no process left behind."""
+"""What the set-up promises: locked packages, no sleeping tests, no process left behind."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Processes
+from tests.processes import ROOT, Processes
 from tests.waiting import eventually, until
 
 
@@ -70,3 +74,55 @@ def test_a_process_that_ends_too_early_fails_the_wait_with_its_output(tmp_path: 
     with pytest.raises(pytest.fail.Exception, match=r"ended with 2 before it printed 'ready'(.|\n)*no such option"):
         process.wait_for("ready")
     assert not alive(process.pid) or os.waitpid(process.pid, os.WNOHANG)
+
+
+def locked(name: str) -> dict[str, list[str]]:
+    """Distribution -> its hashes, of a lock file."""
+    text = (ROOT / name).read_text()
+    entries = re.findall(r"^([a-z0-9][a-z0-9.-]*)==\S+[^\n]*((?:\n    --hash=\S+(?: \\\\)?)*)", text, re.MULTILINE)
+    return {distribution: re.findall(r"sha256:[0-9a-f]{64}", hashes) for distribution, hashes in entries}
+
+
+def wanted(*extras: str) -> set[str]:
+    """The distributions that pyproject.toml names, with these extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = [*project["dependencies"], *(row for extra in extras for row in project["optional-dependencies"][extra])]
+    return {re.split(r"[<>=!~ \[;]", row, maxsplit=1)[0] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [("requirements.lock", ("demo", "build")), ("requirements-test.lock", ("demo", "build", "test"))],
+)
+def test_a_lock_has_all_that_is_wanted_with_hashes_and_names_no_registry(lock: str, extras: tuple[str, ...]) -> None:
+    found = locked(lock)
+    assert wanted(*extras) - set(found) == set()
+    assert [distribution for distribution, hashes in found.items() if not hashes] == []
+    assert "://" not in (ROOT / lock).read_text()
+
+
+def test_what_runs_is_tested_in_the_same_versions() -> None:
+    pins = [
+        set(re.findall(r"^([a-z0-9.-]+==\S+)", (ROOT / name).read_text(), re.MULTILINE))
+        for name in ("requirements.lock", "requirements-test.lock")
+    ]
+    assert pins[0] <= pins[1]
+
+
+def test_no_package_is_asked_for_where_its_program_is_there() -> None:
+    asked = subprocess.run([ROOT / ".ci" / "packages", "sh=nothing"], capture_output=True, text=True, check=True)
+    assert (asked.stdout, asked.stderr) == ("", "")
+
+
+def test_a_machine_without_apt_is_told_which_packages_it_lacks(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    assert bash
+    asked = subprocess.run(
+        [bash, ROOT / ".ci" / "packages", "no-such-program=some-package", "no-such-either=some-package"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("Missing on this machine: some-package (")
