@@ -1,4 +1,4 @@
-"""A gateway that knows nothing but `/v1/state/watch`: it rebuilds the state from events, and snapshots from the state."""
+"""A gateway that knows only `/v1/state/watch`: it rebuilds the state from events, and snapshots from the state."""
 
 from __future__ import annotations
 

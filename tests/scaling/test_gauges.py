@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import signals
 from agent.scaling.gauges import gauge_set
 from agent.signals import KV_USAGE, LORA_MAX, LORA_RUNNING, PREFIX_HITS, RUNNING, SIGNALS, WAITING, Kind
 from agent.state.health import Health

@@ -1,0 +1,150 @@
+"""The log says what went wrong at once, and then once a minute how often."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.events import (
+    HealthChanged,
+    Refused,
+    Reloaded,
+    ScrapeDone,
+    ScrapeFailed,
+    ServerRestarted,
+    StreamBroken,
+    WatcherDropped,
+)
+from agent.instruments import Instruments
+from agent.log_lines import DETAIL_LENGTH, LOGGER, QUIET_SECONDS, Repeats, write_log
+from agent.signals import Refusal
+from tests.fakes.clock import ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(1000.0)
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    handler = write_log(stream)
+    yield stream
+    logging.getLogger(LOGGER).removeHandler(handler)
+
+
+def failed(at: float, endpoint: str = "a:1") -> ScrapeFailed:
+    return ScrapeFailed("pool", endpoint, at, 0.1, "timeout", "no answer in 1 s")
+
+
+def done(at: float, *refused: Refusal) -> ScrapeDone:
+    return ScrapeDone("pool", "a:1", at, 0.01, 100, (), refused)
+
+
+def messages(log: io.StringIO) -> list[str]:
+    return [line.split(" ", 2)[2].strip() for line in log.getvalue().splitlines()]
+
+
+def test_a_failing_endpoint_costs_a_line_at_once_and_then_a_line_a_minute(clock, log):
+    hook = Instruments(clock)
+    for second in range(61):
+        hook(done(second + 0.5) if second % 4 == 3 else failed(float(second)))
+    assert messages(log) == [
+        "pool pool: scrape of a:1 failed: timeout: no answer in 1 s",
+        "pool pool: scrape of a:1 failed: timeout: no answer in 1 s (45 of 60 scrapes failed in 60 s)",
+    ]
+
+
+def test_each_endpoint_has_its_own_line(clock, log):
+    hook = Instruments(clock)
+    hook(failed(0.0, "a:1"))
+    hook(failed(0.0, "b:1"))
+    assert [line.split()[4] for line in messages(log)] == ["a:1", "b:1"]
+
+
+def test_repeated_refusals_are_told_together(clock, log):
+    hook = Instruments(clock)
+    for _ in range(100):
+        hook(Refused("pool", "m", 503, "none_healthy"))
+    clock.advance(QUIET_SECONDS)
+    hook(Refused("pool", "m", 503, "none_healthy"))
+    assert messages(log) == [
+        "pool pool: a request was answered with 503: none_healthy",
+        "pool pool: a request was answered with 503: none_healthy (100 times in 60 s)",
+    ]
+
+
+def test_what_changes_the_picture_has_a_line_each(clock, log):
+    hook = Instruments(clock)
+    hook(HealthChanged("pool", "a:1", "healthy", "down", "refused"))
+    hook(ServerRestarted("pool", "a:1", "new_start_time"))
+    hook(Reloaded(ok=True, detail="pool pool: 2 endpoints added"))
+    hook(Reloaded(ok=False, detail="line 3: unknown key"))
+    hook(WatcherDropped("slow"))
+    hook(StreamBroken("pool", "protocol", "a body before the headers"))
+    hook(done(0.0, Refusal("kv_usage_ratio", "not_finite", "NaN")))
+    assert messages(log) == [
+        "pool pool: a:1 is down (refused), was healthy",
+        "pool pool: a new server answers at a:1 (new_start_time): what was known of the old one is dropped",
+        "configuration reloaded: pool pool: 2 endpoints added",
+        "configuration not reloaded, the old one stays: line 3: unknown key",
+        "a reader of /v1/state/watch was let go: slow",
+        "pool pool: an ext_proc stream broke: protocol: a body before the headers",
+        "pool pool: a:1 reports NaN for kv_usage_ratio: not_finite, not let in",
+    ]
+
+
+def test_somebody_else_s_text_stays_on_one_line_of_bounded_length(clock, log):
+    Instruments(clock)(StreamBroken("pool", "protocol", "first\nsecond\x1b[31m " * 10_000))
+    (line,) = log.getvalue().splitlines()
+    assert len(line) < DETAIL_LENGTH + 200
+    assert line.isprintable()
+
+
+def test_json_lines_carry_the_fields_of_the_event(clock):
+    stream = io.StringIO()
+    handler = write_log(stream, "json")
+    Instruments(clock)(failed(0.0))
+    logging.getLogger(LOGGER).removeHandler(handler)
+    line = json.loads(stream.getvalue())
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "warning",
+        "logger": "igw",
+        "message": "pool pool: scrape of a:1 failed: timeout: no answer in 1 s",
+        "pool": "pool",
+        "endpoint": "a:1",
+        "reason": "timeout",
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 30))))
+def test_no_failure_is_lost_and_no_kind_gets_two_lines_within_the_quiet_time(steps):
+    repeats, now = Repeats(), 0.0
+    told: dict[int, float] = {}
+    counted = dict.fromkeys(range(6), 0)
+    happened = dict.fromkeys(range(6), 0)
+    for kind, pause in steps:
+        now += pause
+        happened[kind] += 1
+        due = repeats.failed(kind, now)
+        if due:
+            assert now - told.get(kind, -QUIET_SECONDS) >= QUIET_SECONDS
+            told[kind] = now
+            counted[kind] += due[0]
+    for kind, count in counted.items():
+        assert count <= happened[kind]
+        assert (count > 0) is (happened[kind] > 0)
+
+
+def test_the_kinds_of_trouble_that_are_told_apart_are_bounded():
+    repeats = Repeats(kinds=3)
+    assert all(repeats.failed(kind, 0.0) for kind in range(10))
+    assert len(repeats._streaks) == 3

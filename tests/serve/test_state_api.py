@@ -1,0 +1,299 @@
+"""`/v1/state`, `/v1/gauges` and their schema: what is unknown is null, everywhere at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jsonschema
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.instruments import Instruments
+from agent.scaling.gauges import gauge_set
+from agent.serve import state_json
+from agent.serve.admin import AdminServer
+from agent.serve.openapi import document as openapi_document
+from agent.serve.state_json import Moment
+from agent.serve.watch import WatchLimits
+from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, RUNNING, SIGNALS, WAITING, Kind
+from agent.state.health import Health
+from tests.fakes.clock import ManualClock
+from tests.fakes.state_source import FakeSource
+from tests.fakes.views import STALE_AFTER, snapshot, view
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def check(content: Any, schema: str) -> None:
+    """`content` is valid by the document's schema of this name."""
+    document = openapi_document()
+    validator = jsonschema.Draft202012Validator(
+        {"$ref": f"#/components/schemas/{schema}", "components": document["components"]},
+        format_checker=jsonschema.FormatChecker(),
+    )
+    validator.validate(content)
+
+
+def a_value(name: str):
+    row = SIGNALS[name]
+    return st.frozensets(st.text(max_size=5), max_size=4) if row.kind is Kind.NAMES else st.floats(row.low, row.high)
+
+
+views = st.builds(
+    view,
+    st.text(min_size=1, max_size=9),
+    st.fixed_dictionaries({}, optional={name: a_value(name) for name in SIGNALS}),
+    at=st.floats(-10, 0),
+    health=st.sampled_from(list(Health)),
+    ahead_seconds=st.floats(0, 1e6),
+    rate=st.floats(1, 1e6),
+    requests=st.integers(0, 10**6),
+)
+fleets = st.lists(views, max_size=4, unique_by=lambda each: each.address)
+
+
+@given(fleets, st.floats(0, 10))
+def test_the_state_of_any_fleet_is_valid_by_the_schema_and_survives_json(found, now):
+    document = state_json.state("epoch", 1, [snapshot(*found)], Moment(now, 1.79e9 + now, now))
+    check(document, "State")
+    assert orjson.loads(orjson.dumps(document)) == document
+    assert b"NaN" not in orjson.dumps(document)
+
+
+@given(fleets, fleets, st.floats(0, 10))
+def test_every_change_is_valid_by_the_schema(before, after, now):
+    old, new = {"pool": {each.address: each for each in before}}, {"pool": {each.address: each for each in after}}
+    changes, gone = state_json.differences(old, new)
+    check(state_json.change("epoch", 1, 2, changes, gone, Moment(now, 1.79e9 + now, now)), "Change")
+
+
+@given(fleets, st.floats(0, 10))
+def test_the_gauges_of_any_fleet_are_valid_by_the_schema(found, now):
+    document = state_json.gauges(gauge_set([snapshot(*found)], now), Moment(now, 1.79e9 + now, now))
+    check(document, "Gauges")
+    assert all(row["value"] is None or math.isfinite(row["value"]) for row in document["gauges"])
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=3), views), max_size=6),
+    st.lists(st.tuples(st.text(max_size=3), views), max_size=6),
+)
+def test_differences_applied_to_the_old_state_give_the_new_one(before, after):
+    def state(rows):
+        pools: dict[str, dict[str, Any]] = {}
+        for pool, each in rows:
+            pools.setdefault(pool, {})[each.address] = each
+        return pools
+
+    old, new = state(before), state(after)
+    changes, gone = state_json.differences(old, new)
+    rebuilt = {pool: dict(endpoints) for pool, endpoints in old.items()}
+    for change in changes:
+        known = rebuilt.setdefault(change.pool, {})
+        known |= {each.address: each for each in change.changed}
+        for address in change.removed:
+            del known[address]
+    for pool in gone:
+        del rebuilt[pool]
+    assert rebuilt == new
+
+
+class Served:
+    """An admin server over one pool, and a client of it."""
+
+    def __init__(self, clock: ManualClock, source: FakeSource, http: aiohttp.ClientSession) -> None:
+        self.clock = clock
+        self.source = source
+        self.http = http
+
+    async def get(self, path: str, status: int = 200) -> Any:
+        async with self.http.get(path) as response:
+            content = await response.json()
+            assert response.status == status, content
+            return content
+
+    async def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        async with self.http.get("/metrics") as response:
+            families = text_string_to_metric_families(await response.text())
+            return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    clock = ManualClock(100.0)
+    source = FakeSource(
+        "llama", view("a:1", {WAITING: 3.0, RUNNING: 2.0, KV_USAGE: 0.4}, at=99.0), view("b:1", at=99.5)
+    )
+    server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits())
+    server.set_pools([source])
+    port = await server.start()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        yield Served(clock, source, http)
+    await server.stop()
+
+
+async def test_the_state_says_for_each_signal_value_unit_age_and_whether_it_is_fresh(served):
+    document = await served.get("/v1/state")
+    check(document, "State")
+    (pool,) = document["pools"]
+    first = pool["endpoints"][0]
+    assert (pool["pool"], first["address"], first["health"], first["page_age_seconds"]) == (
+        "llama",
+        "a:1",
+        "healthy",
+        1.0,
+    )
+    assert first["signals"][WAITING] == {"value": 3.0, "unit": "requests", "age_seconds": 1.0, "fresh": True}
+    assert first["signals"][MODELS] == {
+        "value": None,
+        "unit": "names",
+        "age_seconds": None,
+        "fresh": False,
+        "reason": "not_reported",
+    }
+
+
+async def test_work_ahead_is_that_of_the_moment_at_which_the_document_was_made(served):
+    served.source.put(view("a:1", at=99.0, ahead_seconds=104.0, rate=500.0, requests=2))
+    served.clock.advance(1.0)
+    work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
+    assert work == {
+        "requests": 2,
+        "prefill_seconds": 3.0,
+        "prefill_tokens": 1500.0,
+        "rate_tokens_per_second": 500.0,
+        "rate_source": "configured",
+        "corrected": True,
+    }
+
+
+async def test_no_raw_monotonic_time_leaves_the_process(served):
+    first = await served.get("/v1/state")
+    served.clock.advance(2.0)
+    second = await served.get("/v1/state")
+    assert (first["uptime_seconds"], second["uptime_seconds"]) == (0.0, 2.0)
+    assert (first["as_of"], second["as_of"]) == ("2026-09-21T14:15:00.000000Z", "2026-09-21T14:15:02.000000Z")
+
+
+async def test_what_goes_stale_is_null_withheld_and_absent_at_the_same_time(served):
+    async def exits():
+        state = await served.get("/v1/state")
+        gauges = await served.get("/v1/gauges")
+        lines = await served.samples()
+        known = {
+            each["address"] for each in state["pools"][0]["endpoints"] if each["signals"][KV_USAGE]["value"] is not None
+        }
+        valued = {
+            row["labels"]["endpoint"]
+            for row in gauges["gauges"]
+            if row["name"] == "igw_endpoint_kv_usage_ratio" and row["value"] is not None
+        }
+        present = {dict(labels)["endpoint"] for name, labels in lines if name == "igw_endpoint_kv_usage_ratio"}
+        mean = [row["value"] for row in gauges["gauges"] if row["name"] == "llm_d_epp_average_kv_cache_utilization"]
+        assert (("llm_d_epp_average_kv_cache_utilization", frozenset({("name", "llama")})) in lines) is (mean != [None])
+        return known, valued, present, mean
+
+    assert await exits() == ({"a:1", "b:1"}, {"a:1", "b:1"}, {"a:1", "b:1"}, [0.2])
+    served.clock.advance(99.0 + STALE_AFTER - 100.0)
+    assert await exits() == ({"b:1"}, {"b:1"}, {"b:1"}, [0.0])
+    served.clock.advance(0.5)
+    assert await exits() == (set(), set(), set(), [None])
+
+
+@pytest.mark.parametrize("health", [Health.DOWN, Health.STALE, Health.UNKNOWN])
+async def test_an_endpoint_that_is_not_healthy_shows_no_number_of_its_server_anywhere(served, health):
+    served.source.put(view("a:1", {WAITING: 77.0, LORA_RUNNING: frozenset({"x"})}, at=99.5, health=health))
+    served.source.drop("b:1")
+    state = await served.get("/v1/state")
+    assert {signal["value"] for signal in state["pools"][0]["endpoints"][0]["signals"].values()} == {None}
+    assert 77.0 not in {row["value"] for row in (await served.get("/v1/gauges"))["gauges"]}
+    assert 77.0 not in (await served.samples()).values()
+
+
+async def test_a_gauge_has_its_value_and_sample_time_or_the_reason_why_it_is_withheld(served):
+    (row,) = (await served.get("/v1/gauges?name=llm_d_epp_average_queue_size"))["gauges"]
+    assert row == {
+        "name": "llm_d_epp_average_queue_size",
+        "aliases": ["inference_pool_average_queue_size"],
+        "labels": {"name": "llama"},
+        "unit": "requests",
+        "value": 1.5,
+        "sample_time": "2026-09-21T14:14:59.000000Z",
+        "age_seconds": 1.0,
+    }
+    served.clock.advance(100.0)
+    (row,) = (await served.get("/v1/gauges?name=inference_pool_average_queue_size"))["gauges"]
+    assert (row["value"], row["withheld"]) == (None, "none_fresh")
+
+
+async def test_one_pool_can_be_asked_for(served):
+    assert [pool["pool"] for pool in (await served.get("/v1/state?pool=llama"))["pools"]] == ["llama"]
+    refused = await served.get("/v1/state?pool=lama", 404)
+    assert refused["error"]["message"] == "there is no pool 'lama'; the pools are: llama"
+    check(refused, "Error")
+
+
+async def test_a_parameter_that_does_not_exist_is_refused_by_name(served):
+    refused = await served.get("/v1/gauges?pol=llama", 400)
+    assert refused["error"]["message"] == "there is no parameter 'pol' here, only pool, name"
+    assert refused["error"]["param"] == "pol"
+
+
+async def test_names_that_no_utf_8_can_hold_do_not_stop_the_state(served):
+    served.source.put(view("a:1", {LORA_RUNNING: frozenset({"\ud800", "b"})}, at=99.5))
+    signal = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["signals"][LORA_RUNNING]
+    assert signal["value"] == ["?", "b"]
+
+
+async def test_a_state_over_the_size_limit_is_refused_with_what_to_do():
+    clock = ManualClock()
+    server = AdminServer(
+        "127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits(message_bytes=1000)
+    )
+    server.set_pools([FakeSource("pool", view("a:1"))])
+    port = await server.start()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        for path in ("/v1/state", "/v1/state/watch"):
+            async with http.get(path) as response:
+                refused = await response.json()
+                assert response.status == 503
+                assert "over the limit of 1000; ask for one pool" in refused["error"]["message"]
+    await server.stop()
+
+
+async def test_the_openapi_document_is_served_and_is_the_one_in_the_docs(served):
+    assert await served.get("/v1/openapi.json") == openapi_document()
+    written = (DOCS / "openapi.json").read_bytes()
+    assert written == orjson.dumps(openapi_document(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), (
+        "docs/openapi.json is not what agent/serve/openapi.py says; fetch /v1/openapi.json anew"
+    )
+
+
+def test_every_schema_of_the_document_is_one():
+    for schema in openapi_document()["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"value": None, "unit": "ratio", "age_seconds": 1.0, "fresh": True},
+        {"value": 0.5, "unit": "ratio", "age_seconds": 1.0, "fresh": False, "reason": "stale"},
+        {"value": None, "unit": "ratio", "age_seconds": 1.0, "fresh": False},
+        {"value": 0.5, "unit": "percent", "age_seconds": 1.0, "fresh": True},
+        {"value": 1.5, "unit": "ratio", "age_seconds": 1.0, "fresh": True},
+    ],
+)
+def test_the_schema_refuses_a_signal_that_contradicts_itself(broken):
+    document = state_json.state("epoch", 1, [snapshot(view("a:1"))], Moment(0.0, 1.79e9, 0.0))
+    check(document, "State")
+    document["pools"][0]["endpoints"][0]["signals"][KV_USAGE] = broken
+    with pytest.raises(jsonschema.ValidationError):
+        check(document, "State")
