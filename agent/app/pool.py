@@ -162,5 +162,3 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
         )
         for address, engine in engines.items()
     ]
-
-

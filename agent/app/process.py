@@ -58,7 +58,7 @@ async def serve(config: Config, path: Path | None, version: str) -> None:
 
 def greeting(config: Config, ports: Ports, version: str) -> list[str]:
     """What a person wants to know when the agent has started."""
-    lines = [f"igw {version} runs; configuration: {config.source}"]
+    lines = [f"igw {version} is listening; configuration: {config.source}"]
     for pool in config.pools:
         count = len(pool.endpoints)
         lines.append(

@@ -85,5 +85,3 @@ def table() -> str:
         for row in reference()
     ]
     return "\n".join(rows)
-
-

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--profile", metavar="NAME", help="least-cost, affinity or blend (default: least-cost)")
     flags.add_argument("--scrape-interval", metavar="TIME", help="time between two scrapes of a server (default: 1s)")
     flags.add_argument("--ext-proc-address", metavar="HOST:PORT", help="for Envoy (default: 127.0.0.1:9002)")
-    flags.add_argument("--admin-address", metavar="HOST:PORT", help="for people and Prometheus (default: 127.0.0.1:9090)")
+    flags.add_argument(
+        "--admin-address", metavar="HOST:PORT", help="for people and Prometheus (default: 127.0.0.1:9090)"
+    )
 
 
 def configured(args: argparse.Namespace) -> Config:
@@ -38,7 +40,9 @@ def configured(args: argparse.Namespace) -> Config:
     if args.config is not None:
         if given:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(f"--config and {flags} contradict each other; write that into the file, or leave --config out")
+            raise ValueError(
+                f"--config and {flags} contradict each other; write that into the file, or leave --config out"
+            )
         return load(args.config, WORDS)
     if args.endpoints is None:
         raise ValueError("nothing to serve; write --config FILE, or --endpoints HOST:PORT,...")

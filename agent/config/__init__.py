@@ -99,11 +99,11 @@ def from_flags(
     """The configuration that `igw run --endpoints ...` stands for: the same document, the same checks. Raises `BadConfig`."""
 
     def table(flags: dict[str, tuple[str, str | None]], **more: Node) -> Table:
-        given = {key: Scalar(flag, text, quoted=True) for key, (flag, text) in flags.items() if text is not None}
+        given = {key: Scalar(flag, text) for key, (flag, text) in flags.items() if text is not None}
         entries: dict[str, Node] = {**given, **more}
         return Table("--endpoints", entries, {key: node.mark for key, node in entries.items()})
 
-    addresses = Items("--endpoints", [Scalar("--endpoints", text, quoted=True) for text in endpoints])
+    addresses = Items("--endpoints", [Scalar("--endpoints", text) for text in endpoints])
     one = table(
         {
             "name": ("--pool", pool),
@@ -143,7 +143,9 @@ def _understand(document: Table, name: str, problems: list[Problem], words: Voca
     )
     check(config, reader, words)
     if problems:
-        raise BadConfig(name, sorted(problems, key=lambda problem: problem.mark if isinstance(problem.mark, int) else 0))
+        raise BadConfig(
+            name, sorted(problems, key=lambda problem: problem.mark if isinstance(problem.mark, int) else 0)
+        )
     return config
 
 
@@ -172,7 +174,9 @@ def _pools(document: Table, reader: Reader, found: Found) -> tuple[Pool, ...]:
             continue
         fields = {**usual, **reader.written(Pool, table, key, ("endpoints",))}
         if len(own) > 1 and "profile" not in table.entries:
-            reader.wrong(table.mark, f"{key}.profile", f"missing; the file has several profiles: write one of {', '.join(own)}")
+            reader.wrong(
+                table.mark, f"{key}.profile", f"missing; the file has several profiles: write one of {', '.join(own)}"
+            )
         engine = fields.get("engine", Pool.__dataclass_fields__["engine"].default)
         endpoints = tuple(_endpoints(table, key, reader, engine))
         pools.append(Pool(endpoints=endpoints, **fields))

@@ -30,14 +30,19 @@ def check(config: Config, reader: Reader, words: Vocabulary | None) -> None:
             reader.wrong_at(f"{key}.name", f"a second pool named {quote(pool.name)}; give each pool its own name:")
         names.setdefault(pool.name, place)
         if pool.profile not in config.profiles:
-            reader.wrong_at(f"{key}.profile", f"there is no profile {quote(pool.profile)}; {meant(pool.profile, sorted(config.profiles))}")
+            reader.wrong_at(
+                f"{key}.profile",
+                f"there is no profile {quote(pool.profile)}; {meant(pool.profile, sorted(config.profiles))}",
+            )
         if words is not None:
             _engines(config, place, reader, words)
         seen: dict[str, str] = {}
         for number, endpoint in enumerate(pool.endpoints):
             path = f"{key}.endpoints[{number}]"
             if endpoint.address in seen:
-                reader.wrong_at(path, f"{endpoint.address} stands twice in this pool, first at {seen[endpoint.address]}; keep one")
+                reader.wrong_at(
+                    path, f"{endpoint.address} stands twice in this pool, first at {seen[endpoint.address]}; keep one"
+                )
             seen.setdefault(endpoint.address, path)
 
 
@@ -46,7 +51,11 @@ def _times(config: Config, reader: Reader) -> None:
     if stale <= interval:
         advice = f"write staleAfter: {show_duration(3 * interval)} or more, or a shorter scrape.interval"
         what = f"{show_duration(stale)} is not above scrape.interval ({show_duration(interval)}), so no value would ever be fresh"
-        reader.wrong_at("state.staleAfter", f"{what}; {advice}", stands="" if "state.staleAfter" in reader.marks else "scrape.interval")
+        reader.wrong_at(
+            "state.staleAfter",
+            f"{what}; {advice}",
+            stands="" if "state.staleAfter" in reader.marks else "scrape.interval",
+        )
     if timeout > stale:
         what = f"{show_duration(timeout)} is above state.staleAfter ({show_duration(stale)}), so a slow page would be stale on arrival"
         reader.wrong_at(
@@ -59,10 +68,16 @@ def _times(config: Config, reader: Reader) -> None:
 def _rates(config: Config, reader: Reader) -> None:
     rate = config.prefill_rate
     if rate.low > rate.high:
-        reader.wrong_at("prefillRate.low", f"{rate.low:g} is above prefillRate.high ({rate.high:g}); write a smaller low or a larger high")
-    elif not rate.low <= rate.default <= rate.high:
         reader.wrong_at(
-            "prefillRate.default", f"{rate.default:g} is outside low to high; write a rate from {rate.low:g} to {rate.high:g}"
+            "prefillRate.low",
+            f"{rate.low:g} is above prefillRate.high ({rate.high:g}); write a smaller low or a larger high",
+        )
+    elif not rate.low <= rate.default <= rate.high:
+        written = [key for key in ("prefillRate.default", "prefillRate.high", "prefillRate.low") if key in reader.marks]
+        reader.wrong_at(
+            "prefillRate.default",
+            f"{rate.default:g} is outside low to high; write a rate from {rate.low:g} to {rate.high:g}",
+            stands=written[0],
         )
     index = config.prefix_index
     if index.max_tokens < index.block_tokens:
@@ -74,7 +89,9 @@ def _rates(config: Config, reader: Reader) -> None:
 
 
 def _listeners(config: Config, reader: Reader) -> None:
-    pickers = [_Listener(f"pools[{place}].extProcAddress", pool.ext_proc_address) for place, pool in enumerate(config.pools)]
+    pickers = [
+        _Listener(f"pools[{place}].extProcAddress", pool.ext_proc_address) for place, pool in enumerate(config.pools)
+    ]
     for one, other in combinations([*pickers, _Listener("admin.address", config.admin.address)], 2):
         if not _clash(one.address, other.address):
             continue

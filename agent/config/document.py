@@ -137,7 +137,9 @@ class _Open:
 def compose(text: str, problems: list[Problem]) -> Table | None:
     """The file's top mapping, or None when there is none; what is wrong is added to `problems`."""
     if len(text) > MAX_BYTES:
-        problems.append(Problem(0, "", f"the file is larger than {MAX_BYTES // 1024} KiB; split the pools between agents"))
+        problems.append(
+            Problem(0, "", f"the file is larger than {MAX_BYTES // 1024} KiB; split the pools between agents")
+        )
         return None
     try:
         root = _compose(yaml.parse(text, Loader=yaml.SafeLoader), problems)
@@ -225,7 +227,13 @@ def _place(stack: list[_Open], node: Node, problems: list[Problem]) -> None:
         key, top.key = top.key, None
         if key.text in top.node.entries:
             first = top.node.marks[key.text]
-            problems.append(Problem(key.mark, key.text, f"the key stands here for the second time; the first is on line {first}; keep one"))
+            problems.append(
+                Problem(
+                    key.mark,
+                    key.text,
+                    f"the key stands here for the second time; the first is on line {first}; keep one",
+                )
+            )
             return
         top.node.entries[key.text] = node
         top.node.marks[key.text] = key.mark

@@ -23,7 +23,11 @@ MIN_INTERVAL: Final = 0.05
 def option(kind: Kind, meaning: str, default: Any = _UNSET, *, shown: str = "", live: bool = True) -> Any:
     """A field that the file may set. `shown` is the default in words where it depends; `live` if a reload can change it."""
     metadata = {"kind": kind, "meaning": meaning, "shown": shown, "live": live}
-    return dataclasses.field(metadata=metadata) if default is _UNSET else dataclasses.field(default=default, metadata=metadata)
+    return (
+        dataclasses.field(metadata=metadata)
+        if default is _UNSET
+        else dataclasses.field(default=default, metadata=metadata)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,10 @@ class Pool:
         shown="the file's profile when it has exactly one, else `least-cost`",
     )
     ext_proc_address: str = option(
-        Address(any_port=True), "where Envoy's ext_proc filter for this pool connects", DEFAULT_EXT_PROC_ADDRESS, live=False
+        Address(any_port=True),
+        "where Envoy's ext_proc filter for this pool connects",
+        DEFAULT_EXT_PROC_ADDRESS,
+        live=False,
     )
 
 
@@ -60,7 +67,9 @@ class Scrape:
     timeout: float = option(Duration(0.01, 60), "how long an answer may take, to its last byte", 1.0)
     path: str = option(UrlPath(), "the page with the metrics", "/metrics")
     max_page_bytes: int = option(Size(1024, 256 << 20), "a longer page is refused", 4 << 20)
-    models_interval: float = option(Duration(1, 3600), "time between two questions for the models that are served", 10.0)
+    models_interval: float = option(
+        Duration(1, 3600), "time between two questions for the models that are served", 10.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +99,17 @@ class PrefixIndex:
     """What the agent remembers of the prompts that it sent where."""
 
     block_tokens: int = option(Number(16, 4096, whole=True), "tokens in one block of the index", 64, live=False)
-    bytes_per_token: int = option(Number(1, 64, whole=True), "bytes of prompt text that are taken for one token", 4, live=False)
-    max_tokens: int = option(Number(64, 1 << 24, whole=True), "the part of a prompt that is compared", 131_072, live=False)
+    bytes_per_token: int = option(
+        Number(1, 64, whole=True), "bytes of prompt text that are taken for one token", 4, live=False
+    )
+    max_tokens: int = option(
+        Number(64, 1 << 24, whole=True), "the part of a prompt that is compared", 131_072, live=False
+    )
     capacity_blocks: int = option(
-        Number(1, 10_000_000, whole=True), "blocks remembered for an endpoint that does not report its cache", 31_250, live=False
+        Number(1, 10_000_000, whole=True),
+        "blocks remembered for an endpoint that does not report its cache",
+        31_250,
+        live=False,
     )
     auto_size: bool = option(Switch(), "follow the cache size that an endpoint reports", default=True, live=False)
 
@@ -103,7 +119,9 @@ class ExtProc:
     """The picker ports."""
 
     max_body: int = option(Size(1024, 256 << 20), "a longer request body is answered with 413", 16 << 20, live=False)
-    drain_timeout: float = option(Duration(0, 3600), "how long a stop waits for requests that are being picked for", 30.0)
+    drain_timeout: float = option(
+        Duration(0, 3600), "how long a stop waits for requests that are being picked for", 30.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +138,9 @@ class Admin:
 class Reload:
     """How a changed file is noticed; SIGHUP always works."""
 
-    interval: float = option(Duration(0.1, 3600), "time between two looks at the file and at the names of endpoints", 2.0)
+    interval: float = option(
+        Duration(0.1, 3600), "time between two looks at the file and at the names of endpoints", 2.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,5 +215,9 @@ def options(section: type) -> Iterator[Option]:
 
 def reference() -> list[Option]:
     """Every option of ours with its whole key, such as `scrape.interval` or `pools[].endpoints[].address`."""
-    parts = [("pools[].", Pool), ("pools[].endpoints[].", Endpoint), *((f"{key}.", part) for key, part in SECTIONS.items())]
+    parts = [
+        ("pools[].", Pool),
+        ("pools[].endpoints[].", Endpoint),
+        *((f"{key}.", part) for key, part in SECTIONS.items()),
+    ]
     return [row._replace(key=prefix + row.key) for prefix, part in parts for row in options(part)]

@@ -145,7 +145,9 @@ class _FieldPart:
                 self.reader.wrong(item.mark, key, f"{name} {NOT_YET_SAYS}")
             elif name not in _GATES_BUILT_IN:
                 self.reader.wrong(
-                    item.mark, key, f"{quote(text)} is no feature gate; {meant(name, (*_GATES_BUILT_IN, *_GATES_NOT_YET))}"
+                    item.mark,
+                    key,
+                    f"{quote(text)} is no feature gate; {meant(name, (*_GATES_BUILT_IN, *_GATES_NOT_YET))}",
                 )
         return refused
 
@@ -170,7 +172,9 @@ class _FieldPart:
         if name in self.plugins:
             first = self.plugins[name].mark
             self.reader.wrong(
-                table.mark, key, f"a second plugin named {quote(name)}, the first is on line {first}; give one of them a name:"
+                table.mark,
+                key,
+                f"a second plugin named {quote(name)}, the first is on line {first}; give one of them a name:",
             )
             return
         role = self._role(type_)
@@ -280,7 +284,9 @@ class _FieldPart:
                 scorers.append((plugin.spec, 1.0 if weight is None else weight))
             elif plugin.role != "picker":
                 self.reader.wrong(
-                    entry.mark, path, f"{plugin.spec.type} has no place in a profile; name filters, scorers and a picker"
+                    entry.mark,
+                    path,
+                    f"{plugin.spec.type} has no place in a profile; name filters, scorers and a picker",
                 )
             if weight is not None and plugin.role != "scorer":
                 self.found.notes.append(f"{path}.weight: without effect, as {plugin.spec.type} is no scorer")

@@ -190,7 +190,9 @@ class Name:
             if node.text not in self.choices:
                 raise Wrong(f"{quote(node.text)} is not known here; {meant(node.text, self.choices)}")
         elif not _NAME.fullmatch(node.text):
-            raise Wrong(f"{quote(node.text)} is not a name; write letters, digits, '-', '_' and '.', at most 63 of them")
+            raise Wrong(
+                f"{quote(node.text)} is not a name; write letters, digits, '-', '_' and '.', at most 63 of them"
+            )
         return node.text
 
     def show(self, value: Any) -> str:
@@ -244,7 +246,9 @@ def split_address(text: str) -> tuple[str, int]:
         try:
             return str(ipaddress.IPv4Address(host)), int(port)
         except ValueError:
-            raise Wrong(f"{quote(host)} is no IPv4 address; write four numbers from 0 to 255, such as 10.0.0.1:{port}") from None
+            raise Wrong(
+                f"{quote(host)} is no IPv4 address; write four numbers from 0 to 255, such as 10.0.0.1:{port}"
+            ) from None
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split(".")):
         raise Wrong(f"{quote(host)} is no host; write an IP address or a name, such as 127.0.0.1:{port}")
     return host.lower(), int(port)

@@ -155,8 +155,7 @@ BAD = {
     ),
     f"{HEAD}pools:\n- endpoints: [a:1]\n  engine: vlm\n": ":5: pools[0].engine: 'vlm' is no engine; did you mean 'vllm'?",
     f"{HEAD}pools:\n- endpoints:\n  - {{address: 'a:1', engine: x}}\n": (
-        ":5: pools[0].endpoints[0].engine: 'x' is no engine; "
-        f"valid are: {', '.join(WORDS.engines)}"
+        f":5: pools[0].endpoints[0].engine: 'x' is no engine; valid are: {', '.join(WORDS.engines)}"
     ),
     f"{HEAD}pools:\n- endpoints: [a:1]\n  profile: least-cots\n": (
         ":5: pools[0].profile: there is no profile 'least-cots'; did you mean 'least-cost'?"
@@ -225,7 +224,7 @@ BAD = {
         ":6: schedulingProfiles[0].plugins[0].weight: -1 is out of range; write a number from 0 to 1000000"
     ),
     f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: [{{pluginRef: queue-scorer, wait: 1}}]\n": (
-        ":6: schedulingProfiles[0].plugins[0].wait: unknown key; valid are: pluginRef, weight"
+        ":6: schedulingProfiles[0].plugins[0].wait: unknown key; did you mean 'weight'?"
     ),
     f"{HEAD}{QUEUE}schedulingProfiles:\n- plugins: [{{pluginRef: queue-scorer}}]\n": (
         ":5: schedulingProfiles[0].name: missing; write the profile's name, such as default"

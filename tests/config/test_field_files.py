@@ -99,7 +99,9 @@ def test_what_the_producer_of_the_prefix_index_is_told_becomes_our_index() -> No
 
 
 def test_old_blocks_in_characters_are_taken_as_tokens_and_raised_to_what_the_field_uses() -> None:
-    config = read("plugins: [{type: prefix-cache-scorer, parameters: {hashBlockSize: 64, maxPrefixBlocksToMatch: 256}}]\n")
+    config = read(
+        "plugins: [{type: prefix-cache-scorer, parameters: {hashBlockSize: 64, maxPrefixBlocksToMatch: 256}}]\n"
+    )
     assert config.prefix_index.block_tokens == 64
     assert [note.partition(":")[0] for note in config.notes] == [
         "plugins[0].parameters.hashBlockSize of prefix-cache-scorer",

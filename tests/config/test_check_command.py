@@ -1,0 +1,54 @@
+"""`igw check` shows what a file comes to, or everything that is wrong with it; its exit status says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL = ROOT / "deploy/examples/minimal.yaml"
+
+
+def test_a_good_file_is_ok_and_its_defaults_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(MINIMAL)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{MINIMAL}: ok"
+    assert "  pool default: profile least-cost, ext_proc on 127.0.0.1:9002, 2 endpoints" in out
+    assert "  state: staleAfter 3s" in out
+
+
+def test_a_file_without_pools_is_ok_and_told_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(ROOT / "deploy/examples/field.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "no pools: `igw run` needs one; add pools: with a name and endpoints" in out
+    assert "profile default: queue-scorer x 2 + kv-cache-utilization-scorer x 2 + prefix-cache-scorer x 3" in out
+    assert "note: plugins[6].parameters.insecureSkipVerify of metrics-data-source: without effect" in out
+
+
+def test_a_typo_is_told_with_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "with a space.yaml"
+    path.write_text(MINIMAL.read_text() + "scrape:\n  intervall: 1s\n")
+    assert main(["check", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"{path}:9: scrape.intervall: unknown key; did you mean 'interval'?\n"
+    assert captured.out == ""
+
+
+def test_one_bad_file_of_two_is_one_too_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("")
+    assert main(["check", "--quiet", str(bad), str(MINIMAL)]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_no_file_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err == "igw check: no file was named; write igw check FILE\n"
+
+
+def test_the_options_are_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--options"]) == 0
+    assert "| `scrape.interval` | duration | `1s` |" in capsys.readouterr().out

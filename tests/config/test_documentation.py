@@ -1,0 +1,87 @@
+"""docs/configuration.md says what the program knows, no more and no less."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.app.vocabulary import WORDS
+from agent.commands import check, run
+from agent.config import Config, load, parse
+from agent.config.options import reference
+from agent.config.plugins import BUILT_IN, NOT_YET
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def rows(heading: str, first: str) -> list[str]:
+    """The rows of the table under a heading whose first column is `first`."""
+    section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\|.*\|$", section[section.index(f"| {first} |") :].split("\n\n")[0], re.MULTILINE)
+
+
+def test_the_table_of_options_is_the_one_that_the_program_prints() -> None:
+    assert rows("Options", "option") == check.table().splitlines(), "docs/configuration.md: paste `igw check --options`"
+
+
+def test_every_option_has_a_meaning_and_a_default() -> None:
+    for row in reference():
+        assert row.meaning
+        assert row.default
+        assert not row.meaning.endswith(".")
+
+
+def test_the_table_of_plugins_holds_every_filter_and_scorer() -> None:
+    documented = [tuple(re.findall(r"[^|]+", row)[:2]) for row in rows("Profiles", "plugin")[2:]]
+    assert [(name.strip(" `"), kind.strip()) for name, kind in documented] == [
+        *((name, "filter") for name in WORDS.filters),
+        *((name, "scorer") for name in WORDS.scorers),
+    ]
+
+
+def test_the_parameters_of_the_table_are_taken_with_the_defaults_shown() -> None:
+    for row in rows("Profiles", "plugin")[2:]:
+        name, _, parameters = (cell.strip() for cell in row.strip("|").split("|"))
+        for parameter, default in re.findall(r"`(\w+)` \(([\d.]+)\)", parameters):
+            assert WORDS.check(name.strip("`"), {parameter: float(default)}) is None
+        assert WORDS.check(name.strip("`"), {"nonsense": 1.0}) is not None
+
+
+def test_every_type_of_the_field_stands_where_it_belongs() -> None:
+    def listed(after: str) -> list[str]:
+        return re.findall(r"`([^`]+)`", TEXT.split(after)[1].split(".\n")[0])
+
+    assert listed("what they do is built in: ") == list(BUILT_IN)
+    assert listed("does not do them yet: ") == list(NOT_YET)
+
+
+def test_the_table_of_flags_is_what_the_command_takes() -> None:
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    flags = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    table = dict(re.findall(r"\| `(--[\w-]+)` \| `([^`]+)`", "\n".join(rows("Without a file", "flag"))))
+    assert set(table) == flags - {"--help", "--config"}
+    known = {row.key for row in reference()} | {"pools[].endpoints"}
+    assert set(table.values()) <= known
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_an_example_file_is_well(path: Path) -> None:
+    assert isinstance(load(path, WORDS), Config)
+
+
+def test_the_examples_in_the_text_are_well() -> None:
+    examples = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 2
+    for example in examples:
+        assert parse(example, "docs/configuration.md", WORDS).notes == ()
+
+
+def test_the_full_example_holds_every_option() -> None:
+    text = (ROOT / "deploy/examples/full.yaml").read_text(encoding="utf-8")
+    written = set(re.findall(r"^[ #-]*(\w+):", text, re.MULTILINE))
+    assert {re.split(r"[.\]]", row.key)[-1] for row in reference()} <= written
