@@ -91,3 +91,21 @@ class Settings:
             step_seconds=0.0,
             step_seconds_per_request=0.0,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a server serves, and how it talks."""
+
+    name: str = "emulated"
+    adapters: tuple[str, ...] = ()
+    seed: int = 0
+    answer_tokens: int = 256  # where the model stops by itself
+    stream_interval: int = 1  # tokens in one chunk of a stream
+
+    def check(self, settings: Settings) -> None:
+        """Raise BadSettings if a server of these settings cannot serve the model."""
+        if self.adapters and not settings.max_loras:
+            raise BadSettings(f"the adapter {self.adapters[0]} needs max_loras of at least 1")
+        if self.answer_tokens < 1 or self.stream_interval < 1:
+            raise BadSettings("answer_tokens and stream_interval must be at least 1")

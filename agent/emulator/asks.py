@@ -1,0 +1,263 @@
+"""Request bodies: from bytes to what is asked for, or to the error that the recorded server answers.
+
+The shapes of the errors (status, `type`, `param`, `code`, the wording that clients match on) follow the recorded
+transcripts of vLLM 0.32; a field that nobody knows is ignored, as there.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import orjson
+
+from agent.emulator.text import chat_tokens, tokenize
+
+_MOST_CHOICES = 128
+
+
+class Refusal(Exception):
+    """A request that is answered with an error: the HTTP status and the fields of the error object."""
+
+    def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+
+    def body(self) -> bytes:
+        """The error as JSON."""
+        return orjson.dumps(
+            {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
+        )
+
+
+class Ask(NamedTuple):
+    """A completion or a chat that can be run. `most_tokens` is the client's limit, None if it gave none."""
+
+    model: str
+    chat: bool
+    prompts: tuple[array[int], ...]
+    n: int
+    most_tokens: int | None
+    ignore_eos: bool
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    salt: str
+    echo_ids: bool
+
+
+def bad_field(kind: str, loc: str, text: str, given: str) -> Refusal:
+    """The 400 of a field that does not validate."""
+    detail = f"{{'type': '{kind}', 'loc': '{loc}', 'msg': '{text}', 'input': {given!r}}}"
+    return Refusal(400, f"1 validation error:\n  {detail}", "Bad Request", loc)
+
+
+def parse_json(body: bytes, content_type: str) -> dict[str, Any]:
+    """The object in `body`; Refusal (400) if there is none."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(
+            400, "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request"
+        )
+    if not body:
+        raise bad_field("missing", "body", "Field required", "None")
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        loc = f"body.{error.pos}"
+        detail = (
+            f"{{'type': 'json_invalid', 'loc': '{loc}', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', "
+            f"'ctx': {{'error': {error.msg!r}}}}}"
+        )
+        raise Refusal(400, f"1 validation error:\n  {detail}", "Bad Request", loc) from error
+    if not isinstance(found, dict):
+        raise bad_field("dict_type", "body", "Input should be a valid dictionary", type(found).__name__)
+    return found
+
+
+def _integer(fields: dict[str, Any], name: str, least: int) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        text = "Input should be a valid integer"
+        if isinstance(value, str):
+            raise bad_field("int_parsing", f"body.{name}", f"{text}, unable to parse string as an integer", value)
+        raise bad_field("int_type", f"body.{name}", text, str(value))
+    if value < least:
+        raise Refusal(
+            400,
+            f"{name} must be at least {least}, got {value}. (parameter={name}, value={value})",
+            "BadRequestError",
+            name,
+        )
+    return value
+
+
+def _flag(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise bad_field("bool_type", f"body.{name}", "Input should be a valid boolean", str(value))
+
+
+def model_of(fields: dict[str, Any], default: str, adapters: Collection[str]) -> str:
+    """The model asked for, `default` if the field is missing (recorded); Refusal (404) for an unknown one."""
+    model = fields.get("model")
+    if model is None:
+        return default
+    if not isinstance(model, str):
+        raise bad_field("string_type", "body.model", "Input should be a valid string", str(model))
+    if model != default and model not in adapters:
+        raise Refusal(404, f"The model `{model}` does not exist. Valid aliases: {default}.", "NotFoundError", "model")
+    return model
+
+
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, int) and 0 <= item < 1 << 32 for item in value)
+
+
+def completion_prompts(fields: dict[str, Any]) -> tuple[array[int], ...]:
+    """The prompts of a completion: a text, a list of texts, a list of token ids, or a list of such lists."""
+    prompt = fields.get("prompt")
+    if prompt is None:
+        raise bad_field("missing", "body.prompt", "Field required", f"<dict of {len(fields)} items>")
+    found: tuple[array[int], ...]
+    if isinstance(prompt, str):
+        found = (tokenize(prompt),)
+    elif _is_ids(prompt):
+        found = (array("I", prompt),)
+    elif isinstance(prompt, list) and all(isinstance(item, str) for item in prompt):
+        found = tuple(tokenize(item) for item in prompt)
+    elif isinstance(prompt, list) and all(_is_ids(item) for item in prompt):
+        found = tuple(array("I", item) for item in prompt)
+    else:
+        raise bad_field("string_type", "body.prompt", "Input should be a string, token ids, or a list of either", "?")
+    if not found or not all(found):
+        raise Refusal(400, "The prompt must hold at least one token. (parameter=prompt)", "BadRequestError", "prompt")
+    return found
+
+
+def _content(part: Any) -> str:
+    """The text of a message's content; parts that are no text stand as their JSON."""
+    if part is None:
+        return ""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, list):
+        return "".join(
+            item["text"]
+            if isinstance(item, dict) and isinstance(item.get("text"), str)
+            else orjson.dumps(item).decode()
+            for item in part
+        )
+    raise bad_field("string_type", "body.messages.content", "Input should be a string or a list of parts", str(part))
+
+
+def chat_prompt(fields: dict[str, Any]) -> array[int]:
+    """The prompt that a chat's messages (and tools) make."""
+    messages = fields.get("messages")
+    if messages is None:
+        raise bad_field("missing", "body.messages", "Field required", f"<dict of {len(fields)} items>")
+    if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
+        raise bad_field("list_type", "body.messages", "Input should be a list of messages", str(messages))
+    turns = [(str(item.get("role", "user")), _content(item.get("content"))) for item in messages]
+    if fields.get("tools"):
+        turns.insert(0, ("tools", orjson.dumps(fields["tools"]).decode()))
+    return chat_tokens(turns)
+
+
+def parse(fields: dict[str, Any], *, chat: bool, model: str, max_model_len: int) -> Ask:
+    """What is asked for; Refusal (400) if it cannot be served."""
+    temperature = fields.get("temperature")
+    if isinstance(temperature, int | float) and temperature < 0:
+        value = float(temperature)
+        raise Refusal(
+            400,
+            f"temperature must be non-negative, got {value}. (parameter=temperature, value={value})",
+            "BadRequestError",
+            "temperature",
+        )
+    stream = _flag(fields, "stream")
+    options = fields.get("stream_options")
+    if options is not None and not stream:
+        raise Refusal(
+            400,
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+            "BadRequestError",
+            "stream_options",
+        )
+    options = options if isinstance(options, dict) else {}
+    limit_name = "max_completion_tokens" if chat and fields.get("max_completion_tokens") is not None else "max_tokens"
+    most = _integer(fields, limit_name, 1)
+    if most is not None and most > max_model_len:
+        raise Refusal(
+            400,
+            f"{limit_name}={most} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
+            f"tokens. (parameter={limit_name}, value={most})",
+            "BadRequestError",
+            limit_name,
+        )
+    prompts = (chat_prompt(fields),) if chat else completion_prompts(fields)
+    n = _integer(fields, "n", 1) or 1
+    if n * len(prompts) > _MOST_CHOICES:
+        raise Refusal(
+            400, f"At most {_MOST_CHOICES} answers a request. (parameter=n, value={n})", "BadRequestError", "n"
+        )
+    for prompt in prompts:
+        _check_length(len(prompt), most, max_model_len)
+    salt = fields.get("cache_salt")
+    return Ask(
+        model=model,
+        chat=chat,
+        prompts=prompts,
+        n=n,
+        most_tokens=most,
+        ignore_eos=_flag(fields, "ignore_eos"),
+        stream=stream,
+        include_usage=bool(options.get("include_usage")),
+        continuous_usage=bool(options.get("include_usage")) and bool(options.get("continuous_usage_stats")),
+        salt=salt if isinstance(salt, str) else "",
+        echo_ids=_flag(fields, "return_token_ids"),
+    )
+
+
+def _check_length(tokens: int, most: int | None, max_model_len: int) -> None:
+    limit = f"This model's maximum context length is {max_model_len} tokens. However, "
+    if tokens > max_model_len - 1:
+        raise Refusal(
+            400,
+            f"{limit}your prompt contains at least {tokens} input tokens, which exceeds this limit even without any "
+            f"output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value={tokens})",
+            "BadRequestError",
+            "input_tokens",
+        )
+    if most is not None and tokens + most > max_model_len:
+        raise Refusal(
+            400,
+            f"{limit}you requested {most} output tokens and your prompt contains {tokens} input tokens, "
+            f"{tokens + most} together. Please reduce either. (parameter=input_tokens, value={tokens})",
+            "BadRequestError",
+            "input_tokens",
+        )
+
+
+def text_of(fields: dict[str, Any], name: str) -> str:
+    """The text field `name`; Refusal (400) if it is missing or something else."""
+    value = fields.get(name)
+    if value is None:
+        raise bad_field("missing", f"body.{name}", "Field required", f"<dict of {len(fields)} items>")
+    if not isinstance(value, str):
+        raise bad_field("string_type", f"body.{name}", "Input should be a valid string", str(value))
+    return value
+
+
+def ids_of(fields: dict[str, Any], name: str) -> list[int]:
+    """The list of token ids `name`; Refusal (400) if it is missing or something else."""
+    value = fields.get(name)
+    if not isinstance(value, list) or not _is_ids(value):
+        raise bad_field("list_type", f"body.{name}", "Input should be a list of token ids", str(value))
+    return value
