@@ -59,7 +59,7 @@ lock: ## write both lock files anew from pyproject.toml (needs uv)
 
 # Programs that come by the system's package manager; nothing happens where they are all there.
 packages:
-	@.ci/packages prometheus=prometheus promtool=prometheus nginx=nginx
+	@.ci/packages curl=curl nginx=nginx prometheus=prometheus promtool=prometheus
 
 venv: $(BIN)/python
 
