@@ -203,7 +203,10 @@ class Feed:
         snapshots = self.snapshots(moment.now)
         after = {each.pool: {view.address: view for view in each.endpoints} for each in snapshots}
         changes, gone = state_json.differences(self._told, after)
-        since, version = self._told_version, self.version
+        since = self._told_version
+        if (changes or gone) and self.version == since:
+            self.version += 1  # a source that has changed without a word
+        version = self.version
         self._told, self._told_version = after, version
         if since == 0:
             self.history.restart(version)

@@ -32,7 +32,7 @@ def parse_event(text: str) -> Event:
         name, _, value = line.partition(":")
         if name in fields:
             fields[name] += value.removeprefix(" ")
-        elif not name:
+        elif line.startswith(":"):
             fields["data"] = value.strip()
     return Event(fields["event"], fields["id"], fields["data"])
 

@@ -1,0 +1,387 @@
+"""`/v1/state/watch`: told once for all, remembered within bounds, resumable, and no reader can harm another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.events import Event, WatcherDropped
+from agent.instruments import Instruments
+from agent.serve import state_json
+from agent.serve.admin import AdminServer
+from agent.serve.watch import Feed, History, Message, WatchLimits, event, parse_id
+from agent.signals import KV_USAGE, WAITING
+from tests.fakes import watch_client
+from tests.fakes.clock import ManualClock
+from tests.fakes.state_source import FakeSource
+from tests.fakes.views import STALE_AFTER, view
+from tests.fakes.watch_client import PATIENCE, Rebuilt, WatchClient, parse_event
+
+QUICK = WatchLimits(gather_seconds=0.001, heartbeat_seconds=0.01, drain_seconds=PATIENCE)
+
+
+# -- pure parts -------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet="0123456789abcdef", min_size=1), st.integers(0, 10**18))
+def test_the_id_of_an_event_reads_back(epoch, version):
+    lines = event("change", epoch, version, b"{}").decode()
+    assert parse_id(parse_event(lines).id) == (epoch, version)
+
+
+@given(st.text())
+def test_any_text_is_an_id_or_none(text):
+    found = parse_id(text)
+    assert found is None or f"{found[0]}.{text.rpartition('.')[2]}" == text
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 300)), max_size=30), st.integers(1, 1000), st.integers(1, 8)
+)
+def test_a_history_gives_all_that_was_missed_or_says_that_it_cannot(steps, most_bytes, most_messages):
+    history, told, version = History(most_bytes, most_messages), [], 0
+    for grown, size in steps:
+        message = Message(version, version + grown, bytes(size))
+        version += grown
+        told.append(message)
+        history.add(message)
+        assert len(history._messages) <= most_messages
+        assert len(history._messages) == 1 or sum(len(each.payload) for each in history._messages) <= most_bytes
+    for at in range(version + 1):
+        missed = history.after(at)
+        if missed is None:
+            assert at < history.base
+        else:
+            assert missed == [each for each in told if each.version > at]
+        if history.knows(at):
+            assert missed is not None
+            assert at == 0 or at in {each.version for each in told}
+
+
+# -- a server and its watchers ----------------------------------------------------------------------------------------
+
+
+class Fleet:
+    """An admin server over one fake pool; `events` are those that its hook was given."""
+
+    def __init__(self, limits: WatchLimits, clock: ManualClock) -> None:
+        self.clock = clock
+        self.source = FakeSource("pool", view("a:1"), view("b:1"))
+        self.events: list[Event] = []
+        self.server = AdminServer(
+            "127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=self.events.append, limits=limits
+        )
+        self.server.set_pools([self.source])
+        self.clients: list[WatchClient] = []
+        self.port = 0
+
+    @property
+    def feed(self) -> Feed:
+        return self.server.state.feed
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> WatchClient:
+        client = WatchClient(self.url, self.clock.now)
+        self.clients.append(client)
+        return client
+
+    async def served_state(self) -> dict:
+        async with aiohttp.ClientSession() as http, http.get(f"{self.url}/v1/state") as response:
+            return await response.json()
+
+    async def agrees(self, client: WatchClient) -> None:
+        """Wait until the client knows the newest version, and hold it against what `/v1/state` says."""
+        await client.wait(lambda rebuilt: rebuilt.version == self.feed.version)
+        served = await self.served_state()
+        assert client.rebuilt.document(served["uptime_seconds"]) == served["pools"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Turn the event loop until the condition holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what it waits for sets no event
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Callable]:
+    started: list[Fleet] = []
+
+    async def start(limits: WatchLimits = QUICK, clock: ManualClock | None = None) -> Fleet:
+        fleet = Fleet(limits, clock or ManualClock())
+        fleet.port = await fleet.server.start()
+        started.append(fleet)
+        return fleet
+
+    yield start
+    for fleet in started:
+        for client in fleet.clients:
+            await client.stop()
+        await fleet.server.stop()
+
+
+async def test_the_first_event_is_the_whole_state_and_later_ones_rebuild_it_exactly(start):
+    fleet = await start()
+    client = fleet.client()
+    await fleet.agrees(client)
+    fleet.clock.advance(0.5)
+    fleet.source.put(view("a:1", {WAITING: 3.0}, at=0.25, ahead_seconds=2.0, requests=1))
+    await fleet.agrees(client)
+    fleet.source.put(view("c:1", at=0.5))
+    fleet.source.drop("b:1")
+    fleet.clock.advance(0.25)
+    await fleet.agrees(client)
+    assert client.rebuilt.kinds[0] == "state"
+    assert set(client.rebuilt.kinds[1:]) == {"change"}
+
+
+async def test_only_what_changed_is_sent(start):
+    fleet = await start()
+    await fleet.agrees(fleet.client())
+    fleet.source.put(view("a:1", {WAITING: 1.0}))
+    await until(lambda: len(fleet.feed.history._messages) == 1)
+    document = json.loads(parse_event(fleet.feed.history._messages[0].payload.decode()).data)
+    assert [[each["address"] for each in pool["changed"]] for pool in document["pools"]] == [["a:1"]]
+
+
+async def test_many_changes_at_once_are_one_event(start):
+    fleet = await start()
+    client = fleet.client()
+    await fleet.agrees(client)
+    for depth in range(100):
+        fleet.source.put(view("a:1", {WAITING: float(depth)}))
+    await fleet.agrees(client)
+    assert client.rebuilt.kinds == ["state", "change"]
+
+
+async def test_a_change_is_encoded_once_however_many_watch(start, monkeypatch):
+    fleet = await start()
+    clients = [fleet.client() for _ in range(5)]
+    for client in clients:
+        await fleet.agrees(client)
+    encoded = []
+    change = state_json.change
+
+    def counted(*given):
+        encoded.append(given)
+        return change(*given)
+
+    monkeypatch.setattr(state_json, "change", counted)
+    fleet.source.put(view("a:1", {WAITING: 1.0}))
+    for client in clients:
+        await fleet.agrees(client)
+    assert len(encoded) == 1
+
+
+async def test_nothing_is_encoded_while_nobody_watches(start, monkeypatch):
+    fleet = await start()
+    monkeypatch.setattr(state_json, "change", lambda *_: pytest.fail("encoded for nobody"))
+    before = fleet.feed.version
+    for depth in range(100):
+        fleet.source.put(view("a:1", {WAITING: float(depth)}))
+    assert fleet.feed.version == before + 100
+    assert fleet.feed._due is None
+
+
+async def test_a_watcher_that_leaves_is_forgotten_and_the_timers_with_the_last_one(start):
+    fleet = await start()
+    client = fleet.client()
+    await fleet.agrees(client)
+    fleet.source.good_until = 1e9
+    fleet.source.put(view("a:1", {WAITING: 1.0}))
+    await fleet.agrees(client)
+    await client.stop()
+    await until(lambda: fleet.feed.watchers == 0)
+    assert (fleet.feed._due, fleet.feed._expiry) == (None, None)
+
+
+async def first_events(fleet: Fleet, count: int, query: str = "", **headers: str) -> list[watch_client.Event]:
+    """The first events of a new connection, comments included."""
+    async with (
+        asyncio.timeout(PATIENCE),
+        aiohttp.ClientSession(read_bufsize=1 << 22) as http,
+        http.get(f"{fleet.url}/v1/state/watch{query}", headers=headers) as response,
+    ):
+        assert response.status == 200
+        assert response.content_type == "text/event-stream"
+        blocks: list[bytes] = []
+        while len(blocks) < count:
+            block = await response.content.readuntil(b"\n\n")
+            if not block.startswith(b"retry:"):
+                blocks.append(block)
+        return [parse_event(block.decode()) for block in blocks]
+
+
+@pytest.mark.parametrize("by", ["header", "query"])
+async def test_who_comes_back_gets_what_was_missed_and_no_more(start, by):
+    fleet = await start()
+    witness = fleet.client()
+    await fleet.agrees(witness)
+    seen = witness.rebuilt.last_id
+    fleet.source.put(view("a:1", {WAITING: 1.0}))
+    await fleet.agrees(witness)
+    fleet.source.drop("b:1")
+    await fleet.agrees(witness)
+    resumed = await (
+        first_events(fleet, 2, **{"Last-Event-ID": seen})
+        if by == "header"
+        else first_events(fleet, 2, f"?since={seen}")
+    )
+    assert [each.kind for each in resumed] == ["change", "change"]
+    assert resumed[-1].id == witness.rebuilt.last_id
+
+
+async def test_what_changed_while_nobody_watched_is_told_to_who_comes_back(start):
+    fleet = await start()
+    client = fleet.client()
+    await fleet.agrees(client)
+    seen = client.rebuilt.last_id
+    await client.stop()
+    await until(lambda: fleet.feed.watchers == 0)
+    fleet.source.put(view("a:1", {WAITING: 1.0}))
+    fleet.source.drop("b:1")
+    (resumed,) = await first_events(fleet, 1, **{"Last-Event-ID": seen})
+    assert resumed.kind == "change"
+    client.rebuilt.apply(resumed)
+    served = await fleet.served_state()
+    assert client.rebuilt.document(served["uptime_seconds"]) == served["pools"]
+
+
+@pytest.mark.parametrize("seen", ["another.1", "nonsense", "{epoch}.0", "{epoch}.999999"])
+async def test_who_comes_back_with_what_the_history_does_not_cover_gets_the_whole_state(start, seen):
+    fleet = await start(WatchLimits(gather_seconds=0.001, history_messages=1))
+    witness = fleet.client()
+    for depth in range(3):
+        fleet.source.put(view("a:1", {WAITING: float(depth)}))
+        await fleet.agrees(witness)
+    (answered,) = await first_events(fleet, 1, **{"Last-Event-ID": seen.format(epoch=fleet.feed.epoch)})
+    assert answered.kind == "state"
+
+
+async def test_a_version_between_two_events_does_not_do_to_resume_because_something_may_have_come_and_gone(start):
+    fleet = await start()
+    witness = fleet.client()
+    await fleet.agrees(witness)
+    fleet.source.put(view("c:1"))
+    between = f"{fleet.feed.epoch}.{fleet.feed.version}"
+    fleet.source.drop("c:1")
+    fleet.source.put(view("a:1", {WAITING: 1.0}))
+    await fleet.agrees(witness)
+    (answered,) = await first_events(fleet, 1, **{"Last-Event-ID": between})
+    assert answered.kind == "state"
+
+
+async def test_a_since_that_a_person_mistyped_is_refused(start):
+    fleet = await start()
+    async with aiohttp.ClientSession() as http, http.get(f"{fleet.url}/v1/state/watch?since=yesterday") as response:
+        assert response.status == 400
+        assert "write the id of an event" in (await response.json())["error"]["message"]
+
+
+async def test_comments_tell_that_nothing_changed_and_until_when(start):
+    fleet = await start()
+    events = await first_events(fleet, 3)
+    assert [each.kind for each in events] == ["state", "", ""]
+    rebuilt = Rebuilt(fleet.clock.now)
+    fleet.clock.advance(7.0)
+    (_, beat) = await first_events(fleet, 2)
+    rebuilt.epoch = fleet.feed.epoch
+    rebuilt.apply(beat)
+    assert rebuilt.uptime_zero == 0.0
+    assert json.loads(beat.data)["uptime_seconds"] == 7.0
+
+
+async def test_a_reading_that_goes_stale_is_told_though_nothing_happened(start):
+    fleet = await start()
+    client = fleet.client()
+    await fleet.agrees(client)
+    fleet.source.good_until = fleet.clock.now()
+    fleet.source.put(view("a:1", {WAITING: 1.0}))
+    await fleet.agrees(client)
+    told = len(client.rebuilt.kinds)
+    fleet.clock.advance(STALE_AFTER)
+    fleet.source.views["a:1"] = view("a:1", {WAITING: 2.0})
+    await client.wait(lambda rebuilt: len(rebuilt.kinds) > told)
+    assert client.rebuilt.pools["pool"]["a:1"][0]["signals"][WAITING]["value"] is None
+
+
+async def test_a_watcher_too_many_is_refused_and_told_when_to_come_back(start):
+    fleet = await start(WatchLimits(watchers=1, gather_seconds=0.001))
+    await fleet.agrees(fleet.client())
+    async with aiohttp.ClientSession() as http, http.get(f"{fleet.url}/v1/state/watch") as response:
+        refused = await response.json()
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        assert refused["error"]["code"] == "too_many_watchers"
+    assert fleet.events == [WatcherDropped("too_many")]
+    async with aiohttp.ClientSession() as http, http.get(f"{fleet.url}/v1/state") as response:
+        assert response.status == 200
+
+
+def big_fleet(depth: float) -> list:
+    """Endpoints whose state is about half a megabyte."""
+    return [view(f"10.0.0.{number}:8000", {WAITING: depth, KV_USAGE: 0.5}) for number in range(250)]
+
+
+async def test_a_reader_that_does_not_read_is_dropped_and_no_other_notices(start):
+    fleet = await start(WatchLimits(gather_seconds=0.001, drain_seconds=0.05, history_messages=4))
+    fleet.source.put(*big_fleet(0.0))
+    good = fleet.client()
+    await fleet.agrees(good)
+    loop = asyncio.get_running_loop()
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.setblocking(False)
+        await loop.sock_connect(silent, ("127.0.0.1", fleet.port))
+        await loop.sock_sendall(silent, b"GET /v1/state/watch HTTP/1.1\r\nHost: agent\r\n\r\n")
+        depth = 0.0
+        async with asyncio.timeout(PATIENCE):
+            while not fleet.events:
+                depth += 1.0
+                fleet.source.put(*big_fleet(depth))
+                await good.wait(lambda rebuilt: rebuilt.version == fleet.feed.version)
+    assert fleet.events == [WatcherDropped("slow")]
+    await until(lambda: fleet.feed.watchers == 1)
+    await fleet.agrees(good)
+    assert good.connections == 1
+
+
+async def test_a_change_over_the_size_limit_lets_the_watchers_go_and_they_are_told_why_in_the_events(start):
+    fleet = await start(WatchLimits(gather_seconds=0.001, message_bytes=100_000))
+    client = fleet.client()
+    await fleet.agrees(client)
+    fleet.source.put(*big_fleet(1.0))
+    await until(lambda: WatcherDropped("too_large") in fleet.events)
+
+
+async def test_pools_may_come_and_go(start):
+    fleet = await start()
+    client = fleet.client()
+    await fleet.agrees(client)
+    other = FakeSource("other", view("x:1"))
+    fleet.server.set_pools([fleet.source, other])
+    await fleet.agrees(client)
+    assert set(client.rebuilt.pools) == {"pool", "other"}
+    fleet.server.set_pools([other])
+    await fleet.agrees(client)
+    assert set(client.rebuilt.pools) == {"other"}
+    assert fleet.source.on_change == []
+    assert client.connections == 1
+
+
+async def test_a_stopping_agent_lets_its_watchers_go_at_once(start):
+    fleet = await start()
+    client = fleet.client()
+    await fleet.agrees(client)
+    async with asyncio.timeout(PATIENCE):
+        await fleet.server.stop()
+    assert fleet.feed.watchers == 0
