@@ -103,7 +103,7 @@ class Agent:
     # -- start and stop ----------------------------------------------------------------------------------------------
 
     async def start(self) -> Ports:
-        """Listen, begin to scrape, and return the addresses. Raises `CannotStart`; then nothing of it is left running."""
+        """Listen, begin to scrape, and return the addresses. Raises `CannotStart`, with nothing left running."""
         config = self.config
         if not config.pools:
             raise CannotStart(f"{config.source}: there is no pool to serve; add pools: with a name and endpoints")

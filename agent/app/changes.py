@@ -28,7 +28,8 @@ def differences(old: Config, new: Config) -> list[str]:
     found += [f"profile {name} is gone" for name in old.profiles.keys() - new.profiles.keys()]
     if refused:
         raise NeedsRestart(
-            f"needs a restart: {', '.join(sorted(refused))}; restart the agent, or put back what it was; nothing was changed"
+            f"needs a restart: {', '.join(sorted(refused))}; "
+            "nothing was changed: restart the agent, or put back what it was"
         )
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from agent.clock import Clock
 from agent.config import Config, Pool, PrefillRate
@@ -11,16 +11,13 @@ from agent.events import Ended, Hook, Picked
 from agent.pick.picker import pick
 from agent.pick.profile import Profile, build
 from agent.pick.request import NoPick, Pick, PickRequest, Prompt
-from agent.prefix.blocks import chain
+from agent.prefix.blocks import chain, seed
 from agent.prefix.index import PrefixIndex
 from agent.profiles import ProfileSpec
 from agent.scrape.loop import Target
 from agent.serve.admin import untried
 from agent.state.rate import RateLimits
 from agent.state.store import RoutingStore
-
-# Between the parts of what a chain of blocks starts from: no model has this byte in its name.
-_BETWEEN: Final = b"\x00"
 
 
 class _Running(NamedTuple):
@@ -81,8 +78,7 @@ class PoolAtWork:
         # A whole text is only counted, its beginning is compared: tokens are estimated from bytes, as nobody has the
         # tokenizer of every model at hand.
         tokens = -(-len(text) // self._bytes_per_token)
-        seed = prompt.model.encode("utf-8", "surrogatepass") + _BETWEEN + prompt.salt
-        hashes = chain(text, self._block_bytes, seed, self._max_blocks)
+        hashes = chain(text, self._block_bytes, seed(prompt.model, prompt.salt), self._max_blocks)
         request = PickRequest(request_id, prompt.model, tokens, hashes, self._block_tokens, subset)
         store = self.store
         answer = pick(store.snapshot(began), request, self.profile, self.index, began)

@@ -11,8 +11,8 @@ from agent.config import BadConfig, Config, load
 from agent.config.options import SECTIONS, options, reference, snake
 from agent.profiles import PRESETS, ProfileSpec
 
-HELP = """Check configuration files. Prints `FILE: ok` and what the file comes to, defaults included, or every problem as
-`FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all is well, 1 a file has problems, 2 wrong use."""
+HELP = """Check configuration files. Prints `FILE: ok` and what the file comes to, defaults included, or every problem
+as `FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all is well, 1 a file has problems, 2 wrong use."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,8 @@ def summary(config: Config) -> Iterator[str]:
     """What a configuration comes to, line by line."""
     yield f"{config.source}: ok"
     for pool in config.pools:
-        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {_count(pool.endpoints)}"
+        size = _count(pool.endpoints)
+        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {size}"
         for endpoint in pool.endpoints:
             yield f"    {endpoint.address}  {endpoint.engine}"
     if not config.pools:
@@ -80,8 +81,7 @@ def _profile(profile: ProfileSpec) -> str:
 def table() -> str:
     """Every option of ours as a table in Markdown: what docs/configuration.md shows."""
     rows = ["| option | holds | default | meaning | on reload |", "|---|---|---|---|---|"]
-    rows += [
-        f"| `{row.key}` | {row.kind.name} | {row.default} | {row.meaning} | {'changes' if row.live else 'needs a restart'} |"
-        for row in reference()
-    ]
+    for row in reference():
+        live = "changes" if row.live else "needs a restart"
+        rows.append(f"| `{row.key}` | {row.kind.name} | {row.default} | {row.meaning} | {live} |")
     return "\n".join(rows)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from agent.config import BadConfig, Config, from_flags, load
 
-HELP = """Run the agent: scrape the model servers, pick an endpoint for each request that Envoy asks about, and export what
-an autoscaler may read. Configured by --config FILE, or by --endpoints and the flags beside it for one pool.
+HELP = """Run the agent: scrape the model servers, pick an endpoint for each request that Envoy asks about, and export
+what an autoscaler may read. Configured by --config FILE, or by --endpoints and the flags beside it for one pool.
 SIGHUP reads the file again; SIGTERM and Ctrl-C stop without dropping a stream.
 Exit status: 0 stopped as told, 1 cannot start, 2 wrong use."""
 

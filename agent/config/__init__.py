@@ -1,8 +1,8 @@
-"""The configuration: one YAML document, an EndpointPickerConfig with our sections beside its own, or the same from flags.
+"""The configuration: an EndpointPickerConfig document with our sections beside its own, or the same from flags.
 
-Text becomes nodes (`document`), nodes become the field's part (`plugins`) and ours (`options` by `reading`), and the whole
-is checked for what cannot be (`checks`). Everything that is wrong is told at once. What comes out is frozen, complete and
-true to itself: nothing behind this door reads YAML or asks whether an option fits another.
+Text becomes nodes (`document`), nodes become the field's part (`plugins`) and ours (`options` by `reading`), and the
+whole is checked for what cannot be (`checks`). Everything that is wrong is told at once. What comes out is frozen,
+complete and true to itself: nothing behind this door reads YAML or asks whether an option fits another.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from agent.config.checks import check
 from agent.config.document import MAX_BYTES, BadConfig, Items, Node, Problem, Scalar, Table, compose
+from agent.config.names import API_VERSIONS, FIELD_KEYS, KIND, Vocabulary
 from agent.config.options import (
     SECTIONS,
     Admin,
@@ -29,7 +30,7 @@ from agent.config.options import (
     options,
     snake,
 )
-from agent.config.plugins import API_VERSIONS, FIELD_KEYS, KIND, Found, Vocabulary, read
+from agent.config.plugins import Found, read
 from agent.config.reading import Reader
 from agent.profiles import PRESETS
 
@@ -96,7 +97,7 @@ def from_flags(
     ext_proc_address: str | None = None,
     admin_address: str | None = None,
 ) -> Config:
-    """The configuration that `igw run --endpoints ...` stands for: the same document, the same checks. Raises `BadConfig`."""
+    """What `igw run --endpoints ...` stands for: the same document, the same checks. Raises `BadConfig`."""
 
     def table(flags: dict[str, tuple[str, str | None]], **more: Node) -> Table:
         given = {key: Scalar(flag, text) for key, (flag, text) in flags.items() if text is not None}

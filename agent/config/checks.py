@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import combinations
 from typing import NamedTuple
 
+from agent.config.names import Vocabulary
 from agent.config.options import Config
-from agent.config.plugins import Vocabulary
 from agent.config.reading import Reader
 from agent.config.values import meant, quote, show_duration, split_address
 
@@ -50,17 +50,18 @@ def _times(config: Config, reader: Reader) -> None:
     interval, timeout, stale = config.scrape.interval, config.scrape.timeout, config.state.stale_after
     if stale <= interval:
         advice = f"write staleAfter: {show_duration(3 * interval)} or more, or a shorter scrape.interval"
-        what = f"{show_duration(stale)} is not above scrape.interval ({show_duration(interval)}), so no value would ever be fresh"
+        what = f"{show_duration(stale)} is not above scrape.interval ({show_duration(interval)})"
         reader.wrong_at(
             "state.staleAfter",
-            f"{what}; {advice}",
+            f"{what}, so no value would ever be fresh; {advice}",
             stands="" if "state.staleAfter" in reader.marks else "scrape.interval",
         )
     if timeout > stale:
-        what = f"{show_duration(timeout)} is above state.staleAfter ({show_duration(stale)}), so a slow page would be stale on arrival"
+        what = f"{show_duration(timeout)} is above state.staleAfter ({show_duration(stale)})"
         reader.wrong_at(
             "scrape.timeout",
-            f"{what}; write timeout: {show_duration(min(interval, stale))} or less",
+            f"{what}, so a slow page would be stale on arrival; "
+            f"write timeout: {show_duration(min(interval, stale))} or less",
             stands="" if "scrape.timeout" in reader.marks else "state.staleAfter",
         )
 

@@ -1,9 +1,9 @@
 """YAML text -> nodes that know where they stand. The only reader of YAML.
 
 A configuration file is plain data: no tags, no aliases (an alias of an alias is how a page of text becomes gigabytes),
-no second document, no key twice, and bounds on size and depth. Scalars keep their text; what they mean is decided where
-it is known what is wanted, so that `1e3`, `on` or `12:30` never turn into something else on the way. A node's mark is the
-line on which it begins, or the name of the flag that it came from.
+no second document, no key twice, and bounds on size and depth. Scalars keep their text; what they mean is decided
+where it is known what is wanted, so that `1e3`, `on` or `12:30` never turn into something else on the way. A node's
+mark is the line on which it begins, or the name of the flag that it came from.
 """
 
 from __future__ import annotations
@@ -186,8 +186,9 @@ def _compose(events: Iterator[Any], problems: list[Problem]) -> Node | None:
             continue
         if isinstance(event, yaml.AliasEvent):
             raise _Stop(line, f"aliases are not read; write the value of *{event.anchor} out")
-        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) is not None:
-            raise _Stop(line, f"tags are not read; remove {event.tag}")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise _Stop(line, f"tags are not read; remove {tag}")
         node: Node
         if isinstance(event, yaml.ScalarEvent):
             value: str = event.value

@@ -1,7 +1,7 @@
 """Every option of ours: its key, what it may hold, its default and its meaning, as the fields of frozen dataclasses.
 
-This is the one table of options. The reader walks it, `igw check` prints it, docs/configuration.md is compared with it.
-A field `stale_after` is the key `staleAfter`. Durations are in seconds here, sizes in bytes, rates in tokens per second.
+This is the one table of options: the reader walks it, `igw check` prints it, docs/configuration.md is compared with it.
+The field `stale_after` is the key `staleAfter`. Durations are in seconds here, sizes in bytes, rates in tokens/s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIN_INTERVAL: Final = 0.05
 
 
 def option(kind: Kind, meaning: str, default: Any = _UNSET, *, shown: str = "", live: bool = True) -> Any:
-    """A field that the file may set. `shown` is the default in words where it depends; `live` if a reload can change it."""
+    """A field that the file may set. `shown`: its default in words where it depends; `live`: a reload can change it."""
     metadata = {"kind": kind, "meaning": meaning, "shown": shown, "live": live}
     return (
         dataclasses.field(metadata=metadata)

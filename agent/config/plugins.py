@@ -2,9 +2,8 @@
 
 An EndpointPickerConfig file loads as it is. Plugins that filter and score become a `ProfileSpec`; what other plugins
 ask for is built in here, so they are accepted, and those of their parameters that say something are carried over into
-our own sections (`Found.settings`). A type or a feature that the field has and this version does not do is refused by name:
-a picker that silently leaves out half of its rules is worse than one that does not start.
-Names and defaults: llm-d router v0.10, EndpointPickerConfig v1alpha1; older spellings: Gateway API Inference Extension 1.0.
+our own sections (`Found.settings`). A type or a feature that the field has and this version does not do is refused by
+name: a picker that silently leaves out half of its rules is worse than one that does not start.
 """
 
 from __future__ import annotations
@@ -14,60 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from agent.config.document import Mark, Node, Scalar, Table, as_bool, as_number, is_null, kind_of, plain
+from agent.config.names import (
+    API_VERSIONS,
+    BUILT_IN,
+    FIELD_MIN_BLOCK_TOKENS,
+    GATES_BUILT_IN,
+    GATES_NOT_YET,
+    KIND,
+    NOT_YET,
+    RENAMED,
+    Vocabulary,
+)
 from agent.config.reading import Reader
 from agent.config.values import Duration, Name, Number, Wrong, meant, quote
 from agent.profiles import PluginSpec, ProfileSpec
 
-API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking.x-k8s.io/v1alpha1")
-KIND: Final = "EndpointPickerConfig"
-FIELD_KEYS: Final = (
-    "apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", "data", "flowControl",
-    "requestHandler", "parser", "saturationDetector",
-)  # fmt: skip
-
-# What these do is built in: the index of prefixes, the work in flight, the scrape, the reading of bodies.
-BUILT_IN: Final = (
-    "anthropic-parser", "approx-prefix-cache-producer", "core-metrics-extractor", "inflight-load-producer",
-    "max-score-picker", "metrics-data-source", "models-data-extractor", "models-data-source", "openai-parser",
-    "passthrough-parser", "single-profile-handler", "token-producer", "vllmhttp-parser",
-)  # fmt: skip
-NOT_YET: Final = (
-    "active-request-scorer", "agent-identity", "always-disagg-multimodal-decider", "always-disagg-pd-decider",
-    "burst-prefix-cache-producer", "by-label", "by-label-selector", "concurrency-detector", "context-length-aware",
-    "data-parallel-profile-handler", "dcgm-data-source", "decode-filter", "disagg-headers-handler",
-    "disagg-profile-handler", "disaggregatedset-rollout-screener", "edf-ordering-policy", "encode-filter",
-    "endpoint-attribute-filter", "endpoint-attribute-scorer", "endpoint-notification-source", "fcfs-ordering-policy",
-    "file-discovery", "global-strict-fairness-policy", "header-based-testing-filter", "header-label-affinity-scorer",
-    "header-profile-handler", "k8s-notification-source", "label-selector-filter", "latency-scorer",
-    "latency-slo-admitter", "load-aware-scorer", "mm-embeddings-cache-producer", "mm-embeddings-cache-scorer",
-    "models-responder", "no-hit-lru-scorer", "p2p-source-producer", "pd-profile-handler",
-    "precise-prefix-cache-producer", "precise-prefix-cache-scorer", "predicted-latency-producer",
-    "prefill-filter", "prefill-header-handler", "prefix-based-pd-decider", "priority-holdback-policy",
-    "probabilistic-admitter", "program-aware-fairness", "random-picker", "request-attribute-reporter",
-    "round-robin-fairness-policy", "session-affinity-filter", "session-affinity-scorer", "session-id-producer",
-    "sglanghttp-parser", "slo-deadline-ordering-policy", "slo-headroom-tier-filter", "soft-reflective-ceiling-policy",
-    "static-usage-limit-policy", "topology-affinity-filter", "topology-affinity-scorer", "utilization-detector",
-    "utilization-filter", "vertexai-parser", "vllmgrpc-parser", "weighted-random-picker",
-)  # fmt: skip
-_RENAMED: Final = {"kv-cache-scorer": "kv-cache-utilization-scorer"}  # the name until GIE 1.0
-
-_GATES_NOT_YET: Final = ("flowControl", "HAPopulateNonLeaderDatastore")
-_GATES_BUILT_IN: Final = ("dataLayer", "prepareDataPlugins")
-_FIELD_MIN_BLOCK_TOKENS: Final = 64  # the field raises smaller blocks to this
-
 NOT_YET_SAYS: Final = "is known, but this version does not do it yet; remove it"
-
-
-class Vocabulary(NamedTuple):
-    """The names that the parts above the configuration know, and how a plugin's parameters are checked.
-
-    `check(type, parameters)` returns None or the name of a parameter and what is wrong with it.
-    """
-
-    engines: tuple[str, ...]
-    filters: tuple[str, ...]
-    scorers: tuple[str, ...]
-    check: Callable[[str, Mapping[str, object]], tuple[str, str] | None]
 
 
 class Setting(NamedTuple):
@@ -138,16 +99,16 @@ class _FieldPart:
         for key, item in self.reader.items(node, "featureGates"):
             text = item.text if isinstance(item, Scalar) else ""
             name, _, value = text.partition("=")
-            if name in _GATES_NOT_YET:
+            if name in GATES_NOT_YET:
                 if value.lower() == "false":
                     continue
                 refused = True
                 self.reader.wrong(item.mark, key, f"{name} {NOT_YET_SAYS}")
-            elif name not in _GATES_BUILT_IN:
+            elif name not in GATES_BUILT_IN:
                 self.reader.wrong(
                     item.mark,
                     key,
-                    f"{quote(text)} is no feature gate; {meant(name, (*_GATES_BUILT_IN, *_GATES_NOT_YET))}",
+                    f"{quote(text)} is no feature gate; {meant(name, (*GATES_BUILT_IN, *GATES_NOT_YET))}",
                 )
         return refused
 
@@ -165,7 +126,7 @@ class _FieldPart:
             said = "missing" if kind is None else f"{kind_of(kind)} is no type"
             self.reader.wrong(table.mark, f"{key}.type", f"{said}; write the plugin's type, such as queue-scorer")
             return
-        type_ = _RENAMED.get(kind.text, kind.text)
+        type_ = RENAMED.get(kind.text, kind.text)
         name = kind.text
         if "name" in table.entries:
             name = self.reader.value(table, key, "name", Name()) or kind.text
@@ -383,9 +344,9 @@ def _not_yet(part: _FieldPart, type_: str, path: str, node: Node) -> None:
 _ONE_PRODUCER: Final = _ignored("as there is one producer only")
 _BLOCKS: Final = {
     "autoTune": _sets_switch("prefixIndex.autoSize"),
-    "blockSizeTokens": _sets("prefixIndex.blockTokens", 0, 4096, _FIELD_MIN_BLOCK_TOKENS),
-    "blockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, _FIELD_MIN_BLOCK_TOKENS, 1 / 4),  # in characters
-    "hashBlockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, _FIELD_MIN_BLOCK_TOKENS, 1 / 4),
+    "blockSizeTokens": _sets("prefixIndex.blockTokens", 0, 4096, FIELD_MIN_BLOCK_TOKENS),
+    "blockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, FIELD_MIN_BLOCK_TOKENS, 1 / 4),  # in characters
+    "hashBlockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, FIELD_MIN_BLOCK_TOKENS, 1 / 4),
     "lruCapacityPerServer": _sets("prefixIndex.capacityBlocks", 0, 10_000_000),
     "maxPrefixBlocksToMatch": _ignored("prefixIndex.maxTokens says how much of a prompt is compared"),
     "maxPrefixTokensToMatch": _sets("prefixIndex.maxTokens", 0, 1 << 24),

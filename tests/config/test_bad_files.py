@@ -53,7 +53,9 @@ BAD = {
         ":4: scrape.stale_after: unknown key; valid are: interval, maxPageBytes, modelsInterval, path, timeout",
         ":5: scrape.intervall: unknown key; did you mean 'interval'?",
     ],
-    f"{HEAD}prefixIndex:\n  block_tokens: 64\n": ":4: prefixIndex.block_tokens: unknown key; did you mean 'blockTokens'?",
+    f"{HEAD}prefixIndex:\n  block_tokens: 64\n": (
+        ":4: prefixIndex.block_tokens: unknown key; did you mean 'blockTokens'?"
+    ),
     f"{HEAD}scrape: 1s\n": ":3: scrape: text where keys are wanted; write the options below it, indented",
     f"{HEAD}pools: 127.0.0.1:8001\n": ":3: pools: text where a list is wanted; begin each entry with '- '",
     # times
@@ -153,7 +155,9 @@ BAD = {
     f"{HEAD}pools:\n- endpoints:\n  - '[::1]:80'\n  - '[0:0::1]:80'\n": (
         ":6: pools[0].endpoints[1]: [::1]:80 stands twice in this pool, first at pools[0].endpoints[0]; keep one"
     ),
-    f"{HEAD}pools:\n- endpoints: [a:1]\n  engine: vlm\n": ":5: pools[0].engine: 'vlm' is no engine; did you mean 'vllm'?",
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  engine: vlm\n": (
+        ":5: pools[0].engine: 'vlm' is no engine; did you mean 'vllm'?"
+    ),
     f"{HEAD}pools:\n- endpoints:\n  - {{address: 'a:1', engine: x}}\n": (
         f":5: pools[0].endpoints[0].engine: 'x' is no engine; valid are: {', '.join(WORDS.engines)}"
     ),
@@ -164,12 +168,12 @@ BAD = {
         ":5: pools[1].name: a second pool named 'x'; give each pool its own name:"
     ),
     f"{HEAD}pools:\n- {{name: x, endpoints: [a:1]}}\n- {{name: y, endpoints: [a:1]}}\n": (
-        ":5: pools[1].extProcAddress: 127.0.0.1:9002 is also pools[0].extProcAddress, and each pool needs a picker port "
-        "of its own; write another port, or port 0 for any free one"
+        ":5: pools[1].extProcAddress: 127.0.0.1:9002 is also pools[0].extProcAddress, and each pool needs a picker "
+        "port of its own; write another port, or port 0 for any free one"
     ),
     f"{HEAD}{POOL}  extProcAddress: 0.0.0.0:9090\n": (
-        ":5: pools[0].extProcAddress: 0.0.0.0:9090 is also admin.address, and one port cannot be both a picker port and "
-        "the admin port; write another port, or port 0 for any free one"
+        ":5: pools[0].extProcAddress: 0.0.0.0:9090 is also admin.address, and one port cannot be both a picker port "
+        "and the admin port; write another port, or port 0 for any free one"
     ),
     f"{HEAD}{POOL}admin: {{address: 127.0.0.1:9002}}\n": (
         ":5: admin.address: 127.0.0.1:9002 is also pools[0].extProcAddress, and one port cannot be both a picker port "
@@ -236,8 +240,9 @@ BAD = {
     "- {name: x, plugins: [{pluginRef: queue-scorer}]}\n- {name: x, plugins: [{pluginRef: queue-scorer}]}\n": (
         ":6: schedulingProfiles[1].name: a second profile named 'x'; give it another name"
     ),
-    f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: [{{pluginRef: queue-scorer}}, {{pluginRef: queue-scorer}}]\n": (
-        ":6: schedulingProfiles[0].plugins[1]: 'queue-scorer' stands twice in this profile; keep one"
+    f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins:\n"
+    "  - {pluginRef: queue-scorer}\n  - {pluginRef: queue-scorer}\n": (
+        ":8: schedulingProfiles[0].plugins[1]: 'queue-scorer' stands twice in this profile; keep one"
     ),
     f"{HEAD}{QUEUE}{POOL}schedulingProfiles:\n"
     "- {name: x, plugins: [{pluginRef: queue-scorer}]}\n- {name: y, plugins: [{pluginRef: queue-scorer}]}\n": (

@@ -11,8 +11,8 @@ import pytest
 from agent.app.vocabulary import WORDS
 from agent.commands import check, run
 from agent.config import Config, load, parse
+from agent.config.names import BUILT_IN, NOT_YET
 from agent.config.options import reference
-from agent.config.plugins import BUILT_IN, NOT_YET
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

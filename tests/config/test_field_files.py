@@ -8,7 +8,7 @@ import pytest
 
 from agent.app.vocabulary import WORDS
 from agent.config import Config, load, parse
-from agent.config.plugins import API_VERSIONS, BUILT_IN, NOT_YET
+from agent.config.names import API_VERSIONS, BUILT_IN, NOT_YET
 from agent.pick.profile import build
 from agent.profiles import PRESETS
 
@@ -125,8 +125,10 @@ def test_what_has_no_effect_is_told() -> None:
         "plugins: [{type: prefix-cache-affinity-filter, parameters: {peakPrefillThroughput: 15928}}]\n"
     )
     assert config.notes == (
-        "plugins[0].parameters.peakPrefillThroughput of prefix-cache-affinity-filter: without effect, "
-        "as the prefill rate is learnt; prefillRate.fixed sets one",
+        (
+            "plugins[0].parameters.peakPrefillThroughput of prefix-cache-affinity-filter: without effect, "
+            "as the prefill rate is learnt; prefillRate.fixed sets one"
+        ),
         "flowControl: without effect, as its feature gate is off",
     )
 

@@ -62,8 +62,10 @@ def test_endpoints_alone_are_enough() -> None:
         (["--pool", "a b"], "--pool: 'a b' is not a name; write letters, digits, '-', '_' and '.', at most 63 of them"),
         (
             ["--admin-address", "127.0.0.1:9002"],
-            "--admin-address: 127.0.0.1:9002 is also pools[0].extProcAddress, and one port cannot be both a picker port "
-            "and the admin port; write another port, or port 0 for any free one",
+            (
+                "--admin-address: 127.0.0.1:9002 is also pools[0].extProcAddress, and one port cannot be both a picker "
+                "port and the admin port; write another port, or port 0 for any free one"
+            ),
         ),
         (
             ["--ext-proc-address", "9002"],

@@ -52,7 +52,8 @@ def test_any_text_is_an_address_or_wrong(text: str) -> None:
     try:
         host, port = split_address(text)
     except Wrong as wrong:
-        assert "; write " in str(wrong)
+        said = str(wrong)
+        assert "; write " in said
     else:
         assert host
         assert 0 <= port <= 65535
