@@ -30,7 +30,9 @@ from tests.processes import ROOT, Processes
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 # Commands that serve until they are stopped, and what they print when they are ready.
-SERVERS = {"run": r"ready|listening|serving", "emulate": r"ready|listening|serving"}
+SERVERS = {"run": r"admin: http", "emulate": r"emulated on http"}
+# The addresses that `igw run` takes where the document names none.
+DEFAULTS = {"--ext-proc-address": "127.0.0.1:9002", "--admin-address": "127.0.0.1:9090"}
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -79,7 +81,7 @@ class Reader:
     def __init__(self, home: Path, processes: Processes, free_ports: Callable[[int], list[int]], text: str) -> None:
         self._home = home
         self._processes = processes
-        documented = sorted(set(re.findall(r"\b127\.0\.0\.1:\d+\b", text)))
+        documented = sorted({*re.findall(r"\b127\.0\.0\.1:\d+\b", text), *DEFAULTS.values()})
         live = [f"127.0.0.1:{port}" for port in free_ports(len(documented))]
         self._live = dict(zip(documented, live, strict=True))
         (home / ".venv").symlink_to(sys.prefix)
@@ -96,6 +98,9 @@ class Reader:
         command = self._in(step.command)
         words = shlex.split(command.rstrip("& "))
         if Path(words[0]).name == "igw" and words[1] in SERVERS and "--help" not in words:
+            if words[1] == "run" and "--config" not in words:
+                for option in DEFAULTS.keys() - set(words):
+                    words += [option, self._live[DEFAULTS[option]]]
             self._processes.start(words, cwd=self._home).wait_for(SERVERS[words[1]])
             return
         done = subprocess.run(
