@@ -1,0 +1,22 @@
+"""The engines: name -> where its table is. A new model server is one file here and one line in this table."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, cast
+
+if TYPE_CHECKING:
+    from agent.engines.mapping import Engine
+
+ENGINES: Final[Mapping[str, str]] = {
+    "vllm": "agent.engines.vllm:VLLM",
+}
+
+
+def engine(name: str) -> Engine:
+    """The engine of this name; ValueError that names the known ones."""
+    where = ENGINES.get(name)
+    if where is None:
+        raise ValueError(f"there is no engine {name!r}: it can be {', '.join(sorted(ENGINES))}")
+    return cast("Engine", pkgutil.resolve_name(where))

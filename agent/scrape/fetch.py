@@ -1,0 +1,224 @@
+"""One keep-alive connection to one endpoint: one GET at a time, its answer within limits of size and time.
+
+Reading costs one copy: the socket is read into a buffer that is borrowed while an answer comes in, and the page is cut
+out of it. The time-out is for the whole answer, so that a server that sends a byte a second does not hold a scrape up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+from agent.scrape.http import HEAD_BYTES, BadAnswer, Chunks, Head, head
+
+_BUFFER_BYTES: Final = 128 << 10
+_KEPT_BUFFERS: Final = 64
+
+
+class FetchFailed(Exception):
+    """A GET without an answer that can be used: `reason` is one of `agent.scrape.page.REASONS`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Buffers:
+    """Buffers that connections borrow while an answer comes in: a few serve a thousand connections."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def borrow(self) -> bytearray:
+        """A buffer of the usual size."""
+        return self._free.pop() if self._free else bytearray(_BUFFER_BYTES)
+
+    def give_back(self, buffer: bytearray) -> None:
+        """Keep it for the next, unless it has grown or there are enough."""
+        if len(buffer) == _BUFFER_BYTES and len(self._free) < _KEPT_BUFFERS:
+            self._free.append(buffer)
+
+
+Answered = Callable[[bytes], None]
+Failed = Callable[[FetchFailed], None]
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A connection that is open. `get` while `idle`; it then calls exactly one of `answered` and `failed`.
+
+    `on_idle_close` is called when the peer closes while nothing is asked.
+    """
+
+    def __init__(self, buffers: Buffers, on_idle_close: Callable[[], None]) -> None:
+        self._buffers = buffers
+        self._on_idle_close = on_idle_close
+        self._transport: asyncio.Transport | None = None
+        self._buffer: bytearray | None = None
+        self._filled = 0
+        self._head: Head | None = None
+        self._body_at = 0
+        self._chunks: Chunks | None = None
+        self._limit = 0
+        self._answered: Answered | None = None
+        self._failed: Failed | None = None
+        self.gets = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether something can be asked, now or when the present answer is here."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def get(self, request: bytes, limit: int, answered: Answered, failed: Failed) -> None:
+        """Ask; the body may have `limit` bytes."""
+        transport = self._transport
+        if transport is None:
+            failed(FetchFailed("reset", "the connection was closed"))
+            return
+        self.gets += 1
+        self._limit, self._answered, self._failed = limit, answered, failed
+        self._buffer = self._buffers.borrow()
+        self._filled = 0
+        self._head = self._chunks = None
+        transport.write(request)
+
+    def fail(self, reason: str, detail: str) -> None:
+        """Give the present GET up and close: what is still to come cannot be told from the next answer."""
+        failed = self._failed
+        self._end()
+        self.close()
+        if failed is not None:
+            failed(FetchFailed(reason, detail))
+
+    def close(self) -> None:
+        """Close without a word to anybody."""
+        transport, self._transport = self._transport, None
+        self._end()
+        if transport is not None:
+            transport.abort()
+
+    # -- what the event loop calls -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Open."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to read to."""
+        buffer = self._buffer
+        if buffer is None:
+            # Bytes that nobody asked for: `buffer_updated` closes the connection.
+            return memoryview(bytearray(64))
+        room = len(buffer) - self._filled
+        if room < 16384:
+            grown = bytearray(2 * len(buffer))
+            grown[: self._filled] = buffer[: self._filled]
+            self._buffers.give_back(buffer)
+            self._buffer = buffer = grown
+        return memoryview(buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came in."""
+        if self._buffer is None:
+            self.close()
+            self._on_idle_close()
+            return
+        self._filled += nbytes
+        try:
+            if self._head is None and not self._read_head():
+                return
+            self._read_body()
+        except BadAnswer as bad:
+            self.fail("bad_http", str(bad))
+
+    def eof_received(self) -> bool:
+        """The peer will send no more."""
+        answer = self._head
+        if self._answered is not None and answer is not None and answer.length is None and not answer.chunked:
+            self._finish(bytes(memoryview(self._buffer or b"")[self._body_at : self._filled]))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Closed, by whom ever."""
+        if self._transport is None:
+            return
+        self._transport = None
+        failed, said = self._failed, self._filled
+        self._end()
+        if failed is None:
+            self._on_idle_close()
+            return
+        what = f"after {said} bytes of the answer" if said else "before an answer"
+        failed(FetchFailed("reset", f"the server closed the connection {what}"))
+
+    # -- within --------------------------------------------------------------------------------------------------
+
+    def _read_head(self) -> bool:
+        buffer = self._buffer
+        if buffer is None:
+            return False
+        while True:
+            end = buffer.find(b"\r\n\r\n", 0, min(self._filled, HEAD_BYTES))
+            if end < 0:
+                if self._filled >= HEAD_BYTES:
+                    raise BadAnswer(f"the answer has no body within {HEAD_BYTES} bytes")
+                if self._filled >= 7 and not buffer.startswith(b"HTTP/1."):
+                    raise BadAnswer(f"the answer begins with {bytes(buffer[:40])!r}, which is not HTTP/1")
+                return False
+            answer = head(bytes(buffer[:end]))
+            if answer.status >= 200:
+                break
+            # An interim answer: the real one follows.
+            left = self._filled - end - 4
+            buffer[:left] = buffer[end + 4 : self._filled]
+            self._filled = left
+        self._head = answer
+        self._body_at = end + 4
+        if answer.length is not None and answer.length > self._limit:
+            self.fail("too_large", f"the page has {answer.length} bytes, over the limit of {self._limit}")
+            return False
+        if answer.chunked:
+            self._chunks = Chunks(self._body_at)
+        return True
+
+    def _read_body(self) -> None:
+        answer, buffer = self._head, self._buffer
+        if answer is None or buffer is None:
+            return
+        if answer.length is not None:
+            end = self._body_at + answer.length
+            if self._filled >= end:
+                self._finish(bytes(memoryview(buffer)[self._body_at : end]))
+            return
+        if self._chunks is not None:
+            self._chunks.take(buffer, self._filled)
+            size = self._chunks.size
+            if size <= self._limit and self._chunks.done:
+                self._finish(self._chunks.body())
+                return
+        else:
+            size = self._filled - self._body_at
+        if size > self._limit or self._filled > 2 * self._limit + HEAD_BYTES:
+            self.fail("too_large", f"the page has over {self._limit} bytes, which is the limit")
+
+    def _finish(self, body: bytes) -> None:
+        answer, answered, failed = self._head, self._answered, self._failed
+        self._end()
+        if answer is None or answered is None or failed is None:
+            return
+        if not answer.keep or (answer.length is None and not answer.chunked):
+            self.close()
+        if answer.status != 200:
+            failed(FetchFailed("status", f"HTTP {answer.status}"))
+        elif answer.encoding:
+            failed(FetchFailed("encoding", f"the page is in {answer.encoding}, and identity was asked for"))
+        else:
+            answered(body)
+
+    def _end(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._buffers.give_back(buffer)
+        self._answered = self._failed = None
+        self._chunks = None

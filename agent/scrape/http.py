@@ -1,0 +1,117 @@
+"""One HTTP/1.1 answer from bytes: its head, and its body where it came in chunks. No socket, no clock.
+
+Only what a scrape needs: a status, how the body ends, whether the connection can be used again.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+HEAD_BYTES: Final = 16 << 10  # more than this before the empty line is no answer to a scrape
+
+
+class BadAnswer(Exception):
+    """Bytes that are no HTTP answer; the message says what is wrong with them."""
+
+
+class Head(NamedTuple):
+    """What stands before the body. `length`: its bytes; None: chunked, or to the end of the connection."""
+
+    status: int
+    length: int | None
+    chunked: bool
+    keep: bool
+    encoding: str
+
+
+def request(host: str, path: str, accept: str) -> bytes:
+    """A GET that asks for no compression and for the connection to stay."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nAccept-Encoding: identity\r\n"
+        "User-Agent: inference-gateway-agent\r\n\r\n"
+    ).encode()
+
+
+def head(text: bytes) -> Head:
+    """The head from its bytes, without the empty line at the end; BadAnswer when it is none."""
+    lines = text.split(b"\r\n")
+    parts = lines[0].split(None, 2)
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not (len(parts[1]) == 3 and parts[1].isdigit()):
+        raise BadAnswer(f"the answer begins with {lines[0][:60]!r}, which is not HTTP/1")
+    length: int | None = None
+    chunked = False
+    keep = parts[0] != b"HTTP/1.0"
+    encoding = ""
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        name, value = name.lower(), value.strip()
+        if name == b"content-length":
+            if not value.isdigit() or len(value) > 18 or (length is not None and length != int(value)):
+                raise BadAnswer(f"content-length is {value[:40]!r}")
+            length = int(value)
+        elif name == b"transfer-encoding":
+            chunked = value.lower().endswith(b"chunked")
+        elif name == b"connection":
+            keep = value.lower() == b"keep-alive" or (keep and value.lower() != b"close")
+        elif name == b"content-encoding":
+            encoding = "" if value.lower() == b"identity" else value.decode("latin-1")
+    status = int(parts[1])
+    if status in (204, 304):
+        length, chunked = 0, False
+    if chunked:
+        length = None
+    return Head(status, length, chunked, keep, encoding)
+
+
+class Chunks:
+    """The body of a chunked answer, as it comes in; `take` as often as there is more."""
+
+    __slots__ = ("_at", "_left", "_parts", "done", "size")
+
+    def __init__(self, start: int) -> None:
+        self._at = start
+        self._left = -1  # bytes of the chunk that are still to come; -1: a size is next; -2: trailers are next
+        self._parts: list[bytes] = []
+        self.size = 0
+        self.done = False
+
+    def take(self, buffer: bytearray, end: int) -> None:
+        """Read what is new in the buffer up to `end`; BadAnswer where it is not chunked."""
+        while not self.done:
+            if self._left > 0:
+                piece = bytes(buffer[self._at : min(end, self._at + self._left)])
+                if not piece:
+                    return
+                self._parts.append(piece)
+                self._at += len(piece)
+                self._left -= len(piece)
+                if self._left:
+                    return
+                self._left = 0
+            line_end = buffer.find(b"\r\n", self._at, end)
+            if line_end < 0:
+                if end - self._at > 1024:
+                    raise BadAnswer("a chunk's size line is over 1 kB")
+                return
+            line = bytes(buffer[self._at : line_end])
+            self._at = line_end + 2
+            if self._left == 0:  # the line end behind a chunk
+                if line:
+                    raise BadAnswer("a chunk is longer than its size says")
+                self._left = -1
+            elif self._left == -2:
+                self.done = not line
+            else:
+                digits = line.partition(b";")[0].strip()
+                try:
+                    size = int(digits, 16)
+                except ValueError:
+                    size = -1
+                if size < 0 or not digits.isalnum() or len(digits) > 12:
+                    raise BadAnswer(f"a chunk's size is {digits[:20]!r}")
+                self.size += size
+                self._left = size or -2
+
+    def body(self) -> bytes:
+        """The whole body."""
+        return b"".join(self._parts)

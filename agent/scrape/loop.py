@@ -1,0 +1,353 @@
+"""The one loop of the scraper: due -> GET -> extract -> sink, for every endpoint on its own schedule.
+
+One heap of due times and one timer serve all endpoints; an endpoint is never asked twice at a time. A reading's time
+is the moment at which its page was asked for. Beside the page, and on the same connection, the engine's models path is
+asked now and then; what goes wrong there is no failed scrape.
+
+A connection stays open between scrapes. When the server closes it while nothing is asked, that is news: the endpoint
+is asked at once (but not more often than once in `SOONEST_SECONDS`), so a killed server is down within milliseconds. A
+connection that turns out to be closed when it is used again says nothing: the same GET is sent once more on a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, NamedTuple, Protocol
+
+import orjson
+
+from agent.clock import Clock
+from agent.engines import engine
+from agent.engines.mapping import Extraction, Extractor
+from agent.scrape.fetch import Buffers, Connection, FetchFailed
+from agent.scrape.http import request
+from agent.scrape.page import PageRefused
+from agent.scrape.schedule import first_due, next_due, retry_due
+
+SOONEST_SECONDS: Final = 0.05
+# How often time-outs are looked for, while anything is asked: a time-out comes late by at most this.
+WATCH_SECONDS: Final = 0.05
+MODELS_BYTES: Final = 1 << 20
+_METRICS_TYPE: Final = "text/plain;version=0.0.4"
+
+
+class Target(NamedTuple):
+    """What to ask, how often (seconds), how long to wait for the whole page (seconds), and how large it may be."""
+
+    address: str
+    engine: str
+    path: str = "/metrics"
+    interval: float = 1.0
+    timeout: float = 1.0
+    max_page_bytes: int = 4 << 20
+    models_interval: float = 10.0
+
+
+class Sink(Protocol):
+    """Who is told; called on the event loop, so it must be quick. All times are monotonic seconds."""
+
+    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
+        """A page of `size` bytes that was asked for at `at` and was read `took` seconds later."""
+        ...
+
+    def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
+        """A scrape that brought no page."""
+        ...
+
+    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+        """The models that the endpoint answers for."""
+        ...
+
+
+class ScrapeLoop:
+    """Scrapes the targets of every pool until `stop`. All methods are called on the event loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._buffers = Buffers()
+        self._scrapers: dict[tuple[str, str], _Scraper] = {}
+        self._due: list[tuple[float, int, _Scraper]] = []
+        self._sequence = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._asking: set[_Scraper] = set()
+        self._watch: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    def set_targets(self, pool: str, targets: Sequence[Target], sink: Sink) -> None:
+        """The targets of a pool from now on. Those that stay keep their connection, and their phase if the interval stays."""
+        wanted = {target.address: target for target in targets}
+        for key in [key for key in self._scrapers if key[0] == pool and key[1] not in wanted]:
+            self._scrapers.pop(key).stop()
+        for address, target in wanted.items():
+            known = self._scrapers.get((pool, address))
+            if known is not None and known.target.engine == target.engine:
+                known.change(target, sink)
+                continue
+            if known is not None:
+                known.stop()
+            scraper = self._scrapers[pool, address] = _Scraper(self, target, sink)
+            scraper.begin()
+
+    async def stop(self) -> None:
+        """Ask nothing more and close every connection."""
+        self._stopped = True
+        for scraper in self._scrapers.values():
+            scraper.stop()
+        self._scrapers.clear()
+        for timer in (self._timer, self._watch):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._watch = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- what a scraper asks of the loop -------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clock.now()
+
+    def at(self, due: float, scraper: _Scraper) -> None:
+        """Call `scraper.due` at this time, in place of any other time told before."""
+        scraper.due_at = due
+        self._sequence += 1
+        heapq.heappush(self._due, (due, self._sequence, scraper))
+        if due < self._timer_at:
+            self._arm(due)
+
+    def connect(self, scraper: _Scraper) -> None:
+        """Open a connection for it, in a task of its own."""
+        task = asyncio.get_running_loop().create_task(scraper.connect(self._buffers))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def asking(self, scraper: _Scraper) -> None:
+        """It waits for an answer: look after its time-out."""
+        self._asking.add(scraper)
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look_after)
+
+    def asked(self, scraper: _Scraper) -> None:
+        """It waits no more."""
+        self._asking.discard(scraper)
+
+    # -- within --------------------------------------------------------------------------------------------------
+
+    def _arm(self, due: float) -> None:
+        if self._stopped:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self._clock.now()), self._run)
+
+    def _run(self) -> None:
+        self._timer = None
+        self._timer_at = float("inf")
+        now = self._clock.now()
+        due = self._due
+        while due and due[0][0] <= now:
+            at, _, scraper = heapq.heappop(due)
+            if scraper.due_at == at and not scraper.stopped:
+                scraper.due(now)
+        if due:
+            self._arm(due[0][0])
+
+    def _look_after(self) -> None:
+        self._watch = None
+        now = self._clock.now()
+        for scraper in [scraper for scraper in self._asking if scraper.give_up_at <= now]:
+            scraper.time_out()
+        if self._asking and not self._stopped:
+            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look_after)
+
+
+class _Scraper:
+    """One endpoint of one pool."""
+
+    __slots__ = (
+        "_connecting", "_connection", "_extractor", "_failures", "_grid", "_loop", "_models_at", "_models_request",
+        "_page_request", "_retried", "_sent_at", "_sink", "_what", "due_at", "give_up_at", "stopped", "target",
+    )  # fmt: skip
+
+    def __init__(self, loop: ScrapeLoop, target: Target, sink: Sink) -> None:
+        self._loop = loop
+        self._sink = sink
+        self._extractor = Extractor(engine(target.engine))
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._grid = 0.0
+        self._sent_at = 0.0
+        self._models_at = float("-inf")
+        self._retried = False
+        self._what = ""  # what is being asked: `page`, `models`, or nothing
+        self.due_at = 0.0
+        self.give_up_at = 0.0
+        self.stopped = False
+        self._set(target)
+
+    def _set(self, target: Target) -> None:
+        self.target = target
+        self._page_request = request(target.address, target.path, _METRICS_TYPE)
+        models_path = engine(target.engine).models_path
+        self._models_request = request(target.address, models_path, "application/json") if models_path else b""
+
+    def begin(self) -> None:
+        """Take the first place on the grid."""
+        self._grid = first_due(self.target.address, self.target.interval, self._loop.now)
+        self._loop.at(self._grid, self)
+
+    def change(self, target: Target, sink: Sink) -> None:
+        """Other settings for the same endpoint."""
+        before, self._sink = self.target, sink
+        self._set(target)
+        if target.interval != before.interval:
+            self.begin()
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        self.stopped = True
+        self._what = ""
+        self._loop.asked(self)
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.close()
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    def due(self, now: float) -> None:
+        """The time has come; a scrape that is still under way makes this slot be skipped."""
+        self._grid = next_due(self._grid, self.target.interval, now)
+        self._loop.at(self._grid, self)
+        if not self._what:
+            self._retried = False
+            self._ask_page(now)
+
+    def _ask_page(self, now: float) -> None:
+        self._what = "page"
+        self._sent_at = now
+        self.give_up_at = now + self.target.timeout
+        self._loop.asking(self)
+        connection = self._connection
+        if connection is not None and connection.open:
+            connection.get(self._page_request, self.target.max_page_bytes, self._page, self._failed)
+        else:
+            self._loop.connect(self)
+
+    async def connect(self, buffers: Buffers) -> None:
+        """Open a connection and ask on it."""
+        host, _, port = self.target.address.rpartition(":")
+        self._connecting = asyncio.current_task()
+        try:
+            _, self._connection = await asyncio.get_running_loop().create_connection(
+                partial(Connection, buffers, self._closed_idle), host.strip("[]"), int(port)
+            )
+        except ConnectionRefusedError:
+            self._failed(FetchFailed("refused", f"nobody listens at {self.target.address}"))
+        except OSError as error:
+            self._failed(FetchFailed("unreachable", f"{self.target.address} cannot be reached: {error}"))
+        else:
+            if self._what != "page":
+                return
+            self._sent_at = self._loop.now
+            self._connection.get(self._page_request, self.target.max_page_bytes, self._page, self._failed)
+        finally:
+            self._connecting = None
+
+    def time_out(self) -> None:
+        """The answer has not come in time."""
+        detail = f"no whole answer within {self.target.timeout:g} s"
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._failed(FetchFailed("timeout", f"no connection within {self.target.timeout:g} s"))
+        elif self._connection is not None:
+            self._retried = True
+            self._connection.fail("timeout", detail)
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def _page(self, page: bytes) -> None:
+        try:
+            extraction = self._extractor.extract(page)
+        except PageRefused as refused:
+            self._report(refused.reason, refused.detail)
+            return
+        self._done()
+        self._failures = 0
+        at, now = self._sent_at, self._loop.now
+        self._sink.observed(self.target.address, extraction, at, now - at, len(page))
+        if self._models_request and now - self._models_at >= self.target.models_interval and not self.stopped:
+            self._ask_models(now)
+
+    def _ask_models(self, now: float) -> None:
+        connection = self._connection
+        if connection is None or not connection.open:
+            return
+        self._what = "models"
+        self._sent_at = self._models_at = now
+        self.give_up_at = now + self.target.timeout
+        self._loop.asking(self)
+        connection.get(self._models_request, MODELS_BYTES, self._models, self._models_failed)
+
+    def _models(self, body: bytes) -> None:
+        self._done()
+        names = model_names(body)
+        if names is not None:
+            self._sink.served_models(self.target.address, names, self._sent_at)
+
+    def _models_failed(self, _: FetchFailed) -> None:
+        """What the server serves stays unknown, or what it was; the next page says whether it lives."""
+        self._done()
+
+    def _failed(self, failure: FetchFailed) -> None:
+        connection = self._connection
+        used_before = connection is not None and connection.gets > 1
+        if failure.reason == "reset" and used_before and not self._retried and "before an answer" in failure.detail:
+            self._retried = True
+            self._connection = None
+            self._loop.connect(self)
+            return
+        self._report(failure.reason, failure.detail)
+
+    def _report(self, reason: str, detail: str) -> None:
+        self._done()
+        if self.stopped:
+            return
+        self._failures += 1
+        now = self._loop.now
+        self._sink.failed(self.target.address, reason, detail, self._sent_at, now - self._sent_at)
+        if self._failures > 1:
+            self._loop.at(retry_due(self.target.address, self._failures - 1, self.target.interval, now), self)
+
+    def _done(self) -> None:
+        self._what = ""
+        self._loop.asked(self)
+
+    def _closed_idle(self) -> None:
+        """The server closed a connection on which nothing was asked: see whether it still lives."""
+        if self.stopped or self._what:
+            return
+        self._loop.at(min(self.due_at, max(self._loop.now, self._sent_at + SOONEST_SECONDS)), self)
+
+
+def model_names(body: bytes) -> frozenset[str] | None:
+    """The names in an OpenAI list of models (`data[].id`), or None where the body is none."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    entries = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        return None
+    return frozenset(
+        entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    )
