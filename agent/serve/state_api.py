@@ -176,7 +176,7 @@ class StateApi:
 
     def _heartbeat(self) -> bytes:
         """A comment: nothing has changed up to now."""
-        now = state_json.header(self.feed.epoch, self.feed.version, self.feed.moment())
+        now = state_json.header(self.feed.epoch, self.feed.told_version, self.feed.moment())
         return b": %s\n\n" % orjson.dumps(now)
 
     async def _encoded(self, told: Told) -> bytes:

@@ -140,7 +140,7 @@ class Feed:
         self._began = clock.now()
         self._sources: list[StateSource] = []
         self._told: dict[str, dict[str, EndpointView]] = {}
-        self._told_version = 0
+        self.told_version = 0
         self._watchers: set[asyncio.Event] = set()
         self._due: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -188,7 +188,7 @@ class Feed:
 
     def covers(self, version: int) -> bool:
         """Whether a watcher at `version` can be brought up to date from the history."""
-        return version == self._told_version or self.history.knows(version)
+        return version == self.told_version or self.history.knows(version)
 
     def close(self) -> None:
         """Let every watcher go: the agent stops."""
@@ -203,14 +203,14 @@ class Feed:
         snapshots = self.snapshots(moment.now)
         after = {each.pool: {view.address: view for view in each.endpoints} for each in snapshots}
         changes, gone = state_json.differences(self._told, after)
-        since = self._told_version
+        since = self.told_version
         if (changes or gone) and self.version == since:
             self.version += 1  # a source that has changed without a word
         version = self.version
-        self._told, self._told_version = after, version
+        self._told, self.told_version = after, version
         if since == 0:
             self.history.restart(version)
-        elif changes or gone:
+        elif version != since:  # told even when nothing in it can be seen, so that every watcher comes to this version
             document = state_json.change(self.epoch, since, version, changes, gone, moment)
             payload = event("change", self.epoch, version, orjson.dumps(document))
             if len(payload) > self.limits.message_bytes:

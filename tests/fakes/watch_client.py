@@ -158,6 +158,8 @@ class WatchClient:
         self.connections = 0
         self._url = f"{base_url}/v1/state/watch"
         self._news = asyncio.Condition()
+        self._reading = asyncio.Event()
+        self._reading.set()
         self._task = asyncio.create_task(self._follow())
 
     async def wait(self, condition: Callable[[Rebuilt], bool]) -> None:
@@ -167,6 +169,14 @@ class WatchClient:
         if self._task.done():
             self._task.result()
 
+    def pause(self) -> None:
+        """Read nothing more; the connection stays open."""
+        self._reading.clear()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._reading.set()
+
     async def stop(self) -> None:
         """Follow no more."""
         self._task.cancel()
@@ -174,7 +184,7 @@ class WatchClient:
 
     async def _follow(self) -> None:
         timeout = aiohttp.ClientTimeout(total=None)
-        async with aiohttp.ClientSession(timeout=timeout, read_bufsize=1 << 22) as session:
+        async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
                 headers = {"Last-Event-ID": self.rebuilt.last_id} if self.rebuilt.last_id else {}
                 try:
@@ -187,6 +197,7 @@ class WatchClient:
     async def _read(self, response: aiohttp.ClientResponse) -> None:
         rest = b""
         async for piece in response.content.iter_any():
+            await self._reading.wait()
             rest += piece
             *blocks, rest = rest.split(b"\n\n")
             for block in blocks:
