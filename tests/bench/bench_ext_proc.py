@@ -1,0 +1,450 @@
+"""What a request costs the agent, beside a bare grpc.aio server that answers a constant, behind the same Envoy.
+
+    .venv/bin/python -m tests.bench.bench_ext_proc [--seconds 2] [--rounds 3] [--json]
+
+Two pairs of rows. The first: CPU time of the picker process per 2 kB chat request, 32 in flight, for `igw run` with its
+default profile over four endpoints and for the bare server, in both modes; the bar is a ratio of 1.5. The second: CPU
+time of the agent per request whose answer streams 500 chunks, over that of an answer of one chunk at the same rate; the
+bar is 1.2.
+
+The runs of what is compared are interleaved, and each figure is the median of its rounds. CPU time is what the kernel
+says that the process's threads ran (/proc/PID/task/*/schedstat), so neither nginx, wrk, Envoy nor the streaming server
+is in it. Needs nginx and wrk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+import orjson
+import uvloop
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from agent.envoy import process
+from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
+from agent.serve.actions import Phase, Route
+from agent.serve.health import SERVICE
+from agent.serve.messages import CONTINUE, Answers, streamed
+
+ROOT = Path(__file__).resolve().parents[2]
+WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
+PICKERS = ("agent", "bare")
+ENDPOINTS = 4
+IN_FLIGHT = 32
+STREAMS_A_SECOND = 20
+CHUNKS = (1, 500)
+BAR_REQUEST, BAR_STREAM = 1.5, 1.2
+_BUFFERED = 2  # ProcessingMode.BUFFERED
+
+
+class Figure(NamedTuple):
+    """Median CPU microseconds per request, and how many requests a round had (median)."""
+
+    cpu_us: float
+    requests: int
+
+
+# -- the bare server --------------------------------------------------------------------------------------------------
+
+
+async def serve_bare(port: int, destination: str) -> None:
+    """The least that a picker on grpc.aio can do: prebuilt answers, messages read only where a body is sent back."""
+    answers = Answers()
+    routes = {
+        phase: answers.route(Route(phase, destination, (), ())) for phase in (Phase.REQUEST_HEADERS, Phase.REQUEST_BODY)
+    }
+
+    async def converse(_: Any, context: Any) -> None:
+        first = pb.ProcessingRequest.FromString(await context.read())
+        if first.protocol_config.request_body_mode == _BUFFERED:
+            await context.write(CONTINUE[Phase.REQUEST_HEADERS])
+            await context.read()
+            await context.write(routes[Phase.REQUEST_BODY])
+        else:
+            chunks = []
+            while True:
+                chunk = pb.ProcessingRequest.FromString(await context.read()).request_body
+                chunks.append(chunk.body)
+                if chunk.end_of_stream:
+                    break
+            await context.write(routes[Phase.REQUEST_HEADERS])
+            await context.write(streamed(Phase.REQUEST_BODY, b"".join(chunks), end_of_stream=True))
+        while await context.read() is not grpc.aio.EOF:
+            pass
+
+    server = grpc.aio.server()
+    handler = grpc.stream_stream_rpc_method_handler(converse)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": handler}),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+# -- the server that streams ------------------------------------------------------------------------------------------
+
+
+async def serve_streams(port: int, page: bytes) -> None:
+    """A model server that answers with as many chunks as the request's max_tokens says, each written by itself."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET"):
+                    body = page if b"/metrics" in head else b'{"object":"list","data":[{"id":"m"}]}'
+                    writer.write(
+                        b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+                    )
+                    continue
+                if b"chunked" in head.lower():
+                    body = await reader.readuntil(b"0\r\n\r\n")
+                else:
+                    body = await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                chunks = int(body.split(b'"max_tokens":')[1].split(b"}")[0])
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+                )
+                for _ in range(chunks):
+                    writer.write(b"d\r\ndata: token\n\n\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0.001)  # less than one tick of the loop would send them all at once
+                writer.write(b"0\r\n\r\n")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+# -- starting and measuring -------------------------------------------------------------------------------------------
+
+
+class Started:
+    """A program of this bench, and the CPU time that it has used."""
+
+    def __init__(self, args: list[str], log: Path) -> None:
+        with log.open("wb") as out:
+            self._popen = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=ROOT)
+        self._log = log
+
+    def cpu_us(self) -> float:
+        tasks = Path(f"/proc/{self._popen.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1000
+
+    def must_run(self) -> None:
+        if self._popen.poll() is not None:
+            sys.exit(f"{' '.join(map(str, self._popen.args))} ended:\n{self._log.read_text()}")  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        self._popen.send_signal(signal.SIGTERM)
+        try:
+            self._popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+
+class Stage:
+    """Everything that runs beside the measured process, in one folder."""
+
+    def __init__(self, folder: Path, stack: contextlib.AsyncExitStack) -> None:
+        self.folder = folder
+        self._stack = stack
+        self._logs = 0
+
+    def start(self, *args: str | Path) -> Started:
+        self._logs += 1
+        started = Started([str(arg) for arg in args], self.folder / f"{self._logs}.log")
+        self._stack.callback(started.stop)
+        return started
+
+    def this(self, *args: str) -> Started:
+        return self.start(sys.executable, "-m", "tests.bench.bench_ext_proc", *args)
+
+    async def until(self, look: Callable[[], bool], started: Started) -> None:
+        for _ in range(500):
+            if look():
+                return
+            started.must_run()
+            await asyncio.sleep(0.02)
+        sys.exit(f"not ready in 10 s: see {self.folder}")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_ready(admin: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def recorded_page() -> bytes:
+    """A recorded page of a real model server."""
+    pages = sorted((ROOT / "tests" / "recordings").rglob("*.prom"), key=lambda path: path.stat().st_size)
+    return pages[-1].read_bytes() if pages else b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 0\n"
+
+
+def bodies() -> list[bytes]:
+    """256 chat requests of 2 kB that share their beginnings in groups of 16, as those with few system prompts do."""
+    made = []
+    for number in range(256):
+        system = (
+            f"You are assistant {number % 16}. "
+            + "Answer briefly, truthfully and in the language of the question. " * 20
+        )
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Question {number}? " * 35}]
+        made.append(orjson.dumps({"model": "m", "messages": messages, "max_tokens": 16}))
+    return made
+
+
+def nginx_conf(ports: list[int]) -> str:
+    models, chat = '{"object":"list","data":[{"id":"m"}]}', '{"id":"c","object":"chat.completion","choices":[]}'
+    servers = "\n".join(
+        f"""server {{
+            listen 127.0.0.1:{port};
+            location /metrics {{ default_type text/plain; try_files /page.prom =404; }}
+            location /v1/models {{ default_type application/json; return 200 '{models}'; }}
+            location / {{ default_type application/json; return 200 '{chat}'; }}
+        }}"""
+        for port in ports
+    )
+    return f"""
+    daemon off; master_process off; pid nginx.pid; error_log stderr crit;
+    events {{ worker_connections 1024; }}
+    http {{ access_log off; root .; keepalive_requests 1000000000; client_max_body_size 64m; {servers} }}
+    """
+
+
+def wrk_script(path: Path) -> None:
+    texts = ",\n".join(json.dumps(body.decode()) for body in bodies())
+    path.write_text(
+        f"""local bodies = {{ {texts} }}
+local requests, at = {{}}, 0
+init = function(args)
+  local headers = {{ ["content-type"] = "application/json" }}
+  for i, body in ipairs(bodies) do requests[i] = wrk.format("POST", "/v1/chat/completions", headers, body) end
+end
+request = function() at = at % #requests + 1; return requests[at] end
+done = function(summary, latency, r)
+  local e = summary.errors
+  print(string.format("RESULT %d %d", summary.requests, e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+    )
+
+
+async def wrk(port: int, script: Path, seconds: float) -> int:
+    """Requests answered; the bench ends when one failed."""
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{IN_FLIGHT}",
+        f"-d{max(1, round(seconds))}s",
+        "-s",
+        str(script),
+        f"http://127.0.0.1:{port}",
+    ]
+    run = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await run.communicate()
+    result = [line for line in out.decode().splitlines() if line.startswith("RESULT")]
+    if not result or result[0].split()[2] != "0":
+        sys.exit(f"requests failed:\n{out.decode()}")
+    return int(result[0].split()[1])
+
+
+async def read_streams(port: int, chunks: int, seconds: float) -> int:
+    """Streams read to their end, started evenly at STREAMS_A_SECOND over as many connections as that takes."""
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 1900}], "max_tokens": chunks})
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: b\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    pieces = 0
+
+    async def one() -> None:
+        nonlocal pieces
+        reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            sys.exit(f"a stream failed: {head!r}")
+        tail = b""
+        while not tail.endswith(b"0\r\n\r\n"):
+            data = await reader.read(65536)
+            pieces += 1
+            tail = (tail + data)[-16:]
+        idle.append((reader, writer))
+
+    loop = asyncio.get_running_loop()
+    began, count = loop.time(), round(STREAMS_A_SECOND * seconds)
+    async with asyncio.TaskGroup() as streams:
+        for number in range(count):
+            await asyncio.sleep(max(0.0, began + number / STREAMS_A_SECOND - loop.time()))
+            streams.create_task(one())
+    for _, writer in idle:
+        writer.close()
+    if pieces < count * chunks / 4:
+        sys.exit(f"the answers came in {pieces / count:.0f} pieces instead of {chunks}: nothing was measured")
+    return count
+
+
+# -- the bench --------------------------------------------------------------------------------------------------------
+
+
+async def bench(seconds: float, rounds: int) -> dict[str, Any]:
+    """Every figure, by what it belongs to."""
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="igw bench ")))
+        stage = Stage(folder, stack)
+        upstream = free_ports(ENDPOINTS + 1)
+        pickers = dict(zip(("agent", "bare", "agent-streams"), free_ports(3), strict=True))
+        admins = free_ports(2)
+        (folder / "page.prom").write_bytes(recorded_page())
+        (folder / "nginx.conf").write_text(nginx_conf(upstream[:ENDPOINTS]))
+        nginx = stage.start("nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", "stderr")
+        streams = stage.this("--serve-streams", str(upstream[-1]))
+        addresses = tuple(f"127.0.0.1:{port}" for port in upstream)
+        flat, streaming = addresses[:ENDPOINTS], addresses[ENDPOINTS:]
+
+        await stage.until(lambda: listens(upstream[0]), nginx)
+        await stage.until(lambda: listens(upstream[-1]), streams)
+
+        def agent(name: str, endpoints: tuple[str, ...], admin: int) -> Started:
+            picker = f"127.0.0.1:{pickers[name]}"
+            command = [sys.executable, "-m", "agent", "run", "--endpoints", ",".join(endpoints)]
+            return stage.start(*command, "--ext-proc-address", picker, "--admin-address", f"127.0.0.1:{admin}")
+
+        measured = {
+            "agent": agent("agent", flat, admins[0]),
+            "bare": stage.this("--serve-bare", str(pickers["bare"]), "--destination", flat[0]),
+            "agent-streams": agent("agent-streams", streaming, admins[1]),
+        }
+        await stage.until(lambda: is_ready(admins[0]), measured["agent"])
+        await stage.until(lambda: is_ready(admins[1]), measured["agent-streams"])
+        await stage.until(lambda: listens(pickers["bare"]), measured["bare"])
+        pools = [Pool(name, flat, f"127.0.0.1:{pickers[name]}") for name in PICKERS]
+        pools.append(Pool("agent-streams", streaming, f"127.0.0.1:{pickers['agent-streams']}"))
+        listeners = [
+            Listener(f"{pool.name} {way.value}", "127.0.0.1:0", pool.name, way) for pool in pools for way in WAYS
+        ]
+        envoy = await process.start(bootstrap(Settings(tuple(pools), tuple(listeners))), folder / "envoy")
+        stack.push_async_callback(envoy.stop)
+        script = folder / "load.lua"
+        wrk_script(script)
+
+        async def measure(name: str, run: Any) -> tuple[float, int]:
+            before = measured[name].cpu_us()
+            requests = await run
+            return (measured[name].cpu_us() - before) / requests, requests
+
+        for way in WAYS:
+            for name in PICKERS:
+                await wrk(envoy.ports[f"{name} {way.value}"], script, 1)
+        requests: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        answers: dict[tuple[str, int], list[tuple[float, int]]] = {}
+        for _ in range(rounds):
+            for way in WAYS:
+                for name in PICKERS:
+                    run = wrk(envoy.ports[f"{name} {way.value}"], script, seconds)
+                    requests.setdefault((way.value, name), []).append(await measure(name, run))
+                for chunks in CHUNKS:
+                    stream = read_streams(envoy.ports[f"agent-streams {way.value}"], chunks, seconds)
+                    answers.setdefault((way.value, chunks), []).append(await measure("agent-streams", stream))
+    return {"requests": _medians(requests), "streams": _medians(answers)}
+
+
+def _medians(runs: dict[Any, list[tuple[float, int]]]) -> dict[Any, Figure]:
+    return {
+        key: Figure(statistics.median(cpu for cpu, _ in one), int(statistics.median(count for _, count in one)))
+        for key, one in runs.items()
+    }
+
+
+def rows(figures: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]]:
+    """What was found, line by line: what, how much, beside what, the ratio, its bar."""
+    for way in (way.value for way in WAYS):
+        ours, bare = figures["requests"][way, "agent"], figures["requests"][way, "bare"]
+        yield {
+            "what": f"2 kB request, {way}, {IN_FLIGHT} in flight",
+            "ours_us": ours.cpu_us,
+            "beside": "bare grpc.aio, constant answer",
+            "beside_us": bare.cpu_us,
+            "ratio": ours.cpu_us / bare.cpu_us,
+            "bar": BAR_REQUEST,
+            "rate": ours.requests / max(1, round(seconds)),
+        }
+    for way in (way.value for way in WAYS):
+        one, many = (figures["streams"][way, chunks] for chunks in CHUNKS)
+        yield {
+            "what": f"answer of {CHUNKS[1]} chunks, {way}",
+            "ours_us": many.cpu_us,
+            "beside": "answer of one chunk, same rate",
+            "beside_us": one.cpu_us,
+            "ratio": many.cpu_us / one.cpu_us,
+            "bar": BAR_STREAM,
+            "rate": many.requests / seconds,
+        }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; 0 whether or not the bars were met, for a bench is read and not passed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--serve-bare", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--destination", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-streams", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.serve_bare is not None:
+        uvloop.run(serve_bare(args.serve_bare, args.destination))
+        return 0
+    if args.serve_streams is not None:
+        uvloop.run(serve_streams(args.serve_streams, recorded_page()))
+        return 0
+    began = time.monotonic()
+    found = list(rows(asyncio.run(bench(args.seconds, args.rounds)), args.seconds))
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print(f"{'CPU of the picker per request':<42}{'us':>8}  {'beside':<32}{'us':>8}{'ratio':>8}{'bar':>6}{'req/s':>8}")
+    for row in found:
+        verdict = "met" if row["ratio"] <= row["bar"] else "MISSED"
+        print(
+            f"{row['what']:<42}{row['ours_us']:>8.0f}  {row['beside']:<32}{row['beside_us']:>8.0f}"
+            f"{row['ratio']:>8.2f}{row['bar']:>6.1f}{row['rate']:>8.0f}  {verdict}"
+        )
+    print(f"median of {args.rounds} interleaved runs of {args.seconds:g} s; {time.monotonic() - began:.0f} s in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
