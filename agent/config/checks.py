@@ -71,13 +71,13 @@ def _rates(config: Config, reader: Reader) -> None:
     if rate.low > rate.high:
         reader.wrong_at(
             "prefillRate.low",
-            f"{rate.low:g} is above prefillRate.high ({rate.high:g}); write a smaller low or a larger high",
+            f"{rate.low:.12g} is above prefillRate.high ({rate.high:.12g}); write a smaller low or a larger high",
         )
     elif not rate.low <= rate.default <= rate.high:
         written = [key for key in ("prefillRate.default", "prefillRate.high", "prefillRate.low") if key in reader.marks]
         reader.wrong_at(
             "prefillRate.default",
-            f"{rate.default:g} is outside low to high; write a rate from {rate.low:g} to {rate.high:g}",
+            f"{rate.default:.12g} is outside low to high; write a rate from {rate.low:.12g} to {rate.high:.12g}",
             stands=written[0],
         )
     index = config.prefix_index

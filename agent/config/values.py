@@ -142,7 +142,7 @@ class Number:
             shown = quote(node.text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
             raise Wrong(f"{shown} is not a number; write {self._range()}")
         if not self.low <= value <= self.high or (self.whole and value != int(value)):
-            raise Wrong(f"{value:g} is out of range; write {self._range()}")
+            raise Wrong(f"{value:.12g} is out of range; write {self._range()}")
         return int(value) if self.whole else value
 
     def _range(self) -> str:

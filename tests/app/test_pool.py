@@ -1,0 +1,142 @@
+"""A pool answers its picker port: every pick is counted until it ends, and remembers where prompts went."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.app.pool import PoolAtWork
+from agent.app.vocabulary import WORDS
+from agent.config import parse
+from agent.engines.mapping import Extraction
+from agent.events import Ended, Event, Picked
+from agent.pick.request import NoPick, Pick, Prompt
+from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, RUNNING, WAITING
+from tests.fakes.clock import ManualClock
+
+A, B = "10.0.0.1:8000", "10.0.0.2:8000"
+IDLE = {RUNNING: 0.0, WAITING: 0.0, KV_USAGE: 0.0}
+LONG = Prompt("m", b"x" * 64 * 4 * 10)
+
+
+class Bench:
+    def __init__(self, more: str = "") -> None:
+        config = parse(
+            f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: ['{A}', '{B}']\n{more}",
+            "test",
+            WORDS,
+        )
+        self.clock = ManualClock(100.0)
+        self.events: list[Event] = []
+        self.remembered: list[Pick] = []
+        self.pool = PoolAtWork(
+            config, config.pools[0], self.clock, self.events.append, lambda _, pick, __: self.remembered.append(pick)
+        )
+        self.pool.store.set_endpoints({A: "vllm", B: "vllm"}, 100.0)
+
+    def scraped(self, *addresses: str, **values: float) -> None:
+        for address in addresses:
+            self.pool.store.observed(address, Extraction({**IDLE, **values}, (), ()), self.clock.now(), 0.0, 100)
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def pick(self, prompt: Prompt = LONG, subset: frozenset[str] | None = None) -> Pick:
+        answer = self.pool.pick("r", prompt, subset)
+        assert isinstance(answer, Pick)
+        return answer
+
+
+def test_a_pick_is_in_flight_until_it_ends_and_no_longer() -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    picks = [bench.pick() for _ in range(5)]
+    assert bench.pool.in_flight == bench.pool.store.in_flight == 5
+    bench.clock.advance(2.5)
+    for pick in picks:
+        bench.pool.ended(pick, "closed")
+    assert bench.pool.in_flight == bench.pool.store.in_flight == 0
+    assert [(event.took, event.how, event.model) for event in bench.of(Ended)] == [(2.5, "closed", "m")] * 5
+    assert bench.remembered == picks
+
+
+def test_a_pick_ends_once() -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    pick = bench.pick()
+    bench.pool.ended(pick, "closed")
+    with pytest.raises(KeyError):
+        bench.pool.ended(pick, "closed")
+
+
+def test_no_pick_counts_as_nothing() -> None:
+    bench = Bench()
+    answer = bench.pool.pick("r", LONG, None)
+    assert isinstance(answer, NoPick)
+    assert answer.reason == "none_healthy"
+    assert (bench.pool.in_flight, bench.of(Picked), bench.remembered) == (0, [], [])
+
+
+def test_the_same_prompt_is_expected_where_it_went() -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    first = bench.pick()
+    bench.pool.ended(first, "closed")
+    bench.clock.advance(1)
+    bench.scraped(A, B)
+    second = bench.pick()
+    assert (first.hit_tokens, second.hit_tokens) == (0, 640)
+    assert second.endpoint == first.endpoint
+    assert [event.predicted_hit_tokens for event in bench.of(Picked)] == [0, 640]
+
+
+@pytest.mark.parametrize("other", [Prompt("n", LONG.text), Prompt("m", LONG.text, b"salt"), Prompt("m", b"y" * 2560)])
+def test_another_model_salt_or_text_shares_nothing(other: Prompt) -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    bench.pick()
+    assert bench.pick(other).best_hit_tokens == 0
+
+
+def test_only_the_beginning_of_a_very_long_prompt_is_compared() -> None:
+    bench = Bench("prefixIndex: {maxTokens: 128}\n")
+    bench.scraped(A, B)
+    first = bench.pick()
+    assert bench.pool.index.blocks(first.endpoint) == 2
+    assert first.prompt_tokens == 640
+
+
+def test_a_request_without_a_prompt_is_picked_for() -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    pick = bench.pick(Prompt("", b""))
+    assert pick.prompt_tokens == 0
+    bench.pool.ended(pick, "closed")
+
+
+def test_the_proxys_subset_is_kept() -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    assert {bench.pick(subset=frozenset({B})).endpoint for _ in range(3)} == {B}
+
+
+@pytest.mark.parametrize(("auto", "held"), [("true", 4), ("false", 10)])
+def test_the_index_follows_the_reported_cache_only_where_it_may(auto: str, held: int) -> None:
+    bench = Bench(f"prefixIndex: {{autoSize: {auto}}}\n")
+    bench.scraped(A, B, **{BLOCKS: 16.0, BLOCK_SIZE: 16.0})
+    pick = bench.pick()
+    assert bench.pool.index.blocks(pick.endpoint) == held
+
+
+def test_a_pool_is_ready_when_every_endpoint_was_asked() -> None:
+    bench = Bench()
+    assert not bench.pool.ready()
+    bench.scraped(A)
+    assert not bench.pool.ready()
+    bench.pool.store.failed(B, "refused", "nobody listens", 100.0, 0.0)
+    assert bench.pool.ready()
+
+
+def test_an_empty_pool_is_ready_to_say_so() -> None:
+    bench = Bench()
+    bench.pool.store.set_endpoints({}, 100.0)
+    assert bench.pool.ready()

@@ -1,0 +1,187 @@
+"""A changed file is taken over whole or not at all, and no stream notices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.app.changes import NeedsRestart, differences
+from agent.app.vocabulary import WORDS
+from agent.config import parse
+from agent.config.options import SECTIONS, options, snake
+from agent.events import Ended, Picked, Reloaded
+from tests.app.live import document, end, running, servers
+from tests.waiting import eventually
+
+
+async def test_a_stream_survives_a_reload_that_takes_its_endpoint_away(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(2) as (one, two):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            conversation, picked = await live.converse()
+            assert picked == one.address
+            path.write_text(document([two.address]))
+            await eventually(lambda: live.healthy() == [two.address])
+            assert live.pool.in_flight == 1
+            other, picked = await live.converse("other")
+            assert picked == two.address
+            await end(conversation)
+            await end(other)
+            await eventually(lambda: live.pool.in_flight == 0)
+            assert [event.endpoint for event in live.recorder.of(Ended)] == [one.address, two.address]
+            assert live.pool.store.in_flight == 0
+            (reloaded,) = live.recorder.of(Reloaded)
+            assert reloaded == Reloaded(True, f"pool default: endpoints +{two.address} -{one.address}")
+
+
+async def test_the_next_pick_is_by_the_new_profile(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            for profile in ("blend", "affinity"):
+                path.write_text(document([one.address], f"  profile: {profile}\n"))
+                await eventually(lambda profile=profile: live.pool.profile.name == profile)
+                conversation, _ = await live.converse()
+                await end(conversation)
+            assert [event.profile for event in live.recorder.of(Picked)] == ["blend", "affinity"]
+
+
+async def test_what_is_known_of_an_endpoint_that_stays_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(2) as (one, two):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            conversation, _ = await live.converse()
+            await end(conversation)
+            held = live.pool.index.blocks(one.address)
+            assert held > 0
+            path.write_text(document([one.address, two.address], "scrape: {interval: 200ms}\n"))
+            await eventually(lambda: len(live.healthy()) == 2)
+            assert live.pool.index.blocks(one.address) == held
+            assert live.agent.config.scrape.interval == 0.2
+
+
+async def test_a_bad_file_is_refused_and_counted_once_and_the_old_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            before = live.agent.config
+            path.write_text(document([one.address], "scrap: {}\n"))
+            await eventually(lambda: live.recorder.of(Reloaded))
+            looks = one.asked
+            await eventually(lambda: one.asked > looks)
+            refused = f"{path}:9: scrap: unknown key; did you mean 'scrape'?"
+            assert live.recorder.of(Reloaded) == [Reloaded(False, refused)]
+            assert live.agent.config is before
+            conversation, picked = await live.converse()
+            assert picked == one.address
+            await end(conversation)
+            path.write_text(document([one.address], "state: {staleAfter: 9s}\n"))
+            await eventually(lambda: live.agent.config.state.stale_after == 9)
+            assert live.pool.store.stale_after == 9
+
+
+async def test_what_needs_a_restart_is_refused_whole(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            changed = document([one.address], "scrape: {interval: 200ms}\n").replace(
+                "admin: {address: '127.0.0.1:0'}", "admin: {address: '127.0.0.1:9999'}"
+            )
+            path.write_text(changed)
+            await eventually(lambda: live.recorder.of(Reloaded))
+            (event,) = live.recorder.of(Reloaded)
+            assert event == Reloaded(
+                False,
+                "needs a restart: admin.address 127.0.0.1:0 -> 127.0.0.1:9999; "
+                "nothing was changed: restart the agent, or put back what it was",
+            )
+            assert live.agent.config.scrape.interval == 1
+
+
+async def test_a_config_map_that_moves_its_symlink_is_noticed(tmp_path: Path) -> None:
+    async with servers(1) as (one,):
+        for name, more in (("v1", ""), ("v2", "  profile: blend\n")):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "igw.yaml").write_text(document([one.address], more))
+        (tmp_path / "data").symlink_to("v1")
+        (tmp_path / "igw.yaml").symlink_to("data/igw.yaml")
+        async with running(tmp_path / "igw.yaml", healthy=1) as live:
+            (tmp_path / "new").symlink_to("v2")
+            os.replace(tmp_path / "new", tmp_path / "data")
+            await eventually(lambda: live.pool.profile.name == "blend")
+
+
+async def test_a_file_that_is_gone_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            path.unlink()
+            await eventually(lambda: live.recorder.of(Reloaded))
+            assert live.recorder.of(Reloaded) == [
+                Reloaded(False, f"{path}: cannot be read: No such file or directory")
+            ]
+            assert live.healthy() == [one.address]
+            path.write_text(document([one.address], "  profile: blend\n"))
+            await eventually(lambda: live.pool.profile.name == "blend")
+
+
+async def test_a_reload_that_was_asked_for_is_told_even_without_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    path.write_text(document([]))
+    async with running(path, healthy=0) as live:
+        assert await live.agent.reload()
+        assert live.recorder.of(Reloaded) == [Reloaded(True, "no change")]
+
+
+async def test_a_pool_may_become_empty_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            path.write_text(document([]))
+            await eventually(lambda: live.agent.config.pools[0].endpoints == ())
+            conversation, status = await live.converse()
+            assert status == "503"
+            await end(conversation)
+
+
+HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: [a:1, b:1]\n"
+OTHER = {
+    "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
+    "scrape.modelsInterval": "20s", "state.staleAfter": "7s", "prefillRate.fixed": "9", "prefillRate.default": "999",
+    "prefillRate.low": "9", "prefillRate.high": "99999", "prefixIndex.blockTokens": "32",
+    "prefixIndex.bytesPerToken": "3", "prefixIndex.maxTokens": "999", "prefixIndex.capacityBlocks": "7",
+    "prefixIndex.autoSize": "false", "extProc.maxBody": "1MiB", "extProc.drainTimeout": "1s",
+    "admin.address": "127.0.0.1:7", "admin.maxWatchers": "7", "reload.interval": "7s", "log.format": "json",
+    "log.level": "error",
+}  # fmt: skip
+
+
+@given(st.sampled_from([(key, row) for key, section in SECTIONS.items() for row in options(section)]))
+def test_every_option_changes_in_place_or_is_refused_by_its_name(chosen) -> None:
+    key, row = chosen
+    option = f"{key}.{row.key}"
+    old = parse(HEAD, "old", WORDS)
+    new = parse(f"{HEAD}{key}: {{{row.key}: {OTHER[option]}}}\n", "new", WORDS)
+    assert getattr(getattr(new, snake(key)), row.field) != getattr(getattr(old, snake(key)), row.field)
+    if row.live:
+        assert any(line.startswith(f"{option} ") for line in differences(old, new))
+    else:
+        with pytest.raises(NeedsRestart, match=f"^needs a restart: {option} "):
+            differences(old, new)
+
+
+def test_a_pool_that_comes_or_goes_needs_a_restart() -> None:
+    old, new = parse(HEAD, "old", WORDS), parse(HEAD + "  name: other\n", "new", WORDS)
+    with pytest.raises(NeedsRestart, match="^needs a restart: pool default is gone, pool other is new; "):
+        differences(old, new)
