@@ -106,7 +106,16 @@ class WatcherDropped(NamedTuple):
 
 
 Event = (
-    ScrapeDone | ScrapeFailed | HealthChanged | ServerRestarted | Picked | Refused | Ended | StreamBroken | Reloaded | WatcherDropped
+    ScrapeDone
+    | ScrapeFailed
+    | HealthChanged
+    | ServerRestarted
+    | Picked
+    | Refused
+    | Ended
+    | StreamBroken
+    | Reloaded
+    | WatcherDropped
 )
 Hook = Callable[[Event], None]
 

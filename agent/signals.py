@@ -86,7 +86,9 @@ _ROWS: Final = (
     Signal(PROMPT_TOKENS, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "prompt tokens processed, cached ones included"),
     Signal(GENERATION_TOKENS, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "tokens generated"),
     Signal(FINISHED, "requests", Kind.COUNTER, 0, _COUNTER_MAX, "requests ended, whatever the reason"),
-    Signal(PREFILL_SECONDS, "seconds", Kind.COUNTER, 0, _COUNTER_MAX, "time from first scheduling to first token, summed"),
+    Signal(
+        PREFILL_SECONDS, "seconds", Kind.COUNTER, 0, _COUNTER_MAX, "time from first scheduling to first token, summed"
+    ),
     Signal(PREFILLS, "requests", Kind.COUNTER, 0, _COUNTER_MAX, "requests counted in prefill_seconds"),
     Signal(BLOCK_SIZE, "tokens", Kind.GAUGE, 1, 1 << 20, "tokens in one block of the KV cache"),
     Signal(BLOCKS, "blocks", Kind.GAUGE, 1, 1e10, "blocks of the KV cache"),

@@ -1,12 +1,12 @@
 """What an engine is, and how its page becomes readings.
 
-An engine is a table: for each signal the sources it may come from, the newest name first, or the reason why it has none.
-A source names a sample, the labels that a series must carry, the label whose text is the value (when it is not the
-sample's), and how several series of one server are combined: a data-parallel server shows one per engine.
+An engine is a table: for each signal the sources it may come from, the newest name first, or the reason why it has
+none. A source names a sample, the labels that a series must carry, the label whose text is the value (when it is not
+the sample's), and how several series of one server are combined: a data-parallel server shows one per engine.
 
-Reading a page twice a second from a thousand servers, the layout of a server's page hardly ever changes: only numbers do.
-So an Extractor, one per endpoint, remembers where each wanted line stood and what stood before its value, looks there
-first, and only compares. It trusts what it remembers as long as the page has as many lines as before and every
+Reading a page twice a second from a thousand servers, the layout of a server's page hardly ever changes: only numbers
+do. So an Extractor, one per endpoint, remembers where each wanted line stood and what stood before its value, looks
+there first, and only compares. It trusts what it remembers as long as the page has as many lines as before and every
 remembered line is still there, near its place; else, and every `FULL_SCAN_PAGES` pages in any case, it scans anew.
 """
 

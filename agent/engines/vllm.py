@@ -2,7 +2,8 @@
 
 V1 names are those of vLLM 0.10.2 and later (recorded: 0.32.0); the others are V0's and those of early V1, which had
 `gpu_` in front of the cache's. A data-parallel server has one series per engine.
-Not read: `waiting_lora_adapters` equals the running ones in 0.32.0, so a name there says nothing more than `running` does.
+Not read: `waiting_lora_adapters` equals the running ones in 0.32.0, so a name there says nothing more than `running`
+does.
 """
 
 from __future__ import annotations

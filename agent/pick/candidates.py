@@ -69,7 +69,8 @@ class Candidates:
 
 
 def _ahead_seconds(works: Sequence[Work], now: float) -> list[float]:
-    """The work ahead at each candidate. Where no fresh page corrects the estimate, it is at least the longest of the others."""
+    """The work ahead at each candidate. Where no fresh page corrects the estimate, it is at least the longest of the
+    others."""
     ahead = [seconds if (seconds := work.busy_until - now) > 0.0 else 0.0 for work in works]
     known = [work.corrected for work in works]
     if all(known) or not any(known):

@@ -45,7 +45,9 @@ def prefix_affinity(parameters: Mapping[str, object]) -> Filter:
     threshold = number(parameters, "affinityThreshold", 0.8, low=0.0, high=1.0)
     penalty = number(parameters, "maxTTFTPenaltyMs", 18_000.0, low=0.0, high=1e9) / 1000
     if number(parameters, "explorationProbability", 0.0, low=0.0, high=1.0) != 0.0:
-        raise BadParameter("explorationProbability", "is not offered: a pick is a function of the state; write 0 or leave it out")
+        raise BadParameter(
+            "explorationProbability", "is not offered: a pick is a function of the state; write 0 or leave it out"
+        )
 
     def keep(candidates: Candidates) -> Sequence[int]:
         wanted = threshold * candidates.request.prompt_tokens

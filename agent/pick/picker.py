@@ -1,7 +1,7 @@
 """The decision for one request: filter, weigh, take the best; its reasons travel with it.
 
-Pure: the same snapshot, index, request and `now` give the same pick. Ties are broken by a hash of the request's id, so that
-equal endpoints share requests evenly and a reader of the shared state comes to the same choice.
+Pure: the same snapshot, index, request and `now` give the same pick. Ties are broken by a hash of the request's id, so
+that equal endpoints share requests evenly and a reader of the shared state comes to the same choice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from agent.pick.scoring import opinion
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
 
-# Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real difference.
+# Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real
+# difference.
 TIE: Final = 1e-9
 _HEALTHY: Final = Health.HEALTHY
 
@@ -42,7 +43,7 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
             return NoPick(
                 request.request_id,
                 "subset_empty",
-                f"none of the {len(request.subset)} endpoints that the proxy allows is a healthy one of pool {snapshot.pool}",
+                f"none of the {len(request.subset)} endpoints that the proxy allows is healthy in pool {snapshot.pool}",
             )
     addresses = [view.address for view in views]
     if request.chain:
@@ -56,7 +57,8 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
     for name, keep in profile.filters:
         candidates = candidates.keep(keep(candidates))
         if not candidates.views:
-            return NoPick(request.request_id, "all_filtered", f"the filter {name} left no endpoint of pool {snapshot.pool}")
+            detail = f"the filter {name} left no endpoint of pool {snapshot.pool}"
+            return NoPick(request.request_id, "all_filtered", detail)
     totals = [0.0] * len(candidates)
     scores: dict[str, Sequence[float]] = {}
     weights: dict[str, float] = {}
@@ -107,4 +109,5 @@ def _nobody(snapshot: Snapshot, request: PickRequest) -> NoPick:
     for view in snapshot.endpoints:
         counts[view.health] = counts.get(view.health, 0) + 1
     found = ", ".join(f"{count} {health}" for health, count in sorted(counts.items()))
-    return NoPick(request.request_id, "none_healthy", f"none of the endpoints of pool {snapshot.pool} is healthy: {found}")
+    detail = f"none of the endpoints of pool {snapshot.pool} is healthy: {found}"
+    return NoPick(request.request_id, "none_healthy", detail)

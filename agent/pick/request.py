@@ -27,8 +27,9 @@ class Pick(NamedTuple):
 
     `addresses` are the candidates, in the order of every list in `scores` (scorer name -> one score per candidate) and
     of `totals` (the weighted sums). `decided_by` names what made the difference: `only_candidate`, `tie` or the scorer
-    whose weighted score set the winner furthest apart from the runner-up. `hit_tokens` is what the index predicts to be cached at `endpoint`;
-    `best_hit_tokens` the most that it predicts at any candidate, so that `left_warmest` tells a warm endpoint left for load.
+    whose weighted score set the winner furthest apart from the runner-up. `hit_tokens` is what the index predicts to be
+    cached at `endpoint`; `best_hit_tokens` the most that it predicts at any candidate, so that `left_warmest` tells a
+    warm endpoint left for load.
     """
 
     request_id: str
@@ -69,8 +70,8 @@ class NoPick(NamedTuple):
 class Prompt(NamedTuple):
     """What a request body says that a pick may depend on. A request without a body has an empty model and text.
 
-    `text` is the prompt as bytes, in the order in which the model reads it, so that two requests with a common beginning
-    have texts with a common beginning; `salt` keeps apart what must not share a cache (`cache_salt`).
+    `text` is the prompt as bytes, in the order in which the model reads it, so that two requests with a common
+    beginning have texts with a common beginning; `salt` keeps apart what must not share a cache (`cache_salt`).
     """
 
     model: str

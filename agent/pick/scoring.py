@@ -2,7 +2,8 @@
 
 A scorer gives each candidate a number from 0 to 1, 1 being best, or None when it has no say in this request. It
 sees only candidates with a fresh value of every signal that it needs. A candidate without one gets the lowest score
-among those that have it: what is unknown weakens a claim and never strengthens it. Where nobody has it, the scorer is silent.
+among those that have it: what is unknown weakens a claim and never strengthens it. Where nobody has it, the scorer is
+silent.
 """
 
 from __future__ import annotations

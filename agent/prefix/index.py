@@ -1,13 +1,14 @@
 """Which endpoint holds which prefix, as far as we sent it there: an estimate, bounded per endpoint, in memory.
 
-A block is known at an endpoint from the moment at which a prompt with it was sent there, not from the moment at which it
-was prefilled: requests of one burst with one prefix then meet at one endpoint, where all but the first find it cached.
-Each endpoint remembers at most as many blocks as its server's cache holds, least recently used first out. A chain is
-touched from its end to its beginning, so its deepest block is the oldest and leaves first, and what is left of a chain
-is always its beginning.
+A block is known at an endpoint from the moment at which a prompt with it was sent there, not from the moment at which
+it was prefilled: requests of one burst with one prefix then meet at one endpoint, where all but the first find it
+cached. Each endpoint remembers at most as many blocks as its server's cache holds, least recently used first out. A
+chain is touched from its end to its beginning, so its deepest block is the oldest and leaves first, and what is left of
+a chain is always its beginning.
 
 One table holds, for each block, the endpoints that have it as bits of one integer: a look-up costs the same for four
-endpoints and for a thousand. A block costs about 190 bytes for its first endpoint and 110 for each further one (CPython 3.11).
+endpoints and for a thousand. A block costs about 190 bytes for its first endpoint and 110 for each further one (CPython
+3.11).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def head(text: bytes) -> Head:
     keep = parts[0] != b"HTTP/1.0"
     encoding = ""
     for line in lines[1:]:
-        name, colon, value = line.partition(b":")
+        name, _, value = line.partition(b":")
         name, value = name.lower(), value.strip()
         if name == b"content-length":
             if not value.isdigit() or len(value) > 18 or (length is not None and length != int(value)):

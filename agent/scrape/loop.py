@@ -79,7 +79,8 @@ class ScrapeLoop:
         self._stopped = False
 
     def set_targets(self, pool: str, targets: Sequence[Target], sink: Sink) -> None:
-        """The targets of a pool from now on. Those that stay keep their connection, and their phase if the interval stays."""
+        """The targets of a pool from now on. Those that stay keep their connection, and their phase if the interval
+        stays."""
         wanted = {target.address: target for target in targets}
         for key in [key for key in self._scrapers if key[0] == pool and key[1] not in wanted]:
             self._scrapers.pop(key).stop()
@@ -348,6 +349,4 @@ def model_names(body: bytes) -> frozenset[str] | None:
     entries = document.get("data") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         return None
-    return frozenset(
-        entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)
-    )
+    return frozenset(entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str))

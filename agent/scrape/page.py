@@ -63,10 +63,13 @@ class BadLine(NamedTuple):
 _SHOWN: Final = 80  # characters of a bad page or line that a message shows
 _LABEL: Final = re.compile(rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\\n]|\\[\\"n])*)"[ \t]*(,|\})')
 _CLOSED: Final = re.compile(rb"[ \t]*\}")
-# After the value: nothing, or a time stamp in milliseconds; OpenMetrics puts seconds there, and an exemplar after a hash.
+# After the value: nothing, or a time stamp in milliseconds; OpenMetrics puts seconds there, and an exemplar after a
+# hash.
 _VALUE: Final = re.compile(rb"[ \t]*([^ \t\n]+)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:#[^\n]*)?(?=\n)")
 _INDENT: Final = re.compile(rb"\n[ \t]+")
-_NUMBER: Final = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity|nan)", re.I)
+_NUMBER: Final = re.compile(
+    rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE
+)
 _ESCAPES: Final = {b"\\\\": b"\\", b'\\"': b'"', b"\\n": b"\n"}
 _ESCAPE: Final = re.compile(rb'\\[\\"n]')
 

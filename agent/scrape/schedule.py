@@ -1,7 +1,8 @@
 """When the next scrape of an endpoint is due.
 
-Start times are spread over the interval by a hash of the address, so that a fleet is asked evenly and an endpoint keeps its
-place when the agent restarts. Due times stay on that grid: a scrape that took too long skips slots and never catches up.
+Start times are spread over the interval by a hash of the address, so that a fleet is asked evenly and an endpoint keeps
+its place when the agent restarts. Due times stay on that grid: a scrape that took too long skips slots and never
+catches up.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def retry_due(address: str, failures: int, interval: float, now: float) -> float
     """When to ask an endpoint again after so many failures in a row (at least one).
 
     The wait doubles with each failure from one interval on, up to two intervals or BACKED_OFF_SECONDS, whichever is
-    more, and is then shortened by up to a quarter by the address, so that a fleet that died together is not asked together.
+    more, and is then shortened by up to a quarter by the address, so that a fleet that died together is not asked
+    together.
     """
     most = max(2 * interval, BACKED_OFF_SECONDS)
     wait = min(most, interval * 2.0 ** min(failures - 1, 30))

@@ -86,11 +86,12 @@ class InFlight:
         unseen = at - TRANSIT_SECONDS
         newest = inside = 0.0
         most = 0.0
-        seen = 0
+        seen = unsure = 0
         bound = None if running is None else running + waiting
         for request in reversed(self._requests.values()):
             if request.picked_at > unseen:
                 newest += request.tokens
+                unsure += 1
                 continue
             if seen < waiting:
                 inside += request.tokens
@@ -100,8 +101,8 @@ class InFlight:
                 most += request.tokens
             seen += 1
         least = inside
-        if waiting > seen:
-            foreign = (waiting - seen) * self._mean_tokens
+        if waiting > seen + unsure:
+            foreign = (waiting - seen - unsure) * self._mean_tokens
             least += foreign
             most += foreign
         passed = (now - at) * self.rate

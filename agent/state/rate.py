@@ -5,8 +5,8 @@ Two figures can be had from a page, and both are too low, each for a reason of i
   second several times;
 * uncached prompt tokens over wall time: an idle second counts as a slow one.
 So the larger of the two is the better bound, and it is what we use: the first as a ratio of decayed sums, the second
-as the best of the last windows. Until `ENOUGH_PREFILLS` were seen, and where a server reports neither, nothing is learnt.
-The result is kept within bounds that the configuration gives.
+as the best of the last windows. Until `ENOUGH_PREFILLS` were seen, and where a server reports neither, nothing is
+learnt. The result is kept within bounds that the configuration gives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ HALF_LIFE_PREFILLS: Final = 200.0  # how many prefills ago a prefill counts half
 class RateLimits:
     """What the configuration says of the prefill rate, in tokens of uncached prompt per second.
 
-    `fixed` switches learning off; otherwise a learnt rate is kept within `low` and `high`, and `default` stands until then.
+    `fixed` switches learning off; otherwise a learnt rate is kept within `low` and `high`, and `default` stands until
+    then.
     """
 
     fixed: float | None = None
@@ -77,7 +78,8 @@ class PrefillRate:
             self.forget()
             self._last, self._at, self._window_at = (uncached, seconds, prefills), at, at
             return
-        # `tokens` may be negative for a page: hits are counted when a request is scheduled, prompt tokens when it is prefilled.
+        # `tokens` may be negative for a page: hits are counted when a request is scheduled, prompt tokens when it is
+        # prefilled.
         fade = 0.5 ** (count / HALF_LIFE_PREFILLS)
         self._tokens = self._tokens * fade + tokens
         self._seconds = self._seconds * fade + spent

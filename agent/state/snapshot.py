@@ -19,8 +19,8 @@ class Work(NamedTuple):
     `requests` in flight; `busy_until` (monotonic seconds): when the prefill of all of it is estimated to be done, at
     `rate` tokens of uncached prefill a second; `rate_source` says where the rate comes from: `configured`, `learnt`,
     `pool` (the median of the learnt ones beside it) or `default`. The work ahead shrinks as time passes, so it is a
-    function of `now` and not a field. `corrected`: a fresh page's queue has corrected the estimate; without one it knows
-    nothing of what others gave to this server.
+    function of `now` and not a field. `corrected`: a fresh page's queue has corrected the estimate; without one it
+    knows nothing of what others gave to this server.
     """
 
     requests: int

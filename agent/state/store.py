@@ -26,7 +26,8 @@ from agent.state.health import Health
 from agent.state.rate import RateLimits
 from agent.state.snapshot import EndpointView, Snapshot
 
-# A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new version.
+# A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new
+# version.
 RATE_CHANGE: Final = 0.02
 
 

@@ -22,7 +22,12 @@ EVERY_PRESET = pytest.mark.parametrize("profile", [LEAST_COST, AFFINITY, BLEND],
 
 
 def request(
-    request_id: str = "r", *, tokens: int = 640, blocks: int = 10, model: str = "m", subset: frozenset[str] | None = None
+    request_id: str = "r",
+    *,
+    tokens: int = 640,
+    blocks: int = 10,
+    model: str = "m",
+    subset: frozenset[str] | None = None,
 ) -> PickRequest:
     return PickRequest(request_id, model, tokens, range(blocks), 64, subset)
 
@@ -119,7 +124,11 @@ def test_an_endpoint_that_is_not_healthy_is_never_picked_however_warm(profile: P
 
 def test_no_pick_says_how_the_endpoints_are() -> None:
     none = pick(
-        snapshot(view("a:1", health=Health.DOWN), view("b:1", health=Health.STALE)), request(), LEAST_COST, FixedIndex(), 0.0
+        snapshot(view("a:1", health=Health.DOWN), view("b:1", health=Health.STALE)),
+        request(),
+        LEAST_COST,
+        FixedIndex(),
+        0.0,
     )
     assert none == NoPick("r", "none_healthy", "none of the endpoints of pool pool is healthy: 1 down, 1 stale")
 
@@ -168,7 +177,9 @@ def test_an_adapter_prefers_active_then_a_free_slot_then_waiting_then_none() -> 
 def test_an_unknown_or_stale_signal_scores_the_least_of_those_that_are_known() -> None:
     silent = view("a:1", {RUNNING: 0.0})
     stale = view("b:1", {**IDLE, KV_USAGE: 0.0}, at=-10.0)
-    decision = choose(silent, stale, view("c:1", {**IDLE, KV_USAGE: 0.9}), view("d:1", {**IDLE, KV_USAGE: 0.3}), profile=BLEND)
+    decision = choose(
+        silent, stale, view("c:1", {**IDLE, KV_USAGE: 0.9}), view("d:1", {**IDLE, KV_USAGE: 0.3}), profile=BLEND
+    )
     assert decision.scores["kv-cache-utilization-scorer"] == pytest.approx([0.1, 0.1, 0.1, 0.7])
 
 
@@ -210,7 +221,11 @@ def fleets(draw: st.DrawFn) -> list[EndpointView]:
 
 
 @EVERY_PRESET
-@given(views=fleets(), tokens=st.integers(0, 1 << 20), warm=st.dictionaries(st.sampled_from(["e0:1", "e2:1"]), st.integers(0, 9)))
+@given(
+    views=fleets(),
+    tokens=st.integers(0, 1 << 20),
+    warm=st.dictionaries(st.sampled_from(["e0:1", "e2:1"]), st.integers(0, 9)),
+)
 def test_whatever_the_fleet_a_pick_is_a_healthy_endpoint_with_scores_from_0_to_1(
     profile: Profile, views: list[EndpointView], tokens: int, warm: dict[str, int]
 ) -> None:
@@ -232,7 +247,9 @@ def test_whatever_the_fleet_a_pick_is_a_healthy_endpoint_with_scores_from_0_to_1
 
 
 @given(ahead=st.floats(0, 100), more=st.floats(0, 100), hit=st.integers(0, 9))
-def test_more_work_ahead_or_less_of_the_prompt_in_the_cache_never_wins_a_request(ahead: float, more: float, hit: int) -> None:
+def test_more_work_ahead_or_less_of_the_prompt_in_the_cache_never_wins_a_request(
+    ahead: float, more: float, hit: int
+) -> None:
     better, worse = view("a:1", ahead_seconds=ahead), view("b:1", ahead_seconds=ahead + more)
     decision = choose(better, worse, warm={"a:1": hit + 1, "b:1": hit})
     assert decision.endpoint == "a:1"
@@ -243,16 +260,30 @@ def test_more_work_ahead_or_less_of_the_prompt_in_the_cache_never_wins_a_request
     [
         (ProfileSpec("p", (), ()), "profile p has no scorer: write at least one of"),
         (ProfileSpec("p", (), ((plugin("quue-scorer"), 1.0),)), "there is no scorer of type 'quue-scorer': it can be"),
-        (ProfileSpec("p", (plugin("no-filter"),), ()), "there is no filter of type 'no-filter': it can be prefix-cache-affinity-filter"),
-        (ProfileSpec("p", (), ((plugin("queue-scorer"), -1.0),)), "weight is -1.0: write a number that is not negative"),
-        (ProfileSpec("p", (), ((plugin("queue-scorer"), float("nan")),)), "weight is nan: write a number that is not negative"),
-        (ProfileSpec("p", (), ((plugin("queue-scorer", a=1), 1.0),)), "a is not a parameter here: it takes no parameters"),
+        (
+            ProfileSpec("p", (plugin("no-filter"),), ()),
+            "there is no filter of type 'no-filter': it can be prefix-cache-affinity-filter",
+        ),
+        (
+            ProfileSpec("p", (), ((plugin("queue-scorer"), -1.0),)),
+            "weight is -1.0: write a number that is not negative",
+        ),
+        (
+            ProfileSpec("p", (), ((plugin("queue-scorer"), float("nan")),)),
+            "weight is nan: write a number that is not negative",
+        ),
+        (
+            ProfileSpec("p", (), ((plugin("queue-scorer", a=1), 1.0),)),
+            "a is not a parameter here: it takes no parameters",
+        ),
         (
             ProfileSpec("p", (), ((plugin("least-cost-scorer", kappaPerSecond="two"), 1.0),)),
             "kappaPerSecond is 'two': write a number",
         ),
         (
-            ProfileSpec("p", (plugin("prefix-cache-affinity-filter", affinityThreshold=2),), ((plugin("queue-scorer"), 1.0),)),
+            ProfileSpec(
+                "p", (plugin("prefix-cache-affinity-filter", affinityThreshold=2),), ((plugin("queue-scorer"), 1.0),)
+            ),
             "affinityThreshold is 2: write a number from 0 to 1",
         ),
     ],

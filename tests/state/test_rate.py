@@ -11,7 +11,12 @@ from agent.state.rate import ENOUGH_PREFILLS, PrefillRate, RateLimits
 
 
 def page(tokens: float, seconds: float, prefills: float, hits: float = 0.0) -> dict[str, Value]:
-    return {PROMPT_TOKENS: float(tokens + hits), PREFIX_HITS: float(hits), PREFILL_SECONDS: float(seconds), PREFILLS: float(prefills)}
+    return {
+        PROMPT_TOKENS: float(tokens + hits),
+        PREFIX_HITS: float(hits),
+        PREFILL_SECONDS: float(seconds),
+        PREFILLS: float(prefills),
+    }
 
 
 def test_nothing_is_known_before_enough_prefills_were_seen() -> None:
@@ -74,7 +79,12 @@ def test_a_learnt_rate_is_positive_and_within_its_bounds(steps: list[tuple[float
     learner, limits = PrefillRate(), RateLimits(low=50, high=5e4)
     tokens = seconds = prefills = now = 0.0
     for more_tokens, more_seconds, more_prefills, wait in steps:
-        tokens, seconds, prefills, now = tokens + more_tokens, seconds + more_seconds, prefills + more_prefills, now + wait
+        tokens, seconds, prefills, now = (
+            tokens + more_tokens,
+            seconds + more_seconds,
+            prefills + more_prefills,
+            now + wait,
+        )
         learner.observe(page(tokens, seconds, prefills), now)
         if learner.rate is not None:
             assert learner.rate > 0

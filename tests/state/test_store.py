@@ -145,7 +145,8 @@ def test_a_failure_keeps_the_readings_and_their_age() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"), [({START_TIME: 200.0}, "new_start_time"), ({"start_time_seconds": None, PREFIX_HITS: 1.0}, "counter_went_back")]
+    ("changes", "reason"),
+    [({START_TIME: 200.0}, "new_start_time"), ({"start_time_seconds": None, PREFIX_HITS: 1.0}, "counter_went_back")],
 )
 def test_a_restarted_server_inherits_nothing(changes: dict[str, Value | None], reason: str) -> None:
     fleet = Fixture("a:1")

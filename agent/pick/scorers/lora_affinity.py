@@ -19,7 +19,8 @@ NEITHER: Final = 0.0
 
 
 class LoraAffinity:
-    """Scores only what is an adapter: the model that a server lists as its first is not, and nobody has slots for it."""
+    """Scores only what is an adapter: the model that a server lists as its first is not, and nobody has slots for
+    it."""
 
     name = "lora-affinity-scorer"
     needs: frozenset[str] = frozenset()
@@ -32,7 +33,7 @@ class LoraAffinity:
         model = candidates.request.model
         for view in candidates.views:
             running, waiting = view.readings.get(LORA_RUNNING), view.readings.get(LORA_WAITING)
-            if running is not None and model in running.value or waiting is not None and model in waiting.value:  # type: ignore[operator]
+            if (running is not None and model in running.value) or (waiting is not None and model in waiting.value):  # type: ignore[operator]
                 return [_affinity(view, model, candidates.now) for view in candidates.views]
         return None
 
