@@ -127,9 +127,7 @@ async def test_a_file_that_is_gone_is_told_and_changes_nothing(tmp_path: Path) -
         async with running(path, healthy=1) as live:
             path.unlink()
             await eventually(lambda: live.recorder.of(Reloaded))
-            assert live.recorder.of(Reloaded) == [
-                Reloaded(False, f"{path}: cannot be read: No such file or directory")
-            ]
+            assert live.recorder.of(Reloaded) == [Reloaded(False, f"{path}: cannot be read: No such file or directory")]
             assert live.healthy() == [one.address]
             path.write_text(document([one.address], "  profile: blend\n"))
             await eventually(lambda: live.pool.profile.name == "blend")

@@ -1,0 +1,86 @@
+"""Names among the endpoints are looked up; what stands for nothing is told and harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.config import Endpoint
+from agent.discovery.static import StaticEndpoints, is_name
+from agent.events import ScrapeFailed
+from tests.app.live import document, running, servers
+
+Answers = dict[str, list[str] | OSError]
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """What names stand for: a table in place of the resolver."""
+    table: Answers = {}
+
+    async def look_up(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        found = table[host]
+        if isinstance(found, OSError):
+            raise found
+        return [
+            (socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in found
+        ]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look_up)
+    return table
+
+
+def endpoints(*addresses: str) -> list[Endpoint]:
+    return [Endpoint(address, "vllm") for address in addresses]
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [("localhost:1", True), ("a.b:1", True), ("10.0.0.1:1", False), ("[::1]:1", False), ("10.0.0.1.example:1", True)],
+)
+def test_a_name_is_told_from_an_address(address: str, name: bool) -> None:
+    assert is_name(address) is name
+
+
+async def test_a_name_stands_for_all_its_addresses_of_ipv4(answers: Answers) -> None:
+    answers["pods"] = ["10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1"]
+    found = await StaticEndpoints().resolve(endpoints("pods:80"))
+    assert found.engines == {"10.0.0.1:80": "vllm", "10.0.0.2:80": "vllm"}
+
+
+async def test_a_name_with_ipv6_only_stands_for_that(answers: Answers) -> None:
+    answers["pods"] = ["fd00::1"]
+    assert (await StaticEndpoints().resolve(endpoints("pods:80"))).engines == {"[fd00::1]:80": "vllm"}
+
+
+async def test_a_name_that_fails_keeps_what_it_stood_for_last(answers: Answers) -> None:
+    static = StaticEndpoints()
+    answers["pods"] = ["10.0.0.1"]
+    first = await static.resolve(endpoints("pods:80"))
+    answers["pods"] = socket.gaierror(-3, "Temporary failure in name resolution")
+    assert await static.resolve(endpoints("pods:80")) == first
+    assert await static.resolve(endpoints("pods:80")) == first
+
+
+async def test_a_name_that_never_stood_for_anything_is_unknown_with_the_reason(answers: Answers) -> None:
+    answers["typo"] = socket.gaierror(-2, "Name or service not known")
+    found = await StaticEndpoints().resolve(endpoints("10.0.0.9:80", "typo:80"))
+    assert found.engines == {"10.0.0.9:80": "vllm"}
+    assert found.unknown == {"typo:80": ("vllm", "Name or service not known")}
+
+
+async def test_a_name_that_cannot_be_looked_up_is_down_and_the_others_serve(tmp_path: Path) -> None:
+    async with servers(1) as (one,):
+        path = tmp_path / "igw.yaml"
+        path.write_text(document([one.address, "nobody.invalid:80"]))
+        async with running(path, healthy=1) as live:
+            (view,) = (view for view in live.pool.store.snapshot(0.0).endpoints if view.address != one.address)
+            assert (view.address, view.health, view.reason) == ("nobody.invalid:80", "down", "unreachable")
+            failed = live.recorder.of(ScrapeFailed)[0]
+            assert failed.detail.startswith("the name cannot be resolved: ")
+            _, picked = await live.converse()
+            assert picked == one.address

@@ -1,0 +1,126 @@
+"""`igw run` as a process: what it prints, its signals, its exit status, and a port that is taken."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Process, Processes
+from tests.waiting import until
+
+RUN = [sys.executable, "-m", "agent", "run"]
+NOBODY = "127.0.0.1:1"  # a port that nobody listens on: the agent runs all the same
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address on which somebody else listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        yield f"127.0.0.1:{one.getsockname()[1]}"
+
+
+def write(path: Path, more: str = "", admin: str = "127.0.0.1:0") -> Path:
+    path.write_text(
+        f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nadmin: {{address: '{admin}'}}\n"
+        f"reload: {{interval: 1h}}\npools:\n- extProcAddress: 127.0.0.1:0\n  endpoints: ['{NOBODY}']\n{more}"
+    )
+    return path
+
+
+def admin(process: Process) -> str:
+    return process.wait_for(r"admin: (http://127\.0\.0\.1:\d+)")[1]
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_the_agent_stops_when_told_with_status_0(name: str, processes: Processes, tmp_path: Path) -> None:
+    agent = processes.start([*RUN, "--config", write(tmp_path / "a file.yaml")])
+    agent.wait_for("is listening")
+    agent.signal(getattr(signal, name))
+    assert agent.wait() == 0
+    assert "Traceback" not in agent.output()
+
+
+def test_the_admin_port_answers_what_the_greeting_lists(processes: Processes) -> None:
+    flags = ["--endpoints", NOBODY, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]
+    agent = processes.start([*RUN, *flags])
+    base = admin(agent)
+    listed = re.findall(r"(/\S+)", agent.wait_for(r"admin: \S+  (.*)")[1])
+    assert listed == ["/metrics", "/v1/state", "/v1/state/watch", "/v1/gauges", "/healthz", "/readyz"]
+    for path in ("/metrics", "/v1/state", "/v1/gauges", "/healthz"):
+        assert read(base + path)
+    state = json.loads(read(base + "/v1/state"))
+    assert [endpoint["address"] for endpoint in state["pools"][0]["endpoints"]] == [NOBODY]
+
+
+def test_sighup_reads_the_file_again_and_counts_it(processes: Processes, tmp_path: Path) -> None:
+    path = write(tmp_path / "igw.yaml")
+    agent = processes.start([*RUN, "--config", path])
+    base = admin(agent)
+    for more, result in (("  profile: blend\n", "ok"), ("  profil: blend\n", "failed")):
+        write(path, more)
+        agent.signal(signal.SIGHUP)
+        counted = f'igw_reloads_total{{result="{result}"}} 1.0'
+        until(lambda counted=counted: counted in read(base + "/metrics"), what=counted)
+    assert f"{path}:8: pools[0].profil: unknown key; did you mean 'profile'?" in agent.output()
+    assert agent.running()
+
+
+@pytest.mark.parametrize(
+    ("flag", "what", "option"),
+    [
+        ("--admin-address", "admin address", "--admin-address or admin.address"),
+        (
+            "--ext-proc-address",
+            "picker address of pool default",
+            "--ext-proc-address or extProcAddress",
+        ),
+    ],
+)
+def test_a_port_in_use_is_told_by_its_name(
+    flag: str, what: str, option: str, taken: str, processes: Processes, free_ports: Callable[[int], list[int]]
+) -> None:
+    one, other = free_ports(2)
+    addresses = {"--admin-address": f"127.0.0.1:{one}", "--ext-proc-address": f"127.0.0.1:{other}", flag: taken}
+    flags = [word for pair in addresses.items() for word in pair]
+    agent = processes.start([*RUN, "--endpoints", NOBODY, *flags])
+    assert agent.wait() == 1
+    assert agent.output() == f"igw: {what} {taken} is in use by another program; choose another with {option}\n"
+
+
+def test_an_address_of_another_machine_is_told(processes: Processes) -> None:
+    agent = processes.start(
+        [*RUN, "--endpoints", NOBODY, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "192.0.2.1:9090"]
+    )
+    assert agent.wait() == 1
+    assert agent.output() == (
+        "igw: admin address 192.0.2.1:9090 is not an address of this machine; "
+        "choose another with --admin-address or admin.address\n"
+    )
+
+
+def test_a_file_without_pools_does_not_run(processes: Processes) -> None:
+    path = Path(__file__).resolve().parents[2] / "deploy/examples/field.yaml"
+    agent = processes.start([*RUN, "--config", path])
+    assert agent.wait() == 1
+    assert agent.output() == f"igw: {path}: there is no pool to serve; add pools: with a name and endpoints\n"
+
+
+def test_lines_of_the_log_are_json_where_that_is_wanted(processes: Processes, tmp_path: Path) -> None:
+    agent = processes.start([*RUN, "--config", write(tmp_path / "igw.yaml", "log: {format: json}\n")])
+    line = agent.wait_for(r"^\{.*\}$|\n(\{.*\})\n")
+    assert json.loads(line[0].strip())["pool"] == "default"
