@@ -1,0 +1,134 @@
+"""What we export is what the catalogue says, the catalogue is what we export, and the document is both."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent import events
+from agent.events import (
+    Ended,
+    Event,
+    HealthChanged,
+    Picked,
+    Refused,
+    Reloaded,
+    ScrapeDone,
+    ScrapeFailed,
+    ServerRestarted,
+    StreamBroken,
+    WatcherDropped,
+)
+from agent.instruments import Instruments
+from agent.scaling.gauges import gauge_set
+from agent.signals import SIGNALS, Kind, Refusal, Value
+from agent.state.snapshot import Prefix
+from exporters.catalog import ALIASES, CATALOG
+from exporters.gauge import REASONS
+from exporters.metric import Metric
+from exporters.prometheus import page
+from tests.fakes.clock import ManualClock
+from tests.fakes.views import snapshot, view
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+# One of each kind, so that every metric that events make has a series.
+EVERYTHING: tuple[Event, ...] = (
+    Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
+    Refused("pool", "m", 503, "none_healthy"),
+    Ended("pool", "m", "a:1", 1.0, "closed"),
+    StreamBroken("pool", "protocol", "x"),
+    ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (Refusal("kv_usage_ratio", "not_finite", "NaN"),)),
+    ScrapeFailed("pool", "a:1", 0.0, 0.01, "timeout", "x"),
+    HealthChanged("pool", "a:1", "unknown", "healthy", ""),
+    ServerRestarted("pool", "a:1", "new_start_time"),
+    Reloaded(ok=True, detail="x"),
+    WatcherDropped("slow"),
+)
+
+
+@pytest.fixture(scope="module")
+def exported() -> dict[str, tuple[str, frozenset[str]]]:
+    """Name -> type and labels of all that is on the page of a pool that reports everything and a pool that is blind."""
+    instruments = Instruments(ManualClock())
+    for event in EVERYTHING:
+        instruments(event)
+    values: dict[str, Value] = {
+        name: frozenset({"x"}) if row.kind is Kind.NAMES else row.low for name, row in SIGNALS.items()
+    }
+    seeing = snapshot(view("a:1", values)._replace(prefix=Prefix(2.0, 1.0)))
+    blind = snapshot(view("b:1", {}), pool="blind")
+    body, _ = page(gauge_set([seeing, blind], 0.0), instruments.registry)
+    found = {}
+    for family in text_string_to_metric_families(body.decode()):
+        name = family.name + "_total" if family.type == "counter" else family.name
+        labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
+        found[name] = (family.type, labels)
+    return found
+
+
+def test_the_events_of_this_test_are_all_that_there_are():
+    assert {type(event) for event in EVERYTHING} == set(typing.get_args(events.Event))
+
+
+def test_every_exported_metric_is_in_the_catalogue_with_its_type_and_labels(exported):
+    for name, (type_, labels) in exported.items():
+        metric = CATALOG.get(name) or ALIASES[name]
+        expected = set(metric.labels)
+        if name in ALIASES:
+            (alias,) = (each for each in metric.aliases if each.name == name)
+            expected = set(alias.labels)
+        assert (type_, labels) == (metric.type, expected), name
+
+
+def test_everything_in_the_catalogue_is_exported(exported):
+    assert exported.keys() == CATALOG.keys() | ALIASES.keys()
+
+
+def test_no_name_stands_for_two_metrics():
+    names = [*CATALOG, *(alias.name for metric in CATALOG.values() for alias in metric.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("metric", CATALOG.values(), ids=lambda metric: metric.name)
+def test_a_name_tells_its_type_and_unit(metric: Metric):
+    assert re.fullmatch(r"(igw|llm_d_epp|process)_[a-z0-9_]+", metric.name)
+    assert metric.name.endswith("_total") is (metric.type == "counter")
+    assert bool(metric.buckets) is (metric.type == "histogram")
+    assert metric.help
+    assert not metric.help.endswith(".")
+    if metric.name.startswith("igw_") and metric.unit in {"seconds", "bytes", "ratio", "tokens"}:
+        assert f"_{metric.unit}" in metric.name
+
+
+def test_an_alias_takes_its_labels_from_its_metric():
+    for metric in CATALOG.values():
+        for alias in metric.aliases:
+            assert set(alias.labels.values()) <= set(metric.labels)
+
+
+def row(metric: Metric) -> str:
+    """The metric's line in the document."""
+    labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+    also = "".join(f"; also `{alias.name}` ({', '.join(alias.labels)})" for alias in metric.aliases)
+    return f"| `{metric.name}` | {metric.type} | {metric.unit} | {labels} | {metric.help}{also} |"
+
+
+@pytest.mark.parametrize("metric", CATALOG.values(), ids=lambda metric: metric.name)
+def test_the_document_has_the_metric_s_row(metric: Metric):
+    assert row(metric) in DOCUMENT.read_text().splitlines(), f"docs/metrics.md lacks this line:\n{row(metric)}"
+
+
+def test_the_document_has_no_row_of_a_metric_that_does_not_exist():
+    named = re.findall(r"^\| `((?:igw|llm_d_epp|process)_\w+)` \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(CATALOG)
+
+
+def test_the_document_explains_every_reason_for_withholding_a_gauge():
+    text = DOCUMENT.read_text()
+    for reason, meaning in REASONS.items():
+        assert f"| `{reason}` | {meaning} |" in text
