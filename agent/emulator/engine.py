@@ -32,6 +32,7 @@ Unlike vLLM, a prompt takes all its blocks at admission, and empty blocks are us
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 
 from agent.emulator.cache import BlockCache
@@ -104,10 +105,9 @@ class Engine:
         """Take a request in and return its id; QueueFull or DoesNotFit if it is refused (the first is counted)."""
         order.check(self.settings)
         self._run(now, inclusive=False)
-        limit = self.settings.max_num_queued_reqs
-        if limit is not None and self.waiting >= limit:
+        if self.waiting >= (self.settings.max_num_queued_reqs or math.inf):
             self.tally.rejections += 1
-            raise QueueFull(f"{self.waiting} requests wait already, max_num_queued_reqs is {limit}")
+            raise QueueFull(f"{self.waiting} requests wait already, which is max_num_queued_reqs")
         self._ids += 1
         job = Job(self._ids, order, now)
         self._jobs[job.id] = job
@@ -157,6 +157,8 @@ class Engine:
     def next_event_at(self) -> float | None:
         """The next time at which `advance` has something to do; None if nothing ever happens without a new request."""
         span = self._span
+        if self._events:
+            return self._now
         if not self._formed:
             return span.at if self._running or self._waiting or self._deferred else None
         return span.time(min(span.by(self._now) + 1, span.until) if self._streams else span.until)
@@ -292,14 +294,13 @@ class Engine:
         job.named_to = max(job.named_to, full)
 
     def _close(self, at: float) -> None:
-        """End the run of steps at boundary `_until`: count it, hand out its tokens, let go of what is done."""
+        """End the run of steps: count it, hand out its tokens, let go of what is done."""
         span, boundary = self._span, self._span.until
         prefill_tokens = sum(chunk for _, chunk in self._chunks)
         self.tally.steps(boundary - span.first, self._decoding, prefill_tokens, span.seconds)
+        before = span.time(boundary - 1)
         span.restart(boundary, at)
         self._formed = False
-        if self.settings.max_loras:
-            self.slots.stepped(at)
         for job, chunk in self._chunks:
             job.computed += chunk
             if job.computed >= job.target:
@@ -317,8 +318,8 @@ class Engine:
                 self._name(job, job.blocks * self.settings.block_size)
                 self._crossing.append(job)
         self._drop_leaving()
-        if self.settings.max_loras and not self._running:
-            self.slots.rest(at)
+        if self.settings.max_loras:
+            self.slots.stepped(before, at, running=bool(self._running))
 
     def _drop_leaving(self) -> None:
         """Let go of the requests that were aborted while they ran."""
@@ -354,7 +355,7 @@ class Engine:
             self._schedule(job)
 
     def _schedule(self, job: Job) -> None:
-        """Put the job's next boundary of interest on the heap: its end, or the step for which it needs a block more."""
+        """Put the job's next boundary of interest on the heap: its end, or the step that needs a block more."""
         end = job.joined + job.order.output_tokens - job.made
         full = job.joined + job.blocks * self.settings.block_size - job.order.prompt_tokens - job.made + 1
         job.version += 1

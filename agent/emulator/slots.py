@@ -32,11 +32,12 @@ class Slots:
             loaded[name] = None
         return (settings.lora_step_seconds if wanted else 0.0) + len(missing) * settings.lora_load_seconds
 
-    def stepped(self, at: float) -> None:
-        """A step with the present adapters ended at `at`."""
-        self.seen[self.text] = at
+    def stepped(self, before: float, at: float, *, running: bool) -> None:
+        """A run of steps with the present adapters ended at `at`, the last but one at `before`; is anything left?
 
-    def rest(self, at: float) -> None:
-        """Nothing runs any more from `at` on."""
-        self.text = ""
-        self.seen[""] = at
+        What a step leaves behind is what its end shows: if nothing runs any more, no adapter does.
+        """
+        self.seen[self.text] = at if running else before
+        if not running:
+            self.text = ""
+            self.seen[""] = at
