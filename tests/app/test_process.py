@@ -9,6 +9,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_sighup_reads_the_file_again_and_counts_it(processes: Processes, tmp_pat
         write(path, more)
         agent.signal(signal.SIGHUP)
         counted = f'igw_reloads_total{{result="{result}"}} 1.0'
-        until(lambda counted=counted: counted in read(base + "/metrics"), what=counted)
+        until(partial(lambda line: line in read(base + "/metrics"), counted), what=counted)
     assert f"{path}:8: pools[0].profil: unknown key; did you mean 'profile'?" in agent.output()
     assert agent.running()
 

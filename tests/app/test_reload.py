@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,7 @@ async def test_the_next_pick_is_by_the_new_profile(tmp_path: Path) -> None:
         async with running(path, healthy=1) as live:
             for profile in ("blend", "affinity"):
                 path.write_text(document([one.address], f"  profile: {profile}\n"))
-                await eventually(lambda profile=profile: live.pool.profile.name == profile)
+                await eventually(partial(lambda name: live.pool.profile.name == name, profile))
                 conversation, _ = await live.converse()
                 await end(conversation)
             assert [event.profile for event in live.recorder.of(Picked)] == ["blend", "affinity"]
@@ -116,7 +116,7 @@ async def test_a_config_map_that_moves_its_symlink_is_noticed(tmp_path: Path) ->
         (tmp_path / "igw.yaml").symlink_to("data/igw.yaml")
         async with running(tmp_path / "igw.yaml", healthy=1) as live:
             (tmp_path / "new").symlink_to("v2")
-            os.replace(tmp_path / "new", tmp_path / "data")
+            (tmp_path / "new").replace(tmp_path / "data")
             await eventually(lambda: live.pool.profile.name == "blend")
 
 
@@ -181,5 +181,5 @@ def test_every_option_changes_in_place_or_is_refused_by_its_name(chosen) -> None
 
 def test_a_pool_that_comes_or_goes_needs_a_restart() -> None:
     old, new = parse(HEAD, "old", WORDS), parse(HEAD + "  name: other\n", "new", WORDS)
-    with pytest.raises(NeedsRestart, match="^needs a restart: pool default is gone, pool other is new; "):
+    with pytest.raises(NeedsRestart, match=r"^needs a restart: pool default is gone, pool other is new; "):
         differences(old, new)
