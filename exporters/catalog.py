@@ -64,6 +64,10 @@ def _event(name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Met
     return _row(name, "counter", unit, labels, "events", help, aliases)
 
 
+def _process(name: str, unit: str, help: str) -> None:
+    _row(name, "counter" if name.endswith("_total") else "gauge", unit, "", "process", help)
+
+
 def _same(name: str, *labels: str) -> Alias:
     return Alias(name, {label: label for label in labels})
 
@@ -378,24 +382,19 @@ STREAM_BREAKS: Final = _event(
     "pool reason",
     "ext_proc streams that ended against the protocol or on an error",
 )
-RELOADS: Final = _event(
-    "igw_reloads_total", "reloads", "result", "Times the configuration was read again, by result (ok, failed)"
-)
+RELOADS: Final = _event("igw_reloads_total", "reloads", "result", "Readings of a changed configuration, ok or failed")
 WATCHERS_DROPPED: Final = _event(
     "igw_watchers_dropped_total", "watchers", "reason", "Readers of the shared state stream that were let go"
 )
 
 # -- the process, as prometheus_client reads it from /proc ------------------------------------------------------------
 
-for _name, _type, _unit, _help in (
-    ("process_cpu_seconds_total", "counter", "seconds", "CPU time that the agent has used, user and system"),
-    ("process_max_fds", "gauge", "files", "File descriptors that the agent may open"),
-    ("process_open_fds", "gauge", "files", "File descriptors that the agent has open"),
-    ("process_resident_memory_bytes", "gauge", "bytes", "Resident memory of the agent"),
-    ("process_start_time_seconds", "gauge", "seconds since 1970", "When the agent started"),
-    ("process_virtual_memory_bytes", "gauge", "bytes", "Virtual memory of the agent"),
-):
-    _row(_name, "counter" if _type == "counter" else "gauge", _unit, "", "process", _help)
+_process("process_cpu_seconds_total", "seconds", "CPU time that the agent has used, user and system")
+_process("process_max_fds", "files", "File descriptors that the agent may open")
+_process("process_open_fds", "files", "File descriptors that the agent has open")
+_process("process_resident_memory_bytes", "bytes", "Resident memory of the agent")
+_process("process_start_time_seconds", "seconds since 1970", "When the agent started")
+_process("process_virtual_memory_bytes", "bytes", "Virtual memory of the agent")
 
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for row in _ROWS}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in _ROWS for alias in row.aliases}
