@@ -18,7 +18,7 @@ from agent.app.changes import NeedsRestart, differences
 from agent.app.pool import PoolAtWork, profile_of, targets
 from agent.app.vocabulary import WORDS
 from agent.clock import Clock
-from agent.config import BadConfig, Config, load
+from agent.config import BadConfig, Config, Pool, load
 from agent.config.values import join_address, split_address
 from agent.discovery.static import StaticEndpoints, is_name
 from agent.events import Reloaded
@@ -75,26 +75,11 @@ class Agent:
             limits=WatchLimits(watchers=config.admin.max_watchers),
             not_ready=lambda: ["the agent is stopping"] if self._stopping else [],
         )
-        try:
-            self.pools = {
-                pool.name: PoolAtWork(config, pool, clock, self.instruments, self._admin.picks.add)
-                for pool in config.pools
-            }
-        except BadProfile as bad:
-            raise CannotStart(str(bad)) from bad
-        self._names = {name: StaticEndpoints() for name in self.pools}
+        self.pools: dict[str, PoolAtWork] = {}
+        self._pickers: dict[str, ExtProcServer] = {}
+        self._names: dict[str, StaticEndpoints] = {}
         self._loop = ScrapeLoop(clock)
         self._scheduler = AsyncIOScheduler(timezone="UTC")
-        self._pickers = {
-            pool.name: ExtProcServer(
-                self.pools[pool.name],
-                clock,
-                self.instruments,
-                address=pool.ext_proc_address,
-                max_body=config.ext_proc.max_body,
-            )
-            for pool in config.pools
-        }
         self._seen = _look(path)
         self._missed = False
         self._reloading = asyncio.Lock()
@@ -107,19 +92,17 @@ class Agent:
         config = self.config
         if not config.pools:
             raise CannotStart(f"{config.source}: there is no pool to serve; add pools: with a name and endpoints")
-        for pool in config.pools:
-            _probe(pool.ext_proc_address, f"picker address of pool {pool.name}", "--ext-proc-address or extProcAddress")
         _probe(config.admin.address, "admin address", "--admin-address or admin.address")
         try:
+            pickers = {pool.name: await self._open(config, pool) for pool in config.pools}
             await self._set_endpoints(config)
             self._admin.set_pools([pool.store for pool in self.pools.values()])
-            pickers = {}
-            for name, server in self._pickers.items():
-                host, _ = split_address(self.pools[name].settings.ext_proc_address)
-                pickers[name] = join_address(host, await server.start())
             host, _ = split_address(config.admin.address)
             admin = join_address(host, await self._admin.start())
-        except (OSError, CannotListen) as error:  # somebody took the address between our look and our listening
+        except CannotStart:
+            await self.stop(grace=0)
+            raise
+        except CannotListen as error:  # somebody took the address between our look and our listening
             await self.stop(grace=0)
             raise CannotStart(str(error)) from error
         self._schedule(config)
@@ -135,6 +118,28 @@ class Agent:
         await asyncio.gather(*(server.stop(seconds) for server in self._pickers.values()))
         await self._loop.stop()
         await self._admin.stop()
+
+    async def _open(self, config: Config, pool: Pool) -> str:
+        """Put a pool to work and open its picker port, whose address comes back. Raises `CannotStart`."""
+        _probe(pool.ext_proc_address, f"picker address of pool {pool.name}", "--ext-proc-address or extProcAddress")
+        try:
+            work = PoolAtWork(config, pool, self._clock, self.instruments, self._admin.picks.add)
+            server = ExtProcServer(
+                work, self._clock, self.instruments, address=pool.ext_proc_address, max_body=config.ext_proc.max_body
+            )
+            port = await server.start()
+        except (OSError, BadProfile) as error:
+            raise CannotStart(str(error)) from error
+        self.pools[pool.name], self._pickers[pool.name] = work, server
+        self._names[pool.name] = StaticEndpoints()
+        host, _ = split_address(pool.ext_proc_address)
+        return join_address(host, port)
+
+    async def _close(self, name: str, grace: float) -> None:
+        """Take a pool out of work; what it has in flight ends well."""
+        self._loop.set_targets(name, [], self.pools[name].store)
+        await self._pickers.pop(name).stop(grace)
+        del self.pools[name], self._names[name]
 
     # -- a changed configuration -------------------------------------------------------------------------------------
 
@@ -171,21 +176,36 @@ class Agent:
         if not changed:
             return []
         if not new.pools:
-            raise CannotStart("there is no pool in it")
+            raise CannotStart("there is no pool in it; the last one is not given up")
         try:
             profiles = {pool.name: profile_of(new, pool) for pool in new.pools}
         except BadProfile as bad:
             raise CannotStart(str(bad)) from bad
+        opened: list[str] = []
+        try:
+            for pool in new.pools:
+                if pool.name not in self.pools:
+                    await self._open(new, pool)
+                    opened.append(pool.name)
+        except CannotStart:
+            for name in opened:
+                await self._close(name, grace=0)
+            raise
         self.config = new
+        for name in self.pools.keys() - profiles.keys():
+            await self._close(name, new.ext_proc.drain_timeout)
         for pool in new.pools:
             self.pools[pool.name].change(new, pool, profiles[pool.name])
         await self._set_endpoints(new)
+        self._admin.set_pools([self.pools[pool.name].store for pool in new.pools])
         self._schedule(new)
         return changed
 
     async def _set_endpoints(self, config: Config) -> None:
         """Tell the stores and the scrape loop which endpoints there are now, names resolved."""
         resolved = await asyncio.gather(*(self._names[pool.name].resolve(pool.endpoints) for pool in config.pools))
+        if self._stopping:
+            return
         now = self._clock.now()
         for pool, found in zip(config.pools, resolved, strict=True):
             store = self.pools[pool.name].store

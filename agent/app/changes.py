@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from agent.config import Config, Pool
 from agent.config.options import SECTIONS, options, snake
+from agent.config.values import split_address
 
 
 class NeedsRestart(Exception):
@@ -19,9 +21,12 @@ def differences(old: Config, new: Config) -> list[str]:
     for key, section in SECTIONS.items():
         _compare(section, key, getattr(old, snake(key)), getattr(new, snake(key)), found, refused)
     before, after = {pool.name: pool for pool in old.pools}, {pool.name: pool for pool in new.pools}
-    refused += [f"pool {name} is new" for name in after.keys() - before.keys()]
-    refused += [f"pool {name} is gone" for name in before.keys() - after.keys()]
-    for name in before.keys() & after.keys():
+    gone, came = before.keys() - after.keys(), after.keys() - before.keys()
+    found += [f"pool {name} is gone" for name in sorted(gone)] + [f"pool {name} is new" for name in sorted(came)]
+    for name, heir in product(sorted(gone), sorted(came)):
+        if before[name].ext_proc_address == after[heir].ext_proc_address and not any_port(after[heir].ext_proc_address):
+            refused.append(f"pool {heir} takes the picker address of pool {name}, which is gone")
+    for name in sorted(before.keys() & after.keys()):
         _compare(Pool, f"pool {name}: ", before[name], after[name], found, refused)
         found += _endpoints(name, before[name], after[name])
     found += [f"profile {name}" for name, spec in new.profiles.items() if old.profiles.get(name) != spec]
@@ -32,6 +37,11 @@ def differences(old: Config, new: Config) -> list[str]:
             "nothing was changed: restart the agent, or put back what it was"
         )
     return found
+
+
+def any_port(address: str) -> bool:
+    """True when the system chooses the port."""
+    return split_address(address)[1] == 0
 
 
 def _compare(section: type, key: str, old: Any, new: Any, found: list[str], refused: list[str]) -> None:

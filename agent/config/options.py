@@ -43,7 +43,7 @@ class Pool:
     """Model servers that can take each other's requests, behind one picker port."""
 
     endpoints: tuple[Endpoint, ...]
-    name: str = option(Name(), "the pool's name in metrics, state and logs", "default", live=False)
+    name: str = option(Name(), "the pool's name in metrics, state and logs", "default")
     engine: str = option(Name(), "what its model servers run, where an endpoint does not say", "vllm")
     profile: str = option(
         Name(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -179,7 +180,47 @@ def test_every_option_changes_in_place_or_is_refused_by_its_name(chosen) -> None
             differences(old, new)
 
 
-def test_a_pool_that_comes_or_goes_needs_a_restart() -> None:
+async def test_a_pool_may_come_and_go_while_another_serves(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        alone = document([one.address])
+        path.write_text(alone)
+        async with running(path, healthy=1) as live:
+            conversation, _ = await live.converse()
+            path.write_text(f"{alone}- {{name: new, extProcAddress: '127.0.0.1:0', endpoints: ['{one.address}']}}\n")
+            await eventually(lambda: live.agent.pools.get("new") and live.agent.pools["new"].ready())
+            path.write_text(alone)
+            await eventually(lambda: len(live.recorder.of(Reloaded)) == 2)
+            assert [event.detail for event in live.recorder.of(Reloaded)] == ["pool new is new", "pool new is gone"]
+            assert list(live.agent.pools) == ["default"]
+            assert live.pool.in_flight == 1
+            await end(conversation)
+            await eventually(lambda: live.pool.in_flight == 0)
+
+
+async def test_a_new_pool_whose_port_is_taken_changes_nothing(tmp_path: Path, free_port: int) -> None:
+    path = tmp_path / "igw.yaml"
+    path.write_text(document([]))
+    async with running(path, healthy=0) as live:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", free_port))
+            other.listen()
+            path.write_text(
+                f"{document([])}- {{name: a, extProcAddress: '127.0.0.1:0', endpoints: []}}\n"
+                f"- {{name: b, extProcAddress: '127.0.0.1:{free_port}', endpoints: []}}\n"
+            )
+            await eventually(lambda: live.recorder.of(Reloaded))
+        (event,) = live.recorder.of(Reloaded)
+        assert event == Reloaded(
+            False,
+            f"picker address of pool b 127.0.0.1:{free_port} is in use by another program; "
+            "choose another with --ext-proc-address or extProcAddress",
+        )
+        assert list(live.agent.pools) == ["default"]
+
+
+def test_a_pool_that_is_renamed_on_its_port_needs_a_restart() -> None:
     old, new = parse(HEAD, "old", WORDS), parse(HEAD + "  name: other\n", "new", WORDS)
-    with pytest.raises(NeedsRestart, match=r"^needs a restart: pool default is gone, pool other is new; "):
+    said = "pool other takes the picker address of pool default, which is gone"
+    with pytest.raises(NeedsRestart, match=f"^needs a restart: {said}; "):
         differences(old, new)
