@@ -1,0 +1,374 @@
+"""From a page to readings: what each engine's table makes of recorded pages, and of broken ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.engines import engine
+from agent.engines.mapping import FULL_SCAN_PAGES, Extraction, Extractor
+from agent.scrape.page import REASONS, PageRefused
+from agent.signals import (
+    BLOCK_SIZE,
+    BLOCKS,
+    KV_USAGE,
+    LORA_MAX,
+    LORA_RUNNING,
+    RUNNING,
+    START_TIME,
+    WAITING,
+    WAITING_CAPACITY,
+)
+
+PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages" / "vllm"
+BASE = (PAGES / "load_base_seqs4_blocks100.prom").read_bytes()
+LORAS = (PAGES / "load_three_loras_max2.prom").read_bytes()
+
+
+def read(page: bytes) -> Extraction:
+    return Extractor(engine("vllm")).extract(page)
+
+
+def line(name: str) -> bytes:
+    found = re.search(rb"^" + name.encode() + rb"[{ ].*$", BASE, re.MULTILINE)
+    assert found
+    return found[0]
+
+
+def changed(name: str, value: str, page: bytes = BASE) -> bytes:
+    return re.sub(rb"^(" + name.encode() + rb"\{.*\}) .*$", rb"\1 " + value.encode(), page, flags=re.MULTILINE)
+
+
+def samples_by_the_oracle(page: bytes, name: str) -> list[float]:
+    return [
+        sample.value
+        for family in text_string_to_metric_families(page.decode())
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(PAGES.glob("*.prom"))])
+def test_what_we_read_from_a_recorded_page_is_what_prometheus_client_reads(name: str) -> None:
+    page = (PAGES / f"{name}.prom").read_bytes()
+    readings = read(page).readings
+    for signal, sample in {RUNNING: "vllm:num_requests_running", WAITING: "vllm:num_requests_waiting"}.items():
+        assert readings[signal] == sum(samples_by_the_oracle(page, sample))
+    assert [readings[START_TIME]] == samples_by_the_oracle(page, "process_start_time_seconds")
+
+
+def test_two_engines_behind_one_port_are_summed_and_their_caches_weighed_by_their_blocks() -> None:
+    readings = read((PAGES / "derived_two_engines.prom").read_bytes()).readings
+    assert readings[RUNNING] == 4 + 2
+    assert readings[WAITING] == 20 + 5
+    assert readings[BLOCKS] == 100 + 300
+    assert readings[BLOCK_SIZE] == 32
+    assert readings[KV_USAGE] == pytest.approx((0.797979797979798 * 100 + 0.2 * 300) / 400)
+
+
+def test_two_caches_of_unknown_size_count_alike() -> None:
+    page = re.sub(rb"vllm:cache_config_info\{.*\n", b"", (PAGES / "derived_two_engines.prom").read_bytes())
+    assert read(page).readings[KV_USAGE] == pytest.approx((0.797979797979798 + 0.2) / 2)
+
+
+def test_engines_that_disagree_on_the_block_size_have_none() -> None:
+    page = (PAGES / "derived_two_engines.prom").read_bytes()
+    first, _, second = page.rpartition(b',block_size="32"')
+    extraction = read(first + b',block_size="16"' + second)
+    assert BLOCK_SIZE not in extraction.readings
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(BLOCK_SIZE, "disagreement")]
+
+
+def test_the_old_names_are_read_where_the_new_ones_are_not_there() -> None:
+    assert read((PAGES / "derived_v0_names.prom").read_bytes()) == read(BASE)
+
+
+def test_the_new_name_wins_where_a_page_has_both() -> None:
+    old = line("vllm:kv_cache_usage_perc").replace(b"kv_cache", b"gpu_cache").rpartition(b" ")[0] + b" 0.1\n"
+    assert read(BASE + old).readings[KV_USAGE] == pytest.approx(0.797979797979798)
+
+
+def test_of_the_adapters_rows_the_newest_holds() -> None:
+    extraction = read(LORAS)
+    assert extraction.readings[LORA_RUNNING] == frozenset({"lora-a", "lora-b"})
+    assert extraction.readings[LORA_MAX] == 2
+    older = re.sub(rb'(running_lora_adapters="",waiting_lora_adapters=""\}) .*', rb"\1 9e+09", LORAS)
+    assert read(older).readings[LORA_RUNNING] == frozenset()
+
+
+def test_a_page_without_adapters_says_that_they_are_missing_and_not_that_there_are_none() -> None:
+    extraction = read((PAGES / "plain_idle.prom").read_bytes())
+    assert LORA_RUNNING not in extraction.readings
+    assert LORA_RUNNING in extraction.missing
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("NaN", "not_finite"),
+        ("+Inf", "not_finite"),
+        ("-Inf", "not_finite"),
+        ("-1", "out_of_range"),
+        ("1.5", "out_of_range"),
+    ],
+)
+def test_an_impossible_value_is_refused_and_the_rest_of_the_page_is_read(value: str, reason: str) -> None:
+    extraction = read(changed("vllm:kv_cache_usage_perc", value))
+    assert KV_USAGE not in extraction.readings
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(KV_USAGE, reason)]
+    assert extraction.readings[WAITING] == 20
+
+
+@pytest.mark.parametrize("value", ["", "four", "4_0", "0x4", "4 5 6", "4.0.0", "--4", "1e", "."])
+def test_a_wanted_line_that_cannot_be_read_costs_its_signal_and_no_other(value: str) -> None:
+    extraction = read(changed("vllm:num_requests_running", value))
+    assert RUNNING not in extraction.readings
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(RUNNING, "bad_line")]
+    assert extraction.readings[WAITING] == 20
+
+
+@pytest.mark.parametrize(
+    "value", ["4", "4.0", "+4", "4e0", ".4e1", "4.", "4 1795344417330", "4.0\t1795344417330", "  4  "]
+)
+def test_a_value_is_read_as_prometheus_reads_it(value: str) -> None:
+    assert read(changed("vllm:num_requests_running", value)).readings[RUNNING] == 4
+
+
+def test_one_bad_series_of_two_spoils_the_sum() -> None:
+    page = (PAGES / "derived_two_engines.prom").read_bytes()
+    spoilt = page.replace(
+        b'vllm:num_requests_waiting{engine="1",model_name="tiny"} 5.0',
+        b'vllm:num_requests_waiting{engine="1",model_name="tiny"} x',
+    )
+    assert spoilt != page
+    assert WAITING not in read(spoilt).readings
+
+
+def test_a_series_that_stands_twice_is_refused_and_not_summed() -> None:
+    extraction = read(BASE + line("vllm:num_requests_waiting") + b"\n")
+    assert WAITING not in extraction.readings
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "duplicate_series")]
+
+
+def test_series_of_one_sample_are_found_wherever_they_stand() -> None:
+    page = BASE + b'vllm:num_requests_waiting{engine="7",model_name="tiny"} 2\n'
+    assert read(page).readings[WAITING] == 22
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'vllm:num_requests_waiting{engine="0",model_name="a} 7 \\" , { b"} 9',
+        b'vllm:num_requests_waiting{engine="0",model_name="\\\\"} 9',
+        b'vllm:num_requests_waiting { engine = "0" , model_name = "\\n" , } 9',
+        b"vllm:num_requests_waiting 9",
+        b"vllm:num_requests_waiting{} 9",
+        b"  vllm:num_requests_waiting\t9\t17",
+        'vllm:num_requests_waiting{model_name="h\u00e4\u00df\u4e2d"} 9'.encode(),
+    ],
+)
+def test_labels_and_white_space_are_read_as_the_format_has_them(text: bytes) -> None:
+    page = BASE.replace(line("vllm:num_requests_waiting"), text)
+    assert read(page).readings[WAITING] == 9
+
+
+def test_names_that_begin_alike_are_not_confused() -> None:
+    page = BASE.replace(line("vllm:num_requests_waiting") + b"\n", b"")
+    extraction = read(page)
+    assert WAITING not in extraction.readings
+    assert extraction.readings[WAITING_CAPACITY] == 20
+
+
+def test_a_name_inside_a_label_or_a_comment_is_no_sample() -> None:
+    page = BASE + b'# vllm:num_requests_running 9\nother{text="\\nvllm:num_requests_running 9"} 1\n'
+    assert read(page).readings[RUNNING] == 4
+
+
+@pytest.mark.parametrize(
+    ("page", "reason", "part"),
+    [
+        (b"", "empty", "no body"),
+        (b"<!doctype html><html><body>login</body></html>\n", "not_metrics", "is this the path of the metrics?"),
+        (b'{"object":"list"}\n', "not_metrics", "is this the path of the metrics?"),
+        (b'{"object":"list"}', "not_metrics", "is this the path of the metrics?"),
+        (BASE.replace(b"tiny", b"\0", 1), "not_metrics", "zero bytes"),
+        (BASE[:-1], "truncated", "the last line has no end"),
+        (BASE[: len(BASE) // 2], "truncated", "the last line has no end"),
+        (BASE.replace(b"vllm:", b"sglang:"), "wrong_engine", "this is a page of sglang, not of vllm"),
+        (b"llamacpp:requests_processing 1\n", "wrong_engine", "this is a page of llamacpp, not of vllm"),
+        (re.sub(rb"(?m)^.*vllm:.*\n", b"", BASE), "wrong_engine", "--disable-log-stats"),
+        (b"# HELP nothing\n", "wrong_engine", "no metrics of vllm"),
+    ],
+)
+def test_a_page_that_cannot_be_one_is_refused_whole_and_the_reason_says_what_to_check(
+    page: bytes, reason: str, part: str
+) -> None:
+    with pytest.raises(PageRefused) as refused:
+        read(page)
+    assert refused.value.reason == reason
+    assert reason in REASONS
+    assert part in refused.value.detail
+
+
+def cuts() -> list[int]:
+    wanted = [
+        found.start()
+        for found in re.finditer(rb"\n(vllm:(num_requests|kv_cache|lora|cache_config|prompt)|process_start)", BASE)
+    ]
+    near = {at + offset for at in wanted for offset in range(-2, 160)}
+    return sorted({cut for cut in near | set(range(0, len(BASE), 997)) if 0 <= cut < len(BASE)})
+
+
+def test_a_page_cut_at_any_byte_never_gives_a_wrong_reading() -> None:
+    whole = read(BASE).readings
+    checked = 0
+    for cut in cuts():
+        try:
+            readings = read(BASE[:cut]).readings
+        except PageRefused:
+            continue
+        checked += 1
+        # A cut behind a line end leaves whole lines, and nothing on the page tells: of several series some may be gone
+        # (here those of finished requests). On the wire such a cut breaks the answer's framing, and is refused there.
+        for signal, value in readings.items():
+            if signal != "finished_requests":
+                assert value == whole[signal], (cut, signal)
+    assert checked > 10
+
+
+def test_a_remembered_layout_gives_the_readings_of_a_fresh_look() -> None:
+    remembering = Extractor(engine("vllm"))
+    pages = [
+        BASE,
+        LORAS,
+        BASE,
+        (PAGES / "plain_idle.prom").read_bytes(),
+        (PAGES / "derived_two_engines.prom").read_bytes(),
+    ]
+    pages += [changed("vllm:num_requests_waiting", "1" * digits) for digits in range(1, 8)]
+    pages += [changed("vllm:generation_tokens_total", "1" + "0" * digits) for digits in range(0, 12, 3)]
+    pages += [changed("vllm:num_requests_waiting", value) for value in ("7", "NaN", "x", "7_0", "7 ", "7 17", "8")]
+    pages += [BASE.replace(b'engine="0"', b'engine="10"'), BASE + b'vllm:num_requests_running{engine="9"} 1\n', BASE]
+    for page in pages:
+        assert remembering.extract(page) == read(page)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:prompt_tokens_total"]),
+            st.floats(0, 1) | st.integers(0, 1).map(float),
+        ),
+        max_size=8,
+    )
+)
+def test_whatever_the_numbers_a_remembered_layout_reads_them(changes: list[tuple[str, float]]) -> None:
+    remembering = Extractor(engine("vllm"))
+    page = BASE
+    remembering.extract(page)
+    for name, value in changes:
+        page = changed(name, repr(value), page)
+        assert remembering.extract(page) == read(page)
+
+
+def test_a_series_that_comes_as_another_line_goes_is_seen_after_some_pages() -> None:
+    remembering = Extractor(engine("vllm"))
+    remembering.extract(BASE)
+    swapped = BASE.replace(line("process_cpu_seconds_total") + b"\n", b'vllm:num_requests_running{engine="1"} 3\n')
+    assert swapped.count(b"\n") == BASE.count(b"\n")
+    readings = [remembering.extract(swapped).readings[RUNNING] for _ in range(FULL_SCAN_PAGES + 1)]
+    assert readings[-1] == 7
+
+
+LABELS = st.dictionaries(
+    st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True).filter(lambda name: name != "__name__"),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12),
+    max_size=3,
+)
+NUMBERS = (
+    st.floats(allow_nan=False).map(repr)
+    | st.integers(-10, 10).map(str)
+    | st.sampled_from(["NaN", "+Inf", "-Inf", "inf", "1e9"])
+)
+
+
+@st.composite
+def pages(draw: st.DrawFn) -> bytes:
+    """A page in the format, with our names and others in any order, spaced and escaped in any way that it allows."""
+    rows: dict[tuple[str, frozenset[tuple[str, str]]], str] = {}
+    names = ["vllm:num_requests_running", "vllm:num_requests_running_x", "vllm:num_requests_waiting", "other", "vllm:x"]
+    for _ in range(draw(st.integers(1, 8))):
+        rows[draw(st.sampled_from(names)), frozenset(draw(LABELS).items())] = draw(NUMBERS)
+    text = []
+    for (name, labels), value in rows.items():
+        if draw(st.integers(0, 4)) == 0:
+            text.append(f"# HELP {name} {draw(st.sampled_from(['help', 'vllm:num_requests_running 5', '']))}")
+        escaped = [
+            (label, content.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for label, content in labels
+        ]
+        inside = ",".join(f'{label}="{content}"' for label, content in escaped)
+        text.append(f"{name}{'{' + inside + '}' if inside else ''} {value}")
+    return "\n".join(text).encode() + b"\n"
+
+
+@given(pages())
+def test_a_page_that_the_oracle_accepts_is_never_misread(page: bytes) -> None:
+    try:
+        values = samples_by_the_oracle(page, "vllm:num_requests_running")
+    except ValueError:
+        return
+    try:
+        extraction = read(page)
+    except PageRefused as refused:
+        assert refused.reason == "wrong_engine"
+        assert not values
+        return
+    if not values:
+        assert RUNNING in extraction.missing
+    elif all(math.isfinite(value) and 0 <= value <= 1e7 for value in values) and sum(values) <= 1e7:
+        assert extraction.readings[RUNNING] == pytest.approx(sum(values))
+    else:
+        assert RUNNING not in extraction.readings
+
+
+@given(st.binary(max_size=300))
+def test_whatever_the_bytes_a_page_is_read_or_refused_with_a_known_reason(page: bytes) -> None:
+    try:
+        read(page)
+    except PageRefused as refused:
+        assert refused.reason in REASONS
+
+
+@given(st.data())
+def test_a_damaged_page_is_read_or_refused_and_no_reading_is_out_of_range(data: st.DataObject) -> None:
+    small = b"\n".join(BASE.split(b"\n")[20:120]) + b"\n"
+    at = data.draw(st.integers(0, len(small) - 1))
+    damage = data.draw(st.binary(max_size=4))
+    damaged = small[:at] + damage + small[at + data.draw(st.integers(0, 4)) :]
+    try:
+        readings = read(damaged).readings
+    except PageRefused as refused:
+        assert refused.reason in REASONS
+        return
+    usage = readings.get(KV_USAGE)
+    assert usage is None or (isinstance(usage, float) and 0 <= usage <= 1)
+
+
+def test_the_readings_of_every_recorded_page_are_those_written_beside_it() -> None:
+    for path in sorted(PAGES.glob("*.prom")):
+        extraction = read(path.read_bytes())
+        expected = json.loads(path.with_suffix(".json").read_text())
+        readings = {
+            signal: sorted(value) if isinstance(value, frozenset) else value
+            for signal, value in extraction.readings.items()
+        }
+        assert readings == expected["readings"], path.name
+        assert list(extraction.missing) == expected["missing"], path.name
+        assert [list(refusal) for refusal in extraction.refused] == expected["refused"], path.name

@@ -1,0 +1,120 @@
+"""A server that answers a scraper in any way that a test wants, well or badly; it counts what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+PAGE = (
+    Path(__file__).resolve().parents[1] / "recordings" / "pages" / "vllm" / "load_base_seqs4_blocks100.prom"
+).read_bytes()
+MODELS = b'{"object":"list","data":[{"id":"tiny"},{"id":"lora-a","parent":"tiny"}]}'
+
+Behaviour = Callable[["ModelServer", str, asyncio.StreamWriter], Awaitable[None]]
+
+
+def answer(body: bytes, status: str = "200 OK", headers: str = "", *, length: int | None = None) -> bytes:
+    """An HTTP/1.1 answer; `length` lies about the body's where it is given."""
+    size = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n{headers}\r\n".encode() + body
+
+
+class ModelServer:
+    """Listens on a free port of 127.0.0.1; `behave` answers each GET and may do what it likes to the connection."""
+
+    def __init__(self, behave: Behaviour | None = None) -> None:
+        self.behave = behave or good
+        self.page = PAGE
+        self.asked: list[str] = []
+        self.connections = 0
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.busy = 0
+        self.most_at_once = 0
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._serve, host, port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Listen no more and break every connection."""
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self.writers):
+                writer.transport.abort()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.writers.add(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                path = head.split(b" ")[1].decode()
+                self.asked.append(path)
+                self.busy += 1
+                self.most_at_once = max(self.most_at_once, self.busy)
+                try:
+                    await self.behave(self, path, writer)
+                    await writer.drain()
+                finally:
+                    self.busy -= 1
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.writers.discard(writer)
+            writer.close()
+
+
+async def good(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """The recorded page and a list of models."""
+    writer.write(answer(MODELS if path == "/v1/models" else server.page))
+
+
+def raw(*pieces: bytes, close: bool = False) -> Behaviour:
+    """These bytes, piece by piece, whatever is asked."""
+
+    async def behave(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        if close:
+            writer.close()
+
+    return behave
+
+
+async def hang(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """Nothing, ever."""
+    await asyncio.Event().wait()
+
+
+async def drip(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """The head of a long page, and nothing more."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")
+    await asyncio.Event().wait()
+
+
+async def break_off(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """Half of the page, then a reset."""
+    writer.write(answer(PAGE)[:20000])
+    await writer.drain()
+    writer.transport.abort()
+
+
+async def endless(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """A chunked page of 100 MB, as far as anybody reads it."""
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    block = PAGE[:65536]
+    for _ in range(1600):
+        writer.write(b"%x\r\n" % len(block) + block + b"\r\n")
+        await writer.drain()

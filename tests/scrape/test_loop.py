@@ -1,0 +1,349 @@
+"""The scrape loop against servers that answer well and badly: what the sink is told, and that nobody else suffers."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from agent.clock import SystemClock
+from agent.engines.mapping import Extraction
+from agent.scrape.loop import ScrapeLoop, Target, model_names
+from agent.scrape.page import REASONS
+from agent.signals import RUNNING
+from tests.scrape.model_server import (
+    PAGE,
+    Behaviour,
+    ModelServer,
+    answer,
+    break_off,
+    drip,
+    endless,
+    good,
+    hang,
+    raw,
+)
+
+INTERVAL = 0.05
+
+
+class Sink:
+    """Takes down what it is told, and wakes whoever waits for it."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, list[tuple[Extraction, float, float, int]]] = {}
+        self.failures: dict[str, list[tuple[str, str]]] = {}
+        self.models: dict[str, frozenset[str]] = {}
+        self._news = asyncio.Event()
+
+    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
+        self.pages.setdefault(address, []).append((extraction, at, took, size))
+        self._news.set()
+
+    def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
+        self.failures.setdefault(address, []).append((reason, detail))
+        self._news.set()
+
+    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+        self.models[address] = names
+        self._news.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async def wait() -> None:
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+        await asyncio.wait_for(wait(), 20)
+
+    def count(self, address: str) -> int:
+        return len(self.pages.get(address, ()))
+
+
+class Rig:
+    """A loop, a sink and some servers; everything ends with the test."""
+
+    def __init__(self) -> None:
+        self.loop = ScrapeLoop(SystemClock())
+        self.sink = Sink()
+        self.servers: list[ModelServer] = []
+
+    async def server(self, behave: Behaviour = good) -> ModelServer:
+        server = ModelServer(behave)
+        await server.start()
+        self.servers.append(server)
+        return server
+
+    def scrape(self, *addresses: str, timeout: float = 0.3, limit: int = 4 << 20, models: float = 1e9) -> None:
+        self.loop.set_targets(
+            "pool",
+            [
+                Target(
+                    address, "vllm", interval=INTERVAL, timeout=timeout, max_page_bytes=limit, models_interval=models
+                )
+                for address in addresses
+            ],
+            self.sink,
+        )
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    yield made
+    await made.loop.stop()
+    for server in made.servers:
+        await server.stop()
+
+
+async def test_a_page_is_read_again_and_again_on_one_connection(rig: Rig) -> None:
+    server = await rig.server()
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 5)
+    assert server.connections == 1
+    assert server.most_at_once == 1
+    extraction, _, took, size = rig.sink.pages[server.address][0]
+    assert extraction.readings[RUNNING] == 4
+    assert size == len(PAGE)
+    assert took >= 0
+    times = [at for _, at, _, _ in rig.sink.pages[server.address]]
+    assert times == sorted(set(times))
+
+
+async def test_the_time_of_a_reading_is_that_of_the_question_and_not_of_the_answer(rig: Rig) -> None:
+    clock = SystemClock()
+    held = asyncio.Event()
+    written: list[float] = []
+
+    async def slow(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        await asyncio.wait_for(held.wait(), 10)
+        written.append(clock.now())
+        writer.write(answer(PAGE))
+
+    server = await rig.server(slow)
+    rig.scrape(server.address, timeout=10)
+    async with asyncio.timeout(10):
+        while not server.asked:
+            await asyncio.sleep(0)
+    asked = clock.now()
+    held.set()
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 1)
+    _, at, took, _ = rig.sink.pages[server.address][0]
+    assert at <= asked <= written[0] <= at + took
+
+
+BAD: dict[str, tuple[Behaviour, str, str]] = {
+    "hangs": (hang, "timeout", "no whole answer within 0.3 s"),
+    "drips": (drip, "timeout", "no whole answer within 0.3 s"),
+    "answers 500": (raw(answer(b"oops", "500 Internal Server Error")), "status", "HTTP 500"),
+    "answers 404": (raw(answer(b"", "404 Not Found")), "status", "HTTP 404"),
+    "answers 204": (raw(b"HTTP/1.1 204 No Content\r\n\r\n"), "status", "HTTP 204"),
+    "sends elsewhere": (raw(answer(b"", "301 Moved", "Location: /x\r\n")), "status", "HTTP 301"),
+    "has 0 bytes": (raw(answer(b"")), "empty", "no body"),
+    "has 100 MB": (raw(answer(b"", length=100_000_000)), "too_large", "100000000 bytes"),
+    "sends 100 MB in chunks": (endless, "too_large", "over 4194304 bytes"),
+    "cuts a line": (raw(answer(PAGE[:-5])), "truncated", "the last line has no end"),
+    "breaks off": (break_off, "reset", "closed the connection after"),
+    "closes at once": (raw(close=True), "reset", "closed the connection before an answer"),
+    "is a web page": (
+        raw(answer(b"<!DOCTYPE html>\n<html></html>\n")),
+        "not_metrics",
+        "is this the path of the metrics",
+    ),
+    "is another engine": (raw(answer(PAGE.replace(b"vllm:", b"sglang:"))), "wrong_engine", "a page of sglang"),
+    "compresses unasked": (
+        raw(answer(gzip.compress(PAGE), headers="Content-Encoding: gzip\r\n")),
+        "encoding",
+        "the page is in gzip",
+    ),
+    "speaks something else": (raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "bad_http", "SSH-2.0"),
+    "has an endless head": (raw(b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 20_000), "bad_http", "no body within"),
+    "has two lengths": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
+        "bad_http",
+        "content-length",
+    ),
+    "has a bad chunk": (
+        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n"),
+        "bad_http",
+        "a chunk's size",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_a_bad_target_is_told_of_with_its_reason_and_the_others_are_scraped_on(rig: Rig, case: str) -> None:
+    behave, reason, part = BAD[case]
+    bad, fine = await rig.server(behave), await rig.server()
+    rig.scrape(bad.address, fine.address)
+    await rig.sink.until(lambda: len(rig.sink.failures.get(bad.address, ())) >= 2)
+    before = rig.sink.count(fine.address)
+    await rig.sink.until(lambda: rig.sink.count(fine.address) > before)
+    assert reason in REASONS
+    for told, detail in rig.sink.failures[bad.address]:
+        assert told == reason
+        assert part in detail
+    assert bad.address not in rig.sink.pages
+    assert fine.address not in rig.sink.failures
+
+
+async def test_a_target_that_nobody_listens_at_is_refused(rig: Rig, free_port: int) -> None:
+    fine = await rig.server()
+    address = f"127.0.0.1:{free_port}"
+    rig.scrape(address, fine.address)
+    await rig.sink.until(lambda: len(rig.sink.failures.get(address, ())) >= 2 and rig.sink.count(fine.address) > 2)
+    assert {reason for reason, _ in rig.sink.failures[address]} == {"refused"}
+
+
+async def test_a_target_without_a_way_is_unreachable(rig: Rig) -> None:
+    rig.scrape("no-such-host.invalid:8000", timeout=15)
+    await rig.sink.until(lambda: bool(rig.sink.failures))
+    ((reason, _),) = rig.sink.failures["no-such-host.invalid:8000"][:1]
+    assert reason in ("unreachable", "timeout")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"%x\r\n" % len(PAGE) + PAGE + b"\r\n0\r\n\r\n"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n",
+            b"10;x=y\r\n" + PAGE[:16] + b"\r",
+            b"\n%X\r\n" % (len(PAGE) - 16) + PAGE[16:],
+            b"\r\n0\r\nTrailer: 1\r\n\r\n",
+        ),
+        tuple(answer(PAGE)[at : at + 7000] for at in range(0, len(PAGE) + 200, 7000)),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", answer(PAGE)),
+        (b"http", b""),
+    ],
+    ids=["one chunk", "odd chunks", "many pieces", "an interim answer", "no HTTP"],
+)
+async def test_an_answer_is_put_together_however_it_is_cut(rig: Rig, pieces: tuple[bytes, ...]) -> None:
+    server = await rig.server(raw(*pieces))
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 2 or bool(rig.sink.failures))
+    if pieces[0] == b"http":
+        assert rig.sink.failures[server.address][0][0] in ("bad_http", "timeout")
+    else:
+        assert rig.sink.pages[server.address][0][3] == len(PAGE)
+        assert server.connections == 1
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(rig: Rig) -> None:
+    server = await rig.server(raw(b"HTTP/1.0 200 OK\r\n\r\n" + PAGE, close=True))
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 3)
+    assert server.connections >= 3
+    assert server.address not in rig.sink.failures
+
+
+async def test_a_killed_server_is_asked_at_once_and_not_at_its_next_turn(rig: Rig) -> None:
+    server = await rig.server()
+    rig.loop.set_targets("pool", [Target(server.address, "vllm", interval=3600)], rig.sink)
+    (scraper,) = rig.loop._scrapers.values()
+    rig.loop.at(0.0, scraper)
+    await rig.sink.until(lambda: rig.sink.count(server.address) == 1)
+    await server.stop()
+    await rig.sink.until(lambda: bool(rig.sink.failures))
+    assert rig.sink.failures[server.address] == [("refused", f"nobody listens at {server.address}")]
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_opened_again_without_a_failure(rig: Rig) -> None:
+    async def once(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        if len(server.asked) % 2 == 0:
+            writer.transport.abort()
+        else:
+            writer.write(answer(PAGE))
+
+    server = await rig.server(once)
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 3)
+    assert server.address not in rig.sink.failures
+
+
+async def test_a_server_that_comes_back_is_seen(rig: Rig) -> None:
+    server = await rig.server()
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 1)
+    port = server.port
+    await server.stop()
+    await rig.sink.until(lambda: len(rig.sink.failures.get(server.address, ())) >= 3)
+    pages = rig.sink.count(server.address)
+    await server.start(port)
+    await rig.sink.until(lambda: rig.sink.count(server.address) > pages)
+
+
+async def test_the_models_are_asked_beside_the_page_on_the_same_connection(rig: Rig) -> None:
+    server = await rig.server()
+    rig.scrape(server.address, models=0.2)
+    await rig.sink.until(lambda: server.asked.count("/v1/models") >= 2)
+    assert rig.sink.models[server.address] == frozenset({"tiny", "lora-a"})
+    assert server.connections == 1
+    assert server.most_at_once == 1
+
+
+async def test_a_server_without_a_list_of_models_is_no_failed_scrape(rig: Rig) -> None:
+    async def no_models(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(b"{}", "404 Not Found") if path == "/v1/models" else answer(PAGE))
+
+    server = await rig.server(no_models)
+    rig.scrape(server.address, models=0.0)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 3)
+    assert server.address not in rig.sink.failures
+    assert server.address not in rig.sink.models
+
+
+async def test_targets_that_stay_keep_their_connection_and_those_that_go_are_left_alone(rig: Rig) -> None:
+    stays, goes, comes = await rig.server(), await rig.server(), await rig.server()
+    rig.scrape(stays.address, goes.address)
+    await rig.sink.until(lambda: rig.sink.count(stays.address) > 1 and rig.sink.count(goes.address) > 1)
+    rig.scrape(stays.address, comes.address)
+    asked = len(goes.asked)
+    before = rig.sink.count(stays.address)
+    await rig.sink.until(lambda: rig.sink.count(comes.address) > 2 and rig.sink.count(stays.address) > before + 2)
+    assert stays.connections == 1
+    assert len(goes.asked) == asked
+    assert not goes.writers
+
+
+async def test_an_ipv6_address_is_asked_like_any_other(rig: Rig) -> None:
+    server = ModelServer()
+    await server.start(host="::1")
+    rig.servers.append(server)
+    address = f"[::1]:{server.port}"
+    rig.scrape(address)
+    await rig.sink.until(lambda: rig.sink.count(address) >= 1)
+
+
+async def test_after_stop_nothing_is_asked_and_no_connection_is_left() -> None:
+    server, loop, sink = ModelServer(), ScrapeLoop(SystemClock()), Sink()
+    await server.start()
+    try:
+        loop.set_targets("pool", [Target(server.address, "vllm", interval=INTERVAL)], sink)
+        await sink.until(lambda: sink.count(server.address) >= 2)
+        await loop.stop()
+        asked = len(server.asked)
+        async with asyncio.timeout(10):
+            while server.writers:
+                await asyncio.sleep(0)
+        assert len(server.asked) == asked
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b'{"data":[{"id":"a"},{"id":"b"}]}', frozenset({"a", "b"})),
+        (b'{"data":[]}', frozenset()),
+        (b'{"data":[{"id":7},{"name":"x"},3]}', frozenset()),
+        (b'{"data":{}}', None),
+        (b"[]", None),
+        (b"not JSON", None),
+        (b"", None),
+    ],
+)
+def test_a_list_of_models_is_read_or_it_is_none(body: bytes, names: frozenset[str] | None) -> None:
+    assert model_names(body) == names
