@@ -106,6 +106,10 @@ class Instruments:
         }
         ProcessCollector(registry=self.registry)
         self._decision: Histogram = self._metrics[catalog.DECISION.name]
+        for result in ("ok", "failed"):
+            self._child(catalog.RELOADS, result)  # at 0 from the start, so that a first one is an increase
+        for reason in ("slow", "too_large", "too_many"):
+            self._child(catalog.WATCHERS_DROPPED, reason)
         # The children of labelled metrics, by what an event says; bounded because the label values are.
         self._requests = cache(self._request)
         self._picks = cache(self._pick)

@@ -12,8 +12,10 @@ import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final
 
+import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -23,13 +25,14 @@ from agent.instruments import Instruments
 from agent.pick.request import Pick
 from agent.scaling.gauges import age, gauge_set
 from agent.serve import state_json
-from agent.serve.state_api import StateApi, error, json_response
+from agent.serve.state_api import StateApi, error, json_bytes, json_response
 from agent.serve.watch import StateSource, WatchLimits
 from agent.state.health import Health
 from agent.state.snapshot import Snapshot
 from exporters.prometheus import page
 
 PICKS_KEPT: Final = 256
+PICKS_SHOWN: Final = 20
 BODY_BYTES: Final = 1 << 16  # nobody has a reason to send one
 _LOG: Final = logging.getLogger("igw.admin")
 
@@ -166,10 +169,19 @@ class RecentPicks:
         self._picks.append((now, pool, pick))
 
     async def answer(self, request: web.Request) -> web.Response:
-        """The picks as JSON."""
+        """The newest picks as JSON, as many as `?limit=` says."""
+        wanted = request.query.get("limit", str(PICKS_SHOWN))
+        if not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted[:9]) <= PICKS_KEPT):
+            message = f"limit is {wanted[:64]!r}: write a number from 1 to {PICKS_KEPT}"
+            return error(400, message, "bad_limit", "limit")
         now, wall = self._clock.now(), self._clock.wall()
-        picks = [_explained(pool, pick, age(at, now), wall) for at, pool, pick in reversed(self._picks)]
-        return json_response({"as_of": state_json.rfc3339(wall), "picks": picks})
+        newest = list(islice(reversed(self._picks), int(wanted)))
+
+        def encode() -> bytes:
+            picks = [_explained(pool, pick, age(at, now), wall) for at, pool, pick in newest]
+            return orjson.dumps({"as_of": state_json.rfc3339(wall), "picks": picks})
+
+        return json_bytes(await asyncio.to_thread(encode))
 
 
 def _explained(pool: str, pick: Pick, old: float, wall: float) -> dict[str, Any]:

@@ -14,6 +14,8 @@ Schema = dict[str, Any]
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _SECONDS: Final[Schema] = {"type": "number", "minimum": 0}
+_NUMBER: Final[Schema] = {"type": "number"}
+_SCORES: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER}
 _AMOUNT: Final[Schema] = {"type": "number", "minimum": 0}
 
 
@@ -148,6 +150,36 @@ def _schemas() -> dict[str, Schema]:
             "A gauge without fresh data; " + "; ".join(f"{word}: {text}" for word, text in sorted(REASONS.items())),
             {**_GAUGE, "value": {"type": "null"}, "withheld": {"enum": sorted(REASONS)}},
         ),
+        "Picks": _object(
+            "The newest picks, newest first.",
+            {
+                "as_of": _HEADER["as_of"],
+                "picks": _list(
+                    _object(
+                        "One decision and its reasons.",
+                        {
+                            "pool": _TEXT,
+                            "request_id": _TEXT,
+                            "time": {"type": "string", "format": "date-time"},
+                            "age_seconds": _SECONDS,
+                            "endpoint": _TEXT,
+                            "decided_by": _described(_TEXT, "only_candidate, tie, or the scorer that decided"),
+                            "left_warmest": _described({"type": "boolean"}, "another had more of the prompt cached"),
+                            "prompt_tokens": _AMOUNT,
+                            "hit_tokens": _described(_AMOUNT, "expected in the cache of the endpoint"),
+                            "best_hit_tokens": _described(_AMOUNT, "the most expected at any candidate"),
+                            "state_version": _described(_COUNT, "of the pool's store, not that of /v1/state"),
+                            "candidates": _list(
+                                _object(
+                                    "One that could have been picked; the best is first.",
+                                    {"address": _TEXT, "total": _NUMBER, "scores": _SCORES},
+                                )
+                            ),
+                        },
+                    )
+                ),
+            },
+        ),
         "Health": _object("Alive.", {"status": {"const": "ok"}}),
         "Readiness": _object(
             "Whether every pool has been looked at once.", {"ready": {"type": "boolean"}, "reasons": _list(_TEXT)}
@@ -234,6 +266,14 @@ def document() -> Schema:
                     "summary": "Every gauge that an autoscaler could read, its sample time, or why it is withheld",
                     "parameters": [pool, _parameter("name", "query", "only gauges of this name or alias")],
                     "responses": _answers("The gauges", "Gauges", s404="no such pool"),
+                }
+            },
+            "/v1/picks": {
+                "get": {
+                    "operationId": "getPicks",
+                    "summary": "The last picks and why each endpoint was picked",
+                    "parameters": [_parameter("limit", "query", "how many, 1 to 256; 20 when it is not given")],
+                    "responses": _answers("The picks", "Picks", s400="limit is no such number"),
                 }
             },
             "/healthz": {

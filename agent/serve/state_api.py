@@ -31,10 +31,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """A JSON answer that no cache keeps."""
-    return _json_bytes(orjson.dumps(content), status, headers)
+    return json_bytes(orjson.dumps(content), status, headers)
 
 
-def _json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+def json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """The same, of what is JSON already."""
     return web.Response(
         body=body,
         status=status,
@@ -47,7 +48,7 @@ def error(
     status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> web.Response:
     """An error in the shape that OpenAI's clients know."""
-    return _json_bytes(error_body(status, message, param=param, code=code), status, headers)
+    return json_bytes(error_body(status, message, param=param, code=code), status, headers)
 
 
 class StateApi:
@@ -78,7 +79,7 @@ class StateApi:
         moment = self.feed.moment()
         snapshots = self.feed.snapshots(moment.now, request.query.get("pool"))
         body = await self._encoded(Told(self.feed.version, snapshots, moment))
-        return too_large(len(body), self.feed.limits.message_bytes) or _json_bytes(body)
+        return too_large(len(body), self.feed.limits.message_bytes) or json_bytes(body)
 
     async def gauges(self, request: web.Request) -> web.Response:
         """Every gauge with its value or why it is withheld; `?pool=` and `?name=` choose among them."""
@@ -92,7 +93,7 @@ class StateApi:
         def encode() -> bytes:
             return orjson.dumps(state_json.gauges(gauge_set(snapshots, moment.now), moment, name))
 
-        return _json_bytes(await asyncio.to_thread(encode))
+        return json_bytes(await asyncio.to_thread(encode))
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The schema of all of this."""

@@ -21,6 +21,7 @@ from agent.serve.admin import PICKS_KEPT, AdminServer, CannotListen, RecentPicks
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView
 from tests.fakes.clock import ManualClock
+from tests.fakes.schema import check
 from tests.fakes.state_source import FakeSource
 from tests.fakes.views import view
 
@@ -77,6 +78,7 @@ async def test_it_is_ready_once_every_endpoint_was_asked_whatever_came_of_it(ser
     served.server.set_pools([source])
     reasons = ["pool pool: 2 of 2 endpoints were not asked yet"]
     assert await served.get("/readyz") == (503, {"ready": False, "reasons": reasons})
+    check((await served.get("/readyz"))[1], "Readiness")
     source.put(view("a:1"), untried("b:1")._replace(failures=1, health=Health.DOWN))
     assert await served.get("/readyz") == (200, {"ready": True, "reasons": []})
 
@@ -123,6 +125,7 @@ async def test_only_get_is_offered(served, method, path):
 async def test_a_path_that_does_not_exist_is_a_json_error(served, path):
     status, content = await served.get(path)
     assert status == 404
+    check(content, "Error")
     assert content["error"]["code"] == "not_found"
 
 
@@ -214,6 +217,7 @@ async def test_the_last_picks_are_explained_newest_first(served):
     served.server.picks.add("pool", a_pick("second"), 0.0)
     _, content = await served.get("/v1/picks")
     assert [each["request_id"] for each in content["picks"]] == ["second", "first"]
+    check(content, "Picks")
     assert content["picks"][0] == {
         "pool": "pool",
         "request_id": "second",
@@ -231,6 +235,21 @@ async def test_the_last_picks_are_explained_newest_first(served):
             {"address": "a:1", "total": 0.5, "scores": {"least-cost-scorer": 0.5}},
         ],
     }
+
+
+async def test_so_many_picks_are_shown_as_are_asked_for(served):
+    for number in range(50):
+        served.server.picks.add("pool", a_pick(str(number)), 0.0)
+    assert len((await served.get("/v1/picks"))[1]["picks"]) == 20
+    shown = (await served.get("/v1/picks?limit=3"))[1]["picks"]
+    assert [each["request_id"] for each in shown] == ["49", "48", "47"]
+
+
+@pytest.mark.parametrize("limit", ["0", "257", "-1", "many", "", "9" * 5000])
+async def test_a_limit_that_is_none_is_refused_with_what_to_write(served, limit):
+    status, content = await served.get(f"/v1/picks?limit={limit}")
+    assert status == 400
+    assert content["error"]["message"].endswith("write a number from 1 to 256")
 
 
 def test_picks_are_kept_within_a_bound():

@@ -25,20 +25,11 @@ from agent.serve.watch import WatchLimits
 from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, RUNNING, SIGNALS, WAITING, Kind
 from agent.state.health import Health
 from tests.fakes.clock import ManualClock
+from tests.fakes.schema import check
 from tests.fakes.state_source import FakeSource
 from tests.fakes.views import STALE_AFTER, snapshot, view
 
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-def check(content: Any, schema: str) -> None:
-    """`content` is valid by the document's schema of this name."""
-    document = openapi_document()
-    validator = jsonschema.Draft202012Validator(
-        {"$ref": f"#/components/schemas/{schema}", "components": document["components"]},
-        format_checker=jsonschema.FormatChecker(),
-    )
-    validator.validate(content)
 
 
 def a_value(name: str):
