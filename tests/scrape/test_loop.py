@@ -25,6 +25,7 @@ from tests.scrape.model_server import (
     hang,
     raw,
 )
+from tests.waiting import eventually
 
 INTERVAL = 0.05
 
@@ -124,9 +125,7 @@ async def test_the_time_of_a_reading_is_that_of_the_question_and_not_of_the_answ
 
     server = await rig.server(slow)
     rig.scrape(server.address, timeout=10)
-    async with asyncio.timeout(10):
-        while not server.asked:
-            await asyncio.sleep(0)
+    await eventually(lambda: server.asked)
     asked = clock.now()
     held.set()
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 1)
@@ -325,9 +324,7 @@ async def test_after_stop_nothing_is_asked_and_no_connection_is_left() -> None:
         await sink.until(lambda: sink.count(server.address) >= 2)
         await loop.stop()
         asked = len(server.asked)
-        async with asyncio.timeout(10):
-            while server.writers:
-                await asyncio.sleep(0)
+        await eventually(lambda: not server.writers)
         assert len(server.asked) == asked
     finally:
         await server.stop()
