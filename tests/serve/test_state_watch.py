@@ -333,7 +333,7 @@ def big_fleet(depth: float) -> list:
 
 
 async def test_a_reader_that_does_not_read_is_dropped_and_no_other_notices(start):
-    fleet = await start(WatchLimits(gather_seconds=0.001, drain_seconds=0.05, history_messages=4))
+    fleet = await start(WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_messages=4))
     fleet.source.put(*big_fleet(0.0))
     good = fleet.client()
     await fleet.agrees(good)
