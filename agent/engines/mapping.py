@@ -26,6 +26,7 @@ from agent.signals import SIGNALS, Kind, Refusal, Value, admit
 FULL_SCAN_PAGES: Final = 64
 # Bytes by which a line may have moved: the numbers before it have other lengths now.
 _SLACK: Final = 512
+_DIGITS: Final = b"0123456789.eE+-"
 
 # Who writes which beginnings of names: to say what a page of another engine is.
 MARKS: Final[Mapping[str, str]] = {
@@ -93,15 +94,20 @@ class Extraction(NamedTuple):
     refused: tuple[Refusal, ...]
 
 
-class _Rule(NamedTuple):
-    """How one signal is read from the values of the remembered lines: `lines` are their places."""
+class _Single(NamedTuple):
+    """A signal that is the value of one remembered line, and its bounds."""
 
     signal: str
-    combine: Callable[[Sequence[float]], Value | Refusal]
+    line: int
     low: float
     high: float
-    single: int  # the place of its only line where the value is just that line's, else -1
+
+
+class _Several(NamedTuple):
+    """Signals that are made of the values of several remembered lines."""
+
     lines: tuple[int, ...]
+    combine: Callable[[Sequence[float]], Mapping[str, Value | Refusal]]
 
 
 class Extractor:
@@ -111,7 +117,8 @@ class Extractor:
         self._engine = engine
         self._names = engine.names()
         self._keys: list[tuple[int, bytes, int]] = []
-        self._rules: list[_Rule] = []
+        self._singles: list[_Single] = []
+        self._several: list[_Several] = []
         self._constant: dict[str, Value] = {}
         self._missing: tuple[str, ...] = ()
         self._refused: tuple[Refusal, ...] = ()
@@ -129,7 +136,7 @@ class Extractor:
 
     def _look_again(self, page: bytes) -> list[float] | None:
         """The value of each remembered line, or None when one is not where it was or cannot be read."""
-        values: list[float] = []
+        texts: list[bytes] = []
         moved = 0
         find, starts = page.find, page.startswith
         for start, key, length in self._keys:
@@ -140,14 +147,13 @@ class Extractor:
                     return None
                 moved = at - start
             begin = at + length
-            text = page[begin : find(b"\n", begin)]
-            try:
-                values.append(float(text))
-            except ValueError:
-                return None
-            if text[-1] < 33 or 95 in text:  # what float() takes and Prometheus does not: white space and underscores
-                return None
-        return values
+            texts.append(page[begin : find(b"\n", begin)])
+        if b"".join(texts).translate(None, _DIGITS):  # NaN, a time stamp, or what float() takes and Prometheus does not
+            return None
+        try:
+            return list(map(float, texts))
+        except ValueError:
+            return None
 
     def _scan(self, page: bytes) -> list[float]:
         """Read the page as one never seen, and remember its layout."""
@@ -172,8 +178,10 @@ class Extractor:
         for place, sample in enumerate(samples):
             by_name.setdefault(sample.name, []).append((place, sample))
         spoilt = {line.name: line.text for line in bad}
-        self._rules = []
+        self._singles = []
+        self._several = []
         self._constant = {}
+        newest: dict[tuple[int, ...], tuple[dict[str, Source], Sequence[Sample]]] = {}
         missing: list[str] = []
         refused: list[Refusal] = []
         for signal, sources in self._engine.sources.items():
@@ -189,10 +197,15 @@ class Extractor:
                     and (source.label is None or source.label in sample.labels)
                 ]
                 if series:
-                    self._rule(signal, source, series, samples, refused)
+                    if source.combine is Combine.NEWEST:
+                        rows = tuple(place for place, _ in series)
+                        newest.setdefault(rows, ({}, [sample for _, sample in series]))[0][signal] = source
+                    else:
+                        self._rule(signal, source, series, samples, refused)
                     break
             else:
                 missing.append(signal)
+        self._several += [_Several(rows, _newest(told, series)) for rows, (told, series) in newest.items()]
         self._missing = tuple(missing)
         self._refused = tuple(refused)
 
@@ -205,39 +218,42 @@ class Extractor:
         refused: list[Refusal],
     ) -> None:
         row = SIGNALS[signal]
-        places = tuple(place for place, _ in series)
-        doubled = _doubled([sample for _, sample in series])
+        told = [sample for _, sample in series]
+        doubled = _doubled(told)
         if doubled:
             refused.append(Refusal(signal, "duplicate_series", doubled))
-        elif source.combine is Combine.NEWEST:
-            self._rules.append(_Rule(signal, _newest(signal, source, series), row.low, row.high, -1, places))
         elif source.label is not None:
-            value = _from_labels(signal, source, [sample for _, sample in series])
+            value = _from_labels(signal, source, told)
             if isinstance(value, Refusal):
                 refused.append(value)
             else:
                 self._constant[signal] = value
+        elif len(series) == 1:
+            self._singles.append(_Single(signal, series[0][0], row.low, row.high))
         else:
             weights = _blocks_by_engine(samples) if source.combine is Combine.MEAN_BY_BLOCKS else {}
-            combine = _combination(signal, source, [sample for _, sample in series], weights)
-            single = places[0] if len(places) == 1 else -1
-            self._rules.append(_Rule(signal, combine, row.low, row.high, single, places))
+            self._several.append(
+                _Several(tuple(place for place, _ in series), _combination(signal, source, told, weights))
+            )
 
     def _read(self, values: Sequence[float]) -> Extraction:
         readings = dict(self._constant)
-        refused: list[Refusal] | None = None
-        for signal, combine, low, high, single, lines in self._rules:
-            if single >= 0:
-                value: Value | Refusal = values[single]
-                if not low <= value <= high:  # type: ignore[operator]
-                    value = admit(signal, value)  # type: ignore[arg-type]
-            else:
-                value = combine([values[line] for line in lines])
-            if isinstance(value, Refusal):
-                refused = [*(refused or self._refused), value]
-            else:
+        refused: list[Refusal] = []
+        for signal, line, low, high in self._singles:
+            value = values[line]
+            if low <= value <= high:
                 readings[signal] = value
-        return Extraction(readings, self._missing, self._refused if refused is None else tuple(refused))
+            else:
+                admitted = admit(signal, value)
+                if isinstance(admitted, Refusal):
+                    refused.append(admitted)
+        for lines, combine in self._several:
+            for signal, made in combine([values[line] for line in lines]).items():
+                if isinstance(made, Refusal):
+                    refused.append(made)
+                else:
+                    readings[signal] = made
+        return Extraction(readings, self._missing, (*self._refused, *refused) if refused else self._refused)
 
 
 def _line_ends(page: bytes) -> int:
@@ -262,58 +278,73 @@ def _doubled(samples: Sequence[Sample]) -> str:
 
 def _combination(
     signal: str, source: Source, samples: Sequence[Sample], blocks: Mapping[str, float]
-) -> Callable[[Sequence[float]], Value | Refusal]:
+) -> Callable[[Sequence[float]], Mapping[str, Value | Refusal]]:
     """How the values of several series make one; a value that is not let in makes none."""
+    row = SIGNALS[signal]
     weights = [blocks.get(sample.labels.get("engine", ""), 0.0) for sample in samples]
     if not all(weights):
         weights = [1.0] * len(samples)
+    whole = sum(weights)
 
-    def combine(values: Sequence[float]) -> Value | Refusal:
+    def combine(values: Sequence[float]) -> Mapping[str, Value | Refusal]:
         for value in values:
-            admitted = admit(signal, value)
-            if isinstance(admitted, Refusal):
-                return admitted
+            if not row.low <= value <= row.high:
+                return {signal: admit(signal, value)}
         if source.combine is Combine.MEAN_BY_BLOCKS:
-            total = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+            made = sum(weight * value for weight, value in zip(weights, values, strict=True)) / whole
         elif source.combine is Combine.LATEST:
-            total = max(values)
+            made = max(values)
         elif source.combine is Combine.SAME:
-            total = values[0] if min(values) == max(values) else float("nan")
+            if min(values) != max(values):
+                return {signal: Refusal(signal, "disagreement", f"{min(values):g} and {max(values):g}")}
+            made = values[0]
         else:
-            total = sum(values)
-        return admit(signal, total)
+            made = sum(values)
+        return {signal: admit(signal, made)}
 
     return combine
 
 
 def _newest(
-    signal: str, source: Source, series: Sequence[tuple[int, Sample]]
-) -> Callable[[Sequence[float]], Value | Refusal]:
+    sources: Mapping[str, Source], samples: Sequence[Sample]
+) -> Callable[[Sequence[float]], Mapping[str, Value | Refusal]]:
     """Of the series that differ only in what they tell, the one with the largest value holds; several engines join."""
-    telling = {"max_lora", "running_lora_adapters", "waiting_lora_adapters"}
+    telling = {source.label for source in sources.values()}
     groups: dict[frozenset[tuple[str, str]], list[int]] = {}
-    for place, (_, sample) in enumerate(series):
+    for place, sample in enumerate(samples):
         same = frozenset((label, text) for label, text in sample.labels.items() if label not in telling)
         groups.setdefault(same, []).append(place)
-    texts = [sample.labels[source.label or ""] for _, sample in series]
-    names = SIGNALS[signal].kind is Kind.NAMES
+    known: dict[tuple[int, ...], Mapping[str, Value | Refusal]] = {}
 
-    def combine(values: Sequence[float]) -> Value | Refusal:
-        found: list[str] = []
+    def combine(values: Sequence[float]) -> Mapping[str, Value | Refusal]:
+        holding: list[int] = []
         for places in groups.values():
             dated = [place for place in places if values[place] == values[place]]
             if not dated:
-                return Refusal(signal, "not_finite", "the time of every series is NaN")
-            found.append(texts[max(dated, key=values.__getitem__)])
-        if names:
-            return frozenset(name for text in found for name in text.split(",") if name)
-        parsed = [_number_of(signal, text) for text in found]
-        for value in parsed:
-            if isinstance(value, Refusal):
-                return value
-        return max(value for value in parsed if isinstance(value, float))
+                return {signal: Refusal(signal, "not_finite", "the time of every series is NaN") for signal in sources}
+            holding.append(max(dated, key=values.__getitem__))
+        key = tuple(holding)
+        if key not in known:
+            known[key] = {
+                signal: _told(signal, [samples[place].labels[source.label or ""] for place in holding])
+                for signal, source in sources.items()
+            }
+        return known[key]
 
     return combine
+
+
+def _told(signal: str, texts: Sequence[str]) -> Value | Refusal:
+    """What the labels of the series that hold tell: their names together, or the largest number."""
+    if SIGNALS[signal].kind is Kind.NAMES:
+        return frozenset(name for text in texts for name in text.split(",") if name)
+    numbers: list[float] = []
+    for text in texts:
+        value = _number_of(signal, text)
+        if isinstance(value, Refusal):
+            return value
+        numbers.append(value)
+    return max(numbers)
 
 
 def _from_labels(signal: str, source: Source, samples: Sequence[Sample]) -> Value | Refusal:
