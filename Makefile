@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-vllm bench bench-routing lint types fmt lock packages venv
+.PHONY: help demo run test test-vllm bench bench-routing lint fmt lock packages bench-packages venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,11 +37,15 @@ test-vllm: $(TEST_STAMP) ## the journey against two real vLLM servers, installed
 	@$(BIN)/python tests/vllm/environment.py
 	@$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
 
-bench: packages $(TEST_STAMP) ## CPU time per scrape, pick and request, beside what the field pays
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: bench-packages $(TEST_STAMP) ## CPU time per scrape, pick and request, beside what the field pays; or one: make bench-ext-proc
+	@set -e; for file in $(filter-out %_routing.py,$(wildcard tests/bench/bench_*.py)); do \
+		$(BIN)/python -m tests.bench.$$(basename $$file .py) $(ARGS); done
 
 bench-routing: $(TEST_STAMP) ## replay a recorded workload through the picker: TTFT and prefix hits of each profile
-	@$(BIN)/python -m tests.bench.routing $(ARGS)
+	@$(BIN)/python -m tests.bench.bench_routing $(ARGS)
+
+bench-%: bench-packages $(TEST_STAMP)
+	@$(BIN)/python -m tests.bench.bench_$(subst -,_,$*) $(ARGS)
 
 lint: $(TEST_STAMP) ## ruff and mypy, nothing else
 	@$(BIN)/ruff check .
@@ -60,6 +64,9 @@ lock: ## write both lock files anew from pyproject.toml (needs uv)
 # Programs that come by the system's package manager; nothing happens where they are all there.
 packages:
 	@.ci/packages curl=curl nginx=nginx prometheus=prometheus promtool=prometheus
+
+bench-packages: packages
+	@.ci/packages wrk=wrk
 
 venv: $(BIN)/python
 
