@@ -25,7 +25,7 @@ from grpc_health.v1 import health_pb2_grpc
 from agent.clock import Clock
 from agent.events import Hook, Refused, StreamBroken
 from agent.pick.request import NoPick, Pick, Prompt
-from agent.serve.actions import Action, Ask, Broken, Continue, Echo, End, Refuse, Route
+from agent.serve.actions import Actions, Ask, Broken, Continue, Echo, End, Refuse, Route
 from agent.serve.health import SERVICE, Health
 from agent.serve.messages import CONTINUE, Answers, DecodeError, hear, immediate, streamed
 from agent.serve.session import Session, Settings, pieces
@@ -118,8 +118,7 @@ class ExtProcServer:
         self.open_streams += 1
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
-                for action in hear(session, message):
-                    await self._do(session, action, context)
+                await self._do(session, hear(session, message), context)
                 if session.over:
                     break
                 if session.routed and task is not None:
@@ -142,33 +141,32 @@ class ExtProcServer:
             self.open_streams -= 1
             if task is not None:
                 self._on_their_way.discard(task)
-            for action in session.closed(how):
-                await self._do(session, action, context)
+            await self._do(session, session.closed(how), context)
 
-    async def _do(self, session: Session, action: Action, context: Any) -> None:
-        if isinstance(action, Ask):
-            answer = self._pool.pick(action.request_id, action.prompt, action.subset)
-            for next_action in session.picked(answer) if isinstance(answer, Pick) else session.not_picked(answer):
-                await self._do(session, next_action, context)
-        elif isinstance(action, Route):
-            await context.write(self._answers.route(action))
-        elif isinstance(action, Continue):
-            await context.write(CONTINUE[action.phase])
-        elif isinstance(action, Echo):
-            for piece, last in pieces(action.body):
-                await context.write(streamed(action.phase, piece, end_of_stream=last and action.end_of_stream))
-        elif isinstance(action, Refuse):
-            self._hook(Refused(self._pool.name, session.model, action.status, action.reason))
-            await context.write(immediate(action))
-        elif isinstance(action, Broken):
-            self._hook(StreamBroken(self._pool.name, action.reason, action.detail))
-        elif isinstance(action, End):
-            self._pool.ended(action.pick, action.how)
+    async def _do(self, session: Session, actions: Actions, context: Any) -> None:
+        for action in actions:
+            if isinstance(action, Continue):
+                await context.write(CONTINUE[action.phase])
+            elif isinstance(action, Route):
+                await context.write(self._answers.route(action))
+            elif isinstance(action, Echo):
+                for piece, last in pieces(action.body):
+                    await context.write(streamed(action.phase, piece, end_of_stream=last and action.end_of_stream))
+            elif isinstance(action, Ask):
+                answer = self._pool.pick(action.request_id, action.prompt, action.subset)
+                more = session.picked(answer) if isinstance(answer, Pick) else session.not_picked(answer)
+                await self._do(session, more, context)
+            elif isinstance(action, End):
+                self._pool.ended(action.pick, action.how)
+            elif isinstance(action, Refuse):
+                self._hook(Refused(self._pool.name, session.model, action.status, action.reason))
+                await context.write(immediate(action))
+            elif isinstance(action, Broken):
+                self._hook(StreamBroken(self._pool.name, action.reason, action.detail))
 
     async def _fail(self, session: Session, context: Any, reason: str, detail: str) -> None:
         self._hook(StreamBroken(self._pool.name, reason, detail))
-        for action in session.failed():
-            await self._do(session, action, context)
+        await self._do(session, session.failed(), context)
 
 
 def _new_id() -> str:
