@@ -100,7 +100,7 @@ class Reloaded(NamedTuple):
 
 
 class WatcherDropped(NamedTuple):
-    """A reader of the shared state endpoint was let go, and why (`slow`, `too_many`)."""
+    """A reader of the shared state endpoint was let go, and why (`slow`, `too_many`, `too_large`)."""
 
     reason: str
 

@@ -292,3 +292,9 @@ def test_a_profile_that_cannot_be_built_says_what_to_write(spec: ProfileSpec, se
     with pytest.raises(BadProfile) as bad:
         build(spec)
     assert sentence in str(bad.value)
+
+
+def test_an_adapter_that_only_a_stale_page_names_sways_nobody() -> None:
+    values: dict[str, Value] = {LORA_MAX: 2.0, LORA_RUNNING: frozenset({"x"}), LORA_WAITING: frozenset()}
+    stale = view("a:1", {**IDLE, **values}, at=-10.0)
+    assert "lora-affinity-scorer" not in choose(stale, view("b:1"), asked=request(model="x")).scores

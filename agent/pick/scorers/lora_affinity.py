@@ -19,8 +19,7 @@ NEITHER: Final = 0.0
 
 
 class LoraAffinity:
-    """Scores only what is an adapter: the model that a server lists as its first is not, and nobody has slots for
-    it."""
+    """Scores only requests for an adapter that some candidate's fresh page names; it has no say in any other."""
 
     name = "lora-affinity-scorer"
     needs: frozenset[str] = frozenset()
@@ -30,11 +29,12 @@ class LoraAffinity:
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
         """Affinity of each candidate; no opinion where no candidate's page names this adapter."""
-        model = candidates.request.model
+        model, now = candidates.request.model, candidates.now
         for view in candidates.views:
-            running, waiting = view.readings.get(LORA_RUNNING), view.readings.get(LORA_WAITING)
-            if (running is not None and model in running.value) or (waiting is not None and model in waiting.value):  # type: ignore[operator]
-                return [_affinity(view, model, candidates.now) for view in candidates.views]
+            for signal in (LORA_RUNNING, LORA_WAITING):
+                reading = view.readings.get(signal)
+                if reading is not None and model in reading.value and now - reading.at < view.stale_after:  # type: ignore[operator]
+                    return [_affinity(each, model, now) for each in candidates.views]
         return None
 
 
