@@ -21,7 +21,7 @@ from tests.waiting import eventually, until
 
 async def test_a_sleep_in_a_test_is_found_with_its_place(no_sleep: list[str]) -> None:
     time.sleep(0)  # noqa: ASYNC251 - the subject of this test
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(delay=0.001)
     await asyncio.sleep(0)
     found = no_sleep[:]
     no_sleep.clear()
