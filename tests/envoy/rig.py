@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,13 @@ async def a_rig(
     servers: int = 3,
     max_body: int = 16 << 20,
     failure_mode: FailureMode = FailureMode.CLOSE,
-    **more: Any,
+    processing_mode: Mapping[str, str] | None = None,
+    filter_options: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Rig]:
-    """Everything started, and everything ended afterwards."""
+    """Everything started, and everything ended afterwards.
+
+    `processing_mode` and `filter_options` stand in for what is rendered, as in an Envoy that somebody else configured.
+    """
     async with contextlib.AsyncExitStack() as stack:
         started = [ModelServer() for _ in range(servers)]
         for server in started:
@@ -149,8 +153,14 @@ async def a_rig(
         rig.picker = ExtProcServer(rig.pool, SystemClock(), events.append, address="127.0.0.1:0", max_body=max_body)
         port = await rig.picker.start()
         stack.push_async_callback(rig.picker.stop, 0.0)
-        settings = envoy_settings(addresses, f"127.0.0.1:{port}", max_body=max_body, failure_mode=failure_mode, **more)
-        rig.envoy = await process.start(bootstrap(settings), directory / "envoy")
+        settings = envoy_settings(addresses, f"127.0.0.1:{port}", max_body=max_body, failure_mode=failure_mode)
+        config = bootstrap(settings)
+        for listener in config["static_resources"]["listeners"]:
+            manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+            for one in manager["http_filters"][:-1]:
+                one["typed_config"]["processing_mode"].update(processing_mode or {})
+                one["typed_config"].update(filter_options or {})
+        rig.envoy = await process.start(config, directory / "envoy")
         stack.push_async_callback(rig.envoy.stop)
         rig.client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
         yield rig
