@@ -52,13 +52,25 @@ class PoolPort(Protocol):
 
 
 class ExtProcServer:
-    """The picker port of one pool. `address` is `host:port`; port 0 takes a free one."""
+    """The picker port of one pool. `address` is `host:port`; port 0 takes a free one.
 
-    def __init__(self, pool: PoolPort, clock: Clock, hook: Hook, *, address: str, max_body: int = 16 << 20) -> None:
+    `list_fallbacks`: name the fallbacks after the pick, for proxies that take a list (see `session.Settings`).
+    """
+
+    def __init__(
+        self,
+        pool: PoolPort,
+        clock: Clock,
+        hook: Hook,
+        *,
+        address: str,
+        max_body: int = 16 << 20,
+        list_fallbacks: bool = False,
+    ) -> None:
         self._pool = pool
         self._hook = hook
         self._address = address
-        self._settings = Settings(max_body=max_body)
+        self._settings = Settings(max_body=max_body, list_fallbacks=list_fallbacks)
         self._answers = Answers()
         self._health = Health(pool.ready)
         self._on_their_way: set[asyncio.Task[Any]] = set()

@@ -38,6 +38,7 @@ class ToldPool:
             0
         ]
         self.asked: list[tuple[str, Prompt, frozenset[str] | None]] = []
+        self.fallbacks: tuple[str, ...] = ()
         self.begun = 0
         self.ended_as: list[str] = []
         self.wrongly_ended = 0
@@ -56,7 +57,7 @@ class ToldPool:
             raise chosen
         if isinstance(chosen, NoPick):
             return chosen
-        pick = Pick(request_id, chosen, (), 1, 0, 0, "tie", (chosen,), (0.0,), {}, 1)
+        pick = Pick(request_id, chosen, self.fallbacks, 1, 0, 0, "tie", (chosen,), (0.0,), {}, 1)
         self.begun += 1
         self._open.add(id(pick))
         self._kept.append(pick)
@@ -135,6 +136,7 @@ async def a_rig(
     servers: int = 3,
     max_body: int = 16 << 20,
     failure_mode: FailureMode = FailureMode.CLOSE,
+    list_fallbacks: bool = False,
     processing_mode: Mapping[str, str] | None = None,
     filter_options: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Rig]:
@@ -150,7 +152,14 @@ async def a_rig(
         addresses = [server.address for server in started]
         events: list[Event] = []
         rig = Rig(started, ToldPool(*addresses), events)
-        rig.picker = ExtProcServer(rig.pool, SystemClock(), events.append, address="127.0.0.1:0", max_body=max_body)
+        rig.picker = ExtProcServer(
+            rig.pool,
+            SystemClock(),
+            events.append,
+            address="127.0.0.1:0",
+            max_body=max_body,
+            list_fallbacks=list_fallbacks,
+        )
         port = await rig.picker.start()
         stack.push_async_callback(rig.picker.stop, 0.0)
         settings = envoy_settings(addresses, f"127.0.0.1:{port}", max_body=max_body, failure_mode=failure_mode)

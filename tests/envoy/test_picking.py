@@ -123,3 +123,14 @@ async def test_while_the_picker_is_down_an_open_gateway_goes_on_round_robin(tmp_
         for _ in range(6):
             async with rig.client.post(rig.url(Way.BUFFERED), json=chat()) as answer:
                 assert answer.status == 200
+
+
+@both
+async def test_an_endpoint_that_refuses_gives_way_to_the_first_fallback_of_the_pick(tmp_path: Path, way: Way) -> None:
+    async with a_rig(tmp_path, servers=4, list_fallbacks=True) as rig:
+        rig.pool.fallbacks = (rig.servers[3].address, rig.servers[1].address)
+        await rig.servers[0].stop()
+        for _ in range(6):
+            async with rig.client.post(rig.url(way), json=chat()) as answer:
+                assert (await answer.json())["server"] == rig.servers[3].address
+        await rig.servers[0].start()
