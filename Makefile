@@ -28,9 +28,7 @@ demo: $(RUN_STAMP) ## the main job on this machine: Envoy, four emulated servers
 run: $(RUN_STAMP) ## the agent alone (ARGS='--endpoints HOST:PORT,...' or ARGS='--config FILE')
 	@$(BIN)/igw run $(ARGS)
 
-test: packages $(TEST_STAMP) ## install what the tests need, then lint, types and all tests (ARGS='-k word')
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary
+test: packages lint ## install what the tests need, then lint, types and all tests (ARGS='-k word')
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(TEST_STAMP) ## the journey against two real vLLM servers, installed under .cache/ (see CONTRIBUTING.md)
@@ -48,8 +46,9 @@ bench-%: bench-packages $(TEST_STAMP)
 	@$(BIN)/python -m tests.bench.bench_$(subst -,_,$*) $(ARGS)
 
 lint: $(TEST_STAMP) ## ruff and mypy, nothing else
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted; run: make fmt" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
 
 fmt: $(TEST_STAMP) ## format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
