@@ -4,29 +4,22 @@ An engine is a table: for each signal the sources it may come from, the newest n
 none. A source names a sample, the labels that a series must carry, the label whose text is the value (when it is not
 the sample's), and how several series of one server are combined: a data-parallel server shows one per engine.
 
-Reading a page twice a second from a thousand servers, the layout of a server's page hardly ever changes: only numbers
-do. So an Extractor, one per endpoint, remembers where each wanted line stood and what stood before its value, looks
-there first, and only compares. It trusts what it remembers as long as the page has as many lines as before and every
-remembered line is still there, near its place; else, and every `FULL_SCAN_PAGES` pages in any case, it scans anew.
+An Extractor holds one endpoint's memory of its page. What depends on labels alone is worked out when the layout of the
+page is learnt; a page that is laid out like the last one costs its numbers and nothing else.
+
+A page can end too early at the end of a line, and nothing on it tells. Where the transport has not shown that it is
+whole, a sample whose group may go on behind the last line is refused as `cut_off`: a part of a sum is a wrong sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
-import numpy as np
-
-from agent.scrape.page import BadLine, PageRefused, Sample, check, number, scan, straighten
-from agent.signals import SIGNALS, Kind, Refusal, Value, admit
-
-# A series that comes as many lines go goes unnoticed at first: after so many pages at the latest it is seen.
-FULL_SCAN_PAGES: Final = 64
-# Bytes by which a line may have moved: the numbers before it have other lengths now.
-_SLACK: Final = 512
-_DIGITS: Final = b"0123456789.eE+-"
+from agent.scrape.page import Layout, PageRefused, Scanner, Series, help_of, is_metrics, number
+from agent.signals import BLOCK_SIZE, BLOCKS, SIGNALS, Kind, Refusal, Value, admit
 
 # Who writes which beginnings of names: to say what a page of another engine is.
 MARKS: Final[Mapping[str, str]] = {
@@ -43,6 +36,18 @@ MARKS: Final[Mapping[str, str]] = {
     "igw_": "the inference gateway agent itself",
 }
 
+# Why a signal is on the page and has no reading, one word each. The first two are those of `agent.signals.admit`.
+REFUSALS: Final[Mapping[str, str]] = {
+    "not_finite": "the value is NaN or infinite",
+    "out_of_range": "the value cannot be true for this signal",
+    "bad_line": "a series of it cannot be read; the others alone would be a wrong sum",
+    "duplicate_series": "a series of it stands on the page twice",
+    "disagreement": "the engines of one server tell different values where there can only be one",
+    "not_a_number": "the label that holds the value is no number",
+    "unknown_unit": "older releases count something else under this name, and the page does not say which it is",
+    "cut_off": "more series of it may have followed the page's last line",
+}
+
 
 class Combine(Enum):
     """How several series of one server make one value."""
@@ -51,17 +56,22 @@ class Combine(Enum):
     MEAN_BY_BLOCKS = "mean weighted by the blocks of each engine's cache, plain where these are not known"
     SAME = "the value that all of them have"
     LATEST = "the largest"
-    NEWEST = "the series with the largest value, which is a time; of each engine, and their names together"
+    NEWEST = "the label of the series with the largest value, which is a time; several engines together"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One sample that a signal can come from. `label`: the value is this label's text, and not the sample's value."""
+    """One sample that a signal can come from. `label`: the value is this label's text, and not the sample's value.
+
+    `tokens_or_blocks`: releases differ in what they count under this name, and its HELP text says which. Blocks are
+    multiplied by the block size.
+    """
 
     sample: str
     combine: Combine = Combine.SUM
     where: Mapping[str, str] = field(default_factory=dict)
     label: str | None = None
+    tokens_or_blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,8 @@ class Engine:
     """One kind of model server.
 
     `marks` begin every name that only this engine has; `silent` says of each signal without a source why it has none;
-    `health_path` and `models_path` are asked beside the page (None: it has no such path); `hint` is what to check when
-    the page lacks all of the engine's names.
+    `health_path` and `models_path` are asked beside the page (None: it has no such path); `rank` is the label that
+    tells the engines of one server apart; `hint` is what to check when the page lacks all of the engine's names.
     """
 
     name: str
@@ -79,6 +89,7 @@ class Engine:
     silent: Mapping[str, str]
     health_path: str | None
     models_path: str | None
+    rank: str = "engine"
     hint: str = ""
 
     def names(self) -> list[str]:
@@ -87,278 +98,258 @@ class Engine:
 
 
 class Extraction(NamedTuple):
-    """What one page says: readings by signal, signals that it lacks, and values that were not let in."""
+    """What one page says: readings by signal, signals that it lacks, and values that were not let in (`REFUSALS`)."""
 
     readings: dict[str, Value]
     missing: tuple[str, ...]
     refused: tuple[Refusal, ...]
 
 
+Made = Mapping[str, Value | Refusal]
+
+
 class _Single(NamedTuple):
-    """A signal that is the value of one remembered line, and its bounds."""
+    """A signal that is the value of one series, and its bounds."""
 
     signal: str
-    line: int
+    place: int
     low: float
     high: float
 
 
 class _Several(NamedTuple):
-    """Signals that are made of the values of several remembered lines."""
+    """Signals that are made of the values of several series."""
 
-    lines: tuple[int, ...]
-    combine: Callable[[Sequence[float]], Mapping[str, Value | Refusal]]
+    places: tuple[int, ...]
+    combine: Callable[[Sequence[float]], Made]
+
+
+class _Chosen(NamedTuple):
+    """The source that a signal has on this page, and its series: their places among the wanted ones."""
+
+    source: Source
+    places: tuple[int, ...]
+    series: tuple[Series, ...]
 
 
 class Extractor:
-    """Reads the pages of one endpoint. What it remembers makes it faster and changes no reading."""
+    """Reads the pages of one endpoint. What it remembers makes it faster."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._names = engine.names()
-        self._keys: list[tuple[int, bytes, int]] = []
+        self._scanner = Scanner(engine.names())
+        self._layout: Layout | None = None
+        self._whole = False
         self._singles: list[_Single] = []
         self._several: list[_Several] = []
         self._constant: dict[str, Value] = {}
         self._missing: tuple[str, ...] = ()
         self._refused: tuple[Refusal, ...] = ()
-        self._lines = -1
-        self._pages = 0
 
-    def extract(self, page: bytes) -> Extraction:
-        """The page's readings; PageRefused when it cannot be a page of this engine."""
-        if page.endswith(b"\n") and self._lines == _line_ends(page) and self._pages < FULL_SCAN_PAGES:
-            values = self._look_again(page)
-            if values is not None:
-                self._pages += 1
-                return self._read(values)
-        return self._read(self._scan(page))
+    def extract(self, page: bytes, *, whole: bool = False) -> Extraction:
+        """The page's readings; PageRefused when it cannot be a page of this engine.
 
-    def _look_again(self, page: bytes) -> list[float] | None:
-        """The value of each remembered line, or None when one is not where it was or cannot be read."""
-        texts: list[bytes] = []
-        moved = 0
-        find, starts = page.find, page.startswith
-        for start, key, length in self._keys:
-            at = start + moved
-            if not starts(key, at):
-                at = find(key, max(0, at - _SLACK), at + length + _SLACK)
-                if at < 0:
-                    return None
-                moved = at - start
-            begin = at + length
-            texts.append(page[begin : find(b"\n", begin)])
-        if b"".join(texts).translate(None, _DIGITS):  # NaN, a time stamp, or what float() takes and Prometheus does not
-            return None
-        try:
-            return list(map(float, texts))
-        except ValueError:
-            return None
-
-    def _scan(self, page: bytes) -> list[float]:
-        """Read the page as one never seen, and remember its layout."""
-        check(page)
-        self._lines = -1
-        samples, bad = scan(straighten(page), self._names)
-        if not any(sample.name.startswith(self._engine.marks) for sample in samples):
-            raise PageRefused("wrong_engine", _whose(page, self._engine))
-        samples.sort(key=lambda sample: sample.start)
-        self._learn(samples, bad)
-        # What stands at the very beginning has no line end in front, and an indented page was straightened: such pages
-        # are scanned each time. So is a page in which a wanted line could not be read, or carries more than its value.
-        plain = page.startswith(b"#") and not bad and b"\n " not in page and b"\n\t" not in page
-        self._keys = [(sample.start - 1, sample.key, len(sample.key)) for sample in samples]
-        if plain and all(_alone(page, start + length) for start, _, length in self._keys):
-            self._lines, self._pages = _line_ends(page), 0
-        return [sample.value for sample in samples]
-
-    def _learn(self, samples: Sequence[Sample], bad: Sequence[BadLine]) -> None:
-        """From the samples to rules by which values become readings."""
-        by_name: dict[str, list[tuple[int, Sample]]] = {}
-        for place, sample in enumerate(samples):
-            by_name.setdefault(sample.name, []).append((place, sample))
-        spoilt = {line.name: line.text for line in bad}
-        self._singles = []
-        self._several = []
-        self._constant = {}
-        newest: dict[tuple[int, ...], tuple[dict[str, Source], Sequence[Sample]]] = {}
-        missing: list[str] = []
-        refused: list[Refusal] = []
-        for signal, sources in self._engine.sources.items():
-            for source in sources:
-                if source.sample in spoilt:
-                    # One bad series spoils the sum of all: a part of a queue is a wrong queue.
-                    refused.append(Refusal(signal, "bad_line", spoilt[source.sample]))
-                    break
-                series = [
-                    (place, sample)
-                    for place, sample in by_name.get(source.sample, ())
-                    if all(sample.labels.get(label) == text for label, text in source.where.items())
-                    and (source.label is None or source.label in sample.labels)
-                ]
-                if series:
-                    if source.combine is Combine.NEWEST:
-                        rows = tuple(place for place, _ in series)
-                        newest.setdefault(rows, ({}, [sample for _, sample in series]))[0][signal] = source
-                    else:
-                        self._rule(signal, source, series, samples, refused)
-                    break
-            else:
-                missing.append(signal)
-        self._several += [_Several(rows, _newest(told, series)) for rows, (told, series) in newest.items()]
-        self._missing = tuple(missing)
-        self._refused = tuple(refused)
-
-    def _rule(
-        self,
-        signal: str,
-        source: Source,
-        series: Sequence[tuple[int, Sample]],
-        samples: Sequence[Sample],
-        refused: list[Refusal],
-    ) -> None:
-        row = SIGNALS[signal]
-        told = [sample for _, sample in series]
-        doubled = _doubled(told)
-        if doubled:
-            refused.append(Refusal(signal, "duplicate_series", doubled))
-        elif source.label is not None:
-            value = _from_labels(signal, source, told)
-            if isinstance(value, Refusal):
-                refused.append(value)
-            else:
-                self._constant[signal] = value
-        elif len(series) == 1:
-            self._singles.append(_Single(signal, series[0][0], row.low, row.high))
-        else:
-            weights = _blocks_by_engine(samples) if source.combine is Combine.MEAN_BY_BLOCKS else {}
-            self._several.append(
-                _Several(tuple(place for place, _ in series), _combination(signal, source, told, weights))
-            )
-
-    def _read(self, values: Sequence[float]) -> Extraction:
+        `whole`: the transport has shown that nothing is missing at the end (a length, or a last chunk).
+        """
+        layout, values = self._scanner.read(page)
+        if layout is not self._layout or whole is not self._whole:
+            self._layout = None
+            self._learn(page, layout, whole=whole)
+            self._layout, self._whole = layout, whole
         readings = dict(self._constant)
         refused: list[Refusal] = []
-        for signal, line, low, high in self._singles:
-            value = values[line]
+        for signal, place, low, high in self._singles:
+            value = values[place]
             if low <= value <= high:
                 readings[signal] = value
             else:
-                admitted = admit(signal, value)
-                if isinstance(admitted, Refusal):
-                    refused.append(admitted)
-        for lines, combine in self._several:
-            for signal, made in combine([values[line] for line in lines]).items():
-                if isinstance(made, Refusal):
-                    refused.append(made)
-                else:
-                    readings[signal] = made
+                _let_in(signal, admit(signal, value), readings, refused)
+        for places, combine in self._several:
+            for signal, made in combine([values[place] for place in places]).items():
+                _let_in(signal, made, readings, refused)
         return Extraction(readings, self._missing, (*self._refused, *refused) if refused else self._refused)
 
+    # -- learning a layout -------------------------------------------------------------------------------------------
 
-def _line_ends(page: bytes) -> int:
-    return int(np.count_nonzero(np.frombuffer(page, np.uint8) == 10))
+    def _learn(self, page: bytes, layout: Layout, *, whole: bool) -> None:
+        """Work out all that depends on names and labels alone."""
+        marks = self._engine.marks
+        names = [*(series.name for series in layout.series), *(line.name for line in layout.bad)]
+        if not any(name.startswith(marks) for name in names):
+            raise PageRefused(*_whose(page, self._engine))
+        self._singles, self._several, self._constant = [], [], {}
+        missing: list[str] = []
+        refused: list[Refusal] = []
+        chosen: dict[str, _Chosen] = {}
+        spoilt = {line.name: line.text for line in layout.bad}
+        for signal in self._engine.sources:
+            found = self._choose(signal, layout, spoilt)
+            if found is None:
+                missing.append(signal)
+            elif isinstance(found, Refusal):
+                refused.append(found)
+            elif not whole and found.source.sample == layout.last:
+                refused.append(Refusal(signal, "cut_off", found.series[-1].text))
+            elif doubled := _doubled(found.series):
+                refused.append(Refusal(signal, "duplicate_series", doubled))
+            else:
+                chosen[signal] = found
+        newest: dict[tuple[int, ...], dict[str, _Chosen]] = {}
+        for signal, found in chosen.items():
+            if found.source.combine is Combine.NEWEST:
+                newest.setdefault(found.places, {})[signal] = found
+            elif found.source.label is not None:
+                _let_in(signal, _from_labels(signal, found), self._constant, refused)
+            else:
+                problem = self._rule(page, signal, found, chosen, whole=whole)
+                if problem is not None:
+                    refused.append(problem)
+        rank = self._engine.rank
+        self._several += [_Several(places, _newest(told, rank)) for places, told in newest.items()]
+        self._missing, self._refused = tuple(missing), tuple(refused)
+
+    def _choose(self, signal: str, layout: Layout, spoilt: Mapping[str, str]) -> _Chosen | Refusal | None:
+        """The newest source of which the page has a series; a refusal where one of its lines cannot be read."""
+        for source in self._engine.sources[signal]:
+            if source.sample in spoilt:
+                return Refusal(signal, "bad_line", spoilt[source.sample])
+            places = tuple(
+                place
+                for place, series in enumerate(layout.series)
+                if series.name == source.sample
+                and all(series.labels.get(label) == text for label, text in source.where.items())
+                and (source.label is None or source.label in series.labels)
+            )
+            if places:
+                return _Chosen(source, places, tuple(layout.series[place] for place in places))
+        return None
+
+    def _rule(
+        self, page: bytes, signal: str, found: _Chosen, chosen: Mapping[str, _Chosen], *, whole: bool
+    ) -> Refusal | None:
+        """Take down how the value of this signal is made of those of its series; a refusal where it cannot be."""
+        row = SIGNALS[signal]
+        scale = 1.0
+        if found.source.tokens_or_blocks:
+            size = _from_labels(BLOCK_SIZE, chosen.get(BLOCK_SIZE))
+            unit = _scale(signal, help_of(page, found.source.sample), size)
+            if isinstance(unit, Refusal):
+                return unit
+            scale = unit
+        if len(found.places) == 1 and scale == 1.0:
+            self._singles.append(_Single(signal, found.places[0], row.low, row.high))
+            return None
+        weights = [1.0] * len(found.places)
+        if found.source.combine is Combine.MEAN_BY_BLOCKS:
+            blocks = _by_rank(chosen.get(BLOCKS), self._engine.rank)
+            known = [blocks.get(series.labels.get(self._engine.rank, ""), 0.0) for series in found.series]
+            if all(known):
+                weights = known
+            elif not whole:  # the line that tells the blocks may have followed
+                return Refusal(signal, "cut_off", found.series[-1].text)
+        self._several.append(_Several(found.places, _combination(signal, found.source.combine, weights, scale)))
+        return None
 
 
-def _alone(page: bytes, begin: int) -> bool:
-    """True when nothing but the number stands from here to the line's end."""
-    return number(page[begin : page.find(b"\n", begin)]) is not None
+def _let_in(signal: str, made: Value | Refusal, readings: dict[str, Value], refused: list[Refusal]) -> None:
+    if isinstance(made, Refusal):
+        refused.append(made)
+    else:
+        readings[signal] = made
 
 
-def _doubled(samples: Sequence[Sample]) -> str:
+def _doubled(series: Iterable[Series]) -> str:
     """The series that stands twice, as text; empty when none does."""
     seen: set[frozenset[tuple[str, str]]] = set()
-    for sample in samples:
-        series = frozenset(sample.labels.items())
-        if series in seen:
-            return sample.key.decode("utf-8", "replace").strip()[:80]
-        seen.add(series)
+    for one in series:
+        labels = frozenset(one.labels.items())
+        if labels in seen:
+            return one.text
+        seen.add(labels)
     return ""
 
 
+def _scale(signal: str, words: str, block_size: Value | Refusal) -> float | Refusal:
+    """By what a count of tokens or of blocks becomes tokens, given its HELP text."""
+    if "block" in words:
+        if isinstance(block_size, float):
+            return block_size
+        return Refusal(signal, "unknown_unit", "blocks of unknown size")
+    return 1.0 if "token" in words else Refusal(signal, "unknown_unit", words or "no HELP text")
+
+
 def _combination(
-    signal: str, source: Source, samples: Sequence[Sample], blocks: Mapping[str, float]
-) -> Callable[[Sequence[float]], Mapping[str, Value | Refusal]]:
+    signal: str, combine: Combine, weights: Sequence[float], scale: float
+) -> Callable[[Sequence[float]], Made]:
     """How the values of several series make one; a value that is not let in makes none."""
     row = SIGNALS[signal]
-    weights = [blocks.get(sample.labels.get("engine", ""), 0.0) for sample in samples]
-    if not all(weights):
-        weights = [1.0] * len(samples)
-    whole = sum(weights)
+    total = sum(weights)
 
-    def combine(values: Sequence[float]) -> Mapping[str, Value | Refusal]:
+    def make(values: Sequence[float]) -> Made:
         for value in values:
             if not row.low <= value <= row.high:
                 return {signal: admit(signal, value)}
-        if source.combine is Combine.MEAN_BY_BLOCKS:
-            made = sum(weight * value for weight, value in zip(weights, values, strict=True)) / whole
-        elif source.combine is Combine.LATEST:
+        if combine is Combine.MEAN_BY_BLOCKS:
+            made = sum(weight * value for weight, value in zip(weights, values, strict=True)) / total
+        elif combine is Combine.LATEST:
             made = max(values)
-        elif source.combine is Combine.SAME:
+        elif combine is Combine.SAME:
+            made = values[0]
             if min(values) != max(values):
                 return {signal: Refusal(signal, "disagreement", f"{min(values):g} and {max(values):g}")}
-            made = values[0]
         else:
             made = sum(values)
-        return {signal: admit(signal, made)}
+        return {signal: admit(signal, made * scale)}
 
-    return combine
+    return make
 
 
-def _newest(
-    sources: Mapping[str, Source], samples: Sequence[Sample]
-) -> Callable[[Sequence[float]], Mapping[str, Value | Refusal]]:
-    """Of the series that differ only in what they tell, the one with the largest value holds; several engines join."""
-    telling = {source.label for source in sources.values()}
-    groups: dict[frozenset[tuple[str, str]], list[int]] = {}
-    for place, sample in enumerate(samples):
-        same = frozenset((label, text) for label, text in sample.labels.items() if label not in telling)
-        groups.setdefault(same, []).append(place)
-    known: dict[tuple[int, ...], Mapping[str, Value | Refusal]] = {}
+def _newest(told: Mapping[str, _Chosen], rank: str) -> Callable[[Sequence[float]], Made]:
+    """Of each engine's series the one with the largest value holds; what several engines tell is joined."""
+    (series, *_) = (found.series for found in told.values())
+    by_rank: dict[str, list[int]] = {}
+    for place, one in enumerate(series):
+        by_rank.setdefault(one.labels.get(rank, ""), []).append(place)
+    known: dict[tuple[int, ...], Made] = {}
 
-    def combine(values: Sequence[float]) -> Mapping[str, Value | Refusal]:
+    def make(values: Sequence[float]) -> Made:
         holding: list[int] = []
-        for places in groups.values():
+        for places in by_rank.values():
             dated = [place for place in places if values[place] == values[place]]
             if not dated:
-                return {signal: Refusal(signal, "not_finite", "the time of every series is NaN") for signal in sources}
+                return {signal: Refusal(signal, "not_finite", "the time of every series is NaN") for signal in told}
             holding.append(max(dated, key=values.__getitem__))
         key = tuple(holding)
         if key not in known:
             known[key] = {
-                signal: _told(signal, [samples[place].labels[source.label or ""] for place in holding])
-                for signal, source in sources.items()
+                signal: _joined(signal, [series[place].labels[found.source.label or ""] for place in holding])
+                for signal, found in told.items()
             }
         return known[key]
 
-    return combine
+    return make
 
 
-def _told(signal: str, texts: Sequence[str]) -> Value | Refusal:
+def _joined(signal: str, texts: Sequence[str]) -> Value | Refusal:
     """What the labels of the series that hold tell: their names together, or the largest number."""
     if SIGNALS[signal].kind is Kind.NAMES:
-        return frozenset(name for text in texts for name in text.split(",") if name)
-    numbers: list[float] = []
-    for text in texts:
-        value = _number_of(signal, text)
-        if isinstance(value, Refusal):
-            return value
-        numbers.append(value)
-    return max(numbers)
+        return frozenset(name.strip() for text in texts for name in text.split(",") if name.strip())
+    numbers = [_number_of(signal, text) for text in texts]
+    refused = next((value for value in numbers if isinstance(value, Refusal)), None)
+    return max(value for value in numbers if isinstance(value, float)) if refused is None else refused
 
 
-def _from_labels(signal: str, source: Source, samples: Sequence[Sample]) -> Value | Refusal:
+def _from_labels(signal: str, found: _Chosen | None) -> Value | Refusal:
     """The value that the labels of an info sample tell."""
-    texts = [sample.labels[source.label or ""] for sample in samples]
-    parsed: list[float] = []
-    for text in texts:
-        value = _number_of(signal, text)
-        if isinstance(value, Refusal):
-            return value
-        parsed.append(value)
-    if source.combine is Combine.SAME and min(parsed) != max(parsed):
+    texts = [series.labels[found.source.label or ""] for series in found.series] if found else []
+    numbers = [_number_of(signal, text) for text in texts]
+    refused = next((value for value in numbers if isinstance(value, Refusal)), None)
+    if refused is not None or found is None:
+        return refused or Refusal(signal, "not_a_number", "")
+    values = [value for value in numbers if isinstance(value, float)]
+    if found.source.combine is Combine.SAME and min(values) != max(values):
         return Refusal(signal, "disagreement", ", ".join(sorted(set(texts))))
-    return admit(signal, sum(parsed)) if source.combine is Combine.SUM else parsed[0]
+    return admit(signal, sum(values)) if found.source.combine is Combine.SUM else max(values)
 
 
 def _number_of(signal: str, text: str) -> float | Refusal:
@@ -366,21 +357,24 @@ def _number_of(signal: str, text: str) -> float | Refusal:
     return Refusal(signal, "not_a_number", text) if value is None else admit(signal, value, text)
 
 
-def _blocks_by_engine(samples: Sequence[Sample]) -> dict[str, float]:
-    """The blocks of each engine's cache, where a cache's configuration is on the page."""
+def _by_rank(found: _Chosen | None, rank: str) -> dict[str, float]:
+    """The blocks of each engine's cache, where labels tell them."""
+    if found is None or found.source.label is None:
+        return {}
     blocks: dict[str, float] = {}
-    for sample in samples:
-        text = sample.labels.get("num_gpu_blocks")
-        value = number(text.encode()) if text is not None else None
-        if value is not None and 0 < value < float("inf"):
-            blocks[sample.labels.get("engine", "")] = value
+    for series in found.series:
+        told = _number_of(BLOCKS, series.labels[found.source.label])
+        if isinstance(told, float):
+            blocks[series.labels.get(rank, "")] = told
     return blocks
 
 
-def _whose(page: bytes, wanted: Engine) -> str:
-    """A sentence on a page without any of the wanted engine's names: whose it looks to be, and what to do."""
+def _whose(page: bytes, wanted: Engine) -> tuple[str, str]:
+    """Reason and detail for a page without any of the wanted engine's names: whose it looks to be, and what to do."""
     for mark, owner in MARKS.items():
         if owner != wanted.name and (b"\n" + mark.encode() in page or page.startswith(mark.encode())):
-            return f"this is a page of {owner}, not of {wanted.name}: set the endpoint's engine to what runs there"
+            return "wrong_engine", f"this is a page of {owner}, not of {wanted.name}: set the endpoint's engine to that"
+    if not is_metrics(page):
+        return "not_metrics", "no line of the page is in the Prometheus text format: is this the path of the metrics?"
     hint = f": {wanted.hint}" if wanted.hint else ""
-    return f"the page has no metrics of {wanted.name} ({', '.join(wanted.marks)}...){hint}"
+    return "wrong_engine", f"the page has no metrics of {wanted.name} ({', '.join(wanted.marks)}...){hint}"

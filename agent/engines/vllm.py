@@ -1,9 +1,8 @@
 """vLLM: its names, the newest first.
 
-V1 names are those of vLLM 0.10.2 and later (recorded: 0.32.0); the others are V0's and those of early V1, which had
-`gpu_` in front of the cache's. A data-parallel server has one series per engine.
-Not read: `waiting_lora_adapters` equals the running ones in 0.32.0, so a name there says nothing more than `running`
-does.
+The first names are those of vLLM 0.10.2 and later (recorded: 0.32.0); the others are V0's and those of early V1, which
+had `gpu_` in front of the cache's and counted the prefix cache in blocks before it counted tokens. A data-parallel
+server has one series per engine. In 0.32.0 `waiting_lora_adapters` always equals `running_lora_adapters`.
 """
 
 from __future__ import annotations
@@ -50,8 +49,14 @@ VLLM: Final = Engine(
             Source("vllm:kv_cache_usage_perc", Combine.MEAN_BY_BLOCKS),
             Source("vllm:gpu_cache_usage_perc", Combine.MEAN_BY_BLOCKS),
         ),
-        PREFIX_QUERIES: (Source("vllm:prefix_cache_queries_total"), Source("vllm:gpu_prefix_cache_queries_total")),
-        PREFIX_HITS: (Source("vllm:prefix_cache_hits_total"), Source("vllm:gpu_prefix_cache_hits_total")),
+        PREFIX_QUERIES: (
+            Source("vllm:prefix_cache_queries_total"),
+            Source("vllm:gpu_prefix_cache_queries_total", tokens_or_blocks=True),
+        ),
+        PREFIX_HITS: (
+            Source("vllm:prefix_cache_hits_total"),
+            Source("vllm:gpu_prefix_cache_hits_total", tokens_or_blocks=True),
+        ),
         PREEMPTIONS: (Source("vllm:num_preemptions_total"),),
         PROMPT_TOKENS: (Source("vllm:prompt_tokens_total"),),
         GENERATION_TOKENS: (Source("vllm:generation_tokens_total"),),

@@ -1,8 +1,15 @@
 """The body of one /metrics answer, scanned for the samples that somebody asked for and never parsed whole.
 
 The text format puts one sample on a line: a name, labels in braces, a value, perhaps a time stamp. A wanted name is
-searched for as bytes at the beginning of a line, and only the lines found are read. A page of a model server has some
-700 samples of which we want 25, so this costs a fiftieth of parsing it.
+searched for as bytes at the beginning of a line, and only the lines found are read: a page of a model server has some
+700 samples, of which we want 25.
+
+Even these searches cost more than the reading, and from one scrape to the next only numbers change. So a Scanner, one
+per endpoint, remembers the layout: the bytes around each wanted value, and how far it lies behind the one before. The
+next page is read by comparing: every remembered line must stand near its place, wanted lines that followed each other
+must still do so, and what stood right before and behind a group of them must still stand there. Any difference means a
+full scan. What this cannot see is a first wanted line outside every group on a page that otherwise kept its measures;
+a full scan every `FULL_SCAN_PAGES` pages finds that too.
 
 What a page must be as a whole is checked first: not empty, text of this format and not a web page, and ended by a line
 end, for a page that was cut anywhere else must not be read (a value of `17` may have been `1734`).
@@ -14,7 +21,7 @@ bad line here too. A bad line that is wanted is told of and costs its sample; ot
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 # Why a scrape can fail, one word each: they are the values of a label, so the list is closed.
@@ -22,16 +29,45 @@ REASONS: Final[Mapping[str, str]] = {
     "refused": "nobody listens at the address",
     "unreachable": "there is no way to the address",
     "timeout": "no whole answer within the time-out",
-    "reset": "the connection broke before the answer was whole",
+    "reset": "the connection broke before an answer",
     "bad_http": "the answer is not HTTP",
     "status": "the answer's status is not 200",
-    "too_large": "the page is over the size limit",
-    "truncated": "the page ends in the middle of a line",
+    "too_large": "the page is over the size limit, or has too many wanted series",
+    "truncated": "the answer ends before its announced end, or the page in the middle of a line",
     "empty": "the page has no bytes",
     "encoding": "the page is compressed, which was not asked for",
     "not_metrics": "the page is not in the Prometheus text format",
     "wrong_engine": "the page is of another engine, or has none of this engine's metrics",
 }
+
+FULL_SCAN_PAGES: Final = 128
+# More wanted series than this are no server's: reading them would hold up the scrapes of all others for 50 ms.
+MAX_SERIES: Final = 10_000
+_SHOWN: Final = 80  # characters of a bad page or line that a message shows
+_BEFORE: Final = 16  # bytes of a comment in front of a group that are remembered
+
+_BLANK: Final = re.compile(rb"[ \t]*")
+_LABEL: Final = re.compile(
+    rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"([^"\\\n]*(?:\\.[^"\\\n]*)*)"[ \t]*(,|\})'
+)  # fmt: skip
+_CLOSED: Final = re.compile(rb"[ \t]*\}")
+# After the value: nothing, or a time stamp in milliseconds; OpenMetrics has seconds there, and an exemplar behind `# `.
+_VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]+)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
+_ENDS_NAME: Final = (b"{", b" ", b"\t")
+# Go's ParseFloat without the forms that Prometheus excludes (hexadecimal, underscores); Go takes no sign before NaN.
+_NUMBER: Final = re.compile(
+    rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity)|nan", re.IGNORECASE
+)
+_DIGITS: Final = b"0123456789.eE+-"
+_ESCAPES: Final = {b"\\\\": b"\\", b'\\"': b'"', b"\\n": b"\n"}
+_ESCAPE: Final = re.compile(rb'\\[\\"n]')
+# The line behind a group, as far as it stays the same: a comment's mark, or a name and what ends it.
+_NEXT: Final = re.compile(rb"\n(?:#|[^ \t{\n]*[ \t{\n])")
+_ANY_LINE: Final = re.compile(
+    rb"^[ \t]*(?:# (?:HELP|TYPE|UNIT) [a-zA-Z_:]|# EOF$|"
+    rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^\n]*\})?[ \t]+[+-]?(?:[0-9.]|(?i:inf|nan)))",
+    re.MULTILINE,
+)
 
 
 class PageRefused(Exception):
@@ -43,14 +79,12 @@ class PageRefused(Exception):
         self.detail = detail
 
 
-class Sample(NamedTuple):
-    """One line: `key` is all of it before the value, line end in front, as it stands at `start` in the page."""
+class Series(NamedTuple):
+    """One wanted line without its value; `text` is its beginning as it stands on the page, for messages."""
 
     name: str
     labels: Mapping[str, str]
-    value: float
-    key: bytes
-    start: int
+    text: str
 
 
 class BadLine(NamedTuple):
@@ -60,66 +94,153 @@ class BadLine(NamedTuple):
     text: str
 
 
-_SHOWN: Final = 80  # characters of a bad page or line that a message shows
-_LABEL: Final = re.compile(rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\\n]|\\[\\"n])*)"[ \t]*(,|\})')
-_CLOSED: Final = re.compile(rb"[ \t]*\}")
-# After the value: nothing, or a time stamp in milliseconds; OpenMetrics puts seconds there, and an exemplar after a
-# hash.
-_VALUE: Final = re.compile(rb"[ \t]*([^ \t\n]+)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:#[^\n]*)?(?=\n)")
-_INDENT: Final = re.compile(rb"\n[ \t]+")
-_NUMBER: Final = re.compile(
-    rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE
-)
-_ESCAPES: Final = {b"\\\\": b"\\", b'\\"': b'"', b"\\n": b"\n"}
-_ESCAPE: Final = re.compile(rb'\\[\\"n]')
+class Layout(NamedTuple):
+    """What a full scan found, but for the values: `last` is the wanted name on the page's very last line, if any."""
+
+    series: tuple[Series, ...]
+    bad: tuple[BadLine, ...]
+    last: str
+
+
+class _Place(NamedTuple):
+    """A remembered line: the bytes before its value; whether it follows the one before; the bytes behind its group."""
+
+    key: bytes
+    length: int
+    adjacent: bool
+    tail: bytes
+
+
+class _Found(NamedTuple):
+    """A wanted line: the line end in front of it (-1: none), its value, its own end; `plain`: nothing beside these."""
+
+    start: int
+    value_at: int
+    end: int
+    plain: bool
+    value: float
+    series: Series
+
+
+class Scanner:
+    """Reads the pages of one endpoint for the samples of `names`. What it remembers makes it faster."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        # Half a line may hide in a gap that moved by less than the shortest line that is wanted: name, blank, digit.
+        self._slack = min((len(name) for name in self._names), default=0) + 2
+        self._layout: Layout | None = None
+        self._places: list[_Place] = []
+        self._gaps: list[int] = []
+        self._at_end = False
+        self._pages = 0
+
+    def read(self, page: bytes) -> tuple[Layout, Sequence[float]]:
+        """The layout of the page and the value of each of its series; PageRefused when it cannot be a page.
+
+        The layout is the same object as long as it was not scanned anew.
+        """
+        check(page)
+        if self._layout is not None and self._pages < FULL_SCAN_PAGES:
+            values = self._compare(page)
+            if values is not None:
+                self._pages += 1
+                return self._layout, values
+        return self._scan(page)
+
+    def _compare(self, page: bytes) -> list[float] | None:
+        """The values where they stood before, or None when anything is not as it was."""
+        texts: list[bytes] = []
+        find, starts, gaps, slack = page.find, page.startswith, self._gaps, self._slack
+        end = 0
+        for place, (key, length, adjacent, tail) in enumerate(self._places):
+            if adjacent:
+                at = end
+                if not starts(key, at):
+                    return None
+            else:
+                at = end + gaps[place]
+                if not starts(key, at):
+                    at = find(key, max(end, at - slack), at + length + slack)
+                    if at < 0:
+                        return None
+                    gaps[place] = at - end
+            at += length
+            end = find(b"\n", at)
+            texts.append(page[at:end])
+            if tail and not starts(tail, end):
+                return None
+        if self._at_end and end + 1 != len(page):
+            return None
+        if b"".join(texts).translate(None, _DIGITS):  # NaN, a time stamp, or what float() takes and Prometheus does not
+            return None
+        try:
+            return list(map(float, texts))
+        except ValueError:
+            return None
+
+    def _scan(self, page: bytes) -> tuple[Layout, Sequence[float]]:
+        """Find every wanted line, whatever was remembered."""
+        before, self._layout = self._layout, None
+        found, bad = _find(page, self._names)
+        last = next((line.series.name for line in found if line.end + 1 == len(page)), "")
+        layout = Layout(tuple(line.series for line in found), tuple(bad), last)
+        if layout == before:
+            layout = before
+        # A page whose lines carry more than a value, or are indented, is scanned each time.
+        if found and found[0].start >= 0 and not bad and all(line.plain for line in found):
+            self._remember(page, found)
+            self._layout, self._pages = layout, 0
+        return layout, [line.value for line in found]
+
+    def _remember(self, page: bytes, found: Sequence[_Found]) -> None:
+        self._places, self._gaps = [], []
+        before = 0
+        for line, following in zip(found, [*found[1:], None], strict=True):
+            start = line.start
+            adjacent = bool(self._places) and start == before
+            if not adjacent:
+                comment = page.rfind(b"\n", 0, start)
+                if page.startswith(b"#", comment + 1):
+                    start = max(comment + 1, start - _BEFORE)
+            group_ends = following is None or following.start != line.end
+            behind = _NEXT.match(page, line.end) if group_ends else None
+            key = page[start : line.value_at]
+            self._places.append(_Place(key, len(key), adjacent, behind[0] if behind else b""))
+            self._gaps.append(start - before)
+            before = line.end
+        self._at_end = before + 1 == len(page)
 
 
 def check(page: bytes) -> None:
     """Raise PageRefused when the page cannot be one, whatever the engine."""
     if not page:
         raise PageRefused("empty", "the answer has no body: is this the path of the metrics?")
-    if not page.endswith(b"\n") and not page.endswith(b"\n# EOF"):
-        beginning = page[:64].lstrip().lower()
-        if beginning.startswith((b"<!doctype", b"<html", b"{", b"[")):
-            raise PageRefused("not_metrics", f"the page begins with {_show(page)}: is this the path of the metrics?")
-        last = page[page.rfind(b"\n") + 1 :]
-        raise PageRefused("truncated", f"the last line has no end: {_show(last)}")
-    first = page.lstrip()[:1]
+    first = page[:1]
+    if first.isspace():
+        first = page.lstrip()[:1]
     if first and not (first.isalpha() or first in b"#_:"):
         raise PageRefused("not_metrics", f"the page begins with {_show(page)}: is this the path of the metrics?")
     if b"\0" in page:
         raise PageRefused("not_metrics", "the page holds zero bytes: it is no text")
+    if not page.endswith(b"\n") and not page.endswith(b"\n# EOF"):
+        last = page[page.rfind(b"\n") + 1 :]
+        raise PageRefused("truncated", f"the last line has no end: {_show(last)}")
 
 
-def straighten(page: bytes) -> bytes:
-    """The page with a line end in front and no white space at the beginning of a line, as `scan` wants it."""
-    page = b"\n" + page
-    if not page.endswith(b"\n"):
-        page += b"\n"
-    if b"\n " in page or b"\n\t" in page:
-        page = _INDENT.sub(b"\n", page)
-    return page
+def is_metrics(page: bytes) -> bool:
+    """Whether any line of the page is one of this format."""
+    return _ANY_LINE.search(page) is not None
 
 
-def scan(page: bytes, names: Iterable[str]) -> tuple[list[Sample], list[BadLine]]:
-    """Every sample of these names in a straightened page, and the wanted lines that cannot be read."""
-    samples: list[Sample] = []
-    bad: list[BadLine] = []
-    for name in names:
-        needle = b"\n" + name.encode()
-        start = page.find(needle)
-        while start >= 0:
-            after = start + len(needle)
-            follows = page[after : after + 1]
-            if follows in (b"{", b" ", b"\t"):
-                sample = _read(page, name, start, after)
-                if sample is None:
-                    end = page.find(b"\n", start + 1)
-                    bad.append(BadLine(name, _show(page[start + 1 : end])))
-                else:
-                    samples.append(sample)
-            start = page.find(needle, after)
-    return samples, bad
+def help_of(page: bytes, name: str) -> str:
+    """The HELP text of a sample's family, empty where the page has none."""
+    mark = f"# HELP {name} ".encode()
+    at = page.find(b"\n" + mark) + 1
+    if not at and not page.startswith(mark):
+        return ""
+    at += len(mark)
+    return page[at : page.find(b"\n", at)].decode("utf-8", "replace")
 
 
 def number(text: bytes) -> float | None:
@@ -127,13 +248,46 @@ def number(text: bytes) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-def _read(page: bytes, name: str, start: int, after: int) -> Sample | None:
-    """The sample whose name ends at `after`."""
+def _find(page: bytes, names: Iterable[str]) -> tuple[list[_Found], list[BadLine]]:
+    """Every line of these names in the order of the page, and those among them that cannot be read."""
+    found: list[_Found] = []
+    bad: list[BadLine] = []
+    for name in names:
+        needle = name.encode()
+        at = page.find(needle)
+        while at >= 0:
+            after = at + len(needle)
+            start = _line_end_before(page, at)
+            if start is not None and page[after : after + 1] in _ENDS_NAME:
+                line = _read(page, name, start, after)
+                if line is None:
+                    bad.append(BadLine(name, _show(page[start + 1 : page.find(b"\n", after)])))
+                else:
+                    found.append(line)
+                if len(found) + len(bad) > MAX_SERIES:
+                    raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and its like")
+            at = page.find(needle, after)
+    found.sort(key=lambda line: line.start)
+    return found, bad
+
+
+def _line_end_before(page: bytes, at: int) -> int | None:
+    """Where the line end in front of this place is (-1: the page begins), or None when a line does not begin here."""
+    if at == 0 or page[at - 1] == 10:
+        return at - 1
+    if page[at - 1] not in b" \t":
+        return None
+    start = page.rfind(b"\n", 0, at)
+    return None if page[start + 1 : at].strip(b" \t") else start
+
+
+def _read(page: bytes, name: str, start: int, at: int) -> _Found | None:
+    """The line behind the line end at `start` whose name ends at `at`, or None where it is no sample."""
     labels: dict[str, str] = {}
-    at = after
-    blank = re.compile(rb"[ \t]*").match(page, at)
+    name_at = at - len(name)
+    blank = _BLANK.match(page, at)
     at = blank.end() if blank else at
-    if page[at : at + 1] == b"{":
+    if page.startswith(b"{", at):
         at += 1
         while True:
             closed = _CLOSED.match(page, at)
@@ -143,20 +297,22 @@ def _read(page: bytes, name: str, start: int, after: int) -> Sample | None:
             label = _LABEL.match(page, at)
             if label is None:
                 return None
-            key = label[1].decode()
+            key, text = label[1].decode(), label[2]
             if key in labels:
                 return None
-            labels[key] = _ESCAPE.sub(lambda found: _ESCAPES[found[0]], label[2]).decode("utf-8", "replace")
+            if b"\\" in text:
+                text = _ESCAPE.sub(lambda found: _ESCAPES[found[0]], text)
+            labels[key] = text.decode("utf-8", "replace")
             at = label.end()
             if label[3] == b"}":
                 break
     value = _VALUE.match(page, at)
-    if value is None:
+    read = number(value[1]) if value else None
+    if value is None or read is None:
         return None
-    read = number(value[1])
-    if read is None:
-        return None
-    return Sample(name, labels, read, page[start : value.start(1)], start)
+    series = Series(name, labels, page[name_at : min(at, name_at + _SHOWN)].decode("utf-8", "replace"))
+    plain = value.end(1) == value.end() and name_at == start + 1
+    return _Found(start, value.start(1), value.end(), plain, read, series)
 
 
 def _show(text: bytes) -> str:

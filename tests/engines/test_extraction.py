@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
-from agent.engines.mapping import FULL_SCAN_PAGES, Extraction, Extractor
-from agent.scrape.page import REASONS, PageRefused
+from agent.engines.mapping import Extraction, Extractor
+from agent.scrape.page import FULL_SCAN_PAGES, REASONS, PageRefused
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
@@ -33,7 +33,7 @@ LORAS = (PAGES / "load_three_loras_max2.prom").read_bytes()
 
 
 def read(page: bytes) -> Extraction:
-    return Extractor(engine("vllm")).extract(page)
+    return Extractor(engine("vllm")).extract(page, whole=True)
 
 
 def read_or_refusal(page: bytes) -> Extraction | PageRefused:
@@ -264,7 +264,7 @@ def test_a_remembered_layout_gives_the_readings_of_a_fresh_look() -> None:
     pages += [changed("vllm:num_requests_waiting", value) for value in ("7", "NaN", "x", "7_0", "7 ", "7 17", "8")]
     pages += [BASE.replace(b'engine="0"', b'engine="10"'), BASE + b'vllm:num_requests_running{engine="9"} 1\n', BASE]
     for page in pages:
-        assert remembering.extract(page) == read(page)
+        assert remembering.extract(page, whole=True) == read(page)
 
 
 @given(
@@ -279,18 +279,18 @@ def test_a_remembered_layout_gives_the_readings_of_a_fresh_look() -> None:
 def test_whatever_the_numbers_a_remembered_layout_reads_them(changes: list[tuple[str, float]]) -> None:
     remembering = Extractor(engine("vllm"))
     page = BASE
-    remembering.extract(page)
+    remembering.extract(page, whole=True)
     for name, value in changes:
         page = changed(name, repr(value), page)
-        assert remembering.extract(page) == read(page)
+        assert remembering.extract(page, whole=True) == read(page)
 
 
 def test_a_series_that_comes_as_another_line_goes_is_seen_after_some_pages() -> None:
     remembering = Extractor(engine("vllm"))
-    remembering.extract(BASE)
+    remembering.extract(BASE, whole=True)
     swapped = BASE.replace(line("process_cpu_seconds_total") + b"\n", b'vllm:num_requests_running{engine="1"} 3\n')
     assert swapped.count(b"\n") == BASE.count(b"\n")
-    readings = [remembering.extract(swapped).readings[RUNNING] for _ in range(FULL_SCAN_PAGES + 1)]
+    readings = [remembering.extract(swapped, whole=True).readings[RUNNING] for _ in range(FULL_SCAN_PAGES + 1)]
     assert readings[-1] == 7
 
 
