@@ -13,6 +13,7 @@ import orjson
 
 FINGERPRINT: Final = "igw-emulator"
 DONE: Final = b"data: [DONE]\n\n"
+_LAST: Final = b',"system_fingerprint":"%s"}\n\n' % FINGERPRINT.encode()
 BUSY: Final = (
     "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
 )
@@ -153,8 +154,9 @@ class Chunks:
             b'"prompt_token_ids":null,"prompt_text":null}\n\n' % index
         )
 
-    def text(self, index: int, text: str, reason: str | None, usage: Usage | None = None) -> bytes:
-        """A chunk with text; with `reason` it is the choice's last one. `text` must need no escaping."""
+    def text(self, index: int, text: str, reason: str | None, usage: Usage | None, *, last: bool) -> bytes:
+        """A chunk with text; with `reason` it is the choice's last one, with `last` the stream's. `text` must need no
+        escaping."""
         ends = b'"%s"' % reason.encode() if reason else b"null"
         if self._chat:
             stop = b',"stop_reason":null' if reason else b""
@@ -169,13 +171,12 @@ class Chunks:
                 b'{"index":%d,"text":"%s","logprobs":null,"finish_reason":%s,"stop_reason":null,'
                 b'"prompt_token_ids":null,"token_ids":null}]' % (index, text.encode(), ends)
             )
-        tail = b',"usage":' + orjson.dumps(usage.short()) + b"}\n\n" if usage else b"}\n\n"
-        return self._head + body + tail
+        tail = b',"usage":' + orjson.dumps(usage.short()) if usage else b""
+        return self._head + body + tail + (_LAST if last else b"}\n\n")
 
     def usage(self, usage: Usage) -> bytes:
         """The chunk with the usage and no choice."""
-        fingerprint = b',"system_fingerprint":"%s"}\n\n' % FINGERPRINT.encode()
-        return self._head + b'],"usage":' + orjson.dumps(usage.last()) + fingerprint
+        return self._head + b'],"usage":' + orjson.dumps(usage.last()) + _LAST
 
 
 def error_event(message: str, kind: str, code: int) -> bytes:

@@ -150,8 +150,7 @@ class Engine:
                 if count > job.told:
                     job.told = count
                     self._events.append(Tokens(job.id, at, count))
-        events = self._events
-        self._events = []
+        events, self._events = self._events, []
         return events
 
     def next_event_at(self) -> float | None:

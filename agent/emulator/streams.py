@@ -194,7 +194,8 @@ async def _write_events(
             usage = None
             if ask.continuous_usage:
                 usage = _usage(served, desk, sum(item.made for item in writings), cached)
-            out.append(chunks.text(index, text, writing.reason, usage))
+            last = not (open_answers or ask.include_usage)
+            out.append(chunks.text(index, text, writing.reason, usage, last=last))
             if served.cut_after is not None and writing.sent >= served.cut_after:
                 await response.write(b"".join(out))
                 if served.cut_with_error:
@@ -202,8 +203,8 @@ async def _write_events(
                 return False
         if out:
             await response.write(b"".join(out))
-    last = b""
+    end = answers.DONE
     if ask.include_usage:
-        last = chunks.usage(_usage(served, desk, sum(order.output_tokens for order in orders), cached))
-    await response.write(last + answers.DONE)
+        end = chunks.usage(_usage(served, desk, sum(order.output_tokens for order in orders), cached)) + end
+    await response.write(end)
     return True
