@@ -89,7 +89,10 @@ class Agent:
 
     async def start(self) -> Ports:
         """Listen, begin to scrape, and return the addresses. Raises `CannotStart`, with nothing left running."""
-        config = self.config
+        async with self._reloading:
+            return await self._start(self.config)
+
+    async def _start(self, config: Config) -> Ports:
         if not config.pools:
             raise CannotStart(f"{config.source}: there is no pool to serve; add pools: with a name and endpoints")
         _probe(config.admin.address, "admin address", "--admin-address or admin.address")
@@ -187,6 +190,8 @@ class Agent:
                 if pool.name not in self.pools:
                     await self._open(new, pool)
                     opened.append(pool.name)
+            if self._stopping:
+                raise CannotStart("the agent is stopping")
         except CannotStart:
             for name in opened:
                 await self._close(name, grace=0)

@@ -72,25 +72,30 @@ class Live:
         return [view.address for view in views if view.health == "healthy"]
 
     async def converse(self, request_id: str = "r", body: bytes = BODY) -> tuple[Any, str]:
-        """Begin a request; the conversation that stays open, and the endpoint that was picked (or the refusal)."""
-        conversation = self.channel.stream_stream(PROCESS)()
-        message = pb.ProcessingRequest()
-        for name, value in ((":method", "POST"), (":path", "/v1/chat/completions"), ("x-request-id", request_id)):
-            message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-        message.protocol_config.request_body_mode = _BUFFERED
-        await conversation.write(message.SerializeToString())
-        await _read(conversation)
-        whole = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
-        await conversation.write(whole.SerializeToString())
-        answer = await _read(conversation)
-        if answer.HasField("immediate_response"):
-            return conversation, str(answer.immediate_response.status.code)
-        (picked,) = (
-            option.header.raw_value.decode()
-            for option in answer.request_body.response.header_mutation.set_headers
-            if option.header.key == DESTINATION
-        )
-        return conversation, picked
+        """Begin a request at this agent."""
+        return await converse(self.channel, request_id, body)
+
+
+async def converse(channel: Any, request_id: str, body: bytes = BODY) -> tuple[Any, str]:
+    """Begin a request; the conversation that stays open, and the endpoint that was picked (or the refusal's status)."""
+    conversation = channel.stream_stream(PROCESS)()
+    message = pb.ProcessingRequest()
+    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions"), ("x-request-id", request_id)):
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    message.protocol_config.request_body_mode = _BUFFERED
+    await conversation.write(message.SerializeToString())
+    await _read(conversation)
+    whole = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
+    await conversation.write(whole.SerializeToString())
+    answer = await _read(conversation)
+    if answer.HasField("immediate_response"):
+        return conversation, str(answer.immediate_response.status.code)
+    (picked,) = (
+        option.header.raw_value.decode()
+        for option in answer.request_body.response.header_mutation.set_headers
+        if option.header.key == DESTINATION
+    )
+    return conversation, picked
 
 
 async def _read(conversation: Any) -> pb.ProcessingResponse:

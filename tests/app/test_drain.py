@@ -1,0 +1,33 @@
+"""A stop harms no request: those on their way are let go of in good order, and the process ends with status 0."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import grpc.aio
+
+from tests.app.live import converse, document, servers
+from tests.processes import Processes
+from tests.waiting import eventually
+
+
+async def test_a_stop_lets_go_of_the_streams_that_are_on_their_way(tmp_path: Path, processes: Processes) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        path.write_text(document([one.address]))
+        agent = processes.start([sys.executable, "-m", "agent", "run", "--config", path])
+        await eventually(lambda: "is healthy" in agent.output(), within=40)
+        picker = next(line for line in agent.output().splitlines() if "ext_proc on" in line)
+        async with grpc.aio.insecure_channel(picker.split("ext_proc on ")[1].split(",")[0]) as channel:
+            conversations = [await converse(channel, f"r{number}") for number in range(3)]
+            assert {picked for _, picked in conversations} == {one.address}
+            agent.signal(signal.SIGTERM)
+            for conversation, _ in conversations:
+                assert await asyncio.wait_for(conversation.read(), 20) is grpc.aio.EOF
+                assert await conversation.code() is grpc.StatusCode.OK
+        await eventually(lambda: not agent.running(), within=40)
+        assert agent.wait() == 0
+        assert "3 requests in flight are let go of unharmed" in agent.output()
