@@ -190,12 +190,14 @@ class Agent:
                 if pool.name not in self.pools:
                     await self._open(new, pool)
                     opened.append(pool.name)
-            if self._stopping:
-                raise CannotStart("the agent is stopping")
         except CannotStart:
             for name in opened:
                 await self._close(name, grace=0)
             raise
+        if self._stopping:  # a stop began while ports were opened, and knows nothing of them
+            for name in opened:
+                await self._close(name, grace=0)
+            return []
         self.config = new
         for name in self.pools.keys() - profiles.keys():
             await self._close(name, new.ext_proc.drain_timeout)
