@@ -1,0 +1,187 @@
+"""Who holds which prefix: the index against a plain model, and the bounds that it keeps."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from agent.prefix.blocks import chain
+from agent.prefix.index import PrefixIndex
+
+ADDRESSES = [f"10.0.0.{number}:8000" for number in range(1, 7)]
+DEFAULT_CAPACITY = 12
+
+addresses = st.sampled_from(ADDRESSES)
+# Few letters and short texts: chains that branch, meet and crowd each other out.
+chains = st.text("ab", max_size=9).map(lambda text: chain(text.encode(), 1, b"", 100))
+capacities = st.integers(min_value=-1, max_value=20)
+
+
+class Model:
+    """What the index is to do, as plainly as it can be said: a list of blocks per address, the oldest first."""
+
+    def __init__(self) -> None:
+        self.lists: dict[str, list[int]] = {}
+        self.capacities: dict[str, int] = {}
+
+    def record(self, address: str, blocks: list[int]) -> None:
+        held = self.lists.setdefault(address, [])
+        for block in reversed(blocks):
+            if block in held:
+                held.remove(block)
+            held.append(block)
+        self.trim(address)
+
+    def trim(self, address: str) -> None:
+        held = self.lists.setdefault(address, [])
+        del held[: max(0, len(held) - self.capacities.get(address, DEFAULT_CAPACITY))]
+
+    def depth(self, address: str, blocks: list[int]) -> int:
+        held = self.lists.get(address, [])
+        return next((place for place, block in enumerate(blocks) if block not in held), len(blocks))
+
+
+class IndexAgainstModel(RuleBasedStateMachine):
+    """Any sequence of calls leaves the index saying what the model says."""
+
+    recorded = Bundle("recorded")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = PrefixIndex(DEFAULT_CAPACITY)
+        self.model = Model()
+
+    @rule(target=recorded, address=addresses, blocks=chains)
+    def record(self, address: str, blocks: list[int]) -> list[int]:
+        self.index.record(address, blocks)
+        self.model.record(address, blocks)
+        return blocks
+
+    @rule(address=addresses, blocks=consumes(recorded))
+    def record_again(self, address: str, blocks: list[int]) -> None:
+        self.index.record(address, blocks)
+        self.model.record(address, blocks)
+
+    @rule(address=addresses, capacity=capacities)
+    def resize(self, address: str, capacity: int) -> None:
+        self.index.resize(address, capacity)
+        self.model.capacities[address] = max(1, capacity)
+        self.model.trim(address)
+
+    @rule(address=addresses)
+    def forget(self, address: str) -> None:
+        self.index.forget(address)
+        self.model.lists.pop(address, None)
+        self.model.capacities.pop(address, None)
+        assert self.index.blocks(address) == 0
+        assert self.index.capacity(address) == DEFAULT_CAPACITY
+
+    @rule(blocks=chains | recorded, asked=st.lists(addresses))
+    def match(self, blocks: list[int], asked: list[str]) -> None:
+        assert self.index.match(blocks, asked) == [self.model.depth(address, blocks) for address in asked]
+
+    @invariant()
+    def holds_what_the_model_holds_and_no_more(self) -> None:
+        for address in ADDRESSES:
+            held = self.model.lists.get(address, [])
+            assert self.index.blocks(address) == len(held) <= self.index.capacity(address)
+        assert len(self.index) == len({block for held in self.model.lists.values() for block in held})
+
+
+TestIndexAgainstModel = IndexAgainstModel.TestCase
+TestIndexAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+steps = st.lists(st.tuples(addresses, chains), max_size=60)
+
+
+@given(steps, st.integers(min_value=1, max_value=15))
+def test_what_is_left_of_a_chain_is_always_its_beginning(work: list[tuple[str, list[int]]], capacity: int) -> None:
+    index = PrefixIndex(capacity)
+    for address, blocks in work:
+        index.record(address, blocks)
+    for address in ADDRESSES:
+        for _, blocks in work:
+            depth = index.match(blocks, [address])[0]
+            beyond = [index.match(blocks[: place + 1], [address])[0] for place in range(len(blocks))]
+            assert beyond == [min(place + 1, depth) for place in range(len(blocks))]
+
+
+@given(steps, st.integers(min_value=0, max_value=30))
+def test_all_endpoints_together_never_hold_more_than_the_bound(work: list[tuple[str, list[int]]], most: int) -> None:
+    index = PrefixIndex(10**9, most_blocks=most)
+    for address, blocks in work:
+        index.record(address, blocks)
+        held = [index.blocks(address) for address in ADDRESSES]
+        assert sum(held) <= most
+        assert len(index) <= sum(held)
+        for other in ADDRESSES:
+            assert index.match(blocks, [other])[0] <= index.blocks(other)
+
+
+def test_an_endpoint_with_less_than_its_share_loses_nothing_to_one_that_claims_all_room() -> None:
+    index = PrefixIndex(10**9, most_blocks=100)
+    small = chain(b"s" * 30, 1, b"", 100)
+    index.record("small:1", small)
+    for number in range(50):
+        index.record("greedy:1", chain(b"%03d" % number + b"g" * 20, 1, b"", 100))
+    assert index.match(small, ["small:1"]) == [30]
+    assert index.blocks("greedy:1") == 70
+
+
+def test_a_late_comer_gets_its_share_from_those_that_hold_more() -> None:
+    index = PrefixIndex(10**9, most_blocks=100)
+    index.record("first:1", chain(b"f" * 100, 1, b"", 100))
+    late = chain(b"l" * 40, 1, b"", 100)
+    index.record("late:1", late)
+    assert index.match(late, ["first:1", "late:1"]) == [0, 40]
+    assert index.match(chain(b"f" * 100, 1, b"", 100), ["first:1", "late:1"]) == [60, 0]
+
+
+def test_the_place_of_a_forgotten_endpoint_starts_empty_for_its_successor() -> None:
+    index = PrefixIndex()
+    blocks = chain(b"prompt " * 9, 7, b"", 100)
+    index.record("old:1", blocks)
+    index.record("stays:1", blocks[:4])
+    index.forget("old:1")
+    index.record("new:1", chain(b"another", 7, b"", 100))
+    assert index.match(blocks, ["old:1", "stays:1", "new:1"]) == [0, 4, 0]
+    assert len(index) == 4 + 1
+
+
+def test_the_deepest_block_of_the_oldest_prompt_leaves_first() -> None:
+    index = PrefixIndex(6)
+    oldest, newest = chain(b"aaaa", 1, b"", 9), chain(b"bbb", 1, b"", 9)
+    index.record("a:1", oldest)
+    index.record("a:1", newest)
+    assert index.match(oldest, ["a:1"]) == [3]
+    assert index.match(newest, ["a:1"]) == [3]
+
+
+def test_use_keeps_a_prefix_and_a_match_alone_does_not() -> None:
+    index = PrefixIndex(4)
+    used, idle = chain(b"uu", 1, b"", 9), chain(b"ii", 1, b"", 9)
+    index.record("a:1", used)
+    index.record("a:1", idle)
+    index.record("a:1", used)
+    index.match(idle, ["a:1"])
+    index.record("a:1", chain(b"nn", 1, b"", 9))
+    assert index.match(used, ["a:1"]) == [2]
+    assert index.match(idle, ["a:1"]) == [0]
+
+
+def test_a_prompt_longer_than_the_cache_leaves_its_beginning() -> None:
+    index = PrefixIndex(5)
+    blocks = chain(b"0123456789", 1, b"", 100)
+    index.record("a:1", blocks)
+    assert index.match(blocks, ["a:1"]) == [5]
+
+
+def test_nothing_is_known_of_an_empty_chain_or_an_unknown_address() -> None:
+    index = PrefixIndex()
+    assert index.match([], ["a:1", "b:1"]) == [0, 0]
+    assert index.match([1, 2], []) == []
+    index.forget("a:1")
+    index.record("a:1", [])
+    assert index.match([1], ["a:1"]) == [0]
+    assert len(index) == 0
