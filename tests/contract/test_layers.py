@@ -92,7 +92,6 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "sched": frozenset(),
     "threading": frozenset(),
     "logging": frozenset({"agent.commands.emulate", "agent.emulator.server", "agent.log_lines", "agent.serve.admin"}),
-    "numpy": frozenset({"agent.engines.mapping"}),  # counting line ends costs a fifth of bytes.count
     "aiohttp": frozenset(
         {
             "agent.emulator.pages",
@@ -114,7 +113,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "yaml": frozenset({"agent.config.document"}),
 }
 # Numbers, hashes and codecs, without a clock, a socket or a file: anybody's.
-OF_VALUES: frozenset[str] = frozenset({"numpy", "orjson", "xxhash"})
+OF_VALUES: frozenset[str] = frozenset({"orjson", "xxhash"})
 FIRST_PARTY: frozenset[str] = frozenset({"agent", "exporters", "dashboards", "alerts"})
 SAY_NOTHING: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()
