@@ -175,9 +175,14 @@ def _turn(turn: Json, out: list[bytes]) -> None:
         _part(turn, out)
         return
     out.append(_TURN + (role.encode() if isinstance(role, str) else _dump(role)))
-    _content(turn.get("content"), out)
-    for name in _TURN_FIELDS:
-        _field(turn.get(name), out)
+    content = turn.get("content")
+    if isinstance(content, str):
+        out.append(_PART + content.encode())
+    else:
+        _content(content, out)
+    if len(turn) > 2 or content is None or role is None:  # more than a role and a content
+        for name in _TURN_FIELDS:
+            _field(turn.get(name), out)
 
 
 def _content(content: Json, out: list[bytes]) -> None:

@@ -69,6 +69,8 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
 
 def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
     """The subset hint of the endpoint picker protocol, if the proxy sent one."""
+    if not message.HasField("metadata_context"):
+        return None
     namespaces = message.metadata_context.filter_metadata
     if _SUBSET_NAMESPACE not in namespaces or SUBSET not in namespaces[_SUBSET_NAMESPACE].fields:
         return None

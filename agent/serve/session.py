@@ -165,7 +165,8 @@ class Session:
         if not self._request_id:
             self._request_id = self._new_id()
             self._add = ((REQUEST_ID, self._request_id),)
-        self._remove = tuple(name for name in headers if name in CONTROL)
+        if not CONTROL.isdisjoint(headers):
+            self._remove = tuple(name for name in headers if name in CONTROL)
         if subset is not None and not subset:
             return self._unavailable("subset_empty", "The proxy allows no endpoint for this request.")
         length = headers.get("content-length", "")

@@ -239,3 +239,9 @@ def test_the_salt_is_kept_apart_from_the_text() -> None:
     assert prompt.salt == b"tenant-a"
     assert b"tenant-a" not in prompt.text
     assert read(cache_salt=7).salt == b""
+
+
+@pytest.mark.parametrize("turn", [{"role": "assistant"}, {"content": "x"}, {"role": "assistant", "content": "x"}])
+def test_a_call_of_a_tool_counts_whatever_stands_beside_it(turn: dict[str, Any]) -> None:
+    calls = [{"id": "call_1", "function": {"name": "weather"}}]
+    assert b"weather" in read(messages=[{**turn, "tool_calls": calls}]).text
