@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.emulator.engine import Engine
-from agent.emulator.orders import Order, QueueFull
+from agent.emulator.orders import Finished, Order, QueueFull
 from agent.emulator.settings import Settings
 
 FOLDER = Path(__file__).resolve().parent.parent / "recordings" / "vllm_loads"
@@ -111,9 +111,8 @@ def orders(load: Load, requests: dict[str, Any]) -> list[Order]:
     return found
 
 
-def replay(load: Load) -> list[tuple[float, Seen, Seen]]:
-    """(seconds, recorded, emulated) for each scrape of the load."""
-    requests, scrapes = load.read()
+def started(load: Load, requests: dict[str, Any]) -> Engine:
+    """An engine with the load's requests on their way."""
     engine = Engine(load.settings)
     for place, order in enumerate(orders(load, requests)):
         late = load.late if place else 0.0
@@ -121,16 +120,28 @@ def replay(load: Load) -> list[tuple[float, Seen, Seen]]:
             engine.submit(late + FRONT_END_SECONDS, order)
         except QueueFull:
             assert requests["results"][place]["usage"] is None, "the recorded server took this request"
+    return engine
+
+
+def replay(load: Load) -> list[tuple[float, Seen, Seen]]:
+    """(seconds, recorded, emulated) for each scrape of the load, and once more for its end."""
+    requests, scrapes = load.read()
+    engine = started(load, requests)
+    times = scraped_at(load, scrapes, requests)
     found = []
-    for at, scrape in zip(scraped_at(load, scrapes, requests), scrapes, strict=True):
+    for at, scrape in zip((*times, 3600.0), (*scrapes, scrapes[-1]), strict=True):
         engine.advance(at)
+        tally = engine.tally
         emulated = Seen(
-            engine.running,
-            engine.waiting,
-            engine.deferred,
-            engine.kv_usage,
-            engine.tally.prefix_hits,
-            engine.tally.preemptions,
+            engine.running, engine.waiting, engine.deferred, engine.kv_usage, tally.prefix_hits, tally.preemptions
         )
         found.append((at, recorded(load, scrape), emulated))
     return found
+
+
+def lasts(load: Load) -> tuple[float, float]:
+    """(recorded, emulated) seconds from the load's beginning to its last token."""
+    requests, _ = load.read()
+    events = started(load, requests).advance(3600.0)
+    emulated = max(event.at for event in events if isinstance(event, Finished))
+    return max(result["e2e"] for result in requests["results"]), emulated
