@@ -60,6 +60,9 @@ PLACES: dict[str, Place] = {
     "agent.emulator.server": Place(5, S),
     "agent.emulator.streams": Place(5, S),
     "agent.app": Place(6, S),
+    "agent.demo": Place(6, S),
+    "agent.demo.report": Place(6, P),
+    "agent.demo.workload": Place(6, P),
     "agent.commands": Place(7, S),
     "agent.__main__": Place(7, S),
     "exporters": Place(5, S),
@@ -94,6 +97,9 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "logging": frozenset({"agent.commands.emulate", "agent.emulator.server", "agent.log_lines", "agent.serve.admin"}),
     "aiohttp": frozenset(
         {
+            "agent.demo.client",
+            "agent.demo.fleet",
+            "agent.demo.journey",
             "agent.emulator.pages",
             "agent.emulator.server",
             "agent.emulator.streams",
@@ -108,7 +114,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "grpc": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
     "grpc_health": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
     "prometheus_client": frozenset({"agent.instruments", "exporters.prometheus"}),
-    "rich": frozenset({"agent.commands"}),
+    "rich": frozenset({"agent.demo.screen"}),
     "uvloop": frozenset({"agent.app.process", "agent.commands.emulate"}),
     "yaml": frozenset({"agent.config.document"}),
 }
