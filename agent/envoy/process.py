@@ -16,13 +16,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-# Becomes Envoy after it has asked the kernel for SIGKILL (9) at the end of its parent (PR_SET_PDEATHSIG, 1), unless
+# Becomes a program after it has asked the kernel for SIGKILL (9) at the end of its parent (PR_SET_PDEATHSIG, 1), unless
 # that is gone already. A program of its own, because beside gRPC's threads nothing of Python's may run between fork and
 # exec.
 _LAUNCHER: Final = """
@@ -102,6 +102,11 @@ async def start(config: Mapping[str, Any], directory: Path, *, concurrency: int 
     return Envoy(popen, admin, ports)
 
 
+def ending_with_us(command: Sequence[str]) -> list[str]:
+    """`command`, its program a whole path, made to be killed by the kernel when the thread that starts it ends."""
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
+
+
 def _launch(config: Mapping[str, Any], directory: Path, concurrency: int) -> tuple[subprocess.Popen[bytes], Path, Path]:
     program = find()
     directory.mkdir(parents=True, exist_ok=True)
@@ -120,7 +125,7 @@ def _launch(config: Mapping[str, Any], directory: Path, concurrency: int) -> tup
     ]
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
+            ending_with_us(command),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
