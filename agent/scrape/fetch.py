@@ -13,16 +13,23 @@ from typing import Final, cast
 from agent.scrape.http import HEAD_BYTES, BadAnswer, Chunks, Head, head
 
 _BUFFER_BYTES: Final = 128 << 10
-_KEPT_BUFFERS: Final = 64
+_KEPT_BUFFERS: Final = 16
+# What is read of an answer that is not 200 before the connection is given up: its text is for nobody.
+_ERROR_BYTES: Final = 64 << 10
 
 
 class FetchFailed(Exception):
-    """A GET without an answer that can be used: `reason` is one of `agent.scrape.page.REASONS`."""
+    """A GET without an answer that can be used: `reason` is one of `agent.scrape.page.REASONS`.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    `stale`: nothing came on a connection that had served before; the server may have closed it as we asked, which says
+    nothing of the server.
+    """
+
+    def __init__(self, reason: str, detail: str, *, stale: bool = False) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.stale = stale
 
 
 class Buffers:
@@ -41,7 +48,8 @@ class Buffers:
             self._free.append(buffer)
 
 
-Answered = Callable[[bytes], None]
+# The body, and whether the answer told its end: by a length or a last chunk, and not by closing the connection.
+Answered = Callable[[bytes, bool], None]
 Failed = Callable[[FetchFailed], None]
 
 
@@ -74,7 +82,7 @@ class Connection(asyncio.BufferedProtocol):
         """Ask; the body may have `limit` bytes."""
         transport = self._transport
         if transport is None:
-            failed(FetchFailed("reset", "the connection was closed"))
+            failed(FetchFailed("reset", "the connection was closed", stale=True))
             return
         self.gets += 1
         self._limit, self._answered, self._failed = limit, answered, failed
@@ -136,7 +144,7 @@ class Connection(asyncio.BufferedProtocol):
         """The peer will send no more."""
         answer = self._head
         if self._answered is not None and answer is not None and answer.length is None and not answer.chunked:
-            self._finish(bytes(memoryview(self._buffer or b"")[self._body_at : self._filled]))
+            self._finish(bytes(memoryview(self._buffer or b"")[self._body_at : self._filled]), whole=False, keep=False)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -144,13 +152,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         self._transport = None
-        failed, said = self._failed, self._filled
+        failed, said, answer = self._failed, self._filled, self._head
         self._end()
         if failed is None:
             self._on_idle_close()
-            return
-        what = f"after {said} bytes of the answer" if said else "before an answer"
-        failed(FetchFailed("reset", f"the server closed the connection {what}"))
+        elif not said:
+            failed(FetchFailed("reset", "the server closed the connection before an answer", stale=self.gets > 1))
+        elif exc is not None or answer is None:
+            failed(FetchFailed("reset", f"the connection broke after {said} bytes of the answer"))
+        else:
+            of = "its last chunk" if answer.length is None else f"the {answer.length} bytes of its page"
+            failed(FetchFailed("truncated", f"the answer ended after {said} bytes, before {of}"))
 
     # -- within --------------------------------------------------------------------------------------------------
 
@@ -175,8 +187,10 @@ class Connection(asyncio.BufferedProtocol):
             self._filled = left
         self._head = answer
         self._body_at = end + 4
+        if answer.status != 200:
+            self._limit = min(self._limit, _ERROR_BYTES)
         if answer.length is not None and answer.length > self._limit:
-            self.fail("too_large", f"the page has {answer.length} bytes, over the limit of {self._limit}")
+            self._too_large(answer, f"{answer.length} bytes, over the limit of {self._limit}")
             return False
         if answer.chunked:
             self._chunks = Chunks(self._body_at)
@@ -189,32 +203,41 @@ class Connection(asyncio.BufferedProtocol):
         if answer.length is not None:
             end = self._body_at + answer.length
             if self._filled >= end:
-                self._finish(bytes(memoryview(buffer)[self._body_at : end]))
+                body = bytes(memoryview(buffer)[self._body_at : end])
+                self._finish(body, whole=True, keep=answer.keep and self._filled == end)
             return
-        if self._chunks is not None:
-            self._chunks.take(buffer, self._filled)
-            size = self._chunks.size
-            if size <= self._limit and self._chunks.done:
-                self._finish(self._chunks.body())
+        chunks = self._chunks
+        if chunks is not None:
+            chunks.take(buffer, self._filled)
+            size = chunks.size
+            if size <= self._limit and chunks.done:
+                self._finish(chunks.body(), whole=True, keep=answer.keep and self._filled == chunks.at)
                 return
         else:
             size = self._filled - self._body_at
+        # Twice: chunks of a few bytes are as long with their sizes.
         if size > self._limit or self._filled > 2 * self._limit + HEAD_BYTES:
-            self.fail("too_large", f"the page has over {self._limit} bytes, which is the limit")
+            self._too_large(answer, f"over {self._limit} bytes, which is the limit")
 
-    def _finish(self, body: bytes) -> None:
+    def _too_large(self, answer: Head, what: str) -> None:
+        if answer.status == 200:
+            self.fail("too_large", f"the page has {what}")
+        else:
+            self.fail("status", _status(answer.status))
+
+    def _finish(self, body: bytes, *, whole: bool, keep: bool) -> None:
         answer, answered, failed = self._head, self._answered, self._failed
         self._end()
         if answer is None or answered is None or failed is None:
             return
-        if not answer.keep or (answer.length is None and not answer.chunked):
+        if not keep:  # the server will close it, or has sent more than it announced
             self.close()
         if answer.status != 200:
-            failed(FetchFailed("status", f"HTTP {answer.status}"))
+            failed(FetchFailed("status", _status(answer.status)))
         elif answer.encoding:
             failed(FetchFailed("encoding", f"the page is in {answer.encoding}, and identity was asked for"))
         else:
-            answered(body)
+            answered(body, whole)
 
     def _end(self) -> None:
         buffer, self._buffer = self._buffer, None
@@ -222,3 +245,10 @@ class Connection(asyncio.BufferedProtocol):
             self._buffers.give_back(buffer)
         self._answered = self._failed = None
         self._chunks = None
+
+
+def _status(status: int) -> str:
+    """What to tell of an answer that is not 200."""
+    if status in (301, 302, 303, 307, 308):
+        return f"HTTP {status}: the server sends us elsewhere; ask at the place where the metrics are"
+    return f"HTTP {status}: is this the path of the metrics?" if status == 404 else f"HTTP {status}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 HEAD_BYTES: Final = 16 << 10  # more than this before the empty line is no answer to a scrape
+_HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 
 class BadAnswer(Exception):
@@ -36,7 +37,11 @@ def head(text: bytes) -> Head:
     """The head from its bytes, without the empty line at the end; BadAnswer when it is none."""
     lines = text.split(b"\r\n")
     parts = lines[0].split(None, 2)
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not (len(parts[1]) == 3 and parts[1].isdigit()):
+    if (
+        len(parts) < 2
+        or not parts[0].startswith(b"HTTP/1.")
+        or not (len(parts[1]) == 3 and parts[1].isdigit() and parts[1] >= b"100")
+    ):
         raise BadAnswer(f"the answer begins with {lines[0][:60]!r}, which is not HTTP/1")
     length: int | None = None
     chunked = False
@@ -64,12 +69,12 @@ def head(text: bytes) -> Head:
 
 
 class Chunks:
-    """The body of a chunked answer, as it comes in; `take` as often as there is more."""
+    """The body of a chunked answer, as it comes in; `take` as often as there is more. `at`: how far it was read."""
 
-    __slots__ = ("_at", "_left", "_parts", "done", "size")
+    __slots__ = ("_left", "_parts", "at", "done", "size")
 
     def __init__(self, start: int) -> None:
-        self._at = start
+        self.at = start
         self._left = -1  # bytes of the chunk that are still to come; -1: a size is next; -2: trailers are next
         self._parts: list[bytes] = []
         self.size = 0
@@ -79,22 +84,22 @@ class Chunks:
         """Read what is new in the buffer up to `end`; BadAnswer where it is not chunked."""
         while not self.done:
             if self._left > 0:
-                piece = bytes(buffer[self._at : min(end, self._at + self._left)])
+                piece = bytes(buffer[self.at : min(end, self.at + self._left)])
                 if not piece:
                     return
                 self._parts.append(piece)
-                self._at += len(piece)
+                self.at += len(piece)
                 self._left -= len(piece)
                 if self._left:
                     return
                 self._left = 0
-            line_end = buffer.find(b"\r\n", self._at, end)
+            line_end = buffer.find(b"\r\n", self.at, end)
             if line_end < 0:
-                if end - self._at > 1024:
+                if end - self.at > 1024:
                     raise BadAnswer("a chunk's size line is over 1 kB")
                 return
-            line = bytes(buffer[self._at : line_end])
-            self._at = line_end + 2
+            line = bytes(buffer[self.at : line_end])
+            self.at = line_end + 2
             if self._left == 0:  # the line end behind a chunk
                 if line:
                     raise BadAnswer("a chunk is longer than its size says")
@@ -103,12 +108,9 @@ class Chunks:
                 self.done = not line
             else:
                 digits = line.partition(b";")[0].strip()
-                try:
-                    size = int(digits, 16)
-                except ValueError:
-                    size = -1
-                if size < 0 or not digits.isalnum() or len(digits) > 12:
+                if not digits or digits.strip(_HEXADECIMAL) or len(digits) > 12:
                     raise BadAnswer(f"a chunk's size is {digits[:20]!r}")
+                size = int(digits, 16)
                 self.size += size
                 self._left = size or -2
 

@@ -5,8 +5,9 @@ is the moment at which its page was asked for. Beside the page, and on the same 
 asked now and then; what goes wrong there is no failed scrape.
 
 A connection stays open between scrapes. When the server closes it while nothing is asked, that is news: the endpoint
-is asked at once (but not more often than once in `SOONEST_SECONDS`), so a killed server is down within milliseconds. A
-connection that turns out to be closed when it is used again says nothing: the same GET is sent once more on a new one.
+is asked at once, so a killed server is down within milliseconds. This happens once in an interval at most, as there are
+servers that close every connection soon, and not within `SOONEST_SECONDS` of the last scrape. A connection that turns
+out to be closed when it is used again says nothing: the same GET is sent once more on a new one.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ from agent.engines.mapping import Extraction, Extractor
 from agent.scrape.fetch import Buffers, Connection, FetchFailed
 from agent.scrape.http import request
 from agent.scrape.page import PageRefused
-from agent.scrape.schedule import first_due, next_due, retry_due
+from agent.scrape.schedule import first_due, next_due, retry_due, soon
 
 SOONEST_SECONDS: Final = 0.05
+# Scrapes that are due within this time are begun together: a thousand a second need 200 wake-ups and not a thousand.
+TOGETHER_SECONDS: Final = 0.005
 # How often time-outs are looked for, while anything is asked: a time-out comes late by at most this.
 WATCH_SECONDS: Final = 0.05
 MODELS_BYTES: Final = 1 << 20
+# The page waits while the models are asked, so a server that hangs there must not hold up the page for long.
+MODELS_SECONDS: Final = 0.5
 _METRICS_TYPE: Final = "text/plain;version=0.0.4"
+# Failures after which another server may answer at the address.
+_GONE: Final = frozenset({"refused", "unreachable", "reset"})
 
 
 class Target(NamedTuple):
@@ -125,7 +132,7 @@ class ScrapeLoop:
 
     def connect(self, scraper: _Scraper) -> None:
         """Open a connection for it, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(scraper.connect(self._buffers))
+        scraper.connecting = task = asyncio.get_running_loop().create_task(scraper.connect(self._buffers))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -151,13 +158,14 @@ class ScrapeLoop:
 
     def _run(self) -> None:
         self._timer = None
-        self._timer_at = float("inf")
+        self._timer_at = float("-inf")  # what is told meanwhile needs no timer of its own
         now = self._clock.now()
         due = self._due
-        while due and due[0][0] <= now:
+        while due and due[0][0] <= now + TOGETHER_SECONDS:
             at, _, scraper = heapq.heappop(due)
             if scraper.due_at == at and not scraper.stopped:
                 scraper.due(now)
+        self._timer_at = float("inf")
         if due:
             self._arm(due[0][0])
 
@@ -174,8 +182,9 @@ class _Scraper:
     """One endpoint of one pool."""
 
     __slots__ = (
-        "_connecting", "_connection", "_extractor", "_failures", "_grid", "_loop", "_models_at", "_models_request",
-        "_page_request", "_retried", "_sent_at", "_sink", "_what", "due_at", "give_up_at", "stopped", "target",
+        "_asked", "_connection", "_early_at", "_extractor", "_failures", "_grid", "_loop", "_models_at",
+        "_models_request", "_page_request", "_page_waits", "_retried", "_sent_at", "_sink", "connecting", "due_at",
+        "give_up_at", "stopped", "target",
     )  # fmt: skip
 
     def __init__(self, loop: ScrapeLoop, target: Target, sink: Sink) -> None:
@@ -183,13 +192,15 @@ class _Scraper:
         self._sink = sink
         self._extractor = Extractor(engine(target.engine))
         self._connection: Connection | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._failures = 0
         self._grid = 0.0
-        self._sent_at = 0.0
+        self._sent_at = float("-inf")
         self._models_at = float("-inf")
+        self._early_at = float("-inf")
         self._retried = False
-        self._what = ""  # what is being asked: `page`, `models`, or nothing
+        self._asked = ""  # what waits for an answer: `page`, `models`, or nothing
+        self._page_waits = False  # the page became due while the models were asked
+        self.connecting: asyncio.Task[None] | None = None
         self.due_at = 0.0
         self.give_up_at = 0.0
         self.stopped = False
@@ -203,8 +214,9 @@ class _Scraper:
 
     def begin(self) -> None:
         """Take the first place on the grid."""
-        self._grid = first_due(self.target.address, self.target.interval, self._loop.now)
-        self._loop.at(self._grid, self)
+        now, target = self._loop.now, self.target
+        self._grid = first_due(target.address, target.interval, now)
+        self._loop.at(soon(target.address, self._grid, now), self)
 
     def change(self, target: Target, sink: Sink) -> None:
         """Other settings for the same endpoint."""
@@ -216,10 +228,9 @@ class _Scraper:
     def stop(self) -> None:
         """Ask nothing more."""
         self.stopped = True
-        self._what = ""
-        self._loop.asked(self)
-        if self._connecting is not None:
-            self._connecting.cancel()
+        self._done()
+        if self.connecting is not None:
+            self.connecting.cancel()
         if self._connection is not None:
             self._connection.close()
 
@@ -227,58 +238,68 @@ class _Scraper:
 
     def due(self, now: float) -> None:
         """The time has come; a scrape that is still under way makes this slot be skipped."""
-        self._grid = next_due(self._grid, self.target.interval, now)
+        # Half an interval on: this scrape may be a little early, or between two points of the grid.
+        self._grid = next_due(self._grid, self.target.interval, now + self.target.interval / 2)
         self._loop.at(self._grid, self)
-        if not self._what:
-            self._retried = False
-            self._ask_page(now)
+        if self._asked == "models":
+            self._page_waits = True
+        elif not self._asked:
+            self._ask("page", now, self.target.timeout)
 
-    def _ask_page(self, now: float) -> None:
-        self._what = "page"
+    def _ask(self, what: str, now: float, timeout: float) -> None:
+        self._asked = what
+        self._retried = False
         self._sent_at = now
-        self.give_up_at = now + self.target.timeout
+        self.give_up_at = now + timeout
         self._loop.asking(self)
+        self._send()
+
+    def _send(self) -> None:
         connection = self._connection
-        if connection is not None and connection.open:
+        if connection is None or not connection.open:
+            self._loop.connect(self)
+        elif self._asked == "page":
             connection.get(self._page_request, self.target.max_page_bytes, self._page, self._failed)
         else:
-            self._loop.connect(self)
+            connection.get(self._models_request, MODELS_BYTES, self._models, self._failed)
 
     async def connect(self, buffers: Buffers) -> None:
         """Open a connection and ask on it."""
         host, _, port = self.target.address.rpartition(":")
-        self._connecting = asyncio.current_task()
         try:
-            _, self._connection = await asyncio.get_running_loop().create_connection(
+            _, connection = await asyncio.get_running_loop().create_connection(
                 partial(Connection, buffers, self._closed_idle), host.strip("[]"), int(port)
             )
         except ConnectionRefusedError:
-            self._failed(FetchFailed("refused", f"nobody listens at {self.target.address}"))
-        except OSError as error:
-            self._failed(FetchFailed("unreachable", f"{self.target.address} cannot be reached: {error}"))
+            failure = FetchFailed("refused", f"nobody listens at {self.target.address}")
+        except (OSError, UnicodeError) as error:
+            failure = FetchFailed("unreachable", f"{self.target.address} cannot be reached: {error}")
         else:
-            if self._what != "page":
+            self.connecting = None
+            if self.stopped:
+                connection.close()
                 return
+            self._connection = connection
             self._sent_at = self._loop.now
-            self._connection.get(self._page_request, self.target.max_page_bytes, self._page, self._failed)
-        finally:
-            self._connecting = None
+            self._send()
+            return
+        self.connecting = None
+        self._failed(failure)
 
     def time_out(self) -> None:
         """The answer has not come in time."""
-        detail = f"no whole answer within {self.target.timeout:g} s"
-        if self._connecting is not None:
-            self._connecting.cancel()
+        connecting, self.connecting = self.connecting, None
+        if connecting is not None:
+            connecting.cancel()
             self._failed(FetchFailed("timeout", f"no connection within {self.target.timeout:g} s"))
         elif self._connection is not None:
-            self._retried = True
-            self._connection.fail("timeout", detail)
+            self._connection.fail("timeout", f"no whole answer within {self.target.timeout:g} s")
 
     # -- answers -------------------------------------------------------------------------------------------------
 
-    def _page(self, page: bytes) -> None:
+    def _page(self, page: bytes, whole: bool) -> None:  # noqa: FBT001
         try:
-            extraction = self._extractor.extract(page)
+            extraction = self._extractor.extract(page, whole=whole)
         except PageRefused as refused:
             self._report(refused.reason, refused.detail)
             return
@@ -287,57 +308,57 @@ class _Scraper:
         at, now = self._sent_at, self._loop.now
         self._sink.observed(self.target.address, extraction, at, now - at, len(page))
         if self._models_request and now - self._models_at >= self.target.models_interval and not self.stopped:
-            self._ask_models(now)
+            self._models_at = now
+            self._ask("models", now, min(self.target.timeout, MODELS_SECONDS))
 
-    def _ask_models(self, now: float) -> None:
-        connection = self._connection
-        if connection is None or not connection.open:
-            return
-        self._what = "models"
-        self._sent_at = self._models_at = now
-        self.give_up_at = now + self.target.timeout
-        self._loop.asking(self)
-        connection.get(self._models_request, MODELS_BYTES, self._models, self._models_failed)
-
-    def _models(self, body: bytes) -> None:
-        self._done()
+    def _models(self, body: bytes, whole: bool) -> None:  # noqa: FBT001
+        at = self._sent_at
         names = model_names(body)
         if names is not None:
-            self._sink.served_models(self.target.address, names, self._sent_at)
+            self._sink.served_models(self.target.address, names, at)
+        self._models_done()
 
-    def _models_failed(self, _: FetchFailed) -> None:
-        """What the server serves stays unknown, or what it was; the next page says whether it lives."""
+    def _models_done(self) -> None:
+        """What the server serves is known, or stays what it was; the next page says whether it lives."""
+        page_waits = self._page_waits
         self._done()
+        if page_waits and not self.stopped:
+            self._ask("page", self._loop.now, self.target.timeout)
 
     def _failed(self, failure: FetchFailed) -> None:
-        connection = self._connection
-        used_before = connection is not None and connection.gets > 1
-        if failure.reason == "reset" and used_before and not self._retried and "before an answer" in failure.detail:
+        if self.stopped:
+            return
+        if failure.stale and not self._retried:
             self._retried = True
             self._connection = None
-            self._loop.connect(self)
-            return
-        self._report(failure.reason, failure.detail)
+            self._send()
+        elif self._asked == "models":
+            self._models_done()
+        else:
+            if failure.reason in _GONE:
+                self._models_at = float("-inf")  # whoever comes back may serve other models
+            self._report(failure.reason, failure.detail)
 
     def _report(self, reason: str, detail: str) -> None:
         self._done()
-        if self.stopped:
-            return
         self._failures += 1
         now = self._loop.now
         self._sink.failed(self.target.address, reason, detail, self._sent_at, now - self._sent_at)
-        if self._failures > 1:
+        if self._failures > 1 and not self.stopped:
             self._loop.at(retry_due(self.target.address, self._failures - 1, self.target.interval, now), self)
 
     def _done(self) -> None:
-        self._what = ""
+        self._asked = ""
+        self._page_waits = False
         self._loop.asked(self)
 
     def _closed_idle(self) -> None:
         """The server closed a connection on which nothing was asked: see whether it still lives."""
-        if self.stopped or self._what:
+        now = self._loop.now
+        if self.stopped or self._asked or now - self._early_at < self.target.interval:
             return
-        self._loop.at(min(self.due_at, max(self._loop.now, self._sent_at + SOONEST_SECONDS)), self)
+        self._early_at = now
+        self._loop.at(min(self.due_at, max(now, self._sent_at + SOONEST_SECONDS)), self)
 
 
 def model_names(body: bytes) -> frozenset[str] | None:

@@ -11,8 +11,10 @@ import math
 import zlib
 from typing import Final
 
-# A dead endpoint is asked less often, but a returned one must be seen soon: never rarer than this, or two intervals.
+# A dead endpoint is asked less often, but a returned one must be seen soon: never rarer than this, or the interval.
 BACKED_OFF_SECONDS: Final = 1.0
+# However long the interval, nobody waits longer than this for what a new endpoint is like.
+FIRST_SECONDS: Final = 1.0
 
 
 def place(address: str, turn: int = 0) -> float:
@@ -27,6 +29,11 @@ def first_due(address: str, interval: float, now: float) -> float:
     return next_due(place(address) * interval, interval, now)
 
 
+def soon(address: str, due: float, now: float) -> float:
+    """When to ask an endpoint for the very first time: `due`, or within FIRST_SECONDS where that is later."""
+    return min(due, now + place(address) * FIRST_SECONDS)
+
+
 def next_due(due: float, interval: float, now: float) -> float:
     """The first point of the grid through `due` that lies after `now`."""
     return due + interval * (math.floor((now - due) / interval) + 1)
@@ -35,10 +42,9 @@ def next_due(due: float, interval: float, now: float) -> float:
 def retry_due(address: str, failures: int, interval: float, now: float) -> float:
     """When to ask an endpoint again after so many failures in a row (at least one).
 
-    The wait doubles with each failure from one interval on, up to two intervals or BACKED_OFF_SECONDS, whichever is
-    more, and is then shortened by up to a quarter by the address, so that a fleet that died together is not asked
-    together.
+    The wait doubles with each failure from one interval on, up to BACKED_OFF_SECONDS (or the interval, where that is
+    more), and is then shortened by up to a quarter by the address: a fleet that died together is not asked together.
     """
-    most = max(2 * interval, BACKED_OFF_SECONDS)
+    most = max(interval, BACKED_OFF_SECONDS)
     wait = min(most, interval * 2.0 ** min(failures - 1, 30))
     return now + wait * (1 - place(address, failures) / 4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -105,9 +107,18 @@ async def drip(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> 
 
 
 async def break_off(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    """Half of the page, then a reset."""
+    """Half of the page, then the end of the connection."""
     writer.write(answer(PAGE)[:20000])
     await writer.drain()
+    writer.transport.abort()
+
+
+async def reset(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """Half of the page, then a reset as a dying kernel sends it."""
+    writer.write(answer(PAGE)[:20000])
+    await writer.drain()
+    on_close = struct.pack("ii", 1, 0)  # linger for no time: whatever is unsent is thrown away
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, on_close)
     writer.transport.abort()
 
 

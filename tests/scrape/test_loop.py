@@ -7,13 +7,15 @@ import gzip
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from agent.clock import SystemClock
 from agent.engines.mapping import Extraction
 from agent.scrape.loop import ScrapeLoop, Target, model_names
 from agent.scrape.page import REASONS
-from agent.signals import RUNNING
+from agent.signals import FINISHED, KV_USAGE, RUNNING
 from tests.scrape.model_server import (
+    MODELS,
     PAGE,
     Behaviour,
     ModelServer,
@@ -24,10 +26,14 @@ from tests.scrape.model_server import (
     good,
     hang,
     raw,
+    reset,
 )
 from tests.waiting import eventually
 
 INTERVAL = 0.05
+
+
+PAGE_IN_PIECES = tuple(answer(PAGE)[at : at + 7000] for at in range(0, len(PAGE) + 200, 7000))
 
 
 class Sink:
@@ -144,7 +150,14 @@ BAD: dict[str, tuple[Behaviour, str, str]] = {
     "has 100 MB": (raw(answer(b"", length=100_000_000)), "too_large", "100000000 bytes"),
     "sends 100 MB in chunks": (endless, "too_large", "over 4194304 bytes"),
     "cuts a line": (raw(answer(PAGE[:-5])), "truncated", "the last line has no end"),
-    "breaks off": (break_off, "reset", "closed the connection after"),
+    "breaks off": (break_off, "truncated", "before the 73198 bytes of its page"),
+    "breaks off in chunks": (
+        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n# ab\n\r\n", close=True),
+        "truncated",
+        "before its last chunk",
+    ),
+    "is reset in its page": (reset, "reset", "the connection broke after"),
+    "answers 500 at length": (raw(answer(b"", "500 Oops", length=100_000_000)), "status", "HTTP 500"),
     "closes at once": (raw(close=True), "reset", "closed the connection before an answer"),
     "is a web page": (
         raw(answer(b"<!DOCTYPE html>\n<html></html>\n")),
@@ -213,7 +226,7 @@ async def test_a_target_without_a_way_is_unreachable(rig: Rig) -> None:
             b"\n%X\r\n" % (len(PAGE) - 16) + PAGE[16:],
             b"\r\n0\r\nTrailer: 1\r\n\r\n",
         ),
-        tuple(answer(PAGE)[at : at + 7000] for at in range(0, len(PAGE) + 200, 7000)),
+        PAGE_IN_PIECES,
         (b"HTTP/1.1 100 Continue\r\n\r\n", answer(PAGE)),
         (b"http", b""),
     ],
@@ -236,6 +249,47 @@ async def test_an_answer_without_a_length_ends_with_its_connection(rig: Rig) -> 
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 3)
     assert server.connections >= 3
     assert server.address not in rig.sink.failures
+
+
+async def test_a_page_that_may_have_been_cut_between_two_lines_gives_no_part_of_a_sum(rig: Rig) -> None:
+    cut = PAGE.index(b"\n", PAGE.index(b"\nvllm:request_success_total") + 1) + 1
+    server = await rig.server(raw(b"HTTP/1.0 200 OK\r\n\r\n" + PAGE[:cut], close=True))
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 1)
+    extraction = rig.sink.pages[server.address][0][0]
+    assert extraction.readings[RUNNING] == 4
+    assert FINISHED not in extraction.readings
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(FINISHED, "cut_off")]
+
+
+async def test_a_page_with_a_value_that_is_none_is_read_but_for_it(rig: Rig) -> None:
+    line = b'vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} '
+    server = await rig.server()
+    server.page = PAGE.replace(line, line + b"NaN #").replace(b"NaN #0.797979797979798", b"NaN")
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 2)
+    extraction = rig.sink.pages[server.address][-1][0]
+    assert KV_USAGE not in extraction.readings
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(KV_USAGE, "not_finite")]
+    assert extraction.readings[RUNNING] == 4
+    assert not rig.sink.failures
+
+
+async def test_more_bytes_than_were_announced_are_not_taken_for_the_next_answer(rig: Rig) -> None:
+    server = await rig.server(raw(answer(PAGE) + b"HTTP/1.1 500 Ha\r\n\r\n"))
+    rig.scrape(server.address)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 3)
+    assert not rig.sink.failures
+
+
+async def test_a_server_that_closes_every_connection_is_not_asked_without_end(rig: Rig) -> None:
+    interval = 0.2
+    server = await rig.server(raw(answer(PAGE), close=True))
+    rig.loop.set_targets("pool", [Target(server.address, "vllm", interval=interval, models_interval=1e9)], rig.sink)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 8)
+    times = [at for _, at, _, _ in rig.sink.pages[server.address]]
+    assert all(later - at > interval / 2 for at, later in zip(times, times[3:], strict=False))
+    assert not rig.sink.failures
 
 
 async def test_a_killed_server_is_asked_at_once_and_not_at_its_next_turn(rig: Rig) -> None:
@@ -283,6 +337,42 @@ async def test_the_models_are_asked_beside_the_page_on_the_same_connection(rig: 
     assert server.most_at_once == 1
 
 
+async def test_the_models_of_a_server_that_closes_after_each_answer_are_asked_too(rig: Rig) -> None:
+    async def closing(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(MODELS if path == "/v1/models" else PAGE, headers="Connection: close\r\n"))
+        writer.close()
+
+    server = await rig.server(closing)
+    rig.scrape(server.address, models=0.2)
+    await rig.sink.until(lambda: server.address in rig.sink.models and rig.sink.count(server.address) >= 3)
+    assert not rig.sink.failures
+
+
+async def test_a_server_that_hangs_at_its_models_is_scraped_on(rig: Rig) -> None:
+    async def half(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        if path == "/v1/models":
+            await hang(server, path, writer)
+        writer.write(answer(PAGE))
+
+    server = await rig.server(half)
+    rig.scrape(server.address, models=0.2)
+    await rig.sink.until(lambda: server.asked.count("/v1/models") >= 2 and rig.sink.count(server.address) >= 4)
+    assert not rig.sink.failures
+    assert not rig.sink.models
+
+
+async def test_a_server_that_comes_back_is_asked_for_its_models_at_once(rig: Rig) -> None:
+    server = await rig.server()
+    rig.scrape(server.address, models=3600)
+    await rig.sink.until(lambda: server.address in rig.sink.models)
+    port = server.port
+    await server.stop()
+    await rig.sink.until(lambda: bool(rig.sink.failures))
+    rig.sink.models.clear()
+    await server.start(port)
+    await rig.sink.until(lambda: server.address in rig.sink.models)
+
+
 async def test_a_server_without_a_list_of_models_is_no_failed_scrape(rig: Rig) -> None:
     async def no_models(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(b"{}", "404 Not Found") if path == "/v1/models" else answer(PAGE))
@@ -314,6 +404,28 @@ async def test_an_ipv6_address_is_asked_like_any_other(rig: Rig) -> None:
     address = f"[::1]:{server.port}"
     rig.scrape(address)
     await rig.sink.until(lambda: rig.sink.count(address) >= 1)
+
+
+def test_it_runs_on_uvloop_as_it_does_on_asyncio() -> None:
+    async def main() -> None:
+        made = Rig()
+        try:
+            bad = {case: await made.server(behave) for case, (behave, _, _) in BAD.items()}
+            fine, slow = await made.server(), await made.server(raw(*(PAGE_IN_PIECES)))
+            made.scrape(fine.address, slow.address, *(server.address for server in bad.values()), timeout=2)
+            await made.sink.until(lambda: all(made.sink.failures.get(server.address) for server in bad.values()))
+            await made.sink.until(lambda: made.sink.count(fine.address) > 2 and made.sink.count(slow.address) > 2)
+            for case, server in bad.items():
+                assert made.sink.failures[server.address][0][0] == BAD[case][1], case
+            assert fine.address not in made.sink.failures
+            assert slow.address not in made.sink.failures
+        finally:
+            await made.loop.stop()
+            for server in made.servers:
+                await server.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 async def test_after_stop_nothing_is_asked_and_no_connection_is_left() -> None:

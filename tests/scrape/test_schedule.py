@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.scrape.schedule import BACKED_OFF_SECONDS, first_due, next_due, place, retry_due
+from agent.scrape.schedule import BACKED_OFF_SECONDS, FIRST_SECONDS, first_due, next_due, place, retry_due, soon
 
 INTERVALS = st.floats(0.05, 60)
 TIMES = st.floats(0, 1e6)
@@ -32,6 +32,16 @@ def test_the_first_time_is_within_one_interval_and_always_the_same_place(
     assert later == pytest.approx(due + interval, rel=1e-9)
 
 
+@given(address=st.text(min_size=1, max_size=20), interval=st.floats(0.05, 3600), now=TIMES)
+def test_nobody_waits_a_long_interval_for_what_a_new_endpoint_is_like(
+    address: str, interval: float, now: float
+) -> None:
+    due = first_due(address, interval, now)
+    first = soon(address, due, now)
+    assert now <= first <= due
+    assert first <= now + FIRST_SECONDS
+
+
 @given(due=TIMES, interval=INTERVALS, late=st.floats(0, 1000))
 def test_slots_that_were_missed_are_skipped_and_never_caught_up(due: float, interval: float, late: float) -> None:
     now = due + late
@@ -47,7 +57,7 @@ def test_a_dead_endpoint_is_asked_again_and_within_bounds(
     address: str, failures: int, interval: float, now: float
 ) -> None:
     wait = retry_due(address, failures, interval, now) - now
-    assert 0.74 * interval <= wait <= max(2 * interval, BACKED_OFF_SECONDS) * (1 + 1e-6)
+    assert 0.74 * interval <= wait <= max(interval, BACKED_OFF_SECONDS) * (1 + 1e-6)
 
 
 def test_a_fleet_that_died_together_is_not_asked_together() -> None:
