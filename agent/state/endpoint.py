@@ -23,6 +23,7 @@ class Record:
         "hits_at_start",
         "in_flight",
         "learner",
+        "learnt",
         "page_at",
         "predicted_hits",
         "rate_source",
@@ -40,6 +41,7 @@ class Record:
         self.failure = ""
         self.in_flight = InFlight(rate)
         self.learner = PrefillRate()
+        self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
         self.predicted_hits = 0.0
         self.hits_at_start: float | None = None
 

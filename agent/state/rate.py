@@ -1,17 +1,20 @@
 """How fast an endpoint prefills, learnt from what its server reports.
 
-Two figures can be had from a page, and both are too low, each for a reason of its own:
-* uncached prompt tokens over the prefill time of the requests: requests that are prefilled together count the same
-  second several times;
-* uncached prompt tokens over wall time: an idle second counts as a slow one.
-So the larger of the two is the better bound, and it is what we use: the first as a ratio of decayed sums, the second
-as the best of the last windows. Until `ENOUGH_PREFILLS` were seen, and where a server reports neither, nothing is
-learnt. The result is kept within bounds that the configuration gives.
+The measure is uncached prompt tokens over the prefill time of the requests, as a ratio of decayed sums. It is low where
+requests are prefilled together, because they count the same second several times; but tokens over wall time, the other
+figure that a page gives, is far too high in the second in which a long prompt's tokens are counted all at once, and a
+maximum of it learns that second (measured: twice the true rate on a replay of real traffic).
+
+A rate that is wrong but equal for all endpoints of a pool hardly costs anything. Rates that differ among equal servers
+do: who is thought to be fast is given more, and shows more. So an endpoint goes by the median of its pool, unless its
+own rate is more than `OWN_FACTOR` away from it, which different hardware is and noise is not.
+
+Until `ENOUGH_PREFILLS` were seen, and where a server does not report what it takes, nothing is learnt. The result is
+kept within bounds that the configuration gives.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -22,9 +25,8 @@ from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS,
 # (llm-d, 2026-08-17). A guess for whatever runs here, replaced as soon as the server has shown its own.
 DEFAULT_RATE: Final = 15_928.0
 ENOUGH_PREFILLS: Final = 20
-WINDOW_SECONDS: Final = 5.0
-WINDOWS: Final = 24  # two minutes of the best window
 HALF_LIFE_PREFILLS: Final = 200.0  # how many prefills ago a prefill counts half
+OWN_FACTOR: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class RateLimits:
     """What the configuration says of the prefill rate, in tokens of uncached prompt per second.
 
     `fixed` switches learning off; otherwise a learnt rate is kept within `low` and `high`, and `default` stands until
-    then.
+    there is one.
     """
 
     fixed: float | None = None
@@ -40,15 +42,27 @@ class RateLimits:
     low: float = 100.0
     high: float = 1_000_000.0
 
-    def bounded(self, rate: float) -> float:
-        """`rate`, moved into the bounds."""
+    def choose(self, own: float | None, of_pool: float | None) -> tuple[float, str]:
+        """The rate to reckon with, and where it comes from: `configured`, `learnt`, `pool` or `default`.
+
+        `own` is what the endpoint has shown, `of_pool` the median of what the pool's endpoints have.
+        """
+        if self.fixed is not None:
+            return self.fixed, "configured"
+        if own is not None and (of_pool is None or not of_pool / OWN_FACTOR <= own <= of_pool * OWN_FACTOR):
+            return self._bounded(own), "learnt"
+        if of_pool is not None:
+            return self._bounded(of_pool), "pool"
+        return self._bounded(self.default), "default"
+
+    def _bounded(self, rate: float) -> float:
         return min(self.high, max(self.low, rate))
 
 
 class PrefillRate:
     """The learner of one endpoint; feed it each page's counters in order of time, ask `rate`."""
 
-    __slots__ = ("_at", "_last", "_prefills", "_seconds", "_tokens", "_window_at", "_window_tokens", "_windows")
+    __slots__ = ("_last", "_prefills", "_seconds", "_tokens")
 
     def __init__(self) -> None:
         self.forget()
@@ -56,14 +70,10 @@ class PrefillRate:
     def forget(self) -> None:
         """Forget all: another server answers now."""
         self._last: tuple[float, float, float] | None = None
-        self._at = 0.0
         self._tokens = self._seconds = self._prefills = 0.0
-        self._window_at = 0.0
-        self._window_tokens = 0.0
-        self._windows: deque[float] = deque(maxlen=WINDOWS)
 
-    def observe(self, values: Mapping[str, Value], at: float) -> None:
-        """Take in one page's counters, asked for at `at`. A page that lacks one of them teaches nothing."""
+    def observe(self, values: Mapping[str, Value]) -> None:
+        """Take in one page's counters. A page that lacks one of them teaches nothing."""
         prompt, seconds, prefills = values.get(PROMPT_TOKENS), values.get(PREFILL_SECONDS), values.get(PREFILLS)
         if not (isinstance(prompt, float) and isinstance(seconds, float) and isinstance(prefills, float)):
             return
@@ -71,31 +81,22 @@ class PrefillRate:
         uncached = prompt - hits if isinstance(hits, float) else prompt
         last, self._last = self._last, (uncached, seconds, prefills)
         if last is None:
-            self._at = self._window_at = at
             return
         tokens, spent, count = uncached - last[0], seconds - last[1], prefills - last[2]
         if spent < 0 or count < 0:  # a counter went back: another server, whose past we do not know
             self.forget()
-            self._last, self._at, self._window_at = (uncached, seconds, prefills), at, at
+            self._last = (uncached, seconds, prefills)
             return
-        # `tokens` may be negative for a page: hits are counted when a request is scheduled, prompt tokens when it is
-        # prefilled.
+        # `tokens` may be negative for one page: hits are counted when a request is scheduled, prompt tokens when it
+        # has been prefilled.
         fade = 0.5 ** (count / HALF_LIFE_PREFILLS)
         self._tokens = self._tokens * fade + tokens
         self._seconds = self._seconds * fade + spent
         self._prefills += count
-        self._window_tokens += tokens
-        if at - self._window_at >= WINDOW_SECONDS:
-            self._windows.append(self._window_tokens / (at - self._window_at))
-            self._window_at, self._window_tokens = at, 0.0
-        self._at = at
 
     @property
     def rate(self) -> float | None:
         """Tokens/s of uncached prefill that this server has shown, or None while too little was seen."""
-        if self._prefills < ENOUGH_PREFILLS:
+        if self._prefills < ENOUGH_PREFILLS or self._seconds <= 0 or self._tokens <= 0:
             return None
-        by_request = self._tokens / self._seconds if self._seconds > 0 else 0.0
-        by_window = max(self._windows, default=0.0)
-        best = max(by_request, by_window)
-        return best if best > 0 else None
+        return self._tokens / self._seconds

@@ -84,7 +84,7 @@ class RoutingStore:
                 self._drop(address)
                 record = None
             if record is None:
-                self._records[address] = Record(address, engine, *self._rate(None))
+                self._records[address] = Record(address, engine, *self._limits.choose(None, self._learnt_by_pool))
         self._places = {address: place for place, address in enumerate(sorted(self._records))}
         self._anew()
 
@@ -113,7 +113,7 @@ class RoutingStore:
             self._resize(record, values)
         record.apply(values, at)
         if self._limits.fixed is None:
-            record.learner.observe(values, at)
+            record.learner.observe(values)
             self._reckon_rate(record, now)
         waiting = values.get(WAITING)
         if isinstance(waiting, float):
@@ -238,25 +238,15 @@ class RoutingStore:
         if self._prefix is not None:
             self._prefix.forget(address)
 
-    def _rate(self, learnt: float | None) -> tuple[float, str]:
-        """Tokens/s of uncached prefill to reckon with, given what the endpoint itself has shown; and the source."""
-        limits = self._limits
-        if limits.fixed is not None:
-            return limits.fixed, "configured"
-        if learnt is not None:
-            return limits.bounded(learnt), "learnt"
-        if self._learnt_by_pool is not None:
-            return limits.bounded(self._learnt_by_pool), "pool"
-        return limits.bounded(limits.default), "default"
-
     def _reckon_rate(self, record: Record, now: float) -> None:
         learnt = record.learner.rate
-        rate, record.rate_source = self._rate(learnt)
-        if abs(rate - record.in_flight.rate) > RATE_CHANGE * record.in_flight.rate:
+        if _differ(learnt, record.learnt):
+            record.learnt = learnt
+            known = [other.learnt for other in self._records.values() if other.learnt is not None]
+            self._learnt_by_pool = median(known) if known else None
+        rate, record.rate_source = self._limits.choose(record.learnt, self._learnt_by_pool)
+        if _differ(rate, record.in_flight.rate):
             record.in_flight.set_rate(rate, now)
-            if learnt is not None:
-                rates = [known for other in self._records.values() if (known := other.learner.rate) is not None]
-                self._learnt_by_pool = median(rates)
 
     def _resize(self, record: Record, values: Mapping[str, Value]) -> None:
         """Tell the index how many of its blocks the endpoint's cache holds, when a page says something new of it."""
@@ -266,3 +256,10 @@ class RoutingStore:
         before = record.readings.get(BLOCKS), record.readings.get(BLOCK_SIZE)
         if before[0] is None or before[1] is None or (before[0].value, before[1].value) != (blocks, tokens):
             self._prefix.resize(record.address, max(1, int(blocks * tokens) // self._index_block_tokens))
+
+
+def _differ(new: float | None, old: float | None) -> bool:
+    """Whether a rate has moved by more than noise."""
+    if new is None or old is None:
+        return new is not old
+    return abs(new - old) > RATE_CHANGE * old

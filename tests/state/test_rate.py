@@ -21,46 +21,65 @@ def page(tokens: float, seconds: float, prefills: float, hits: float = 0.0) -> d
 
 def test_nothing_is_known_before_enough_prefills_were_seen() -> None:
     learner = PrefillRate()
-    learner.observe(page(0, 0, 0), 0.0)
-    learner.observe(page(1000 * (ENOUGH_PREFILLS - 1), ENOUGH_PREFILLS - 1, ENOUGH_PREFILLS - 1), 100.0)
+    learner.observe(page(0, 0, 0))
+    learner.observe(page(1000 * (ENOUGH_PREFILLS - 1), ENOUGH_PREFILLS - 1, ENOUGH_PREFILLS - 1))
     assert learner.rate is None
-    learner.observe(page(1000 * ENOUGH_PREFILLS, ENOUGH_PREFILLS, ENOUGH_PREFILLS), 101.0)
+    learner.observe(page(1000 * ENOUGH_PREFILLS, ENOUGH_PREFILLS, ENOUGH_PREFILLS))
     assert learner.rate == pytest.approx(1000, rel=0.01)
 
 
 def test_what_was_counted_before_the_first_page_does_not_count() -> None:
     learner = PrefillRate()
-    learner.observe(page(9e9, 1.0, 1e6), 0.0)
-    learner.observe(page(9e9 + 50_000, 51.0, 1e6 + 50), 1000.0)
+    learner.observe(page(9e9, 1.0, 1e6))
+    learner.observe(page(9e9 + 50_000, 51.0, 1e6 + 50))
     assert learner.rate == pytest.approx(1000)
 
 
 def test_cached_tokens_are_not_prefilled() -> None:
     learner = PrefillRate()
-    learner.observe(page(0, 0, 0), 0.0)
-    learner.observe(page(50_000, 50, 50, hits=1e9), 1000.0)
+    learner.observe(page(0, 0, 0))
+    learner.observe(page(50_000, 50, 50, hits=1e9))
     assert learner.rate == pytest.approx(1000)
 
 
-def test_of_two_bounds_the_larger_is_believed() -> None:
-    together, apart = PrefillRate(), PrefillRate()
-    for learner in (together, apart):
-        learner.observe(page(0, 0, 0), 0.0)
-    # Four requests share each second: 4 x 1,000 tokens in 4 request-seconds, but in one second of the clock.
-    for second in range(1, 21):
-        together.observe(page(4000 * second, 4 * second, 4 * second), float(second))
-    assert together.rate == pytest.approx(4000)
-    # One request of one second in each minute: the clock alone would say 17 tokens/s.
-    for minute in range(1, 31):
-        apart.observe(page(1000 * minute, minute, minute), 60.0 * minute)
-    assert apart.rate == pytest.approx(1000)
+def test_a_long_prompt_that_is_counted_at_once_does_not_look_fast() -> None:
+    learner = PrefillRate()
+    for second in range(200):
+        # Every tenth second ten seconds of work are counted: 10,000 tokens that took 10 seconds.
+        done = second // 10
+        learner.observe(page(10_000 * done, 10 * done, 2 * done))
+    assert learner.rate == pytest.approx(1000)
+
+
+@pytest.mark.parametrize(
+    ("own", "of_pool", "chosen"),
+    [
+        (None, None, (500.0, "default")),
+        (None, 2000.0, (2000.0, "pool")),
+        (1000.0, None, (1000.0, "learnt")),
+        (1000.0, 2000.0, (2000.0, "pool")),
+        (5900.0, 2000.0, (2000.0, "pool")),
+        (6100.0, 2000.0, (6100.0, "learnt")),
+        (600.0, 2000.0, (600.0, "learnt")),
+        (1.0, 2000.0, (50.0, "learnt")),
+        (1e9, None, (50_000.0, "learnt")),
+    ],
+)
+def test_an_endpoint_goes_by_its_pool_unless_it_is_of_another_kind(
+    own: float | None, of_pool: float | None, chosen: tuple[float, str]
+) -> None:
+    assert RateLimits(default=500.0, low=50.0, high=50_000.0).choose(own, of_pool) == chosen
+
+
+def test_a_configured_rate_is_the_rate() -> None:
+    assert RateLimits(fixed=7.0).choose(1000.0, 2000.0) == (7.0, "configured")
 
 
 def test_a_counter_that_goes_back_starts_the_learning_anew() -> None:
     learner = PrefillRate()
-    learner.observe(page(0, 0, 0), 0.0)
-    learner.observe(page(50_000, 50, 50), 60.0)
-    learner.observe(page(10, 0.1, 1), 61.0)
+    learner.observe(page(0, 0, 0))
+    learner.observe(page(50_000, 50, 50))
+    learner.observe(page(10, 0.1, 1))
     assert learner.rate is None
 
 
@@ -70,7 +89,7 @@ def test_a_page_that_lacks_a_counter_teaches_nothing(lacking: str) -> None:
     for second in range(60):
         values = page(1000.0 * second, float(second), float(second))
         del values[lacking]
-        learner.observe(values, float(second))
+        learner.observe(values)
     assert learner.rate is None
 
 
@@ -85,7 +104,7 @@ def test_a_learnt_rate_is_positive_and_within_its_bounds(steps: list[tuple[float
             prefills + more_prefills,
             now + wait,
         )
-        learner.observe(page(tokens, seconds, prefills), now)
+        learner.observe(page(tokens, seconds, prefills))
         if learner.rate is not None:
             assert learner.rate > 0
-            assert 50 <= limits.bounded(learner.rate) <= 5e4
+            assert 50 <= limits.choose(learner.rate, None)[0] <= 5e4

@@ -249,7 +249,7 @@ def test_an_endpoint_that_has_shown_nothing_uses_the_median_of_those_that_have()
         fleet.page("a:1", done, **{PROMPT_TOKENS: 2000 * done, PREFILL_SECONDS: done, PREFILLS: done})
         fleet.page("b:1", done)
     first, second_view = fleet.store.snapshot(60.0).endpoints
-    assert (first.work.rate_source, second_view.work.rate_source) == ("learnt", "pool")
+    assert (first.work.rate_source, second_view.work.rate_source) == ("pool", "pool")
     assert first.work.rate == pytest.approx(2000, rel=0.05)
     assert second_view.work.rate == pytest.approx(2000, rel=0.05)
 
