@@ -1,0 +1,135 @@
+"""The demo in virtual time: the same workload, emulated engines and picker, with no sockets, no clock and no chance.
+
+What the demo shows on a machine is true of its workload and not of that machine: tests prove it here, in a second.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from statistics import quantiles
+from typing import NamedTuple
+
+import orjson
+
+from agent.app.pool import PoolAtWork
+from agent.app.vocabulary import WORDS
+from agent.config import from_flags
+from agent.demo.workload import Turn
+from agent.emulator.engine import Engine as Server
+from agent.emulator.metrics import PageWriter
+from agent.emulator.orders import Finished, FirstToken, Order
+from agent.emulator.settings import Settings
+from agent.emulator.text import block_hashes, chat_tokens
+from agent.engines import engine
+from agent.engines.mapping import Extractor
+from agent.events import ignore
+from agent.pick.request import Pick
+from agent.route.body import parse
+from tests.fakes.clock import ManualClock
+
+ROUND_ROBIN = "round robin"
+CHAT = "/v1/chat/completions"
+
+
+class Outcome(NamedTuple):
+    """What came of one way to pick: TTFT in seconds of each request, tokens by the servers' count, picks."""
+
+    ttft: list[float]
+    hit_tokens: int
+    prompt_tokens: int
+    served: list[int]
+    left_warmest: int
+    predicted_tokens: int
+    ended_at: float
+
+    @property
+    def hit_ratio(self) -> float:
+        return self.hit_tokens / self.prompt_tokens
+
+    def percentile(self, percent: int) -> float:
+        return quantiles(self.ttft, n=100)[percent - 1]
+
+
+def run(
+    turns: Sequence[Turn], profile: str, settings: Settings, answer_tokens: int, servers: int = 4, interval: float = 0.2
+) -> Outcome:
+    """Send the turns at their times to so many servers, each from a cold cache."""
+    addresses = [f"127.0.0.1:{8001 + number}" for number in range(servers)]
+    clock = ManualClock()
+    chosen = "least-cost" if profile == ROUND_ROBIN else profile
+    config = from_flags(addresses, words=WORDS, profile=chosen)
+    picks: list[Pick] = []
+    pool = PoolAtWork(config, config.pools[0], clock, ignore, lambda _, pick, __: picks.append(pick))
+    pool.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)
+    fleet = {address: Server(settings, 0.0) for address in addresses}
+    pages = {address: PageWriter(settings, "m", now=0.0, wall=1.0) for address in addresses}
+    readers = {address: Extractor(engine("vllm")) for address in addresses}
+    rotation = cycle(addresses)
+
+    began: dict[tuple[str, int], float] = {}
+    picked: dict[tuple[str, int], Pick] = {}
+    ttft: list[float] = []
+    hit_tokens = 0
+    events: list[tuple[float, int, Turn | None]] = [(turn.at, 1, turn) for turn in turns]
+    heapq.heapify(events)
+    heapq.heappush(events, (0.0, 0, None))  # a scrape
+    left = len(turns)
+
+    def settle(now: float) -> None:
+        nonlocal left, hit_tokens
+        for address, server in fleet.items():
+            for event in server.advance(now):
+                key = (address, event.id)
+                if isinstance(event, FirstToken):
+                    ttft.append(event.at - began[key])
+                    hit_tokens += event.cached_tokens
+                elif isinstance(event, Finished):
+                    left -= 1
+                    if key in picked:
+                        pool.ended(picked.pop(key), "closed")
+
+    while left:
+        at = min([events[0][0] if events else float("inf"), *_due(fleet.values())])
+        clock.advance(at - clock.now())
+        settle(at)
+        while events and events[0][0] <= at:
+            _, _, turn = heapq.heappop(events)
+            if turn is None:
+                for address, server in fleet.items():
+                    page = pages[address].page(server, at)
+                    pool.store.observed(address, readers[address].extract(page), at, 0.0, len(page))
+                heapq.heappush(events, (at + interval, 0, None))
+                continue
+            pick = None
+            if profile == ROUND_ROBIN:
+                address = next(rotation)
+            else:
+                answer = pool.pick("r", parse(_body(turn), CHAT), None)
+                assert isinstance(answer, Pick)
+                pick, address = answer, answer.endpoint
+            tokens = chat_tokens([(message.role, message.content) for message in turn.messages])
+            hashes = block_hashes(tokens, settings.block_size)
+            number = fleet[address].submit(at, Order(len(tokens), answer_tokens, hashes, stream=True))
+            began[address, number] = at
+            if pick is not None:
+                picked[address, number] = pick
+    served = [sum(1 for where, _ in began if where == address) for address in addresses]
+    return Outcome(
+        ttft,
+        hit_tokens,
+        sum(len(chat_tokens([(m.role, m.content) for m in turn.messages])) for turn in turns),
+        served,
+        sum(pick.left_warmest for pick in picks),
+        sum(pick.hit_tokens for pick in picks),
+        clock.now(),
+    )
+
+
+def _due(fleet: Iterable[Server]) -> list[float]:
+    return [at for server in fleet if (at := server.next_event_at()) is not None]
+
+
+def _body(turn: Turn) -> bytes:
+    return orjson.dumps({"model": "m", "messages": [message._asdict() for message in turn.messages]})
