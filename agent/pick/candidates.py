@@ -36,13 +36,6 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.views)
 
-    def added_seconds(self) -> list[float]:
-        """Seconds of uncached prefill that this request would add at each candidate."""
-        tokens = self.request.prompt_tokens
-        return [
-            (tokens - hit) / work.rate if hit < tokens else 0.0 for work, hit in zip(self.works, self.hits, strict=True)
-        ]
-
     def column(self, signal: str) -> list[float | None]:
         """The signal's fresh value at each candidate, None where it is unknown or stale."""
         now = self.now
@@ -71,8 +64,8 @@ class Candidates:
 def _ahead_seconds(works: Sequence[Work], now: float) -> list[float]:
     """The work ahead at each candidate. Where no fresh page corrects the estimate, it is at least the longest of the
     others."""
-    ahead = [seconds if (seconds := work.busy_until - now) > 0.0 else 0.0 for work in works]
-    known = [work.corrected for work in works]
+    ahead = [until - now if until > now else 0.0 for _, until, _, _, _ in works]
+    known = [work[4] for work in works]  # `corrected`; by its place, because this runs for each endpoint at each pick
     if all(known) or not any(known):
         return ahead
     longest = max(seconds for seconds, sure in zip(ahead, known, strict=True) if sure)

@@ -26,11 +26,8 @@ def serves_model(candidates: Candidates) -> Sequence[int]:
     views = candidates.views
     if not model:
         return range(len(views))
-    serving = []
-    for place, view in enumerate(views):
-        reading = view.readings.get(MODELS)
-        if reading is not None and model in reading.value:  # type: ignore[operator]
-            serving.append(place)
+    served = [view.readings.get(MODELS) for view in views]
+    serving = [place for place, reading in enumerate(served) if reading is not None and model in reading[0]]  # type: ignore[operator]
     return serving or range(len(views))
 
 

@@ -48,7 +48,7 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
     addresses = [view.address for view in views]
     if request.chain:
         size, most = request.block_tokens, request.prompt_tokens
-        hits = [min(most, blocks * size) for blocks in index.match(request.chain, addresses)]
+        hits = [known if (known := blocks * size) < most else most for blocks in index.match(request.chain, addresses)]
     else:
         hits = [0] * len(views)
     candidates = Candidates(request, now, views, hits)
@@ -59,7 +59,7 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
         if not candidates.views:
             detail = f"the filter {name} left no endpoint of pool {snapshot.pool}"
             return NoPick(request.request_id, "all_filtered", detail)
-    totals = [0.0] * len(candidates)
+    totals: list[float] = []
     scores: dict[str, Sequence[float]] = {}
     weights: dict[str, float] = {}
     for scorer, weight in profile.scorers:
@@ -68,7 +68,11 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
             continue
         scores[scorer.name] = opinions
         weights[scorer.name] = weight
-        totals = [total + weight * score for total, score in zip(totals, opinions, strict=True)]
+        if totals:
+            totals = [total + weight * score for total, score in zip(totals, opinions, strict=True)]
+        else:
+            totals = [weight * score for score in opinions]
+    totals = totals or [0.0] * len(candidates)
     place, decided_by = _best(candidates, totals, scores, weights)
     winner = candidates.views[place]
     return Pick(

@@ -34,6 +34,10 @@ class LeastCost:
         """The score of each candidate's cost in seconds."""
         ahead = candidates.ahead_seconds
         price = 1.0 + self.kappa * sum(ahead) / len(ahead)
-        costs = [wait + price * own for wait, own in zip(ahead, candidates.added_seconds(), strict=True)]
+        tokens, hits = candidates.request.prompt_tokens, candidates.hits
+        costs = [
+            wait + price * (tokens - hit) / rate
+            for wait, hit, (_, _, rate, _, _) in zip(ahead, hits, candidates.works, strict=True)
+        ]
         best = min(costs)
         return [1.0 / (1.0 + (cost - best)) for cost in costs]

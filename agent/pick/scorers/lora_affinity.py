@@ -30,10 +30,10 @@ class LoraAffinity:
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
         """Affinity of each candidate; no opinion where no candidate's page names this adapter."""
         model, now = candidates.request.model, candidates.now
-        for view in candidates.views:
-            for signal in (LORA_RUNNING, LORA_WAITING):
+        for signal in (LORA_RUNNING, LORA_WAITING):
+            for view in candidates.views:
                 reading = view.readings.get(signal)
-                if reading is not None and model in reading.value and now - reading.at < view.stale_after:  # type: ignore[operator]
+                if reading is not None and model in reading[0] and now - reading.at < view.stale_after:  # type: ignore[operator]
                     return [_affinity(each, model, now) for each in candidates.views]
         return None
 
