@@ -1,0 +1,209 @@
+"""`igw demo` as a newcomer runs it: a table at the end, and nothing left behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.processes import Process, Processes
+from tests.waiting import until
+
+DEMO = [sys.executable, "-m", "agent", "demo"]
+SMALL = ["--seconds", "1", "--rate", "12"]
+PROC = Path("/proc")
+
+
+def children(pid: int) -> dict[int, str]:
+    """Process id -> command line of what a process has started and what runs."""
+    found = {}
+    for stat in PROC.glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def running(pids: dict[int, str]) -> list[str]:
+    """Those of these processes that still run, by their command lines."""
+    return [
+        command
+        for pid, command in pids.items()
+        if (PROC / str(pid)).exists() and (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    ]
+
+
+def fleet(demo: Process) -> dict[int, str]:
+    """All six processes of a demo that is at work: four servers, the agent, Envoy."""
+    until(lambda: len(children(demo.pid)) == 6, 60, "six processes")
+    return children(demo.pid)
+
+
+@pytest.fixture(scope="module")
+def small_table(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
+    """Exit status and output of a small demo with two profiles."""
+    started = Processes(tmp_path_factory.mktemp("demo"))
+    try:
+        demo = started.start([*DEMO, "--once", "--port-base", "0", "--profiles", "least-cost,blend", *SMALL])
+        return demo.wait(120), demo.output()
+    finally:
+        started.stop_all()
+
+
+def row(output: str, label: str) -> list[str]:
+    """The cells of a row of a table."""
+    (line,) = re.findall(rf"^ *{re.escape(label)}  (.*)$", output, re.MULTILINE)
+    return [cell.strip() for cell in re.split(r" {2,}", line.strip())]
+
+
+def test_the_demo_ends_well_with_a_column_for_each_way_to_pick(small_table: tuple[int, str]) -> None:
+    status, output = small_table
+    assert status == 0, output
+    assert re.search(r"^ +round robin +least-cost +blend *$", output, re.MULTILINE), output
+
+
+def test_the_table_has_figures_in_every_cell_that_can_be_known(small_table: tuple[int, str]) -> None:
+    _, output = small_table
+    for label in ("time to first token, p50", "time to first token, p90"):
+        assert all(re.fullmatch(r"[\d.]+ m?s", cell) for cell in row(output, label)), label
+    assert all(re.fullmatch(r"[\d.]+ %", cell) for cell in row(output, "prefix hits, by the servers' counters"))
+    assert all(re.fullmatch(r"[\d,]+ us", cell) for cell in row(output, "agent CPU per request, scrapes included"))
+    blind, *ours = row(output, "left the warmest server, for load")
+    sent = re.search(r"What came of it, (\d+) chats", output)
+    assert sent
+    assert blind == "–"
+    assert all(re.fullmatch(rf"\d+ of {sent[1]}", cell) for cell in ours)
+    assert row(output, "errors") == [f"0 of {sent[1]}"] * 3
+
+
+def test_every_request_is_counted_at_some_server(small_table: tuple[int, str]) -> None:
+    _, output = small_table
+    sent = re.search(r"What came of it, (\d+) chats", output)
+    served = re.findall(r"^ *requests at 127\.0\.0\.1:\d+ +(\d+) +(\d+) +(\d+)", output, re.MULTILINE)
+    assert sent
+    assert len(served) == 4
+    assert [sum(map(int, column)) for column in zip(*served, strict=True)] == [int(sent[1])] * 3
+
+
+def test_what_an_autoscaler_reads_and_where_to_look_are_told(small_table: tuple[int, str]) -> None:
+    _, output = small_table
+    assert row(output, "llm_d_epp_ready_endpoints")[1] == "4"
+    assert re.fullmatch(r"\d+ ms", row(output, "llm_d_epp_average_queue_size")[2])
+    for path in ("/v1/state", "/v1/gauges", "/v1/picks", "/metrics"):
+        assert re.search(rf"^  http://127\.0\.0\.1:\d+{path} ", output, re.MULTILINE), path
+
+
+def test_a_file_gets_no_control_characters(small_table: tuple[int, str]) -> None:
+    _, output = small_table
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", output)
+
+
+@pytest.fixture
+def serving(processes: Processes) -> Process:
+    """A demo that has shown its table and goes on."""
+    demo = processes.start([*DEMO, "--port-base", "0", *SMALL])
+    demo.wait_for("until Ctrl-C", 120)
+    return demo
+
+
+def test_it_serves_after_the_table_until_ctrl_c_and_leaves_nothing(serving: Process) -> None:
+    match = re.search(r"(http://127\.0\.0\.1:\d+)/v1 +Envoy, asking", serving.output())
+    assert match
+    chat = {"model": "emulated", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    answer = requests.post(f"{match[1]}/v1/chat/completions", json=chat, timeout=30)
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    started = fleet(serving)
+    serving.signal(signal.SIGINT)
+    assert serving.wait() == 0
+    assert running(started) == []
+    assert "Traceback" not in serving.output()
+
+
+def test_killed_by_force_it_takes_everything_along(serving: Process) -> None:
+    started = fleet(serving)
+    serving.signal(signal.SIGKILL)
+    serving.wait()
+    until(lambda: not running(started), 20, "the kernel to end what the demo had started")
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_told_to_stop_while_it_starts_it_stops_and_leaves_nothing(name: str, status: int, processes: Processes) -> None:
+    demo = processes.start([*DEMO, "--once", "--port-base", "0"])
+    started = until(lambda: children(demo.pid), 60, "the first process")
+    demo.wait_for("Starting")
+    demo.signal(getattr(signal, name))
+    assert demo.wait() == status
+    assert running(started) == []
+    assert "Traceback" not in demo.output()
+
+
+def test_an_agent_that_dies_in_the_middle_ends_the_demo_with_a_reason(processes: Processes) -> None:
+    demo = processes.start([*DEMO, "--once", "--port-base", "0", "--seconds", "3", "--rate", "12"])
+    demo.wait_for("Sending")
+    started = fleet(demo)
+    (agent,) = (pid for pid, command in started.items() if "agent run" in command)
+    os.kill(agent, signal.SIGKILL)
+    assert demo.wait(60) == 1
+    assert "the agent ended with status -9" in demo.output()
+    assert running(started) == []
+
+
+def test_a_taken_port_is_told_by_name_before_anything_is_started(
+    processes: Processes, free_ports: Callable[[int], list[int]]
+) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        base = one.getsockname()[1]
+        demo = processes.start([*DEMO, "--once", "--port-base", str(base)])
+        assert demo.wait() == 1
+    said = demo.output()
+    assert f"igw demo: emulated server 1 127.0.0.1:{base} is in use" in said or f"127.0.0.1:{base}, " in said
+    assert "Starting" not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--profiles", "fastest"], "there is no profile 'fastest'; choose of affinity, blend, least-cost"),
+        (["--profiles", ""], "no profile is named"),
+        (["--seconds", "0"], "--seconds 0: write a number above 0"),
+        (["--rate", "nan"], "--rate nan: write a number above 0"),
+        (["--prompt-tokens", "10", "--port-base", "0"], "allow at least 256"),
+        (["--endpoints", "localhost", "--port-base", "0"], "'localhost' is no address; write HOST:PORT"),
+        (["--endpoints", "127.0.0.1:1", "--port-base", "0"], "http://127.0.0.1:1/v1/models does not answer"),
+    ],
+)
+def test_wrong_use_is_told_without_a_traceback(flags: list[str], said: str, processes: Processes) -> None:
+    demo = processes.start([*DEMO, "--once", *flags])
+    assert demo.wait() in {1, 2}
+    assert said in demo.output()
+    assert "Traceback" not in demo.output()
+
+
+def test_servers_that_run_already_are_used_and_left_as_they_were(processes: Processes) -> None:
+    servers = processes.start(
+        [*DEMO[:3], "emulate", "--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--max-model-len", "2048"]
+    )
+    until(lambda: len(re.findall(r"on http", servers.output())) == 2, what="two servers")
+    addresses = re.findall(r"on http://(\S+):\s", servers.output())
+    flags = ["--once", "--port-base", "0", *SMALL, "--endpoints", ",".join(addresses)]
+    demo = processes.start([*DEMO, *flags])
+    assert demo.wait(120) == 0, demo.output()
+    assert "Model emulated, prompts of up to 1,8" in demo.output()
+    assert "begins with nothing of them in any cache" in demo.output()
+    blind, ours = (int(cell) for cell in row(demo.output(), f"requests at {addresses[0]}"))
+    assert blind > 0
+    assert ours >= 0
+    assert servers.running()
