@@ -176,6 +176,8 @@ class Extractor:
         marks = self._engine.marks
         names = [*(series.name for series in layout.series), *(line.name for line in layout.bad)]
         if not any(name.startswith(marks) for name in names):
+            # Names that every server has stood where they may stand on the next page too, beside those of this engine.
+            self._scanner.forget()
             raise PageRefused(*_whose(page, self._engine))
         self._singles, self._several, self._constant = [], [], {}
         missing: list[str] = []

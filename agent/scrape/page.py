@@ -148,6 +148,10 @@ class Scanner:
                 return self._layout, values
         return self._scan(page)
 
+    def forget(self) -> None:
+        """Scan the next page whatever it looks like."""
+        self._layout = None
+
     def _compare(self, page: bytes) -> list[float] | None:
         """The values where they stood before, or None when anything is not as it was."""
         texts: list[bytes] = []

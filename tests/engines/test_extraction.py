@@ -224,6 +224,14 @@ def test_a_page_that_cannot_be_one_is_refused_whole_and_the_reason_says_what_to_
     assert part in refused.value.detail
 
 
+@pytest.mark.parametrize("other", [BASE.replace(b"vllm:", b"sglang:"), re.sub(rb"(?m)^.*vllm:.*\n", b"", BASE)])
+def test_after_a_page_of_another_engine_the_first_good_one_is_read(other: bytes) -> None:
+    extractor = Extractor(engine("vllm"))
+    with pytest.raises(PageRefused):
+        extractor.extract(other, whole=True)
+    assert extractor.extract(BASE, whole=True).readings == read(BASE).readings
+
+
 def cuts() -> list[int]:
     wanted = [
         found.start()
