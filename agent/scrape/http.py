@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 HEAD_BYTES: Final = 16 << 10  # more than this before the empty line is no answer to a scrape
+# Of the headers that are read: content-length, content-encoding, connection, transfer-encoding.
+_FIRST_LETTERS: Final = (b"c", b"C", b"t", b"T")
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 
