@@ -62,17 +62,17 @@ def table(runs: Sequence[Figures]) -> list[Row]:
     rows = [
         _row("time to first token, p50", runs, lambda run: _seconds(percentile(run.ttft_seconds, 50))),
         _row("time to first token, p90", runs, lambda run: _seconds(percentile(run.ttft_seconds, 90))),
-        _row("prefix hits, by the servers' counters", runs, lambda run: _ratio(run.hit_ratio)),
-        _row("  hit tokens predicted by the index", runs, lambda run: _count(run.predicted_tokens)),
-        _row("  hit tokens counted by the servers", runs, lambda run: _count(run.hit_tokens)),
-        _row("  gap, predicted to counted", runs, _gap),
-        _row("left the warmest server, for load", runs, _left),
+        _row("prefix hits, counted by servers", runs, lambda run: _ratio(run.hit_ratio)),
+        _row("  hit tokens the index predicted", runs, lambda run: _count(run.predicted_tokens)),
+        _row("  hit tokens the servers counted", runs, lambda run: _count(run.hit_tokens)),
+        _row("  gap of the two", runs, _gap),
+        _row("left the warmest server", runs, _left),
     ]
     servers = dict.fromkeys(server for run in runs for server in run.served)
     rows += [Row(f"requests at {server}", tuple(_count(run.served.get(server)) for run in runs)) for server in servers]
     rows += [
-        _row("errors", runs, lambda run: f"{run.failed} of {run.sent}"),
-        _row("agent CPU per request, scrapes included", runs, _cpu),
+        _row("errors", runs, lambda run: f"{run.failed}"),
+        _row("agent CPU per request", runs, _cpu),
         _row("age of the signals, p50", runs, lambda run: _seconds(percentile(run.ages_seconds, 50))),
         _row("age of the signals, p99", runs, lambda run: _seconds(percentile(run.ages_seconds, 99))),
     ]
@@ -174,7 +174,7 @@ def _gap(run: Figures) -> str:
 
 
 def _left(run: Figures) -> str:
-    return UNKNOWN if run.left_warmest is None else f"{run.left_warmest:.0f} of {run.sent}"
+    return _count(run.left_warmest)
 
 
 def _cpu(run: Figures) -> str:

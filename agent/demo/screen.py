@@ -8,6 +8,7 @@ from typing import Final
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -16,6 +17,7 @@ from agent.demo.report import Row
 
 _PLAIN_STEPS: Final = 5  # lines about one run where there is no bar
 _PLAIN_WIDTH: Final = 120
+_WIDEST: Final = 400  # more than any table needs
 
 
 class Screen:
@@ -43,7 +45,9 @@ class Screen:
             table.add_column(name, justify="right" if place else "left", no_wrap=True)
         for row in rows:
             table.add_row(row.label, *row.cells)
-        self._console.print(table)
+        # A window that is too narrow breaks lines, which reads better than figures cut short.
+        needed = Measurement.get(self._console, self._console.options.update(width=_WIDEST), table).maximum
+        self._console.print(table, width=max(needed, self._console.width), crop=False)
 
     @contextmanager
     def run(self, name: str, total: int) -> Iterator[Callable[[Run], None]]:

@@ -76,14 +76,14 @@ def test_the_table_has_figures_in_every_cell_that_can_be_known(small_table: tupl
     _, output = small_table
     for label in ("time to first token, p50", "time to first token, p90"):
         assert all(re.fullmatch(r"[\d.]+ m?s", cell) for cell in row(output, label)), label
-    assert all(re.fullmatch(r"[\d.]+ %", cell) for cell in row(output, "prefix hits, by the servers' counters"))
-    assert all(re.fullmatch(r"[\d,]+ us", cell) for cell in row(output, "agent CPU per request, scrapes included"))
-    blind, *ours = row(output, "left the warmest server, for load")
+    assert all(re.fullmatch(r"[\d.]+ %", cell) for cell in row(output, "prefix hits, counted by servers"))
+    assert all(re.fullmatch(r"[\d,]+ us", cell) for cell in row(output, "agent CPU per request"))
+    blind, *ours = row(output, "left the warmest server")
     sent = re.search(r"What came of it, (\d+) chats", output)
     assert sent
     assert blind == "–"
-    assert all(re.fullmatch(rf"\d+ of {sent[1]}", cell) for cell in ours)
-    assert row(output, "errors") == [f"0 of {sent[1]}"] * 3
+    assert all(re.fullmatch(r"\d+", cell) for cell in ours)
+    assert row(output, "errors") == ["0"] * 3
 
 
 def test_every_request_is_counted_at_some_server(small_table: tuple[int, str]) -> None:
