@@ -90,7 +90,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
 
 
 TestIndexAgainstModel = IndexAgainstModel.TestCase
-TestIndexAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestIndexAgainstModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 steps = st.lists(st.tuples(addresses, chains), max_size=60)
 
