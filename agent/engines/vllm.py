@@ -70,7 +70,7 @@ VLLM: Final = Engine(
         LORA_WAITING: (Source(_LORA, Combine.NEWEST, label="waiting_lora_adapters"),),
         START_TIME: (Source("process_start_time_seconds", Combine.LATEST),),
     },
-    silent={MODELS: "not on the page: asked for at the models path"},
+    silent={MODELS: "not on the page; asked for at `/v1/models`"},
     health_path="/health",
     models_path="/v1/models",
     hint="was the server started with --disable-log-stats?",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from agent.engines import ENGINES, engine
-from agent.engines.mapping import MARKS, Combine, Extractor
-from agent.scrape.page import PageRefused
+from agent.engines.mapping import MARKS, REFUSALS, Combine, Extractor, Source
+from agent.scrape.page import REASONS, PageRefused
 from agent.signals import SIGNALS, Kind
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 EVERY_ENGINE = pytest.mark.parametrize("name", sorted(ENGINES))
 
 
@@ -76,3 +80,109 @@ def test_a_golden_page_cut_within_a_line_is_never_read(name: str) -> None:
             if page[cut - 1] != 10:
                 with pytest.raises(PageRefused):
                     Extractor(engine(name)).extract(page[:cut])
+
+
+def golden_pages(name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((PAGES / name).glob("*.prom"))}
+
+
+def cuts(page: bytes, names: list[str]) -> list[int]:
+    """Places all over the page, and many in and around the wanted lines; half of them behind a line end."""
+    wanted = re.compile(rb"^(?:" + b"|".join(re.escape(name.encode()) for name in names) + rb")[{ ]", re.MULTILINE)
+    near: set[int] = set()
+    for found in wanted.finditer(page):
+        line_end = page.index(b"\n", found.start())
+        near |= {
+            found.start(),
+            line_end + 1,
+            page.find(b"\n", line_end + 1) + 1,
+            found.start() + 60,
+            line_end,
+            line_end - 1,
+        }
+    anywhere = range(1, len(page), 1009)
+    return sorted({*near, *anywhere, *(page.rfind(b"\n", 0, cut) + 1 for cut in anywhere)} - {0, len(page)})
+
+
+@EVERY_ENGINE
+def test_a_golden_page_cut_at_any_byte_never_gives_a_wrong_reading(name: str) -> None:
+    """Behind a line end nothing tells that a page was cut, so what may be a part of a sum must not be a reading."""
+    table = engine(name)
+    for file, page in golden_pages(name).items():
+        true = Extractor(table).extract(page, whole=True).readings
+        read = 0
+        for cut in cuts(page, table.names()):
+            try:
+                readings = Extractor(table).extract(page[:cut]).readings
+            except PageRefused:
+                continue
+            read += 1
+            wrong = {signal: value for signal, value in readings.items() if value != true.get(signal)}
+            assert not wrong, f"{file} cut at {cut}"
+        assert read > 10
+
+
+@EVERY_ENGINE
+def test_what_an_extractor_remembers_changes_no_reading(name: str) -> None:
+    table = engine(name)
+    remembering = Extractor(table)
+    for page in [page for pages in itertools.permutations(golden_pages(name).values(), 2) for page in pages]:
+        assert remembering.extract(page, whole=True) == Extractor(table).extract(page, whole=True)
+
+
+# -- docs/signals.md -------------------------------------------------------------------------------------------------
+
+
+def written(source: Source) -> str:
+    where = ",".join(f'{label}="{text}"' for label, text in source.where.items())
+    text = f"`{source.sample}{'{' + where + '}' if where else ''}`"
+    if source.label:
+        text += f" label `{source.label}`"
+    return text + (" in tokens or blocks, as its HELP says" if source.tokens_or_blocks else "")
+
+
+def engine_rows(name: str) -> list[str]:
+    table = engine(name)
+    rows = []
+    for signal in SIGNALS:
+        sources = table.sources.get(signal, ())
+        if sources:
+            rows.append(f"| `{signal}` | {', else '.join(map(written, sources))} | {sources[0].combine.value} |")
+        else:
+            rows.append(f"| `{signal}` | none: {table.silent[signal]} | |")
+    return rows
+
+
+def signal_rows() -> list[str]:
+    return [
+        f"| `{row.name}` | {row.unit} | {row.kind.value} | "
+        + ("any" if row.kind is Kind.NAMES else f"{row.low:g} to {row.high:g}")
+        + f" | {row.help} |"
+        for row in SIGNALS.values()
+    ]
+
+
+def word_rows(words: Mapping[str, str]) -> list[str]:
+    return [f"| `{word}` | {meaning} |" for word, meaning in words.items()]
+
+
+@pytest.mark.parametrize(
+    ("section", "rows"),
+    [
+        ("What the agent understands", signal_rows()),
+        ("Why a signal is not read", word_rows(REFUSALS)),
+        ("Why a scrape fails", word_rows(REASONS)),
+        *((f"Engine {name}", engine_rows(name)) for name in sorted(ENGINES)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_document_of_signals_says_what_the_tables_say(section: str, rows: list[str]) -> None:
+    text = (DOCS / "signals.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {section}$\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/signals.md has no section '## {section}'"
+    assert re.findall(r"^\| `.*\|$", found[1], re.MULTILINE) == rows, "it should say:\n" + "\n".join(rows)
+
+
+def test_the_document_of_signals_has_no_engine_that_is_not_there() -> None:
+    text = (DOCS / "signals.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## Engine (.*)$", text, re.MULTILINE) == sorted(ENGINES)
