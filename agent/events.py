@@ -84,6 +84,12 @@ class Ended(NamedTuple):
     how: str
 
 
+class Abandoned(NamedTuple):
+    """A request that was over before it was picked for or refused: its client left, or the proxy refused its body."""
+
+    pool: str
+
+
 class StreamBroken(NamedTuple):
     """An ext_proc conversation that ended against the protocol or on an error of ours; the reason is one word."""
 
@@ -113,6 +119,7 @@ Event = (
     | Picked
     | Refused
     | Ended
+    | Abandoned
     | StreamBroken
     | Reloaded
     | WatcherDropped

@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from agent.clock import Clock
 from agent.events import (
+    Abandoned,
     Ended,
     Event,
     HealthChanged,
@@ -116,6 +117,7 @@ class Instruments:
         self._scrapes = cache(self._scrape)
         self._missing = lru_cache(1024)(self._missing_signals)
         self._actions: dict[type, Callable[[Any], None]] = {
+            Abandoned: self._abandoned,
             Ended: self._ended,
             HealthChanged: self._health_changed,
             Picked: self._picked,
@@ -151,6 +153,9 @@ class Instruments:
         request.running.dec()
         request.duration.observe(event.took)
         self._count(catalog.ENDED, event.pool, event.how)
+
+    def _abandoned(self, event: Abandoned) -> None:
+        self._count(catalog.ABANDONED, event.pool)
 
     def _refused(self, event: Refused) -> None:
         model = self._model(event.model)

@@ -335,6 +335,9 @@ ENDED: Final = _event(
     "pool how",
     "Picked requests that ended: closed by the proxy, or lost by the agent",
 )
+ABANDONED: Final = _event(
+    "igw_requests_abandoned_total", "requests", "pool", "Requests that were over before there was a pick or a refusal"
+)
 SCRAPES: Final = _event(
     "igw_scrapes_total", "scrapes", "pool result reason", "Scrapes by result (ok, failed) and the reason of the failure"
 )
@@ -359,10 +362,7 @@ PAGE_BYTES: Final = _row(
     (1024.0, 4096.0, 16384.0, 65536.0, 131072.0, 262144.0, 1048576.0, 4194304.0),
 )
 MISSING: Final = _event(
-    "igw_scrape_missing_signals_total",
-    "pages",
-    "pool signal",
-    "Good pages that lacked a signal of their engine's table",
+    "igw_scrape_missing_signals_total", "pages", "pool signal", "Good pages that lack a signal of their engine's table"
 )
 VALUES_REFUSED: Final = _event(
     "igw_scrape_refused_values_total",
@@ -377,10 +377,7 @@ SERVER_RESTARTS: Final = _event(
     "igw_server_restarts_total", "restarts", "pool reason", "New servers found under a known address"
 )
 STREAM_BREAKS: Final = _event(
-    "igw_stream_breaks_total",
-    "streams",
-    "pool reason",
-    "ext_proc streams that ended against the protocol or on an error",
+    "igw_stream_breaks_total", "streams", "pool reason", "ext_proc streams that broke the protocol or met an error"
 )
 RELOADS: Final = _event("igw_reloads_total", "reloads", "result", "Readings of a changed configuration, ok or failed")
 WATCHERS_DROPPED: Final = _event(

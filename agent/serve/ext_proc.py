@@ -23,7 +23,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
 from agent.clock import Clock
-from agent.events import Hook, Refused, StreamBroken
+from agent.events import Abandoned, Hook, Refused, StreamBroken
 from agent.pick.request import NoPick, Pick, Prompt
 from agent.serve.actions import Actions, Ask, Broken, Continue, Echo, End, Refuse, Route
 from agent.serve.health import SERVICE, Health
@@ -153,6 +153,8 @@ class ExtProcServer:
             self.open_streams -= 1
             if task is not None:
                 self._on_their_way.discard(task)
+            if session.reading and how == "closed":
+                self._hook(Abandoned(self._pool.name))
             await self._do(session, session.closed(how), context)
 
     async def _do(self, session: Session, actions: Actions, context: Any) -> None:

@@ -137,6 +137,11 @@ class Session:
         return self._state is _State.ROUTED
 
     @property
+    def reading(self) -> bool:
+        """True while a request has begun and its body is not complete."""
+        return self._state is _State.READING
+
+    @property
     def over(self) -> bool:
         """True when the client has been answered by us: nothing more will be said."""
         return self._state is _State.REFUSED

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent import events
 from agent.events import (
+    Abandoned,
     Ended,
     Event,
     HealthChanged,
@@ -41,6 +42,7 @@ EVERYTHING: tuple[Event, ...] = (
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
     Refused("pool", "m", 503, "none_healthy"),
     Ended("pool", "m", "a:1", 1.0, "closed"),
+    Abandoned("pool"),
     StreamBroken("pool", "protocol", "x"),
     ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (Refusal("kv_usage_ratio", "not_finite", "NaN"),)),
     ScrapeFailed("pool", "a:1", 0.0, 0.01, "timeout", "x"),

@@ -13,7 +13,7 @@ import pytest
 from agent.clock import SystemClock
 from agent.envoy import process
 from agent.envoy.render import Way, bootstrap
-from agent.events import Event
+from agent.events import Abandoned, Event
 from agent.serve.ext_proc import ExtProcServer
 from tests.envoy.rig import CHAT, WAYS, ToldPool, chat, envoy_settings
 from tests.waiting import eventually
@@ -166,7 +166,7 @@ async def test_after_10_000_requests_of_which_1_000_were_aborted_nothing_is_in_f
         assert pool.wrongly_ended == 0
         assert len(pool.ended_as) == pool.begun
         assert pool.ended_as.count("closed") == pool.begun
-        assert events == []
+        assert set(events) <= {Abandoned("pool")}
         # The storm was one: whole requests were served, and the servers did drop theirs.
         assert pool.begun >= REQUESTS - LEAVING_CLIENTS
         assert servers.served >= REQUESTS - LEAVING_CLIENTS - DROPPED_BY_SERVERS
