@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
-from agent.engines.mapping import Extraction, Extractor
-from agent.scrape.page import FULL_SCAN_PAGES, REASONS, PageRefused
+from agent.engines.mapping import REFUSALS, Extraction, Extractor
+from agent.scrape.page import FULL_SCAN_PAGES, MAX_SERIES, REASONS, PageRefused
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
+    PREFIX_HITS,
+    PREFIX_QUERIES,
+    PROMPT_TOKENS,
     RUNNING,
     START_TIME,
     WAITING,
@@ -383,3 +386,145 @@ def test_the_readings_of_every_recorded_page_are_those_written_beside_it() -> No
         assert readings == expected["readings"], path.name
         assert list(extraction.missing) == expected["missing"], path.name
         assert [list(refusal) for refusal in extraction.refused] == expected["refused"], path.name
+
+
+# -- the format, further -------------------------------------------------------------------------------------------
+
+
+def test_lines_may_end_as_on_windows() -> None:
+    assert read(BASE.replace(b"\n", b"\r\n")) == read(BASE)
+
+
+def test_a_page_in_open_metrics_is_read_with_its_exemplars_and_its_end_mark() -> None:
+    total = line("vllm:prompt_tokens_total")
+    page = BASE.replace(total, total + b' # {trace_id="a} 5"} 0.67 1795344417.3')
+    for end in (b"# EOF\n", b"# EOF"):
+        assert read(page + end) == read(BASE)
+
+
+@pytest.mark.parametrize("rest", [b" # 0.67", b" #", b" 1 2", b" x", b" # {", b' {a="b"}'])
+def test_what_is_behind_a_value_and_belongs_to_no_format_spoils_the_line_but_for_exemplars(rest: bytes) -> None:
+    total = line("vllm:prompt_tokens_total")
+    extraction = read(BASE.replace(total, total + rest))
+    assert (PROMPT_TOKENS in extraction.readings) == rest.startswith(b" # {")
+
+
+@pytest.mark.parametrize(
+    "text", [b"hello world\n", b"error: no such path\n", b"Service Unavailable\n\n", b"\n", b"a b c\n"]
+)
+def test_a_text_that_is_no_page_at_all_is_told_from_the_page_of_another_program(text: bytes) -> None:
+    with pytest.raises(PageRefused) as refused:
+        read(text)
+    assert refused.value.reason == "not_metrics"
+
+
+def test_a_page_with_more_series_than_any_server_has_is_refused() -> None:
+    row = 'vllm:lora_requests_info{{max_lora="2",running_lora_adapters="{}",waiting_lora_adapters=""}} {}\n'
+    rows = "".join(row.format(number, number) for number in range(MAX_SERIES))
+    assert read(rows.encode()).readings[LORA_RUNNING] == frozenset({str(MAX_SERIES - 1)})
+    with pytest.raises(PageRefused) as refused:
+        read((rows + row.format("one more", 0)).encode())
+    assert refused.value.reason == "too_large"
+
+
+def test_two_engines_of_one_server_join_their_newest_adapters() -> None:
+    row = (
+        'vllm:lora_requests_info{{engine="{}",max_lora="{}",running_lora_adapters="{}",waiting_lora_adapters=""}} {}\n'
+    )
+    page = row.format(0, 2, "a,b", 5) + row.format(0, 2, "", 4) + row.format(1, 4, "c", 1) + row.format(1, 4, "d", 0)
+    readings = read(page.encode()).readings
+    assert readings[LORA_RUNNING] == frozenset("abc")
+    assert readings[LORA_MAX] == 4
+
+
+def old_counters(counted: bytes) -> bytes:
+    page = (PAGES / "derived_v0_names.prom").read_bytes()
+    return re.sub(rb"(# HELP vllm:gpu_prefix_cache_\w+_total ).*", rb"\1GPU prefix cache queries, in " + counted, page)
+
+
+def test_what_older_releases_counted_in_blocks_becomes_tokens() -> None:
+    tokens, blocks = (
+        read(old_counters(b"terms of number of queried " + unit + b".")).readings for unit in (b"tokens", b"blocks")
+    )
+    assert blocks[PREFIX_QUERIES] == 32 * float(str(tokens[PREFIX_QUERIES]))
+    assert blocks[PREFIX_HITS] == 32 * float(str(tokens[PREFIX_HITS]))
+
+
+def test_a_count_of_an_unknown_unit_is_no_reading() -> None:
+    without_size = re.sub(rb"vllm:cache_config_info\{.*\n", b"", old_counters(b"blocks"))
+    for page in (old_counters(b"some unit"), without_size):
+        extraction = read(page)
+        assert not {PREFIX_QUERIES, PREFIX_HITS} & extraction.readings.keys()
+        assert {(refusal.signal, refusal.reason) for refusal in extraction.refused} == {
+            (PREFIX_QUERIES, "unknown_unit"),
+            (PREFIX_HITS, "unknown_unit"),
+        }
+
+
+def test_every_refusal_has_a_reason_that_is_documented() -> None:
+    pages = [
+        changed("vllm:num_requests_running", "NaN"),
+        changed("vllm:num_requests_running", "-1"),
+        changed("vllm:num_requests_running", "x"),
+        BASE + line("vllm:num_requests_running") + b"\n",
+        old_counters(b"some unit"),
+        (PAGES / "derived_two_engines.prom").read_bytes().replace(b',block_size="32"', b',block_size="16"', 1),
+        BASE.replace(b',num_gpu_blocks="100"', b',num_gpu_blocks="None"'),
+    ]
+    found = {refusal.reason for page in pages for refusal in read(page).refused}
+    cut = BASE[: BASE.index(b"\n", BASE.index(b"\nvllm:num_requests_running{") + 1) + 1]
+    found |= {refusal.reason for refusal in Extractor(engine("vllm")).extract(cut).refused}
+    assert found == REFUSALS.keys()
+
+
+# -- what is remembered --------------------------------------------------------------------------------------------
+
+EDITS = st.lists(
+    st.one_of(
+        st.tuples(st.just("remove"), st.integers(0, 10_000), st.just("")),
+        st.tuples(st.just("repeat"), st.integers(0, 10_000), st.just("")),
+        st.tuples(st.just("swap"), st.integers(0, 10_000), st.just("")),
+        st.tuples(st.just("another engine"), st.integers(0, 10_000), st.sampled_from(["1", "00", "10"])),
+        st.tuples(
+            st.just("value"), st.integers(0, 10_000), st.sampled_from(["0", "1.0", "0.123456789012345", "1e-05"])
+        ),
+    ),
+    max_size=4,
+)
+
+
+def edited(lines: list[bytes], kind: str, at: int, text: str) -> list[bytes]:
+    at %= len(lines) - 1
+    one = lines[at]
+    if kind == "remove":
+        return [*lines[:at], *lines[at + 1 :]]
+    if kind == "repeat":
+        return [*lines[:at], one, *lines[at:]]
+    if kind == "swap":
+        return [*lines[:at], lines[at + 1], one, *lines[at + 2 :]]
+    if kind == "another engine":
+        return [*lines[: at + 1], one.replace(b'engine="0"', b'engine="' + text.encode() + b'"'), *lines[at + 1 :]]
+    return [*lines[:at], one.rpartition(b" ")[0] + b" " + text.encode(), *lines[at + 1 :]]
+
+
+def around_what_is_read() -> list[int]:
+    """The numbers of the lines in and beside the groups of wanted lines."""
+    names = tuple(name.encode() for name in engine("vllm").names())
+    rows = BASE.splitlines()
+    wanted = [number for number, row in enumerate(rows) if row.startswith(names)]
+    return sorted({number + beside for number in wanted for beside in (-2, -1, 0, 1, 2)})
+
+
+@given(st.lists(EDITS, min_size=1, max_size=4), st.booleans())
+def test_a_page_that_was_edited_within_and_around_its_groups_reads_as_to_a_fresh_look(
+    steps: list[list[tuple[str, int, str]]], whole: bool
+) -> None:
+    places = around_what_is_read()
+    remembering = Extractor(engine("vllm"))
+    remembering.extract(BASE, whole=whole)
+    rows = BASE.splitlines()
+    for edits in steps:
+        for kind, at, text in edits:
+            rows = edited(rows, kind, places[at % len(places)], text)
+        page = b"\n".join(rows) + b"\n"
+        assert remembering.extract(page, whole=whole) == Extractor(engine("vllm")).extract(page, whole=whole)
