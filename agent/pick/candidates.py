@@ -15,7 +15,7 @@ from agent.state.snapshot import EndpointView, Work
 class Candidates:
     """Candidates for `request` at `now`; `hits` are the prompt tokens that the index expects in each one's cache."""
 
-    __slots__ = ("ahead_seconds", "hits", "now", "request", "views", "works")
+    __slots__ = ("adapters", "ahead_seconds", "hits", "now", "request", "views", "works")
 
     def __init__(
         self,
@@ -24,11 +24,13 @@ class Candidates:
         views: Sequence[EndpointView],
         hits: Sequence[int],
         ahead_seconds: Sequence[float] | None = None,
+        adapters: frozenset[str] | None = None,
     ) -> None:
         self.request = request
         self.now = now
         self.views = views
         self.hits = hits
+        self.adapters = adapters  # as in the snapshot: None where nobody gathered them
         self.works = [view.work for view in views]
         # Seconds of uncached prefill that stand before a request that comes now, at each candidate.
         self.ahead_seconds = _ahead_seconds(self.works, now) if ahead_seconds is None else ahead_seconds
@@ -58,6 +60,7 @@ class Candidates:
             [self.views[i] for i in places],
             [self.hits[i] for i in places],
             [self.ahead_seconds[i] for i in places],
+            self.adapters,
         )
 
 

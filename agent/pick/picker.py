@@ -51,8 +51,9 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
         hits = [known if (known := blocks * size) < most else most for blocks in index.match(request.chain, addresses)]
     else:
         hits = [0] * len(views)
-    candidates = Candidates(request, now, views, hits)
-    candidates = candidates.keep(serves_model(candidates))
+    candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters)
+    if request.model not in snapshot.models_everywhere:
+        candidates = candidates.keep(serves_model(candidates))
     warmest = max(candidates.hits)
     for name, keep in profile.filters:
         candidates = candidates.keep(keep(candidates))

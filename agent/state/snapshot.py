@@ -77,10 +77,16 @@ class EndpointView(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change."""
+    """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
+
+    Two facts about all of them, so that a pick need not look at each: `adapters` are the LoRA adapters that any
+    endpoint's last page names (None: not gathered), `models_everywhere` the models that every endpoint lists.
+    """
 
     pool: str
     version: int
     at: float
     good_until: float
     endpoints: tuple[EndpointView, ...]
+    adapters: frozenset[str] | None = None
+    models_everywhere: frozenset[str] = frozenset()

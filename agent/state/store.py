@@ -20,7 +20,7 @@ from agent.events import (
     ServerRestarted,
     ignore,
 )
-from agent.signals import BLOCK_SIZE, BLOCKS, MODELS, RUNNING, WAITING, Reading, Value
+from agent.signals import BLOCK_SIZE, BLOCKS, LORA_RUNNING, LORA_WAITING, MODELS, RUNNING, WAITING, Reading, Value
 from agent.state.endpoint import Record
 from agent.state.health import Health
 from agent.state.rate import RateLimits
@@ -68,6 +68,9 @@ class RoutingStore:
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
+        self._adapters: frozenset[str] = frozenset()
+        self._models_everywhere: frozenset[str] = frozenset()
+        self._names_moved = True  # the two above are out of date
         self._tickets: dict[int, Record] = {}
         self._next_ticket = 0
         self._learnt_by_pool: float | None = None
@@ -106,11 +109,16 @@ class RoutingStore:
         reason = record.restarted_by(values)
         if reason:
             record.forget()
+            self._names_moved = True
             if self._prefix is not None:
                 self._prefix.forget(address)
             self._hook(ServerRestarted(self.pool, address, reason))
         if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
             self._resize(record, values)
+        for signal in (LORA_RUNNING, LORA_WAITING):
+            before = record.readings.get(signal)
+            if values.get(signal) != (None if before is None else before.value):
+                self._names_moved = True
         record.apply(values, at)
         if self._limits.fixed is None:
             record.learner.observe(values)
@@ -136,6 +144,9 @@ class RoutingStore:
         """The models and adapters that the endpoint answers for."""
         record = self._records.get(address)
         if record is not None:
+            before = record.readings.get(MODELS)
+            if before is None or before.value != names:
+                self._names_moved = True
             record.readings = {**record.readings, MODELS: Reading(names, at)}
             self._changed(address)
 
@@ -185,8 +196,7 @@ class RoutingStore:
             good_until = min(good_until, until)
         self._dirty.clear()
         # The earliest expiry may have belonged to a view that was replaced: then the next retake comes early, not late.
-        self._snapshot = Snapshot(self.pool, self.version, now, good_until, tuple(endpoints))
-        return self._snapshot
+        return self._taken(now, good_until, endpoints)
 
     # -- within --------------------------------------------------------------------------------------------------
 
@@ -203,8 +213,19 @@ class RoutingStore:
             endpoints.append(view)
             good_until = min(good_until, until)
         self._dirty.clear()
-        self._snapshot = Snapshot(self.pool, self.version, now, good_until, tuple(endpoints))
+        snapshot = self._taken(now, good_until, endpoints)
         self._tell()
+        return snapshot
+
+    def _taken(self, now: float, good_until: float, endpoints: list[EndpointView]) -> Snapshot:
+        if self._names_moved:
+            self._names_moved = False
+            self._adapters = frozenset().union(*(_names(view, LORA_RUNNING, LORA_WAITING) for view in endpoints))
+            served = [_names(view, MODELS) for view in endpoints]
+            self._models_everywhere = served[0].intersection(*served) if served else frozenset()
+        self._snapshot = Snapshot(
+            self.pool, self.version, now, good_until, tuple(endpoints), self._adapters, self._models_everywhere
+        )
         return self._snapshot
 
     def _refresh(self, record: Record, now: float) -> None:
@@ -225,6 +246,7 @@ class RoutingStore:
 
     def _anew(self) -> None:
         self._snapshot = None
+        self._names_moved = True
         self._dirty.clear()
         self.version += 1
         self._tell()
@@ -256,6 +278,16 @@ class RoutingStore:
         before = record.readings.get(BLOCKS), record.readings.get(BLOCK_SIZE)
         if before[0] is None or before[1] is None or (before[0].value, before[1].value) != (blocks, tokens):
             self._prefix.resize(record.address, max(1, int(blocks * tokens) // self._index_block_tokens))
+
+
+def _names(view: EndpointView, *signals: str) -> frozenset[str]:
+    """The names that these signals' last readings hold, however old."""
+    found: frozenset[str] = frozenset()
+    for signal in signals:
+        reading = view.readings.get(signal)
+        if reading is not None and isinstance(reading.value, frozenset):
+            found |= reading.value
+    return found
 
 
 def _differ(new: float | None, old: float | None) -> bool:

@@ -14,6 +14,8 @@ from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
     KV_USAGE,
+    LORA_RUNNING,
+    LORA_WAITING,
     MODELS,
     PREFILL_SECONDS,
     PREFILLS,
@@ -324,3 +326,23 @@ def test_a_snapshot_made_step_by_step_is_the_one_made_all_at_once(steps: list[tu
         fleet.store._snapshot = None
         at_once = fleet.store.snapshot(now)
         assert step_by_step.endpoints == at_once.endpoints
+
+
+def test_a_snapshot_gathers_the_adapters_of_all_and_the_models_that_each_lists() -> None:
+    fleet = Fixture("a:1", "b:1")
+    assert (fleet.store.snapshot(0.0).adapters, fleet.store.snapshot(0.0).models_everywhere) == (
+        frozenset(),
+        frozenset(),
+    )
+    fleet.page("a:1", 0.0, **{LORA_RUNNING: frozenset({"x"}), LORA_WAITING: frozenset({"y"})})
+    fleet.page("b:1", 0.0)
+    fleet.store.served_models("a:1", frozenset({"base", "x"}), 0.0)
+    assert fleet.store.snapshot(0.1).adapters == {"x", "y"}
+    assert fleet.store.snapshot(0.1).models_everywhere == frozenset()
+    fleet.store.served_models("b:1", frozenset({"base"}), 0.0)
+    assert fleet.store.snapshot(0.2).models_everywhere == {"base"}
+    fleet.page("a:1", 1.0, **{LORA_RUNNING: frozenset({"z"}), LORA_WAITING: frozenset()})
+    assert fleet.store.snapshot(1.1).adapters == {"z"}
+    fleet.page("a:1", 2.0, start_time_seconds=200.0)
+    assert fleet.store.snapshot(2.1).adapters == frozenset()
+    assert fleet.store.snapshot(2.1).models_everywhere == frozenset()

@@ -30,6 +30,8 @@ class LoraAffinity:
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
         """Affinity of each candidate; no opinion where no candidate's page names this adapter."""
         model, now = candidates.request.model, candidates.now
+        if candidates.adapters is not None and model not in candidates.adapters:
+            return None
         for signal in (LORA_RUNNING, LORA_WAITING):
             for view in candidates.views:
                 reading = view.readings.get(signal)
