@@ -1,0 +1,161 @@
+"""The alert rules are right, complete in their tests and runbooks, and ask only for metrics that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from exporters.catalog import ALIASES, CATALOG
+
+ALERTS = Path(__file__).resolve().parents[2] / "alerts"
+RULES = ALERTS / "igw.rules.yaml"
+TESTS = ALERTS / "igw.test.yaml"
+KINDS = ("firing", "silent", "absent")
+SEVERITIES = {"critical", "warning", "info"}
+# What an expression can hold beside metrics: PromQL's own words.
+WORDS = set(
+    """abs absent and avg bool by clamp count delta deriv group group_left group_right histogram_quantile ignoring
+    increase irate label_replace max min offset on or quantile rate sum time topk unless vector without""".split()
+)
+
+
+class Case(NamedTuple):
+    """One promtool test: the alert, its kind, the series that go in, and whether the alert is expected."""
+
+    alert: str
+    kind: str
+    series: tuple[str, ...]
+    fires: bool
+
+
+def rules() -> list[dict[str, Any]]:
+    """All rules of all groups."""
+    return [rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]
+
+
+ALERT_RULES = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+RECORDED = {rule["record"]: rule for rule in rules() if "record" in rule}
+EVERY_ALERT = pytest.mark.parametrize("name", ALERT_RULES)
+
+
+def cases() -> Iterator[Case]:
+    """Every promtool test, as its name and content say."""
+    for test in yaml.safe_load(TESTS.read_text("utf-8"))["tests"]:
+        alert, _, what = test["name"].partition(": ")
+        series = tuple(one["series"] for one in test["input_series"])
+        (asked,) = test["alert_rule_test"]
+        assert asked["alertname"] == alert, test["name"]
+        yield Case(alert, re.split(r"[ ,:]", what)[0], series, bool(asked["exp_alerts"]))
+
+
+def metrics(expr: str) -> set[str]:
+    """The names of the metrics that an expression asks for, recorded ones taken apart."""
+    bare = re.sub(r'"[^"]*"', '""', expr)
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", bare)
+    bare = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
+    found = {name for name in re.findall(r"[a-zA-Z_:][\w:]*", bare) if name not in WORDS}
+    return {name for one in found for name in (metrics(RECORDED[one]["expr"]) if one in RECORDED else {one})}
+
+
+def base_name(series: str) -> str:
+    """The metric of a series, without what a histogram adds to its name."""
+    return re.sub(r"_(bucket|count|sum)$", "", series.partition("{")[0])
+
+
+def promtool(*arguments: str | Path) -> str:
+    """What promtool says; the test fails when that is an error."""
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, cwd=ALERTS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_can_read_the_rules() -> None:
+    assert "SUCCESS" in promtool("check", "rules", RULES)
+
+
+def test_every_case_comes_out_as_it_says() -> None:
+    assert "SUCCESS" in promtool("test", "rules", TESTS)
+
+
+@EVERY_ALERT
+def test_an_alert_has_a_firing_a_silent_and_an_absent_case(name: str) -> None:
+    kinds = {case.kind for case in cases() if case.alert == name}
+    assert set(KINDS) <= kinds
+
+
+def test_no_case_is_of_an_alert_or_a_kind_that_does_not_exist() -> None:
+    assert {case.alert for case in cases()} == set(ALERT_RULES)
+    assert {case.kind for case in cases()} == set(KINDS)
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: f"{case.alert}-{case.kind}")
+def test_a_case_is_of_the_kind_that_it_says(case: Case) -> None:
+    asked = {base_name(name) for name in metrics(ALERT_RULES[case.alert]["expr"])}
+    given = {base_name(series) for series in case.series}
+    if case.kind == "absent":
+        assert not given & asked
+        assert case.fires is ALERT_RULES[case.alert]["expr"].startswith("absent(")
+    else:
+        assert given & asked
+        assert case.fires is (case.kind == "firing")
+
+
+@EVERY_ALERT
+def test_an_alert_has_a_runbook_with_all_its_parts(name: str) -> None:
+    url = ALERT_RULES[name]["annotations"]["runbook_url"]
+    assert url == f"alerts/runbooks/{name}.md"
+    text = (ALERTS.parent / url).read_text("utf-8")
+    assert text.startswith(f"# {name}\n")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Where to look", "What to do"]
+
+
+def test_no_runbook_is_of_an_alert_that_does_not_exist() -> None:
+    assert {path.stem for path in (ALERTS / "runbooks").iterdir()} == set(ALERT_RULES)
+
+
+@EVERY_ALERT
+def test_an_alert_says_how_bad_it_is_and_what_and_where(name: str) -> None:
+    rule = ALERT_RULES[name]
+    assert rule["labels"]["severity"] in SEVERITIES
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    said = rule["annotations"]["summary"] + rule["annotations"]["description"]
+    assert "{{ $labels." in said or "absent(" in rule["expr"]
+    assert "for" in rule or "increase(" in rule["expr"], "one bad scrape must wake nobody"
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
+def test_a_rule_asks_only_for_metrics_of_the_catalogue(rule: dict[str, Any]) -> None:
+    for name in metrics(rule["expr"]):
+        known = CATALOG.get(name) or CATALOG.get(base_name(name)) or ALIASES.get(name)
+        assert known is not None, f"{name} is not exported"
+        assert (name == known.name) or known.type == "histogram", name
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
+def test_a_rule_selects_and_groups_by_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
+    known = {"instance", "job", "le"}.union(*(CATALOG[base_name(name)].labels for name in metrics(rule["expr"])))
+    used = set(re.findall(r"[{,]\s*(\w+)\s*[=!]", rule["expr"]))
+    for group in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", rule["expr"]):
+        used |= {label.strip() for label in group.split(",") if label.strip()}
+    used |= set(re.findall(r"\$labels\.(\w+)", str(rule.get("annotations", ""))))
+    assert used <= known
+
+
+def test_metrics_are_found_in_an_expression() -> None:
+    assert metrics('sum by (pool) (rate(a_total{x="b"}[5m])) / on () c > 1 unless d offset 5m') == {
+        "a_total",
+        "c",
+        "d",
+    }
+
+
+def test_a_recording_rule_is_named_after_its_level_metric_and_operation() -> None:
+    assert RECORDED
+    for name in RECORDED:
+        assert re.fullmatch(r"pool:igw_[a-z_]+:ratio(_rate5m)?", name)
