@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
-    from agent.engines.mapping import Engine
+    from agent.engines.table import Engine
 
 ENGINES: Final[Mapping[str, str]] = {
     "vllm": "agent.engines.vllm:VLLM",

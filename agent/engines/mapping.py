@@ -1,11 +1,8 @@
-"""What an engine is, and how its page becomes readings.
+"""How the page of an engine becomes readings.
 
-An engine is a table: for each signal the sources it may come from, the newest name first, or the reason why it has
-none. A source names a sample, the labels that a series must carry, the label whose text is the value (when it is not
-the sample's), and how several series of one server are combined: a data-parallel server shows one per engine.
-
-An Extractor holds one endpoint's memory of its page. What depends on labels alone is worked out when the layout of the
-page is learnt; a page that is laid out like the last one costs its numbers and nothing else.
+An Extractor reads the pages of one endpoint. What depends on names and labels alone is worked out once for each layout
+of a page; a page that is laid out like the last one costs its numbers and nothing else. Extractors of one engine share
+what they learn.
 
 A page can end too early at the end of a line, and nothing on it tells. Where the transport has not shown that it is
 whole, a sample whose group may go on behind the last line is refused as `cut_off`: a part of a sum is a wrong sum.
@@ -14,87 +11,13 @@ whole, a sample whose group may go on behind the last line is refused as `cut_of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from agent.scrape.page import Layout, PageRefused, Scanner, Series, help_of, is_metrics, number
+from agent.engines.table import MARKS, REFUSALS, Combine, Engine, Source
+from agent.scrape.page import MAX_LAYOUTS, Layout, Layouts, PageRefused, Scanner, Series, is_metrics, number
 from agent.signals import BLOCK_SIZE, BLOCKS, SIGNALS, Kind, Refusal, Value, admit
 
-# Who writes which beginnings of names: to say what a page of another engine is.
-MARKS: Final[Mapping[str, str]] = {
-    "vllm:": "vllm",
-    "sglang:": "sglang",
-    "sglang_": "sglang",
-    "llamacpp:": "llamacpp",
-    "trtllm_": "trtllm",
-    "nv_": "triton",
-    "tgi_": "tgi",
-    "jetstream_": "jetstream",
-    "DCGM_": "an exporter of NVIDIA's GPUs",
-    "node_": "the node exporter of Prometheus",
-    "igw_": "the inference gateway agent itself",
-}
-
-# Why a signal is on the page and has no reading, one word each. The first two are those of `agent.signals.admit`.
-REFUSALS: Final[Mapping[str, str]] = {
-    "not_finite": "the value is NaN or infinite",
-    "out_of_range": "the value cannot be true for this signal",
-    "bad_line": "a series of it cannot be read; the others alone would be a wrong sum",
-    "duplicate_series": "a series of it stands on the page twice",
-    "disagreement": "the engines of one server tell different values where there can only be one",
-    "not_a_number": "the label that holds the value is no number",
-    "unknown_unit": "older releases count something else under this name, and the page does not say which it is",
-    "cut_off": "more series of it may have followed the page's last line",
-}
-
-
-class Combine(Enum):
-    """How several series of one server make one value."""
-
-    SUM = "sum"
-    MEAN_BY_BLOCKS = "mean weighted by the blocks of each engine's cache, plain where these are not known"
-    SAME = "the value that all of them have"
-    LATEST = "the largest"
-    NEWEST = "the label of the series with the largest value, which is a time; several engines together"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One sample that a signal can come from. `label`: the value is this label's text, and not the sample's value.
-
-    `tokens_or_blocks`: releases differ in what they count under this name, and its HELP text says which. Blocks are
-    multiplied by the block size.
-    """
-
-    sample: str
-    combine: Combine = Combine.SUM
-    where: Mapping[str, str] = field(default_factory=dict)
-    label: str | None = None
-    tokens_or_blocks: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """One kind of model server.
-
-    `marks` begin every name that only this engine has; `silent` says of each signal without a source why it has none;
-    `health_path` and `models_path` are asked beside the page (None: it has no such path); `rank` is the label that
-    tells the engines of one server apart; `hint` is what to check when the page lacks all of the engine's names.
-    """
-
-    name: str
-    marks: tuple[str, ...]
-    sources: Mapping[str, tuple[Source, ...]]
-    silent: Mapping[str, str]
-    health_path: str | None
-    models_path: str | None
-    rank: str = "engine"
-    hint: str = ""
-
-    def names(self) -> list[str]:
-        """Every sample name that a source of this engine names, once each."""
-        return list(dict.fromkeys(source.sample for sources in self.sources.values() for source in sources))
+__all__ = ["MARKS", "REFUSALS", "Combine", "Engine", "Extraction", "Extractor", "Memory", "Source"]
 
 
 class Extraction(NamedTuple):
@@ -132,19 +55,44 @@ class _Chosen(NamedTuple):
     series: tuple[Series, ...]
 
 
-class Extractor:
-    """Reads the pages of one endpoint. What it remembers makes it faster."""
+class _Learnt(NamedTuple):
+    """All that a page's layout tells of its readings; the rest is numbers."""
+
+    singles: tuple[_Single, ...]
+    several: tuple[_Several, ...]
+    constant: Mapping[str, Value]
+    missing: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+
+
+class Memory:
+    """What was learnt of one engine's pages, for its extractors to share."""
 
     def __init__(self, engine: Engine) -> None:
+        self.layouts = Layouts()
         self._engine = engine
-        self._scanner = Scanner(engine.names())
+        self._learnt: dict[tuple[Layout, bool], _Learnt] = {}
+
+    def learnt(self, page: bytes, layout: Layout, *, whole: bool) -> _Learnt:
+        """What this layout tells; PageRefused when it has none of the engine's names."""
+        known = self._learnt.get((layout, whole))
+        if known is None:
+            if len(self._learnt) >= MAX_LAYOUTS:
+                self._learnt.clear()
+            known = self._learnt[layout, whole] = _Learning(self._engine, page, layout, whole=whole).learnt()
+        return known
+
+
+class Extractor:
+    """Reads the pages of one endpoint. What it remembers, alone or with others, makes it faster."""
+
+    def __init__(self, engine: Engine, memory: Memory | None = None) -> None:
+        self._memory = memory or Memory(engine)
+        helps = {source.sample for sources in engine.sources.values() for source in sources if source.tokens_or_blocks}
+        self._scanner = Scanner(engine.names(), helps, self._memory.layouts)
         self._layout: Layout | None = None
         self._whole = False
-        self._singles: list[_Single] = []
-        self._several: list[_Several] = []
-        self._constant: dict[str, Value] = {}
-        self._missing: tuple[str, ...] = ()
-        self._refused: tuple[Refusal, ...] = ()
+        self._learnt = _Learnt((), (), {}, (), ())
 
     def extract(self, page: bytes, *, whole: bool = False) -> Extraction:
         """The page's readings; PageRefused when it cannot be a page of this engine.
@@ -153,44 +101,55 @@ class Extractor:
         """
         layout, values = self._scanner.read(page)
         if layout is not self._layout or whole is not self._whole:
-            self._layout = None
-            self._learn(page, layout, whole=whole)
+            try:
+                self._learnt = self._memory.learnt(page, layout, whole=whole)
+            except PageRefused:
+                # Names that every server has stood where they may stand on the next page too, beside this engine's.
+                self._scanner.forget()
+                raise
             self._layout, self._whole = layout, whole
-        readings = dict(self._constant)
+        singles, several, constant, missing, refused_before = self._learnt
+        readings = dict(constant)
         refused: list[Refusal] = []
-        for signal, place, low, high in self._singles:
+        for signal, place, low, high in singles:
             value = values[place]
             if low <= value <= high:
                 readings[signal] = value
             else:
                 _let_in(signal, admit(signal, value), readings, refused)
-        for places, combine in self._several:
+        for places, combine in several:
             for signal, made in combine([values[place] for place in places]).items():
                 _let_in(signal, made, readings, refused)
-        return Extraction(readings, self._missing, (*self._refused, *refused) if refused else self._refused)
+        return Extraction(readings, missing, (*refused_before, *refused) if refused else refused_before)
 
-    # -- learning a layout -------------------------------------------------------------------------------------------
 
-    def _learn(self, page: bytes, layout: Layout, *, whole: bool) -> None:
-        """Work out all that depends on names and labels alone."""
-        marks = self._engine.marks
+class _Learning:
+    """Works out, once for each layout, all that depends on names and labels alone."""
+
+    def __init__(self, engine: Engine, page: bytes, layout: Layout, *, whole: bool) -> None:
+        self._engine = engine
+        self._layout = layout
+        self._whole = whole
+        self._singles: list[_Single] = []
+        self._several: list[_Several] = []
         names = [*(series.name for series in layout.series), *(line.name for line in layout.bad)]
-        if not any(name.startswith(marks) for name in names):
-            # Names that every server has stood where they may stand on the next page too, beside those of this engine.
-            self._scanner.forget()
-            raise PageRefused(*_whose(page, self._engine))
-        self._singles, self._several, self._constant = [], [], {}
+        if not any(name.startswith(engine.marks) for name in names):
+            raise PageRefused(*_whose(page, engine))
+
+    def learnt(self) -> _Learnt:
+        """The whole of it."""
         missing: list[str] = []
         refused: list[Refusal] = []
+        constant: dict[str, Value] = {}
         chosen: dict[str, _Chosen] = {}
-        spoilt = {line.name: line.text for line in layout.bad}
+        spoilt = {line.name: line.text for line in self._layout.bad}
         for signal in self._engine.sources:
-            found = self._choose(signal, layout, spoilt)
+            found = self._choose(signal, spoilt)
             if found is None:
                 missing.append(signal)
             elif isinstance(found, Refusal):
                 refused.append(found)
-            elif not whole and found.source.sample == layout.last:
+            elif not self._whole and found.source.sample == self._layout.last:
                 refused.append(Refusal(signal, "cut_off", found.series[-1].text))
             elif doubled := _doubled(found.series):
                 refused.append(Refusal(signal, "duplicate_series", doubled))
@@ -201,40 +160,38 @@ class Extractor:
             if found.source.combine is Combine.NEWEST:
                 newest.setdefault(found.places, {})[signal] = found
             elif found.source.label is not None:
-                _let_in(signal, _from_labels(signal, found), self._constant, refused)
+                _let_in(signal, _from_labels(signal, found), constant, refused)
             else:
-                problem = self._rule(page, signal, found, chosen, whole=whole)
+                problem = self._rule(signal, found, chosen)
                 if problem is not None:
                     refused.append(problem)
         rank = self._engine.rank
         self._several += [_Several(places, _newest(told, rank)) for places, told in newest.items()]
-        self._missing, self._refused = tuple(missing), tuple(refused)
+        return _Learnt(tuple(self._singles), tuple(self._several), constant, tuple(missing), tuple(refused))
 
-    def _choose(self, signal: str, layout: Layout, spoilt: Mapping[str, str]) -> _Chosen | Refusal | None:
+    def _choose(self, signal: str, spoilt: Mapping[str, str]) -> _Chosen | Refusal | None:
         """The newest source of which the page has a series; a refusal where one of its lines cannot be read."""
         for source in self._engine.sources[signal]:
             if source.sample in spoilt:
                 return Refusal(signal, "bad_line", spoilt[source.sample])
             places = tuple(
                 place
-                for place, series in enumerate(layout.series)
+                for place, series in enumerate(self._layout.series)
                 if series.name == source.sample
                 and all(series.labels.get(label) == text for label, text in source.where.items())
                 and (source.label is None or source.label in series.labels)
             )
             if places:
-                return _Chosen(source, places, tuple(layout.series[place] for place in places))
+                return _Chosen(source, places, tuple(self._layout.series[place] for place in places))
         return None
 
-    def _rule(
-        self, page: bytes, signal: str, found: _Chosen, chosen: Mapping[str, _Chosen], *, whole: bool
-    ) -> Refusal | None:
+    def _rule(self, signal: str, found: _Chosen, chosen: Mapping[str, _Chosen]) -> Refusal | None:
         """Take down how the value of this signal is made of those of its series; a refusal where it cannot be."""
         row = SIGNALS[signal]
         scale = 1.0
         if found.source.tokens_or_blocks:
             size = _from_labels(BLOCK_SIZE, chosen.get(BLOCK_SIZE))
-            unit = _scale(signal, help_of(page, found.source.sample), size)
+            unit = _scale(signal, self._layout.helps[found.source.sample], size)
             if isinstance(unit, Refusal):
                 return unit
             scale = unit
@@ -247,7 +204,7 @@ class Extractor:
             known = [blocks.get(series.labels.get(self._engine.rank, ""), 0.0) for series in found.series]
             if all(known):
                 weights = known
-            elif not whole:  # the line that tells the blocks may have followed
+            elif not self._whole:  # the line that tells the blocks may have followed
                 return Refusal(signal, "cut_off", found.series[-1].text)
         self._several.append(_Several(found.places, _combination(signal, found.source.combine, weights, scale)))
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.engines.mapping import Combine, Engine, Source
+from agent.engines.table import Combine, Engine, Source
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,

@@ -22,7 +22,7 @@ import orjson
 
 from agent.clock import Clock
 from agent.engines import engine
-from agent.engines.mapping import Extraction, Extractor
+from agent.engines.mapping import Extraction, Extractor, Memory
 from agent.scrape.fetch import Buffers, Connection, FetchFailed
 from agent.scrape.http import request
 from agent.scrape.page import PageRefused
@@ -77,6 +77,7 @@ class ScrapeLoop:
         self._buffers = Buffers()
         self._scrapers: dict[tuple[str, str], _Scraper] = {}
         self._due: list[tuple[float, int, _Scraper]] = []
+        self._memories: dict[str, Memory] = {}
         self._sequence = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -129,6 +130,11 @@ class ScrapeLoop:
         heapq.heappush(self._due, (due, self._sequence, scraper))
         if due < self._timer_at:
             self._arm(due)
+
+    def extractor(self, name: str) -> Extractor:
+        """A reader of one endpoint's pages; those of one engine share what they learn."""
+        table = engine(name)
+        return Extractor(table, self._memories.setdefault(name, Memory(table)))
 
     def connect(self, scraper: _Scraper) -> None:
         """Open a connection for it, in a task of its own."""
@@ -190,7 +196,7 @@ class _Scraper:
     def __init__(self, loop: ScrapeLoop, target: Target, sink: Sink) -> None:
         self._loop = loop
         self._sink = sink
-        self._extractor = Extractor(engine(target.engine))
+        self._extractor = loop.extractor(target.engine)
         self._connection: Connection | None = None
         self._failures = 0
         self._grid = 0.0

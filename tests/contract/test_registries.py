@@ -29,7 +29,7 @@ class Registry(NamedTuple):
 
 
 REGISTRIES = [
-    Registry("agent.engines", ENGINES, frozenset({"mapping"})),
+    Registry("agent.engines", ENGINES, frozenset({"mapping", "table"})),
     Registry("agent.pick.scorers", SCORERS),
 ]
 EVERY_REGISTRY = pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.package)

@@ -235,6 +235,14 @@ def test_after_a_page_of_another_engine_the_first_good_one_is_read(other: bytes)
     assert extractor.extract(BASE, whole=True).readings == read(BASE).readings
 
 
+@pytest.mark.parametrize("name", ["vllm:num_requests_running", "vllm:prompt_tokens_total"])
+def test_a_first_line_far_from_all_that_was_read_is_seen_at_once(name: str) -> None:
+    remembering = Extractor(engine("vllm"))
+    remembering.extract(b"vllm:num_requests_waiting 1\n# end\n", whole=True)
+    later = b"vllm:num_requests_waiting 1\n# end\n# HELP\n" + line(name) + b"\n"
+    assert remembering.extract(later, whole=True) == read(later)
+
+
 def cuts() -> list[int]:
     wanted = [
         found.start()

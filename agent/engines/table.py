@@ -1,0 +1,88 @@
+"""What an engine is: a table.
+
+For each signal it has the sources that the signal may come from, the newest name first, or the reason why it has none.
+A source names a sample, the labels that a series must carry, the label whose text is the value (when it is not the
+sample's), and how several series of one server are combined: a data-parallel server shows one per engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+# Who writes which beginnings of names: to say what a page of another engine is.
+MARKS: Final[Mapping[str, str]] = {
+    "vllm:": "vllm",
+    "sglang:": "sglang",
+    "sglang_": "sglang",
+    "llamacpp:": "llamacpp",
+    "trtllm_": "trtllm",
+    "nv_": "triton",
+    "tgi_": "tgi",
+    "jetstream_": "jetstream",
+    "DCGM_": "an exporter of NVIDIA's GPUs",
+    "node_": "the node exporter of Prometheus",
+    "igw_": "the inference gateway agent itself",
+}
+
+# Why a signal is on the page and has no reading, one word each. The first two are those of `agent.signals.admit`.
+REFUSALS: Final[Mapping[str, str]] = {
+    "not_finite": "the value is NaN or infinite",
+    "out_of_range": "the value cannot be true for this signal",
+    "bad_line": "a series of it cannot be read; the others alone would be a wrong sum",
+    "duplicate_series": "a series of it stands on the page twice",
+    "disagreement": "the engines of one server tell different values where there can only be one",
+    "not_a_number": "the label that holds the value is no number",
+    "unknown_unit": "older releases count something else under this name, and the page does not say which it is",
+    "cut_off": "more series of it may have followed the page's last line",
+}
+
+
+class Combine(Enum):
+    """How several series of one server make one value."""
+
+    SUM = "sum"
+    MEAN_BY_BLOCKS = "mean weighted by the blocks of each engine's cache, plain where these are not known"
+    SAME = "the value that all of them have"
+    LATEST = "the largest"
+    NEWEST = "the label of the series with the largest value, which is a time; several engines together"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One sample that a signal can come from. `label`: the value is this label's text, and not the sample's value.
+
+    `tokens_or_blocks`: releases differ in what they count under this name, and its HELP text says which. Blocks are
+    multiplied by the block size.
+    """
+
+    sample: str
+    combine: Combine = Combine.SUM
+    where: Mapping[str, str] = field(default_factory=dict)
+    label: str | None = None
+    tokens_or_blocks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One kind of model server.
+
+    `marks` begin every name that only this engine has; `silent` says of each signal without a source why it has none;
+    `health_path` and `models_path` are asked beside the page (None: it has no such path); `rank` is the label that
+    tells the engines of one server apart; `hint` is what to check when the page lacks all of the engine's names.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    sources: Mapping[str, tuple[Source, ...]]
+    silent: Mapping[str, str]
+    health_path: str | None
+    models_path: str | None
+    rank: str = "engine"
+    hint: str = ""
+
+    def names(self) -> list[str]:
+        """Every sample name that a source of this engine names, once each."""
+        return list(dict.fromkeys(source.sample for sources in self.sources.values() for source in sources))
