@@ -153,7 +153,7 @@ class ExtProcServer:
             self.open_streams -= 1
             if task is not None:
                 self._on_their_way.discard(task)
-            if session.reading and how == "closed":
+            if session.undecided and how == "closed":
                 self._hook(Abandoned(self._pool.name))
             await self._do(session, session.closed(how), context)
 

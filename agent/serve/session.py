@@ -137,9 +137,9 @@ class Session:
         return self._state is _State.ROUTED
 
     @property
-    def reading(self) -> bool:
-        """True while a request has begun and its body is not complete."""
-        return self._state is _State.READING
+    def undecided(self) -> bool:
+        """True until there was a pick or a refusal, or is a question for one."""
+        return self._state in (_State.NEW, _State.READING)
 
     @property
     def over(self) -> bool:

@@ -1,0 +1,153 @@
+"""`igw run` with a real Envoy in front and emulated model servers behind, and what an operator reads of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.envoy import process
+from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
+from tests.processes import Process, Processes
+
+T = TypeVar("T")
+IGW = [sys.executable, "-m", "agent"]
+WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
+CHAT = "/v1/chat/completions"
+MODEL = "emulated"
+WITHIN = 20.0  # seconds; bounds a failure, nothing waits for so long
+
+
+def chat(words: str = "hello", **more: Any) -> dict[str, Any]:
+    """A request that an emulated server answers at once."""
+    return {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": words}], **more}
+
+
+async def found(ask: Callable[[], Awaitable[T]], fits: Callable[[T], object]) -> T:
+    """The first answer that fits; the test fails with the last one when none comes."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + WITHIN
+    while not fits(answer := await ask()):
+        assert loop.time() < deadline, answer
+        again: asyncio.Future[None] = loop.create_future()
+        loop.call_later(0.02, again.set_result, None)
+        await again
+    return answer
+
+
+class Counts:
+    """The agent's /metrics at one moment."""
+
+    def __init__(self, page: str) -> None:
+        self._samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+
+    def of(self, name: str, **labels: str) -> float:
+        """The sum over all series with these labels; 0 where there is none."""
+        return sum(one.value for one in self._matching(name, labels))
+
+    def by(self, label: str, name: str, **labels: str) -> dict[str, float]:
+        """The series with these labels by the value of another label; those at 0 are left out."""
+        return {one.labels[label]: one.value for one in self._matching(name, labels) if one.value}
+
+    def _matching(self, name: str, labels: Mapping[str, str]) -> list[Any]:
+        return [one for one in self._samples if one.name == name and labels.items() <= one.labels.items()]
+
+
+class Fleet:
+    """A running agent, the Envoy in front of it, and the emulated servers that are well."""
+
+    def __init__(self, agent: Process, healthy: Sequence[str], client: aiohttp.ClientSession) -> None:
+        self.agent = agent
+        self.healthy = healthy
+        self.client = client
+        self.admin = ""
+        self.envoy: process.Envoy
+
+    def port(self, pool: str, way: Way) -> int:
+        """Where Envoy listens for this pool, with this way to ask the picker."""
+        return self.envoy.ports[f"{pool} {way.value}"]
+
+    def url(self, pool: str, way: Way, path: str = CHAT) -> str:
+        return f"http://127.0.0.1:{self.port(pool, way)}{path}"
+
+    async def read(self, path: str) -> Any:
+        """A document of the admin address: text, or what its JSON holds."""
+        async with self.client.get(f"{self.admin}{path}") as answer:
+            assert answer.status == 200, await answer.text()
+            return await answer.json() if answer.content_type == "application/json" else await answer.text()
+
+    async def counts(self) -> Counts:
+        return Counts(await self.read("/metrics"))
+
+    async def endpoint(self, pool: str, address: str) -> dict[str, Any]:
+        """What /v1/state says of one endpoint."""
+        pools = {each["pool"]: each["endpoints"] for each in (await self.read("/v1/state"))["pools"]}
+        return next(endpoint for endpoint in pools[pool] if endpoint["address"] == address)
+
+    async def gauges(self, pool: str, address: str) -> dict[str, dict[str, Any]]:
+        """What /v1/gauges says of one endpoint, by name: the gauges that have no other label."""
+        rows = (await self.read("/v1/gauges"))["gauges"]
+        return {row["name"]: row for row in rows if row["labels"] == {"pool": pool, "endpoint": address}}
+
+    async def ask(self, pool: str, way: Way, **request: Any) -> tuple[int, Any]:
+        """One request through Envoy, the usual one unless told otherwise: status and JSON of the answer."""
+        async with self.client.post(self.url(pool, way), **(request or {"json": chat()})) as answer:
+            assert answer.content_type == "application/json", await answer.text()
+            return answer.status, await answer.json()
+
+    async def idle(self, pool: str) -> None:
+        """Wait until nothing is in flight: the agent has seen the end of every request."""
+
+        async def in_flight() -> float:
+            return (await self.counts()).of("igw_pool_in_flight_requests", pool=pool)
+
+        await found(in_flight, lambda requests: requests == 0)
+
+
+def document(pools: Mapping[str, Sequence[str]], more: str = "") -> str:
+    """A configuration with these pools, name -> endpoints; every port is any free one."""
+    listed = "".join(
+        f"- {{name: {name}, extProcAddress: '127.0.0.1:0', endpoints: [{', '.join(map(repr, addresses))}]}}\n"
+        for name, addresses in pools.items()
+    )
+    return (
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nadmin: {address: '127.0.0.1:0'}\n"
+        f"scrape: {{interval: 100ms, timeout: 500ms}}\nstate: {{staleAfter: 2s}}\n{more}pools:\n{listed}"
+    )
+
+
+@contextlib.asynccontextmanager
+async def a_fleet(directory: Path, servers: int, pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]]) -> AsyncIterator[Fleet]:
+    """Everything started, and everything ended afterwards. `pools` makes the pools of the healthy addresses."""
+    started = Processes(directory)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            emulator = started.start([*IGW, "emulate", *["--listen", "127.0.0.1:0"] * servers])
+            emulator.wait_for(r"(?s)" + ".*".join(["on http://"] * servers) + r".*\n")
+            healthy = re.findall(r"on http://(\S+): ", emulator.output())
+            path = directory / "igw.yaml"
+            path.write_text(document(pools(healthy)))
+            agent = started.start([*IGW, "run", "--config", path])
+            client = await stack.enter_async_context(
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN))
+            )
+            fleet = Fleet(agent, healthy, client)
+            # In a thread: the targets of a test may live on this event loop, and are asked from now on.
+            fleet.admin = (await asyncio.to_thread(agent.wait_for, r"admin: (http://\S+)"))[1]
+            pickers = dict(re.findall(r"pool (\S+): ext_proc on (\S+),", agent.output()))
+            settings = Settings(
+                tuple(Pool(name, tuple(listed), pickers[name]) for name, listed in pools(healthy).items()),
+                tuple(Listener(f"{name} {way.value}", "127.0.0.1:0", name, way) for name in pickers for way in WAYS),
+            )
+            fleet.envoy = await process.start(bootstrap(settings), directory / "envoy")
+            stack.push_async_callback(fleet.envoy.stop)
+            yield fleet
+    finally:
+        started.stop_all()

@@ -1,0 +1,141 @@
+"""A request that cannot be served gets an OpenAI error and a count, and the next one is served as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from agent.envoy.render import Way
+from tests.journeys.bad_input.fleet import CHAT, WAYS, Fleet, a_fleet, chat, found
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+both = pytest.mark.parametrize("way", WAYS, ids=[way.value for way in WAYS])
+POOL = "pool"
+MEGABYTE = 1_000_000
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    async with a_fleet(tmp_path_factory.mktemp("bad requests"), 2, lambda healthy: {POOL: healthy}) as started:
+        await found(started.counts, lambda seen: seen.of("igw_pool_endpoints_by_health", state="healthy") == 2)
+        yield started
+
+
+class Bad(NamedTuple):
+    """A body as its client sends it, the error that comes back, and the reason under which it is counted."""
+
+    body: Callable[[], Any]
+    status: int
+    code: str
+    reason: str
+    param: str | None = None
+
+
+async def in_pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
+    """The body without its length told, in chunks of this size."""
+    for at in range(0, len(body), size):
+        yield body[at : at + size]
+
+
+def without_model() -> bytes:
+    return json.dumps({key: value for key, value in chat().items() if key != "model"}).encode()
+
+
+TABLE = {
+    "is-not-JSON": Bad(lambda: b"model=emulated&prompt=hello", 400, "invalid_json", "invalid_json"),
+    "is-cut-JSON": Bad(lambda: json.dumps(chat()).encode()[:-1], 400, "invalid_json", "invalid_json"),
+    "is-an-array": Bad(lambda: b"[1, 2, 3]", 400, "invalid_json", "invalid_json"),
+    "is-not-UTF-8": Bad(lambda: b'{"model":"\xff\xfe"}', 400, "invalid_json", "invalid_json"),
+    "is-empty": Bad(lambda: b"", 400, "invalid_json", "invalid_json"),
+    "nests-without-end": Bad(lambda: b"[" * 100_000, 400, "invalid_json", "invalid_json"),
+    "has-no-model": Bad(without_model, 400, "model_required", "model_required", "model"),
+    "has-a-number-for-a-model": Bad(lambda: b'{"model":7}', 400, "model_required", "model_required", "model"),
+    "announces-20-MB": Bad(lambda: io.BytesIO(b" " * 20 * MEGABYTE), 413, "request_too_large", "too_large"),
+    "sends-20-MB": Bad(lambda: in_pieces(b" " * 20 * MEGABYTE, MEGABYTE), 413, "request_too_large", "too_large"),
+}
+
+
+async def is_served(fleet: Fleet, way: Way) -> None:
+    """Nothing is left in flight, and the next request is answered."""
+    await fleet.idle(POOL)
+    status, body = await fleet.ask(POOL, way)
+    assert (status, body["object"]) == (200, "chat.completion")
+    await fleet.idle(POOL)
+
+
+@both
+@pytest.mark.parametrize("name", TABLE)
+async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fleet, way: Way, name: str) -> None:
+    bad = TABLE[name]
+    before = await fleet.counts()
+    status, answer = await fleet.ask(POOL, way, data=bad.body(), headers={"content-type": "application/json"})
+    assert status == bad.status
+    message = answer["error"].pop("message")
+    assert message
+    assert answer == {"error": {"type": "invalid_request_error", "param": bad.param, "code": bad.code}}
+    refused = {"pool": POOL, "status": str(bad.status), "reason": bad.reason}
+    if name == "sends-20-MB" and way is Way.BUFFERED:  # Envoy's own limit: the agent never sees the body
+        counted, labels = "igw_requests_abandoned_total", {"pool": POOL}
+    else:
+        counted, labels = "igw_refusals_total", refused
+    await found(fleet.counts, lambda seen: seen.of(counted, **labels) == before.of(counted, **labels) + 1)
+    await is_served(fleet, way)
+
+
+@both
+async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: Way) -> None:
+    body = json.dumps(chat("one byte at a time")).encode()
+    status, answer = await fleet.ask(
+        POOL, way, data=in_pieces(body, 1), headers={"content-type": "application/json"}
+    )
+    assert (status, answer["object"]) == (200, "chat.completion")
+    await is_served(fleet, way)
+
+
+@both
+async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothing(fleet: Fleet, way: Way) -> None:
+    name = "igw_requests_abandoned_total"
+    before = (await fleet.counts()).of(name, pool=POOL)
+    _, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: 1000\r\n\r\n".encode() + b'{"model":')
+    await writer.drain()
+
+    async def asked() -> bool:
+        async with fleet.client.get(f"{fleet.envoy.admin}/stats?filter={POOL}-picker.upstream_rq_active$") as answer:
+            return (await answer.text()).endswith(": 1\n")
+
+    await found(asked, bool)
+    writer.transport.abort()
+    await found(fleet.counts, lambda seen: seen.of(name, pool=POOL) == before + 1)
+    await is_served(fleet, way)
+
+
+@both
+async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothing(fleet: Fleet, way: Way) -> None:
+    before = (await fleet.counts()).of("igw_requests_ended_total", pool=POOL, how="closed")
+    body = json.dumps(chat("tell me a long story", stream=True) | {"max_tokens": 4000, "ignore_eos": True}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)
+    assert (await fleet.counts()).of("igw_pool_in_flight_requests", pool=POOL) == 1
+    writer.transport.abort()
+    await found(
+        fleet.counts, lambda seen: seen.of("igw_requests_ended_total", pool=POOL, how="closed") == before + 1
+    )
+    await is_served(fleet, way)
+
+
+async def test_after_all_that_every_request_is_accounted_for(fleet: Fleet) -> None:
+    await fleet.idle(POOL)
+    counts = await fleet.counts()
+    assert counts.of("igw_picks_total", pool=POOL) == counts.of("igw_requests_ended_total", pool=POOL, how="closed")
+    assert counts.by("reason", "igw_stream_breaks_total", pool=POOL) == {}
+    assert counts.of("igw_endpoint_in_flight_requests", pool=POOL) == 0
+    assert "Traceback" not in fleet.agent.output()

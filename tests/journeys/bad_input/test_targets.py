@@ -1,0 +1,203 @@
+"""A model server that answers its scrapes badly is counted, named and left out, and nobody else notices.
+
+All the bad targets are bad at the same time: each has a pool of its own, beside a server that is well, in one agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from tests.journeys.bad_input.fleet import WAYS, Fleet, a_fleet, found
+from tests.scrape.model_server import (
+    PAGE,
+    Behaviour,
+    ModelServer,
+    answer,
+    break_off,
+    drip,
+    endless,
+    good,
+    hang,
+    raw,
+    reset,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Bad(NamedTuple):
+    """What a target does, None for listening no more; the reason that is counted and shown."""
+
+    behave: Behaviour | None
+    reason: str
+
+
+TABLE = {
+    "refuses": Bad(None, "refused"),
+    "hangs": Bad(hang, "timeout"),
+    "hangs-in-the-middle": Bad(drip, "timeout"),
+    "hangs-up": Bad(raw(close=True), "reset"),
+    "breaks-off": Bad(reset, "reset"),
+    "answers-500": Bad(raw(answer(b"oops", "500 Internal Server Error")), "status"),
+    "sends-0-bytes": Bad(raw(answer(b"")), "empty"),
+    "announces-100-MB": Bad(raw(answer(PAGE, length=100_000_000)), "too_large"),
+    "sends-100-MB": Bad(endless, "too_large"),
+    "cuts-a-line": Bad(raw(answer(PAGE[:-5])), "truncated"),
+    "ends-too-soon": Bad(break_off, "truncated"),
+    "sends-HTML": Bad(raw(answer(b"<!DOCTYPE html>\n<html><body>Log in</body></html>\n")), "not_metrics"),
+    "sends-another-engine": Bad(raw(answer(PAGE.replace(b"vllm:", b"sglang:"))), "wrong_engine"),
+    "sends-gzip": Bad(raw(answer(PAGE, headers="Content-Encoding: gzip\r\n")), "encoding"),
+    "speaks-SSH": Bad(raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "bad_http"),
+}
+SIGNALS = {"igw_endpoint_running_requests", "igw_endpoint_waiting_requests", "igw_endpoint_kv_usage_ratio"}
+NAN = "reports-NaN"
+
+
+class Target(ModelServer):
+    """A model server that turns bad and good again."""
+
+    async def turn(self, behave: Behaviour | None) -> None:
+        """From now on it behaves so; None: it listens no more."""
+        self.behave = behave or good
+        if behave is None:
+            await self.stop()
+        elif self._server is None:
+            await self.start(self.port)
+
+
+class Targets(NamedTuple):
+    """The fleet, and each bad target by the name of its pool."""
+
+    fleet: Fleet
+    servers: dict[str, Target]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def targets(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Targets]:
+    behaviours = {name: bad.behave for name, bad in TABLE.items()} | {NAN: nan}
+    servers = {name: Target() for name in behaviours}
+    directory = tmp_path_factory.mktemp("bad targets")
+    try:
+        for name, server in servers.items():
+            await server.start()
+            await server.turn(behaviours[name])
+        async with a_fleet(
+            directory, 1, lambda healthy: {name: [*healthy, server.address] for name, server in servers.items()}
+        ) as fleet:
+            yield Targets(fleet, servers)
+    finally:
+        for server in servers.values():
+            await server.stop()
+
+
+async def nan(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """A page whose gauges are NaN, and an answer to whatever else is asked."""
+    if path == "/metrics":
+        writer.write(answer(_NAN_PAGE))
+    else:
+        writer.write(answer(b'{"object":"list","data":[]}', headers="Content-Type: application/json\r\n"))
+        writer.close()
+
+
+def _nan_page() -> bytes:
+    lines = PAGE.split(b"\n")
+    gauges = (b"vllm:num_requests_running{", b"vllm:num_requests_waiting{", b"vllm:kv_cache_usage_perc{")
+    return b"\n".join(line.rpartition(b" ")[0] + b" NaN" if line.startswith(gauges) else line for line in lines)
+
+
+_NAN_PAGE = _nan_page()
+
+
+async def failures(fleet: Fleet, name: str) -> float:
+    """Scrapes of the bad target of this pool that were counted with its reason."""
+    return (await fleet.counts()).of("igw_scrapes_total", pool=name, result="failed", reason=TABLE[name].reason)
+
+
+async def is_left_out(targets: Targets, name: str) -> None:
+    """What everybody who looks must see of a target that is bad."""
+    fleet, bad = targets.fleet, targets.servers[name].address
+    state = await found(
+        lambda: fleet.endpoint(name, bad),
+        lambda seen: (seen["health"], seen["reason"]) == ("down", TABLE[name].reason),
+    )
+    told = {signal: (said["value"], said["reason"]) for signal, said in state["signals"].items()}
+    assert told == dict.fromkeys(told, (None, "down"))
+    gauges = await fleet.gauges(name, bad)
+    assert {(gauges[each]["value"], gauges[each]["withheld"]) for each in SIGNALS} == {(None, "down")}
+    counts = await fleet.counts()
+    assert counts.by("state", "igw_endpoint_health", pool=name, endpoint=bad).keys() == {"down"}
+    assert counts.of("igw_pool_coverage_ratio", pool=name, signal="running_requests") == 0.5
+    for signal in SIGNALS:
+        assert counts.by("endpoint", signal, pool=name).keys() <= set(fleet.healthy)
+
+
+async def others_go_on(targets: Targets, name: str) -> None:
+    """The server beside it is scraped and serves."""
+    fleet = targets.fleet
+    (well,) = fleet.healthy
+    before = await fleet.counts()
+    for way in WAYS:
+        status, body = await fleet.ask(name, way)
+        assert (status, body["object"]) == (200, "chat.completion")
+    scraped = before.of("igw_scrapes_total", pool=name, result="ok")
+    after = await found(fleet.counts, lambda seen: seen.of("igw_scrapes_total", pool=name, result="ok") > scraped)
+    assert after.of("igw_picks_total", pool=name, endpoint=well) == before.of("igw_picks_total", pool=name) + len(WAYS)
+    state = await fleet.endpoint(name, well)
+    assert (state["health"], state["reason"], state["failures"]) == ("healthy", "", 0)
+    assert state["signals"]["running_requests"]["fresh"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+async def test_a_bad_target_is_counted_by_its_reason_named_and_left_out_while_the_other_serves(
+    targets: Targets, name: str
+) -> None:
+    await is_left_out(targets, name)
+    assert await failures(targets.fleet, name)
+    await others_go_on(targets, name)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def before(targets: Targets) -> dict[str, float]:
+    """Every bad target was good for a time and is bad again; how often each had failed before it turned."""
+    fleet = targets.fleet
+    for name in TABLE:
+        await targets.servers[name].turn(good)
+    for name in TABLE:
+        bad = targets.servers[name].address
+        state = await found(lambda: fleet.endpoint(name, bad), lambda seen: seen["health"] == "healthy")  # noqa: B023
+        assert state["signals"]["running_requests"]["value"] == 4
+        assert (await fleet.gauges(name, bad))["igw_endpoint_running_requests"]["value"] == 4
+    failed = {name: await failures(fleet, name) for name in TABLE}
+    for name in TABLE:
+        await targets.servers[name].turn(TABLE[name].behave)
+    return failed
+
+
+@pytest.mark.parametrize("name", TABLE)
+async def test_a_target_that_was_good_for_a_time_is_left_out_again_and_what_it_said_is_withheld(
+    targets: Targets, before: dict[str, float], name: str
+) -> None:
+    await is_left_out(targets, name)
+    assert await failures(targets.fleet, name) > before[name]
+    await others_go_on(targets, name)
+
+
+async def test_values_that_are_not_numbers_are_counted_and_withheld_and_the_server_is_still_used(
+    targets: Targets,
+) -> None:
+    fleet, server = targets.fleet, targets.servers[NAN]
+    state = await found(lambda: fleet.endpoint(NAN, server.address), lambda seen: seen["health"] == "healthy")
+    signals = state["signals"]
+    refused = {"running_requests", "waiting_requests", "kv_usage_ratio"}
+    assert {(signals[each]["value"], signals[each]["reason"]) for each in refused} == {(None, "not_reported")}
+    assert signals["generation_tokens"]["fresh"]
+    gauges = await fleet.gauges(NAN, server.address)
+    assert {(gauges[each]["value"], gauges[each]["withheld"]) for each in SIGNALS} == {(None, "not_reported")}
+    counts = await fleet.counts()
+    assert counts.by("signal", "igw_scrape_refused_values_total", pool=NAN, reason="not_finite").keys() == refused
+    await others_go_on(targets, NAN)
