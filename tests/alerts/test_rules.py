@@ -12,17 +12,13 @@ import pytest
 import yaml
 
 from exporters.catalog import ALIASES, CATALOG
+from tests.promql import family, labels, metrics
 
 ALERTS = Path(__file__).resolve().parents[2] / "alerts"
 RULES = ALERTS / "igw.rules.yaml"
 TESTS = ALERTS / "igw.test.yaml"
 KINDS = ("firing", "silent", "absent")
 SEVERITIES = {"critical", "warning", "info"}
-# What an expression can hold beside metrics: PromQL's own words.
-WORDS = set(
-    """abs absent and avg bool by clamp count delta deriv group group_left group_right histogram_quantile ignoring
-    increase irate label_replace max min offset on or quantile rate sum time topk unless vector without""".split()
-)
 
 
 class Case(NamedTuple):
@@ -54,18 +50,10 @@ def cases() -> Iterator[Case]:
         yield Case(alert, re.split(r"[ ,:]", what)[0], series, bool(asked["exp_alerts"]))
 
 
-def metrics(expr: str) -> set[str]:
+def asked_for(expr: str) -> set[str]:
     """The names of the metrics that an expression asks for, recorded ones taken apart."""
-    bare = re.sub(r'"[^"]*"', '""', expr)
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", bare)
-    bare = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
-    found = {name for name in re.findall(r"[a-zA-Z_:][\w:]*", bare) if name not in WORDS}
+    found = metrics(expr)
     return {name for one in found for name in (metrics(RECORDED[one]["expr"]) if one in RECORDED else {one})}
-
-
-def base_name(series: str) -> str:
-    """The metric of a series, without what a histogram adds to its name."""
-    return re.sub(r"_(bucket|count|sum)$", "", series.partition("{")[0])
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -96,8 +84,8 @@ def test_no_case_is_of_an_alert_or_a_kind_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: f"{case.alert}-{case.kind}")
 def test_a_case_is_of_the_kind_that_it_says(case: Case) -> None:
-    asked = {base_name(name) for name in metrics(ALERT_RULES[case.alert]["expr"])}
-    given = {base_name(series) for series in case.series}
+    asked = {family(name) for name in asked_for(ALERT_RULES[case.alert]["expr"])}
+    given = {family(series.partition("{")[0]) for series in case.series}
     if case.kind == "absent":
         assert not given & asked
         assert case.fires is ALERT_RULES[case.alert]["expr"].startswith("absent(")
@@ -131,28 +119,23 @@ def test_an_alert_says_how_bad_it_is_and_what_and_where(name: str) -> None:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_asks_only_for_metrics_of_the_catalogue(rule: dict[str, Any]) -> None:
-    for name in metrics(rule["expr"]):
-        known = CATALOG.get(name) or CATALOG.get(base_name(name)) or ALIASES.get(name)
+    for name in asked_for(rule["expr"]):
+        known = CATALOG.get(name) or CATALOG.get(family(name)) or ALIASES.get(name)
         assert known is not None, f"{name} is not exported"
         assert (name == known.name) or known.type == "histogram", name
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_selects_and_groups_by_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
-    known = {"instance", "job", "le"}.union(*(CATALOG[base_name(name)].labels for name in metrics(rule["expr"])))
-    used = set(re.findall(r"[{,]\s*(\w+)\s*[=!]", rule["expr"]))
-    for group in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", rule["expr"]):
-        used |= {label.strip() for label in group.split(",") if label.strip()}
-    used |= set(re.findall(r"\$labels\.(\w+)", str(rule.get("annotations", ""))))
+    known = {"instance", "job", "le"}.union(*(CATALOG[family(name)].labels for name in asked_for(rule["expr"])))
+    used = labels(rule["expr"]) | set(re.findall(r"\$labels\.(\w+)", str(rule.get("annotations", ""))))
     assert used <= known
 
 
-def test_metrics_are_found_in_an_expression() -> None:
-    assert metrics('sum by (pool) (rate(a_total{x="b"}[5m])) / on () c > 1 unless d offset 5m') == {
-        "a_total",
-        "c",
-        "d",
-    }
+def test_metrics_and_labels_are_found_in_an_expression() -> None:
+    expr = 'sum by (pool) (rate(a_total{x="b{c=1}", y!~"z"}[5m])) / on () c > 1 unless on (k) d offset 5m'
+    assert metrics(expr) == {"a_total", "c", "d"}
+    assert labels(expr) == {"pool", "x", "y", "k"}
 
 
 def test_a_recording_rule_is_named_after_its_level_metric_and_operation() -> None:
