@@ -56,7 +56,7 @@ class InFlight:
         self._end += tokens
         self._requests[ticket] = _Stretch(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
-        self._mean_tokens += (tokens - self._mean_tokens) / 16
+        self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
     def end(self, ticket: int, now: float) -> None:
         """A request is over. What was left of its prefill leaves the line, and those behind it move up."""

@@ -91,6 +91,13 @@ def test_requests_of_another_gateway_count_as_long_as_ours() -> None:
     assert work.prefill_tokens(101.0) == pytest.approx(8000, rel=0.05)
 
 
+def test_the_first_request_already_tells_how_long_requests_are() -> None:
+    work = line(1000.0)
+    work.end(0, 100.0)
+    work.correct(running=4, waiting=10, at=101.0, now=101.0)
+    assert work.prefill_tokens(101.0) == pytest.approx(10_000)
+
+
 def test_a_late_page_is_carried_on_to_now() -> None:
     work = line(1000, 1000)
     work.correct(running=0, waiting=2, at=1.9, now=2.2)
