@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.processes import Processes
-from tests.vllm.fleet import ADAPTERS, BATCH, BLOCK_TOKENS, BLOCKS, MODEL, Fleet, fleet, flood, prompt
+from tests.vllm.fleet import ADAPTERS, BLOCK_TOKENS, BLOCKS, MODEL, Fleet, fleet, flood, prompt
 from tests.waiting import until
 
 pytestmark = pytest.mark.vllm
@@ -120,24 +120,24 @@ def test_a_prompt_goes_where_its_prefix_lies(ready: Fleet, say: Say) -> None:
     say(f"prefix hits in tokens: the index predicted {predicted:.0f}, the servers counted {counted():.0f}")
 
 
-def test_a_server_with_a_real_queue_gets_no_new_prompt(ready: Fleet, say: Say) -> None:
+def test_a_server_with_a_real_queue_gets_neither_a_new_prompt_nor_a_warm_one(ready: Fleet, say: Say) -> None:
     warm = prompt(300)
     before = ready.served()
     assert ready.ask(warm).ok
     home, other = (ready.plain, ready.lora) if ready.served()[0] > before[0] else (ready.lora, ready.plain)
-    # Past the agent: it did not pick these, so it can only know of them from the server's page.
-    with flood(lambda number: home.complete(prompt(310 + number), 250), BATCH + 16):
-        until(lambda: (ready.sees(home, "waiting_requests") or 0) >= 8, what="the queue to be seen")
-        queue = ready.sees(home, "waiting_requests")
-        kv = ready.sees(home, "kv_usage_ratio")
+    # Past the agent: it did not pick these, so it can only know of them from the server's page. Long prompts and short
+    # answers: what waits is prefill.
+    with flood(lambda number: home.complete(prompt(500 + number, 7_000), 1), 100):
+        until(lambda: (ready.sees(home, "waiting_requests") or 0) >= 40, what="the queue to be seen")
+        queue, kv = ready.sees(home, "waiting_requests"), ready.sees(home, "kv_usage_ratio")
+        ahead = ready.endpoints()[home.address]["work"]["prefill_seconds"]
         there = other.total("request_success_total")
-        answers = [ready.ask(prompt(340 + number)) for number in range(4)]
-        answers.append(ready.ask(warm))
+        answers = [ready.ask(warm), *(ready.ask(prompt(340 + number)) for number in range(4))]
         assert [answer.status_code for answer in answers] == [200] * 5
         elsewhere = other.total("request_success_total") - there
     say(
-        f"{queue:.0f} waiting and KV {kv:.0%} at one server: the other served {elsewhere:.0f} of 5,"
-        " one of them warm where the queue was"
+        f"{queue:.0f} waiting, {ahead:.1f} s of prefill ahead and KV {kv:.0%} at one server:"
+        f" the other served {elsewhere:.0f} of 5, one of them warm where the queue was"
     )
     assert elsewhere == 5
 
