@@ -146,6 +146,8 @@ def compose(text: str, problems: list[Problem]) -> Table | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(part for part in (error.context, error.problem) if part)
+        if r"'\t'" in what:
+            what = "a tab; indent with spaces"
         problems.append(Problem(mark.line + 1 if mark else 0, "", f"not YAML: {what}"))
         return None
     except (yaml.YAMLError, ValueError, OverflowError) as error:

@@ -27,7 +27,7 @@ BAD = {
     "# nothing\n": ": the file is empty; write an EndpointPickerConfig document",
     "- a\n- b\n": ":1: the file is a list; write a mapping of keys",
     "pools: [": ":1: not YAML: while parsing a flow node expected the node content, but found '<stream end>'",
-    "a:\n\tb: 1\n": ":2: not YAML: while scanning for the next token found character '\\t' that cannot start any token",
+    "a:\n\tb: 1\n": ":2: not YAML: a tab; indent with spaces",
     f"{HEAD}---\n{HEAD}": ":3: a second document begins here; write one document to a file",
     f"{HEAD}scrape: &s {{interval: 1s}}\nstate: *s\n": ":4: aliases are not read; write the value of *s out",
     f"{HEAD}pools: !!python/object:os.system []\n": (

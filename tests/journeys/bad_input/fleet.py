@@ -61,10 +61,11 @@ class Counts:
 
 
 class Fleet:
-    """A running agent, the Envoy in front of it, and the emulated servers that are well."""
+    """A running agent and its file, the Envoy in front of it, and the emulated servers that are well."""
 
-    def __init__(self, agent: Process, healthy: Sequence[str], client: aiohttp.ClientSession) -> None:
+    def __init__(self, agent: Process, file: Path, healthy: Sequence[str], client: aiohttp.ClientSession) -> None:
         self.agent = agent
+        self.file = file
         self.healthy = healthy
         self.client = client
         self.admin = ""
@@ -111,20 +112,23 @@ class Fleet:
         await found(in_flight, lambda requests: requests == 0)
 
 
-def document(pools: Mapping[str, Sequence[str]], more: str = "") -> str:
-    """A configuration with these pools, name -> endpoints; every port is any free one."""
+def document(pools: Mapping[str, Sequence[str]]) -> str:
+    """A configuration with these pools, name -> endpoints; every port is any free one, and SIGHUP alone reloads."""
     listed = "".join(
         f"- {{name: {name}, extProcAddress: '127.0.0.1:0', endpoints: [{', '.join(map(repr, addresses))}]}}\n"
         for name, addresses in pools.items()
     )
     return (
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nadmin: {address: '127.0.0.1:0'}\n"
-        f"scrape: {{interval: 100ms, timeout: 500ms}}\nstate: {{staleAfter: 2s}}\n{more}pools:\n{listed}"
+        f"scrape: {{interval: 100ms, timeout: 500ms}}\nstate: {{staleAfter: 2s}}\n"
+        f"reload: {{interval: 1h}}\npools:\n{listed}"
     )
 
 
 @contextlib.asynccontextmanager
-async def a_fleet(directory: Path, servers: int, pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]]) -> AsyncIterator[Fleet]:
+async def a_fleet(
+    directory: Path, servers: int, pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
+) -> AsyncIterator[Fleet]:
     """Everything started, and everything ended afterwards. `pools` makes the pools of the healthy addresses."""
     started = Processes(directory)
     try:
@@ -132,13 +136,11 @@ async def a_fleet(directory: Path, servers: int, pools: Callable[[Sequence[str]]
             emulator = started.start([*IGW, "emulate", *["--listen", "127.0.0.1:0"] * servers])
             emulator.wait_for(r"(?s)" + ".*".join(["on http://"] * servers) + r".*\n")
             healthy = re.findall(r"on http://(\S+): ", emulator.output())
-            path = directory / "igw.yaml"
+            path = directory / "the configuration.yaml"
             path.write_text(document(pools(healthy)))
             agent = started.start([*IGW, "run", "--config", path])
-            client = await stack.enter_async_context(
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN))
-            )
-            fleet = Fleet(agent, healthy, client)
+            client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)))
+            fleet = Fleet(agent, path, healthy, client)
             # In a thread: the targets of a test may live on this event loop, and are asked from now on.
             fleet.admin = (await asyncio.to_thread(agent.wait_for, r"admin: (http://\S+)"))[1]
             pickers = dict(re.findall(r"pool (\S+): ext_proc on (\S+),", agent.output()))

@@ -91,9 +91,7 @@ async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fl
 @both
 async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: Way) -> None:
     body = json.dumps(chat("one byte at a time")).encode()
-    status, answer = await fleet.ask(
-        POOL, way, data=in_pieces(body, 1), headers={"content-type": "application/json"}
-    )
+    status, answer = await fleet.ask(POOL, way, data=in_pieces(body, 1), headers={"content-type": "application/json"})
     assert (status, answer["object"]) == (200, "chat.completion")
     await is_served(fleet, way)
 
@@ -121,14 +119,12 @@ async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothi
     before = (await fleet.counts()).of("igw_requests_ended_total", pool=POOL, how="closed")
     body = json.dumps(chat("tell me a long story", stream=True) | {"max_tokens": 4000, "ignore_eos": True}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(body)}\r\n".encode())
+    writer.write(b"content-type: application/json\r\n\r\n" + body)
     await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)
     assert (await fleet.counts()).of("igw_pool_in_flight_requests", pool=POOL) == 1
     writer.transport.abort()
-    await found(
-        fleet.counts, lambda seen: seen.of("igw_requests_ended_total", pool=POOL, how="closed") == before + 1
-    )
+    await found(fleet.counts, lambda seen: seen.of("igw_requests_ended_total", pool=POOL, how="closed") == before + 1)
     await is_served(fleet, way)
 
 

@@ -158,6 +158,8 @@ async def test_a_bad_target_is_counted_by_its_reason_named_and_left_out_while_th
 ) -> None:
     await is_left_out(targets, name)
     assert await failures(targets.fleet, name)
+    said = f"scrape of {targets.servers[name].address} failed: {TABLE[name].reason}: "
+    assert said in targets.fleet.agent.output()
     await others_go_on(targets, name)
 
 
@@ -168,14 +170,18 @@ async def before(targets: Targets) -> dict[str, float]:
     for name in TABLE:
         await targets.servers[name].turn(good)
     for name in TABLE:
-        bad = targets.servers[name].address
-        state = await found(lambda: fleet.endpoint(name, bad), lambda seen: seen["health"] == "healthy")  # noqa: B023
-        assert state["signals"]["running_requests"]["value"] == 4
-        assert (await fleet.gauges(name, bad))["igw_endpoint_running_requests"]["value"] == 4
+        await is_good(fleet, name, targets.servers[name].address)
     failed = {name: await failures(fleet, name) for name in TABLE}
-    for name in TABLE:
-        await targets.servers[name].turn(TABLE[name].behave)
+    for name, bad in TABLE.items():
+        await targets.servers[name].turn(bad.behave)
     return failed
+
+
+async def is_good(fleet: Fleet, name: str, address: str) -> None:
+    """What the target says is known and published."""
+    state = await found(lambda: fleet.endpoint(name, address), lambda seen: seen["health"] == "healthy")
+    assert state["signals"]["running_requests"]["value"] == 4
+    assert (await fleet.gauges(name, address))["igw_endpoint_running_requests"]["value"] == 4
 
 
 @pytest.mark.parametrize("name", TABLE)
