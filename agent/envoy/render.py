@@ -270,7 +270,9 @@ def _local_replies(max_body: int) -> Iterable[Data]:
     yield _reply("response.code == 404", body, "not_found_error", "not_found", unless=ours)
     yield _reply("response.code == 429", body, "rate_limit_error", "overloaded", unless=ours)
     yield _reply("response.code >= 500", body, "server_error", "upstream_unavailable", unless=ours)
-    yield _reply("response.code >= 400", body, "invalid_request_error", "bad_request", unless=ours)
+    # Envoy's own words are none where a host is missing or an upgrade is asked for; its details always are.
+    refused = "The gateway does not take this request: %RESPONSE_CODE_DETAILS%"
+    yield _reply("response.code >= 400", refused, "invalid_request_error", "bad_request", unless=ours)
 
 
 def _reply(condition: str, message: str, kind: str, code: str, *, unless: str = "", **more: Any) -> Data:

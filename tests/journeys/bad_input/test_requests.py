@@ -128,6 +128,38 @@ async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothi
     await is_served(fleet, way)
 
 
+NOT_TAKEN = {
+    "no host": (b"GET /v1/models HTTP/1.1\r\n\r\n", 400, "missing_host_header"),
+    "an upgrade": (b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", 403, "upgrade_failed"),
+    "HTTP/1.0": (b"GET /v1/models HTTP/1.0\r\n\r\n", 426, "low_version"),
+    "no HTTP": (b"\x16\x03\x01\x02 hello\r\n\r\n", 400, "codec_error"),
+    "two lengths": (
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        400,
+        "codec_error",
+    ),
+    "100 kB of headers": (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", 431, "headers_too_large"),
+}
+
+
+@both
+@pytest.mark.parametrize("name", NOT_TAKEN)
+async def test_what_envoy_itself_does_not_take_is_an_openai_error_that_says_why(
+    fleet: Fleet, way: Way, name: str
+) -> None:
+    request, status, why = NOT_TAKEN[name]
+    reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
+    writer.write(request)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\ncontent-type: application/json\r\n" in head
+    (error,) = json.loads(await asyncio.wait_for(reader.readuntil(b"}}"), 20)).values()
+    writer.close()
+    assert why in error.pop("message")
+    assert error == {"type": "invalid_request_error", "param": None, "code": "bad_request"}
+    await is_served(fleet, way)
+
+
 async def test_after_all_that_every_request_is_accounted_for(fleet: Fleet) -> None:
     await fleet.idle(POOL)
     counts = await fleet.counts()
