@@ -86,6 +86,8 @@ class Memory:
 class Extractor:
     """Reads the pages of one endpoint. What it remembers, alone or with others, makes it faster."""
 
+    __slots__ = ("_layout", "_learnt", "_memory", "_scanner", "_whole")
+
     def __init__(self, engine: Engine, memory: Memory | None = None) -> None:
         self._memory = memory or Memory(engine)
         helps = {source.sample for sources in engine.sources.values() for source in sources if source.tokens_or_blocks}

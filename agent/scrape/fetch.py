@@ -59,6 +59,11 @@ class Connection(asyncio.BufferedProtocol):
     `on_idle_close` is called when the peer closes while nothing is asked.
     """
 
+    __slots__ = (
+        "_answered", "_body_at", "_buffer", "_buffers", "_chunks", "_failed", "_filled", "_head", "_limit",
+        "_on_idle_close", "_transport", "gets",
+    )  # fmt: skip
+
     def __init__(self, buffers: Buffers, on_idle_close: Callable[[], None]) -> None:
         self._buffers = buffers
         self._on_idle_close = on_idle_close

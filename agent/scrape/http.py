@@ -5,11 +5,15 @@ Only what a scrape needs: a status, how the body ends, whether the connection ca
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 HEAD_BYTES: Final = 16 << 10  # more than this before the empty line is no answer to a scrape
-# Of the headers that are read: content-length, content-encoding, connection, transfer-encoding.
-_FIRST_LETTERS: Final = (b"c", b"C", b"t", b"T")
+_STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
+# The headers that are read.
+_HEADER: Final = re.compile(
+    rb"\n(content-length|content-encoding|connection|transfer-encoding):([^\r\n]*)", re.IGNORECASE
+)
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 
@@ -37,20 +41,15 @@ def request(host: str, path: str, accept: str) -> bytes:
 
 def head(text: bytes) -> Head:
     """The head from its bytes, without the empty line at the end; BadAnswer when it is none."""
-    lines = text.split(b"\r\n")
-    parts = lines[0].split(None, 2)
-    if (
-        len(parts) < 2
-        or not parts[0].startswith(b"HTTP/1.")
-        or not (len(parts[1]) == 3 and parts[1].isdigit() and parts[1] >= b"100")
-    ):
-        raise BadAnswer(f"the answer begins with {lines[0][:60]!r}, which is not HTTP/1")
+    first = text.partition(b"\r\n")[0]
+    parts = first.split(None, 2)
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not _STATUS.fullmatch(parts[1]):
+        raise BadAnswer(f"the answer begins with {first[:60]!r}, which is not HTTP/1")
     length: int | None = None
     chunked = False
     keep = parts[0] != b"HTTP/1.0"
     encoding = ""
-    for line in lines[1:]:
-        name, _, value = line.partition(b":")
+    for name, value in _HEADER.findall(text):
         name, value = name.lower(), value.strip()
         if name == b"content-length":
             if not value.isdigit() or len(value) > 18 or (length is not None and length != int(value)):

@@ -163,6 +163,8 @@ class Scanner:
     `helps`: the names whose HELP text is wanted too, where the page has a sample of them.
     """
 
+    __slots__ = ("_gaps", "_helps", "_known", "_layouts", "_names", "_pages", "_slack")
+
     def __init__(self, names: Iterable[str], helps: Iterable[str] = (), layouts: Layouts | None = None) -> None:
         self._names = tuple(names)
         self._helps = frozenset(helps)
