@@ -1,0 +1,117 @@
+"""The row on whether the numbers can be trusted, and on the agent itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dashboards.panel import Panel, Query, Row
+from dashboards.queries import RATE, UP, labelled
+
+FRESHNESS: Final = Row(
+    "Freshness: can these numbers be trusted?",
+    (
+        Panel(
+            "Age of the last page",
+            "How old is what the agent knows of each server? A line that climbs is a server that does not answer.",
+            "s",
+            (
+                Query(
+                    'igw_endpoint_page_age_seconds{pool=~"$pool"}',
+                    "{{endpoint}}",
+                    f"3 * ({UP} == 1)",
+                    bound="at_most",
+                ),
+            ),
+            thresholds=(3,),
+        ),
+        Panel(
+            "Coverage",
+            "Which part of the endpoints is behind the pool's means and sums?",
+            "percentunit",
+            (
+                Query(
+                    'min by (signal) (igw_pool_coverage_ratio{pool=~"$pool"})',
+                    "{{signal}}",
+                    " or ".join(
+                        labelled(f"avg({UP})", signal=signal)
+                        for signal in ("waiting_requests", "running_requests", "kv_usage_ratio")
+                    ),
+                ),
+            ),
+            thresholds=(0.5, 1),
+        ),
+        Panel(
+            "Gauges withheld from autoscalers",
+            "Which gauges are absent because nobody knows their value, and why? An autoscaler then holds still.",
+            "none",
+            (
+                Query(
+                    'sum by (gauge, reason) (igw_withheld_gauges{gauge=~"llm_d_epp_.*"})',
+                    "{{gauge}} {{reason}}",
+                    labelled(f"sum(1 - {UP})", gauge="llm_d_epp_per_endpoint_queue_size", reason="down"),
+                ),
+            ),
+        ),
+        Panel(
+            "Scrapes",
+            "Does the agent get its pages?",
+            "ops",
+            (
+                Query(
+                    'sum(rate(igw_scrapes_total{pool=~"$pool", result="ok"}[$__rate_interval]))',
+                    "ok",
+                    f"sum({UP}) / $interval_seconds",
+                    within=RATE,
+                ),
+                Query(
+                    'sum by (reason) (rate(igw_scrapes_total{pool=~"$pool", result="failed"}[$__rate_interval]))',
+                    "failed: {{reason}}",
+                    labelled(f"sum(1 - {UP}) / $interval_seconds", reason="refused"),
+                    bound="at_most",
+                ),
+            ),
+        ),
+        Panel(
+            "Time of a scrape, p99",
+            "Are the servers slow to show their pages?",
+            "s",
+            (
+                Query(
+                    "histogram_quantile(0.99,"
+                    ' sum by (le) (rate(igw_scrape_duration_seconds_bucket{pool=~"$pool"}[$__rate_interval])))',
+                    "p99",
+                    "vector(2.5)",
+                    bound="at_most",
+                ),
+            ),
+        ),
+        Panel(
+            "The agent's CPU",
+            "What does the agent itself cost?",
+            "percentunit",
+            (
+                Query(
+                    "sum(rate(process_cpu_seconds_total[$__rate_interval]) and on (job, instance) igw_reloads_total)",
+                    "CPU cores",
+                    "vector($agent_cpu_ratio)",
+                    within=0.5,
+                ),
+            ),
+            width=4,
+        ),
+        Panel(
+            "The agent's memory",
+            "Does the agent's memory stay where it is?",
+            "bytes",
+            (
+                Query(
+                    "sum(process_resident_memory_bytes and on (job, instance) igw_reloads_total)",
+                    "resident",
+                    "vector($agent_resident_bytes)",
+                    within=0.1,
+                ),
+            ),
+            width=4,
+        ),
+    ),
+)

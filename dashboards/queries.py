@@ -1,0 +1,38 @@
+"""Pieces of queries: rates of the agent's counters, and the same quantities on the model servers' own pages."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SERVERS: Final = 'job="servers"'
+UP: Final = f"up{{{SERVERS}}}"
+WAITING: Final = f"vllm:num_requests_waiting{{{SERVERS}}}"
+RUNNING: Final = f"vllm:num_requests_running{{{SERVERS}}}"
+KV: Final = f"vllm:kv_cache_usage_perc{{{SERVERS}}}"
+RATE: Final = 0.12
+
+
+def agent_rate(counter: str, by: str = "") -> str:
+    """The rate of a counter of the agent, summed."""
+    grouped = f"sum by ({by}) " if by else "sum"
+    return f'{grouped}(rate({counter}{{pool=~"$pool"}}[$__rate_interval]))'
+
+
+def servers_rate(counter: str, by: str = "") -> str:
+    """The rate of a counter of the servers, summed."""
+    grouped = f"sum by ({by}) " if by else "sum"
+    return f"{grouped}(rate({counter}{{{SERVERS}}}[$window]))"
+
+
+def labelled(expr: str, **labels: str) -> str:
+    for name, value in labels.items():
+        expr = f'label_replace({expr}, "{name}", "{value}", "", "")'
+    return expr
+
+
+# What goes into the servers: what they finished, and what has come to be in them since the window began.
+INTO_EACH: Final = (
+    f"({servers_rate('vllm:request_success_total', 'instance')}"
+    f" + sum by (instance) ({RUNNING} + {WAITING}) / $window_seconds"
+    f" - sum by (instance) ({RUNNING} offset $window + {WAITING} offset $window) / $window_seconds)"
+)
