@@ -1,0 +1,111 @@
+"""docs/errors.md names every reason that the code can give, and no other."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.clock import SystemClock
+from agent.engines.mapping import REFUSALS
+from agent.envoy.render import Listener, Pool, Settings, bootstrap
+from agent.instruments import Instruments
+from agent.scrape.page import REASONS
+from agent.state.health import judge
+from exporters.catalog import CATALOG
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+
+
+def documented(heading: str, column: str) -> list[list[str]]:
+    """The rows of the table under this heading whose first column is so called, cell by cell."""
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    table = section[section.index(f"\n| {column} |") + 1 :].split("\n\n")[0]
+    return [[cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
+
+
+def first(heading: str, column: str = "reason") -> list[str]:
+    return [row[0] for row in documented(heading, column)]
+
+
+def calls(path: str, *names: str) -> Iterator[list[object]]:
+    """The constant arguments of every call of a function of these names in a file; None for other arguments."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in names:
+                yield [argument.value if isinstance(argument, ast.Constant) else None for argument in node.args]
+
+
+def refusals() -> set[tuple[str, str]]:
+    """Reason and status of everything that the agent answers itself."""
+    session, body, picker = "agent/serve/session.py", "agent/route/body.py", "agent/pick/picker.py"
+    found = {(arguments[1], arguments[0]) for arguments in calls(session, "_refuse")}
+    found |= {(arguments[0], 503) for arguments in calls(session, "_unavailable")}
+    found |= {(arguments[3], arguments[0]) for arguments in calls(body, "BodyRefused")}
+    found |= {(arguments[1], 503) for arguments in calls(picker, "NoPick")}
+    return {(str(reason), str(status)) for reason, status in found if reason}
+
+
+def codes(data: object) -> Iterator[str]:
+    """The codes of all errors that a rendered configuration makes Envoy answer with."""
+    if isinstance(data, dict):
+        if "json_format" in data:
+            yield data["json_format"]["error"]["code"]
+        for value in data.values():
+            yield from codes(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from codes(value)
+
+
+def test_every_reason_of_a_failed_scrape_is_documented() -> None:
+    assert first("A model server cannot be scraped") == list(REASONS)
+
+
+def test_every_reason_of_health_is_documented() -> None:
+    beside = {judge(9.0, None, 0, "", 1.0).reason, judge(9.0, 0.0, 0, "", 1.0).reason}
+    assert set(first("A model server cannot be scraped", "reason beside health")) == beside
+
+
+def test_every_reason_of_a_value_that_is_not_let_in_is_documented() -> None:
+    assert first("A value is not believed") == list(REFUSALS)
+
+
+def test_every_refusal_is_documented_with_its_status() -> None:
+    assert {(row[0], row[1]) for row in documented("A request is refused", "reason")} == refusals()
+
+
+def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
+    settings = Settings((Pool("pool", ("127.0.0.1:1",), "127.0.0.1:2"),), (Listener("in", "127.0.0.1:0", "pool"),))
+    rendered = json.loads(json.dumps(bootstrap(settings)))
+    assert set(first("A request is refused", "`code` from Envoy")) == set(codes(rendered))
+
+
+def test_every_break_of_a_stream_is_documented() -> None:
+    broken = {arguments[0] for arguments in calls("agent/serve/session.py", "Broken")}
+    broken |= {arguments[2] for arguments in calls("agent/serve/ext_proc.py", "_fail")}
+    assert set(first("Envoy and the agent do not understand each other")) == broken
+
+
+def test_every_reason_to_let_a_reader_go_is_documented() -> None:
+    registry = Instruments(SystemClock()).registry
+    found = {
+        sample.labels["reason"]
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "igw_watchers_dropped_total"
+    }
+    assert set(first("A reader of the state is let go")) == found
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:igw|llm_d_epp)_\w+", TEXT))))
+def test_every_metric_that_is_named_exists_with_these_labels(name: str) -> None:
+    assert name in CATALOG
+    for labels in re.findall(rf"{name}\{{([^}}]*)\}}", TEXT):
+        assert {label.partition("=")[0] for label in labels.split(",")} <= set(CATALOG[name].labels)
