@@ -337,12 +337,12 @@ def test_a_snapshot_gathers_the_adapters_of_all_and_the_models_that_each_lists()
     fleet.page("a:1", 0.0, **{LORA_RUNNING: frozenset({"x"}), LORA_WAITING: frozenset({"y"})})
     fleet.page("b:1", 0.0)
     fleet.store.served_models("a:1", frozenset({"base", "x"}), 0.0)
-    assert fleet.store.snapshot(0.1).adapters == {"x", "y"}
+    assert fleet.store.snapshot(0.1).adapters == frozenset({"x", "y"})
     assert fleet.store.snapshot(0.1).models_everywhere == frozenset()
     fleet.store.served_models("b:1", frozenset({"base"}), 0.0)
     assert fleet.store.snapshot(0.2).models_everywhere == {"base"}
     fleet.page("a:1", 1.0, **{LORA_RUNNING: frozenset({"z"}), LORA_WAITING: frozenset()})
-    assert fleet.store.snapshot(1.1).adapters == {"z"}
+    assert fleet.store.snapshot(1.1).adapters == frozenset({"z"})
     fleet.page("a:1", 2.0, start_time_seconds=200.0)
     assert fleet.store.snapshot(2.1).adapters == frozenset()
     assert fleet.store.snapshot(2.1).models_everywhere == frozenset()
