@@ -127,7 +127,7 @@ ENDPOINTS: Final = Row(
                     'igw_endpoint_prefill_ahead_seconds{pool=~"$pool"}'
                     ' and on (pool, endpoint) igw_endpoint_health{state="healthy"} == 1',
                     "{{endpoint}}",
-                    f"{WAITING} * 10 + 1",
+                    f"30 * ({RUNNING} + {WAITING})",  # an estimate: bounded by what is there, and 0 where nothing is
                     bound="at_most",
                 ),
             ),
