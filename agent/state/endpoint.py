@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.signals import PREFIX_HITS, START_TIME, WAITING, Reading, Value
-from agent.state.health import Health, Verdict, judge
+from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, judge
 from agent.state.inflight import InFlight
 from agent.state.rate import PrefillRate
 from agent.state.snapshot import EndpointView, Prefix, Work
@@ -16,6 +16,7 @@ class Record:
 
     __slots__ = (
         "address",
+        "dead",
         "engine",
         "failure",
         "failures",
@@ -39,6 +40,7 @@ class Record:
         self.page_at: float | None = None
         self.failures = 0
         self.failure = ""
+        self.dead = False  # a failure since the last page was a proof of death
         self.in_flight = InFlight(rate)
         self.learner = PrefillRate()
         self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
@@ -72,14 +74,22 @@ class Record:
         self.page_at = at
         self.failures = 0
         self.failure = ""
+        self.dead = False
         hits = values.get(PREFIX_HITS)
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
             self.predicted_hits = 0.0
 
+    def fail(self, reason: str) -> None:
+        """Take in a scrape that brought no page. What was dead stays so until a page comes, whatever fails next."""
+        self.failures += 1
+        self.failure = reason
+        self.dead = self.dead or reason in PROOF_OF_DEATH
+
     def judged(self, now: float, stale_after: float) -> Verdict:
         """Health at `now`."""
-        return judge(now, self.page_at, self.failures, self.failure, stale_after)
+        failures = max(self.failures, DOWN_AFTER) if self.dead else self.failures
+        return judge(now, self.page_at, failures, self.failure, stale_after)
 
     def look(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
         """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""

@@ -135,8 +135,7 @@ class RoutingStore:
         record = self._records.get(address)
         if record is None:
             return
-        record.failures += 1
-        record.failure = reason
+        record.fail(reason)
         self._refresh(record, at + took)
         self._hook(ScrapeFailed(self.pool, address, at, took, reason, detail))
 

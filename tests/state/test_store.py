@@ -126,6 +126,17 @@ def test_a_refused_connection_is_down_at_once_and_a_page_brings_it_back() -> Non
     assert fleet.health(2.1) == {"a:1": (Health.HEALTHY, "")}
 
 
+def test_a_dead_server_is_not_healthy_again_because_its_next_scrape_fails_in_another_way() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    fleet.store.failed("a:1", "refused", "connection refused", 1.0, 0.001)
+    fleet.store.failed("a:1", "timeout", "it begins to listen", 1.1, 0.1)
+    assert fleet.health(1.3) == {"a:1": (Health.DOWN, "timeout")}
+    fleet.page("a:1", 2.0)
+    fleet.store.failed("a:1", "timeout", "a hiccup", 2.1, 0.1)
+    assert fleet.health(2.3) == {"a:1": (Health.HEALTHY, "")}
+
+
 @pytest.mark.parametrize("reason", ["timeout", "status", "not_metrics", "truncated"])
 def test_one_bad_page_is_a_hiccup_and_three_are_a_dead_server(reason: str) -> None:
     fleet = Fixture("a:1")
