@@ -29,8 +29,10 @@ from agent.scrape.page import PageRefused
 from agent.scrape.schedule import first_due, next_due, retry_due, soon
 
 SOONEST_SECONDS: Final = 0.05
-# Scrapes that are due within this time are begun together: a thousand a second need 200 wake-ups and not a thousand.
-TOGETHER_SECONDS: Final = 0.005
+# Scrapes that are due soon are begun together, early by up to this time and this part of their interval: a thousand a
+# second need 50 wake-ups and not a thousand, and what one page brought into the CPU's caches serves the next.
+TOGETHER_SECONDS: Final = 0.02
+TOGETHER_OF_INTERVAL: Final = 0.02
 # How often time-outs are looked for, while anything is asked: a time-out comes late by at most this.
 WATCH_SECONDS: Final = 0.05
 MODELS_BYTES: Final = 1 << 20
@@ -167,7 +169,7 @@ class ScrapeLoop:
         self._timer_at = float("-inf")  # what is told meanwhile needs no timer of its own
         now = self._clock.now()
         due = self._due
-        while due and due[0][0] <= now + TOGETHER_SECONDS:
+        while due and due[0][0] <= now + due[0][2].early:
             at, _, scraper = heapq.heappop(due)
             if scraper.due_at == at and not scraper.stopped:
                 scraper.due(now)
@@ -190,7 +192,7 @@ class _Scraper:
     __slots__ = (
         "_asked", "_connection", "_early_at", "_extractor", "_failures", "_grid", "_loop", "_models_at",
         "_models_request", "_page_request", "_page_waits", "_retried", "_sent_at", "_sink", "connecting", "due_at",
-        "give_up_at", "stopped", "target",
+        "early", "give_up_at", "stopped", "target",
     )  # fmt: skip
 
     def __init__(self, loop: ScrapeLoop, target: Target, sink: Sink) -> None:
@@ -214,6 +216,7 @@ class _Scraper:
 
     def _set(self, target: Target) -> None:
         self.target = target
+        self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * target.interval)
         self._page_request = request(target.address, target.path, _METRICS_TYPE)
         models_path = engine(target.engine).models_path
         self._models_request = request(target.address, models_path, "application/json") if models_path else b""

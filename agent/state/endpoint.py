@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from agent.signals import PREFIX_HITS, START_TIME, WAITING, Reading, Value
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, judge
 from agent.state.inflight import InFlight
 from agent.state.rate import PrefillRate
 from agent.state.snapshot import EndpointView, Prefix, Work
+
+_new: Final = tuple.__new__
 
 
 class Record:
@@ -25,6 +28,7 @@ class Record:
         "in_flight",
         "learner",
         "learnt",
+        "older",
         "page_at",
         "predicted_hits",
         "rate_source",
@@ -37,6 +41,7 @@ class Record:
         self.health = Health.UNKNOWN
         self.rate_source = rate_source
         self.readings: dict[str, Reading] = {}
+        self.older: list[float] = []  # when the readings that the last page did not bring were asked for
         self.page_at: float | None = None
         self.failures = 0
         self.failure = ""
@@ -60,6 +65,7 @@ class Record:
     def forget(self) -> None:
         """Drop all that was learnt of the server; what we gave it and have not seen the end of stays in flight."""
         self.readings = {}
+        self.older = []
         self.page_at = None
         self.learner.forget()
         self.predicted_hits = 0.0
@@ -67,10 +73,16 @@ class Record:
 
     def apply(self, values: Mapping[str, Value], at: float) -> None:
         """Take in one page's values, each with the time at which the page was asked for."""
-        readings = dict(self.readings)
-        for signal, value in values.items():
-            readings[signal] = Reading(value, at)
+        before = self.readings
+        # The tuple's own constructor: this line runs for each signal of each page.
+        readings = {signal: _new(Reading, (value, at)) for signal, value in values.items()}
+        older: list[float] = []
+        for signal, reading in before.items():
+            if signal not in readings:
+                readings[signal] = reading
+                older.append(reading.at)
         self.readings = readings
+        self.older = older
         self.page_at = at
         self.failures = 0
         self.failure = ""
@@ -79,6 +91,11 @@ class Record:
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
             self.predicted_hits = 0.0
+
+    def bring(self, signal: str, reading: Reading) -> None:
+        """Take in one reading that did not come with a page."""
+        self.readings = {**self.readings, signal: reading}
+        self.older = [*self.older, reading.at]
 
     def fail(self, reason: str) -> None:
         """Take in a scrape that brought no page. What was dead stays so until a page comes, whatever fails next."""
@@ -95,10 +112,9 @@ class Record:
         """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""
         verdict = self.judged(now, stale_after)
         until = verdict.until
-        for reading in self.readings.values():
-            expires = reading.at + stale_after
-            if now < expires < until:
-                until = expires
+        for at in self.older:
+            if now < at + stale_after < until:
+                until = at + stale_after
         measured: float | None = None
         hits = self.readings.get(PREFIX_HITS)
         if self.hits_at_start is not None and hits is not None and isinstance(hits.value, float):

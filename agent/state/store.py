@@ -146,7 +146,7 @@ class RoutingStore:
             before = record.readings.get(MODELS)
             if before is None or before.value != names:
                 self._names_moved = True
-            record.readings = {**record.readings, MODELS: Reading(names, at)}
+            record.bring(MODELS, Reading(names, at))
             self._changed(address)
 
     # -- what the picker tells -----------------------------------------------------------------------------------
