@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -30,6 +31,7 @@ HOST: Final = "127.0.0.1"
 POOL: Final = "default"
 MODEL: Final = "emulated"
 SERVERS: Final = 4
+BYTES_PER_TOKEN: Final = 4  # of the emulated servers, and what the agent takes where it is told nothing else
 SCRAPE_INTERVAL_SECONDS: Final = 0.2
 # A small model server: 7,000 prompt tokens a second and room for 32,752 of them. The workload asks a little more of the
 # four than they can do where nothing is in their caches, a little less where most is, and of the server that is warm
@@ -180,13 +182,36 @@ def envoy_settings(ports: Ports, endpoints: Sequence[str]) -> EnvoySettings:
     )
 
 
+def agent_configuration(ports: Ports, endpoints: Sequence[str], profile: str, bytes_per_token: int) -> dict[str, Any]:
+    """The agent's configuration file, as JSON, which YAML is too."""
+    return {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "admin": {"address": f"{HOST}:{ports.admin}"},
+        "scrape": {"interval": f"{SCRAPE_INTERVAL_SECONDS * 1000:.0f}ms"},
+        "prefixIndex": {"bytesPerToken": bytes_per_token},
+        "pools": [
+            {
+                "name": POOL,
+                "profile": profile,
+                "extProcAddress": f"{HOST}:{ports.ext_proc}",
+                "endpoints": list(endpoints),
+            }
+        ],
+    }
+
+
 class Fleet:
-    """What runs. `endpoints` are the model servers, `own` whether we started them."""
+    """What runs. `endpoints` are the model servers, `own` whether we started them.
+
+    `bytes_per_token` is what the agent is to take for one token of their prompts, from its next start on.
+    """
 
     def __init__(self, ports: Ports, folder: Path, session: aiohttp.ClientSession, endpoints: Sequence[str]) -> None:
         self.ports = ports
         self.own = not endpoints
         self.endpoints = tuple(endpoints) or tuple(f"{HOST}:{port}" for port in ports.servers)
+        self.bytes_per_token = BYTES_PER_TOKEN
         self._folder = folder
         self._session = session
         self._servers: list[Child] = []
@@ -215,10 +240,9 @@ class Fleet:
         """Start the agent with this profile, in the place of the one that runs, and wait until it can pick."""
         if self._agent is not None:
             await self._agent.stop()
-        command = _igw("run", "--endpoints", ",".join(self.endpoints), "--profile", profile)
-        command += ["--scrape-interval", f"{SCRAPE_INTERVAL_SECONDS * 1000:.0f}ms"]
-        command += ["--ext-proc-address", f"{HOST}:{self.ports.ext_proc}"]
-        command += ["--admin-address", f"{HOST}:{self.ports.admin}"]
+        path = self._folder / "igw.yaml"
+        path.write_text(json.dumps(agent_configuration(self.ports, self.endpoints, profile, self.bytes_per_token)))
+        command = _igw("run", "--config", str(path))
         self._agent = Child("the agent", command, self._folder)
         await self._until_200(self._agent, f"{self.admin}/readyz")
         (pool,) = (await self.state())["pools"]

@@ -172,6 +172,7 @@ async def _real_work(fleet: Fleet, wish: Wish, screen: Screen) -> _Work:
     try:
         counted = await fleet.json(f"http://{address}/tokenize", {"model": name, "prompt": _SAMPLE_TEXT})
         shape = replace(shape, bytes_per_token=len(_SAMPLE_TEXT) / counted["count"])
+        fleet.bytes_per_token = max(1, round(shape.bytes_per_token))
     except (CannotStart, KeyError, TypeError, ZeroDivisionError):
         shape = replace(shape, bytes_per_token=3.0)
         screen.say("  They have no /tokenize: 3 bytes are taken for a token, so prompts may be shorter than allowed.")
