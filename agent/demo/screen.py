@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Final
 
 from rich import box
@@ -24,6 +26,8 @@ class Screen:
     """Standard output."""
 
     def __init__(self) -> None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # better a question mark than no table
         self._console = Console(highlight=False, emoji=False)
         self._live = self._console.is_terminal and not self._console.is_dumb_terminal
         if not self._console.is_terminal:
