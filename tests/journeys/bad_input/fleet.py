@@ -148,7 +148,8 @@ async def a_fleet(
                 tuple(Pool(name, tuple(listed), pickers[name]) for name, listed in pools(healthy).items()),
                 tuple(Listener(f"{name} {way.value}", "127.0.0.1:0", name, way) for name in pickers for way in WAYS),
             )
-            fleet.envoy = await process.start(bootstrap(settings), directory / "envoy")
+            # One thread, and so one connection to each picker: what a test does first does not wait for another.
+            fleet.envoy = await process.start(bootstrap(settings), directory / "envoy", concurrency=1)
             stack.push_async_callback(fleet.envoy.stop)
             yield fleet
     finally:
