@@ -18,7 +18,7 @@ import aiohttp
 from agent.clock import Clock
 from agent.demo import client
 from agent.demo.fleet import EMULATED, HOST, MODEL, SCRAPE_INTERVAL_SECONDS, SERVERS, CannotStart, Fleet, Ports
-from agent.demo.report import UNKNOWN, Figures, gauges, notes, pool_gauges, table
+from agent.demo.report import UNKNOWN, Figures, gauges, notes, pool_gauges, table, withheld
 from agent.demo.screen import Screen
 from agent.demo.workload import MIN_PROMPT_TOKENS, Shape, Turn, best_hit_ratio, plan
 from agent.engines import engine
@@ -31,7 +31,9 @@ ENGINE: Final = "vllm"
 # Prompts for servers of which nothing is known; more where they say that they take more.
 REAL_PROMPT_TOKENS: Final = 1500
 REAL_RATE: Final = 4.0
-_LOOK_SECONDS: Final = 1.0  # how often the agent is asked while a run goes on: often enough for ages, cheap enough
+# How often the agent is asked while a run goes on: rarely, as it costs the agent something, and not in step with its
+# scrapes, or every age would be the same.
+_LOOK_SECONDS: Final = 0.87
 _COUNTED_SECONDS: Final = 3.0  # how long after the last answer a server's counters may lag
 _SAMPLE_TEXT: Final = "The quick brown fox jumps over the lazy dog, and 17 others look on. " * 8
 
@@ -111,6 +113,7 @@ async def _to_the_table(fleet: Fleet, wish: Wish, screen: Screen, clock: Clock) 
     screen.title(f"What an autoscaler reads now ({fleet.admin}/v1/gauges; the same on /metrics)")
     now = gauges(await fleet.json(f"{fleet.admin}/v1/gauges"))
     screen.table(("gauge", "highest in the last run", "now", "age"), pool_gauges(now, peaks))
+    screen.say(f"  {withheld(now)}")
     _tell_addresses(screen, fleet, wish, work.model)
     return sum(run.failed for run in runs)
 
@@ -211,8 +214,12 @@ async def _run(
             progress = await _send(port, turns, work, clock, moved)
     finally:
         watcher.cancel()
+        await asyncio.wait({watcher})
+        unanswered = None if watcher.cancelled() else watcher.exception()
     spent = _difference(fleet.agent_cpu_seconds(), cpu)
     fleet.check()
+    if unanswered is not None:
+        raise unanswered
     counted = await _counted(fleet, before, progress.sent - sum(progress.errors.values()))
     own = (await fleet.agent_page()).decode()
     figures = Figures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -147,6 +148,15 @@ def pool_gauges(now: Sequence[Gauge], peaks: Mapping[str, float]) -> list[Row]:
                 peak = f"{peaks[name]:.4g}" if name in peaks else UNKNOWN
                 rows.append(Row(name, (peak, value, age)))
     return rows
+
+
+def withheld(now: Sequence[Gauge]) -> str:
+    """One line on the gauges that are absent, and why."""
+    absent = Counter((gauge.name, gauge.withheld) for gauge in now if gauge.value is None)
+    if not absent:
+        return "No gauge is withheld."
+    named = ", ".join(f"{name} ({count}, {reason})" for (name, reason), count in sorted(absent.items()))
+    return f"Withheld, because nobody knows the value: {named}."
 
 
 def _row(label: str, runs: Sequence[Figures], cell: Callable[[Figures], str]) -> Row:

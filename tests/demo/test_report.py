@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.demo.journey import total
-from agent.demo.report import FOR_AN_AUTOSCALER, UNKNOWN, Figures, Gauge, gauges, notes, percentile, pool_gauges, table
+from agent.demo.report import (
+    FOR_AN_AUTOSCALER,
+    UNKNOWN,
+    Figures,
+    Gauge,
+    gauges,
+    notes,
+    percentile,
+    pool_gauges,
+    table,
+    withheld,
+)
 from exporters.catalog import CATALOG
 
 numbers = st.floats(0, 1e6)
@@ -111,6 +122,14 @@ def test_a_gauge_that_is_withheld_is_shown_with_its_reason() -> None:
         (queue, ("2.5", UNKNOWN, "withheld: none_fresh")),
         (ready, (UNKNOWN, "4", "0 ms")),
     ]
+
+
+def test_what_is_withheld_is_counted_by_name_and_reason() -> None:
+    known = Gauge("x", {}, 1.0, 0.0, "")
+    assert withheld([known]) == "No gauge is withheld."
+    assert withheld([known, *[Gauge("b", {}, None, None, "down")] * 2, Gauge("a", {}, None, None, "stale")]) == (
+        "Withheld, because nobody knows the value: a (1, stale), b (2, down)."
+    )
 
 
 def test_the_gauges_of_the_table_are_in_the_catalogue_and_belong_to_a_pool() -> None:

@@ -169,6 +169,8 @@ def test_an_agent_that_dies_in_the_middle_ends_the_demo_with_a_reason(processes:
     os.kill(agent, signal.SIGKILL)
     assert demo.wait(60) == 1
     assert "the agent ended with status -9" in demo.output()
+    assert "Traceback" not in demo.output()
+    assert "never retrieved" not in demo.output()
     assert running(started) == []
 
 
