@@ -1,0 +1,30 @@
+"""An agent that is killed under Envoy costs errors that say so, and one that is started again serves at once."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from tests.journeys.bad_input.fleet import IGW, WAYS, a_fleet, found
+from tests.processes import Processes
+
+
+async def test_requests_are_answered_503_while_the_agent_is_dead_and_served_when_it_is_back(
+    tmp_path: Path, processes: Processes
+) -> None:
+    async with a_fleet(tmp_path, 1, lambda healthy: {"pool": healthy}) as fleet:
+        for way in WAYS:
+            await found(partial(fleet.ask, "pool", way), lambda answer: answer[0] == 200)
+        (picker,) = re.findall(r"ext_proc on (\S+),", fleet.agent.output())
+        fleet.agent.kill()
+        for way in WAYS:
+            status, answer = await fleet.ask("pool", way)
+            error = answer["error"]
+            assert (status, error["type"], error["code"]) == (503, "server_error", "picker_unavailable")
+        at_its_place = fleet.file.read_text().replace("extProcAddress: '127.0.0.1:0'", f"extProcAddress: '{picker}'")
+        fleet.file.write_text(at_its_place)
+        again = processes.start([*IGW, "run", "--config", fleet.file])
+        again.wait_for("is listening")
+        for way in WAYS:
+            await found(partial(fleet.ask, "pool", way), lambda answer: answer[0] == 200)
