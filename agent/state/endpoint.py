@@ -8,6 +8,7 @@ from typing import Final
 from agent.signals import PREFIX_HITS, START_TIME, WAITING, Reading, Value
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, judge
 from agent.state.inflight import InFlight
+from agent.state.pace import QueuePace
 from agent.state.rate import PrefillRate
 from agent.state.snapshot import EndpointView, Prefix, Work
 
@@ -29,6 +30,7 @@ class Record:
         "learner",
         "learnt",
         "older",
+        "pace",
         "page_at",
         "predicted_hits",
         "rate_source",
@@ -48,6 +50,7 @@ class Record:
         self.dead = False  # a failure since the last page was a proof of death
         self.in_flight = InFlight(rate)
         self.learner = PrefillRate()
+        self.pace = QueuePace()
         self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
         self.predicted_hits = 0.0
         self.hits_at_start: float | None = None
@@ -68,6 +71,7 @@ class Record:
         self.older = []
         self.page_at = None
         self.learner.forget()
+        self.pace.forget()
         self.predicted_hits = 0.0
         self.hits_at_start = None
 

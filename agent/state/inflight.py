@@ -6,6 +6,9 @@ prefill rate. What lies between head and end is the work ahead: `prefill_tokens`
 a request that comes now has its turn. A request's first token is due when the head passes its stretch; from then on it
 only counts as a request in flight. All of it is a model, and a page corrects it: of the requests that the server had
 when it was asked, the newest `waiting` have certainly not begun, and all but the newest `waiting + running` are done.
+
+Where the line explains little of the queue that a page shows, something else than prefill holds it up (a batch full of
+long answers, a full cache). Then the wait is that of the queue at the pace at which it has moved (`agent.state.pace`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,12 @@ from typing import Final
 # A request picked this short a time before a page was asked for may not have reached the server yet (two proxies and
 # a connection between): it is taken as unseen by that page.
 TRANSIT_SECONDS: Final = 0.05
+
+
+# A queue whose wait is so many times what the line explains is held up by something else; less is the noise of two
+# estimates. So is a short queue: five waiting requests are what the reference calls saturated.
+HELD_UP_FACTOR: Final = 3.0
+HELD_UP_WAITING: Final = 5.0
 
 
 class _Stretch:
@@ -29,19 +38,21 @@ class _Stretch:
 class InFlight:
     """Requests given to one endpoint and not ended. One writer; every method takes `now`, which never goes back."""
 
-    __slots__ = ("_busy_until", "_end", "_mean_tokens", "_requests", "rate")
+    __slots__ = ("_busy_until", "_each_seconds", "_end", "_mean_tokens", "_queue_until", "_requests", "rate")
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self._requests: dict[int, _Stretch] = {}
         self._end = 0.0
         self._busy_until = float("-inf")
+        self._queue_until = float("-inf")
+        self._each_seconds = 0.0  # what one more request adds to the queue's wait
         self._mean_tokens = 0.0
 
     @property
     def busy_until(self) -> float:
-        """When the last first token is due, in monotonic seconds; minus infinity before the first request."""
-        return self._busy_until
+        """When a request that comes now has its turn, in monotonic seconds; minus infinity before the first request."""
+        return max(self._busy_until, self._queue_until)
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -56,6 +67,8 @@ class InFlight:
         self._end += tokens
         self._requests[ticket] = _Stretch(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
+        if self._queue_until > now:
+            self._queue_until += self._each_seconds
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
     def end(self, ticket: int, now: float) -> None:
@@ -115,3 +128,13 @@ class InFlight:
         else:
             return
         self._busy_until = now + ahead / self.rate
+
+    def hold(self, wait_seconds: float | None, waiting: float, at: float, now: float) -> None:
+        """Take the wait of a queue that prefill does not explain: `wait_seconds` behind `waiting`, as of `at`."""
+        line = max(0.0, self._busy_until - now)
+        if wait_seconds is not None and waiting >= HELD_UP_WAITING and wait_seconds > HELD_UP_FACTOR * line:
+            self._queue_until = at + wait_seconds
+            self._each_seconds = wait_seconds / waiting
+        else:
+            self._queue_until = float("-inf")
+            self._each_seconds = 0.0

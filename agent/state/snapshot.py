@@ -16,11 +16,12 @@ from agent.state.health import Health
 class Work(NamedTuple):
     """The picker's own work at one endpoint.
 
-    `requests` in flight; `busy_until` (monotonic seconds): when the prefill of all of it is estimated to be done, at
-    `rate` tokens of uncached prefill a second; `rate_source` says where the rate comes from: `configured`, `learnt`,
-    `pool` (the median of the learnt ones beside it) or `default`. The work ahead shrinks as time passes, so it is a
-    function of `now` and not a field. `corrected`: a fresh page's queue has corrected the estimate; without one it
-    knows nothing of what others gave to this server.
+    `requests` in flight; `busy_until` (monotonic seconds): when a request that comes now is estimated to have its turn,
+    which is when all prefill given to the server is done at `rate` tokens of uncached prompt a second, or, where
+    something else holds its queue up, when that queue is through; `rate_source` says where the rate comes from:
+    `configured`, `learnt`, `pool` (the median of the learnt ones beside it) or `default`. The work ahead shrinks as
+    time passes, so it is a function of `now` and not a field. `corrected`: a fresh page's queue has corrected the
+    estimate; without one it knows nothing of what others gave to this server.
     """
 
     requests: int

@@ -20,7 +20,18 @@ from agent.events import (
     ServerRestarted,
     ignore,
 )
-from agent.signals import BLOCK_SIZE, BLOCKS, LORA_RUNNING, LORA_WAITING, MODELS, RUNNING, WAITING, Reading, Value
+from agent.signals import (
+    BLOCK_SIZE,
+    BLOCKS,
+    FINISHED,
+    LORA_RUNNING,
+    LORA_WAITING,
+    MODELS,
+    RUNNING,
+    WAITING,
+    Reading,
+    Value,
+)
 from agent.state.endpoint import Record
 from agent.state.health import Health
 from agent.state.rate import RateLimits
@@ -127,6 +138,10 @@ class RoutingStore:
         if isinstance(waiting, float):
             running = values.get(RUNNING)
             record.in_flight.correct(running if isinstance(running, float) else None, waiting, at, now)
+            finished = values.get(FINISHED)
+            if isinstance(finished, float):
+                record.pace.observe(finished, waiting, at)
+                record.in_flight.hold(record.pace.wait_seconds(waiting), waiting, at, now)
         self._refresh(record, now)
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
 

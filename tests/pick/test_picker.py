@@ -298,3 +298,8 @@ def test_an_adapter_that_only_a_stale_page_names_sways_nobody() -> None:
     values: dict[str, Value] = {LORA_MAX: 2.0, LORA_RUNNING: frozenset({"x"}), LORA_WAITING: frozenset()}
     stale = view("a:1", {**IDLE, **values}, at=-10.0)
     assert "lora-affinity-scorer" not in choose(stale, view("b:1"), asked=request(model="x")).scores
+
+
+def test_of_two_endpoints_that_cost_the_same_the_one_with_fewer_requests_is_picked() -> None:
+    assert choose(view("a:1", requests=9), view("b:1", requests=8)).endpoint == "b:1"
+    assert choose(view("a:1", requests=9), view("b:1", ahead_seconds=0.1), warm={"a:1": 10}).endpoint == "a:1"
