@@ -51,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _overview().parse_args(given)
         _overview().print_help()
         return USAGE_ERROR
-    command = importlib.import_module(f"agent.commands.{name}")
-    parser = argparse.ArgumentParser(
-        prog=f"igw {name}", description=command.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    command.add_arguments(parser)
     try:
+        command = importlib.import_module(f"agent.commands.{name}")
+        parser = argparse.ArgumentParser(
+            prog=f"igw {name}", description=command.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_arguments(parser)
         return int(command.main(parser.parse_args(given[1:])))
     except KeyboardInterrupt:
         return 130  # the shell's number for a program ended by Ctrl-C
