@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 HALF_LIFE_SECONDS: Final = 30.0  # how long ago a second of queueing counts half
+STANDSTILL_SECONDS: Final = 5.0  # a queue in which nobody moves for less may be one long prefill
 
 
 class QueuePace:
@@ -39,9 +40,10 @@ class QueuePace:
         self._finished, self._at, self._queued = finished, at, waiting > 0
 
     def wait_seconds(self, waiting: float) -> float | None:
-        """Seconds until a request behind `waiting` others has its turn; None before a queue was seen for a while.
+        """Seconds until a request behind `waiting` others has its turn; None while too little of a queue was seen.
 
-        One more than the requests that ended is reckoned with: where none has ended yet, the wait is at least as long
-        as the queue has stood still.
+        Where none has ended in `STANDSTILL_SECONDS`, the wait is at least as long as the queue has stood still.
         """
-        return waiting * self._seconds / (self._ended + 1) if self._seconds > 0 else None
+        if self._ended < 1 and self._seconds < STANDSTILL_SECONDS:
+            return None
+        return waiting * self._seconds / max(1.0, self._ended)
