@@ -43,11 +43,8 @@ class Candidates:
         now = self.now
         column: list[float | None] = []
         for view in self.views:
-            reading = view.readings.get(signal)
-            if reading is None or now - reading.at >= view.stale_after or isinstance(reading.value, frozenset):
-                column.append(None)
-            else:
-                column.append(reading.value)
+            value = view.fresh(signal, now)
+            column.append(None if isinstance(value, frozenset) else value)
         return column
 
     def keep(self, places: Sequence[int]) -> Candidates:

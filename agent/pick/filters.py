@@ -26,7 +26,7 @@ def serves_model(candidates: Candidates) -> Sequence[int]:
     views = candidates.views
     if not model:
         return range(len(views))
-    served = [view.readings.get(MODELS) for view in views]
+    served = [view.reading(MODELS) for view in views]
     serving = [place for place, reading in enumerate(served) if reading is not None and model in reading[0]]  # type: ignore[operator]
     return serving or range(len(views))
 

@@ -130,7 +130,7 @@ def _ages(maker: _Maker, pool: str, view: EndpointView) -> None:
     page = never if view.page_at is None else Sample(age(view.page_at, now), now)
     maker.sample(catalog.PAGE_AGE, (pool, address), page)
     for signal in POOL_SIGNALS:
-        reading = view.readings.get(signal)
+        reading = view.reading(signal)
         sample = never if reading is None else Sample(age(reading.at, now), now)
         maker.sample(catalog.SIGNAL_AGE, (pool, address, signal), sample)
 

@@ -50,7 +50,7 @@ def current(view: EndpointView, signal: str, now: float) -> Current | Unknown:
     blind = _BY_HEALTH.get(view.health)
     if blind is not None:
         return blind
-    reading = view.readings.get(signal)
+    reading = view.reading(signal)
     if reading is None:
         return _NOT_REPORTED
     if now - reading.at >= view.stale_after and signal not in _OWN_REQUEST:

@@ -85,7 +85,7 @@ def endpoint(view: EndpointView, now: float) -> Json:
 
 
 def _signal(view: EndpointView, name: str, unit: str, now: float) -> Json:
-    reading = view.readings.get(name)
+    reading = view.reading(name)
     known_age = None if reading is None else age(reading.at, now)
     found = current(view, name, now)
     if isinstance(found, Unknown):

@@ -29,12 +29,14 @@ class Record:
         "in_flight",
         "learner",
         "learnt",
-        "older",
+        "others",
+        "others_at",
         "pace",
         "page_at",
         "predicted_hits",
+        "rate_of_pool",
         "rate_source",
-        "readings",
+        "values",
     )
 
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
@@ -42,8 +44,9 @@ class Record:
         self.engine = engine
         self.health = Health.UNKNOWN
         self.rate_source = rate_source
-        self.readings: dict[str, Reading] = {}
-        self.older: list[float] = []  # when the readings that the last page did not bring were asked for
+        self.values: Mapping[str, Value] = {}  # those of the last page
+        self.others: Mapping[str, Reading] = {}  # readings that it did not bring
+        self.others_at: tuple[float, ...] = ()  # when these were asked for
         self.page_at: float | None = None
         self.failures = 0
         self.failure = ""
@@ -51,24 +54,34 @@ class Record:
         self.in_flight = InFlight(rate)
         self.learner = PrefillRate()
         self.pace = QueuePace()
+        self.rate_of_pool: float | None = None  # the pool's when the rate was last reckoned
         self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
         self.predicted_hits = 0.0
         self.hits_at_start: float | None = None
 
     def restarted_by(self, values: Mapping[str, Value]) -> str:
         """Why this page must come from another server than the last one did, or the empty string."""
-        known, told = self.readings.get(START_TIME), values.get(START_TIME)
+        known, told = self.value(START_TIME), values.get(START_TIME)
         if known is not None and told is not None:
-            return "new_start_time" if told != known.value else ""
-        hits, before = values.get(PREFIX_HITS), self.readings.get(PREFIX_HITS)
-        if before is not None and isinstance(hits, float) and isinstance(before.value, float) and hits < before.value:
+            return "new_start_time" if told != known else ""
+        hits, before = values.get(PREFIX_HITS), self.value(PREFIX_HITS)
+        if isinstance(hits, float) and isinstance(before, float) and hits < before:
             return "counter_went_back"
         return ""
 
+    def value(self, signal: str) -> Value | None:
+        """The signal's last value, however old."""
+        value = self.values.get(signal)
+        if value is None:
+            other = self.others.get(signal)
+            return None if other is None else other.value
+        return value
+
     def forget(self) -> None:
         """Drop all that was learnt of the server; what we gave it and have not seen the end of stays in flight."""
-        self.readings = {}
-        self.older = []
+        self.values = {}
+        self.others = {}
+        self.others_at = ()
         self.page_at = None
         self.learner.forget()
         self.pace.forget()
@@ -76,17 +89,13 @@ class Record:
         self.hits_at_start = None
 
     def apply(self, values: Mapping[str, Value], at: float) -> None:
-        """Take in one page's values, each with the time at which the page was asked for."""
-        before = self.readings
-        # The tuple's own constructor: this line runs for each signal of each page.
-        readings = {signal: _new(Reading, (value, at)) for signal, value in values.items()}
-        older: list[float] = []
-        for signal, reading in before.items():
-            if signal not in readings:
-                readings[signal] = reading
-                older.append(reading.at)
-        self.readings = readings
-        self.older = older
+        """Take in one page's values; the page was asked for at `at`."""
+        if not (self.values.keys() <= values.keys() and self.others.keys().isdisjoint(values)):
+            dated = (
+                {} if self.page_at is None else {name: Reading(it, self.page_at) for name, it in self.values.items()}
+            )
+            self._keep({name: it for name, it in {**self.others, **dated}.items() if name not in values})
+        self.values = values
         self.page_at = at
         self.failures = 0
         self.failure = ""
@@ -98,8 +107,12 @@ class Record:
 
     def bring(self, signal: str, reading: Reading) -> None:
         """Take in one reading that did not come with a page."""
-        self.readings = {**self.readings, signal: reading}
-        self.older = [*self.older, reading.at]
+        self.values = {name: value for name, value in self.values.items() if name != signal}
+        self._keep({**self.others, signal: reading})
+
+    def _keep(self, others: Mapping[str, Reading]) -> None:
+        self.others = others
+        self.others_at = tuple({reading.at for reading in others.values()})
 
     def fail(self, reason: str) -> None:
         """Take in a scrape that brought no page. What was dead stays so until a page comes, whatever fails next."""
@@ -116,26 +129,31 @@ class Record:
         """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""
         verdict = self.judged(now, stale_after)
         until = verdict.until
-        for at in self.older:
+        for at in self.others_at:
             if now < at + stale_after < until:
                 until = at + stale_after
         measured: float | None = None
-        hits = self.readings.get(PREFIX_HITS)
-        if self.hits_at_start is not None and hits is not None and isinstance(hits.value, float):
-            measured = hits.value - self.hits_at_start
+        hits = self.value(PREFIX_HITS)
+        if self.hits_at_start is not None and isinstance(hits, float):
+            measured = hits - self.hits_at_start
         work = self.in_flight
-        waiting = self.readings.get(WAITING)
-        corrected = waiting is not None and now - waiting.at < stale_after
-        view = EndpointView(
+        waiting_at = self.page_at
+        if WAITING not in self.values:
+            waiting = self.others.get(WAITING)
+            waiting_at = None if waiting is None else waiting.at
+        corrected = waiting_at is not None and now - waiting_at < stale_after
+        # The tuple's own constructor: a view is made for each page.
+        fields = (
             self.address,
             self.engine,
             verdict.health,
             verdict.reason,
-            self.readings,
+            self.values,
+            self.others,
             self.page_at,
             self.failures,
             stale_after,
-            Work(len(work), work.busy_until, work.rate, self.rate_source, corrected),
-            Prefix(self.predicted_hits, measured),
+            _new(Work, (len(work), work.busy_until, work.rate, self.rate_source, corrected)),
+            _new(Prefix, (self.predicted_hits, measured)),
         )
-        return view, until
+        return _new(EndpointView, fields), until

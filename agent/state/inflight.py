@@ -96,6 +96,8 @@ class InFlight:
 
         Requests that the server has beside ours (another gateway's) are taken to be as long as ours are on average.
         """
+        if not self._requests and not waiting and self._busy_until <= now:
+            return
         unseen = at - TRANSIT_SECONDS
         newest = inside = 0.0
         most = 0.0

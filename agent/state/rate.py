@@ -72,27 +72,28 @@ class PrefillRate:
         self._last: tuple[float, float, float] | None = None
         self._tokens = self._seconds = self._prefills = 0.0
 
-    def observe(self, values: Mapping[str, Value]) -> None:
-        """Take in one page's counters. A page that lacks one of them teaches nothing."""
+    def observe(self, values: Mapping[str, Value]) -> bool:
+        """Take in one page's counters; whether they taught anything. A page that lacks one of them does not."""
         prompt, seconds, prefills = values.get(PROMPT_TOKENS), values.get(PREFILL_SECONDS), values.get(PREFILLS)
         if not (isinstance(prompt, float) and isinstance(seconds, float) and isinstance(prefills, float)):
-            return
+            return False
         hits = values.get(PREFIX_HITS)
         uncached = prompt - hits if isinstance(hits, float) else prompt
         last, self._last = self._last, (uncached, seconds, prefills)
-        if last is None:
-            return
+        if last is None or last == self._last:
+            return False
         tokens, spent, count = uncached - last[0], seconds - last[1], prefills - last[2]
         if spent < 0 or count < 0:  # a counter went back: another server, whose past we do not know
             self.forget()
             self._last = (uncached, seconds, prefills)
-            return
+            return True
         # `tokens` may be negative for one page: hits are counted when a request is scheduled, prompt tokens when it
         # has been prefilled.
         fade = 0.5 ** (count / HALF_LIFE_PREFILLS)
         self._tokens = self._tokens * fade + tokens
         self._seconds = self._seconds * fade + spent
         self._prefills += count
+        return True
 
     @property
     def rate(self) -> float | None:

@@ -51,25 +51,50 @@ class Prefix(NamedTuple):
 
 
 class EndpointView(NamedTuple):
-    """One endpoint in a snapshot. `readings` holds every reading, fresh or not: ask `fresh`."""
+    """One endpoint in a snapshot. `values` are those of its last page, asked for at `page_at`; `others` are readings
+    that came otherwise: with an older page, or with a request of their own. Fresh or not: ask `fresh`.
+
+    A page's values are kept as they came: to date each one by itself would cost more than all else that is done with
+    the page, and few of them are read before the next.
+    """
 
     address: str
     engine: str
     health: Health
     reason: str
-    readings: Mapping[str, Reading]
+    values: Mapping[str, Value]
+    others: Mapping[str, Reading]
     page_at: float | None
     failures: int
     stale_after: float
     work: Work
     prefix: Prefix
 
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """Every reading."""
+        at = self.page_at
+        return {
+            **self.others,
+            **({} if at is None else {name: Reading(value, at) for name, value in self.values.items()}),
+        }
+
+    def reading(self, signal: str) -> Reading | None:
+        """The signal's last reading, however old."""
+        value = self.values.get(signal)
+        if value is None or self.page_at is None:
+            return self.others.get(signal)
+        return Reading(value, self.page_at)
+
     def fresh(self, signal: str, now: float) -> Value | None:
         """The signal's value if its reading is younger than `stale_after`, else None: never a number for unknown."""
-        reading = self.readings.get(signal)
-        if reading is None or now - reading.at >= self.stale_after:
-            return None
-        return reading.value
+        value, at = self.values.get(signal), self.page_at
+        if value is None or at is None:
+            other = self.others.get(signal)
+            if other is None:
+                return None
+            value, at = other
+        return value if now - at < self.stale_after else None
 
     def number(self, signal: str, now: float) -> float | None:
         """Like `fresh`, for signals that are numbers."""

@@ -127,12 +127,11 @@ class RoutingStore:
         if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
             self._resize(record, values)
         for signal in (LORA_RUNNING, LORA_WAITING):
-            before = record.readings.get(signal)
-            if values.get(signal) != (None if before is None else before.value):
+            if values.get(signal) != record.value(signal):
                 self._names_moved = True
         record.apply(values, at)
-        if self._limits.fixed is None:
-            record.learner.observe(values)
+        learnt = self._limits.fixed is None and record.learner.observe(values)
+        if learnt or record.rate_of_pool != self._learnt_by_pool:
             self._reckon_rate(record, now)
         waiting = values.get(WAITING)
         if isinstance(waiting, float):
@@ -158,8 +157,7 @@ class RoutingStore:
         """The models and adapters that the endpoint answers for."""
         record = self._records.get(address)
         if record is not None:
-            before = record.readings.get(MODELS)
-            if before is None or before.value != names:
+            if record.value(MODELS) != names:
                 self._names_moved = True
             record.bring(MODELS, Reading(names, at))
             self._changed(address)
@@ -280,6 +278,7 @@ class RoutingStore:
             record.learnt = learnt
             known = [other.learnt for other in self._records.values() if other.learnt is not None]
             self._learnt_by_pool = median(known) if known else None
+        record.rate_of_pool = self._learnt_by_pool
         rate, record.rate_source = self._limits.choose(record.learnt, self._learnt_by_pool)
         if _differ(rate, record.in_flight.rate):
             record.in_flight.set_rate(rate, now)
@@ -289,8 +288,7 @@ class RoutingStore:
         blocks, tokens = values.get(BLOCKS), values.get(BLOCK_SIZE)
         if not (isinstance(blocks, float) and isinstance(tokens, float)) or self._prefix is None:
             return
-        before = record.readings.get(BLOCKS), record.readings.get(BLOCK_SIZE)
-        if before[0] is None or before[1] is None or (before[0].value, before[1].value) != (blocks, tokens):
+        if (record.value(BLOCKS), record.value(BLOCK_SIZE)) != (blocks, tokens):
             self._prefix.resize(record.address, max(1, int(blocks * tokens) // self._index_block_tokens))
 
 
@@ -298,7 +296,7 @@ def _names(view: EndpointView, *signals: str) -> frozenset[str]:
     """The names that these signals' last readings hold, however old."""
     found: frozenset[str] = frozenset()
     for signal in signals:
-        reading = view.readings.get(signal)
+        reading = view.reading(signal)
         if reading is not None and isinstance(reading.value, frozenset):
             found |= reading.value
     return found

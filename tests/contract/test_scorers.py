@@ -96,7 +96,7 @@ def test_the_same_candidates_always_get_the_same_scores_and_are_left_as_they_wer
 def test_losing_a_signal_never_raises_a_score(name: str, candidates: Candidates) -> None:
     made = scorer(name, {})
     before = opinion(made, candidates)
-    poorer = candidates.views[0]._replace(readings={}, work=candidates.views[0].work._replace(corrected=False))
+    poorer = candidates.views[0]._replace(values={}, others={}, work=candidates.views[0].work._replace(corrected=False))
     after = opinion(made, Candidates(candidates.request, 0.0, [poorer, *candidates.views[1:]], candidates.hits))
     if before is not None and after is not None and len(candidates) > 1:
         rank_before = sum(score > before[0] + 1e-9 for score in before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agent.signals import KV_USAGE, RUNNING, WAITING, Reading, Value
+from agent.signals import KV_USAGE, RUNNING, WAITING, Value
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
 
@@ -29,7 +29,8 @@ def view(
         "vllm",
         health,
         "" if health is Health.HEALTHY else "made_so",
-        {signal: Reading(value, at) for signal, value in values.items()},
+        values,
+        {},
         at,
         0,
         STALE_AFTER,

@@ -135,6 +135,7 @@ def _view(endpoint: dict[str, Any], told_at: float, uptime_zero: float, now: flo
         endpoint["engine"],
         health,
         reason,
+        {},
         readings,
         page_at,
         endpoint["failures"],

@@ -34,8 +34,8 @@ class LoraAffinity:
             return None
         for signal in (LORA_RUNNING, LORA_WAITING):
             for view in candidates.views:
-                reading = view.readings.get(signal)
-                if reading is not None and model in reading[0] and now - reading.at < view.stale_after:  # type: ignore[operator]
+                names = view.fresh(signal, now)
+                if isinstance(names, frozenset) and model in names:
                     return [_affinity(each, model, now) for each in candidates.views]
         return None
 
