@@ -91,7 +91,6 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.gets += 1
         self._limit, self._answered, self._failed = limit, answered, failed
-        self._buffer = self._buffers.borrow()
         self._filled = 0
         self._head = self._chunks = None
         transport.write(request)
@@ -121,8 +120,13 @@ class Connection(asyncio.BufferedProtocol):
         """Where to read to."""
         buffer = self._buffer
         if buffer is None:
-            # Bytes that nobody asked for: `buffer_updated` closes the connection.
-            return memoryview(bytearray(64))
+            if self._answered is None:
+                # Bytes that nobody asked for: `buffer_updated` closes the connection.
+                return memoryview(bytearray(64))
+            # Borrowed when the answer is here and not when it is asked for: so most answers share one buffer, which
+            # the CPU's caches hold.
+            self._buffer = buffer = self._buffers.borrow()
+            return memoryview(buffer)
         room = len(buffer) - self._filled
         if room < 16384:
             grown = bytearray(2 * len(buffer))

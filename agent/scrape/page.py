@@ -54,7 +54,8 @@ _LABEL: Final = re.compile(
 _CLOSED: Final = re.compile(rb"[ \t]*\}")
 # After the value: nothing, or a time stamp in milliseconds; OpenMetrics has seconds there, and an exemplar behind `# `.
 _VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]+)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
-_ENDS_NAME: Final = (b"{", b" ", b"\t")
+# A name at the beginning of a line, with what ends it: braces, a blank.
+_NAME: Final = re.compile(rb"[ \t]*([^ \t{]+)(?=[ \t{])")
 # Go's ParseFloat without the forms that Prometheus excludes (hexadecimal, underscores); Go takes no sign before NaN.
 _NUMBER: Final = re.compile(
     rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity)|nan", re.IGNORECASE
@@ -299,33 +300,24 @@ def _find(page: bytes, names: Iterable[str]) -> tuple[list[_Found], list[BadLine
     """Every line of these names in the order of the page, and those among them that cannot be read."""
     found: list[_Found] = []
     bad: list[BadLine] = []
-    for name in names:
-        needle = name.encode()
-        at = page.find(needle)
-        while at >= 0:
-            after = at + len(needle)
-            start = _line_end_before(page, at)
-            if start is not None and page[after : after + 1] in _ENDS_NAME:
-                line = _read(page, name, start, after)
-                if line is None:
-                    bad.append(BadLine(name, _show(page[start + 1 : page.find(b"\n", after)])))
+    wanted = {name.encode(): name for name in names}
+    beginnings = (*wanted, b" ", b"\t")
+    start = -1
+    # One pass: to search for each name by itself reads the whole page as often as there are names.
+    for line in page.split(b"\n"):
+        if line.startswith(beginnings):
+            token = _NAME.match(line)
+            name = wanted.get(token[1]) if token else None
+            if token and name is not None:
+                sample = _read(page, name, start, start + 1 + token.end())
+                if sample is None:
+                    bad.append(BadLine(name, _show(line)))
                 else:
-                    found.append(line)
+                    found.append(sample)
                 if len(found) + len(bad) > MAX_SERIES:
                     raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and its like")
-            at = page.find(needle, after)
-    found.sort(key=lambda line: line.start)
+        start += len(line) + 1
     return found, bad
-
-
-def _line_end_before(page: bytes, at: int) -> int | None:
-    """Where the line end in front of this place is (-1: the page begins), or None when a line does not begin here."""
-    if at == 0 or page[at - 1] == 10:
-        return at - 1
-    if page[at - 1] not in b" \t":
-        return None
-    start = page.rfind(b"\n", 0, at)
-    return None if page[start + 1 : at].strip(b" \t") else start
 
 
 def _read(page: bytes, name: str, start: int, at: int) -> _Found | None:
