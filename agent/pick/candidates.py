@@ -64,8 +64,9 @@ class Candidates:
 def _ahead_seconds(works: Sequence[Work], now: float) -> list[float]:
     """The work ahead at each candidate. Where no fresh page corrects the estimate, it is at least the longest of the
     others."""
-    ahead = [until - now if until > now else 0.0 for _, until, _, _, _ in works]
-    known = [work[4] for work in works]  # `corrected`; by its place, because this runs for each endpoint at each pick
+    # By their places, because this runs for each endpoint at each pick: `busy_until`, `corrected`.
+    ahead = [ends[1] - now if ends[1] > now else 0.0 for ends in works]
+    known = [work[4] for work in works]
     if all(known) or not any(known):
         return ahead
     longest = max(seconds for seconds, sure in zip(ahead, known, strict=True) if sure)

@@ -34,9 +34,12 @@ class PrefixLookup(Protocol):
 
 def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float) -> Pick | NoPick:
     """The endpoint for `request` by `profile`, or why there is none."""
-    views: Sequence[EndpointView] = [view for view in snapshot.endpoints if view.health is _HEALTHY]
-    if not views:
-        return _nobody(snapshot, request)
+    views: Sequence[EndpointView] = snapshot.endpoints
+    addresses: Sequence[str] = snapshot.healthy_addresses
+    if not addresses:
+        views = [view for view in views if view.health is _HEALTHY]
+        if not views:
+            return _nobody(snapshot, request)
     if request.subset is not None:
         views = [view for view in views if view.address in request.subset]
         if not views:
@@ -45,7 +48,8 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
                 "subset_empty",
                 f"none of the {len(request.subset)} endpoints that the proxy allows is healthy in pool {snapshot.pool}",
             )
-    addresses = [view.address for view in views]
+    if len(addresses) != len(views):
+        addresses = [view.address for view in views]
     if request.chain:
         size, most = request.block_tokens, request.prompt_tokens
         hits = [known if (known := blocks * size) < most else most for blocks in index.match(request.chain, addresses)]
@@ -72,7 +76,7 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
         if totals:
             totals = [total + weight * score for total, score in zip(totals, opinions, strict=True)]
         else:
-            totals = [weight * score for score in opinions]
+            totals = list(opinions) if weight == 1.0 else [weight * score for score in opinions]
     totals = totals or [0.0] * len(candidates)
     place, decided_by = _best(candidates, totals, scores, weights)
     winner = candidates.views[place]
@@ -92,17 +96,20 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
 
 
 def _best(
-    candidates: Candidates, totals: Sequence[float], scores: dict[str, Sequence[float]], weights: dict[str, float]
+    candidates: Candidates, totals: list[float], scores: dict[str, Sequence[float]], weights: dict[str, float]
 ) -> tuple[int, str]:
     """The winner's place and what decided."""
     if len(totals) == 1:
         return 0, "only_candidate"
     top = max(totals)
-    tied = [place for place, total in enumerate(totals) if total >= top - TIE]
-    if len(tied) > 1:
+    place = totals.index(top)
+    others = totals[:place] + totals[place + 1 :]
+    second = max(others)
+    if second >= top - TIE:
+        tied = [place for place, total in enumerate(totals) if total >= top - TIE]
         return tied[zlib.crc32(candidates.request.request_id.encode()) % len(tied)], "tie"
-    place = tied[0]
-    runner_up = max((other for other in range(len(totals)) if other != place), key=totals.__getitem__)
+    runner_up = others.index(second)
+    runner_up += runner_up >= place
     decided_by = max(scores, key=lambda name: weights[name] * (scores[name][place] - scores[name][runner_up]))
     return place, decided_by
 

@@ -105,8 +105,9 @@ class EndpointView(NamedTuple):
 class Snapshot(NamedTuple):
     """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
 
-    Two facts about all of them, so that a pick need not look at each: `adapters` are the LoRA adapters that any
-    endpoint's last page names (None: not gathered), `models_everywhere` the models that every endpoint lists.
+    Facts about all of them, so that a pick need not look at each: `adapters` are the LoRA adapters that any endpoint's
+    last page names (None: not gathered), `models_everywhere` the models that every endpoint lists. `healthy_addresses`
+    are the endpoints' addresses where every one of them is healthy, else empty, as it is where nobody has looked.
     """
 
     pool: str
@@ -116,3 +117,4 @@ class Snapshot(NamedTuple):
     endpoints: tuple[EndpointView, ...]
     adapters: frozenset[str] | None = None
     models_everywhere: frozenset[str] = frozenset()
+    healthy_addresses: tuple[str, ...] = ()

@@ -40,6 +40,7 @@ from agent.state.snapshot import EndpointView, Snapshot
 # A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new
 # version.
 RATE_CHANGE: Final = 0.02
+_HEALTHY: Final = Health.HEALTHY
 
 
 class PrefixMemory(Protocol):
@@ -77,6 +78,8 @@ class RoutingStore:
         self._index_block_tokens = index_block_tokens
         self._records: dict[str, Record] = {}
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
+        self._addresses: tuple[str, ...] = ()  # in the same order
+        self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._adapters: frozenset[str] = frozenset()
@@ -100,6 +103,7 @@ class RoutingStore:
             if record is None:
                 self._records[address] = Record(address, engine, *self._limits.choose(None, self._learnt_by_pool))
         self._places = {address: place for place, address in enumerate(sorted(self._records))}
+        self._addresses = tuple(self._places)
         self._anew()
 
     def set_limits(self, *, stale_after: float, rate: RateLimits, now: float) -> None:
@@ -204,7 +208,9 @@ class RoutingStore:
         good_until = last.good_until
         for address in self._dirty:
             view, until = self._records[address].look(now, self.stale_after)
-            endpoints[self._places[address]] = view
+            place = self._places[address]
+            self._unhealthy += (view.health is not _HEALTHY) - (endpoints[place].health is not _HEALTHY)
+            endpoints[place] = view
             good_until = min(good_until, until)
         self._dirty.clear()
         # The earliest expiry may have belonged to a view that was replaced: then the next retake comes early, not late.
@@ -225,6 +231,7 @@ class RoutingStore:
             endpoints.append(view)
             good_until = min(good_until, until)
         self._dirty.clear()
+        self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
         snapshot = self._taken(now, good_until, endpoints)
         self._tell()
         return snapshot
@@ -236,7 +243,14 @@ class RoutingStore:
             served = [_names(view, MODELS) for view in endpoints]
             self._models_everywhere = served[0].intersection(*served) if served else frozenset()
         self._snapshot = Snapshot(
-            self.pool, self.version, now, good_until, tuple(endpoints), self._adapters, self._models_everywhere
+            self.pool,
+            self.version,
+            now,
+            good_until,
+            tuple(endpoints),
+            self._adapters,
+            self._models_everywhere,
+            () if self._unhealthy else self._addresses,
         )
         return self._snapshot
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from agent.engines.mapping import Extraction
 from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, RUNNING, WAITING, Reading, Value
+from agent.state.health import Health
 from agent.state.store import RoutingStore
 
 STALE_AFTER = 3.0
@@ -50,3 +51,32 @@ def test_each_signal_has_its_newest_value_and_the_time_it_was_asked_for(what: li
             known = expected.get(signal)
             fresh = known is not None and at - known.at < STALE_AFTER
             assert view.fresh(signal, at) == (known.value if known is not None and fresh else None)
+
+
+moments = st.lists(
+    st.tuples(
+        st.sampled_from(["page", "failure", "refused", "nothing"]), st.integers(0, 2), st.sampled_from([0.1, 4.0])
+    ),
+    max_size=12,
+)
+
+
+@given(moments)
+def test_the_snapshot_lists_healthy_addresses_exactly_while_every_endpoint_is_healthy(
+    what: list[tuple[str, int, float]],
+) -> None:
+    addresses = [f"10.0.0.{number}:8000" for number in range(3)]
+    store = RoutingStore("pool", stale_after=STALE_AFTER)
+    store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)
+    now = 0.0
+    for address in addresses:
+        store.observed(address, Extraction({RUNNING: 0.0}, (), ()), now, 0.0, 100)
+    for kind, number, passed in what:
+        now += passed
+        if kind == "page":
+            store.observed(addresses[number], Extraction({RUNNING: 1.0}, (), ()), now, 0.0, 100)
+        elif kind != "nothing":
+            store.failed(addresses[number], kind if kind == "refused" else "timeout", "", now, 0.0)
+        snapshot = store.snapshot(now)
+        well = all(view.health is Health.HEALTHY for view in snapshot.endpoints)
+        assert snapshot.healthy_addresses == (tuple(addresses) if well else ())
