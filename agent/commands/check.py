@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from agent.app.vocabulary import WORDS
-from agent.config import BadConfig, Config, load
+from agent.config import BadConfig, Config, Endpoint, load
 from agent.config.options import SECTIONS, options, reference, snake
 from agent.profiles import PRESETS, ProfileSpec
 
@@ -50,7 +50,7 @@ def summary(config: Config) -> Iterator[str]:
         size = _count(pool.endpoints)
         yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {size}"
         for endpoint in pool.endpoints:
-            yield f"    {endpoint.address}  {endpoint.engine}"
+            yield f"    {_endpoint(endpoint)}"
     if not config.pools:
         yield "  no pools: `igw run` needs one; add pools: with a name and endpoints"
     used = {pool.profile for pool in config.pools}
@@ -66,6 +66,16 @@ def summary(config: Config) -> Iterator[str]:
         yield f"  {key}: {shown}"
     for note in config.notes:
         yield f"  note: {note}"
+
+
+def _endpoint(endpoint: Endpoint) -> str:
+    """Address and engine, and whatever else is written."""
+    beside = [
+        f"{row.key} {row.kind.show(value)}"
+        for row in options(Endpoint)
+        if row.key not in {"address", "engine"} and (value := getattr(endpoint, row.field))
+    ]
+    return "  ".join([endpoint.address, ", ".join([endpoint.engine, *beside])])
 
 
 def _count(endpoints: tuple[object, ...]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from agent.config.labels import Labels, NodeName, PodName
 from agent.config.values import Address, Duration, Kind, Name, Number, Size, Switch, UrlPath
 from agent.profiles import DEFAULT_PROFILE, ProfileSpec
 
@@ -36,6 +37,13 @@ class Endpoint:
 
     address: str = option(Address(), "where the server listens; a name stands for all its addresses", shown="required")
     engine: str = option(Name(), "what runs there", shown="the pool's engine")
+    labels: tuple[tuple[str, str], ...] = option(
+        Labels(), "labels of the server, such as those of its pod", (), shown="none"
+    )
+    node: str = option(
+        NodeName(), "the machine on which it runs, as an accelerator exporter calls it", "", shown="unknown"
+    )
+    pod: str = option(PodName(), "the pod in which it runs", "", shown="unknown")
 
 
 @dataclass(frozen=True, slots=True)

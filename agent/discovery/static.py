@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from agent.config import Endpoint
@@ -17,10 +18,16 @@ from agent.config.values import join_address, split_address
 
 
 class Resolved(NamedTuple):
-    """Address -> engine of what can be reached; `unknown`, the names that stand for nothing: name -> engine and why."""
+    """What can be reached, by address, each with what is known of it beside its address (engine, labels, node, pod);
+    `unknown`, the names that stand for nothing: name -> engine and why."""
 
-    engines: dict[str, str]
+    endpoints: dict[str, Endpoint]
     unknown: dict[str, tuple[str, str]]
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """Address -> engine."""
+        return {address: endpoint.engine for address, endpoint in self.endpoints.items()}
 
 
 def is_name(address: str) -> bool:
@@ -36,7 +43,7 @@ class StaticEndpoints:
         self._last: dict[str, tuple[str, ...]] = {}
 
     async def resolve(self, endpoints: Sequence[Endpoint]) -> Resolved:
-        """What these endpoints stand for now. An address that two of them stand for keeps the first one's engine."""
+        """What these endpoints stand for now. An address that two of them stand for keeps the first one's words."""
         names = [endpoint.address for endpoint in endpoints if is_name(endpoint.address)]
         answers = await asyncio.gather(*(_look_up(name) for name in names), return_exceptions=True)
         why: dict[str, str] = {}
@@ -50,14 +57,14 @@ class StaticEndpoints:
             else:
                 found[name] = answer
         self._last = found
-        engines: dict[str, str] = {}
+        reached: dict[str, Endpoint] = {}
         unknown: dict[str, tuple[str, str]] = {}
         for endpoint in endpoints:
             if endpoint.address in why and not found[endpoint.address]:
                 unknown[endpoint.address] = endpoint.engine, why[endpoint.address]
             for address in found.get(endpoint.address, (endpoint.address,)):
-                engines.setdefault(address, endpoint.engine)
-        return Resolved(engines, unknown)
+                reached.setdefault(address, replace(endpoint, address=address))
+        return Resolved(reached, unknown)
 
 
 async def _look_up(name: str) -> tuple[str, ...]:

@@ -52,6 +52,16 @@ async def test_a_name_stands_for_all_its_addresses_of_ipv4(answers: Answers) -> 
     assert found.engines == {"10.0.0.1:80": "vllm", "10.0.0.2:80": "vllm"}
 
 
+async def test_each_address_of_a_name_has_the_words_of_its_entry(answers: Answers) -> None:
+    answers["pods"] = ["10.0.0.1", "10.0.0.2"]
+    entry = Endpoint("pods:80", "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
+    found = await StaticEndpoints().resolve([entry])
+    assert found.endpoints == {
+        address: Endpoint(address, "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
+        for address in ("10.0.0.1:80", "10.0.0.2:80")
+    }
+
+
 async def test_a_name_with_ipv6_only_stands_for_that(answers: Answers) -> None:
     answers["pods"] = ["fd00::1"]
     assert (await StaticEndpoints().resolve(endpoints("pods:80"))).engines == {"[fd00::1]:80": "vllm"}

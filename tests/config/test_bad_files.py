@@ -161,6 +161,19 @@ BAD = {
     f"{HEAD}pools:\n- endpoints:\n  - {{address: 'a:1', engine: x}}\n": (
         f":5: pools[0].endpoints[0].engine: 'x' is no engine; valid are: {', '.join(WORDS.engines)}"
     ),
+    f"{HEAD}pools:\n- endpoints:\n  - {{address: 'a:1', pod: vllm-0, node: -a-, labels: [x]}}\n": [
+        ":5: pools[0].endpoints[0].labels: a list where labels are wanted; write a mapping, such as {app: chat}",
+        ":5: pools[0].endpoints[0].node: '-a-' is no node; write the name or the address of a machine",
+        ":5: pools[0].endpoints[0].pod: 'vllm-0' is no pod; write NAMESPACE/POD, such as default/vllm-0",
+    ],
+    f"{HEAD}pools:\n- endpoints:\n  - address: a:1\n    labels:\n      -x: y\n": (
+        ":7: pools[0].endpoints[0].labels: '-x' is no label key; "
+        "write a name, or PREFIX/NAME with a DNS name as the prefix"
+    ),
+    f"{HEAD}pools:\n- endpoints:\n  - address: a:1\n    labels: {{x: y z}}\n": (
+        ":6: pools[0].endpoints[0].labels: 'y z', the value of 'x', is no label value; "
+        "write letters, digits, '-', '_' and '.', at most 63 of them"
+    ),
     f"{HEAD}pools:\n- endpoints: [a:1]\n  profile: least-cots\n": (
         ":5: pools[0].profile: there is no profile 'least-cots'; did you mean 'least-cost'?"
     ),

@@ -20,6 +20,15 @@ def test_a_good_file_is_ok_and_its_defaults_are_shown(capsys: pytest.CaptureFixt
     assert "  state: staleAfter 3s" in out
 
 
+def test_what_is_written_of_an_endpoint_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "igw.yaml"
+    entry = "{address: '10.0.0.1:80', pod: llm/chat-0, node: gpu-1, labels: {tier: gold, app: chat, empty: }}"
+    path.write_text(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: [{entry}]\n")
+    assert main(["check", str(path)]) == 0
+    shown = "    10.0.0.1:80  vllm, labels {app: chat, empty: , tier: gold}, node gpu-1, pod llm/chat-0"
+    assert shown in capsys.readouterr().out.splitlines()
+
+
 def test_a_file_without_pools_is_ok_and_told_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(ROOT / "deploy/examples/field.yaml")]) == 0
     out = capsys.readouterr().out
