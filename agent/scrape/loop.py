@@ -1,8 +1,9 @@
-"""The one loop of the scraper: due -> GET -> extract -> sink, for every endpoint on its own schedule.
+"""The one loop of the scraper: due -> GET -> extract -> sink, for every endpoint and exporter on its own schedule.
 
 One heap of due times and one timer serve all endpoints; an endpoint is never asked twice at a time. A reading's time
 is the moment at which its page was asked for. Beside the page, and on the same connection, the engine's models path is
-asked now and then; what goes wrong there is no failed scrape.
+asked now and then; what goes wrong there is no failed scrape. An exporter, which is no model server, has a page only,
+with a reader and a sink of its own.
 
 A connection stays open between scrapes. When the server closes it while nothing is asked, that is news: the endpoint
 is asked at once, so a killed server is down within milliseconds. This happens once in an interval at most, as there are
@@ -14,19 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import orjson
 
 from agent.clock import Clock
 from agent.engines import engine
-from agent.engines.mapping import Extraction, Extractor, Memory
+from agent.engines.mapping import Extractor, Memory
 from agent.scrape.fetch import Buffers, Connection, FetchFailed
 from agent.scrape.http import request
 from agent.scrape.page import PageRefused
 from agent.scrape.schedule import first_due, next_due, retry_due, soon
+from agent.scrape.target import PageSink, Reader, Sink, Target, Told
+
+__all__ = ["PageSink", "Reader", "ScrapeLoop", "Sink", "Target", "model_names"]
 
 SOONEST_SECONDS: Final = 0.05
 # Scrapes that are due soon are begun together, early by up to this time and this part of their interval: a thousand a
@@ -41,34 +45,6 @@ MODELS_SECONDS: Final = 0.5
 _METRICS_TYPE: Final = "text/plain;version=0.0.4"
 # Failures after which another server may answer at the address.
 _GONE: Final = frozenset({"refused", "unreachable", "reset"})
-
-
-class Target(NamedTuple):
-    """What to ask, how often (seconds), how long to wait for the whole page (seconds), and how large it may be."""
-
-    address: str
-    engine: str
-    path: str = "/metrics"
-    interval: float = 1.0
-    timeout: float = 1.0
-    max_page_bytes: int = 4 << 20
-    models_interval: float = 10.0
-
-
-class Sink(Protocol):
-    """Who is told; called on the event loop, so it must be quick. All times are monotonic seconds."""
-
-    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
-        """A page of `size` bytes that was asked for at `at` and was read `took` seconds later."""
-        ...
-
-    def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
-        """A scrape that brought no page."""
-        ...
-
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
-        """The models that the endpoint answers for."""
-        ...
 
 
 class ScrapeLoop:
@@ -89,19 +65,35 @@ class ScrapeLoop:
         self._stopped = False
 
     def set_targets(self, pool: str, targets: Sequence[Target], sink: Sink) -> None:
-        """The targets of a pool from now on. Those that stay keep their connection, and their phase if the interval
-        stays."""
+        """The model servers of a pool from now on. Those that stay keep their connection, and their phase if the
+        interval stays."""
+        self._set(pool, targets, sink, sink, lambda target: self.extractor(target.engine))
+
+    def set_exporters(
+        self, group: str, targets: Sequence[Target], sink: PageSink[Told], reader: Callable[[Target], Reader[Told]]
+    ) -> None:
+        """The exporters of a group from now on, whose name is no pool's; `reader` makes what reads the pages of one."""
+        self._set(group, targets, sink, None, reader)
+
+    def _set(
+        self,
+        group: str,
+        targets: Sequence[Target],
+        sink: PageSink[Any],
+        server: Sink | None,
+        reader: Callable[[Target], Reader[Any]],
+    ) -> None:
         wanted = {target.address: target for target in targets}
-        for key in [key for key in self._scrapers if key[0] == pool and key[1] not in wanted]:
+        for key in [key for key in self._scrapers if key[0] == group and key[1] not in wanted]:
             self._scrapers.pop(key).stop()
         for address, target in wanted.items():
-            known = self._scrapers.get((pool, address))
+            known = self._scrapers.get((group, address))
             if known is not None and known.target.engine == target.engine:
-                known.change(target, sink)
+                known.change(target, sink, server)
                 continue
             if known is not None:
                 known.stop()
-            scraper = self._scrapers[pool, address] = _Scraper(self, target, sink)
+            scraper = self._scrapers[group, address] = _Scraper(self, target, sink, server, reader(target))
             scraper.begin()
 
     async def stop(self) -> None:
@@ -187,18 +179,22 @@ class ScrapeLoop:
 
 
 class _Scraper:
-    """One endpoint of one pool."""
+    """One endpoint of one pool, or one exporter, for which `server`, who is told of what is asked beside the page, is
+    None."""
 
     __slots__ = (
-        "_asked", "_connection", "_early_at", "_extractor", "_failures", "_grid", "_loop", "_models_at",
-        "_models_request", "_page_request", "_page_waits", "_retried", "_sent_at", "_sink", "connecting", "due_at",
+        "_asked", "_connection", "_early_at", "_failures", "_grid", "_loop", "_models_at", "_models_request",
+        "_page_request", "_page_waits", "_reader", "_retried", "_sent_at", "_server", "_sink", "connecting", "due_at",
         "early", "give_up_at", "stopped", "target",
     )  # fmt: skip
 
-    def __init__(self, loop: ScrapeLoop, target: Target, sink: Sink) -> None:
+    def __init__(
+        self, loop: ScrapeLoop, target: Target, sink: PageSink[Any], server: Sink | None, reader: Reader[Any]
+    ) -> None:
         self._loop = loop
         self._sink = sink
-        self._extractor = loop.extractor(target.engine)
+        self._server = server
+        self._reader = reader
         self._connection: Connection | None = None
         self._failures = 0
         self._grid = 0.0
@@ -218,7 +214,7 @@ class _Scraper:
         self.target = target
         self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * target.interval)
         self._page_request = request(target.address, target.path, _METRICS_TYPE)
-        models_path = engine(target.engine).models_path
+        models_path = engine(target.engine).models_path if target.engine else None
         self._models_request = request(target.address, models_path, "application/json") if models_path else b""
 
     def begin(self) -> None:
@@ -227,9 +223,9 @@ class _Scraper:
         self._grid = first_due(target.address, target.interval, now)
         self._loop.at(soon(target.address, self._grid, now), self)
 
-    def change(self, target: Target, sink: Sink) -> None:
+    def change(self, target: Target, sink: PageSink[Any], server: Sink | None) -> None:
         """Other settings for the same endpoint."""
-        before, self._sink = self.target, sink
+        before, self._sink, self._server = self.target, sink, server
         self._set(target)
         if target.interval != before.interval:
             self.begin()
@@ -308,7 +304,7 @@ class _Scraper:
 
     def _page(self, page: bytes, whole: bool) -> None:  # noqa: FBT001
         try:
-            extraction = self._extractor.extract(page, whole=whole)
+            extraction = self._reader.extract(page, whole=whole)
         except PageRefused as refused:
             self._report(refused.reason, refused.detail)
             return
@@ -323,8 +319,8 @@ class _Scraper:
     def _models(self, body: bytes, whole: bool) -> None:  # noqa: FBT001
         at = self._sent_at
         names = model_names(body)
-        if names is not None:
-            self._sink.served_models(self.target.address, names, at)
+        if names is not None and self._server is not None:
+            self._server.served_models(self.target.address, names, at)
         self._models_done()
 
     def _models_done(self) -> None:

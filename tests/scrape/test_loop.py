@@ -12,7 +12,7 @@ import uvloop
 from agent.clock import SystemClock
 from agent.engines.mapping import Extraction
 from agent.scrape.loop import ScrapeLoop, Target, model_names
-from agent.scrape.page import REASONS
+from agent.scrape.page import REASONS, PageRefused
 from agent.signals import FINISHED, KV_USAGE, RUNNING
 from tests.scrape.model_server import (
     MODELS,
@@ -456,3 +456,37 @@ async def test_after_stop_nothing_is_asked_and_no_connection_is_left() -> None:
 )
 def test_a_list_of_models_is_read_or_it_is_none(body: bytes, names: frozenset[str] | None) -> None:
     assert model_names(body) == names
+
+
+class Exporter:
+    """What reads an exporter's pages, and who is told: a page is its number of lines, one of no lines is refused."""
+
+    def __init__(self) -> None:
+        self.lines: list[int] = []
+        self.failures: list[str] = []
+
+    def extract(self, page: bytes, *, whole: bool = False) -> int:
+        if b"\n" not in page:
+            raise PageRefused("not_metrics", "no line")
+        return page.count(b"\n")
+
+    def observed(self, address: str, extraction: int, at: float, took: float, size: int) -> None:
+        self.lines.append(extraction)
+
+    def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
+        self.failures.append(reason)
+
+
+async def test_an_exporter_is_asked_for_its_page_alone_and_has_a_reader_and_a_sink_of_its_own(rig: Rig) -> None:
+    server, exporter = await rig.server(), Exporter()
+    target = Target(server.address, "", path="/exporter", interval=INTERVAL)
+    rig.loop.set_exporters("exporters", [target], exporter, lambda _: exporter)
+    rig.scrape(server.address)
+    await eventually(lambda: len(exporter.lines) > 2 and rig.sink.count(server.address) > 2)
+    assert set(exporter.lines) == {PAGE.count(b"\n")}
+    assert set(server.asked) == {"/exporter", "/metrics", "/v1/models"}
+    server.page = b"# EOF"
+    await eventually(lambda: exporter.failures != [])
+    assert set(exporter.failures) == {"not_metrics"}
+    rig.loop.set_exporters("exporters", [], exporter, lambda _: exporter)
+    assert [key for key in rig.loop._scrapers if key[0] == "exporters"] == []

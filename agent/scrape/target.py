@@ -1,0 +1,54 @@
+"""What the scrape loop is given for each address: what to ask, who reads the page, and who is told."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeVar
+
+from agent.engines.mapping import Extraction
+
+
+class Target(NamedTuple):
+    """What to ask, how often (seconds), how long to wait for the whole page (seconds), and how large it may be.
+
+    `engine` is empty where no model server answers: then nothing is asked beside the page.
+    """
+
+    address: str
+    engine: str
+    path: str = "/metrics"
+    interval: float = 1.0
+    timeout: float = 1.0
+    max_page_bytes: int = 4 << 20
+    models_interval: float = 10.0
+
+
+Read = TypeVar("Read", covariant=True)  # noqa: PLC0105
+Told = TypeVar("Told", contravariant=True)  # noqa: PLC0105
+
+
+class Reader(Protocol[Read]):
+    """Makes something of the pages of one address."""
+
+    def extract(self, page: bytes, *, whole: bool = False) -> Read:
+        """What the page says, or PageRefused. `whole`: the transport has shown that nothing is missing at the end."""
+        ...
+
+
+class PageSink(Protocol[Told]):
+    """Who is told of pages; called on the event loop, so it must be quick. All times are monotonic seconds."""
+
+    def observed(self, address: str, extraction: Told, at: float, took: float, size: int) -> None:
+        """A page of `size` bytes that was asked for at `at` and was read `took` seconds later."""
+        ...
+
+    def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
+        """A scrape that brought no page."""
+        ...
+
+
+class Sink(PageSink[Extraction], Protocol):
+    """Who is told of a model server: of its pages, and of what is asked beside them."""
+
+    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+        """The models that the endpoint answers for."""
+        ...
