@@ -128,7 +128,11 @@ class Agent:
         try:
             work = PoolAtWork(config, pool, self._clock, self.instruments, self._admin.picks.add)
             server = ExtProcServer(
-                work, self._clock, self.instruments, address=pool.ext_proc_address, max_body=config.ext_proc.max_body
+                work,
+                self.instruments,
+                address=pool.ext_proc_address,
+                max_body=config.ext_proc.max_body,
+                max_held=config.ext_proc.max_held,
             )
             port = await server.start()
         except (OSError, BadProfile) as error:

@@ -48,7 +48,7 @@ class PoolAtWork:
         self.name = pool.name
         self.settings = pool
         index = config.prefix_index
-        self.index = PrefixIndex(index.capacity_blocks)
+        self.index = PrefixIndex(index.capacity_blocks, index.most_blocks)
         self.store = RoutingStore(
             pool.name,
             stale_after=config.state.stale_after,
@@ -64,6 +64,7 @@ class PoolAtWork:
         self._block_tokens = index.block_tokens
         self._bytes_per_token = index.bytes_per_token
         self._block_bytes = index.block_tokens * index.bytes_per_token
+        self._fallbacks = config.ext_proc.fallbacks
         self._max_blocks = index.max_tokens // index.block_tokens
         self._running: dict[int, _Running] = {}
         self._tried_all = False
@@ -81,7 +82,7 @@ class PoolAtWork:
         hashes = chain(text, self._block_bytes, seed(prompt.model, prompt.salt), self._max_blocks)
         request = PickRequest(request_id, prompt.model, tokens, hashes, self._block_tokens, subset)
         store = self.store
-        answer = pick(store.snapshot(began), request, self.profile, self.index, began)
+        answer = pick(store.snapshot(began), request, self.profile, self.index, began, self._fallbacks)
         if isinstance(answer, NoPick):
             return answer
         ticket = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, began)

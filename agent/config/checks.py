@@ -8,7 +8,7 @@ from typing import NamedTuple
 from agent.config.names import Vocabulary
 from agent.config.options import Config
 from agent.config.reading import Reader
-from agent.config.values import meant, quote, show_duration, split_address
+from agent.config.values import meant, quote, show_duration, show_size, split_address
 
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})
 
@@ -22,6 +22,7 @@ def check(config: Config, reader: Reader, words: Vocabulary | None) -> None:
     """Add a problem for each combination that cannot be."""
     _times(config, reader)
     _rates(config, reader)
+    _bodies(config, reader)
     _listeners(config, reader)
     names: dict[str, int] = {}
     for place, pool in enumerate(config.pools):
@@ -86,6 +87,17 @@ def _rates(config: Config, reader: Reader) -> None:
             "prefixIndex.maxTokens",
             f"{index.max_tokens} is less than one block ({index.block_tokens}), so nothing would match; "
             f"write {index.block_tokens} or more",
+        )
+
+
+def _bodies(config: Config, reader: Reader) -> None:
+    body, held = config.ext_proc.max_body, config.ext_proc.max_held
+    if held < body:
+        reader.wrong_at(
+            "extProc.maxHeld",
+            f"{show_size(held)} is less than one body of extProc.maxBody ({show_size(body)}); "
+            f"write {show_size(body)} or more",
+            stands="" if "extProc.maxHeld" in reader.marks else "extProc.maxBody",
         )
 
 

@@ -119,6 +119,12 @@ class PrefixIndex:
         31_250,
         live=False,
     )
+    most_blocks: int = option(
+        Number(1, 1_000_000_000, whole=True),
+        "blocks remembered for all endpoints of a pool together, about 250 bytes each",
+        2_000_000,
+        live=False,
+    )
     auto_size: bool = option(Switch(), "follow the cache size that an endpoint reports", default=True, live=False)
 
 
@@ -127,6 +133,18 @@ class ExtProc:
     """The picker ports."""
 
     max_body: int = option(Size(1024, 256 << 20), "a longer request body is answered with 413", 16 << 20, live=False)
+    max_held: int = option(
+        Size(1024, 1 << 40),
+        "bytes of bodies that a picker port holds at a time; a request past it is answered with 429",
+        1 << 30,
+        live=False,
+    )
+    fallbacks: int = option(
+        Number(0, 8, whole=True),
+        "endpoints that are named after the pick for the proxy's retries, where it takes a list",
+        0,
+        live=False,
+    )
     drain_timeout: float = option(
         Duration(0, 3600), "how long a stop waits for requests that are being picked for", 30.0
     )

@@ -267,7 +267,8 @@ def _local_replies(max_body: int) -> Iterable[Data]:
     too_large = f"The body of your request is over the limit of {max_body} bytes."
     yield _reply("response.code == 413", too_large, "invalid_request_error", "request_too_large", unless=ours)
     yield _reply("response.code == 504 || response.code == 408", body, "server_error", "timeout", unless=ours)
-    yield _reply("response.code == 404", body, "not_found_error", "not_found", unless=ours)
+    no_route = "No route of the gateway fits this request: %RESPONSE_CODE_DETAILS%"
+    yield _reply("response.code == 404", no_route, "not_found_error", "not_found", unless=ours)
     yield _reply("response.code == 429", body, "rate_limit_error", "overloaded", unless=ours)
     yield _reply("response.code >= 500", body, "server_error", "upstream_unavailable", unless=ours)
     # Envoy's own words are none where a host is missing or an upgrade is asked for; its details always are.

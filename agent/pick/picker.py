@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from heapq import nlargest
 from typing import Final, Protocol
 
 from agent.pick.candidates import Candidates
@@ -32,8 +33,10 @@ class PrefixLookup(Protocol):
         ...
 
 
-def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float) -> Pick | NoPick:
-    """The endpoint for `request` by `profile`, or why there is none."""
+def pick(
+    snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float, fallbacks: int = 0
+) -> Pick | NoPick:
+    """The endpoint for `request` by `profile` and at most so many `fallbacks`, or why there is none."""
     views: Sequence[EndpointView] = snapshot.endpoints
     addresses: Sequence[str] = snapshot.healthy_addresses
     if not addresses:
@@ -83,7 +86,7 @@ def pick(snapshot: Snapshot, request: PickRequest, profile: Profile, index: Pref
     return Pick(
         request.request_id,
         winner.address,
-        (),
+        _next_best(candidates, totals, place, fallbacks) if fallbacks else (),
         request.prompt_tokens,
         candidates.hits[place],
         warmest,
@@ -112,6 +115,12 @@ def _best(
     runner_up += runner_up >= place
     decided_by = max(scores, key=lambda name: weights[name] * (scores[name][place] - scores[name][runner_up]))
     return place, decided_by
+
+
+def _next_best(candidates: Candidates, totals: Sequence[float], place: int, most: int) -> tuple[str, ...]:
+    """The addresses of the best candidates after the winner, the best first."""
+    others = [other for other in range(len(totals)) if other != place]
+    return tuple(candidates.views[other].address for other in nlargest(most, others, key=totals.__getitem__))
 
 
 def _nobody(snapshot: Snapshot, request: PickRequest) -> NoPick:

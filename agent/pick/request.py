@@ -25,6 +25,8 @@ class PickRequest(NamedTuple):
 class Pick(NamedTuple):
     """The endpoint for one request and why.
 
+    `fallbacks`, none unless asked for, are the next best candidates, the best first: where the proxy may go when it
+    cannot reach `endpoint`. The request counts as in flight at `endpoint` even then, because nobody tells us.
     `addresses` are the candidates, in the order of every list in `scores` (scorer name -> one score per candidate) and
     of `totals` (the weighted sums). `decided_by` names what made the difference: `only_candidate`, `tie` or the scorer
     whose weighted score set the winner furthest apart from the runner-up. `hit_tokens` is what the index predicts to be

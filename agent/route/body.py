@@ -54,8 +54,10 @@ _READ_WHOLE: Final = frozenset({"tool_use", "tool_result", "function_call", "fun
 _TEXT_FIELDS: Final = ("text", "refusal", "thinking")
 
 
-def parse(body: bytes, path: str) -> Prompt:
+def parse(body: bytes, path: str, encoding: str = "") -> Prompt:
     """The model, prompt text and salt of a request with this body to this path (a query string is ignored).
+
+    `encoding` is its content-encoding, if it has one: a body is not unpacked, and the refusal says so.
 
     Raises BodyRefused with status 400 on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON
     object in UTF-8 (`invalid_json`), is nested too deep (`invalid_json`), or names no model (`model_required`: a server
@@ -68,9 +70,7 @@ def parse(body: bytes, path: str) -> Prompt:
     except orjson.JSONDecodeError as error:
         if read is None:
             return Prompt("", b"")
-        raise BodyRefused(
-            400, f"We could not parse the JSON body of your request: {error}", None, "invalid_json"
-        ) from None
+        raise BodyRefused(400, _unreadable(error, encoding), None, "invalid_json") from None
     if not isinstance(document, dict):
         if read is None:
             return Prompt("", b"")
@@ -89,6 +89,16 @@ def parse(body: bytes, path: str) -> Prompt:
     except RecursionError:
         raise BodyRefused(400, "The body of your request is nested too deep.", None, "invalid_json") from None
     return Prompt(model, b"".join(out), salt.encode() if isinstance(salt, str) else b"")
+
+
+def _unreadable(error: orjson.JSONDecodeError, encoding: str) -> str:
+    """What is wrong with a body that is no JSON, and what to change."""
+    if encoding and encoding != "identity":
+        return f"The body of your request has the content-encoding {encoding[:64]!r}: send it as plain JSON."
+    why = str(error)
+    if why.startswith("str is not valid UTF-8"):
+        why = "it is not in UTF-8"
+    return f"We could not parse the JSON body of your request: {why}"
 
 
 def _reader(path: str) -> Callable[[Mapping[str, Json], list[bytes]], None] | None:
@@ -210,10 +220,12 @@ def _part(part: Json, out: list[bytes]) -> None:
             return
     kind = part.get("type")
     dumped = _dump(part)
+    if not isinstance(kind, str):
+        kind = ""
     if kind in _READ_WHOLE:
         out.append(_PART + dumped)
     else:
-        out.append(_PART + (kind.encode() if isinstance(kind, str) else b"") + xxhash.xxh3_128_digest(dumped))
+        out.append(_PART + kind.encode() + xxhash.xxh3_128_digest(dumped))
 
 
 def _plain(prompt: Json, out: list[bytes]) -> None:

@@ -22,12 +22,12 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
-from agent.clock import Clock
 from agent.events import Abandoned, Hook, Refused, StreamBroken
 from agent.pick.request import NoPick, Pick, Prompt
-from agent.serve.actions import Actions, Ask, Broken, Continue, Echo, End, Refuse, Route
+from agent.serve.actions import Actions, Ask, Broken, Continue, Echo, End, Phase, Refuse, Route
 from agent.serve.health import SERVICE, Health
 from agent.serve.messages import CONTINUE, Answers, DecodeError, hear, immediate, streamed
+from agent.serve.room import Room
 from agent.serve.session import Session, Settings, pieces
 
 _SLACK: Final = 1 << 20  # room for headers and metadata around a body
@@ -54,29 +54,34 @@ class PoolPort(Protocol):
 class ExtProcServer:
     """The picker port of one pool. `address` is `host:port`; port 0 takes a free one.
 
-    `list_fallbacks`: name the fallbacks after the pick, for proxies that take a list (see `session.Settings`).
+    `max_body` and `max_held` in bytes: of one request's body, and of all bodies that are held at a time.
     """
 
     def __init__(
         self,
         pool: PoolPort,
-        clock: Clock,
         hook: Hook,
         *,
         address: str,
         max_body: int = 16 << 20,
-        list_fallbacks: bool = False,
+        max_held: int = 1 << 30,
     ) -> None:
         self._pool = pool
         self._hook = hook
         self._address = address
-        self._settings = Settings(max_body=max_body, list_fallbacks=list_fallbacks)
+        self._settings = Settings(max_body=max_body)
+        self._room = Room(max_held)
         self._answers = Answers()
         self._health = Health(pool.ready)
         self._on_their_way: set[asyncio.Task[Any]] = set()
         self.open_streams = 0  # conversations that have begun and not ended
         self._stopping = False
         self._server: grpc.aio.Server | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of request bodies that are held now."""
+        return self._room.held
 
     async def start(self) -> int:
         """Serve; the port that was bound. Raises OSError when the address is taken or not ours."""
@@ -124,7 +129,7 @@ class ExtProcServer:
 
     async def _converse(self, _: AsyncIterator[bytes], context: Any) -> None:
         """One request, from its headers to the end of its answer."""
-        session = Session(self._settings, _new_id)
+        session = Session(self._settings, _new_id, self._room)
         task = asyncio.current_task()
         how = "lost"
         self.open_streams += 1
@@ -166,6 +171,8 @@ class ExtProcServer:
             elif isinstance(action, Echo):
                 for piece, last in pieces(action.body):
                     await context.write(streamed(action.phase, piece, end_of_stream=last and action.end_of_stream))
+                if action.phase is Phase.REQUEST_BODY:
+                    session.sent()
             elif isinstance(action, Ask):
                 answer = self._pool.pick(action.request_id, action.prompt, action.subset)
                 more = session.picked(answer) if isinstance(answer, Pick) else session.not_picked(answer)

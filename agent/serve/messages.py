@@ -12,7 +12,8 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from agent.serve.actions import Actions, Mode, Phase, Refuse, Route
-from agent.serve.session import DESTINATION, READ, SUBSET, Session, subset_of
+from agent.serve.session import DESTINATION, READ, Session
+from agent.serve.subset import SUBSET, subset_of
 
 __all__ = ["CONTINUE", "Answers", "DecodeError", "hear", "immediate", "streamed"]
 
@@ -140,7 +141,8 @@ def _set_headers(mutation: pb.HeaderMutation, headers: tuple[tuple[str, str], ..
     for name, value in headers:
         option = mutation.set_headers.add(append_action=_OVERWRITE)
         option.header.key = name
-        option.header.raw_value = value.encode()
+        # As headers are read: a client's request id may hold bytes that are not ASCII, and comes out as it came in.
+        option.header.raw_value = value.encode("latin-1", "replace")
 
 
 def _serialised(response: pb.ProcessingResponse) -> bytes:

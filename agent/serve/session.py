@@ -3,9 +3,11 @@
 No wire type appears here, so the same machine serves grpc.aio, another HTTP/2 server, or a test that feeds it anything.
 
     request_headers --+-- no body ------------------------------------------+
+                      +-- CONNECT, which has no end ---------> Refuse 405   |
                       +-- too long by its content-length ----> Refuse 413   |
                       +-- body to come: hold it                             v
     request_body -----+-- over max_body ---------------------> Refuse 413   |
+                      +-- no room for it beside the others --> Refuse 429   |
                       +-- the end: read it --- unreadable ---> Refuse 400   |
                                              + readable ------------------> Ask
     picked -------------> Route, then what Envoy waits for        |
@@ -41,9 +43,10 @@ from agent.pick.request import NoPick, Pick, Prompt
 from agent.route.body import BodyRefused, parse
 from agent.serve.actions import Action, Actions, Ask, Broken, Continue, Echo, End, Mode, Phase, Refuse, Route
 from agent.serve.openai_error import error_body
+from agent.serve.room import Room
+from agent.serve.subset import SUBSET
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
-SUBSET: Final = "x-gateway-destination-endpoint-subset"
 DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 REQUEST_ID: Final = "x-request-id"
 
@@ -74,7 +77,7 @@ CONTROL: Final = frozenset(
     }
 )
 # The only headers that a conversation reads: a wire need not hand over more.
-READ: Final = CONTROL | {":path", ":method", "content-length", REQUEST_ID}
+READ: Final = CONTROL | {":path", ":method", "content-encoding", "content-length", REQUEST_ID}
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "CONNECT", "TRACE"})
 
@@ -82,12 +85,10 @@ _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "CONNECT", "TR
 class Settings(NamedTuple):
     """What is the same for every conversation of a pool.
 
-    `max_body` in bytes; `list_fallbacks`: name the fallbacks after the pick, comma-separated (Envoy's ORIGINAL_DST
-    cluster takes a single address, its override_host policy takes a list); `assumed`: the mode if Envoy does not say.
+    `max_body` in bytes; `assumed`: the mode if Envoy does not say.
     """
 
     max_body: int = 16 << 20
-    list_fallbacks: bool = False
     assumed: Mode = Mode.FULL_DUPLEX
 
 
@@ -102,23 +103,28 @@ class _State(Enum):
 class Session:
     """One conversation. Each method takes one thing that happened and returns what to do now, in order.
 
-    `new_id` makes a request id for a client that sent none. `model` is the request's model once its body was read.
+    `new_id` makes a request id for a client that sent none; `room` is what this port's bodies share.
+    `model` is the request's model once its body was read.
     """
 
     __slots__ = (
-        "_add", "_answered", "_broken", "_chunks", "_closed", "_mode", "_new_id", "_owed", "_path", "_pick", "_remove",
-        "_request_id", "_response_echo", "_settings", "_size", "_state", "_subset", "_trailers", "model",
+        "_add", "_answered", "_broken", "_chunks", "_closed", "_encoding", "_held", "_mode", "_new_id", "_owed",
+        "_path", "_pick", "_remove", "_request_id", "_response_echo", "_room", "_settings", "_size", "_state",
+        "_subset", "_trailers", "model",
     )  # fmt: skip
 
-    def __init__(self, settings: Settings, new_id: Callable[[], str]) -> None:
+    def __init__(self, settings: Settings, new_id: Callable[[], str], room: Room) -> None:
         self.model = ""
         self._settings = settings
         self._new_id = new_id
+        self._room = room
+        self._held = 0  # bytes that we have taken of the room
         self._state = _State.NEW
         self._closed: str | None = None
         self._mode = settings.assumed
         self._response_echo = False
         self._path = ""
+        self._encoding = ""
         self._request_id = ""
         self._subset: frozenset[str] | None = None
         self._add: tuple[tuple[str, str], ...] = ()
@@ -166,6 +172,7 @@ class Session:
         self._response_echo = response_echo
         self._subset = subset
         self._path = headers.get(":path", "")
+        self._encoding = headers.get("content-encoding", "")
         self._request_id = headers.get(REQUEST_ID, "")
         if not self._request_id:
             self._request_id = self._new_id()
@@ -177,8 +184,12 @@ class Session:
         length = headers.get("content-length", "")
         if length.isdecimal() and len(length) < 20 and int(length) > self._settings.max_body:
             return self._too_large()
+        method = headers.get(":method", "GET")
         if end_of_stream:
-            return self._ask(Prompt("", b"")) if headers.get(":method", "GET") in _BODILESS else self._read(b"")
+            return self._ask(Prompt("", b"")) if method in _BODILESS else self._read(b"")
+        if method == "CONNECT":  # what follows is no body and has no end: who waits for it waits for ever
+            message = "CONNECT is not offered: this is a gateway with paths of its own, not a proxy to other hosts."
+            return self._refuse(405, "method", message, code="method_not_allowed")
         if self._mode is Mode.BUFFERED:
             self._answered = Phase.REQUEST_BODY
             return (Continue(Phase.REQUEST_HEADERS),)
@@ -194,6 +205,9 @@ class Session:
         self._size += len(body)
         if self._size > self._settings.max_body:
             return self._too_large()
+        if not self._room.take(len(body)):
+            return self._no_room()
+        self._held += len(body)
         self._chunks.append(body)
         if mode is Mode.HOLD:
             self._owed.append(Phase.REQUEST_BODY)
@@ -232,16 +246,21 @@ class Session:
             return (End(pick, "lost"),)
         self._state = _State.ROUTED
         self._pick = pick
-        destination = pick.endpoint
-        if pick.fallbacks and self._settings.list_fallbacks:
-            destination = ",".join((pick.endpoint, *pick.fallbacks))
+        destination = ",".join((pick.endpoint, *pick.fallbacks)) if pick.fallbacks else pick.endpoint
         actions: list[Action] = [Route(self._answered, destination, self._add, self._remove)]
         # Chunks there were, even if empty: their end is sent back too, unless trailers are the end.
         if self._mode is Mode.FULL_DUPLEX and self._chunks and (self._size or not self._trailers):
             actions.append(Echo(Phase.REQUEST_BODY, b"".join(self._chunks), not self._trailers))
+        else:
+            self.sent()
         actions += map(Continue, self._owed)
         self._forget_body()
         return tuple(actions)
+
+    def sent(self) -> None:
+        """The body of the request was sent back: its bytes are nobody's any more."""
+        self._room.give(self._held)
+        self._held = 0
 
     def not_picked(self, no_pick: NoPick) -> Actions:
         """The picker's other answer to Ask."""
@@ -273,6 +292,7 @@ class Session:
             self._closed = how
         pick, self._pick = self._pick, None
         self._forget_body()
+        self.sent()
         return () if pick is None else (End(pick, self._closed),)
 
     def failed(self) -> Actions:
@@ -285,7 +305,7 @@ class Session:
 
     def _read(self, body: bytes) -> Actions:
         try:
-            prompt = parse(body, self._path)
+            prompt = parse(body, self._path, self._encoding)
         except BodyRefused as refused:
             return self._refuse(refused.status, refused.code, refused.message, param=refused.param, code=refused.code)
         self.model = prompt.model
@@ -330,6 +350,15 @@ class Session:
             413, "too_large", f"The body of your request is over the limit of {limit} bytes.", code="request_too_large"
         )
 
+    def _no_room(self) -> Actions:
+        return self._refuse(
+            429,
+            "no_room",
+            "The gateway holds as many request bodies as it may at this moment.",
+            code="overloaded",
+            headers=(("retry-after", "1"), (DROPPED_REASON, "rejected-saturated")),
+        )
+
     def _unavailable(self, reason: str, message: str) -> Actions:
         headers = (("retry-after", "1"), (DROPPED_REASON, "rejected-no-endpoints"))
         return self._refuse(503, reason, message, code="no_endpoint", headers=headers)
@@ -346,6 +375,7 @@ class Session:
     ) -> Actions:
         self._state = _State.REFUSED
         self._forget_body()
+        self.sent()
         headers = (("content-type", "application/json"), (REQUEST_ID, self._request_id), *headers)
         return (
             Refuse(
@@ -366,23 +396,3 @@ def pieces(body: bytes) -> Iterator[tuple[bytes, bool]]:
     last = max(0, len(body) - 1) // PIECE_BYTES
     for number in range(last + 1):
         yield body[number * PIECE_BYTES : (number + 1) * PIECE_BYTES], number == last
-
-
-def subset_of(hint: object) -> frozenset[str] | None:
-    """The addresses of a subset hint: None when there is none, an empty set when it allows nothing.
-
-    The hint is a list of addresses or a comma-separated string. IPv6 is `[addr]:port`; without its brackets the last
-    colon is taken as the port's. What is no address is left out, so that a hint of nothing but nonsense allows nothing.
-    """
-    if hint is None:
-        return None
-    entries = hint.split(",") if isinstance(hint, str) else hint if isinstance(hint, list | tuple) else ()
-    addresses = (_address(entry) for entry in entries if isinstance(entry, str))
-    return frozenset(address for address in addresses if address)
-
-
-def _address(text: str) -> str:
-    host, colon, port = text.strip().rpartition(":")
-    if not (host and colon and port.isdecimal()):
-        return ""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

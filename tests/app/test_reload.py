@@ -160,7 +160,8 @@ OTHER = {
     "scrape.modelsInterval": "20s", "state.staleAfter": "7s", "prefillRate.fixed": "9", "prefillRate.default": "999",
     "prefillRate.low": "9", "prefillRate.high": "99999", "prefixIndex.blockTokens": "32",
     "prefixIndex.bytesPerToken": "3", "prefixIndex.maxTokens": "999", "prefixIndex.capacityBlocks": "7",
-    "prefixIndex.autoSize": "false", "extProc.maxBody": "1MiB", "extProc.drainTimeout": "1s",
+    "prefixIndex.mostBlocks": "7", "prefixIndex.autoSize": "false", "extProc.maxBody": "1MiB",
+    "extProc.maxHeld": "16MiB", "extProc.fallbacks": "1", "extProc.drainTimeout": "1s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": "7", "reload.interval": "7s", "log.format": "json",
     "log.level": "error",
 }  # fmt: skip

@@ -109,6 +109,9 @@ BAD = {
     f"{HEAD}prefixIndex: {{blockTokens: 128, maxTokens: 100}}\n": (
         ":3: prefixIndex.maxTokens: 100 is less than one block (128), so nothing would match; write 128 or more"
     ),
+    f"{HEAD}extProc: {{maxHeld: 1MiB}}\n": (
+        ":3: extProc.maxHeld: 1MiB is less than one body of extProc.maxBody (16MiB); write 16MiB or more"
+    ),
     f"{HEAD}prefixIndex: {{autoSize: yes}}\n": (
         ":3: prefixIndex.autoSize: 'yes' is neither true nor false; write true or false"
     ),

@@ -51,6 +51,8 @@ PLACES: dict[str, Place] = {
     "agent.serve.session": Place(5, P),
     "agent.serve.actions": Place(5, P),
     "agent.serve.openai_error": Place(5, P),
+    "agent.serve.room": Place(5, P),
+    "agent.serve.subset": Place(5, P),
     "agent.instruments": Place(5, S),
     "agent.log_lines": Place(5, S),
     "agent.emulator": Place(5, P),

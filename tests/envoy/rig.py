@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from agent.clock import SystemClock
 from agent.envoy import process
 from agent.envoy.render import FailureMode, Listener, Pool, Settings, Way, bootstrap
 from agent.events import Event
@@ -136,7 +135,7 @@ async def a_rig(
     servers: int = 3,
     max_body: int = 16 << 20,
     failure_mode: FailureMode = FailureMode.CLOSE,
-    list_fallbacks: bool = False,
+    max_held: int = 1 << 30,
     processing_mode: Mapping[str, str] | None = None,
     filter_options: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Rig]:
@@ -154,11 +153,10 @@ async def a_rig(
         rig = Rig(started, ToldPool(*addresses), events)
         rig.picker = ExtProcServer(
             rig.pool,
-            SystemClock(),
             events.append,
             address="127.0.0.1:0",
             max_body=max_body,
-            list_fallbacks=list_fallbacks,
+            max_held=max_held,
         )
         port = await rig.picker.start()
         stack.push_async_callback(rig.picker.stop, 0.0)

@@ -10,7 +10,6 @@ from pathlib import Path
 import orjson
 import pytest
 
-from agent.clock import SystemClock
 from agent.envoy import process
 from agent.envoy.render import Way, bootstrap
 from agent.events import Abandoned, Event
@@ -140,7 +139,7 @@ async def test_after_10_000_requests_of_which_1_000_were_aborted_nothing_is_in_f
     servers, events = Servers(), list[Event]()
     address = await servers.start()
     pool = ToldPool(address)
-    picker = ExtProcServer(pool, SystemClock(), events.append, address="127.0.0.1:0")
+    picker = ExtProcServer(pool, events.append, address="127.0.0.1:0")
     port = await picker.start()
     envoy = await process.start(bootstrap(envoy_settings([address], f"127.0.0.1:{port}")), tmp_path)
     kinds = ["leave"] * LEAVING_CLIENTS + [b"x-drop: before\r\n", b"x-drop: within\r\n"] * (DROPPED_BY_SERVERS // 2)

@@ -127,7 +127,7 @@ async def test_while_the_picker_is_down_an_open_gateway_goes_on_round_robin(tmp_
 
 @both
 async def test_an_endpoint_that_refuses_gives_way_to_the_first_fallback_of_the_pick(tmp_path: Path, way: Way) -> None:
-    async with a_rig(tmp_path, servers=4, list_fallbacks=True) as rig:
+    async with a_rig(tmp_path, servers=4) as rig:
         rig.pool.fallbacks = (rig.servers[3].address, rig.servers[1].address)
         await rig.servers[0].stop()
         for _ in range(6):

@@ -103,6 +103,48 @@ async def test_a_body_just_over_the_limit_is_refused_and_one_at_the_limit_is_not
 
 
 @both
+async def test_a_connect_is_answered_at_once(tmp_path: Path, way: Way) -> None:
+    async with a_rig(tmp_path) as rig:
+        reader, writer = await raw(rig.port(way))
+        writer.write(b"CONNECT elsewhere:443 HTTP/1.1\r\nhost: elsewhere:443\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).startswith(b"HTTP/1.1 405 ")
+        assert b"method_not_allowed" in await asyncio.wait_for(reader.readuntil(b"}}"), 10)
+        writer.close()
+
+
+async def test_bodies_that_arrive_slowly_are_held_within_a_bound_and_a_refused_one_can_come_again(
+    tmp_path: Path,
+) -> None:
+    way = Way.FULL_DUPLEX
+    async with a_rig(tmp_path, max_held=100_000) as rig:
+        _, writer = await raw(rig.port(way))
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: 90000\r\n\r\n".encode() + b" " * 80_000)
+        await eventually(lambda: rig.picker.held_bytes == 80_000)
+        async with rig.client.post(rig.url(way), json=chat("x" * 30_000)) as answer:
+            assert (answer.status, (await error_of(answer))["code"]) == (429, "overloaded")
+            assert answer.headers["retry-after"] == "1"
+        async with rig.client.post(rig.url(way), json=chat()) as answer:
+            assert answer.status == 200
+        writer.close()
+        await eventually(lambda: rig.picker.held_bytes == 0)
+        async with rig.client.post(rig.url(way), json=chat("x" * 30_000)) as answer:
+            assert answer.status == 200
+        assert Refused("pool", "", 429, "no_room") in rig.events
+
+
+@both
+async def test_a_request_id_of_any_bytes_comes_back_as_it_was(tmp_path: Path, way: Way) -> None:
+    async with a_rig(tmp_path) as rig:
+        reader, writer = await raw(rig.port(way))
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: 2\r\n".encode()
+        writer.write(head + b"x-request-id: \xe9\xff\r\n\r\n{}")
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"x-request-id: \xe9\xff\r\n" in answer
+        writer.close()
+
+
+@both
 async def test_while_the_picker_is_down_a_closed_gateway_answers_503_in_json(tmp_path: Path, way: Way) -> None:
     async with a_rig(tmp_path) as rig:
         await rig.picker.stop(0.0)

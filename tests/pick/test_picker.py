@@ -72,6 +72,21 @@ def test_least_cost_is_the_published_formula() -> None:
     assert decision.scores["least-cost-scorer"] == pytest.approx(expected)
 
 
+def test_fallbacks_are_the_next_best_candidates_within_the_subset_and_none_unless_asked_for() -> None:
+    views = [
+        view(f"{name}:1", ahead_seconds=seconds) for name, seconds in (("c", 2.0), ("a", 0.0), ("d", 3.0), ("b", 1))
+    ]
+    views.append(view("down:1", health=Health.DOWN))
+    for most, expected in ((0, ()), (1, ("b:1",)), (2, ("b:1", "c:1")), (8, ("b:1", "c:1", "d:1"))):
+        decision = pick(snapshot(*views), request(), LEAST_COST, FixedIndex(), 0.0, most)
+        assert isinstance(decision, Pick)
+        assert (decision.endpoint, decision.fallbacks) == ("a:1", expected)
+    asked = request(subset=frozenset({"c:1", "d:1"}))
+    decision = pick(snapshot(*views), asked, LEAST_COST, FixedIndex(), 0.0, 8)
+    assert isinstance(decision, Pick)
+    assert (decision.endpoint, decision.fallbacks) == ("c:1", ("d:1",))
+
+
 def test_congestion_makes_a_warm_cache_worth_more() -> None:
     def where(crowd: float) -> str:
         others = [view(f"x{i}:1", ahead_seconds=crowd) for i in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 from typing import Any
 
 import orjson
@@ -25,6 +26,7 @@ json_values = st.recursive(
 )
 parts = st.one_of(
     st.builds(lambda text: {"type": "text", "text": text}, texts),
+    st.builds(lambda kind, more: {"type": kind, **more}, json_values, st.dictionaries(texts, json_values, max_size=2)),
     st.builds(lambda url: {"type": "image_url", "image_url": {"url": url}}, texts),
     json_values,
 )
@@ -54,6 +56,8 @@ def refusal(body: bytes, path: str = CHAT) -> BodyRefused:
 @example(body=b'{"model":"m","messages":[{"role":"user","content":[' + b"[" * 500 + b"]" * 500 + b"]}]}", path=CHAT)
 @example(body=b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}', path=CHAT)
 @example(body=b'{"model":"m","prompt":[1,-1]}', path="/v1/completions")
+@example(body=b'{"model":"m","messages":[{"role":"user","content":[{"type":["x"]}]}]}', path=CHAT)
+@example(body=b'{"model":"m","input":[{"type":{"a":1}}]}', path="/v1/responses")
 @example(body=b'{"prompt":' + b"[" * 500 + b"]" * 500 + b"}", path="/tokenize")
 def test_any_bytes_are_read_or_refused_with_400_and_nothing_else(body: bytes, path: str) -> None:
     outcome: Prompt | BodyRefused
@@ -123,7 +127,9 @@ def test_token_ids_are_four_bytes_each_and_begin_alike_where_their_prompts_do(id
         (b"", None, "invalid_json", "parse"),
         (b"{", None, "invalid_json", "parse"),
         (b"<html>", None, "invalid_json", "parse"),
-        (b'{"model":"\xff"}', None, "invalid_json", "UTF-8"),
+        (b'{"model":"\xff"}', None, "invalid_json", "not in UTF-8"),
+        ('{"model":"m"}'.encode("utf-16"), None, "invalid_json", "not in UTF-8"),
+        (b'\xef\xbb\xbf{"model":"m"}', None, "invalid_json", "byte order mark"),
         (b"[1]", None, "invalid_json", "an array"),
         (b"null", None, "invalid_json", "null"),
         (b'"m"', None, "invalid_json", "a string"),
@@ -232,6 +238,16 @@ def test_several_prompts_are_all_read() -> None:
     assert read("/v1/completions", prompt=["one", "two"]).text.startswith(read("/v1/completions", prompt="one").text)
     assert len(read("/v1/completions", prompt=[[1, 2], [3]]).text) == 12
     assert b"two" in read("/v1/embeddings", input=["one", "two"]).text
+
+
+def test_only_a_body_that_cannot_be_read_is_told_of_its_encoding() -> None:
+    body = orjson.dumps({"model": "m"})
+    assert parse(body, CHAT, "gzip").model == "m"
+    assert parse(gzip.compress(body), "/tokenize", "gzip") == Prompt("", b"")
+    with pytest.raises(BodyRefused, match="'gzip'"):
+        parse(gzip.compress(body), CHAT, "gzip")
+    with pytest.raises(BodyRefused, match="UTF-8"):
+        parse(gzip.compress(body), CHAT, "identity")
 
 
 def test_the_salt_is_kept_apart_from_the_text() -> None:

@@ -15,7 +15,6 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from agent.clock import SystemClock
 from agent.events import Event, StreamBroken
 from agent.serve.ext_proc import ExtProcServer
 from agent.serve.session import PIECE_BYTES
@@ -34,9 +33,7 @@ class Port:
     def __init__(self) -> None:
         self.pool = ToldPool("10.0.0.1:8000", "[fd00::1]:8000")
         self.events: list[Event] = []
-        self.server = ExtProcServer(
-            self.pool, SystemClock(), self.events.append, address="127.0.0.1:0", max_body=1 << 20
-        )
+        self.server = ExtProcServer(self.pool, self.events.append, address="127.0.0.1:0", max_body=1 << 20)
         self.number = 0
         self.channel: Any = None
 
@@ -235,7 +232,7 @@ async def test_a_watcher_of_health_is_told_of_a_change(port: Port) -> None:
 
 
 async def test_a_port_in_use_is_named(port: Port) -> None:
-    second = ExtProcServer(port.pool, SystemClock(), port.events.append, address=f"127.0.0.1:{port.number}")
+    second = ExtProcServer(port.pool, port.events.append, address=f"127.0.0.1:{port.number}")
     with pytest.raises(OSError, match=rf"pool pool cannot listen on 127\.0\.0\.1:{port.number}"):
         await second.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from agent.pick.request import NoPick, Pick
 from agent.serve.actions import Action, Ask, Broken, Continue, Echo, End, Mode, Phase, Refuse, Route
-from agent.serve.session import HOLD_LIMIT, PIECE_BYTES, Session, Settings, pieces, subset_of
+from agent.serve.room import Room
+from agent.serve.session import HOLD_LIMIT, PIECE_BYTES, Session, Settings, pieces
+from agent.serve.subset import subset_of
 
 HEADERS = {":path": "/v1/chat/completions", ":method": "POST", "x-request-id": "r1"}
 BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]})
@@ -23,8 +26,8 @@ def a_pick(endpoint: str = "10.0.0.1:8000", fallbacks: tuple[str, ...] = ()) -> 
     return Pick("r1", endpoint, fallbacks, 1, 0, 0, "tie", (endpoint,), (0.0,), {}, 1)
 
 
-def a_session(**settings: Any) -> Session:
-    return Session(Settings(**settings), lambda: "made-up")
+def a_session(room: Room | None = None, **settings: Any) -> Session:
+    return Session(Settings(**settings), lambda: "made-up", room or Room(1 << 30))
 
 
 def asked(session: Session, mode: Mode, body: bytes = BODY) -> list[Action]:
@@ -215,13 +218,73 @@ def test_no_subset_hint_is_not_an_empty_one() -> None:
     assert subset_of(None) is None
 
 
-def test_fallbacks_are_listed_only_where_the_proxy_takes_a_list() -> None:
-    for listed, destination in ((False, "10.0.0.1:8000"), (True, "10.0.0.1:8000,10.0.0.2:8000")):
-        session = a_session(list_fallbacks=listed)
+def test_the_fallbacks_of_a_pick_are_listed_after_it_in_their_order() -> None:
+    for fallbacks, destination in (((), "10.0.0.1:8000"), (("b:1", "a:1"), "10.0.0.1:8000,b:1,a:1")):
+        session = a_session()
         asked(session, Mode.BUFFERED)
-        (route,) = session.picked(a_pick(fallbacks=("10.0.0.2:8000",)))
+        (route,) = session.picked(a_pick(fallbacks=fallbacks))
         assert isinstance(route, Route)
         assert route.destination == destination
+
+
+@pytest.mark.parametrize("mode", READING)
+@pytest.mark.parametrize("how", ["routed", "refused", "left", "failed", "not picked"])
+def test_however_a_conversation_goes_on_its_body_is_held_no_longer(mode: Mode, how: str) -> None:
+    room = Room(1000)
+    session = a_session(room)
+    session.request_headers(HEADERS, end_of_stream=False, mode=mode)
+    session.request_body(BODY if mode is Mode.BUFFERED else BODY[:9], end_of_stream=False)
+    assert room.held > 0
+    if how == "left":
+        session.closed("closed")
+    elif how == "failed":
+        session.failed()
+    elif how == "refused":
+        if mode is Mode.BUFFERED:
+            session.not_picked(NoPick("r1", "none_healthy", ""))
+        else:
+            session.request_body(b"}", end_of_stream=True)
+    else:
+        if mode is not Mode.BUFFERED:
+            session.request_body(BODY[9:], end_of_stream=True)
+        if how == "routed":
+            session.picked(a_pick())
+            assert room.held == (len(BODY) if mode is Mode.FULL_DUPLEX else 0)  # until all of it was sent back
+            session.sent()
+        else:
+            session.not_picked(NoPick("r1", "none_healthy", ""))
+    assert room.held == 0
+    session.closed("closed")
+    assert room.held == 0
+
+
+def test_a_body_for_which_there_is_no_room_is_told_to_come_back_and_harms_no_other() -> None:
+    room = Room(len(BODY) + 5)
+    first, second = a_session(room), a_session(room)
+    for session in (first, second):
+        session.request_headers(HEADERS, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    assert first.request_body(BODY[:-1], end_of_stream=False) == ()
+    refused, error = refusal(second.request_body(BODY, end_of_stream=True))
+    assert (refused.status, refused.reason, error["type"]) == (429, "no_room", "rate_limit_error")
+    assert ("retry-after", "1") in refused.headers
+    (ask,) = first.request_body(BODY[-1:], end_of_stream=True)
+    assert isinstance(ask, Ask)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_connect_is_refused_because_what_follows_it_has_no_end(mode: Mode) -> None:
+    headers = {":method": "CONNECT", "x-request-id": "r1"}
+    refused, error = refusal(a_session().request_headers(headers, end_of_stream=False, mode=mode))
+    assert (refused.status, refused.reason, error["code"]) == (405, "method", "method_not_allowed")
+
+
+def test_a_compressed_body_is_refused_with_the_way_to_send_it() -> None:
+    session = a_session()
+    session.request_headers({**HEADERS, "content-encoding": "gzip"}, end_of_stream=False, mode=Mode.BUFFERED)
+    refused, error = refusal(session.request_body(gzip.compress(BODY), end_of_stream=True))
+    assert refused.status == 400
+    assert "gzip" in error["message"]
+    assert "plain" in error["message"]
 
 
 def test_headers_that_steer_the_gateway_do_not_reach_the_model_server() -> None:
