@@ -381,7 +381,7 @@ STREAM_BREAKS: Final = _event(
 )
 RELOADS: Final = _event("igw_reloads_total", "reloads", "result", "Readings of a changed configuration, ok or failed")
 WATCHERS_DROPPED: Final = _event(
-    "igw_watchers_dropped_total", "watchers", "reason", "Readers of the shared state stream that were let go"
+    "igw_watchers_dropped_total", "watchers", "reason", "Readers of the admin address that were let go"
 )
 
 # -- the process, as prometheus_client reads it from /proc ------------------------------------------------------------

@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from agent.clock import Clock
-from agent.events import Hook
+from agent.events import Hook, WatcherDropped
 from agent.instruments import Instruments
 from agent.pick.request import Pick
 from agent.scaling.gauges import age, gauge_set
@@ -33,6 +33,9 @@ from exporters.prometheus import page
 
 PICKS_KEPT: Final = 256
 PICKS_SHOWN: Final = 20
+ANSWERS_AT_A_TIME: Final = 64  # documents that are made or being read; the stream has its own limit
+IDLE_SECONDS: Final = 75.0  # that a connection may be silent between two requests
+_ALWAYS: Final = frozenset({"/healthz", "/readyz"})  # what a supervisor asks: small, and not to be refused to it
 BODY_BYTES: Final = 1 << 16  # nobody has a reason to send one
 _LOG: Final = logging.getLogger("igw.admin")
 
@@ -61,14 +64,21 @@ class AdminServer:
         hook: Hook | None = None,
         limits: WatchLimits | None = None,
         not_ready: Callable[[], list[str]] = list,
+        answers: int = ANSWERS_AT_A_TIME,
     ) -> None:
-        """`not_ready` gives further reasons why the agent is not ready, none when it is."""
+        """`not_ready` gives further reasons why the agent is not ready, none when it is.
+
+        `answers` bounds the documents under way.
+        """
         self.state = StateApi(clock, hook or instruments, limits)
         self.picks = RecentPicks(clock)
         self._address = address
         self._clock = clock
         self._instruments = instruments
         self._not_ready = not_ready
+        self._hook: Hook = hook or instruments
+        self.answering = 0  # documents that are being made or read now
+        self._answers = answers
         self._looked_at: set[str] = set()
         self._runner: web.AppRunner | None = None
 
@@ -80,7 +90,7 @@ class AdminServer:
     async def start(self) -> int:
         """Listen; returns the port. `CannotListen` when the address is taken or not ours."""
         host, port = split_address(self._address)
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=BODY_BYTES)
+        app = web.Application(middlewares=[self._bounded, _errors_as_json], client_max_size=BODY_BYTES)
         routes = {
             "/": self._index,
             "/metrics": self._metrics,
@@ -92,7 +102,9 @@ class AdminServer:
         self._paths = sorted(routes)
         app.add_routes([web.get(path, handler, allow_head=False) for path, handler in routes.items()])
         app.on_shutdown.append(self._let_go)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, lingering_time=1.0)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=2.0, lingering_time=1.0, keepalive_timeout=IDLE_SECONDS
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, host or None, port)
@@ -111,6 +123,30 @@ class AdminServer:
 
     async def _let_go(self, app: web.Application) -> None:
         self.state.feed.close()
+
+    @web.middleware
+    async def _bounded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """So many documents at a time, and none that its reader does not take: each is in memory until it is read."""
+        if self.answering >= self._answers and request.path not in _ALWAYS:
+            self._hook(WatcherDropped("too_many"))
+            message = f"{self._answers} answers are under way already; come back later"
+            return error(503, message, "too_many_requests", headers={"Retry-After": "1"})
+        counted = request.path != "/v1/state/watch"
+        self.answering += counted
+        try:
+            response = await handler(request)
+            if isinstance(response, web.Response):
+                async with asyncio.timeout(self.state.feed.limits.drain_seconds):
+                    await response.prepare(request)
+                    await response.write_eof()
+                response.body = None  # an idle connection keeps its last answer
+        except TimeoutError:
+            self._hook(WatcherDropped("slow"))
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self.answering -= counted
+        return response
 
     # -- handlers --------------------------------------------------------------------------------------------------
 

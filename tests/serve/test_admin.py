@@ -15,15 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.events import Event
 from agent.instruments import Instruments
 from agent.pick.request import Pick
 from agent.serve.admin import PICKS_KEPT, AdminServer, CannotListen, RecentPicks, split_address
+from agent.serve.watch import WatchLimits
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView
 from tests.fakes.clock import ManualClock
 from tests.fakes.schema import check
 from tests.fakes.state_source import FakeSource
 from tests.fakes.views import view
+from tests.waiting import eventually
 
 PATHS = [
     "/",
@@ -89,6 +92,42 @@ async def test_a_pool_that_was_ready_stays_ready_when_endpoints_come_or_die(serv
     assert (await served.get("/readyz"))[0] == 200
     source.put(view("a:1", health=Health.DOWN), untried("new:1"))
     assert (await served.get("/readyz"))[0] == 200
+
+
+@pytest.fixture
+async def crowd() -> AsyncIterator[tuple[Served, list[Event]]]:
+    """An agent with a state of many megabytes, and as many readers that take nothing as are answered at a time."""
+    clock = ManualClock()
+    events: list[Event] = []
+    limits = WatchLimits(drain_seconds=3.0)
+    server = AdminServer(
+        "127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=events.append, limits=limits, answers=2
+    )
+    server.set_pools([FakeSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(5000)))])
+    port = await server.start()
+    silent = [socket.socket() for _ in range(2)]
+    for one in silent:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", port))
+        await asyncio.get_running_loop().sock_sendall(one, b"GET /v1/state HTTP/1.1\r\nHost: agent\r\n\r\n")
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        yield Served(server, port, http), events
+    for one in silent:
+        one.close()
+    await server.stop()
+
+
+async def test_a_reader_that_does_not_take_its_document_is_let_go_and_meanwhile_others_are_told_to_come_back(crowd):
+    served, events = crowd
+    await eventually(lambda: served.server.answering == 2)
+    async with served.http.get("/v1/state") as refused:
+        assert (refused.status, (await refused.json())["error"]["code"]) == (503, "too_many_requests")
+        assert refused.headers["Retry-After"] == "1"
+    assert await served.get("/healthz") == (200, {"status": "ok"})
+    await eventually(lambda: served.server.answering == 0)
+    assert sorted(event.reason for event in events) == ["slow", "slow", "too_many"]
+    assert (await served.get("/v1/state"))[0] == 200
 
 
 async def test_a_pool_that_comes_later_has_to_be_looked_at_too(served):
