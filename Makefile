@@ -35,9 +35,8 @@ test-vllm: $(TEST_STAMP) ## the journey against two real vLLM servers, installed
 	@$(BIN)/python tests/vllm/environment.py
 	@$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
 
-bench: bench-packages $(TEST_STAMP) ## CPU time per scrape, pick and request, beside what the field pays; or one: make bench-ext-proc
-	@set -e; for file in $(filter-out %_routing.py,$(wildcard tests/bench/bench_*.py)); do \
-		$(BIN)/python -m tests.bench.$$(basename $$file .py) $(ARGS); done
+# One recipe for each, so that make hands a signal to the bench itself and not to a shell around it.
+bench: $(subst _,-,$(filter-out %_routing,$(basename $(notdir $(sort $(wildcard tests/bench/bench_*.py)))))) ## CPU time per scrape, pick and request, beside what the field pays; or one: make bench-ext-proc
 
 bench-routing: $(TEST_STAMP) ## replay a recorded workload through the picker: TTFT and prefix hits of each profile
 	@$(BIN)/python -m tests.bench.bench_routing $(ARGS)

@@ -8,8 +8,7 @@ time of the agent per request whose answer streams 500 chunks, over that of an a
 bar is 1.2.
 
 The runs of what is compared are interleaved, and each figure is the median of its rounds. CPU time is what the kernel
-says that the process's threads ran (/proc/PID/task/*/schedstat), so neither nginx, wrk, Envoy nor the streaming server
-is in it. Needs nginx and wrk.
+says that the process used, so neither nginx, wrk, Envoy nor the streaming server is in it. Needs nginx and wrk.
 """
 
 from __future__ import annotations
@@ -18,16 +17,11 @@ import argparse
 import asyncio
 import contextlib
 import json
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +36,8 @@ from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
 from agent.serve.actions import Phase, Route
 from agent.serve.health import SERVICE
 from agent.serve.messages import CONTINUE, Answers, streamed
+from tests.bench.children import ROOT, Child, answers, free_ports, listens, program, tidy
 
-ROOT = Path(__file__).resolve().parents[2]
 WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
 PICKERS = ("agent", "bare")
 ENDPOINTS = 4
@@ -66,9 +60,10 @@ class Figure(NamedTuple):
 
 async def serve_bare(port: int, destination: str) -> None:
     """The least that a picker on grpc.aio can do: prebuilt answers, messages read only where a body is sent back."""
-    answers = Answers()
+    prebuilt = Answers()
     routes = {
-        phase: answers.route(Route(phase, destination, (), ())) for phase in (Phase.REQUEST_HEADERS, Phase.REQUEST_BODY)
+        phase: prebuilt.route(Route(phase, destination, (), ()))
+        for phase in (Phase.REQUEST_HEADERS, Phase.REQUEST_BODY)
     }
 
     async def converse(_: Any, context: Any) -> None:
@@ -134,31 +129,6 @@ async def serve_streams(port: int, page: bytes) -> None:
 # -- starting and measuring -------------------------------------------------------------------------------------------
 
 
-class Started:
-    """A program of this bench, and the CPU time that it has used."""
-
-    def __init__(self, args: list[str], log: Path) -> None:
-        with log.open("wb") as out:
-            self._popen = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=ROOT)
-        self._log = log
-
-    def cpu_us(self) -> float:
-        tasks = Path(f"/proc/{self._popen.pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1000
-
-    def must_run(self) -> None:
-        if self._popen.poll() is not None:
-            sys.exit(f"{' '.join(map(str, self._popen.args))} ended:\n{self._log.read_text()}")  # type: ignore[arg-type]
-
-    def stop(self) -> None:
-        self._popen.send_signal(signal.SIGTERM)
-        try:
-            self._popen.wait(10)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
-
-
 class Stage:
     """Everything that runs beside the measured process, in one folder."""
 
@@ -167,43 +137,14 @@ class Stage:
         self._stack = stack
         self._logs = 0
 
-    def start(self, *args: str | Path) -> Started:
+    def start(self, *args: str | Path) -> Child:
         self._logs += 1
-        started = Started([str(arg) for arg in args], self.folder / f"{self._logs}.log")
+        started = Child(args, self.folder / f"{self._logs}.log")
         self._stack.callback(started.stop)
         return started
 
-    def this(self, *args: str) -> Started:
+    def this(self, *args: str) -> Child:
         return self.start(sys.executable, "-m", "tests.bench.bench_ext_proc", *args)
-
-    async def until(self, look: Callable[[], bool], started: Started) -> None:
-        for _ in range(500):
-            if look():
-                return
-            started.must_run()
-            await asyncio.sleep(0.02)
-        sys.exit(f"not ready in 10 s: see {self.folder}")
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-def is_ready(admin: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
 
 
 def recorded_page() -> bytes:
@@ -263,17 +204,11 @@ end
 
 async def wrk(port: int, script: Path, seconds: float) -> int:
     """Requests answered; the bench ends when one failed."""
-    command = [
-        "wrk",
-        "-t1",
-        f"-c{IN_FLIGHT}",
-        f"-d{max(1, round(seconds))}s",
-        "-s",
-        str(script),
-        f"http://127.0.0.1:{port}",
-    ]
+    command = [program("wrk") or "wrk", "-t1", f"-c{IN_FLIGHT}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
     run = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *process.ending_with_us([*command, f"http://127.0.0.1:{port}"]),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await run.communicate()
     result = [line for line in out.decode().splitlines() if line.startswith("RESULT")]
@@ -334,10 +269,10 @@ async def bench(seconds: float, rounds: int) -> dict[str, Any]:
         addresses = tuple(f"127.0.0.1:{port}" for port in upstream)
         flat, streaming = addresses[:ENDPOINTS], addresses[ENDPOINTS:]
 
-        await stage.until(lambda: listens(upstream[0]), nginx)
-        await stage.until(lambda: listens(upstream[-1]), streams)
+        nginx.until(lambda: listens(upstream[0]))
+        streams.until(lambda: listens(upstream[-1]))
 
-        def agent(name: str, endpoints: tuple[str, ...], admin: int) -> Started:
+        def agent(name: str, endpoints: tuple[str, ...], admin: int) -> Child:
             picker = f"127.0.0.1:{pickers[name]}"
             command = [sys.executable, "-m", "agent", "run", "--endpoints", ",".join(endpoints)]
             return stage.start(*command, "--ext-proc-address", picker, "--admin-address", f"127.0.0.1:{admin}")
@@ -347,9 +282,9 @@ async def bench(seconds: float, rounds: int) -> dict[str, Any]:
             "bare": stage.this("--serve-bare", str(pickers["bare"]), "--destination", flat[0]),
             "agent-streams": agent("agent-streams", streaming, admins[1]),
         }
-        await stage.until(lambda: is_ready(admins[0]), measured["agent"])
-        await stage.until(lambda: is_ready(admins[1]), measured["agent-streams"])
-        await stage.until(lambda: listens(pickers["bare"]), measured["bare"])
+        measured["agent"].until(lambda: answers(f"http://127.0.0.1:{admins[0]}/readyz"))
+        measured["agent-streams"].until(lambda: answers(f"http://127.0.0.1:{admins[1]}/readyz"))
+        measured["bare"].until(lambda: listens(pickers["bare"]))
         pools = [Pool(name, flat, f"127.0.0.1:{pickers[name]}") for name in PICKERS]
         pools.append(Pool("agent-streams", streaming, f"127.0.0.1:{pickers['agent-streams']}"))
         listeners = [
@@ -361,15 +296,15 @@ async def bench(seconds: float, rounds: int) -> dict[str, Any]:
         wrk_script(script)
 
         async def measure(name: str, run: Any) -> tuple[float, int]:
-            before = measured[name].cpu_us()
+            before = measured[name].cpu_seconds()
             requests = await run
-            return (measured[name].cpu_us() - before) / requests, requests
+            return (measured[name].cpu_seconds() - before) * 1e6 / requests, requests
 
         for way in WAYS:
             for name in PICKERS:
                 await wrk(envoy.ports[f"{name} {way.value}"], script, 1)
         requests: dict[tuple[str, str], list[tuple[float, int]]] = {}
-        answers: dict[tuple[str, int], list[tuple[float, int]]] = {}
+        streamed_runs: dict[tuple[str, int], list[tuple[float, int]]] = {}
         for _ in range(rounds):
             for way in WAYS:
                 for name in PICKERS:
@@ -377,8 +312,8 @@ async def bench(seconds: float, rounds: int) -> dict[str, Any]:
                     requests.setdefault((way.value, name), []).append(await measure(name, run))
                 for chunks in CHUNKS:
                     stream = read_streams(envoy.ports[f"agent-streams {way.value}"], chunks, seconds)
-                    answers.setdefault((way.value, chunks), []).append(await measure("agent-streams", stream))
-    return {"requests": _medians(requests), "streams": _medians(answers)}
+                    streamed_runs.setdefault((way.value, chunks), []).append(await measure("agent-streams", stream))
+    return {"requests": _medians(requests), "streams": _medians(streamed_runs)}
 
 
 def _medians(runs: dict[Any, list[tuple[float, int]]]) -> dict[Any, Figure]:
@@ -430,6 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.serve_streams is not None:
         uvloop.run(serve_streams(args.serve_streams, recorded_page()))
         return 0
+    tidy()
     began = time.monotonic()
     found = list(rows(asyncio.run(bench(args.seconds, args.rounds)), args.seconds))
     if args.json:
