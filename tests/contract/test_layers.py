@@ -38,6 +38,7 @@ PLACES: dict[str, Place] = {
     "agent.scrape.http": Place(2, P),
     "agent.scrape.page": Place(2, P),
     "agent.scrape.schedule": Place(2, P),
+    "agent.accelerators": Place(2, P),
     "agent.engines": Place(2, P),
     "agent.state": Place(3, P),
     "agent.prefix": Place(3, P),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent.__main__ import COMMANDS
+from agent.accelerators import EXPORTERS
 from agent.engines import ENGINES
 from agent.engines.mapping import Engine
 from agent.pick.scorers import SCORERS, scorer
@@ -29,6 +30,11 @@ class Registry(NamedTuple):
 
 
 REGISTRIES = [
+    Registry(
+        "agent.accelerators",
+        EXPORTERS,
+        frozenset({"combine", "device", "faults", "join", "mapping", "table"}),
+    ),
     Registry("agent.engines", ENGINES, frozenset({"mapping", "table"})),
     Registry("agent.pick.scorers", SCORERS),
 ]
