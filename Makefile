@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-vllm bench bench-routing lint fmt lock packages bench-packages venv
+.PHONY: help demo run test test-vllm fuzz bench bench-routing lint fmt lock packages bench-packages venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 state = $(shell { cat pyproject.toml $(1); pwd; } | cksum | cut -d ' ' -f 1)
 RUN_LOCK := requirements.lock
 TEST_LOCK := requirements-test.lock
+FUZZ_LOCK := requirements-fuzz.lock
 RUN_STAMP := $(VENV)/.installed-run-$(call state,$(RUN_LOCK))
 TEST_STAMP := $(VENV)/.installed-test-$(call state,$(RUN_LOCK) $(TEST_LOCK))
 
@@ -53,11 +54,13 @@ fmt: $(TEST_STAMP) ## format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix --quiet .
 
-lock: ## write both lock files anew from pyproject.toml (needs uv)
+lock: ## write the lock files anew from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra demo --extra build --output-file $(RUN_LOCK) pyproject.toml
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra demo --extra build --extra test --constraint $(RUN_LOCK) --output-file $(TEST_LOCK) pyproject.toml
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+		--extra fuzz --constraint $(RUN_LOCK) --output-file $(FUZZ_LOCK) pyproject.toml
 
 # Programs that come by the system's package manager; nothing happens where they are all there.
 packages:

@@ -53,7 +53,7 @@ _LABEL: Final = re.compile(
 )  # fmt: skip
 _CLOSED: Final = re.compile(rb"[ \t]*\}")
 # After the value: nothing, or a time stamp in milliseconds; OpenMetrics has seconds there, and an exemplar behind `# `.
-_VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]+)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
+_VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]++)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
 # A name at the beginning of a line, with what ends it: braces, a blank.
 _NAME: Final = re.compile(rb"[ \t]*([^ \t{]+)(?=[ \t{])")
 # Go's ParseFloat without the forms that Prometheus excludes (hexadecimal, underscores); Go takes no sign before NaN.
@@ -182,7 +182,8 @@ class Scanner:
         known = self._known
         if known is not None and self._pages < FULL_SCAN_PAGES:
             values = self._compare(page, known)
-            if values is not None:
+            helps = known.layout.helps  # far from what is compared, and words of one length may replace each other
+            if values is not None and (not helps or all(help_of(page, name) == text for name, text in helps.items())):
                 self._pages += 1
                 return known.layout, values
         return self._scan(page)

@@ -92,7 +92,11 @@ def wanted(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("requirements.lock", ("demo", "build")), ("requirements-test.lock", ("demo", "build", "test"))],
+    [
+        ("requirements.lock", ("demo", "build")),
+        ("requirements-test.lock", ("demo", "build", "test")),
+        ("requirements-fuzz.lock", ("fuzz",)),
+    ],
 )
 def test_a_lock_has_all_that_is_wanted_with_hashes_and_names_no_registry(lock: str, extras: tuple[str, ...]) -> None:
     found = locked(lock)

@@ -410,7 +410,7 @@ def test_a_page_in_open_metrics_is_read_with_its_exemplars_and_its_end_mark() ->
         assert read(page + end) == read(BASE)
 
 
-@pytest.mark.parametrize("rest", [b" # 0.67", b" #", b" 1 2", b" x", b" # {", b' {a="b"}'])
+@pytest.mark.parametrize("rest", [b" # 0.67", b" #", b" 1 2", b" x", b" # {", b"# {", b' {a="b"}'])
 def test_what_is_behind_a_value_and_belongs_to_no_format_spoils_the_line_but_for_exemplars(rest: bytes) -> None:
     total = line("vllm:prompt_tokens_total")
     extraction = read(BASE.replace(total, total + rest))
@@ -456,6 +456,14 @@ def test_what_older_releases_counted_in_blocks_becomes_tokens() -> None:
     )
     assert blocks[PREFIX_QUERIES] == 32 * float(str(tokens[PREFIX_QUERIES]))
     assert blocks[PREFIX_HITS] == 32 * float(str(tokens[PREFIX_HITS]))
+
+
+def test_a_new_release_that_counts_in_another_unit_is_seen_at_its_first_page() -> None:
+    tokens, blocks = (old_counters(b"terms of number of queried " + unit + b".") for unit in (b"tokens", b"blocks"))
+    assert len(tokens) == len(blocks)
+    remembering = Extractor(engine("vllm"))
+    for page in (tokens, blocks, tokens):
+        assert remembering.extract(page, whole=True) == read(page)
 
 
 def test_a_count_of_an_unknown_unit_is_no_reading() -> None:

@@ -1,0 +1,148 @@
+"""Fuzz target: one HTTP answer as a connection reads it, however its bytes are cut.
+
+An input is the answer's bytes; the first byte says how they are cut. The head is read as `plain_head` says, the body as
+`plain_body`; both are written in the plainest way. Whatever comes, the connection tells exactly one end of the GET.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from agent.scrape.fetch import Buffers, Connection, FetchFailed
+from agent.scrape.http import BadAnswer, Chunks, head
+from agent.scrape.page import REASONS
+
+LIMIT = 4096
+
+
+class Transport(asyncio.Transport):
+    """A transport that only knows whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        self.aborted = True
+
+    def write(self, data: Any) -> None:
+        pass
+
+
+def one_input(data: bytes) -> None:
+    """Fails where an answer is taken for another, or a GET has no end or two."""
+    if not data:
+        return
+    step, text = data[0] or 1, data[1:]
+    at_once = heard(text, len(text) or 1)
+    in_pieces = heard(text, step)
+    assert kind(at_once) == kind(in_pieces), f"at once {at_once}, in pieces {in_pieces}"
+    if isinstance(at_once, tuple):
+        assert at_once == in_pieces
+        body, whole = at_once
+        assert (body, whole) == plain_answer(text), "the connection and the plain reader differ"
+    _head_is_sound(text)
+    _chunks_are_the_same(text, step)
+
+
+def heard(text: bytes, step: int) -> tuple[bytes, bool] | str:
+    """What comes of a GET that is answered by these bytes, in pieces of `step`, and by the end of the connection."""
+    ends: list[tuple[bytes, bool] | str] = []
+    connection = Connection(Buffers(), lambda: None)
+    transport = Transport()
+    connection.connection_made(transport)
+
+    def failed(failure: FetchFailed) -> None:
+        assert failure.reason in REASONS
+        assert failure.detail
+        ends.append(failure.reason)
+
+    connection.get(b"GET / HTTP/1.1\r\n\r\n", LIMIT, lambda body, whole: ends.append((body, whole)), failed)
+    for piece in pieces(text, step):
+        at = 0
+        while at < len(piece) and not transport.aborted:
+            buffer = connection.get_buffer(-1)
+            taken = piece[at : at + len(buffer)]
+            buffer[: len(taken)] = taken
+            connection.buffer_updated(len(taken))
+            at += len(taken)
+    if not transport.aborted:
+        connection.eof_received()
+        connection.connection_lost(None)
+    (end,) = ends
+    return end
+
+
+def kind(end: tuple[bytes, bool] | str) -> str:
+    return end if isinstance(end, str) else "answered"
+
+
+def pieces(text: bytes, step: int) -> Iterator[bytes]:
+    yield from (text[at : at + step] for at in range(0, len(text), step))
+
+
+def plain_answer(text: bytes) -> tuple[bytes, bool]:
+    """Body and wholeness of an answer that can be used."""
+    start, _, rest = text.partition(b"\r\n\r\n")
+    while start.split()[1].startswith(b"1"):
+        start, _, rest = rest.partition(b"\r\n\r\n")
+    assert start.startswith(b"HTTP/1.")
+    assert start.split()[1] == b"200"
+    headers: dict[bytes, list[bytes]] = {}
+    for line in start.split(b"\n")[1:]:
+        name, _, value = line.partition(b":")
+        headers.setdefault(name.lower(), []).append(value.split(b"\r")[0].strip())
+    if headers.get(b"transfer-encoding", [b""])[-1].lower().endswith(b"chunked"):
+        body = b""
+        while True:
+            line, _, rest = rest.partition(b"\r\n")
+            size = int(line.split(b";")[0], 16)
+            if size == 0:
+                return body, True
+            body += rest[:size]
+            assert rest[size : size + 2] == b"\r\n"
+            rest = rest[size + 2 :]
+    if b"content-length" in headers:
+        (length,) = {int(value) for value in headers[b"content-length"]}
+        assert len(rest) >= length
+        return rest[:length], True
+    return rest, False
+
+
+def _head_is_sound(text: bytes) -> None:
+    try:
+        found = head(text.partition(b"\r\n\r\n")[0])
+    except BadAnswer:
+        return
+    assert 100 <= found.status <= 999
+    assert found.length is None or found.length >= 0
+    assert not (found.chunked and found.length is not None)
+
+
+def _chunks_are_the_same(text: bytes, step: int) -> None:
+    at_once = _taken(text, [len(text)])
+    slowly = _taken(text, [min(end, len(text)) for end in range(0, len(text) + step, step)])
+    if at_once is None or slowly is None:
+        assert at_once is slowly
+        return
+    assert (at_once.done, at_once.body(), at_once.at) == (slowly.done, slowly.body(), slowly.at)
+    assert not at_once.done or at_once.size == len(at_once.body())
+
+
+def _taken(text: bytes, ends: list[int]) -> Chunks | None:
+    """The chunks of the text as it comes in up to each of these ends, or None where it has none."""
+    chunks, buffer = Chunks(0), bytearray(text)
+    try:
+        for end in ends:
+            chunks.take(buffer, end)
+    except BadAnswer:
+        return None
+    return chunks

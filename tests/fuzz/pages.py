@@ -1,0 +1,126 @@
+"""Fuzz target: pages of one endpoint, one after another, as the scanner and the extractor read them.
+
+An input is text: a first line with the name of an engine and perhaps the word `whole`, then pages between lines that
+hold `PAGE_BREAK` alone. Each page is read by an extractor that has read those before it, by one that sees it for the
+first time, and by `tests.fuzz.plain`; whatever differs is a defect.
+"""
+
+from __future__ import annotations
+
+from agent.engines import ENGINES, engine
+from agent.engines.mapping import Extraction, Extractor
+from agent.scrape.page import REASONS, Layouts, PageRefused, Scanner
+from agent.signals import SIGNALS
+from tests.fuzz.plain import Sample, Spoilt, read
+
+PAGE_BREAK = b"\n\x1c\n"
+MOST_PAGES = 6
+
+Line = tuple[str, frozenset[tuple[str, str]], str]
+
+
+def one_input(data: bytes) -> None:
+    """Fails where a page is misread."""
+    head, _, text = data.partition(b"\n")
+    words = head.split()
+    name = words[0].decode("latin-1") if words else ""
+    table = engine(name if name in ENGINES else "vllm")
+    whole = b"whole" in words
+    names = table.names()
+    remembering, scanner = Extractor(table), Scanner(names)
+    for page in text.split(PAGE_BREAK)[:MOST_PAGES]:
+        fresh = extracted(Extractor(table), page, whole=whole)
+        warm = extracted(remembering, page, whole=whole)
+        cold = scanned(Scanner(names, layouts=Layouts()), page)
+        known = scanned(scanner, page)
+        if cold is None:
+            assert known is None, "a page that cannot be one was read"
+            assert isinstance(fresh, str)
+            assert isinstance(warm, str)
+            continue
+        assert cold == plainly(page, names), "the scanner and the plain reader differ"
+        assert known is not None
+        if known == cold:
+            assert same(warm, fresh), f"remembered {warm}, fresh {fresh}"
+        else:
+            assert only_far_lines_are_missing(known, page, names), f"remembered {known}, fresh {cold}"
+        if isinstance(fresh, Extraction):
+            sound(fresh)
+
+
+def extracted(extractor: Extractor, page: bytes, *, whole: bool) -> Extraction | str:
+    """What the page says, or the reason for which it is refused."""
+    try:
+        return extractor.extract(page, whole=whole)
+    except PageRefused as page_refused:
+        refused = page_refused
+    assert refused.reason in REASONS
+    assert refused.detail
+    return refused.reason
+
+
+def scanned(scanner: Scanner, page: bytes) -> list[Line] | None:
+    """Every wanted line of the page in its order, those that cannot be read at the end; None for a page refused."""
+    try:
+        layout, values = scanner.read(page)
+    except PageRefused:
+        return None
+    found = [
+        (series.name, frozenset(series.labels.items()), repr(value))
+        for series, value in zip(layout.series, values, strict=True)
+    ]
+    return found + sorted((line.name, frozenset(), "bad") for line in layout.bad)
+
+
+def plainly(page: bytes, names: list[str]) -> list[Line]:
+    """The same by the plain reader."""
+    lines = read(page, names)
+    found = [as_told(line) for line in lines if isinstance(line, Sample)]
+    return found + sorted(as_told(line) for line in lines if isinstance(line, Spoilt))
+
+
+def same(one: Extraction | str, other: Extraction | str) -> bool:
+    """Equal, whatever the order of the refusals."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    return (one.readings, set(one.missing), sorted(one.refused)) == (
+        other.readings,
+        set(other.missing),
+        sorted(other.refused),
+    )
+
+
+def only_far_lines_are_missing(known: list[Line], page: bytes, names: list[str]) -> bool:
+    """The one thing that the scanner does not see at once: a new line that stands outside every group of known ones.
+
+    What it did read must be right, and a line right behind a known one must have been seen.
+    """
+    unseen: list[int] = []
+    seen: set[int] = set()
+    rest = list(known)
+    for line in read(page, names):
+        told = as_told(line)
+        if told in rest:
+            rest.remove(told)
+            seen.add(line.line)
+        else:
+            unseen.append(line.line)
+    return not rest and not any(line - 1 in seen for line in unseen)
+
+
+def as_told(line: Sample | Spoilt) -> Line:
+    if isinstance(line, Spoilt):
+        return line.name, frozenset(), "bad"
+    return line.name, frozenset(line.labels.items()), repr(line.value)
+
+
+def sound(extraction: Extraction) -> None:
+    """No reading is impossible, and every signal has one fate at most."""
+    for signal, value in extraction.readings.items():
+        row = SIGNALS[signal]
+        if isinstance(value, float):
+            assert row.low <= value <= row.high, signal
+        else:
+            assert isinstance(value, frozenset), signal
+    fates = [*extraction.readings, *extraction.missing, *(refusal.signal for refusal in extraction.refused)]
+    assert len(fates) == len(set(fates)), fates

@@ -1,0 +1,165 @@
+"""A page of metrics read slowly and in the plainest way: line by line, character by character, nothing remembered.
+
+It says what `agent.scrape.page` has to find. Written from Prometheus's description of its text format and from what
+its scraper takes (`tests/spec/test_prometheus_agrees.py`), and not from the scanner: two programs that were written
+apart and agree on whatever a fuzzer thinks of are hardly wrong in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+BLANKS = b" \t"
+LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+DIGITS = b"0123456789"
+
+
+class Sample(NamedTuple):
+    """A line that was read; `line` is its place among the lines of the page."""
+
+    line: int
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Spoilt(NamedTuple):
+    """A line of a wanted name that cannot be read."""
+
+    line: int
+    name: str
+
+
+class NotRead(Exception):
+    """The line is not in the format."""
+
+
+class Line:
+    """One line and how far it was read."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.at = 0
+
+    def peek(self) -> bytes:
+        return self.text[self.at : self.at + 1]
+
+    def take(self, allowed: bytes) -> bytes:
+        """As many bytes as are among those allowed."""
+        start = self.at
+        while self.at < len(self.text) and self.text[self.at] in allowed:
+            self.at += 1
+        return self.text[start : self.at]
+
+    def until(self, ends: bytes) -> bytes:
+        """As many bytes as are not among these."""
+        start = self.at
+        while self.at < len(self.text) and self.text[self.at] not in ends:
+            self.at += 1
+        return self.text[start : self.at]
+
+    def expect(self, byte: bytes) -> None:
+        if self.peek() != byte:
+            raise NotRead
+        self.at += 1
+
+
+def read(page: bytes, names: Collection[str]) -> list[Sample | Spoilt]:
+    """Every line of these names, in the order of the page, which ends with a line end or with `# EOF`."""
+    found: list[Sample | Spoilt] = []
+    for number, text in enumerate(page.split(b"\n")[:-1]):
+        line = Line(text)
+        line.take(BLANKS)
+        name = line.until(b"{ \t").decode("latin-1")
+        if name in names and line.peek():
+            try:
+                found.append(Sample(number, name, _labels(line), _value(line)))
+            except NotRead:
+                found.append(Spoilt(number, name))
+    return found
+
+
+def _labels(line: Line) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    line.take(BLANKS)
+    if line.peek() != b"{":
+        return labels
+    line.at += 1
+    while True:
+        line.take(BLANKS)
+        if line.peek() == b"}":
+            line.at += 1
+            return labels
+        first = line.peek()
+        if not first or first not in LETTERS:
+            raise NotRead
+        label = line.take(LETTERS + DIGITS).decode()
+        line.take(BLANKS)
+        line.expect(b"=")
+        line.take(BLANKS)
+        line.expect(b'"')
+        if label in labels:
+            raise NotRead
+        labels[label] = _quoted(line)
+        line.take(BLANKS)
+        if line.peek() == b",":
+            line.at += 1
+        elif line.peek() != b"}":
+            raise NotRead
+
+
+def _quoted(line: Line) -> str:
+    text = b""
+    while line.peek() != b'"':
+        if not line.peek():
+            raise NotRead
+        if line.peek() == b"\\":
+            line.at += 1
+            escaped = line.peek()
+            if not escaped:
+                raise NotRead
+            text += {b"n": b"\n", b"\\": b"\\", b'"': b'"'}.get(escaped, b"\\" + escaped)
+        else:
+            text += line.peek()
+        line.at += 1
+    line.at += 1
+    return text.decode("utf-8", "replace")
+
+
+def _value(line: Line) -> float:
+    line.take(BLANKS)
+    value = number(line.until(b" \t\r"))
+    blank = line.take(BLANKS)
+    if line.peek() in (b"-", *(bytes([digit]) for digit in DIGITS)) and line.peek():
+        if not blank:
+            raise NotRead
+        if line.peek() == b"-":
+            line.at += 1
+        if not line.take(DIGITS):
+            raise NotRead
+        if line.peek() == b".":
+            line.at += 1
+            if not line.take(DIGITS):
+                raise NotRead
+        line.take(BLANKS)
+    rest = line.text[line.at :]
+    if rest not in (b"", b"\r") and not rest.startswith(b"# {"):
+        raise NotRead
+    return value
+
+
+def number(text: bytes) -> float:
+    """What Go's ParseFloat makes of it, but for hexadecimal and underscores, which Prometheus excludes."""
+    if text.lower() == b"nan":
+        return float("nan")
+    digits = text[1:] if text[:1] in (b"+", b"-") and text else text
+    if digits.lower() not in (b"inf", b"infinity"):
+        mantissa, marked, exponent = digits.lower().partition(b"e")
+        whole, _, part = mantissa.partition(b".")
+        if not whole + part or (whole + part).strip(DIGITS):
+            raise NotRead
+        power = exponent[1:] if exponent[:1] in (b"+", b"-") else exponent
+        if (marked and not power) or power.strip(DIGITS):
+            raise NotRead
+    return float(text)
