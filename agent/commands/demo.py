@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     real.add_argument(
         "--endpoints",
         metavar="HOST:PORT,...",
-        default="",
         help="send the workload to these; none is started, restarted or emptied",
     )
     real.add_argument("--model", metavar="NAME", help="the model to ask for (default: the first that they list)")
@@ -67,6 +66,13 @@ def main(args: argparse.Namespace) -> int:
         named = f"there is no profile {unknown[0]!r}" if unknown else "no profile is named"
         print(f"igw demo: --profiles: {named}; choose of {', '.join(sorted(PRESETS))}", file=sys.stderr)
         return 2
+    endpoints = _listed(args.endpoints or "")
+    if args.endpoints is not None and not endpoints:
+        print("igw demo: --endpoints: no address is named; write HOST:PORT,...", file=sys.stderr)
+        return 2
+    if args.model is not None and not endpoints:
+        print("igw demo: --model goes with --endpoints: the emulated servers have one of their own", file=sys.stderr)
+        return 2
     for name in ("rate", "seconds"):
         value = getattr(args, name)
         if value is not None and not 0 < value <= 3600:
@@ -76,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         wish = Wish(
             profiles,
             Ports() if args.port_base is None else Ports.base(args.port_base),
-            tuple(_listed(args.endpoints)),
+            tuple(endpoints),
             args.model,
             args.rate,
             args.seconds,

@@ -318,6 +318,8 @@ class Fleet:
         try:
             async with self._session.request(method, url, json=data) as answer:
                 content = await answer.read()
+        except aiohttp.ClientConnectorError as error:  # whose own words speak of SSL, which nobody uses here
+            raise CannotStart(f"{url} does not answer: {error.os_error.strerror}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise CannotStart(f"{url} does not answer: {error or type(error).__name__}") from error
         if answer.status != 200:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 
@@ -68,6 +68,9 @@ async def show(wish: Wish, screen: Screen, clock: Clock, told: asyncio.Event) ->
     began = clock.now()
     wish.ports.check(with_servers=not wish.endpoints)
     endpoints = await asyncio.gather(*(_by_number(address) for address in wish.endpoints))
+    for named, address in zip(wish.endpoints, endpoints, strict=True):
+        if endpoints.count(address) > 1:
+            raise CannotStart(f"--endpoints: {named} is {address}, which stands there twice; keep one")
     async with _fleet(wish.ports, endpoints) as fleet:
         failed = await _unless_told(told, _to_the_table(fleet, wish, screen, clock))
         if failed is None:
@@ -167,7 +170,7 @@ async def _real_work(fleet: Fleet, wish: Wish, screen: Screen) -> _Work:
     """What real servers can be asked: their model, and prompts that fit it by its own count of tokens."""
     address = fleet.endpoints[0]
     listed = await fleet.json(f"http://{address}/v1/models")
-    models = {row["id"]: row for row in listed.get("data", [])}
+    models = models_of(listed)
     name = wish.model or next(iter(models), None)
     if name is None:
         raise CannotStart(f"http://{address}/v1/models lists no model; write --model NAME")
@@ -179,7 +182,7 @@ async def _real_work(fleet: Fleet, wish: Wish, screen: Screen) -> _Work:
     except (CannotStart, KeyError, TypeError, ZeroDivisionError):
         shape = replace(shape, bytes_per_token=3.0)
         screen.say("  They have no /tokenize: 3 bytes are taken for a token, so prompts may be shorter than allowed.")
-    most = models.get(name, {}).get("max_model_len")
+    most = models.get(name)
     fits = REAL_PROMPT_TOKENS if most is None else int(most * 0.9) - shape.answer_tokens
     shape = _wished(shape, replace(wish, prompt_tokens=wish.prompt_tokens or max(MIN_PROMPT_TOKENS, fits)))
     screen.say(
@@ -187,6 +190,17 @@ async def _real_work(fleet: Fleet, wish: Wish, screen: Screen) -> _Work:
         "run has words of its own in its prompts, and begins with nothing of them in any cache."
     )
     return _Work(name, shape)
+
+
+def models_of(listed: Any) -> dict[str, int | None]:
+    """The models that a server lists, each with the tokens that it takes where that is told."""
+    rows = listed.get("data") if isinstance(listed, dict) else None
+    models: dict[str, int | None] = {}
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and isinstance(name := row.get("id"), str) and name:
+            most = row.get("max_model_len")
+            models[name] = most if isinstance(most, int) else None
+    return models
 
 
 async def _run(
@@ -310,7 +324,7 @@ async def _by_number(address: str) -> str:
     """The address with the IP address in the place of a name, as Envoy wants it. Raises CannotStart."""
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal():
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) <= 65535:
         raise CannotStart(f"--endpoints: {address!r} is no address; write HOST:PORT")
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)

@@ -174,7 +174,8 @@ class ModelServer:
         fields = asks.parse_json(body, request.headers.get("Content-Type", ""))
         name = asks.model_of(fields, self.model.name, self.adapters)
         ask = asks.parse(fields, chat=chat, model=name, max_model_len=self.settings.max_model_len)
-        client_id = request.headers.get("X-Request-Id") or f"{self._ids.getrandbits(64):016x}"
+        told_id = request.headers.get("X-Request-Id", "")  # may hold bytes that are no UTF-8, and JSON cannot
+        client_id = told_id.encode("utf-8", "replace").decode() or f"{self._ids.getrandbits(64):016x}"
         served = Served(
             ask=ask,
             id=("chatcmpl-" if chat else "cmpl-") + client_id,

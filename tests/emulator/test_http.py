@@ -287,3 +287,14 @@ async def test_without_lora_no_adapter_can_be_loaded():
         status, answer = await rig.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "y"})
         assert status == 400
         assert "--max-loras" in answer["error"]["message"]
+
+
+async def test_a_request_id_of_any_bytes_is_no_reason_to_fail():
+    body = b'{"model":"tiny","max_tokens":1,"prompt":"hello"}'
+    async with serving() as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-request-id: a\xe9\r\n"
+        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert b'"id":"cmpl-a?' in await reader.readuntil(b",")
+        writer.close()

@@ -198,7 +198,11 @@ def test_a_taken_port_is_told_by_name_before_anything_is_started(
         (["--rate", "nan"], "--rate nan: write a number above 0"),
         (["--prompt-tokens", "10", "--port-base", "0"], "allow at least 256"),
         (["--endpoints", "localhost", "--port-base", "0"], "'localhost' is no address; write HOST:PORT"),
-        (["--endpoints", "127.0.0.1:1", "--port-base", "0"], "http://127.0.0.1:1/v1/models does not answer"),
+        (["--endpoints", "127.0.0.1:1", "--port-base", "0"], "http://127.0.0.1:1/v1/models does not answer: Conn"),
+        (["--endpoints", "127.0.0.1:99999", "--port-base", "0"], "'127.0.0.1:99999' is no address; write HOST:PORT"),
+        (["--endpoints", "127.0.0.1:1,127.0.0.1:1", "--port-base", "0"], "127.0.0.1:1, which stands there twice"),
+        (["--endpoints", ","], "no address is named"),
+        (["--model", "tiny"], "--model goes with --endpoints"),
     ],
 )
 def test_wrong_use_is_told_without_a_traceback(flags: list[str], said: str, processes: Processes) -> None:
