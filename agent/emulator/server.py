@@ -143,6 +143,8 @@ class ModelServer:
                 response = await handlers[request.method](request)
             except asks.Refusal as refusal:
                 response = _json(refusal.status, refusal.body())
+            except ConnectionResetError:  # the client has left: nobody hears this answer
+                return web.Response(status=499)
         if path not in _UNCOUNTED:
             handler = path if handlers is not None else "none"
             sent = response.content_length or 0

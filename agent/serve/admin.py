@@ -136,17 +136,24 @@ class AdminServer:
         try:
             response = await handler(request)
             if isinstance(response, web.Response):
-                async with asyncio.timeout(self.state.feed.limits.drain_seconds):
-                    await response.prepare(request)
-                    await response.write_eof()
-                response.body = None  # an idle connection keeps its last answer
+                await self._send(request, response)
+        finally:
+            self.answering -= counted
+        return response
+
+    async def _send(self, request: web.Request, response: web.Response) -> None:
+        """All of the answer, unless its reader leaves, which is its right, or does not take it in time."""
+        try:
+            async with asyncio.timeout(self.state.feed.limits.drain_seconds):
+                await response.prepare(request)
+                await response.write_eof()
+            response.body = None  # an idle connection keeps its last answer
+        except ConnectionResetError:
+            return
         except TimeoutError:
             self._hook(WatcherDropped("slow"))
             if request.transport is not None:
                 request.transport.abort()
-        finally:
-            self.answering -= counted
-        return response
 
     # -- handlers --------------------------------------------------------------------------------------------------
 

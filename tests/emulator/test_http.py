@@ -8,8 +8,10 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import aiohttp
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from agent.emulator.orders import Order
 from tests.emulator.rig import MODEL, SETTINGS, TRANSCRIPTS, Rig, Transcript, serving, shape, sse, transcript
@@ -298,3 +300,18 @@ async def test_a_request_id_of_any_bytes_is_no_reason_to_fail():
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         assert b'"id":"cmpl-a?' in await reader.readuntil(b",")
         writer.close()
+
+
+async def test_a_client_that_leaves_before_its_stream_begins_is_no_error(rig, caplog, monkeypatch):
+    read = web.BaseRequest.read
+
+    async def read_as_the_client_leaves(request: web.BaseRequest) -> bytes:
+        body = await read(request)
+        request.transport.abort()
+        return body
+
+    monkeypatch.setattr(web.BaseRequest, "read", read_as_the_client_leaves)
+    with pytest.raises(aiohttp.ClientError):
+        await rig.post("/v1/completions", {"model": "tiny", "max_tokens": 5, "stream": True, "prompt": "hello"})
+    assert (await rig.get("/health"))[0] == 200
+    assert caplog.records == []

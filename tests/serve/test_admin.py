@@ -130,6 +130,17 @@ async def test_a_reader_that_does_not_take_its_document_is_let_go_and_meanwhile_
     assert (await served.get("/v1/state"))[0] == 200
 
 
+async def test_a_reader_that_leaves_before_its_answer_is_no_error(served, caplog):
+    served.server.set_pools([FakeSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(2000)))])
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"GET /v1/state HTTP/1.1\r\nHost: agent\r\n\r\n")
+    await eventually(lambda: served.server.answering == 1)
+    writer.transport.abort()
+    await eventually(lambda: served.server.answering == 0)
+    assert await served.get("/healthz") == (200, {"status": "ok"})
+    assert caplog.records == []
+
+
 async def test_a_pool_that_comes_later_has_to_be_looked_at_too(served):
     old = FakeSource("old", view("a:1"))
     served.server.set_pools([old])
