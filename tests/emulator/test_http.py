@@ -307,6 +307,7 @@ async def test_a_client_that_leaves_before_its_stream_begins_is_no_error(rig, ca
 
     async def read_as_the_client_leaves(request: web.BaseRequest) -> bytes:
         body = await read(request)
+        assert request.transport is not None
         request.transport.abort()
         return body
 
