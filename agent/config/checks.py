@@ -11,6 +11,7 @@ from agent.config.reading import Reader
 from agent.config.values import meant, quote, show_duration, show_size, split_address
 
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})
+_LOOPBACK = frozenset({"localhost", "::1"})
 
 
 class _Listener(NamedTuple):
@@ -115,15 +116,18 @@ def _listeners(config: Config, reader: Reader) -> None:
         else:
             why = "each pool needs a picker port of its own"
         reader.wrong_at(
-            later.key, f"{later.address} is also {first.key}, and {why}; write another port, or port 0 for any free one"
+            later.key,
+            f"{later.address} is also {reader.spelt(first.key)}, and {why}; "
+            "write another port, or port 0 for any free one",
         )
     for place, pool in enumerate(config.pools):
         for number, endpoint in enumerate(pool.endpoints):
             for listener in (*pickers, _Listener("admin.address", config.admin.address)):
-                if endpoint.address == listener.address:
+                if _is_ours(endpoint.address, listener.address):
                     reader.wrong_at(
                         f"pools[{place}].endpoints[{number}]",
-                        f"{endpoint.address} is our own {listener.key}; write the address of a model server",
+                        f"{endpoint.address} is our own {reader.spelt(listener.key)}; "
+                        "write the address of a model server",
                     )
 
 
@@ -133,6 +137,14 @@ def _clash(one: str, other: str) -> bool:
     if port != other_port or port == 0:
         return False
     return host == other_host or host in _EVERYWHERE or other_host in _EVERYWHERE
+
+
+def _is_ours(address: str, listener: str) -> bool:
+    """True when the address leads to what listens there: the same one, or loopback where it listens everywhere."""
+    (host, port), (our_host, our_port) = split_address(address), split_address(listener)
+    if port != our_port:
+        return False
+    return host == our_host or (our_host in _EVERYWHERE and (host in _LOOPBACK or host.startswith("127.")))
 
 
 def _engines(config: Config, place: int, reader: Reader, words: Vocabulary) -> None:

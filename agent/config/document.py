@@ -17,6 +17,7 @@ import yaml
 
 MAX_BYTES: Final = 256 * 1024  # a thousand endpoints are 30 kB
 MAX_DEPTH: Final = 32
+MAX_KEY: Final = 200  # characters of a key in a message
 
 Mark = int | str
 
@@ -45,7 +46,8 @@ class BadConfig(Exception):
         if isinstance(problem.mark, str):
             return f"{problem.mark}: {problem.what}"
         place = f"{self.name}:{problem.mark}" if problem.mark else self.name
-        return f"{place}: {problem.key}: {problem.what}" if problem.key else f"{place}: {problem.what}"
+        key = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in problem.key[:MAX_KEY])
+        return f"{place}: {key}: {problem.what}" if key else f"{place}: {problem.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ Node = Scalar | Items | Table
 
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_NUMBER: Final = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+_NUMBER: Final = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def is_null(node: Node) -> bool:

@@ -19,6 +19,7 @@ _UNSET: Final = object()
 
 DEFAULT_EXT_PROC_ADDRESS: Final = "127.0.0.1:9002"
 MIN_INTERVAL: Final = 0.05
+MIN_MODELS_INTERVAL: Final = 1.0
 
 
 def option(kind: Kind, meaning: str, default: Any = _UNSET, *, shown: str = "", live: bool = True) -> Any:
@@ -76,7 +77,7 @@ class Scrape:
     path: str = option(UrlPath(), "the page with the metrics", "/metrics")
     max_page_bytes: int = option(Size(1024, 256 << 20), "a longer page is refused", 4 << 20)
     models_interval: float = option(
-        Duration(1, 3600), "time between two questions for the models that are served", 10.0
+        Duration(MIN_MODELS_INTERVAL, 3600), "time between two questions for the models that are served", 10.0
     )
 
 

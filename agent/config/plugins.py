@@ -8,15 +8,13 @@ name: a picker that silently leaves out half of its rules is worse than one that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from agent.config.document import Mark, Node, Scalar, Table, as_bool, as_number, is_null, kind_of, plain
+from agent.config.document import Mark, Node, Scalar, Table, as_bool, is_null, kind_of, plain
 from agent.config.names import (
     API_VERSIONS,
     BUILT_IN,
-    FIELD_MIN_BLOCK_TOKENS,
     GATES_BUILT_IN,
     GATES_NOT_YET,
     KIND,
@@ -24,11 +22,11 @@ from agent.config.names import (
     RENAMED,
     Vocabulary,
 )
+from agent.config.options import MIN_MODELS_INTERVAL
+from agent.config.parameters import NOT_YET_SAYS, PARAMETERS
 from agent.config.reading import Reader
-from agent.config.values import Duration, Name, Number, Wrong, meant, quote
+from agent.config.values import Duration, Name, Number, Wrong, meant, quote, show_duration
 from agent.profiles import PluginSpec, ProfileSpec
-
-NOT_YET_SAYS: Final = "is known, but this version does not do it yet; remove it"
 
 
 class Setting(NamedTuple):
@@ -98,8 +96,10 @@ class _FieldPart:
         refused = False
         for key, item in self.reader.items(node, "featureGates"):
             text = item.text if isinstance(item, Scalar) else ""
-            name, _, value = text.partition("=")
-            if name in GATES_NOT_YET:
+            name, written, value = text.partition("=")
+            if written and value.lower() not in {"true", "false"}:
+                self.reader.wrong(item.mark, key, f"{quote(text)} is neither on nor off; write {name} or {name}=false")
+            elif name in GATES_NOT_YET:
                 if value.lower() == "false":
                     continue
                 refused = True
@@ -117,8 +117,6 @@ class _FieldPart:
     def _plugin(self, key: str, node: Node) -> None:
         table = self.reader.table(node, key)
         if table is None:
-            if is_null(node):
-                self.reader.wrong(node.mark, key, "empty; write type: and the plugin's type")
             return
         self.reader.known(table, key, ("name", "type", "parameters"))
         kind = table.entries.get("type")
@@ -166,7 +164,7 @@ class _FieldPart:
 
     def _carry(self, type_: str, key: str, parameters: Table) -> dict[str, object]:
         """The parameters that are the plugin's own; the others were understood here."""
-        rules = _PARAMETERS.get(type_, {})
+        rules = PARAMETERS.get(type_, {})
         left: dict[str, object] = {}
         for name, node in parameters.entries.items():
             path = f"{key}.{name}"
@@ -184,13 +182,20 @@ class _FieldPart:
                 left[name] = plain(node)
         return left
 
-    def note(self, type_: str, path: str, why: str) -> None:
-        """Something that was read and has no effect."""
-        self.found.notes.append(f"{path} of {type_}: without effect, {why}")
+    @property
+    def engines(self) -> tuple[str, ...] | None:
+        """The engines that there are; None where any name passes."""
+        return self.words.engines if self.words is not None else None
+
+    def note(self, what: str) -> None:
+        """Something that was read and is not as written."""
+        self.found.notes.append(what)
 
     def set(self, option: str, value: Any, path: str, mark: Mark) -> None:
-        """A value for one of our own sections."""
-        self.found.settings.setdefault(option, Setting(value, mark, path))
+        """A value for one of our own sections; two places that differ are refused."""
+        first = self.found.settings.setdefault(option, Setting(value, mark, path))
+        if first.value != value:
+            self.reader.wrong(mark, path, f"{first.key} on line {first.mark} says otherwise; keep one of them")
 
     # -- what refers to plugins ------------------------------------------------------------------------------------
 
@@ -275,121 +280,20 @@ class _FieldPart:
                 continue
             self.reader.known(source, path, ("pluginRef", "interval", "extractors"))
             plugin = self._referred(path, source)
-            if "interval" in source.entries and plugin is not None:
+            if plugin is not None and plugin.role not in {"source", ""}:
+                self.reader.wrong(source.mark, f"{path}.pluginRef", f"{plugin.spec.type} is no source; name one")
+            elif plugin is not None and "interval" in source.entries:
                 interval = self.reader.value(source, path, "interval", Duration(0.05, 3600))
-                option = "scrape.interval" if plugin.spec.type == "metrics-data-source" else "scrape.modelsInterval"
                 if interval is not None:
-                    self.set(option, interval, f"{path}.interval", source.marks["interval"])
+                    self._interval(plugin.spec.type, interval, f"{path}.interval", source.marks["interval"])
             for extractor, entry in self.reader.items(source.entries.get("extractors"), f"{path}.extractors"):
                 self._reference(extractor, entry, "extractor")
 
-
-Rule = Callable[[_FieldPart, str, str, Node], None]
-
-
-def _ignored(why: str) -> Rule:
-    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
-        part.note(type_, path, why)
-
-    return rule
-
-
-def _only(value: str, otherwise: str) -> Rule:
-    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
-        if not isinstance(node, Scalar) or node.text != value:
-            raise Wrong(f"{otherwise}; write {value} or leave it out")
-
-    return rule
-
-
-def _sets(option: str, low: float, high: float, least: float = 0, each: float = 1) -> Rule:
-    """The parameter sets one of our whole numbers, `each` times it, and at least to `least`."""
-
-    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
-        value = Number(low, high, whole=True).read(node)
-        if value == 0:  # the field's word for "not set"
+    def _interval(self, type_: str, interval: float, path: str, mark: Mark) -> None:
+        if type_ == "metrics-data-source":
+            self.set("scrape.interval", interval, path, mark)
             return
-        wanted = int(value * each)
-        if wanted < least:
-            part.found.notes.append(f"{path} of {type_}: {wanted} is too small for an index, {least:g} is used")
-        part.set(option, max(wanted, int(least)), path, node.mark)
-
-    return rule
-
-
-def _sets_switch(option: str) -> Rule:
-    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
-        value = as_bool(node)
-        if value is None:
-            raise Wrong(f"{kind_of(node)} is neither true nor false; write true or false")
-        part.set(option, value, path, node.mark)
-
-    return rule
-
-
-def _sets_text(option: str) -> Rule:
-    def rule(part: _FieldPart, type_: str, path: str, node: Node) -> None:
-        if not isinstance(node, Scalar) or is_null(node) or as_number(node) is not None:
-            raise Wrong(f"{kind_of(node)} is no text; write a word")
-        part.set(option, node.text, path, node.mark)
-
-    return rule
-
-
-def _not_yet(part: _FieldPart, type_: str, path: str, node: Node) -> None:
-    if not is_null(node):
-        raise Wrong(f"this {NOT_YET_SAYS}")
-
-
-_ONE_PRODUCER: Final = _ignored("as there is one producer only")
-_BLOCKS: Final = {
-    "autoTune": _sets_switch("prefixIndex.autoSize"),
-    "blockSizeTokens": _sets("prefixIndex.blockTokens", 0, 4096, FIELD_MIN_BLOCK_TOKENS),
-    "blockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, FIELD_MIN_BLOCK_TOKENS, 1 / 4),  # in characters
-    "hashBlockSize": _sets("prefixIndex.blockTokens", 0, 1 << 14, FIELD_MIN_BLOCK_TOKENS, 1 / 4),
-    "lruCapacityPerServer": _sets("prefixIndex.capacityBlocks", 0, 10_000_000),
-    "maxPrefixBlocksToMatch": _ignored("prefixIndex.maxTokens says how much of a prompt is compared"),
-    "maxPrefixTokensToMatch": _sets("prefixIndex.maxTokens", 0, 1 << 24),
-}
-# What the field's plugins take beside the parameters that our own filters and scorers read themselves.
-_PARAMETERS: Final[Mapping[str, Mapping[str, Rule]]] = {
-    "approx-prefix-cache-producer": _BLOCKS,
-    "prefix-cache-scorer": {
-        **_BLOCKS,
-        "matchLengthWeight": _only("0", "the length of a match is not weighed"),
-        "matchLengthScaleTokens": _ignored("as the length of a match is not weighed"),
-        "prefixMatchInfoProducerName": _ONE_PRODUCER,
-    },
-    "prefix-cache-affinity-filter": {
-        "inFlightLoadProducerName": _ONE_PRODUCER,
-        "latencyPredictionInfoProducerName": _ONE_PRODUCER,
-        "peakPrefillThroughput": _ignored("as the prefill rate is learnt; prefillRate.fixed sets one"),
-        "prefixMatchInfoProducerName": _ONE_PRODUCER,
-        "ttftSource": _only("prefillThroughput", "the first token is estimated from the prefill rate"),
-    },
-    "token-load-scorer": {
-        "inFlightLoadProducerName": _ONE_PRODUCER,
-        "nonTextTokenWeight": _ignored("as images are not counted in tokens"),
-    },
-    "inflight-load-producer": {
-        "addEstimatedOutputTokens": _only("false", "only prompt tokens are counted"),
-        "prefixMatchInfoProducerName": _ONE_PRODUCER,
-        "syncCrossReplicaState": _ignored("as there is one replica"),
-    },
-    "max-score-picker": {"maxNumOfEndpoints": _only("1", "one endpoint is picked")},
-    "metrics-data-source": {
-        "insecureSkipVerify": _ignored("as metrics are read over http"),
-        "path": _sets_text("scrape.path"),
-        "scheme": _only("http", "metrics are read over http in this version"),
-    },
-    "models-data-source": {
-        "insecureSkipVerify": _ignored("as models are asked for over http"),
-        "path": _only("/v1/models", "models are asked for where OpenAI has them"),
-        "scheme": _only("http", "models are asked for over http in this version"),
-    },
-    "core-metrics-extractor": {
-        "defaultEngine": _sets_text("pools[].engine"),
-        "engineConfigs": _not_yet,
-        "engineLabelKey": _ignored("as endpoints of this file have no labels"),
-    },
-}
+        if interval < MIN_MODELS_INTERVAL:
+            least = show_duration(MIN_MODELS_INTERVAL)
+            self.note(f"{path}: models change too rarely to be asked for so often, {least} is used")
+        self.set("scrape.modelsInterval", max(interval, MIN_MODELS_INTERVAL), path, mark)

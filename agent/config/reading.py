@@ -29,6 +29,11 @@ class Reader:
             place = place[: max(place.rfind("."), place.rfind("["), 0)]
         self.wrong(self.marks.get(place, 0), key, what)
 
+    def spelt(self, key: str) -> str:
+        """The key as the user wrote it: the flag's name where it came from one."""
+        mark = self.marks.get(key)
+        return mark if isinstance(mark, str) else key
+
     def table(self, node: Node | None, key: str) -> Table | None:
         """The node if it is a mapping; an empty one counts as absent."""
         if node is None or is_null(node):
@@ -48,7 +53,11 @@ class Reader:
         for place, item in enumerate(node.items):
             path = f"{key}[{place}]"
             self.marks[path] = item.mark
-            yield path, item
+            if is_null(item):
+                what = "a comma" if isinstance(item.mark, str) else "its '-'"
+                self.wrong(item.mark, path, f"an empty entry; write what belongs there, or remove {what}")
+            else:
+                yield path, item
 
     def known(self, table: Table, key: str, valid: Collection[str]) -> None:
         """Refuse every key of the table that is not among `valid`."""

@@ -198,7 +198,42 @@ BAD = {
     f"{HEAD}pools:\n- endpoints: [127.0.0.1:9090]\n": (
         ":4: pools[0].endpoints[0]: 127.0.0.1:9090 is our own admin.address; write the address of a model server"
     ),
+    f"{HEAD}admin: {{address: '0.0.0.0:9090'}}\npools:\n- endpoints: [127.0.0.1:9090]\n": (
+        ":5: pools[0].endpoints[0]: 127.0.0.1:9090 is our own admin.address; write the address of a model server"
+    ),
+    # entries that were left empty
+    f"{HEAD}pools:\n-\n": ":4: pools[0]: an empty entry; write what belongs there, or remove its '-'",
+    f"{HEAD}pools:\n- endpoints:\n  - a:1\n  -\n": (
+        ":6: pools[0].endpoints[1]: an empty entry; write what belongs there, or remove its '-'"
+    ),
+    f"{HEAD}plugins: [~]\n": ":3: plugins[0]: an empty entry; write what belongs there, or remove its '-'",
+    # digits are those of ASCII, and what a terminal would obey is shown as it is written
+    f"{HEAD}prefillRate: {{fixed: ٣٣}}\nreload: {{interval: ٣s}}\n": [
+        ":3: prefillRate.fixed: '٣٣' is not a number; write a number from 1 to 1000000000",
+        ":4: reload.interval: '٣s' is not a duration; write a number with its unit, such as 500ms, 1s or 2m",
+    ],
+    f'{HEAD}scrape: {{"a\\n\\x1b[31m": 1}}\n': (
+        r":3: scrape.a\n\x1b[31m: unknown key; "
+        "valid are: interval, maxPageBytes, modelsInterval, path, timeout"
+    ),
     # the field's part
+    f"{HEAD}featureGates: [flowControl=no]\n": (
+        ":3: featureGates[0]: 'flowControl=no' is neither on nor off; write flowControl or flowControl=false"
+    ),
+    f'{HEAD}plugins:\n- type: metrics-data-source\n  parameters: {{path: "/m HTTP/1.1\\r\\nX: y"}}\n': (
+        r":5: plugins[0].parameters.path: '/m HTTP/1.1\r\nX: y' is not a path; "
+        "write it from the first slash, such as /metrics"
+    ),
+    f"{HEAD}plugins:\n- type: core-metrics-extractor\n  parameters: {{defaultEngine: vlm}}\n": (
+        ":5: plugins[0].parameters.defaultEngine: 'vlm' is no engine; did you mean 'vllm'?"
+    ),
+    f"{HEAD}plugins: [{{type: metrics-data-source}}, {{type: metrics-data-source, name: b}}]\n"
+    "dataLayer:\n  sources:\n  - {pluginRef: metrics-data-source, interval: 1s}\n  - {pluginRef: b, interval: 2s}\n": (
+        ":7: dataLayer.sources[1].interval: dataLayer.sources[0].interval on line 6 says otherwise; keep one of them"
+    ),
+    f"{HEAD}{QUEUE}dataLayer:\n  sources:\n  - {{pluginRef: queue-scorer, interval: 1s}}\n": (
+        ":6: dataLayer.sources[0].pluginRef: queue-scorer is no source; name one"
+    ),
     f"{HEAD}featureGates: [flowControl]\n": (
         ":3: featureGates[0]: flowControl is known, but this version does not do it yet; remove it"
     ),

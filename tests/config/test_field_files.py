@@ -119,6 +119,17 @@ def test_the_engine_and_the_page_of_the_data_layer_become_ours() -> None:
     assert (config.scrape.path, config.scrape.interval, config.pools[0].engine) == ("/stats", 0.2, "vllm")
 
 
+def test_models_that_the_field_asks_for_at_every_tick_are_asked_for_as_often_as_we_can() -> None:
+    config = read(
+        "plugins: [{type: models-data-source}]\n"
+        "dataLayer: {sources: [{pluginRef: models-data-source, interval: 50ms}]}\n"
+    )
+    assert config.scrape.models_interval == 1
+    assert config.notes == (
+        "dataLayer.sources[0].interval: models change too rarely to be asked for so often, 1s is used",
+    )
+
+
 def test_what_has_no_effect_is_told() -> None:
     config = read(
         "featureGates: [flowControl=false]\nflowControl: {maxRequests: 5}\n"

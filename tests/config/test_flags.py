@@ -83,7 +83,7 @@ def test_a_bad_flag_is_told_by_its_name(flags: list[str], said: str) -> None:
     ("endpoints", "said"),
     [
         ("127.0.0.1", "--endpoints: '127.0.0.1' has no port; write HOST:PORT, such as 127.0.0.1:8000"),
-        ("a:1,,b:1", "--endpoints: empty is no address; write HOST:PORT, such as 127.0.0.1:8000"),
+        ("a:1,,b:1", "--endpoints: an empty entry; write what belongs there, or remove a comma"),
         ("a:1,a:1", "--endpoints: a:1 stands twice in this pool, first at pools[0].endpoints[0]; keep one"),
     ],
 )
@@ -91,6 +91,14 @@ def test_bad_endpoints_are_told_by_the_flag(endpoints: str, said: str) -> None:
     with pytest.raises(BadConfig) as refused:
         from_flags([text.strip() for text in endpoints.split(",")], words=WORDS)
     assert refused.value.lines() == [said]
+
+
+def test_an_address_that_is_our_own_is_told_by_the_flags() -> None:
+    with pytest.raises(BadConfig) as refused:
+        from_flags(["a:1"], words=WORDS, ext_proc_address="a:1")
+    assert refused.value.lines() == [
+        "--endpoints: a:1 is our own --ext-proc-address; write the address of a model server"
+    ]
 
 
 def test_a_file_and_flags_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
