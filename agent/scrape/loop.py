@@ -27,7 +27,7 @@ from agent.engines.mapping import Extractor, Memory
 from agent.scrape.fetch import Buffers, Connection, FetchFailed
 from agent.scrape.http import request
 from agent.scrape.page import PageRefused
-from agent.scrape.schedule import first_due, next_due, retry_due, soon
+from agent.scrape.schedule import Firsts, first_due, next_due, retry_due
 from agent.scrape.target import PageSink, Reader, Sink, Target, Told
 
 __all__ = ["PageSink", "Reader", "ScrapeLoop", "Sink", "Target", "model_names"]
@@ -37,6 +37,8 @@ SOONEST_SECONDS: Final = 0.05
 # second need 50 wake-ups and not a thousand, and what one page brought into the CPU's caches serves the next.
 TOGETHER_SECONDS: Final = 0.02
 TOGETHER_OF_INTERVAL: Final = 0.02
+# After a time in which nothing could be begun, the whole fleet may be due: answers are read between so many asks.
+BEGUN_AT_ONCE: Final = 100
 # How often time-outs are looked for, while anything is asked: a time-out comes late by at most this.
 WATCH_SECONDS: Final = 0.05
 MODELS_BYTES: Final = 1 << 20
@@ -61,6 +63,8 @@ class ScrapeLoop:
         self._timer_at = float("inf")
         self._asking: set[_Scraper] = set()
         self._watch: asyncio.TimerHandle | None = None
+        self._watch_at = 0.0
+        self.firsts = Firsts()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
@@ -140,7 +144,7 @@ class ScrapeLoop:
         """It waits for an answer: look after its time-out."""
         self._asking.add(scraper)
         if self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look_after)
+            self._watch_from(self._clock.now())
 
     def asked(self, scraper: _Scraper) -> None:
         """It waits no more."""
@@ -161,7 +165,9 @@ class ScrapeLoop:
         self._timer_at = float("-inf")  # what is told meanwhile needs no timer of its own
         now = self._clock.now()
         due = self._due
-        while due and due[0][0] <= now + due[0][2].early:
+        begun = 0
+        while due and due[0][0] <= now + due[0][2].early and begun < BEGUN_AT_ONCE:
+            begun += 1
             at, _, scraper = heapq.heappop(due)
             if scraper.due_at == at and not scraper.stopped:
                 scraper.due(now)
@@ -169,13 +175,23 @@ class ScrapeLoop:
         if due:
             self._arm(due[0][0])
 
+    def _watch_from(self, now: float) -> None:
+        self._watch_at = now + WATCH_SECONDS
+        self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look_after)
+
     def _look_after(self) -> None:
         self._watch = None
         now = self._clock.now()
+        late = now - self._watch_at
+        if late > WATCH_SECONDS:
+            # It is we who were held up, by a crowd of answers or by a stop of the whole process: answers lie unread,
+            # and nobody is to be called dead for that.
+            for scraper in self._asking:
+                scraper.give_up_at += late
         for scraper in [scraper for scraper in self._asking if scraper.give_up_at <= now]:
             scraper.time_out()
         if self._asking and not self._stopped:
-            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look_after)
+            self._watch_from(now)
 
 
 class _Scraper:
@@ -221,7 +237,7 @@ class _Scraper:
         """Take the first place on the grid."""
         now, target = self._loop.now, self.target
         self._grid = first_due(target.address, target.interval, now)
-        self._loop.at(soon(target.address, self._grid, now), self)
+        self._loop.at(self._loop.firsts.at(now), self)
 
     def change(self, target: Target, sink: PageSink[Any], server: Sink | None) -> None:
         """Other settings for the same endpoint."""

@@ -13,8 +13,9 @@ from typing import Final
 
 # A dead endpoint is asked less often, but a returned one must be seen soon: never rarer than this, or the interval.
 BACKED_OFF_SECONDS: Final = 1.0
-# However long the interval, nobody waits longer than this for what a new endpoint is like.
-FIRST_SECONDS: Final = 1.0
+# A first scrape costs a millisecond: a connection, and a page of which nothing is known yet. More of them in a second
+# than this would be late for want of CPU time, and time out.
+FIRSTS_A_SECOND: Final = 1000
 
 
 def place(address: str, turn: int = 0) -> float:
@@ -29,9 +30,20 @@ def first_due(address: str, interval: float, now: float) -> float:
     return next_due(place(address) * interval, interval, now)
 
 
-def soon(address: str, due: float, now: float) -> float:
-    """When to ask an endpoint for the very first time: `due`, or within FIRST_SECONDS where that is later."""
-    return min(due, now + place(address) * FIRST_SECONDS)
+class Firsts:
+    """When new endpoints are asked for the very first time: at once, but no more than FIRSTS_A_SECOND in a second.
+
+    From then on each keeps to its own grid.
+    """
+
+    def __init__(self) -> None:
+        self._free_at = float("-inf")
+
+    def at(self, now: float) -> float:
+        """The time for one more endpoint."""
+        at = max(now, self._free_at)
+        self._free_at = at + 1 / FIRSTS_A_SECOND
+        return at
 
 
 def next_due(due: float, interval: float, now: float) -> float:

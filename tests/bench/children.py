@@ -86,14 +86,14 @@ class Child:
         if self._popen.poll() is not None:
             sys.exit(f"{self} ended:\n{self.said()}")
 
-    def until(self, look: Callable[[], bool], within: float = 20.0) -> None:
+    def until(self, look: Callable[[], bool], within: float = 20.0, every: float = 0.02) -> None:
         """Wait for a condition; the bench ends when this program does, or when time is up."""
         end = time.monotonic() + within
         while not look():
             self.must_run()
             if time.monotonic() > end:
                 sys.exit(f"{self} is not ready after {within:g} s:\n{self.said()}")
-            time.sleep(0.02)
+            time.sleep(every)
 
     def wait(self) -> int:
         """Wait until it ends by itself; its exit status."""

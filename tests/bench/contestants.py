@@ -58,7 +58,7 @@ class Agent:
         self._url = f"http://127.0.0.1:{admin}"
         self.child = Child([sys.executable, "-m", "agent", "run", "--config", config], folder / "agent.log")
         stack.callback(self.child.stop)
-        self.child.until(lambda: answers(f"{self._url}/readyz"), within=60)
+        self.child.until(lambda: answers(f"{self._url}/readyz"), within=60, every=0.25)
 
     def failed(self) -> float:
         return sum(float(value) for value in _FAILED.findall(read(f"{self._url}/metrics")))

@@ -139,6 +139,37 @@ async def test_the_time_of_a_reading_is_that_of_the_question_and_not_of_the_answ
     assert at <= asked <= written[0] <= at + took
 
 
+class JumpingClock(SystemClock):
+    """The system's, some seconds ahead; it counts how often it is asked since it jumped."""
+
+    ahead = 0.0
+    looks = 0
+
+    def now(self) -> float:
+        self.looks += 1
+        return super().now() + self.ahead
+
+
+async def test_an_agent_that_was_held_up_itself_calls_nobody_dead_for_it(rig: Rig) -> None:
+    clock = JumpingClock()
+    rig.loop = ScrapeLoop(clock)
+    held = asyncio.Event()
+
+    async def slow(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        await asyncio.wait_for(held.wait(), 10)
+        writer.write(answer(PAGE))
+
+    server = await rig.server(slow)
+    rig.scrape(server.address, timeout=5)
+    await eventually(lambda: server.asked)
+    clock.ahead, clock.looks = 30.0, 0  # as if the process had been stopped for half a minute
+    await eventually(lambda: clock.looks >= 4)
+    held.set()
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 1)
+    assert rig.sink.failures == {}
+    assert rig.sink.pages[server.address][0][2] >= 30
+
+
 BAD: dict[str, tuple[Behaviour, str, str]] = {
     "hangs": (hang, "timeout", "no whole answer within 0.3 s"),
     "drips": (drip, "timeout", "no whole answer within 0.3 s"),

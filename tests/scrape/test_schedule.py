@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.scrape.schedule import BACKED_OFF_SECONDS, FIRST_SECONDS, first_due, next_due, place, retry_due, soon
+from agent.scrape.schedule import BACKED_OFF_SECONDS, FIRSTS_A_SECOND, Firsts, first_due, next_due, place, retry_due
 
 INTERVALS = st.floats(0.05, 60)
 TIMES = st.floats(0, 1e6)
@@ -32,14 +34,15 @@ def test_the_first_time_is_within_one_interval_and_always_the_same_place(
     assert later == pytest.approx(due + interval, rel=1e-9)
 
 
-@given(address=st.text(min_size=1, max_size=20), interval=st.floats(0.05, 3600), now=TIMES)
-def test_nobody_waits_a_long_interval_for_what_a_new_endpoint_is_like(
-    address: str, interval: float, now: float
-) -> None:
-    due = first_due(address, interval, now)
-    first = soon(address, due, now)
-    assert now <= first <= due
-    assert first <= now + FIRST_SECONDS
+@given(arrivals=st.lists(st.floats(0, 10), min_size=1, max_size=300))
+def test_a_new_endpoint_is_asked_at_once_and_many_are_asked_in_a_row(arrivals: list[float]) -> None:
+    firsts = Firsts()
+    found = [(now, firsts.at(now)) for now in sorted(arrivals)]
+    assert found[0][0] == found[0][1]
+    for place_in_row, (now, at) in enumerate(found):
+        assert now <= at <= now + place_in_row / FIRSTS_A_SECOND + 1e-9
+    times = [at for _, at in found]
+    assert all(later - earlier >= 1 / FIRSTS_A_SECOND - 1e-9 for earlier, later in pairwise(times))
 
 
 @given(due=TIMES, interval=INTERVALS, late=st.floats(0, 1000))
