@@ -20,6 +20,7 @@ class Mode(Enum):
     STREAMED = "streamed"
     HOLD = "hold"
     BUFFERED = "buffered"
+    PARTIAL = "partial"
     FULL_DUPLEX = "full_duplex"
 
 

@@ -19,8 +19,8 @@ __all__ = ["CONTINUE", "Answers", "DecodeError", "hear", "immediate", "streamed"
 
 _ROUTES_KEPT: Final = 4096  # past it all are forgotten and made anew
 
-# ProcessingMode.BodySendMode. A body that is BUFFERED_PARTIAL (3) comes in one message too.
-_MODES: Final = {0: Mode.NONE, 1: Mode.STREAMED, 2: Mode.BUFFERED, 3: Mode.BUFFERED, 4: Mode.FULL_DUPLEX}
+# ProcessingMode.BodySendMode.
+_MODES: Final = {0: Mode.NONE, 1: Mode.STREAMED, 2: Mode.BUFFERED, 3: Mode.PARTIAL, 4: Mode.FULL_DUPLEX}
 _FULL_DUPLEX: Final = 4
 _OVERWRITE: Final = 2  # HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD: what a client sent does not survive
 _SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"

@@ -18,6 +18,7 @@ How the body comes is Envoy's setting (`Mode`), told in its first message:
 
     BUFFERED     Envoy waits for an answer to the headers, then sends the body in one message; the pick goes with the
                  answer to the body.
+    PARTIAL      as BUFFERED, but of a body that Envoy's buffer does not hold we get the beginning: no prompt is read.
     FULL_DUPLEX  Envoy sends the body in chunks and forgets them: the headers are answered when the last chunk is here,
                  with the pick, and then the whole body is sent back (`Echo`).
     HOLD         STREAMED with send_body_without_waiting_for_header_response: as FULL_DUPLEX, but Envoy keeps the body
@@ -190,7 +191,7 @@ class Session:
         if method == "CONNECT":  # what follows is no body and has no end: who waits for it waits for ever
             message = "CONNECT is not offered: this is a gateway with paths of its own, not a proxy to other hosts."
             return self._refuse(405, "method", message, code="method_not_allowed")
-        if self._mode is Mode.BUFFERED:
+        if self._mode in (Mode.BUFFERED, Mode.PARTIAL):
             self._answered = Phase.REQUEST_BODY
             return (Continue(Phase.REQUEST_HEADERS),)
         if self._mode in (Mode.NONE, Mode.STREAMED):
@@ -216,14 +217,14 @@ class Session:
         # A buffered body is whole even where trailers follow and the flag is not set.
         if end_of_stream or mode is Mode.BUFFERED:
             return self._read(b"".join(self._chunks))
-        return ()
+        return self._ask(Prompt("", b"")) if mode is Mode.PARTIAL else ()
 
     def request_trailers(self) -> Actions:
         """Trailers, which end a body whose last chunk did not say so."""
         match self._state:
             case _State.READING:
                 self._trailers = True
-                if self._mode is Mode.BUFFERED:
+                if self._mode in (Mode.BUFFERED, Mode.PARTIAL):
                     # Its headers have been answered and its body never came: there is no message left to route with.
                     return self._fail("request trailers before the body")
                 self._owed.append(Phase.REQUEST_TRAILERS)

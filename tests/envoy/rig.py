@@ -138,10 +138,12 @@ async def a_rig(
     max_held: int = 1 << 30,
     processing_mode: Mapping[str, str] | None = None,
     filter_options: Mapping[str, Any] | None = None,
+    envoy_buffer: int = 0,
 ) -> AsyncIterator[Rig]:
     """Everything started, and everything ended afterwards.
 
-    `processing_mode` and `filter_options` stand in for what is rendered, as in an Envoy that somebody else configured.
+    `processing_mode`, `filter_options` and `envoy_buffer` (bytes) stand in for what is rendered, as in an Envoy that
+    somebody else configured.
     """
     async with contextlib.AsyncExitStack() as stack:
         started = [ModelServer() for _ in range(servers)]
@@ -163,6 +165,9 @@ async def a_rig(
         settings = envoy_settings(addresses, f"127.0.0.1:{port}", max_body=max_body, failure_mode=failure_mode)
         config = bootstrap(settings)
         for listener in config["static_resources"]["listeners"]:
+            listener["per_connection_buffer_limit_bytes"] = (
+                envoy_buffer or listener["per_connection_buffer_limit_bytes"]
+            )
             manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
             for one in manager["http_filters"][:-1]:
                 one["typed_config"]["processing_mode"].update(processing_mode or {})

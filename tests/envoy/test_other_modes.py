@@ -49,6 +49,19 @@ async def test_a_streamed_body_that_does_not_wait_is_read_up_to_a_limit(tmp_path
         assert rig.events == []
 
 
+@pytest.mark.parametrize(("size", "read"), [(100, True), (3_000_000, False)])
+async def test_of_a_body_that_is_partly_buffered_the_whole_arrives(tmp_path: Path, size: int, read: bool) -> None:
+    partly = {"request_body_mode": "BUFFERED_PARTIAL"}
+    async with a_rig(tmp_path, processing_mode=partly, envoy_buffer=1 << 20) as rig:
+        rig.pool.choose = lambda _, __: rig.servers[1].address
+        body = orjson.dumps(chat("x" * size))
+        async with rig.client.post(rig.url(Way.BUFFERED), data=io.BytesIO(body)) as answer:
+            assert answer.status == 200, await answer.text()
+        assert rig.servers[1].seen[0][1] == body
+        assert [bool(prompt.text) for _, prompt, _ in rig.pool.asked] == [read]
+        assert rig.events == []
+
+
 async def test_an_answer_that_is_streamed_through_us_comes_out_as_it_was(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 

@@ -103,6 +103,20 @@ def test_a_held_stream_is_picked_for_before_the_proxy_has_to_stop_reading() -> N
     assert session.request_body(b"}", end_of_stream=True) == (Continue(Phase.REQUEST_BODY),)
 
 
+@pytest.mark.parametrize(("body", "whole"), [(BODY, True), (BODY[:9], False)])
+def test_a_part_of_a_body_is_picked_for_without_the_prompt_and_never_taken_for_unreadable(
+    body: bytes, whole: bool
+) -> None:
+    session = a_session()
+    assert session.request_headers(HEADERS, end_of_stream=False, mode=Mode.PARTIAL) == (
+        Continue(Phase.REQUEST_HEADERS),
+    )
+    (ask,) = session.request_body(body, end_of_stream=whole)
+    assert isinstance(ask, Ask)
+    assert bool(ask.prompt.text) is whole
+    assert session.picked(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
+
+
 @pytest.mark.parametrize("mode", [Mode.NONE, Mode.STREAMED])
 def test_where_the_body_comes_after_the_pick_the_headers_decide(mode: Mode) -> None:
     session = a_session()
