@@ -8,10 +8,9 @@ oldest reading behind the value was asked for, and `GaugeSet.at` the moment at w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from math import isfinite
+from typing import NamedTuple, Self
 
 from exporters.metric import Metric
 
@@ -20,23 +19,28 @@ class NotFinite(ValueError):
     """A gauge was given NaN or an infinity: whoever computed it has to withhold it instead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gauge:
-    """One number: `labels` are the values of the metric's labels, in the catalogue's order; `at` is its sample time.
-
-    `NotFinite` for NaN and the infinities; ValueError for a number of labels that is not the metric's.
-    """
-
+class _Row(NamedTuple):
     metric: Metric
     labels: tuple[str, ...]
     value: float
     at: float
 
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise NotFinite(f"{self.metric.name}{list(self.labels)} is {self.value!r}: withhold it and say why")
-        if len(self.labels) != len(self.metric.labels):
-            raise ValueError(f"{self.metric.name} has the labels {list(self.metric.labels)}, not {list(self.labels)}")
+
+class Gauge(_Row):
+    """One number: `labels` are the values of the metric's labels, in the catalogue's order; `at` is its sample time.
+
+    `NotFinite` for NaN and the infinities; ValueError for a number of labels that is not the metric's.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, metric: Metric, labels: tuple[str, ...], value: float, at: float) -> Self:
+        """Refuse what is no gauge; there are thirty for each endpoint, so a tuple has to do."""
+        if not isfinite(value):
+            raise NotFinite(f"{metric.name}{list(labels)} is {value!r}: withhold it and say why")
+        if len(labels) != len(metric.labels):
+            raise ValueError(f"{metric.name} has the labels {list(metric.labels)}, not {list(labels)}")
+        return tuple.__new__(cls, (metric, labels, value, at))
 
 
 class Withheld(NamedTuple):

@@ -4,39 +4,33 @@ A withheld gauge has no line at all, so that Prometheus marks its series as gone
 returns nothing instead of the last number. Lines carry no time stamps, because Prometheus gives a series with time
 stamps no such mark; ages are metrics of their own. Aliases are written from the same samples as the metrics that they
 stand for, and the `_created` samples of the client library are left out: nobody asked for twice the series.
+
+The gauges are written here and not by the client library, which spends ten times as long on a line: a fleet of a
+thousand endpoints has thirty thousand of them. What both write is the same, and tested to be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import Metric as Family
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from exporters.catalog import CATALOG
-from exporters.gauge import GaugeSet
+from exporters.gauge import Gauge, GaugeSet
 from exporters.metric import Alias
 
+# How a reader would have odd characters in names written: ours have none.
+_ESCAPING: Final = re.compile(r";\s*escaping=[^;,]*")
+_OPENMETRICS: Final = "application/openmetrics-text"
+# From here on Go writes an exponent where Python does not.
+_PLAIN_BELOW: Final = 1e6
 
-class GaugeCollector(Collector):
-    """The gauge set that `take` returns at the moment of reading, as families of prometheus_client."""
-
-    def __init__(self, take: Callable[[], GaugeSet]) -> None:
-        self._take = take
-
-    def collect(self) -> Iterator[Family]:
-        """One family for each metric that has a value, in the catalogue's order."""
-        families: dict[str, Family] = {}
-        for metric, labels, value in ((gauge.metric, gauge.labels, gauge.value) for gauge in self._take().gauges):
-            family = families.get(metric.name)
-            if family is None:
-                family = families[metric.name] = Family(metric.name.removesuffix("_total"), metric.help, metric.type)
-            family.add_sample(metric.name, dict(zip(metric.labels, map(clean, labels), strict=True)), value)
-        for name in CATALOG:
-            if name in families:
-                yield families[name]
+Rows = Iterable[tuple[tuple[str, ...], float]]
 
 
 def page(gauges: GaugeSet, own: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
@@ -44,8 +38,9 @@ def page(gauges: GaugeSet, own: CollectorRegistry, accept: str = "") -> tuple[by
 
     It touches nothing that changes but the metrics of `own`, which lock themselves: it may run in another thread.
     """
-    encode, content_type = choose_encoder(accept)
-    return encode(_Page(GaugeCollector(lambda: gauges), own)), content_type
+    encode, content_type = choose_encoder(_ESCAPING.sub("", accept))
+    writer = _Writer(openmetrics=content_type.startswith(_OPENMETRICS))
+    return b"".join([*writer.families(gauges.gauges), encode(_Page(own))]), content_type
 
 
 def clean(text: str) -> str:
@@ -53,18 +48,85 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-class _Page:
-    """What the encoders of prometheus_client take for a registry."""
+class _Writer:
+    """Writes gauges as the client library would, one family at a time."""
 
-    def __init__(self, *collectors: Collector | CollectorRegistry) -> None:
-        self._collectors = collectors
+    def __init__(self, *, openmetrics: bool) -> None:
+        self._openmetrics = openmetrics
+        self._values: dict[str, str] = {}  # a label's value -> as it is written
+        self._labels: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}  # names -> values -> as they are written
+
+    def families(self, gauges: Iterable[Gauge]) -> Iterator[bytes]:
+        """One family for each metric that has a value, and one for each of its aliases, in the catalogue's order."""
+        found: dict[str, list[Gauge]] = {}
+        for gauge in gauges:
+            found.setdefault(gauge.metric.name, []).append(gauge)
+        for name, metric in CATALOG.items():
+            rows = found.get(name)
+            if rows is None:
+                continue
+            samples = [(gauge.labels, gauge.value) for gauge in rows]
+            yield self._family(name, metric.type, metric.help, metric.labels, samples)
+            for alias in metric.aliases:
+                names, sums = tuple(alias.labels), _summed(metric.labels, alias, samples)
+                yield self._family(alias.name, metric.type, f"The same as {name}", names, sums)
+
+    def _family(self, name: str, kind: str, help: str, names: tuple[str, ...], rows: Rows) -> bytes:
+        told = help.replace("\\", r"\\").replace("\n", r"\n")
+        family = name
+        if self._openmetrics:
+            told = told.replace('"', r"\"")
+            family = name.removesuffix("_total")
+        known = self._labels.setdefault(names, {})
+        order = sorted(range(len(names)), key=names.__getitem__)
+        lines = [f"# HELP {family} {told}\n# TYPE {family} {kind}\n"]
+        for values, number in rows:
+            labels = known.get(values)
+            if labels is None:
+                labels = known[values] = self._written(names, values, order)
+            value = float(number)
+            lines.append(f"{name}{labels} {repr(value) if value < _PLAIN_BELOW else _large(value)}\n")
+        return "".join(lines).encode()
+
+    def _written(self, names: tuple[str, ...], values: tuple[str, ...], order: Sequence[int]) -> str:
+        if not names:
+            return ""
+        return "{" + ",".join(f'{names[place]}="{self._value(values[place])}"' for place in order) + "}"
+
+    def _value(self, text: str) -> str:
+        written = self._values.get(text)
+        if written is None:
+            plain = clean(text).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+            written = self._values[text] = plain
+        return written
+
+
+def _large(value: float) -> str:
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return text
+
+
+def _summed(labels: tuple[str, ...], alias: Alias, rows: Rows) -> Rows:
+    """The rows with the alias' labels, summed over those that it has not."""
+    places = [labels.index(ours) for ours in alias.labels.values()]
+    sums: dict[tuple[str, ...], float] = {}
+    for values, number in rows:
+        key = tuple([values[place] for place in places])
+        sums[key] = sums.get(key, 0.0) + number
+    return sums.items()
+
+
+class _Page:
+    """The agent's own registry with the aliases of its metrics, as the encoders of prometheus_client take it."""
+
+    def __init__(self, own: CollectorRegistry) -> None:
+        self._own = own
 
     def collect(self) -> Iterator[Family]:
-        for collector in self._collectors:
-            for family in collector.collect():
-                family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-                yield family
-                yield from _aliases(family)
+        for family in self._own.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+            yield from _aliases(family)
 
 
 def _aliases(family: Family) -> Iterable[Family]:

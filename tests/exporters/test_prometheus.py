@@ -8,8 +8,10 @@ import subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from agent.clock import SystemClock
 from agent.events import Ended, Picked, Refused, ScrapeDone
@@ -125,6 +127,47 @@ def test_the_page_comes_in_the_format_that_is_asked_for(accept):
     body, content_type = page(made, busy_instruments().registry, accept)
     assert ("openmetrics" in content_type) is bool(accept)
     assert body.endswith(b"# EOF\n") is bool(accept)
+
+
+class Library(Collector):
+    """The gauges as the client library would be given them."""
+
+    def __init__(self, gauges: list[Gauge]) -> None:
+        self._gauges = gauges
+
+    def collect(self):
+        for name, metric in catalog.CATALOG.items():
+            rows = [gauge for gauge in self._gauges if gauge.metric.name == name]
+            family = Metric(name.removesuffix("_total"), metric.help, metric.type)
+            for gauge in rows:
+                family.add_sample(name, dict(zip(metric.labels, gauge.labels, strict=True)), gauge.value)
+            if rows:
+                yield family
+
+
+PLAIN = [metric for metric in catalog.CATALOG.values() if metric.origin == "state" and not metric.aliases]
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["", "application/openmetrics-text; version=1.0.0", "application/openmetrics-text;version=1.0.0;escaping=values"],
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(PLAIN),
+            st.lists(st.text(st.characters(codec="utf-8")), min_size=8, max_size=8),
+            st.floats(allow_nan=False, allow_infinity=False) | st.integers(-10, 10**9),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_gauge_is_written_as_the_client_library_writes_it(accept, rows):
+    made = [Gauge(metric, tuple(values[: len(metric.labels)]), value, 0.0) for metric, values, value in rows]
+    body, content_type = page(GaugeSet(0.0, made, []), CollectorRegistry(), accept)
+    assert "values" not in content_type
+    assert body == choose_encoder(content_type)[0](Library(made))
 
 
 def test_promtool_accepts_the_whole_page():
