@@ -15,6 +15,9 @@ What counts and what does not:
 Only what cannot be routed is refused. A body that is well-formed and has a model is passed on, whatever else is wrong
 with it: its model server knows better than we do what it accepts, and says so. On paths that we do not know
 (`/tokenize`, `/v1/rerank`, an upload of audio) nothing is refused at all, and a model and a prompt are read if there.
+
+A body of nothing but tiny parts would cost seconds to read. So only the first `MOST_PARTS` turns, parts and prompts are
+read, far more than a request of any use has; what follows them counts as nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ import xxhash
 from agent.pick.request import Prompt
 
 Json = Any  # what orjson gives: dict, list, str, int, float, bool or None
+
+
+MOST_PARTS: Final = 65_536
 
 
 class BodyRefused(Exception):
@@ -113,9 +119,7 @@ def _reader(path: str) -> Callable[[Mapping[str, Json], list[bytes]], None] | No
 def _chat(document: Mapping[str, Json], out: list[bytes]) -> None:
     for tools in ("tools", "functions"):
         _field(document.get(tools), out)
-    messages = document.get("messages")
-    for turn in messages if isinstance(messages, list) else ():
-        _turn(turn, out)
+    _turns(document.get("messages"), out)
 
 
 def _completion(document: Mapping[str, Json], out: list[bytes]) -> None:
@@ -138,8 +142,7 @@ def _response(document: Mapping[str, Json], out: list[bytes]) -> None:
         _field(document.get(earlier), out)
     items = document.get("input")
     if isinstance(items, list):
-        for item in items:
-            _turn(item, out)
+        _turns(items, out)
     elif items is not None:
         out.append(_TURN + b"user")
         _content(items, out)
@@ -151,9 +154,7 @@ def _anthropic(document: Mapping[str, Json], out: list[bytes]) -> None:
     if system:
         out.append(_TURN + b"system")
         _content(system, out)
-    messages = document.get("messages")
-    for turn in messages if isinstance(messages, list) else ():
-        _turn(turn, out)
+    _turns(document.get("messages"), out)
 
 
 def _any(document: Mapping[str, Json], out: list[bytes]) -> None:
@@ -171,6 +172,13 @@ _READERS: Final[tuple[tuple[str, Callable[[Mapping[str, Json], list[bytes]], Non
     ("/responses", _response),
     ("/messages", _anthropic),
 )
+
+
+def _turns(turns: Json, out: list[bytes]) -> None:
+    for turn in turns if isinstance(turns, list) else ():
+        if len(out) > MOST_PARTS:
+            return
+        _turn(turn, out)
 
 
 def _turn(turn: Json, out: list[bytes]) -> None:
@@ -200,7 +208,7 @@ def _content(content: Json, out: list[bytes]) -> None:
     if isinstance(content, str):
         out.append(_PART + content.encode())
     elif isinstance(content, list):
-        for part in content:
+        for part in content if len(content) <= MOST_PARTS else content[:MOST_PARTS]:
             _part(part, out)
     elif content is not None:
         out.append(_PART + _dump(content))
@@ -236,7 +244,7 @@ def _plain(prompt: Json, out: list[bytes]) -> None:
         if isinstance(prompt[0], int):
             out.append(_tokens(prompt))
         else:
-            for one in prompt:
+            for one in prompt if len(prompt) <= MOST_PARTS else prompt[:MOST_PARTS]:
                 if isinstance(one, list):
                     out.append(_tokens(one))
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.pick.request import Prompt
-from agent.route.body import BodyRefused, parse
+from agent.route.body import MOST_PARTS, BodyRefused, parse
 
 CHAT = "/v1/chat/completions"
 PATHS = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
@@ -238,6 +239,25 @@ def test_several_prompts_are_all_read() -> None:
     assert read("/v1/completions", prompt=["one", "two"]).text.startswith(read("/v1/completions", prompt="one").text)
     assert len(read("/v1/completions", prompt=[[1, 2], [3]]).text) == 12
     assert b"two" in read("/v1/embeddings", input=["one", "two"]).text
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, lambda times: {"messages": [0] * times}),
+        (CHAT, lambda times: {"messages": [{"role": "user", "content": [{}] * times}]}),
+        (CHAT, lambda times: {"messages": [{"role": "user", "content": [{}] * 10}] * (times // 10)}),
+        ("/v1/completions", lambda times: {"prompt": [[1]] * times}),
+        ("/v1/completions", lambda times: {"prompt": ["x"] * times}),
+        ("/v1/responses", lambda times: {"input": [0] * times}),
+        ("/v1/messages", lambda times: {"messages": [0] * times}),
+    ],
+)
+def test_what_follows_more_parts_than_any_request_of_use_has_counts_as_nothing(
+    path: str, fields: Callable[[int], dict[str, Any]]
+) -> None:
+    assert read(path, **fields(2 * MOST_PARTS)) == read(path, **fields(3 * MOST_PARTS))
+    assert read(path, **fields(100)) != read(path, **fields(200))
 
 
 def test_only_a_body_that_cannot_be_read_is_told_of_its_encoding() -> None:
