@@ -34,6 +34,39 @@ class ScrapeFailed(NamedTuple):
     detail: str
 
 
+class DevicesRead(NamedTuple):
+    """A page of an accelerator exporter was read; as `ScrapeDone`, for the exporter at an address."""
+
+    source: str
+    exporter: str
+    at: float
+    took: float
+    size: int
+    missing: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+
+
+class DevicesFailed(NamedTuple):
+    """An accelerator exporter brought no page. `reason` is one of `agent.scrape.page.REASONS`, or `client_error`."""
+
+    source: str
+    exporter: str
+    at: float
+    took: float
+    reason: str
+    detail: str
+
+
+class DeviceHealthChanged(NamedTuple):
+    """An accelerator fell sick (`reason` is one of `agent.accelerators.faults.FAULTS`), or is well (no reason)."""
+
+    source: str
+    exporter: str
+    device: str
+    reason: str
+    detail: str
+
+
 class HealthChanged(NamedTuple):
     """An endpoint's health moved; `old` and `new` are values of `agent.state.health.Health`."""
 
@@ -114,6 +147,9 @@ class WatcherDropped(NamedTuple):
 Event = (
     ScrapeDone
     | ScrapeFailed
+    | DevicesRead
+    | DevicesFailed
+    | DeviceHealthChanged
     | HealthChanged
     | ServerRestarted
     | Picked

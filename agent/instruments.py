@@ -19,6 +19,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from agent.clock import Clock
 from agent.events import (
     Abandoned,
+    DeviceHealthChanged,
+    DevicesFailed,
+    DevicesRead,
     Ended,
     Event,
     HealthChanged,
@@ -32,7 +35,7 @@ from agent.events import (
     WatcherDropped,
 )
 from agent.log_lines import LogLines
-from exporters import catalog
+from exporters import accelerators, catalog
 from exporters.metric import Metric
 from exporters.prometheus import clean
 
@@ -127,6 +130,9 @@ class Instruments:
         self._missing = lru_cache(1024)(self._missing_signals)
         self._actions: dict[type, Callable[[Any], None]] = {
             Abandoned: self._abandoned,
+            DeviceHealthChanged: self._device_health_changed,
+            DevicesFailed: self._devices_failed,
+            DevicesRead: self._devices_read,
             Ended: self._ended,
             HealthChanged: self._health_changed,
             Picked: self._picked,
@@ -224,6 +230,20 @@ class Instruments:
     def _server_restarted(self, event: ServerRestarted) -> None:
         self._count(catalog.SERVER_RESTARTS, event.pool, event.reason)
         self._log.server_restarted(event)
+
+    def _devices_read(self, event: DevicesRead) -> None:
+        self._count(accelerators.SCRAPES, event.source, "ok", "")
+        for refusal in event.refused:
+            self._count(accelerators.REFUSED, event.source, refusal.signal, refusal.reason)
+        self._log.devices_read(event)
+
+    def _devices_failed(self, event: DevicesFailed) -> None:
+        self._count(accelerators.SCRAPES, event.source, "failed", event.reason)
+        self._log.devices_failed(event)
+
+    def _device_health_changed(self, event: DeviceHealthChanged) -> None:
+        self._count(accelerators.HEALTH_CHANGES, event.source, event.reason or "well")
+        self._log.device_health_changed(event)
 
     # -- the rest --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ from typing import Any, Final, Literal, TextIO
 
 from agent.clock import Clock
 from agent.events import (
+    DeviceHealthChanged,
+    DevicesFailed,
+    DevicesRead,
     HealthChanged,
     Refused,
     Reloaded,
@@ -101,6 +104,31 @@ class LogLines:
             of = f" ({failures} of {attempts} scrapes failed in {passed:.0f} s)" if attempts > 1 else ""
             text = f"scrape of {event.endpoint} failed: {event.reason}: {_short(event.detail)}{of}"
             self._write(logging.WARNING, event.pool, text, endpoint=event.endpoint, reason=event.reason)
+
+    def devices_read(self, event: DevicesRead) -> None:
+        """Only a value that cannot be true is worth a line."""
+        self._repeats.went_well((event.source, event.exporter))
+        for refusal in event.refused:
+            due = self._repeats.failed((event.source, event.exporter, refusal.signal, refusal.reason), event.at)
+            if due:
+                what = f"{event.source} exporter {event.exporter} reports {_short(refusal.text)} for {refusal.signal}"
+                text = f"{what}: {refusal.reason}, not let in{_times(due)}"
+                self._write(logging.WARNING, "", text, exporter=event.exporter, reason=refusal.reason)
+
+    def devices_failed(self, event: DevicesFailed) -> None:
+        due = self._repeats.failed((event.source, event.exporter), event.at)
+        if due:
+            failures, attempts, passed = due
+            of = f" ({failures} of {attempts} scrapes failed in {passed:.0f} s)" if attempts > 1 else ""
+            what = f"scrape of {event.source} exporter {event.exporter} failed"
+            text = f"{what}: {event.reason}: {_short(event.detail)}{of}"
+            self._write(logging.WARNING, "", text, exporter=event.exporter, reason=event.reason)
+
+    def device_health_changed(self, event: DeviceHealthChanged) -> None:
+        level = logging.WARNING if event.reason else logging.INFO
+        how = f"is sick ({event.reason}): {_short(event.detail)}" if event.reason else "is well again"
+        text = f"accelerator {_short(event.device)} of {event.source} exporter {event.exporter} {how}"
+        self._write(level, "", text, exporter=event.exporter, device=event.device, reason=event.reason)
 
     def health_changed(self, event: HealthChanged) -> None:
         level = logging.INFO if event.new == "healthy" else logging.WARNING

@@ -54,9 +54,11 @@ class Withheld(NamedTuple):
 REASONS = {
     "down": "the endpoint refuses, drops or fails its scrapes",
     "never_scraped": "no page was ever read from the endpoint",
+    "no_accelerator": "no accelerator is known to be the endpoint's",
     "no_endpoints": "the pool is empty",
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint's pages never brought the signal",
+    "partial": "not every accelerator of the endpoint reports the signal",
     "stale": "the last reading is older than the staleness limit",
 }
 

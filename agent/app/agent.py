@@ -14,7 +14,9 @@ from typing import Final, NamedTuple
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from agent.accelerators.combine import Accelerators
 from agent.app.changes import NeedsRestart, differences
+from agent.app.devices import DevicesAtWork
 from agent.app.pool import PoolAtWork, profile_of, targets
 from agent.app.vocabulary import WORDS
 from agent.clock import Clock
@@ -58,9 +60,6 @@ class _FileState(NamedTuple):
     size: int
 
 
-_NEVER: Final = _FileState(0, 0, 0, 0)
-
-
 class Agent:
     """One agent for one configuration. `path` is the file that it came from and is read again from, if any."""
 
@@ -82,8 +81,10 @@ class Agent:
         self._pickers: dict[str, ExtProcServer] = {}
         self._names: dict[str, StaticEndpoints] = {}
         self._loop = ScrapeLoop(clock)
+        self._devices = DevicesAtWork(self._loop, clock, self.instruments, self._run_on)
+        self._admin.state.exporters = self._devices.exporters
         self._scheduler = AsyncIOScheduler(timezone="UTC")
-        self._seen: _FileState | None = _NEVER  # the file may have changed between its reading and our start
+        self._seen = _look(path)
         self._missed = False
         self._reloading = asyncio.Lock()
         self._stopping = False
@@ -206,14 +207,13 @@ class Agent:
                 await self._close(name, grace=0)
             return []
         self.config = new
+        for name in self.pools.keys() - profiles.keys():
+            await self._close(name, new.ext_proc.drain_timeout)
         for pool in new.pools:
             self.pools[pool.name].change(new, pool, profiles[pool.name])
         await self._set_endpoints(new)
         self._admin.set_pools([self.pools[pool.name].store for pool in new.pools])
         self._schedule(new)
-        # Last, as a body that is slow to arrive may hold a gone pool's port open until the drain is over.
-        gone = self.pools.keys() - profiles.keys()
-        await asyncio.gather(*(self._close(name, new.ext_proc.drain_timeout) for name in gone))
         return changed
 
     async def _set_endpoints(self, config: Config) -> None:
@@ -228,6 +228,12 @@ class Agent:
             self._loop.set_targets(pool.name, targets(config, found.engines), store)
             for name, (_, why) in found.unknown.items():
                 store.failed(name, "unreachable", f"the name cannot be resolved: {why}", now, 0.0)
+        found_in = {pool.name: found.endpoints for pool, found in zip(config.pools, resolved, strict=True)}
+        self._devices.set_pools(config, found_in)
+
+    def _run_on(self, pool: str, address: str, accelerators: tuple[Accelerators, ...], now: float) -> None:
+        if pool in self.pools:
+            self.pools[pool].store.run_on(address, accelerators, now)
 
     # -- from time to time -------------------------------------------------------------------------------------------
 

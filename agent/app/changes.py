@@ -29,6 +29,8 @@ def differences(old: Config, new: Config) -> list[str]:
     for name in sorted(before.keys() & after.keys()):
         _compare(Pool, f"pool {name}: ", before[name], after[name], found, refused)
         found += _endpoints(name, before[name], after[name])
+        if before[name].accelerators != after[name].accelerators:
+            found.append(f"pool {name}: accelerators")
     found += [f"profile {name}" for name, spec in new.profiles.items() if old.profiles.get(name) != spec]
     found += [f"profile {name} is gone" for name in old.profiles.keys() - new.profiles.keys()]
     if refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from agent.accelerators import EXPORTERS
 from agent.config import Vocabulary
 from agent.engines import ENGINES
 from agent.pick.filters import FILTERS
@@ -24,4 +25,6 @@ def check_parameters(type_: str, parameters: Mapping[str, object]) -> tuple[str,
     return None
 
 
-WORDS: Final = Vocabulary(tuple(sorted(ENGINES)), tuple(sorted(FILTERS)), tuple(sorted(SCORERS)), check_parameters)
+WORDS: Final = Vocabulary(
+    tuple(sorted(ENGINES)), tuple(sorted(EXPORTERS)), tuple(sorted(FILTERS)), tuple(sorted(SCORERS)), check_parameters
+)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from agent.app.vocabulary import WORDS
-from agent.config import BadConfig, Config, Endpoint, load
+from agent.config import Accelerators, BadConfig, Config, Endpoint, load
 from agent.config.options import SECTIONS, options, reference, snake
 from agent.profiles import PRESETS, ProfileSpec
 
@@ -51,6 +51,13 @@ def summary(config: Config) -> Iterator[str]:
         yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {size}"
         for endpoint in pool.endpoints:
             yield f"    {_endpoint(endpoint)}"
+        for entry in pool.accelerators:
+            shown = ", ".join(
+                f"{row.key} {row.kind.show(value)}"
+                for row in options(Accelerators)
+                if row.key != "source" and (value := getattr(entry, row.field))
+            )
+            yield f"    accelerators {entry.source}: {shown}"
     if not config.pools:
         yield "  no pools: `igw run` needs one; add pools: with a name and endpoints"
     used = {pool.profile for pool in config.pools}

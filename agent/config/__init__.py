@@ -7,7 +7,7 @@ complete and true to itself: nothing behind this door reads YAML or asks whether
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from agent.config.document import MAX_BYTES, BadConfig, Items, Node, Problem, Sc
 from agent.config.names import API_VERSIONS, FIELD_KEYS, KIND, Vocabulary
 from agent.config.options import (
     SECTIONS,
+    Accelerators,
     Admin,
     Config,
     Endpoint,
@@ -35,6 +36,7 @@ from agent.config.reading import Reader
 from agent.profiles import PRESETS
 
 __all__ = [
+    "Accelerators",
     "Admin",
     "BadConfig",
     "Config",
@@ -173,15 +175,28 @@ def _pools(document: Table, reader: Reader, found: Found) -> tuple[Pool, ...]:
         table = reader.table(node, key)
         if table is None:
             continue
-        fields = {**usual, **reader.written(Pool, table, key, ("endpoints",))}
+        fields = {**usual, **reader.written(Pool, table, key, ("endpoints", "accelerators"))}
         if len(own) > 1 and "profile" not in table.entries:
             reader.wrong(
                 table.mark, f"{key}.profile", f"missing; the file has several profiles: write one of {', '.join(own)}"
             )
         engine = fields.get("engine", Pool.__dataclass_fields__["engine"].default)
         endpoints = tuple(_endpoints(table, key, reader, engine))
-        pools.append(Pool(endpoints=endpoints, **fields))
+        accelerators = tuple(_accelerators(table, key, reader))
+        pools.append(Pool(endpoints=endpoints, accelerators=accelerators, **fields))
     return tuple(pools)
+
+
+def _accelerators(pool: Table, key: str, reader: Reader) -> Iterator[Accelerators]:
+    for path, node in reader.items(pool.entries.get("accelerators"), f"{key}.accelerators"):
+        fields = reader.written(Accelerators, node, path)
+        if "source" not in fields:
+            if not any(problem.key.startswith(path) for problem in reader.problems):
+                reader.wrong(node.mark, f"{path}.source", "missing; write who tells of the accelerators, such as dcgm")
+            continue
+        interval = fields.get("interval", Accelerators.__dataclass_fields__["interval"].default)
+        fields.setdefault("stale_after", max(15.0, _STALE_AFTER_INTERVALS * interval))
+        yield Accelerators(**fields)
 
 
 def _endpoints(pool: Table, key: str, reader: Reader, engine: str) -> list[Endpoint]:

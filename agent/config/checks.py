@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import combinations
 from typing import NamedTuple
 
+from agent.config.accelerators import NODE
 from agent.config.names import Vocabulary
-from agent.config.options import Config
+from agent.config.options import Accelerators, Config
 from agent.config.reading import Reader
 from agent.config.values import meant, quote, show_duration, show_size, split_address
 
@@ -38,6 +39,7 @@ def check(config: Config, reader: Reader, words: Vocabulary | None) -> None:
             )
         if words is not None:
             _engines(config, place, reader, words)
+        _accelerators(config, place, reader, words)
         seen: dict[str, str] = {}
         for number, endpoint in enumerate(pool.endpoints):
             path = f"{key}.endpoints[{number}]"
@@ -145,6 +147,46 @@ def _is_ours(address: str, listener: str) -> bool:
     if port != our_port:
         return False
     return host == our_host or (our_host in _EVERYWHERE and (host in _LOOPBACK or host.startswith("127.")))
+
+
+def _accelerators(config: Config, place: int, reader: Reader, words: Vocabulary | None) -> None:
+    pool = config.pools[place]
+    seen: set[tuple[str, str, str]] = set()
+    for number, entry in enumerate(pool.accelerators):
+        path = f"pools[{place}].accelerators[{number}]"
+        if words is not None and entry.source not in words.accelerators:
+            reader.wrong_at(
+                f"{path}.source", f"{quote(entry.source)} is no source; {meant(entry.source, words.accelerators)}"
+            )
+            continue
+        if not entry.address:
+            reader.wrong_at(f"{path}.address", f"missing; write where its exporter listens, such as '{NODE}:9400'")
+        if entry.join == "pod" and pool.endpoints and not any(endpoint.pod for endpoint in pool.endpoints):
+            reader.wrong_at(
+                f"{path}.join",
+                "no endpoint of the pool names its pod, so no device would be anybody's; "
+                "write pod: beside the addresses, or join: node",
+            )
+        _accelerator_times(entry, path, reader)
+        if (entry.source, entry.address, entry.path) in seen:
+            reader.wrong_at(path, f"{entry.source} at {entry.address}{entry.path} stands twice in this pool; keep one")
+        seen.add((entry.source, entry.address, entry.path))
+
+
+def _accelerator_times(entry: Accelerators, path: str, reader: Reader) -> None:
+    if entry.stale_after <= entry.interval:
+        what = f"{show_duration(entry.stale_after)} is not above interval ({show_duration(entry.interval)})"
+        reader.wrong_at(
+            f"{path}.staleAfter",
+            f"{what}, so no value would ever be fresh; write staleAfter: {show_duration(3 * entry.interval)} or more",
+        )
+    if entry.timeout > entry.stale_after:
+        what = f"{show_duration(entry.timeout)} is above staleAfter ({show_duration(entry.stale_after)})"
+        reader.wrong_at(
+            f"{path}.timeout",
+            f"{what}, so a slow page would be stale on arrival; "
+            f"write timeout: {show_duration(min(entry.interval, entry.stale_after))} or less",
+        )
 
 
 def _engines(config: Config, place: int, reader: Reader, words: Vocabulary) -> None:

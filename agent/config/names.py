@@ -53,6 +53,7 @@ class Vocabulary(NamedTuple):
     """
 
     engines: tuple[str, ...]
+    accelerators: tuple[str, ...]
     filters: tuple[str, ...]
     scorers: tuple[str, ...]
     check: Callable[[str, Mapping[str, object]], tuple[str, str] | None]

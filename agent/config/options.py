@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from agent.config.accelerators import AddressTemplate, Codes, Words
 from agent.config.labels import Labels, NodeName, PodName
 from agent.config.values import Address, Duration, Kind, Name, Number, Size, Switch, UrlPath
 from agent.profiles import DEFAULT_PROFILE, ProfileSpec
@@ -45,6 +46,33 @@ class Endpoint:
         NodeName(), "the machine on which it runs, as an accelerator exporter calls it", "", shown="unknown"
     )
     pod: str = option(PodName(), "the pod in which it runs", "", shown="unknown")
+    devices: tuple[str, ...] = option(
+        Words(),
+        "the ids or numbers of its accelerators, where others on its node or in its pod have some too",
+        (),
+        shown="all that are joined",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerators:
+    """Who tells of the accelerators under a pool's endpoints."""
+
+    source: str = option(Name(), "who tells: `amd`, `dcgm` or `tpu`, an exporter's page", shown="required")
+    address: str = option(
+        AddressTemplate(), "where the exporter listens; `{node}` is the endpoint's node", "", shown="required"
+    )
+    path: str = option(UrlPath(), "the exporter's page", "/metrics")
+    prefix: str = option(Name(), "what the exporter is configured to put before every name", "", shown="none")
+    join: str = option(Name(("pod", "node")), "what says whose device it is", "pod")
+    interval: float = option(Duration(MIN_INTERVAL, 3600), "time between two scrapes of an exporter", 5.0)
+    timeout: float = option(Duration(0.01, 60), "how long an answer may take", 1.0)
+    stale_after: float = option(
+        Duration(0.1, 3600), "a reading of this age is withheld", 15.0, shown="`15s`, or three intervals if longer"
+    )
+    fatal_xids: tuple[int, ...] = option(
+        Codes(1, 9999), "error codes of NVIDIA that make an endpoint unfit", (48, 63, 64, 74, 79, 94, 95, 119, 120)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +80,7 @@ class Pool:
     """Model servers that can take each other's requests, behind one picker port."""
 
     endpoints: tuple[Endpoint, ...]
+    accelerators: tuple[Accelerators, ...] = ()
     name: str = option(Name(), "the pool's name in metrics, state and logs", "default")
     engine: str = option(Name(), "what its model servers run, where an endpoint does not say", "vllm")
     profile: str = option(
@@ -245,6 +274,7 @@ def reference() -> list[Option]:
     parts = [
         ("pools[].", Pool),
         ("pools[].endpoints[].", Endpoint),
+        ("pools[].accelerators[].", Accelerators),
         *((f"{key}.", part) for key, part in SECTIONS.items()),
     ]
     return [row._replace(key=prefix + row.key) for prefix, part in parts for row in options(part)]

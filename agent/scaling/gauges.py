@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from agent import signals
+from agent.scaling import accelerators
 from agent.scaling.rollup import POOL_SIGNALS, Load, NoSpread, Sample, Spread, Unknown, number, rollup, saturation
+from agent.state.devices import ExporterView
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters import catalog
@@ -53,6 +55,14 @@ class _Maker:
         """A number that is true now, such as a count of our own."""
         self.gauges.append(Gauge(metric, labels, value, self.now))
 
+    def dated(self, metric: Metric, labels: tuple[str, ...], value: float, at: float) -> None:
+        """A number as of some time."""
+        self.gauges.append(Gauge(metric, labels, value, at))
+
+    def withhold(self, metric: Metric, labels: tuple[str, ...], reason: str) -> None:
+        """A number that is not published, and why."""
+        self.withheld.append(Withheld(metric, labels, reason))
+
     def sample(self, metric: Metric, labels: tuple[str, ...], sample: Sample | Unknown) -> None:
         if isinstance(sample, Unknown):
             self.withheld.append(Withheld(metric, labels, sample.reason))
@@ -66,13 +76,15 @@ class _Maker:
             self.gauges.append(Gauge(metric, labels, getattr(spread, what), spread.at))
 
 
-def gauge_set(snapshots: Sequence[Snapshot], now: float) -> GaugeSet:
-    """Everything to publish of these pools at `now`, the count of what is withheld included."""
+def gauge_set(snapshots: Sequence[Snapshot], now: float, exporters: Sequence[ExporterView] = ()) -> GaugeSet:
+    """Everything to publish of these pools and exporters at `now`, the count of what is withheld included."""
     maker = _Maker(now)
     for snapshot in snapshots:
         _pool(maker, rollup(snapshot, now))
         for view in snapshot.endpoints:
             _endpoint(maker, snapshot.pool, view)
+            accelerators.of_endpoint(maker, snapshot.pool, view, now)
+    accelerators.of_exporters(maker, exporters, now)
     for (name, reason), count in sorted(Counter((row.metric.name, row.reason) for row in maker.withheld).items()):
         maker.known(catalog.WITHHELD, (name, reason), count)
     return GaugeSet(now, maker.gauges, maker.withheld)

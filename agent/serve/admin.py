@@ -164,9 +164,10 @@ class AdminServer:
         now = self._clock.now()
         snapshots = self.state.feed.snapshots(now)
         accept = request.headers.get("Accept", "")
+        exporters = self.state.exporters()
 
         def render() -> tuple[bytes, str]:
-            return page(gauge_set(snapshots, now), self._instruments.registry, accept)
+            return page(gauge_set(snapshots, now, exporters), self._instruments.registry, accept)
 
         body, content_type = await asyncio.to_thread(render)
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})

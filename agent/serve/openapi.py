@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final
 
-from agent.signals import SIGNALS, Kind
+from agent.accelerators.faults import FAULTS
+from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.signals import SIGNALS, Kind, Signal
 from agent.state.health import Health
 from exporters.gauge import REASONS
 
@@ -45,8 +47,7 @@ def _described(schema: Schema, description: str) -> Schema:
     return {**schema, "description": description}
 
 
-def _signal(name: str) -> Schema:
-    row = SIGNALS[name]
+def _signal(row: Signal) -> Schema:
     value: Schema = _list(_TEXT)
     if row.kind is not Kind.NAMES:
         value = {"type": "number", "minimum": row.low, "maximum": row.high}
@@ -108,7 +109,64 @@ def _schemas() -> dict[str, Schema]:
                         "measured_hit_tokens": _described(_or_null({"type": "number"}), "what the server counted"),
                     },
                 ),
-                "signals": _object("What the server reports.", {name: _signal(name) for name in SIGNALS}),
+                "accelerators": _described(
+                    _list(_ref("Accelerators")), "what runs under it, one entry for each source"
+                ),
+                "signals": _object("What the server reports.", {name: _signal(row) for name, row in SIGNALS.items()}),
+            },
+        ),
+        "Accelerators": _object(
+            "What one source says of an endpoint's accelerators, and how old that is.",
+            {
+                "source": _described(_TEXT, "the kind of exporter"),
+                "exporter": _described(_TEXT, "who said it; empty where nobody has said anything of this endpoint"),
+                "age_seconds": _described(_or_null(_SECONDS), "of the oldest reading; null where there is none"),
+                "stale_after_seconds": _SECONDS,
+                "picked_on": _described({"type": "boolean"}, "whether a profile may pick by these readings"),
+                "devices": _list(
+                    _object(
+                        "One accelerator, or one part of it.",
+                        {
+                            **_DEVICE,
+                            "fault": _described({"enum": ["", *sorted(FAULTS)]}, "why it is sick; empty: it is not"),
+                            "detail": _TEXT,
+                        },
+                    )
+                ),
+                "signals": _object(
+                    "Of all of them together: the busiest, the hottest, or the sum.",
+                    {name: _signal(DEVICE_SIGNALS[name]) for name in COMBINED},
+                ),
+            },
+        ),
+        "Exporters": _object(
+            "Every accelerator exporter, and whose its devices are.",
+            {
+                "as_of": _HEADER["as_of"],
+                "exporters": _list(
+                    _object(
+                        "One exporter.",
+                        {
+                            "source": _TEXT,
+                            "address": _TEXT,
+                            "path": _TEXT,
+                            "fresh": {"type": "boolean"},
+                            "page_age_seconds": _described(_or_null(_SECONDS), "null before the first page"),
+                            "stale_after_seconds": _SECONDS,
+                            "failures": _described(_COUNT, "scrapes that failed since the last page"),
+                            "reason": _described(_TEXT, "of the last failure; empty when there is none"),
+                            "joined": _described(
+                                {"type": "object", "additionalProperties": _list(_object("A device.", _DEVICE))},
+                                "endpoint -> its devices",
+                            ),
+                            "unmatched": _described(_list(_object("A device.", _DEVICE)), "they fit no endpoint"),
+                            "ambiguous": _described(_list(_object("A device.", _DEVICE)), "they fit several"),
+                            "sick": _described(
+                                {"type": "object", "additionalProperties": _TEXT}, "device -> what it suffers from"
+                            ),
+                        },
+                    )
+                ),
             },
         ),
         "State": _object(
@@ -196,6 +254,15 @@ def _schemas() -> dict[str, Schema]:
     }
 
 
+_DEVICE: Final[dict[str, Schema]] = {
+    "id": _TEXT,
+    "number": _described(_TEXT, "on its machine"),
+    "part": _described(_TEXT, "of a card that is cut up; empty for a whole one"),
+    "model": _TEXT,
+    "node": _described(_TEXT, "as the exporter calls it; empty where it does not say"),
+    "pod": _described(_TEXT, "NAMESPACE/POD of who uses it; empty where nobody does, or nobody says"),
+    "container": _TEXT,
+}
 _GAUGE: Final[dict[str, Schema]] = {
     "name": _TEXT,
     "aliases": _described(_list(_TEXT), "other names of the same number"),
@@ -266,6 +333,13 @@ def document() -> Schema:
                     "summary": "Every gauge that an autoscaler could read, its sample time, or why it is withheld",
                     "parameters": [pool, _parameter("name", "query", "only gauges of this name or alias")],
                     "responses": _answers("The gauges", "Gauges", s404="no such pool"),
+                }
+            },
+            "/v1/accelerators": {
+                "get": {
+                    "operationId": "getAccelerators",
+                    "summary": "Every accelerator exporter, how old its page is, and whose its devices are",
+                    "responses": _answers("The exporters", "Exporters"),
                 }
             },
             "/v1/picks": {

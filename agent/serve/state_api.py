@@ -18,10 +18,11 @@ from aiohttp import web
 from agent.clock import Clock
 from agent.events import Hook, WatcherDropped
 from agent.scaling.gauges import gauge_set
-from agent.serve import state_json
+from agent.serve import device_json, state_json
 from agent.serve.openai_error import error_body
 from agent.serve.openapi import document as openapi_document
 from agent.serve.watch import Feed, StateSource, Told, WatchLimits, event, parse_id
+from agent.state.devices import ExporterView
 
 PIECE_BYTES: Final = 1 << 16  # of a message that are written before the reader has to have taken the ones before
 RETRY_SECONDS: Final = 5
@@ -57,6 +58,7 @@ class StateApi:
     def __init__(self, clock: Clock, hook: Hook, limits: WatchLimits | None = None, epoch: str = "") -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self._hook = hook
+        self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # what is known of accelerator exporters
 
     def set_sources(self, sources: Sequence[StateSource]) -> None:
         """The pools from now on."""
@@ -68,6 +70,7 @@ class StateApi:
             "/v1/state": self.state,
             "/v1/state/watch": self.watch,
             "/v1/gauges": self.gauges,
+            "/v1/accelerators": self.accelerators,
             "/v1/openapi.json": self.openapi,
         }
 
@@ -89,11 +92,24 @@ class StateApi:
         moment = self.feed.moment()
         snapshots = self.feed.snapshots(moment.now, request.query.get("pool"))
         name = request.query.get("name", "")
+        exporters = () if "pool" in request.query else self.exporters()
 
         def encode() -> bytes:
-            return orjson.dumps(state_json.gauges(gauge_set(snapshots, moment.now), moment, name))
+            return orjson.dumps(state_json.gauges(gauge_set(snapshots, moment.now, exporters), moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))
+
+    async def accelerators(self, request: web.Request) -> web.Response:
+        """Every accelerator exporter, and whose its devices are."""
+        refused = self._refuse_query(request)
+        if refused is not None:
+            return refused
+        moment = self.feed.moment()
+        views = self.exporters()
+        header = {"as_of": state_json.rfc3339(moment.wall)}
+        return json_bytes(
+            await asyncio.to_thread(lambda: orjson.dumps(device_json.exporters(views, moment.now, header)))
+        )
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The schema of all of this."""

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from agent.scaling.gauges import age
 from agent.scaling.rollup import Unknown, current
+from agent.serve import device_json
 from agent.signals import PREFIX_HITS, SIGNALS, Value
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.gauge import Gauge, GaugeSet, Withheld
@@ -81,6 +82,7 @@ def endpoint(view: EndpointView, now: float) -> Json:
             "measured_hit_tokens": view.prefix.measured if hits_are_known else None,
         },
         "signals": {name: _signal(view, name, unit, now) for name, unit in _UNITS},
+        "accelerators": device_json.of_endpoint(view.accelerators, now),
     }
 
 

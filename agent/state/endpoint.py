@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from agent.accelerators.combine import Accelerators
 from agent.signals import PREFIX_HITS, START_TIME, WAITING, Reading, Value
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, judge
 from agent.state.inflight import InFlight
@@ -19,6 +20,7 @@ class Record:
     """What we hold about one endpoint between two snapshots."""
 
     __slots__ = (
+        "accelerators",
         "address",
         "dead",
         "engine",
@@ -36,6 +38,7 @@ class Record:
         "predicted_hits",
         "rate_of_pool",
         "rate_source",
+        "sick",
         "values",
     )
 
@@ -48,6 +51,8 @@ class Record:
         self.others: Mapping[str, Reading] = {}  # readings that it did not bring
         self.others_at: tuple[float, ...] = ()  # when these were asked for
         self.page_at: float | None = None
+        self.accelerators: tuple[Accelerators, ...] = ()
+        self.sick = ""  # what one of them suffers from
         self.failures = 0
         self.failure = ""
         self.dead = False  # a failure since the last page was a proof of death
@@ -120,10 +125,15 @@ class Record:
         self.failure = reason
         self.dead = self.dead or reason in PROOF_OF_DEATH
 
+    def run_on(self, accelerators: tuple[Accelerators, ...]) -> None:
+        """Take in what runs under the server. It is not the server's: another server on it finds it as it is."""
+        self.accelerators = accelerators
+        self.sick = next((fault.reason for each in accelerators for fault in each.faults), "")
+
     def judged(self, now: float, stale_after: float) -> Verdict:
         """Health at `now`."""
         failures = max(self.failures, DOWN_AFTER) if self.dead else self.failures
-        return judge(now, self.page_at, failures, self.failure, stale_after)
+        return judge(now, self.page_at, failures, self.failure, stale_after, self.sick)
 
     def look(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
         """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""
@@ -132,6 +142,9 @@ class Record:
         for at in self.others_at:
             if now < at + stale_after < until:
                 until = at + stale_after
+        for each in self.accelerators:
+            if now < each.at + each.stale_after < until:
+                until = each.at + each.stale_after
         measured: float | None = None
         hits = self.value(PREFIX_HITS)
         if self.hits_at_start is not None and isinstance(hits, float):
@@ -155,5 +168,6 @@ class Record:
             stale_after,
             _new(Work, (len(work), work.busy_until, work.rate, self.rate_source, corrected)),
             _new(Prefix, (self.predicted_hits, measured)),
+            self.accelerators,
         )
         return _new(EndpointView, fields), until

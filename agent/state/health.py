@@ -3,7 +3,8 @@
     unknown   no page was ever read from this server
     healthy   its last page is younger than `stale_after`
     stale     its last page is older: it may live, but nobody knows how it is
-    down      it refuses or drops connections, or `DOWN_AFTER` scrapes in a row failed in whatever way
+    down      it refuses or drops connections, or `DOWN_AFTER` scrapes in a row failed in whatever way,
+              or one of its accelerators is sick (the reasons of `agent.accelerators.faults`)
 
 Only a healthy endpoint is picked. A page that comes in later than it went stale makes the endpoint healthy again.
 """
@@ -39,13 +40,18 @@ class Verdict(NamedTuple):
 _FOREVER: Final = float("inf")
 
 
-def judge(now: float, page_at: float | None, failures: int, failure: str, stale_after: float) -> Verdict:
+def judge(
+    now: float, page_at: float | None, failures: int, failure: str, stale_after: float, sick: str = ""
+) -> Verdict:
     """Health at `now` of an endpoint whose last page was asked for at `page_at` (None: never).
 
     `failures` counts the scrapes that failed since that page, `failure` is the reason of the last one (empty: none).
+    `sick` is what one of its accelerators suffers from (empty: nothing that is known).
     """
     if failures and (failure in PROOF_OF_DEATH or failures >= DOWN_AFTER):
         return Verdict(Health.DOWN, failure, _FOREVER)
+    if sick:
+        return Verdict(Health.DOWN, sick, _FOREVER)
     if page_at is None:
         return Verdict(Health.UNKNOWN, failure or "never_scraped", _FOREVER)
     if now - page_at >= stale_after:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from agent.accelerators.combine import Accelerators
 from agent.signals import Reading, Value
 from agent.state.health import Health
 
@@ -69,6 +70,7 @@ class EndpointView(NamedTuple):
     stale_after: float
     work: Work
     prefix: Prefix
+    accelerators: tuple[Accelerators, ...] = ()
 
     @property
     def readings(self) -> dict[str, Reading]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Final, Protocol
 
+from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
 from agent.events import (
     HealthChanged,
@@ -165,6 +166,13 @@ class RoutingStore:
                 self._names_moved = True
             record.bring(MODELS, Reading(names, at))
             self._changed(address)
+
+    def run_on(self, address: str, accelerators: tuple[Accelerators, ...], now: float) -> None:
+        """What the exporters say of the endpoint's accelerators: a sick one makes the endpoint unfit."""
+        record = self._records.get(address)
+        if record is not None and record.accelerators != accelerators:
+            record.run_on(accelerators)
+            self._refresh(record, now)
 
     # -- what the picker tells -----------------------------------------------------------------------------------
 

@@ -61,7 +61,6 @@ class Live:
         self.agent = Agent(load(path, WORDS), clock, path=path, instruments=self.recorder)
         self.admin = ""
         self.picker = ""
-        self.pickers: dict[str, str] = {}
         self.channel: Any = None
 
     @property
@@ -79,7 +78,13 @@ class Live:
 
 async def converse(channel: Any, request_id: str, body: bytes = BODY) -> tuple[Any, str]:
     """Begin a request; the conversation that stays open, and the endpoint that was picked (or the refusal's status)."""
-    conversation = await begin(channel, request_id)
+    conversation = channel.stream_stream(PROCESS)()
+    message = pb.ProcessingRequest()
+    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions"), ("x-request-id", request_id)):
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    message.protocol_config.request_body_mode = _BUFFERED
+    await conversation.write(message.SerializeToString())
+    await _read(conversation)
     whole = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
     await conversation.write(whole.SerializeToString())
     answer = await _read(conversation)
@@ -91,18 +96,6 @@ async def converse(channel: Any, request_id: str, body: bytes = BODY) -> tuple[A
         if option.header.key == DESTINATION
     )
     return conversation, picked
-
-
-async def begin(channel: Any, request_id: str) -> Any:
-    """The conversation of a request whose headers are there and whose body is not."""
-    conversation = channel.stream_stream(PROCESS)()
-    message = pb.ProcessingRequest()
-    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions"), ("x-request-id", request_id)):
-        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-    message.protocol_config.request_body_mode = _BUFFERED
-    await conversation.write(message.SerializeToString())
-    await _read(conversation)
-    return conversation
 
 
 async def _read(conversation: Any) -> pb.ProcessingResponse:
@@ -122,7 +115,7 @@ async def running(path: Path, healthy: int) -> AsyncIterator[Live]:
     """The agent of a file, once so many of its endpoints are healthy."""
     live = Live(path)
     ports = await live.agent.start()
-    live.admin, live.picker, live.pickers = ports.admin, ports.pickers["default"], ports.pickers
+    live.admin, live.picker = ports.admin, ports.pickers["default"]
     try:
         async with grpc.aio.insecure_channel(live.picker) as channel:
             live.channel = channel

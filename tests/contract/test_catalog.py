@@ -10,8 +10,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent import events
+from agent.accelerators.combine import combine
+from agent.accelerators.device import Device
+from agent.accelerators.faults import FATAL_XIDS
+from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import (
     Abandoned,
+    DeviceHealthChanged,
+    DevicesFailed,
+    DevicesRead,
     Ended,
     Event,
     HealthChanged,
@@ -27,6 +34,7 @@ from agent.events import (
 from agent.instruments import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import SIGNALS, Kind, Refusal, Value
+from agent.state.devices import ExporterKey, ExporterView
 from agent.state.snapshot import Prefix
 from exporters.catalog import ALIASES, CATALOG
 from exporters.gauge import REASONS
@@ -46,6 +54,9 @@ EVERYTHING: tuple[Event, ...] = (
     StreamBroken("pool", "protocol", "x"),
     ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (Refusal("kv_usage_ratio", "not_finite", "NaN"),)),
     ScrapeFailed("pool", "a:1", 0.0, 0.01, "timeout", "x"),
+    DevicesRead("dcgm", "x:1", 0.0, 0.01, 1000, (), (Refusal("accelerator_power_watts", "not_finite", "NaN"),)),
+    DevicesFailed("dcgm", "x:1", 0.0, 0.01, "timeout", "x"),
+    DeviceHealthChanged("dcgm", "x:1", "GPU-a", "accelerator_xid", "XID 79"),
     HealthChanged("pool", "a:1", "unknown", "healthy", ""),
     ServerRestarted("pool", "a:1", "new_start_time"),
     Reloaded(ok=True, detail="x"),
@@ -62,9 +73,12 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     values: dict[str, Value] = {
         name: frozenset({"x"}) if row.kind is Kind.NAMES else row.low for name, row in SIGNALS.items()
     }
-    seeing = snapshot(view("a:1", values)._replace(prefix=Prefix(2.0, 1.0)))
+    sick = Device("GPU-a", "GPU-a", {signal: DEVICE_SIGNALS[signal].low for signal in COMBINED}, xids=(79,))
+    devices = combine("dcgm", "x:1", [sick], 0.0, 15.0, FATAL_XIDS)
+    exporter = ExporterView(ExporterKey("dcgm", "x:1"), 15.0, 0.0, 0, "", {"a:1": (sick,)}, (), (), devices.faults)
+    seeing = snapshot(view("a:1", values)._replace(prefix=Prefix(2.0, 1.0), accelerators=(devices,)))
     blind = snapshot(view("b:1", {}), pool="blind")
-    body, _ = page(gauge_set([seeing, blind], 0.0), instruments.registry)
+    body, _ = page(gauge_set([seeing, blind], 0.0, [exporter]), instruments.registry)
     found = {}
     for family in text_string_to_metric_families(body.decode()):
         name = family.name + "_total" if family.type == "counter" else family.name

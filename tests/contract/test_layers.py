@@ -71,6 +71,7 @@ PLACES: dict[str, Place] = {
     "exporters": Place(5, S),
     "dashboards": Place(1, P),
     "dashboards.render": Place(1, S),
+    "exporters.accelerators": Place(1, P),
     "exporters.catalog": Place(1, P),
     "exporters.gauge": Place(1, P),
     "exporters.metric": Place(1, P),

@@ -33,6 +33,7 @@ PATHS = [
     "/healthz",
     "/metrics",
     "/readyz",
+    "/v1/accelerators",
     "/v1/gauges",
     "/v1/openapi.json",
     "/v1/picks",

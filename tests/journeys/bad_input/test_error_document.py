@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.accelerators.faults import FAULTS
 from agent.clock import SystemClock
 from agent.engines.mapping import REFUSALS
 from agent.envoy.render import Listener, Pool, Settings, bootstrap
@@ -69,7 +70,7 @@ def test_every_reason_of_a_failed_scrape_is_documented() -> None:
 
 
 def test_every_reason_of_health_is_documented() -> None:
-    beside = {judge(9.0, None, 0, "", 1.0).reason, judge(9.0, 0.0, 0, "", 1.0).reason}
+    beside = {judge(9.0, None, 0, "", 1.0).reason, judge(9.0, 0.0, 0, "", 1.0).reason, *FAULTS}
     assert set(first("A model server cannot be scraped", "reason beside health")) == beside
 
 

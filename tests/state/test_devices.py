@@ -1,0 +1,216 @@
+"""What exporters say reaches the endpoints whose devices they speak of, grows old, and takes the sick out."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.accelerators.combine import Accelerators
+from agent.accelerators.device import Device, Devices
+from agent.accelerators.faults import FATAL_XIDS, FAULTS
+from agent.accelerators.join import By, Place
+from agent.accelerators.table import COMBINED, POWER, UTILIZATION
+from agent.engines.mapping import Extraction
+from agent.events import DeviceHealthChanged, DevicesFailed, DevicesRead, Event, HealthChanged
+from agent.scaling import accelerators as published
+from agent.scaling.rollup import Current, Unknown
+from agent.signals import RUNNING
+from agent.state.devices import DeviceState, ExporterKey, PoolDevices, Want
+from agent.state.health import Health
+from agent.state.store import RoutingStore
+
+KEY = ExporterKey("dcgm", "node-a:9400", "/metrics")
+OTHER = KEY._replace(address="node-b:9400")
+STALE = 15.0
+
+
+def want(
+    key: ExporterKey = KEY, by: By = By.POD, node: str = "", fatal: frozenset[int] = frozenset(FATAL_XIDS)
+) -> Want:
+    return Want(key, by, STALE, fatal, node)
+
+
+def page(*devices: Device) -> Devices:
+    return Devices(devices)
+
+
+def gpu(name: str, pod: str = "n/a", busy: float = 0.5, **more) -> Device:
+    return Device(name, name, {UTILIZATION: busy, POWER: 100.0}, pod=pod, **more)
+
+
+class Rig:
+    """A pool's store beside the exporters, and all that happened."""
+
+    def __init__(
+        self, *wants: Want, places: tuple[Place, ...] = (Place("1:1", pod="n/a"), Place("2:1", pod="n/b"))
+    ) -> None:
+        self.events: list[Event] = []
+        self.store = RoutingStore("pool", stale_after=3.0, hook=self.events.append)
+        self.store.set_endpoints({place.address: "vllm" for place in places}, 0.0)
+        self.state = DeviceState(self.deliver, self.events.append)
+        self.state.set_pools([PoolDevices("pool", places, wants or (want(),))], 0.0)
+
+    def deliver(self, pool: str, address: str, found: tuple[Accelerators, ...], now: float) -> None:
+        self.store.run_on(address, found, now)
+
+    def of(self, address: str, now: float = 0.0) -> Accelerators:
+        (found,) = (view for view in self.store.snapshot(now).endpoints if view.address == address)
+        (one,) = found.accelerators
+        return one
+
+    def health(self, address: str, now: float) -> tuple[str, str]:
+        (found,) = (view for view in self.store.snapshot(now).endpoints if view.address == address)
+        return found.health.value, found.reason
+
+    def scraped(self, now: float) -> None:
+        for address in ("1:1", "2:1"):
+            self.store.observed(address, Extraction({RUNNING: 1.0}, (), ()), now, 0.0, 10)
+
+
+def test_one_page_reaches_every_endpoint_that_hangs_on_the_exporter() -> None:
+    rig = Rig()
+    rig.state.observed(KEY, page(gpu("0"), gpu("1", busy=0.9), gpu("2", "n/b", 0.1)), 5.0, 0.1, 100)
+    assert published.reading(rig.of("1:1"), UTILIZATION, 6.0) == Current(0.9, 5.0)
+    assert published.reading(rig.of("1:1"), POWER, 6.0) == Current(200.0, 5.0)
+    assert published.reading(rig.of("2:1"), UTILIZATION, 6.0) == Current(0.1, 5.0)
+    assert [event for event in rig.events if isinstance(event, DevicesRead)] == [
+        DevicesRead("dcgm", "node-a:9400", 5.0, 0.1, 100, (), ())
+    ]
+
+
+def test_before_the_first_page_and_without_a_device_the_reason_is_told() -> None:
+    rig = Rig()
+    assert set(rig.of("1:1").withheld.values()) == {"never_scraped"}
+    rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
+    assert rig.of("2:1").withheld == dict.fromkeys(COMBINED, "no_accelerator")
+    assert published.reading(rig.of("2:1"), UTILIZATION, 5.0) == Unknown("no_accelerator")
+
+
+def test_a_silent_exporter_makes_readings_stale_and_no_endpoint_unhealthy() -> None:
+    rig = Rig()
+    rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
+    for second in range(6, 60):
+        rig.state.failed(KEY, "timeout", "no answer", float(second), 1.0)
+        rig.scraped(float(second))
+    assert rig.health("1:1", 59.5) == ("healthy", "")
+    assert published.reading(rig.of("1:1", 59.5), UTILIZATION, 59.5) == Unknown("stale")
+    (view,) = rig.state.exporters()
+    assert (view.failures, view.reason, view.fresh(59.5), view.fresh(19.9), view.fresh(20.0)) == (
+        54,
+        "timeout",
+        False,
+        True,
+        False,
+    )
+    assert sum(isinstance(event, DevicesFailed) for event in rig.events) == 54
+
+
+def test_a_snapshot_is_good_until_a_reading_of_an_accelerator_expires() -> None:
+    rig = Rig()
+    rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
+    rig.scraped(18.0)
+    assert rig.store.snapshot(18.0).good_until == 20.0
+
+
+@pytest.mark.parametrize("reason", sorted(FAULTS))
+def test_a_sick_accelerator_takes_its_endpoint_out_with_the_reason_until_a_page_says_otherwise(reason: str) -> None:
+    sick = {
+        "accelerator_xid": gpu("1", xids=(79,)),
+        "accelerator_ecc": Device("1", "1", {"accelerator_uncorrected_ecc_errors": 2.0}, pod="n/a"),
+        "accelerator_row_remap": Device("1", "1", {"accelerator_row_remap_failed": 1.0}, pod="n/a"),
+        "accelerator_unwell": Device("1", "1", {"accelerator_well": 0.0}, pod="n/a"),
+    }[reason]
+    rig = Rig()
+    rig.scraped(5.0)
+    assert rig.health("1:1", 5.0) == ("healthy", "")
+    rig.state.observed(KEY, page(gpu("0"), sick, gpu("2", "n/b")), 5.0, 0.1, 100)
+    assert rig.health("1:1", 5.2) == ("down", reason)
+    assert rig.health("2:1", 5.2) == ("healthy", "")
+    rig.scraped(6.0)
+    assert rig.health("1:1", 6.0) == ("down", reason)
+    rig.state.failed(KEY, "refused", "gone", 30.0, 0.0)
+    rig.scraped(30.0)
+    assert rig.health("1:1", 30.0) == ("down", reason)  # silence heals nothing
+    rig.state.observed(KEY, page(gpu("0"), gpu("1"), gpu("2", "n/b")), 31.0, 0.1, 100)
+    assert rig.health("1:1", 31.2) == ("healthy", "")
+    changes = [(event.device, event.reason) for event in rig.events if isinstance(event, DeviceHealthChanged)]
+    assert changes == [("1", reason), ("1", "")]
+    assert [event.reason for event in rig.events if isinstance(event, HealthChanged) and event.new == "down"] == [
+        reason
+    ]
+
+
+def test_codes_that_the_configuration_does_not_call_fatal_are_shown_and_harm_nobody() -> None:
+    rig = Rig(want(fatal=frozenset({48})))
+    rig.scraped(5.0)
+    rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
+    assert rig.health("1:1", 5.2) == ("healthy", "")
+    assert rig.of("1:1").devices[0].xids == (79,)
+
+
+def test_a_dead_server_is_dead_whatever_its_accelerators_are() -> None:
+    rig = Rig()
+    rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
+    rig.store.failed("1:1", "refused", "nobody listens", 6.0, 0.0)
+    assert rig.health("1:1", 6.0) == (Health.DOWN, "refused")
+
+
+def test_another_server_on_the_same_accelerators_finds_them_as_they_are() -> None:
+    rig = Rig()
+    rig.store.observed("1:1", Extraction({"start_time_seconds": 1.0}, (), ()), 5.0, 0.0, 10)
+    rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
+    rig.store.observed("1:1", Extraction({"start_time_seconds": 2.0}, (), ()), 6.0, 0.0, 10)
+    assert rig.health("1:1", 6.0) == ("down", "accelerator_xid")
+
+
+def test_a_device_that_leaves_its_pod_leaves_its_endpoint() -> None:
+    rig = Rig()
+    rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
+    rig.state.observed(KEY, page(gpu("0", "", xids=(79,))), 6.0, 0.1, 100)
+    assert rig.of("1:1").devices == ()
+    assert rig.health("1:1", 6.0) == ("unknown", "never_scraped")
+    (view,) = rig.state.exporters()
+    assert ([device.id for device in view.unmatched], dict(view.joined)) == (["0"], {})
+
+
+def test_endpoints_that_come_later_are_given_what_is_known() -> None:
+    rig = Rig(places=(Place("1:1", pod="n/a"),))
+    rig.state.observed(KEY, page(gpu("0"), gpu("1", "n/b")), 5.0, 0.1, 100)
+    places = (Place("1:1", pod="n/a"), Place("2:1", pod="n/b"))
+    rig.store.set_endpoints({"1:1": "vllm", "2:1": "vllm"}, 6.0)
+    rig.state.set_pools([PoolDevices("pool", places, (want(),))], 6.0)
+    assert [device.id for device in rig.of("2:1", 6.0).devices] == ["1"]
+    rig.state.set_pools([PoolDevices("pool", places, ())], 7.0)
+    assert all(view.accelerators == () for view in rig.store.snapshot(7.0).endpoints)
+    assert rig.state.exporters() == []
+
+
+def test_an_exporter_that_was_asked_for_a_machine_is_that_machine_s_whatever_its_page_calls_it() -> None:
+    places = (Place("1:1", node="node-a"), Place("2:1", node="node-b"))
+    rig = Rig(want(KEY, By.NODE, "node-a"), want(OTHER, By.NODE, "node-b"), places=places)
+    rig.state.observed(KEY, page(gpu("0", "", node="dcgm-exporter-x7k2p")), 5.0, 0.1, 100)
+    rig.state.observed(OTHER, page(gpu("1", "", node="dcgm-exporter-b52zz")), 5.0, 0.1, 100)
+    assert [device.id for device in rig.of("1:1").devices] == ["0"]
+    assert [device.id for device in rig.of("2:1").devices] == ["1"]
+
+
+def test_an_endpoint_of_another_pool_makes_a_device_ambiguous_too() -> None:
+    told: dict[tuple[str, str], tuple[Accelerators, ...]] = {}
+
+    def deliver(pool: str, address: str, found: tuple[Accelerators, ...], now: float) -> None:
+        told[pool, address] = found
+
+    state = DeviceState(deliver)
+    mine = PoolDevices("mine", (Place("1:1", node="node-a"),), (want(KEY, By.NODE, "node-a"),))
+    state.set_pools([mine, PoolDevices("theirs", (Place("1:2", node="node-a"),), ())], 0.0)
+    state.observed(KEY, page(gpu("0", "")), 5.0, 0.1, 100)
+    (view,) = state.exporters()
+    assert [device.id for device in view.ambiguous] == ["0"]
+    assert told["mine", "1:1"][0].devices == ()
+
+
+def test_a_page_of_an_exporter_that_nobody_wants_any_more_is_ignored() -> None:
+    rig = Rig()
+    before = rig.store.version
+    rig.state.observed(OTHER, page(gpu("0")), 5.0, 0.1, 100)
+    rig.state.failed(OTHER, "refused", "", 5.0, 0.1)
+    assert rig.store.version == before
