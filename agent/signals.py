@@ -55,6 +55,7 @@ WAITING: Final = "waiting_requests"
 WAITING_CAPACITY: Final = "waiting_for_capacity_requests"
 WAITING_DEFERRED: Final = "waiting_deferred_requests"
 KV_USAGE: Final = "kv_usage_ratio"
+SLOTS_USAGE: Final = "slots_usage_ratio"
 PREFIX_QUERIES: Final = "prefix_query_tokens"
 PREFIX_HITS: Final = "prefix_hit_tokens"
 PREEMPTIONS: Final = "preemptions"
@@ -80,6 +81,7 @@ _ROWS: Final = (
     Signal(WAITING_CAPACITY, "requests", Kind.GAUGE, 0, _COUNT_MAX, "waiting for room in the batch or the cache"),
     Signal(WAITING_DEFERRED, "requests", Kind.GAUGE, 0, _COUNT_MAX, "waiting for something else, such as a LoRA slot"),
     Signal(KV_USAGE, "ratio", Kind.GAUGE, 0, 1, "part of the KV cache held by running requests"),
+    Signal(SLOTS_USAGE, "ratio", Kind.GAUGE, 0, 1, "part of the places in the running batch that are taken"),
     Signal(PREFIX_QUERIES, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "prompt tokens looked up in the prefix cache"),
     Signal(PREFIX_HITS, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "prompt tokens found in the prefix cache"),
     Signal(PREEMPTIONS, "preemptions", Kind.COUNTER, 0, _COUNTER_MAX, "requests thrown out of the batch for room"),

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from agent.engines.table import Engine
 
 ENGINES: Final[Mapping[str, str]] = {
+    "jetstream": "agent.engines.jetstream:JETSTREAM",
+    "llamacpp": "agent.engines.llamacpp:LLAMACPP",
+    "sglang": "agent.engines.sglang:SGLANG",
+    "tgi": "agent.engines.tgi:TGI",
+    "triton": "agent.engines.triton:TRITON",
+    "triton-tensorrt-llm": "agent.engines.triton:TRITON_TENSORRT_LLM",
+    "trtllm-serve": "agent.engines.trtllm_serve:TRTLLM_SERVE",
     "vllm": "agent.engines.vllm:VLLM",
 }
 

@@ -2,7 +2,8 @@
 
 For each signal it has the sources that the signal may come from, the newest name first, or the reason why it has none.
 A source names a sample, the labels that a series must carry, the label whose text is the value (when it is not the
-sample's), and how several series of one server are combined: a data-parallel server shows one per engine.
+sample's), and how several series of one server are combined: a data-parallel server shows one per engine. Whether a
+page calls a sample a gauge, a counter or nothing at all (untyped) makes no difference: the table knows what it is.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-# Who writes which beginnings of names: to say what a page of another engine is.
+# Which engine writes which beginnings of names; where one begins like another, the longer one stands first.
 MARKS: Final[Mapping[str, str]] = {
     "vllm:": "vllm",
     "sglang:": "sglang",
     "sglang_": "sglang",
     "llamacpp:": "llamacpp",
-    "trtllm_": "trtllm",
+    "trtllm_": "trtllm-serve",
+    "nv_trt_llm_": "triton-tensorrt-llm",
     "nv_": "triton",
     "tgi_": "tgi",
     "jetstream_": "jetstream",
+}
+# Programs that are no model server and whose pages are taken for one's, by the beginnings of their names.
+STRANGERS: Final[Mapping[str, str]] = {
     "DCGM_": "an exporter of NVIDIA's GPUs",
     "node_": "the node exporter of Prometheus",
+    "envoy_": "Envoy",
     "igw_": "the inference gateway agent itself",
 }
 
@@ -48,21 +54,31 @@ class Combine(Enum):
     SAME = "the value that all of them have"
     LATEST = "the largest"
     NEWEST = "the label of the series with the largest value, which is a time; several engines together"
+    EACH = "what each engine has, times the engines"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One sample that a signal can come from. `label`: the value is this label's text, and not the sample's value.
 
-    `tokens_or_blocks`: releases differ in what they count under this name, and its HELP text says which. Blocks are
-    multiplied by the block size.
+    `where`: a series must have these labels; an empty text is also that of a label which is not there. `added`: other
+    samples that belong to the sum; a page without one of them has no such source. `one_minus`: the signal is 1 less the
+    value. `tokens_or_blocks`: releases differ in what they count under this name, and its HELP text says which. Blocks
+    are multiplied by the block size.
     """
 
     sample: str
     combine: Combine = Combine.SUM
     where: Mapping[str, str] = field(default_factory=dict)
     label: str | None = None
+    added: tuple[str, ...] = ()
+    one_minus: bool = False
     tokens_or_blocks: bool = False
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Every sample that it needs."""
+        return (self.sample, *self.added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +86,12 @@ class Engine:
     """One kind of model server.
 
     `marks` begin every name that only this engine has; `silent` says of each signal without a source why it has none;
-    `health_path` and `models_path` are asked beside the page (None: it has no such path); `rank` is the label that
-    tells the engines of one server apart; `hint` is what to check when the page lacks all of the engine's names.
+    `page_path` is where its page is unless the configuration says otherwise; `health_path` and `models_path` are asked
+    beside the page (None: it has no such path); `hint` is what to check when the page lacks all of the engine's names.
+
+    `rank` are the labels that tell the engines of one server apart: their values are combined. `copies` are labels that
+    tell processes apart which report one and the same engine, as those of tensor parallelism do: the lowest one counts.
+    `unlike` are samples that only a page of another engine has beside this engine's names, with that engine.
     """
 
     name: str
@@ -80,9 +100,13 @@ class Engine:
     silent: Mapping[str, str]
     health_path: str | None
     models_path: str | None
-    rank: str = "engine"
+    page_path: str = "/metrics"
+    rank: tuple[str, ...] = ("engine",)
+    copies: tuple[str, ...] = ()
+    unlike: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
 
     def names(self) -> list[str]:
-        """Every sample name that a source of this engine names, once each."""
-        return list(dict.fromkeys(source.sample for sources in self.sources.values() for source in sources))
+        """Every sample name that this table looks for, once each."""
+        wanted = (sample for sources in self.sources.values() for source in sources for sample in source.samples)
+        return list(dict.fromkeys((*wanted, *self.unlike)))

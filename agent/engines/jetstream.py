@@ -1,0 +1,81 @@
+"""JetStream, which serves MaxText's models on TPUs: its names, the newest first.
+
+Read from `jetstream/core/metrics/prometheus.py` and `docs/observability-prometheus-metrics-in-jetstream-server.md` of
+AI-Hypercomputer/JetStream. The page is on the port that `prometheus_port` names, and nothing else is: requests go to
+another port by gRPC. `idx` tells the engines of one server apart.
+
+There is no usage of the KV cache. The part of the decode slots that are taken is the nearest to it, and another thing:
+a slot is taken by a short request as by a long one. Its name says percentage and its value is a ratio. Before the
+middle of 2024 the page told the part that is free.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agent.engines.table import Combine, Engine, Source
+from agent.signals import (
+    BLOCK_SIZE,
+    BLOCKS,
+    FINISHED,
+    GENERATION_TOKENS,
+    KV_USAGE,
+    LORA_MAX,
+    LORA_RUNNING,
+    LORA_WAITING,
+    MODELS,
+    PREEMPTIONS,
+    PREFILL_SECONDS,
+    PREFILLS,
+    PREFIX_HITS,
+    PREFIX_QUERIES,
+    PROMPT_TOKENS,
+    RUNNING,
+    SLOTS_USAGE,
+    START_TIME,
+    WAITING,
+    WAITING_CAPACITY,
+    WAITING_DEFERRED,
+)
+
+_NO_CACHE: Final = "the page tells of slots and not of the KV cache"
+_NO_PREFIXES: Final = "there is no prefix cache on the page"
+_NO_PREFILLS: Final = "the time of a prefill is told for each token and not for the request"
+_NO_ADAPTERS: Final = "LoRA adapters are not on the page"
+
+JETSTREAM: Final = Engine(
+    name="jetstream",
+    marks=("jetstream_",),
+    sources={
+        WAITING: (Source("jetstream_prefill_backlog_size"),),
+        WAITING_CAPACITY: (Source("jetstream_generate_backlog_size", added=("jetstream_transfer_backlog_size",)),),
+        SLOTS_USAGE: (
+            Source("jetstream_slots_used_percentage", Combine.MEAN_BY_BLOCKS),
+            Source("jetstream_slots_available_percentage", Combine.MEAN_BY_BLOCKS, one_minus=True),
+        ),
+        PROMPT_TOKENS: (Source("jetstream_request_input_length_sum"),),
+        GENERATION_TOKENS: (Source("jetstream_request_output_length_sum"),),
+        FINISHED: (Source("jetstream_request_success_count_total"), Source("jetstream_request_success_count")),
+        START_TIME: (Source("process_start_time_seconds", Combine.LATEST),),
+    },
+    silent={
+        RUNNING: "the page tells which part of the slots is taken and not how many there are",
+        WAITING_DEFERRED: "the queue is not told by reason",
+        KV_USAGE: _NO_CACHE,
+        PREFIX_QUERIES: _NO_PREFIXES,
+        PREFIX_HITS: _NO_PREFIXES,
+        PREEMPTIONS: "a request keeps its slot to the end",
+        PREFILL_SECONDS: _NO_PREFILLS,
+        PREFILLS: _NO_PREFILLS,
+        BLOCK_SIZE: _NO_CACHE,
+        BLOCKS: _NO_CACHE,
+        LORA_MAX: _NO_ADAPTERS,
+        LORA_RUNNING: _NO_ADAPTERS,
+        LORA_WAITING: _NO_ADAPTERS,
+        MODELS: "there is no list of models beside the page",
+    },
+    health_path=None,
+    models_path=None,
+    rank=("idx",),
+    hint="is this the port that the server's prometheus_port names?",
+)

@@ -1,0 +1,134 @@
+"""One server that is several engines: what is summed, what is weighed, and what counts once."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.engines import engine
+from agent.engines.mapping import Extraction, Extractor
+from agent.signals import BLOCKS, KV_USAGE, LORA_MAX, PROMPT_TOKENS, RUNNING, SLOTS_USAGE, WAITING, WAITING_CAPACITY
+
+PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
+
+
+def read(name: str, page: str, *, whole: bool = True) -> Extraction:
+    return Extractor(engine(name)).extract(page.encode(), whole=whole)
+
+
+def golden(name: str, file: str) -> str:
+    return (PAGES / name / f"{file}.prom").read_text()
+
+
+TWO_RANKS = golden("sglang", "written_0_5_23_two_ranks")
+
+
+def test_processes_that_tell_the_same_engine_count_once() -> None:
+    lowest = "\n".join(
+        line for line in TWO_RANKS.splitlines() if 'tp_rank="1"' not in line and 'tp_rank="3"' not in line
+    )
+    assert read("sglang", lowest + "\n") == read("sglang", TWO_RANKS)
+    assert read("sglang", TWO_RANKS).readings[WAITING] == 3 + 11
+
+
+def test_of_processes_that_tell_one_engine_the_lowest_by_number_counts() -> None:
+    row = 'sglang:num_queue_reqs{{dp_rank="0",tp_rank="{}"}} {}\n'
+    assert read("sglang", row.format(10, 1) + row.format(9, 5) + row.format(11, 2)).readings[WAITING] == 5
+
+
+def test_a_series_that_stands_twice_is_refused_though_its_processes_tell_the_same() -> None:
+    extraction = read("sglang", 'sglang:num_queue_reqs{tp_rank="0"} 1\n' * 2 + 'sglang:num_queue_reqs{tp_rank="1"} 1\n')
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "duplicate_series")]
+
+
+def test_the_parts_of_a_queue_by_priority_are_not_added_to_the_whole() -> None:
+    row = 'sglang:num_queue_reqs{{dp_rank="{}",priority="{}"}} {}\n'
+    rows = [row.format(rank, priority, 1 if priority else 3) for rank in (0, 1) for priority in ("", "0", "5", "9")]
+    assert read("sglang", "".join(rows)).readings[WAITING] == 6
+
+
+def test_caches_are_weighed_by_blocks_that_are_values_of_the_page() -> None:
+    assert read("sglang", TWO_RANKS).readings[KV_USAGE] == pytest.approx((0.5 * 512 + 0.875 * 768) / (512 + 768))
+    models = golden("triton-tensorrt-llm", "written_two_models_before_waiting")
+    assert read("triton-tensorrt-llm", models).readings[KV_USAGE] == pytest.approx((0.75 * 1000 + 0.25 * 3000) / 4000)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 10**6)), min_size=1, max_size=6))
+def test_the_usage_of_several_caches_is_that_of_one_which_holds_them_all(caches: list[tuple[int, int]]) -> None:
+    usages = [part / 1000 for part, _ in caches]
+    rows = [f'sglang:token_usage{{dp_rank="{rank}"}} {usage}\n' for rank, usage in enumerate(usages)]
+    rows += [f'sglang:num_pages{{dp_rank="{rank}"}} {blocks}\n' for rank, (_, blocks) in enumerate(caches)]
+    readings = read("sglang", "".join(rows)).readings
+    total = sum(blocks for _, blocks in caches)
+    assert readings[BLOCKS] == total
+    assert readings[KV_USAGE] == pytest.approx(
+        sum(usage * blocks for usage, (_, blocks) in zip(usages, caches, strict=True)) / total
+    )
+
+
+@pytest.mark.parametrize("blocks", ["0", "NaN", "-1"])
+def test_caches_whose_blocks_cannot_be_true_count_alike(blocks: str) -> None:
+    page = (
+        'sglang:token_usage{dp_rank="0"} 0.5\nsglang:token_usage{dp_rank="1"} 0.25\n'
+        f'sglang:num_pages{{dp_rank="0"}} {blocks}\nsglang:num_pages{{dp_rank="1"}} 100\n'
+    )
+    extraction = read("sglang", page)
+    assert extraction.readings[KV_USAGE] == 0.375
+    assert BLOCKS not in extraction.readings
+
+
+def test_a_size_that_is_told_once_for_all_engines_is_that_of_each() -> None:
+    info = 'sglang:cache_config_info{num_pages="100",page_size="16"} 1\n'
+    ranks = "".join(f'sglang:num_running_reqs{{dp_rank="{rank}"}} 0\n' for rank in range(4))
+    assert read("sglang", info).readings[BLOCKS] == 100
+    assert read("sglang", ranks + info).readings[BLOCKS] == 400
+    other = info.replace("100", "200")
+    extraction = read("sglang", ranks + info + other)
+    assert (BLOCKS, "disagreement") in {(refusal.signal, refusal.reason) for refusal in extraction.refused}
+
+
+def test_a_size_of_each_engine_is_not_read_where_the_engines_may_have_been_cut_off() -> None:
+    info = 'sglang:cache_config_info{num_pages="100",page_size="16"} 1\n# end\n'
+    assert (BLOCKS, "cut_off") in {
+        (refusal.signal, refusal.reason) for refusal in read("sglang", info, whole=False).refused
+    }
+
+
+def test_engines_that_disagree_on_what_can_only_be_one_value_have_none() -> None:
+    row = 'sglang:lora_pool_slots_total{{dp_rank="{}"}} {}\n'
+    assert read("sglang", row.format(0, 8) + row.format(1, 8)).readings[LORA_MAX] == 8
+    assert LORA_MAX not in read("sglang", row.format(0, 8) + row.format(1, 9)).readings
+
+
+def test_slots_are_never_the_usage_of_the_cache() -> None:
+    readings = read("jetstream", golden("jetstream", "written_two_engines")).readings
+    assert readings[SLOTS_USAGE] == 0.5
+    assert KV_USAGE not in readings
+
+
+def test_a_sum_of_several_samples_needs_all_of_them() -> None:
+    generate, transfer = "jetstream_generate_backlog_size 2\n", "jetstream_transfer_backlog_size 1\n"
+    for page in map("".join, itertools.permutations((generate, transfer))):
+        assert read("jetstream", page).readings[WAITING_CAPACITY] == 3
+    for page in (generate, transfer):
+        assert WAITING_CAPACITY in read("jetstream", page).missing
+
+
+def test_a_part_of_a_sum_is_no_reading_where_the_rest_may_have_been_cut_off() -> None:
+    page = "llamacpp:prompt_tokens_total 5\n# HELP llamacpp:prompt_tokens_cached_total\n"
+    extraction = read("llamacpp", page, whole=False)
+    assert PROMPT_TOKENS not in extraction.readings
+    assert (PROMPT_TOKENS, "cut_off") in {(refusal.signal, refusal.reason) for refusal in extraction.refused}
+    assert read("llamacpp", page).readings[PROMPT_TOKENS] == 5
+
+
+def test_a_server_without_types_and_help_is_read_like_any_other() -> None:
+    for name, file in (("sglang", "written_0_5_23_two_ranks"), ("trtllm-serve", "written_main_2026")):
+        page = golden(name, file)
+        bare = "".join(f"{line}\n" for line in page.splitlines() if not line.startswith("#"))
+        assert read(name, bare) == read(name, page)
+    assert read("vllm", "vllm:num_requests_running 3\n").readings[RUNNING] == 3
