@@ -15,6 +15,7 @@ kept within bounds that the configuration gives.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -57,6 +58,31 @@ class RateLimits:
 
     def _bounded(self, rate: float) -> float:
         return min(self.high, max(self.low, rate))
+
+
+class PoolRates:
+    """The learnt rates of a pool's endpoints, and their median, which costs the same however many there are."""
+
+    __slots__ = ("_sorted",)
+
+    def __init__(self) -> None:
+        self._sorted: list[float] = []
+
+    def replace(self, old: float | None, new: float | None) -> None:
+        """An endpoint's rate is another one; None: it has none. `old` is what was told of it last."""
+        if old is not None:
+            del self._sorted[bisect_left(self._sorted, old)]
+        if new is not None:
+            insort(self._sorted, new)
+
+    @property
+    def median(self) -> float | None:
+        """The middle one, or the mean of the two in the middle; None where nobody has one."""
+        count = len(self._sorted)
+        if not count:
+            return None
+        half = count // 2
+        return self._sorted[half] if count % 2 else (self._sorted[half - 1] + self._sorted[half]) / 2
 
 
 class PrefillRate:

@@ -8,7 +8,6 @@ not of all. Nothing here waits or reads a clock: every method is told `now`, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from statistics import median
 from typing import Final, Protocol
 
 from agent.accelerators.combine import Accelerators
@@ -35,7 +34,7 @@ from agent.signals import (
 )
 from agent.state.endpoint import Record
 from agent.state.health import Health
-from agent.state.rate import RateLimits
+from agent.state.rate import PoolRates, RateLimits
 from agent.state.snapshot import EndpointView, Snapshot
 
 # A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new
@@ -81,6 +80,7 @@ class RoutingStore:
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
         self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
+        self._untils: list[float] = []  # in the same order: until when the view in the last snapshot is good
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._adapters: frozenset[str] = frozenset()
@@ -88,6 +88,7 @@ class RoutingStore:
         self._names_moved = True  # the two above are out of date
         self._tickets: dict[int, Record] = {}
         self._next_ticket = 0
+        self._learnt = PoolRates()
         self._learnt_by_pool: float | None = None
 
     # -- what the scrape loop tells ------------------------------------------------------------------------------
@@ -208,41 +209,48 @@ class RoutingStore:
     def snapshot(self, now: float) -> Snapshot:
         """All endpoints at `now`: the last snapshot while nothing changed and nothing expired, else a new one."""
         last = self._snapshot
-        if last is None or now >= last.good_until:
-            return self._retake(now)
-        if last.version == self.version:
+        if last is None:
+            return self._take(now)
+        good_until = last.good_until
+        if now >= good_until:
+            self._expire(now)
+        elif last.version == self.version:
             return last
         endpoints = list(last.endpoints)
-        good_until = last.good_until
         for address in self._dirty:
-            view, until = self._records[address].look(now, self.stale_after)
             place = self._places[address]
+            view, until = self._records[address].look(now, self.stale_after)
             self._unhealthy += (view.health is not _HEALTHY) - (endpoints[place].health is not _HEALTHY)
             endpoints[place] = view
+            self._untils[place] = until
             good_until = min(good_until, until)
         self._dirty.clear()
-        # The earliest expiry may have belonged to a view that was replaced: then the next retake comes early, not late.
-        return self._taken(now, good_until, endpoints)
+        # The earliest expiry may have belonged to a view that was replaced: then `_expire` comes early, not late.
+        return self._taken(now, good_until if now < good_until else min(self._untils), endpoints)
 
     # -- within --------------------------------------------------------------------------------------------------
 
-    def _retake(self, now: float) -> Snapshot:
-        """Look at every endpoint: the pool has changed, or the mere passing of time has."""
-        if self._snapshot is not None:
-            self.version += 1
-        good_until = float("inf")
+    def _take(self, now: float) -> Snapshot:
+        """Look at every endpoint: the pool has changed."""
         endpoints: list[EndpointView] = []
+        self._untils = []
         for address in self._places:
             record = self._records[address]
             view, until = record.look(now, self.stale_after)
             self._note_health(record, view.health, view.reason)
             endpoints.append(view)
-            good_until = min(good_until, until)
+            self._untils.append(until)
         self._dirty.clear()
         self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
-        snapshot = self._taken(now, good_until, endpoints)
+        snapshot = self._taken(now, min(self._untils, default=float("inf")), endpoints)
         self._tell()
         return snapshot
+
+    def _expire(self, now: float) -> None:
+        """Find the endpoints that the mere passing of time has changed."""
+        for address, until in zip(self._addresses, self._untils, strict=True):
+            if until <= now and address not in self._dirty:
+                self._refresh(self._records[address], now)
 
     def _taken(self, now: float, good_until: float, endpoints: list[EndpointView]) -> Snapshot:
         if self._names_moved:
@@ -290,16 +298,17 @@ class RoutingStore:
             call()
 
     def _drop(self, address: str) -> None:
-        del self._records[address]
+        self._learnt.replace(self._records.pop(address).learnt, None)
+        self._learnt_by_pool = self._learnt.median
         if self._prefix is not None:
             self._prefix.forget(address)
 
     def _reckon_rate(self, record: Record, now: float) -> None:
         learnt = record.learner.rate
         if _differ(learnt, record.learnt):
+            self._learnt.replace(record.learnt, learnt)
             record.learnt = learnt
-            known = [other.learnt for other in self._records.values() if other.learnt is not None]
-            self._learnt_by_pool = median(known) if known else None
+            self._learnt_by_pool = self._learnt.median
         record.rate_of_pool = self._learnt_by_pool
         rate, record.rate_source = self._limits.choose(record.learnt, self._learnt_by_pool)
         if _differ(rate, record.in_flight.rate):

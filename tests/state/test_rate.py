@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
-from agent.state.rate import ENOUGH_PREFILLS, PrefillRate, RateLimits
+from agent.state.rate import ENOUGH_PREFILLS, PoolRates, PrefillRate, RateLimits
 
 
 def page(tokens: float, seconds: float, prefills: float, hits: float = 0.0) -> dict[str, Value]:
@@ -108,3 +110,13 @@ def test_a_learnt_rate_is_positive_and_within_its_bounds(steps: list[tuple[float
         if learner.rate is not None:
             assert learner.rate > 0
             assert 50 <= limits.choose(learner.rate, None)[0] <= 5e4
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | st.floats(1, 1e6)), max_size=60))
+def test_the_median_of_a_pool_is_that_of_the_rates_told_last(steps: list[tuple[str, float | None]]) -> None:
+    pool, last = PoolRates(), dict[str, float | None]()
+    for endpoint, rate in steps:
+        pool.replace(last.get(endpoint), rate)
+        last[endpoint] = rate
+        known = [one for one in last.values() if one is not None]
+        assert pool.median == (median(known) if known else None)
