@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from exporters import accelerators
+from exporters import accelerators, rates
 from exporters.metric import Alias, Metric, Origin, Type
 
 _ROWS: list[Metric] = []
@@ -394,5 +394,5 @@ _process("process_resident_memory_bytes", "bytes", "Resident memory of the agent
 _process("process_start_time_seconds", "seconds since 1970", "When the agent started")
 _process("process_virtual_memory_bytes", "bytes", "Virtual memory of the agent")
 
-CATALOG: Final[Mapping[str, Metric]] = {row.name: row for row in (*_ROWS, *accelerators.ROWS)}
+CATALOG: Final[Mapping[str, Metric]] = {row.name: row for row in (*_ROWS, *rates.ROWS, *accelerators.ROWS)}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in _ROWS for alias in row.aliases}

@@ -58,8 +58,10 @@ REASONS = {
     "no_endpoints": "the pool is empty",
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint's pages never brought the signal",
+    "nothing_counted": "a ratio of counters of which neither has grown in the window",
     "partial": "not every accelerator of the endpoint reports the signal",
     "stale": "the last reading is older than the staleness limit",
+    "too_few_pages": "a rate needs two pages of one server that are some seconds apart",
 }
 
 

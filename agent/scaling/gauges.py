@@ -8,16 +8,28 @@ The agent's own counts (requests in flight, work ahead) are always known; what s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agent import signals
 from agent.scaling import accelerators
-from agent.scaling.rollup import POOL_SIGNALS, Load, NoSpread, Sample, Spread, Unknown, number, rollup, saturation
+from agent.scaling.rates import rate
+from agent.scaling.rollup import (
+    POOL_SIGNALS,
+    Load,
+    NoSpread,
+    Sample,
+    Spread,
+    Unknown,
+    number,
+    rollup,
+    saturation,
+    spread,
+)
 from agent.state.devices import ExporterView
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
-from exporters import catalog
+from exporters import catalog, rates
 from exporters.gauge import Gauge, GaugeSet, Withheld
 from exporters.metric import Metric
 
@@ -35,6 +47,18 @@ BY_SIGNAL: Final[tuple[tuple[str, tuple[Metric, ...]], ...]] = (
     (signals.GENERATION_TOKENS, (catalog.GENERATION_TOKENS,)),
     (signals.FINISHED, (catalog.FINISHED,)),
 )
+BY_RATE: Final[Mapping[str, Metric]] = {
+    "prefix_hit_ratio": rates.PREFIX_HIT_RATIO,
+    "prompt_tokens_per_second": rates.PROMPT_RATE,
+    "generation_tokens_per_second": rates.GENERATION_RATE,
+    "finished_requests_per_second": rates.FINISHED_RATE,
+    "preemptions_per_second": rates.PREEMPTION_RATE,
+}
+POOL_RATES: Final[Mapping[str, Metric]] = {
+    "prompt_tokens_per_second": rates.POOL_PROMPT_RATE,
+    "generation_tokens_per_second": rates.POOL_GENERATION_RATE,
+    "finished_requests_per_second": rates.POOL_FINISHED_RATE,
+}
 POOL_STATISTICS: Final = (
     (signals.KV_USAGE, catalog.AVERAGE_KV, catalog.DEVIATION_KV, None),
     (signals.WAITING, catalog.AVERAGE_QUEUE, catalog.DEVIATION_QUEUE, catalog.POOL_WAITING),
@@ -81,6 +105,9 @@ def gauge_set(snapshots: Sequence[Snapshot], now: float, exporters: Sequence[Exp
     maker = _Maker(now)
     for snapshot in snapshots:
         _pool(maker, rollup(snapshot, now))
+        for name, metric in POOL_RATES.items():
+            whole = spread(rate(view, name, now) for view in snapshot.endpoints)
+            maker.statistic(metric, (snapshot.pool,), whole, "sum")
         for view in snapshot.endpoints:
             _endpoint(maker, snapshot.pool, view)
             accelerators.of_endpoint(maker, snapshot.pool, view, now)
@@ -123,6 +150,8 @@ def _endpoint(maker: _Maker, pool: str, view: EndpointView) -> None:
         sample = number(view, signal, now)
         for metric in metrics:
             maker.sample(metric, labels, sample)
+    for name, metric in BY_RATE.items():
+        maker.sample(metric, labels, rate(view, name, now))
     maker.sample(catalog.SATURATION, labels, saturation(view, now))
     _ages(maker, pool, view)
     for health in Health:

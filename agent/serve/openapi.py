@@ -9,6 +9,7 @@ from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.signals import SIGNALS, Kind, Signal
 from agent.state.health import Health
+from agent.state.rates import RATES, Rate
 from exporters.gauge import REASONS
 
 Schema = dict[str, Any]
@@ -51,12 +52,22 @@ def _signal(row: Signal) -> Schema:
     value: Schema = _list(_TEXT)
     if row.kind is not Kind.NAMES:
         value = {"type": "number", "minimum": row.low, "maximum": row.high}
+    return _known_or_not(row.help, value, row.unit, "null when it was never read")
+
+
+def _rate(row: Rate) -> Schema:
+    value = {**_AMOUNT, "maximum": 1} if row.unit == "ratio" else _AMOUNT
+    return _known_or_not(f"{row.help}, over the last 30 seconds", value, row.unit, "null when there is no value")
+
+
+def _known_or_not(what: str, value: Schema, unit: str, no_age: str) -> Schema:
+    """A number with its unit and age, or null with the reason."""
     schema = _object(
-        row.help,
+        what,
         {
             "value": _or_null(value),
-            "unit": {"const": row.unit},
-            "age_seconds": _described(_or_null(_SECONDS), "null when it was never read"),
+            "unit": {"const": unit},
+            "age_seconds": _described(_or_null(_SECONDS), no_age),
             "fresh": _described({"type": "boolean"}, "true exactly when there is a value"),
             "reason": _described({"enum": sorted(REASONS)}, "why there is no value; only there when there is none"),
         },
@@ -108,6 +119,10 @@ def _schemas() -> dict[str, Schema]:
                         "predicted_hit_tokens": _described(_AMOUNT, "what the agent's index expected"),
                         "measured_hit_tokens": _described(_or_null({"type": "number"}), "what the server counted"),
                     },
+                ),
+                "rates": _object(
+                    "What its counters grew by lately, as of the last page.",
+                    {row.name: _rate(row) for row in RATES.values()},
                 ),
                 "accelerators": _described(
                     _list(_ref("Accelerators")), "what runs under it, one entry for each source"

@@ -14,9 +14,11 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from agent.scaling.gauges import age
+from agent.scaling.rates import rate
 from agent.scaling.rollup import Unknown, current
 from agent.serve import device_json
 from agent.signals import PREFIX_HITS, SIGNALS, Value
+from agent.state.rates import RATES, Rate
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.gauge import Gauge, GaugeSet, Withheld
 
@@ -82,6 +84,7 @@ def endpoint(view: EndpointView, now: float) -> Json:
             "measured_hit_tokens": view.prefix.measured if hits_are_known else None,
         },
         "signals": {name: _signal(view, name, unit, now) for name, unit in _UNITS},
+        "rates": {row.name: _rate(view, row, now) for row in RATES.values()},
         "accelerators": device_json.of_endpoint(view.accelerators, now),
     }
 
@@ -93,6 +96,13 @@ def _signal(view: EndpointView, name: str, unit: str, now: float) -> Json:
     if isinstance(found, Unknown):
         return {"value": None, "unit": unit, "age_seconds": known_age, "fresh": False, "reason": found.reason}
     return {"value": _plain(found.value), "unit": unit, "age_seconds": known_age, "fresh": True}
+
+
+def _rate(view: EndpointView, row: Rate, now: float) -> Json:
+    found = rate(view, row.name, now)
+    if isinstance(found, Unknown):
+        return {"value": None, "unit": row.unit, "age_seconds": None, "fresh": False, "reason": found.reason}
+    return {"value": found.value, "unit": row.unit, "age_seconds": age(found.at, now), "fresh": True}
 
 
 def _plain(value: Value) -> float | list[str]:

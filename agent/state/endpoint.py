@@ -11,6 +11,7 @@ from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, judg
 from agent.state.inflight import InFlight
 from agent.state.pace import QueuePace
 from agent.state.rate import PrefillRate
+from agent.state.rates import Window
 from agent.state.snapshot import EndpointView, Prefix, Work
 
 _new: Final = tuple.__new__
@@ -40,6 +41,7 @@ class Record:
         "rate_source",
         "sick",
         "values",
+        "window",
     )
 
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
@@ -59,6 +61,7 @@ class Record:
         self.in_flight = InFlight(rate)
         self.learner = PrefillRate()
         self.pace = QueuePace()
+        self.window = Window()
         self.rate_of_pool: float | None = None  # the pool's when the rate was last reckoned
         self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
         self.predicted_hits = 0.0
@@ -90,6 +93,7 @@ class Record:
         self.page_at = None
         self.learner.forget()
         self.pace.forget()
+        self.window.forget()
         self.predicted_hits = 0.0
         self.hits_at_start = None
 
@@ -102,6 +106,7 @@ class Record:
             self._keep({name: it for name, it in {**self.others, **dated}.items() if name not in values})
         self.values = values
         self.page_at = at
+        self.window.observe(values, at)
         self.failures = 0
         self.failure = ""
         self.dead = False
@@ -169,5 +174,6 @@ class Record:
             _new(Work, (len(work), work.busy_until, work.rate, self.rate_source, corrected)),
             _new(Prefix, (self.predicted_hits, measured)),
             self.accelerators,
+            self.window.oldest,
         )
         return _new(EndpointView, fields), until

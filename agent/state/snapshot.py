@@ -12,6 +12,7 @@ from typing import NamedTuple
 from agent.accelerators.combine import Accelerators
 from agent.signals import Reading, Value
 from agent.state.health import Health
+from agent.state.rates import Counters
 
 
 class Work(NamedTuple):
@@ -56,7 +57,7 @@ class EndpointView(NamedTuple):
     that came otherwise: with an older page, or with a request of their own. Fresh or not: ask `fresh`.
 
     A page's values are kept as they came: to date each one by itself would cost more than all else that is done with
-    the page, and few of them are read before the next.
+    the page, and few of them are read before the next. `before` is the page that rates look back on.
     """
 
     address: str
@@ -71,6 +72,7 @@ class EndpointView(NamedTuple):
     work: Work
     prefix: Prefix
     accelerators: tuple[Accelerators, ...] = ()
+    before: Counters | None = None
 
     @property
     def readings(self) -> dict[str, Reading]:

@@ -35,6 +35,7 @@ from agent.instruments import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import SIGNALS, Kind, Refusal, Value
 from agent.state.devices import ExporterKey, ExporterView
+from agent.state.rates import COUNTERS, Counters
 from agent.state.snapshot import Prefix
 from exporters.catalog import ALIASES, CATALOG
 from exporters.gauge import REASONS
@@ -71,12 +72,13 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     for event in EVERYTHING:
         instruments(event)
     values: dict[str, Value] = {
-        name: frozenset({"x"}) if row.kind is Kind.NAMES else row.low for name, row in SIGNALS.items()
+        name: frozenset({"x"}) if row.kind is Kind.NAMES else max(1.0, row.low) for name, row in SIGNALS.items()
     }
+    before = Counters(-10.0, tuple(0.0 for _ in COUNTERS))
     sick = Device("GPU-a", "GPU-a", {signal: DEVICE_SIGNALS[signal].low for signal in COMBINED}, xids=(79,))
     devices = combine("dcgm", "x:1", [sick], 0.0, 15.0, FATAL_XIDS)
     exporter = ExporterView(ExporterKey("dcgm", "x:1"), 15.0, 0.0, 0, "", {"a:1": (sick,)}, (), (), devices.faults)
-    seeing = snapshot(view("a:1", values)._replace(prefix=Prefix(2.0, 1.0), accelerators=(devices,)))
+    seeing = snapshot(view("a:1", values)._replace(prefix=Prefix(2.0, 1.0), accelerators=(devices,), before=before))
     blind = snapshot(view("b:1", {}), pool="blind")
     body, _ = page(gauge_set([seeing, blind], 0.0, [exporter]), instruments.registry)
     found = {}

@@ -1,0 +1,65 @@
+"""The catalogue's rows of what counters grew by lately; `exporters.catalog` holds them with all others."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from exporters.metric import Metric
+
+ROWS: list[Metric] = []
+
+
+def _row(name: str, unit: str, labels: str, help: str) -> Metric:
+    row = Metric(name, "gauge", unit, tuple(labels.split()), "state", help)
+    ROWS.append(row)
+    return row
+
+
+def _endpoint(name: str, unit: str, help: str) -> Metric:
+    return _row(name, unit, "pool endpoint", help)
+
+
+def _pool(name: str, unit: str, help: str) -> Metric:
+    return _row(name, unit, "pool", help)
+
+
+POOL_PROMPT_RATE: Final = _pool(
+    "igw_pool_prompt_tokens_per_second",
+    "tokens per second",
+    "Prompt tokens processed, summed over the endpoints whose rate is known: at least so many",
+)
+POOL_GENERATION_RATE: Final = _pool(
+    "igw_pool_generation_tokens_per_second",
+    "tokens per second",
+    "Tokens generated, summed over the endpoints whose rate is known: at least so many",
+)
+POOL_FINISHED_RATE: Final = _pool(
+    "igw_pool_finished_requests_per_second",
+    "requests per second",
+    "Requests ended, summed over the endpoints whose rate is known: at least so many",
+)
+PREFIX_HIT_RATIO: Final = _endpoint(
+    "igw_endpoint_prefix_hit_ratio",
+    "ratio",
+    "Part of the prompt tokens that the server found in its prefix cache, over the last 30 seconds",
+)
+PROMPT_RATE: Final = _endpoint(
+    "igw_endpoint_prompt_tokens_per_second",
+    "tokens per second",
+    "Prompt tokens that the server processed, cached ones included, over the last 30 seconds",
+)
+GENERATION_RATE: Final = _endpoint(
+    "igw_endpoint_generation_tokens_per_second",
+    "tokens per second",
+    "Tokens that the server generated, over the last 30 seconds",
+)
+FINISHED_RATE: Final = _endpoint(
+    "igw_endpoint_finished_requests_per_second",
+    "requests per second",
+    "Requests that ended at the server, over the last 30 seconds",
+)
+PREEMPTION_RATE: Final = _endpoint(
+    "igw_endpoint_preemptions_per_second",
+    "preemptions per second",
+    "Requests that the server threw out of its batch for room, over the last 30 seconds",
+)
