@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
 from agent.state.snapshot import EndpointView, Work
 
@@ -41,6 +42,8 @@ class Candidates:
     def column(self, signal: str) -> list[float | None]:
         """The signal's fresh value at each candidate, None where it is unknown or stale."""
         now = self.now
+        if signal in COMBINED:
+            return [_of_accelerators(view, signal, now) for view in self.views]
         column: list[float | None] = []
         for view in self.views:
             value = view.fresh(signal, now)
@@ -59,6 +62,20 @@ class Candidates:
             [self.ahead_seconds[i] for i in places],
             self.adapters,
         )
+
+
+def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | None:
+    """What runs under the endpoint, by the first source that may be picked on and has a fresh reading."""
+    for accelerators in view.accelerators:
+        found = accelerators.readings.get(signal)
+        if (
+            accelerators.picked_on
+            and found is not None
+            and now - found.at < accelerators.stale_after
+            and not isinstance(found.value, frozenset)
+        ):
+            return found.value
+    return None
 
 
 def _ahead_seconds(works: Sequence[Work], now: float) -> list[float]:

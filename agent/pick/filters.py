@@ -1,7 +1,8 @@
 """Hard constraints: each filter takes candidates and says which places stay.
 
-`serves_model` and `prefix_affinity` relax when they would leave nothing: they state a preference that only holds where
-somebody fulfils it. Health and the proxy's subset do not relax: `agent.pick.picker` applies these two itself.
+`serves_model`, `prefix_affinity` and `accelerator_ceiling` relax when they would leave nothing: they state a
+preference that only holds where somebody fulfils it. Health and the proxy's subset do not relax: `agent.pick.picker`
+applies these two itself.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from agent.accelerators.table import UTILIZATION
 from agent.pick.candidates import Candidates
 from agent.pick.parameters import BadParameter, number, only
 from agent.signals import MODELS
@@ -62,6 +64,22 @@ def prefix_affinity(parameters: Mapping[str, object]) -> Filter:
     return keep
 
 
+def accelerator_ceiling(parameters: Mapping[str, object]) -> Filter:
+    """Leave out whoever's accelerators are known to be busier than `maxUtilization`, unless that is everybody.
+
+    An endpoint whose utilization is unknown stays: silence of an exporter is no reason to starve a server.
+    """
+    only(parameters, "maxUtilization")
+    ceiling = number(parameters, "maxUtilization", 0.95, low=0.0, high=1.0)
+
+    def keep(candidates: Candidates) -> Sequence[int]:
+        column = candidates.column(UTILIZATION)
+        return [place for place, busy in enumerate(column) if busy is None or busy <= ceiling] or range(len(column))
+
+    return keep
+
+
 FILTERS: Final[Mapping[str, Callable[[Mapping[str, object]], Filter]]] = {
+    "accelerator-utilization-filter": accelerator_ceiling,
     "prefix-cache-affinity-filter": prefix_affinity,
 }

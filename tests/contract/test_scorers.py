@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.accelerators.combine import Accelerators, combine
+from agent.accelerators.device import Device
+from agent.accelerators.table import COMBINED
 from agent.pick.candidates import Candidates
 from agent.pick.request import PickRequest
 from agent.pick.scorers import SCORERS, scorer
@@ -18,6 +21,23 @@ from agent.state.snapshot import EndpointView
 from tests.fakes.views import view
 
 EVERY_SCORER = pytest.mark.parametrize("name", sorted(SCORERS))
+
+
+@st.composite
+def accelerators(draw: st.DrawFn) -> tuple[Accelerators, ...]:
+    """What up to two sources say of an endpoint's devices, now or long ago."""
+    return tuple(
+        combine(
+            "dcgm",
+            "x:1",
+            [Device("0", "0", {signal: draw(st.floats(0, 1)) for signal in COMBINED if draw(st.booleans())})],
+            draw(st.sampled_from([0.0, -100.0])),
+            15.0,
+            (),
+            picked_on=draw(st.booleans()),
+        )
+        for _ in range(draw(st.integers(0, 2)))
+    )
 
 
 @st.composite
@@ -42,7 +62,7 @@ def candidates(draw: st.DrawFn) -> Candidates:
                 rate=draw(st.floats(1e-3, 1e7)),
                 requests=draw(st.integers(0, 500)),
                 corrected=draw(st.booleans()),
-            )
+            )._replace(accelerators=draw(accelerators()))
         )
         hits.append(draw(st.integers(0, 1 << 20)))
     tokens = draw(st.integers(0, 1 << 20))
@@ -53,7 +73,7 @@ def candidates(draw: st.DrawFn) -> Candidates:
 def test_a_scorer_is_named_as_it_is_registered_and_needs_known_signals(name: str) -> None:
     made = scorer(name, {})
     assert made.name == name
-    assert made.needs <= SIGNALS.keys()
+    assert made.needs <= SIGNALS.keys() | COMBINED.keys()
 
 
 @EVERY_SCORER

@@ -277,7 +277,7 @@ def test_more_work_ahead_or_less_of_the_prompt_in_the_cache_never_wins_a_request
         (ProfileSpec("p", (), ((plugin("quue-scorer"), 1.0),)), "there is no scorer of type 'quue-scorer': it can be"),
         (
             ProfileSpec("p", (plugin("no-filter"),), ()),
-            "there is no filter of type 'no-filter': it can be prefix-cache-affinity-filter",
+            "there is no filter of type 'no-filter': it can be accelerator-utilization-filter, prefix-",
         ),
         (
             ProfileSpec("p", (), ((plugin("queue-scorer"), -1.0),)),

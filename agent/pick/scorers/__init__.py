@@ -9,6 +9,7 @@ from typing import Final, cast
 from agent.pick.scoring import Scorer
 
 SCORERS: Final[Mapping[str, str]] = {
+    "accelerator-utilization-scorer": "agent.pick.scorers.accelerator:Accelerator",
     "kv-cache-utilization-scorer": "agent.pick.scorers.kv_cache:KvCache",
     "least-cost-scorer": "agent.pick.scorers.least_cost:LeastCost",
     "lora-affinity-scorer": "agent.pick.scorers.lora_affinity:LoraAffinity",
