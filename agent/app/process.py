@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -20,12 +21,19 @@ from agent.log_lines import write_log
 def run(config: Config, path: Path | None, version: str) -> int:
     """Run the agent until it is told to stop; returns the exit status."""
     write_log(sys.stderr, "json" if config.log.format == "json" else "text", config.log.level)
+    _allow_connections()
     try:
         uvloop.run(serve(config, path, version))
     except CannotStart as error:
         print(f"igw: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _allow_connections() -> None:
+    """Each endpoint takes a connection, and the usual soft limit of 1,024 is for old programs: take the hard one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def serve(config: Config, path: Path | None, version: str) -> None:

@@ -56,6 +56,16 @@ def test_the_agent_stops_when_told_with_status_0(name: str, processes: Processes
     assert "Traceback" not in agent.output()
 
 
+def test_a_fleet_larger_than_the_shell_s_limit_of_open_files_can_be_asked(processes: Processes, tmp_path: Path) -> None:
+    low = ["sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh"]
+    agent = processes.start([*low, *RUN, "--config", write(tmp_path / "file.yaml")])
+    agent.wait_for("is listening")
+    limits = Path(f"/proc/{agent.pid}/limits").read_text(encoding="ascii")
+    found = re.search(r"^Max open files +(\d+) +(\d+)", limits, re.MULTILINE)
+    assert found is not None
+    assert found[1] == found[2]
+
+
 def test_the_admin_port_answers_what_the_greeting_lists(processes: Processes) -> None:
     flags = ["--endpoints", NOBODY, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]
     agent = processes.start([*RUN, *flags])
