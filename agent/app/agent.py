@@ -60,6 +60,9 @@ class _FileState(NamedTuple):
     size: int
 
 
+_NEVER: Final = _FileState(0, 0, 0, 0)
+
+
 class Agent:
     """One agent for one configuration. `path` is the file that it came from and is read again from, if any."""
 
@@ -84,7 +87,7 @@ class Agent:
         self._devices = DevicesAtWork(self._loop, clock, self.instruments, self._run_on)
         self._admin.state.exporters = self._devices.exporters
         self._scheduler = AsyncIOScheduler(timezone="UTC")
-        self._seen = _look(path)
+        self._seen: _FileState | None = _NEVER  # the file may have changed between its reading and our start
         self._missed = False
         self._reloading = asyncio.Lock()
         self._stopping = False
@@ -207,13 +210,14 @@ class Agent:
                 await self._close(name, grace=0)
             return []
         self.config = new
-        for name in self.pools.keys() - profiles.keys():
-            await self._close(name, new.ext_proc.drain_timeout)
         for pool in new.pools:
             self.pools[pool.name].change(new, pool, profiles[pool.name])
         await self._set_endpoints(new)
         self._admin.set_pools([self.pools[pool.name].store for pool in new.pools])
         self._schedule(new)
+        # Last, as a body that is slow to arrive may hold a gone pool's port open until the drain is over.
+        gone = self.pools.keys() - profiles.keys()
+        await asyncio.gather(*(self._close(name, new.ext_proc.drain_timeout) for name in gone))
         return changed
 
     async def _set_endpoints(self, config: Config) -> None:

@@ -61,6 +61,7 @@ class Live:
         self.agent = Agent(load(path, WORDS), clock, path=path, instruments=self.recorder)
         self.admin = ""
         self.picker = ""
+        self.pickers: dict[str, str] = {}
         self.channel: Any = None
 
     @property
@@ -78,13 +79,7 @@ class Live:
 
 async def converse(channel: Any, request_id: str, body: bytes = BODY) -> tuple[Any, str]:
     """Begin a request; the conversation that stays open, and the endpoint that was picked (or the refusal's status)."""
-    conversation = channel.stream_stream(PROCESS)()
-    message = pb.ProcessingRequest()
-    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions"), ("x-request-id", request_id)):
-        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-    message.protocol_config.request_body_mode = _BUFFERED
-    await conversation.write(message.SerializeToString())
-    await _read(conversation)
+    conversation = await begin(channel, request_id)
     whole = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
     await conversation.write(whole.SerializeToString())
     answer = await _read(conversation)
@@ -96,6 +91,18 @@ async def converse(channel: Any, request_id: str, body: bytes = BODY) -> tuple[A
         if option.header.key == DESTINATION
     )
     return conversation, picked
+
+
+async def begin(channel: Any, request_id: str) -> Any:
+    """The conversation of a request whose headers are there and whose body is not."""
+    conversation = channel.stream_stream(PROCESS)()
+    message = pb.ProcessingRequest()
+    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions"), ("x-request-id", request_id)):
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    message.protocol_config.request_body_mode = _BUFFERED
+    await conversation.write(message.SerializeToString())
+    await _read(conversation)
+    return conversation
 
 
 async def _read(conversation: Any) -> pb.ProcessingResponse:
@@ -115,7 +122,7 @@ async def running(path: Path, healthy: int) -> AsyncIterator[Live]:
     """The agent of a file, once so many of its endpoints are healthy."""
     live = Live(path)
     ports = await live.agent.start()
-    live.admin, live.picker = ports.admin, ports.pickers["default"]
+    live.admin, live.picker, live.pickers = ports.admin, ports.pickers["default"], ports.pickers
     try:
         async with grpc.aio.insecure_channel(live.picker) as channel:
             live.channel = channel

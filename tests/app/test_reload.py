@@ -6,16 +6,19 @@ import socket
 from functools import partial
 from pathlib import Path
 
+import grpc.aio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.app.agent import Agent
 from agent.app.changes import NeedsRestart, differences
 from agent.app.vocabulary import WORDS
-from agent.config import parse
+from agent.clock import SystemClock
+from agent.config import load, parse
 from agent.config.options import SECTIONS, options, snake
 from agent.events import Ended, Picked, Reloaded
-from tests.app.live import document, end, running, servers
+from tests.app.live import begin, document, end, running, servers
 from tests.waiting import eventually
 
 
@@ -197,6 +200,36 @@ async def test_a_pool_may_come_and_go_while_another_serves(tmp_path: Path) -> No
             assert live.pool.in_flight == 1
             await end(conversation)
             await eventually(lambda: live.pool.in_flight == 0)
+
+
+async def test_a_pool_that_goes_holds_up_no_other_change_while_a_body_of_its_still_arrives(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        alone = document([one.address], "  profile: blend\n")
+        path.write_text(
+            f"{document([one.address])}- {{name: old, extProcAddress: '127.0.0.1:0', endpoints: ['{one.address}']}}\n"
+        )
+        async with running(path, healthy=1) as live, grpc.aio.insecure_channel(live.pickers["old"]) as channel:
+            conversation = await begin(channel, "slow")
+            path.write_text(alone)
+            await eventually(lambda: live.pool.profile.name == "blend")
+            assert live.recorder.of(Reloaded) == []
+            await end(conversation)
+            await eventually(lambda: live.recorder.of(Reloaded))
+            assert list(live.agent.pools) == ["default"]
+
+
+async def test_a_change_between_the_reading_of_the_file_and_the_start_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    path.write_text(document([]))
+    config = load(path, WORDS)
+    path.write_text(document([], "  profile: blend\n"))
+    agent = Agent(config, SystemClock(), path=path)
+    await agent.start()
+    try:
+        await eventually(lambda: agent.pools["default"].profile.name == "blend")
+    finally:
+        await agent.stop()
 
 
 async def test_a_new_pool_whose_port_is_taken_changes_nothing(tmp_path: Path, free_port: int) -> None:
