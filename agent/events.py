@@ -132,10 +132,14 @@ class StreamBroken(NamedTuple):
 
 
 class Reloaded(NamedTuple):
-    """The configuration was read again: `ok` and what changed, or not `ok` and what is wrong with it."""
+    """The configuration was read again: `ok` and what changed, or not `ok` and what is wrong with it.
+
+    `no_file`: there was nothing to read, so that what runs is behind nothing.
+    """
 
     ok: bool
     detail: str
+    no_file: bool = False
 
 
 class WatcherDropped(NamedTuple):

@@ -120,6 +120,7 @@ class Instruments:
         self._decision: Histogram = self._metrics[catalog.DECISION.name]
         for result in ("ok", "failed"):
             self._child(catalog.RELOADS, result)  # at 0 from the start, so that a first one is an increase
+        self._child(catalog.RELOAD_GOOD).set(1)
         for reason in ("slow", "too_large", "too_many"):
             self._child(catalog.WATCHERS_DROPPED, reason)
         # The children of labelled metrics, by what an event says; bounded because the label values are.
@@ -249,6 +250,7 @@ class Instruments:
 
     def _reloaded(self, event: Reloaded) -> None:
         self._count(catalog.RELOADS, "ok" if event.ok else "failed")
+        self._child(catalog.RELOAD_GOOD).set(event.ok or event.no_file)
         self._log.reloaded(event)
 
     def _watcher_dropped(self, event: WatcherDropped) -> None:
@@ -264,7 +266,8 @@ class Instruments:
         return make(row.name, row.help, row.labels, registry=self._registry)
 
     def _child(self, row: Metric, *labels: str) -> Any:
-        return self._metrics[row.name].labels(*labels)
+        metric = self._metrics[row.name]
+        return metric.labels(*labels) if labels else metric
 
     def _count(self, row: Metric, *labels: str) -> None:
         self._child(row, *labels).inc()

@@ -380,7 +380,9 @@ SERVER_RESTARTS: Final = _event(
 STREAM_BREAKS: Final = _event(
     "igw_stream_breaks_total", "streams", "pool reason", "ext_proc streams that broke the protocol or met an error"
 )
+_GOOD: Final = "1 where the configuration file was good when it was last read, 0 where it was refused"
 RELOADS: Final = _event("igw_reloads_total", "reloads", "result", "Readings of a changed configuration, ok or failed")
+RELOAD_GOOD: Final = _row("igw_config_last_reload_successful", "gauge", "boolean", "", "events", _GOOD)
 WATCHERS_DROPPED: Final = _event(
     "igw_watchers_dropped_total", "watchers", "reason", "Readers of the admin address that were let go"
 )

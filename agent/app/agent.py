@@ -89,6 +89,7 @@ class Agent:
         self._scheduler = AsyncIOScheduler(timezone="UTC")
         self._seen: _FileState | None = _NEVER  # the file may have changed between its reading and our start
         self._missed = False
+        self._behind = False  # the file as it was last read was refused
         self._reloading = asyncio.Lock()
         self._stopping = False
 
@@ -160,10 +161,13 @@ class Agent:
     async def reload(self, *, asked: bool = True) -> bool:
         """Read the file again and take it over if it is good; True when the running configuration is that of the file.
 
-        `asked` for (by a signal), a file without changes is told as well. A bad file changes nothing, and is counted.
+        `asked` for (by a signal), a file without changes is told as well. A bad file changes nothing, and is counted,
+        and so is the end of it, be it that the file is again what it was.
         """
         if self.path is None:
-            self.instruments(Reloaded(False, "there is no file to read: this agent was configured by flags"))
+            self.instruments(
+                Reloaded(False, "there is no file to read: this agent was configured by flags", no_file=True)
+            )
             return False
         async with self._reloading:
             self._seen = _look(self.path)
@@ -171,14 +175,18 @@ class Agent:
                 new = await asyncio.to_thread(load, self.path, WORDS)
                 changed = await self.change(new)
             except BadConfig as bad:
-                self.instruments(Reloaded(False, "; ".join(bad.lines())))
-                return False
+                return self._refused("; ".join(bad.lines()))
             except (NeedsRestart, CannotStart) as refused:
-                self.instruments(Reloaded(False, str(refused)))
-                return False
-            if changed or asked:
+                return self._refused(str(refused))
+            if changed or asked or self._behind:
                 self.instruments(Reloaded(True, ", ".join(changed) or "no change"))
+            self._behind = False
             return True
+
+    def _refused(self, why: str) -> bool:
+        self._behind = True
+        self.instruments(Reloaded(False, why))
+        return False
 
     async def change(self, new: Config) -> list[str]:
         """Take over another configuration, whole or not at all; what changed, in words.

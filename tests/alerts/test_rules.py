@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from alerts.render import text
 from exporters.catalog import ALIASES, CATALOG
 from tests.promql import family, labels, metrics
 
@@ -101,6 +102,25 @@ def test_an_alert_has_a_runbook_with_all_its_parts(name: str) -> None:
     text = (ALERTS.parent / url).read_text("utf-8")
     assert text.startswith(f"# {name}\n")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Where to look", "What to do"]
+
+
+@pytest.mark.parametrize("address", ["https://wiki.example/igw", "http://10.0.0.1:8080/runbooks/"])
+def test_the_runbooks_can_be_where_they_are_served(address: str, tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(text(address), "utf-8")
+    promtool("check", "rules", path)
+    served = [rule for group in yaml.safe_load(path.read_text("utf-8"))["groups"] for rule in group["rules"]]
+    for rule, shipped in zip(served, rules(), strict=True):
+        if "alert" in rule:
+            assert rule["annotations"].pop("runbook_url") == f"{address.rstrip('/')}/{rule['alert']}.md"
+            del shipped["annotations"]["runbook_url"]
+        assert rule == shipped
+
+
+@pytest.mark.parametrize("address", ["", "wiki/igw", "ftp://x/y", "https://x y", "https://{{ .x }}", "https://x/\n- a"])
+def test_what_is_no_address_of_runbooks_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="write the address of the folder"):
+        text(address)
 
 
 def test_no_runbook_is_of_an_alert_that_does_not_exist() -> None:

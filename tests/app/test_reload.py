@@ -10,14 +10,16 @@ import grpc.aio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from agent.app.agent import Agent
 from agent.app.changes import NeedsRestart, differences
 from agent.app.vocabulary import WORDS
 from agent.clock import SystemClock
-from agent.config import load, parse
+from agent.config import from_flags, load, parse
 from agent.config.options import SECTIONS, options, snake
 from agent.events import Ended, Picked, Reloaded
+from agent.instruments import Instruments
 from tests.app.live import begin, document, end, running, servers
 from tests.waiting import eventually
 
@@ -135,6 +137,26 @@ async def test_a_file_that_is_gone_is_told_and_changes_nothing(tmp_path: Path) -
             assert live.healthy() == [one.address]
             path.write_text(document([one.address], "  profile: blend\n"))
             await eventually(lambda: live.pool.profile.name == "blend")
+
+
+async def test_a_file_that_is_put_back_to_what_runs_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    path.write_text(document([]))
+    async with running(path, healthy=0) as live:
+        for text, results in (("junk", [False]), (document([]), [False, True]), (document([]), [False, True])):
+            path.write_text(text)
+            await eventually(
+                partial(lambda known: [event.ok for event in live.recorder.of(Reloaded)] == known, results)
+            )
+            assert b"igw_config_last_reload_successful %.1f\n" % results[-1] in generate_latest(live.recorder.registry)
+
+
+async def test_a_hangup_without_a_file_is_told_and_leaves_nothing_to_mend() -> None:
+    clock = SystemClock()
+    instruments = Instruments(clock)
+    agent = Agent(from_flags(["127.0.0.1:1"], admin_address="127.0.0.1:0"), clock, instruments=instruments)
+    assert not await agent.reload()
+    assert b"igw_config_last_reload_successful 1.0\n" in generate_latest(instruments.registry)
 
 
 async def test_a_reload_that_was_asked_for_is_told_even_without_a_change(tmp_path: Path) -> None:
