@@ -13,6 +13,7 @@ from dataclasses import fields
 import uvloop
 
 from agent.clock import SystemClock
+from agent.emulator import accelerators
 from agent.emulator.process import measure
 from agent.emulator.server import ModelServer
 from agent.emulator.settings import BadSettings, Model, Settings
@@ -99,6 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help=text if "(default" in text else f"{text} (default: %(default)s)",
             )
     parser.add_argument(
+        "--accelerator",
+        metavar="KIND",
+        choices=accelerators.KINDS,
+        default="",
+        help=f"serve the page of an accelerator exporter too, as {accelerators.PATH}: {', '.join(accelerators.KINDS)}"
+        " (default: none)",
+    )
+    parser.add_argument(
         "--kv-cache-metrics", action="store_true", help="export the ages of blocks, as vLLM's flag does"
     )
 
@@ -117,16 +126,19 @@ def main(args: argparse.Namespace) -> int:
         print(f"igw emulate: {bad}", file=sys.stderr)
         return EXIT_USAGE
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(args.listen or [("127.0.0.1", 8000)], settings, model))
+        return runner.run(_serve(args.listen or [("127.0.0.1", 8000)], settings, model, args.accelerator))
 
 
-async def _serve(addresses: list[tuple[str, int]], settings: Settings, model: Model) -> int:
+async def _serve(addresses: list[tuple[str, int]], settings: Settings, model: Model, accelerator: str) -> int:
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, over.set)
     clock = SystemClock()
-    servers = [ModelServer(settings, model, clock, die=lambda: os._exit(137), measure=measure) for _ in addresses]
+    servers = [
+        ModelServer(settings, model, clock, die=lambda: os._exit(137), measure=measure, accelerator=accelerator)
+        for _ in addresses
+    ]
     async with asyncio.TaskGroup() as group:
         starts = [group.create_task(_start(server, *at)) for server, at in zip(servers, addresses, strict=True)]
         stopping = group.create_task(over.wait())

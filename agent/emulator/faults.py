@@ -8,6 +8,8 @@
     completions_ratio        the part of the requests that the fault meets, 0 to 1 (default 1)
     cut_after_tokens         how many tokens of a stream come before it is cut (default 3)
     health                   ok | hang | error
+    accelerator              ok | sick | ecc | blank | hang | error
+    accelerator_xid          the error code of a sick NVIDIA device (default 79)
     refuse_seconds           close the port and every connection for so long (once)
     die                      end the process now, as kill -9 does (once)
 
@@ -24,6 +26,7 @@ _KINDS: Final = {
     "metrics": ("ok", "hang", "slow", "error", "empty", "html", "garbage", "cut", "nan", "huge"),
     "completions": ("ok", "hang", "error", "cut", "cut_with_error", "reset"),
     "health": ("ok", "hang", "error"),
+    "accelerator": ("ok", "sick", "ecc", "blank", "hang", "error"),
 }
 
 
@@ -43,6 +46,8 @@ class Faults:
     completions_ratio: float = 1.0
     cut_after_tokens: int = 3
     health: str = "ok"
+    accelerator: str = "ok"
+    accelerator_xid: int = 79
     refuse_seconds: float = 0.0
     die: bool = False
 

@@ -21,7 +21,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from agent.clock import Clock
-from agent.emulator import answers, asks
+from agent.emulator import accelerators, answers, asks
 from agent.emulator.drive import Driver
 from agent.emulator.faults import BadFaults, Faults
 from agent.emulator.metrics import HttpCounts, PageWriter, Process
@@ -36,14 +36,16 @@ _MAX_BODY_BYTES: Final = 64 << 20
 _JSON: Final = "application/json"
 _PAGE_TYPE: Final = {"Content-Type": "text/plain; version=1.0.0; charset=utf-8"}
 # vLLM's HTTP instrumentation leaves these out (recorded).
-_UNCOUNTED: Final = frozenset({"/metrics", "/health", "/ping", "/load", "/version", "/emulator/faults"})
+_UNCOUNTED: Final = frozenset(
+    {"/metrics", "/health", "/ping", "/load", "/version", "/emulator/faults", accelerators.PATH}
+)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class ModelServer:
     """One emulated server on one port; `die` is what the fault of that name calls, `measure` what the page says of
-    the process."""
+    the process, and `accelerator` the kind of exporter whose page is served beside (none where it is empty)."""
 
     def __init__(
         self,
@@ -53,10 +55,12 @@ class ModelServer:
         *,
         die: Callable[[], None],
         measure: Callable[[], Process] = Process,
+        accelerator: str = "",
     ) -> None:
         self.settings = settings
         self.model = model
         self.faults = Faults()
+        self._accelerator = accelerator
         self.adapters: dict[str, None] = dict.fromkeys(model.adapters)
         self._clock = clock
         self._die = die
@@ -94,6 +98,7 @@ class ModelServer:
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
             "/reset_prefix_cache": {"POST": self._reset_prefix_cache},
+            **({accelerators.PATH: {"GET": self._accelerator_page}} if accelerator else {}),
             "/emulator/faults": {"GET": self._faults, "POST": self._faults, "DELETE": self._faults},
         }
 
@@ -209,6 +214,16 @@ class ModelServer:
         if self.faults.health == "hang":
             await _for_ever()
         return web.Response(status=503 if self.faults.health == "error" else 200)
+
+    async def _accelerator_page(self, request: web.BaseRequest) -> web.StreamResponse:
+        fault = self.faults.accelerator
+        if fault == "hang":
+            await _for_ever()
+        if fault == "error":
+            return web.Response(status=500)
+        running, _ = self.engine_counts
+        device = accelerators.device(self._address[1], running, self.settings.max_num_seqs)
+        return web.Response(body=accelerators.page(self._accelerator, device, self.faults), headers=_PAGE_TYPE)
 
     async def _version(self, request: web.BaseRequest) -> web.StreamResponse:
         return _json(200, b'{"version":"0.32.0"}')

@@ -57,10 +57,10 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings = SETTINGS, model: Model = MODEL) -> AsyncIterator[Rig]:
+async def serving(settings: Settings = SETTINGS, model: Model = MODEL, *, accelerator: str = "") -> AsyncIterator[Rig]:
     """A server until the block ends."""
     deaths: list[None] = []
-    server = ModelServer(settings, model, SystemClock(), die=lambda: deaths.append(None))
+    server = ModelServer(settings, model, SystemClock(), die=lambda: deaths.append(None), accelerator=accelerator)
     port = await server.start("127.0.0.1", 0)
     async with aiohttp.ClientSession() as session:
         try:
