@@ -14,7 +14,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.app.agent import Agent
 from agent.app.vocabulary import WORDS
-from agent.clock import SystemClock
+from agent.clock import Clock, SystemClock
 from agent.config import load
 from agent.events import Event
 from agent.instruments import Instruments
@@ -30,7 +30,7 @@ _BUFFERED = 2
 class Recorder(Instruments):
     """Instruments that also remember what they were told."""
 
-    def __init__(self, clock: SystemClock) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.events: list[Event] = []
 
@@ -53,10 +53,10 @@ def document(endpoints: Sequence[str], more: str = "") -> str:
 
 
 class Live:
-    """An agent that runs; `events` is all that happened, `channel` leads to its picker port."""
+    """An agent that runs, by the system's clock or another; `channel` leads to its picker port."""
 
-    def __init__(self, path: Path) -> None:
-        clock = SystemClock()
+    def __init__(self, path: Path, clock: Clock | None = None) -> None:
+        self.clock = clock = clock or SystemClock()
         self.recorder = Recorder(clock)
         self.agent = Agent(load(path, WORDS), clock, path=path, instruments=self.recorder)
         self.admin = ""
@@ -69,7 +69,7 @@ class Live:
         return self.agent.pools["default"]
 
     def healthy(self) -> list[str]:
-        views = self.pool.store.snapshot(SystemClock().now()).endpoints
+        views = self.pool.store.snapshot(self.clock.now()).endpoints
         return [view.address for view in views if view.health == "healthy"]
 
     async def converse(self, request_id: str = "r", body: bytes = BODY) -> tuple[Any, str]:

@@ -10,6 +10,7 @@ class ManualClock:
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
+        self._set = 0.0
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -17,7 +18,11 @@ class ManualClock:
 
     def wall(self) -> float:
         """Seconds since 1970, moving with `now`."""
-        return WALL_AT_ZERO + self._now
+        return WALL_AT_ZERO + self._now + self._set
+
+    def set_wall(self, seconds: float) -> None:
+        """Somebody sets the wall clock, forward by these seconds or back."""
+        self._set += seconds
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""

@@ -77,6 +77,34 @@ class ModelServer:
             writer.close()
 
 
+class Target(ModelServer):
+    """A model server that turns bad and good again."""
+
+    _held: socket.socket | None = None
+
+    async def turn(self, behave: Behaviour | None) -> None:
+        """From now on it behaves so; None: it listens no more, and nobody else gets its port meanwhile."""
+        self.behave = behave or good
+        if behave is None:
+            await self.stop()
+            self._held = socket.socket()
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._held.bind(("127.0.0.1", self.port))
+        elif self._server is None:
+            self._let_go()
+            await self.start(self.port)
+
+    async def stop(self) -> None:
+        """Listen no more, and leave the port to others."""
+        self._let_go()
+        await super().stop()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
 async def good(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
     """The recorded page and a list of models."""
     writer.write(answer(MODELS if path == "/v1/models" else server.page))

@@ -56,6 +56,10 @@ class Counts:
         """The series with these labels by the value of another label; those at 0 are left out."""
         return {one.labels[label]: one.value for one in self._matching(name, labels) if one.value}
 
+    def series(self, *names: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Every series of these names: name and labels -> value."""
+        return {(one.name, frozenset(one.labels.items())): one.value for one in self._samples if one.name in names}
+
     def _matching(self, name: str, labels: Mapping[str, str]) -> list[Any]:
         return [one for one in self._samples if one.name == name and labels.items() <= one.labels.items()]
 

@@ -6,7 +6,6 @@ All the bad targets are bad at the same time: each has a pool of its own, beside
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from tests.scrape.model_server import (
     PAGE,
     Behaviour,
     ModelServer,
+    Target,
     answer,
     break_off,
     drip,
@@ -57,34 +57,6 @@ TABLE = {
 }
 SIGNALS = {"igw_endpoint_running_requests", "igw_endpoint_waiting_requests", "igw_endpoint_kv_usage_ratio"}
 NAN = "reports-NaN"
-
-
-class Target(ModelServer):
-    """A model server that turns bad and good again."""
-
-    _held: socket.socket | None = None
-
-    async def turn(self, behave: Behaviour | None) -> None:
-        """From now on it behaves so; None: it listens no more, and nobody else gets its port meanwhile."""
-        self.behave = behave or good
-        if behave is None:
-            await self.stop()
-            self._held = socket.socket()
-            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._held.bind(("127.0.0.1", self.port))
-        elif self._server is None:
-            self._let_go()
-            await self.start(self.port)
-
-    async def stop(self) -> None:
-        """Listen no more, and leave the port to others."""
-        self._let_go()
-        await super().stop()
-
-    def _let_go(self) -> None:
-        if self._held is not None:
-            self._held.close()
-            self._held = None
 
 
 class Targets(NamedTuple):

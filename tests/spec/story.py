@@ -1,0 +1,195 @@
+"""What happens to one agent and its endpoints while one of them is bad: real sockets, and a clock that a test moves.
+
+The agent, its scrape loop, its state and its ports are the real ones. Its clock stands still until a story moves it: a
+time-out, a back-off and the age of a reading pass at once and to the microsecond. What a story waits for is that the
+agent has done what was due, never an amount of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import grpc.aio
+import orjson
+
+from agent.events import Event, HealthChanged, ScrapeDone, ScrapeFailed
+from agent.signals import MODELS
+from tests.app.live import Live, end
+from tests.fakes.clock import ManualClock
+from tests.journeys.bad_input.fleet import Counts
+from tests.scrape.model_server import PAGE as RECORDED
+from tests.scrape.model_server import Target
+from tests.waiting import eventually
+
+STALE_AFTER = 8.0
+TURN = 1.1  # longer than the time-out, the interval and the longest back-off: whatever is due comes within one
+FLOW = 0.02
+PICKS = 12
+_FILE = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+admin: {{address: '127.0.0.1:0'}}
+scrape: {{interval: 50ms, timeout: 100ms, modelsInterval: 1s}}
+state: {{staleAfter: {stale_after}s}}
+pools: [{{extProcAddress: '127.0.0.1:0', endpoints: {endpoints}}}]
+"""
+START = 1_000.0
+# A recorded page, but for the queue: one that stands still for long is a story of its own.
+PAGE = RECORDED.replace(
+    b'vllm:num_requests_waiting{engine="0",model_name="tiny"} 20.0',
+    b'vllm:num_requests_waiting{engine="0",model_name="tiny"} 2.0',
+)
+POOL = "default"
+
+
+class Seen(NamedTuple):
+    """What the exits say at one moment. `picks`: how often each endpoint was picked, or the status of the refusals."""
+
+    state: dict[str, dict[str, Any]]  # by address
+    header: dict[str, Any]
+    gauges: list[dict[str, Any]]
+    page: Counts
+    picks: dict[str, int]
+
+    def gauge(self, name: str, *labels: str) -> list[dict[str, Any]]:
+        """The rows of a gauge that have these words among their labels."""
+        return [row for row in self.gauges if row["name"] == name and set(labels) <= set(row["labels"].values())]
+
+
+class Story:
+    """An agent over some endpoints; `bad` is the one that things happen to, `good` those that they must not harm."""
+
+    def __init__(
+        self, live: Live, clock: ManualClock, servers: Sequence[Target], session: aiohttp.ClientSession
+    ) -> None:
+        self.live = live
+        self.clock = clock
+        self.servers = list(servers)
+        self.bad, *self.good = servers
+        self._session = session
+        self._requests = 0
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    async def turn(self) -> None:
+        """Time for one scrape of everybody; over when the good ones are read and the bad one's has ended."""
+        before = len(self.of_bad())
+        self.clock.advance(TURN)
+        now = self.clock.now()
+        await eventually(lambda: all(self._read_at(server) >= now for server in self.good), what="pages of the good")
+        await self.flow(lambda: len(self.of_bad()) > before)
+
+    async def flow(self, until: Callable[[], object]) -> None:
+        """Time flows as it does for people, until something has come: a jump would be taken for a stop of the agent."""
+
+        def look() -> bool:
+            if until():
+                return True
+            self.clock.advance(FLOW)
+            return False
+
+        await eventually(look, what="what was due")
+
+    async def failures(self, count: int) -> None:
+        """So many failed scrapes of the bad one, one after another, from now on."""
+        before = len(self.failed())
+        while len(self.failed()) < before + count:
+            await self.turn()
+        assert len(self.failed()) == before + count
+
+    async def models(self) -> None:
+        """Until the lists of models are known."""
+        views = lambda: self.live.pool.store.snapshot(self.clock.now()).endpoints
+        await eventually(lambda: all(view.reading(MODELS) for view in views()), what="the lists of models")
+
+    async def grow_stale(self) -> None:
+        """Time until whatever has not come again since is stale."""
+        until = self.clock.now() + STALE_AFTER
+        while self.clock.now() < until:
+            await self.turn()
+
+    def _read_at(self, server: Target) -> float:
+        return max((event.at for event in self.of(ScrapeDone) if event.endpoint == server.address), default=-1.0)
+
+    # -- what happened -----------------------------------------------------------------------------------------------
+
+    def of(self, kind: type) -> list[Any]:
+        return self.live.recorder.of(kind)
+
+    def of_bad(self) -> list[Event]:
+        return [each for each in (*self.of(ScrapeDone), *self.of(ScrapeFailed)) if each.endpoint == self.bad.address]
+
+    def failed(self) -> list[ScrapeFailed]:
+        return [event for event in self.of(ScrapeFailed) if event.endpoint == self.bad.address]
+
+    def harm(self) -> list[Event]:
+        """Whatever befell a good one beyond becoming healthy once."""
+        good = {server.address for server in self.good}
+        return [
+            event
+            for event in self.of(ScrapeFailed) + self.of(HealthChanged)
+            if event.endpoint in good and (isinstance(event, ScrapeFailed) or event.new != "healthy")
+        ]
+
+    # -- the exits ---------------------------------------------------------------------------------------------------
+
+    async def look(self) -> Seen:
+        """Ask every exit."""
+        picks = await self._picks()
+        document = await self._get("/v1/state")
+        gauges = (await self._get("/v1/gauges"))["gauges"]
+        (pool,) = document["pools"]
+        state = {endpoint["address"]: endpoint for endpoint in pool["endpoints"]}
+        return Seen(state, document, gauges, Counts(await self._get("/metrics")), picks)
+
+    async def _get(self, path: str) -> Any:
+        async with self._session.get(f"http://{self.live.admin}{path}") as answer:
+            assert answer.status == 200
+            return await answer.json() if answer.content_type == "application/json" else await answer.text()
+
+    async def _picks(self) -> dict[str, int]:
+        """Requests that have nothing in common, all in flight at a time: who was picked, or how each was refused."""
+        running, picks = [], dict[str, int]()
+        for _ in range(PICKS):
+            self._requests += 1
+            words = f"{self._requests} is the number of this request. " * 20
+            body = orjson.dumps({"model": "tiny", "messages": [{"role": "user", "content": words}]})
+            conversation, picked = await self.live.converse(f"request {self._requests}", body)
+            running.append((conversation, picked))
+            picks[picked] = picks.get(picked, 0) + 1
+        for conversation, picked in running:
+            if ":" in picked:
+                await end(conversation)
+        return picks
+
+
+@asynccontextmanager
+async def a_story(folder: Path, endpoints: int = 2) -> AsyncIterator[Story]:
+    """An agent with so many endpoints, all of them read once and well."""
+    clock = ManualClock(START)
+    servers = [Target() for _ in range(endpoints)]
+    for server in servers:
+        server.page = PAGE
+        await server.start()
+    file = folder / "igw.yaml"
+    listed = orjson.dumps([server.address for server in servers]).decode()
+    file.write_text(_FILE.format(stale_after=int(STALE_AFTER), endpoints=listed), encoding="utf-8")
+    live = Live(file, clock)
+    ports = await live.agent.start()
+    live.admin, live.picker = ports.admin, ports.pickers[POOL]
+    try:
+        async with grpc.aio.insecure_channel(live.picker) as channel, aiohttp.ClientSession() as session:
+            live.channel = channel
+            story = Story(live, clock, servers, session)
+            await story.turn()
+            assert len(live.healthy()) == endpoints
+            await story.models()
+            yield story
+    finally:
+        await live.agent.stop(grace=0)
+        for server in servers:
+            await server.stop()
