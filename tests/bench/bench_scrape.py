@@ -26,7 +26,7 @@ from statistics import median
 
 from agent.engines import engine
 from agent.engines.mapping import Extractor
-from tests.bench.children import ROOT, missing, tidy
+from tests.bench.children import ROOT, machine_seconds, missing, own_seconds, tidy
 from tests.bench.fleet import PAGE, Fleet
 from tests.bench.pages import sequence
 from tests.bench.picture import Panel, svg
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{' and '.join(gone)} not installed: `make packages` installs what is missing")
         return 0
     tidy()
-    began = time.monotonic()
+    began, machine, own = time.monotonic(), machine_seconds(), own_seconds()
     sheet = Sheet(quiet=args.json)
     compared = bench(rows, Plan(args.seconds, args.rounds, args.age_seconds), sheet)
     if compared:
@@ -200,7 +200,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(sheet.figures, indent=1))
     else:
-        print(f"medians of {args.rounds} runs of {args.seconds:g} s each; {time.monotonic() - began:.0f} s in all")
+        took = time.monotonic() - began
+        others = (machine_seconds() - machine - own_seconds() + own) / took
+        print(f"medians of {args.rounds} runs of {args.seconds:g} s each; {took:.0f} s in all")
+        print(f"other programs took {others:.2f} cores meanwhile; above a tenth, measure again on a quiet machine")
     return 0
 
 

@@ -31,6 +31,19 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=_PATH)
 
 
+def machine_seconds() -> float:
+    """CPU seconds that this machine has spent on anything so far, what its host took from it included."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, interrupts, soft, stolen = map(int, fields[:8])
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(used.ru_utime + used.ru_stime for used in both)
+
+
 def missing(*names: str) -> list[str]:
     """Those of these programs that are not installed."""
     return [name for name in names if program(name) is None]
