@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 import orjson
 
+from agent.emulator import accelerators
 from agent.emulator.settings import Settings
 from agent.envoy.process import Envoy, EnvoyFailed, ending_with_us
 from agent.envoy.process import start as start_envoy
@@ -33,6 +34,7 @@ MODEL: Final = "emulated"
 SERVERS: Final = 4
 BYTES_PER_TOKEN: Final = 4  # of the emulated servers, and what the agent takes where it is told nothing else
 SCRAPE_INTERVAL_SECONDS: Final = 0.2
+ACCELERATOR: Final = "dcgm"  # whose page the emulated servers have beside their own
 # A small model server: 7,000 prompt tokens a second and room for 32,752 of them. The workload asks a little more of the
 # four than they can do where nothing is in their caches, a little less where most is, and of the server that is warm
 # for the most popular tenant more than one can do.
@@ -182,8 +184,10 @@ def envoy_settings(ports: Ports, endpoints: Sequence[str]) -> EnvoySettings:
     )
 
 
-def agent_configuration(ports: Ports, endpoints: Sequence[str], profile: str, bytes_per_token: int) -> dict[str, Any]:
-    """The agent's configuration file, as JSON, which YAML is too."""
+def agent_configuration(
+    ports: Ports, endpoints: Sequence[str], profile: str, bytes_per_token: int, *, own: bool
+) -> dict[str, Any]:
+    """The agent's configuration file, as JSON, which YAML is too. `own`: we started the servers."""
     return {
         "apiVersion": "llm-d.ai/v1alpha1",
         "kind": "EndpointPickerConfig",
@@ -195,8 +199,21 @@ def agent_configuration(ports: Ports, endpoints: Sequence[str], profile: str, by
                 "name": POOL,
                 "profile": profile,
                 "extProcAddress": f"{HOST}:{ports.ext_proc}",
-                "endpoints": list(endpoints),
+                **(_with_accelerators(endpoints) if own else {"endpoints": list(endpoints)}),
             }
+        ],
+    }
+
+
+def _with_accelerators(endpoints: Sequence[str]) -> dict[str, Any]:
+    """The emulated servers, each with its device, whose page it serves beside its own."""
+    return {
+        "endpoints": [
+            {"address": address, "pod": f"default/emulated-{address.rpartition(':')[2]}"} for address in endpoints
+        ],
+        "accelerators": [
+            {"source": ACCELERATOR, "address": address, "path": accelerators.PATH, "interval": "1s"}
+            for address in endpoints
         ],
     }
 
@@ -231,7 +248,7 @@ class Fleet:
             if value != getattr(Settings(), name):
                 settings += [f"--{name.replace('_', '-')}", str(value)]
         for number, address in enumerate(self.endpoints, 1):
-            command = _igw("emulate", "--listen", address, "--model", MODEL, *settings)
+            command = _igw("emulate", "--listen", address, "--model", MODEL, "--accelerator", ACCELERATOR, *settings)
             self._servers.append(Child(f"emulated server {number}", command, self._folder))
         for child, address in zip(self._servers, self.endpoints, strict=True):
             await self._until_200(child, f"http://{address}/health")
@@ -241,7 +258,8 @@ class Fleet:
         if self._agent is not None:
             await self._agent.stop()
         path = self._folder / "igw.yaml"
-        path.write_text(json.dumps(agent_configuration(self.ports, self.endpoints, profile, self.bytes_per_token)))
+        settings = agent_configuration(self.ports, self.endpoints, profile, self.bytes_per_token, own=self.own)
+        path.write_text(json.dumps(settings))
         command = _igw("run", "--config", str(path))
         self._agent = Child("the agent", command, self._folder)
         await self._until_200(self._agent, f"{self.admin}/readyz")

@@ -222,7 +222,8 @@ async def _run(
     port = fleet.ports.picker if picks else fleet.ports.round_robin
     ages: list[float] = []
     peaks: dict[str, float] = {}
-    watcher = asyncio.create_task(_watch(fleet, ages, peaks))
+    busy: list[float] = []
+    watcher = asyncio.create_task(_watch(fleet, ages, busy, peaks))
     try:
         with screen.run(name, len(turns)) as moved:
             progress = await _send(port, turns, work, clock, moved)
@@ -249,6 +250,7 @@ async def _run(
         spent,
         ages,
         progress.late_seconds,
+        busy,
     )
     return figures, peaks
 
@@ -262,8 +264,9 @@ async def _send(
         return await client.send(session, url, turns, work.model, work.shape.answer_tokens, clock, moved)
 
 
-async def _watch(fleet: Fleet, ages: list[float], peaks: dict[str, float]) -> None:
-    """Ask the agent for its gauges from time to time: how old its pages are, how high each gauge came."""
+async def _watch(fleet: Fleet, ages: list[float], busy: list[float], peaks: dict[str, float]) -> None:
+    """Ask the agent for its gauges from time to time: how old its pages are, how busy what runs under the servers is,
+    how high each gauge came."""
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         for gauge in gauges(await fleet.json(f"{fleet.admin}/v1/gauges")):
@@ -271,6 +274,8 @@ async def _watch(fleet: Fleet, ages: list[float], peaks: dict[str, float]) -> No
                 continue
             if gauge.name == "igw_endpoint_page_age_seconds":
                 ages.append(gauge.value)
+            if gauge.name == "igw_endpoint_accelerator_utilization_ratio":
+                busy.append(gauge.value)
             peaks[gauge.name] = max(gauge.value, peaks.get(gauge.name, gauge.value))
 
 

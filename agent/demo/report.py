@@ -15,7 +15,8 @@ class Figures(NamedTuple):
 
     Tokens, requests and hits are what the servers counted, but `predicted_tokens`, which the index expected at its
     picks, and `sent`, which the client did. `ages_seconds` are those of the pages that the agent picked by;
-    `late_seconds` is how far behind its schedule the client was at worst.
+    `late_seconds` is how far behind its schedule the client was at worst; `busy_ratios` are the utilizations of the
+    accelerators, as often as they were looked at.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Figures(NamedTuple):
     agent_cpu_seconds: float | None
     ages_seconds: Sequence[float]
     late_seconds: float
+    busy_ratios: Sequence[float] = ()
 
     @property
     def hit_ratio(self) -> float | None:
@@ -58,6 +60,10 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
 def table(runs: Sequence[Figures]) -> list[Row]:
     """The rows, from what a user feels to what it costs."""
     rows = [
@@ -72,6 +78,7 @@ def table(runs: Sequence[Figures]) -> list[Row]:
     servers = dict.fromkeys(server for run in runs for server in run.served)
     rows += [Row(f"requests at {server}", tuple(_count(run.served.get(server)) for run in runs)) for server in servers]
     rows += [
+        _row("accelerators busy, mean", runs, lambda run: _ratio(_mean(run.busy_ratios))),
         _row("errors", runs, lambda run: f"{run.failed}"),
         _row("agent CPU per request", runs, _cpu),
         _row("age of the signals, p50", runs, lambda run: _seconds(percentile(run.ages_seconds, 50))),

@@ -25,20 +25,22 @@ from exporters.catalog import CATALOG
 
 numbers = st.floats(0, 1e6)
 known_or_not = st.none() | numbers
+counted_or_not = st.none() | st.integers(0, 10**6).map(float)
 figures = st.builds(
     Figures,
     name=st.just("x"),
     sent=st.integers(0, 1000),
     ttft_seconds=st.lists(numbers),
     errors=st.dictionaries(st.sampled_from(["HTTP 503", "an empty stream"]), st.integers(1, 9)),
-    served=st.dictionaries(st.sampled_from(["a:1", "b:1"]), known_or_not),
-    query_tokens=known_or_not,
-    hit_tokens=known_or_not,
-    predicted_tokens=known_or_not,
-    left_warmest=known_or_not,
+    served=st.dictionaries(st.sampled_from(["a:1", "b:1"]), counted_or_not),
+    query_tokens=counted_or_not,
+    hit_tokens=counted_or_not,
+    predicted_tokens=counted_or_not,
+    left_warmest=counted_or_not,
     agent_cpu_seconds=known_or_not,
     ages_seconds=st.lists(numbers),
     late_seconds=numbers,
+    busy_ratios=st.lists(st.floats(0, 1)),
 )
 RUN = Figures(
     "least-cost",
@@ -53,6 +55,7 @@ RUN = Figures(
     0.1,
     [0.05, 0.1],
     0.0,
+    [0.5, 1.0],
 )
 BLIND = RUN._replace(name="round robin", ttft_seconds=[4.0], predicted_tokens=None, left_warmest=None)
 
@@ -73,6 +76,7 @@ def test_every_figure_is_in_its_row() -> None:
         "left the warmest server": (UNKNOWN, "12"),
         "requests at a:1": ("120", "120"),
         "requests at b:1": (UNKNOWN, UNKNOWN),
+        "accelerators busy, mean": ("75.0 %", "75.0 %"),
         "errors": ("0", "0"),
         "agent CPU per request": ("500 us", "500 us"),
         "age of the signals, p50": ("50 ms", "50 ms"),
