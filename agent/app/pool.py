@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from agent.clock import Clock
 from agent.config import Config, Pool, PrefillRate
+from agent.engines.custom import tables
 from agent.events import Ended, Hook, Picked
 from agent.pick.picker import pick
 from agent.pick.profile import Profile, build
@@ -147,6 +148,7 @@ def profile_of(config: Config, pool: Pool) -> Profile:
 def targets(config: Config, engines: dict[str, str]) -> list[Target]:
     """What the scrape loop is to ask, and how."""
     scrape = config.scrape
+    told = tables(config.engines)
     return [
         Target(
             address,
@@ -156,6 +158,7 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
             timeout=scrape.timeout,
             max_page_bytes=scrape.max_page_bytes,
             models_interval=scrape.models_interval,
+            table=told.get(engine),
         )
         for address, engine in engines.items()
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from agent.app.vocabulary import WORDS
 from agent.config import Accelerators, BadConfig, Config, Endpoint, load
 from agent.config.options import SECTIONS, options, reference, snake
+from agent.engine_specs import MetricSpec
 from agent.profiles import PRESETS, ProfileSpec
 
 HELP = """Check configuration files. Prints `FILE: ok` and what the file comes to, defaults included, or every problem
@@ -60,6 +61,8 @@ def summary(config: Config) -> Iterator[str]:
             yield f"    accelerators {entry.source}: {shown}"
     if not config.pools:
         yield "  no pools: `igw run` needs one; add pools: with a name and endpoints"
+    for engine in config.engines:
+        yield f"  engine {engine.name}: {', '.join(map(_metric, engine.metrics))}"
     used = {pool.profile for pool in config.pools}
     for name, profile in sorted(config.profiles.items()):
         if name in used or PRESETS.get(name) != profile:
@@ -83,6 +86,13 @@ def _endpoint(endpoint: Endpoint) -> str:
         if row.key not in {"address", "engine"} and (value := getattr(endpoint, row.field))
     ]
     return "  ".join([endpoint.address, ", ".join([endpoint.engine, *beside])])
+
+
+def _metric(metric: MetricSpec) -> str:
+    """A signal and where it comes from."""
+    where = ", ".join(f"{label}={text}" for label, text in metric.where)
+    source = f"{metric.sample}{{{where}}}" if where else metric.sample
+    return f"{metric.signal} from {source}{' label ' + metric.label if metric.label else ''}"
 
 
 def _count(endpoints: tuple[object, ...]) -> str:

@@ -33,6 +33,7 @@ from agent.config.options import (
 )
 from agent.config.plugins import Found, read
 from agent.config.reading import Reader
+from agent.engine_specs import ENGINE_LABELS, engine_by_label
 from agent.profiles import PRESETS
 
 __all__ = [
@@ -141,6 +142,8 @@ def _understand(document: Table, name: str, problems: list[Problem], words: Voca
         source=name,
         pools=_pools(document, reader, found),
         profiles=profiles,
+        engines=tuple(found.engines.values()),
+        engine_labels=_engine_labels(found),
         notes=tuple(found.notes),
         **{snake(key): section for key, section in made.items()},
     )
@@ -181,7 +184,7 @@ def _pools(document: Table, reader: Reader, found: Found) -> tuple[Pool, ...]:
                 table.mark, f"{key}.profile", f"missing; the file has several profiles: write one of {', '.join(own)}"
             )
         engine = fields.get("engine", Pool.__dataclass_fields__["engine"].default)
-        endpoints = tuple(_endpoints(table, key, reader, engine))
+        endpoints = tuple(_endpoints(table, key, reader, engine, _engine_labels(found)))
         accelerators = tuple(_accelerators(table, key, reader))
         pools.append(Pool(endpoints=endpoints, accelerators=accelerators, **fields))
     return tuple(pools)
@@ -199,7 +202,13 @@ def _accelerators(pool: Table, key: str, reader: Reader) -> Iterator[Accelerator
         yield Accelerators(**fields)
 
 
-def _endpoints(pool: Table, key: str, reader: Reader, engine: str) -> list[Endpoint]:
+def _engine_labels(found: Found) -> tuple[str, ...]:
+    """The keys of the label that names an endpoint's engine."""
+    said = found.settings.get("engineLabelKey")
+    return ENGINE_LABELS if said is None else (said.value,)
+
+
+def _endpoints(pool: Table, key: str, reader: Reader, engine: str, labels: Sequence[str]) -> list[Endpoint]:
     endpoints = []
     kind = next(options(Endpoint)).kind
     if "endpoints" not in pool.entries:
@@ -214,5 +223,6 @@ def _endpoints(pool: Table, key: str, reader: Reader, engine: str) -> list[Endpo
             address = reader.value(alone, path, "address", kind)
             fields = {} if address is None else {"address": address}
         if "address" in fields:
-            endpoints.append(Endpoint(**{"engine": engine, **fields}))
+            told = engine_by_label(dict(fields.get("labels", ())), labels)
+            endpoints.append(Endpoint(**{"engine": told[1] if told else engine, **fields}))
     return endpoints

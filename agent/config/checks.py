@@ -10,6 +10,7 @@ from agent.config.names import Vocabulary
 from agent.config.options import Accelerators, Config
 from agent.config.reading import Reader
 from agent.config.values import meant, quote, show_duration, show_size, split_address
+from agent.engine_specs import engine_by_label
 
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _LOOPBACK = frozenset({"localhost", "::1"})
@@ -191,14 +192,19 @@ def _accelerator_times(entry: Accelerators, path: str, reader: Reader) -> None:
 
 def _engines(config: Config, place: int, reader: Reader, words: Vocabulary) -> None:
     pool = config.pools[place]
-    if pool.engine not in words.engines:
-        reader.wrong_at(
-            f"pools[{place}].engine", f"{quote(pool.engine)} is no engine; {meant(pool.engine, words.engines)}"
-        )
+    engines = (*words.engines, *(spec.name for spec in config.engines))
+    if pool.engine not in engines:
+        reader.wrong_at(f"pools[{place}].engine", f"{quote(pool.engine)} is no engine; {meant(pool.engine, engines)}")
         return
     for number, endpoint in enumerate(pool.endpoints):
-        if endpoint.engine not in words.engines:
+        if endpoint.engine in engines:
+            continue
+        path = f"pools[{place}].endpoints[{number}]"
+        told = engine_by_label(dict(endpoint.labels), config.engine_labels)
+        if f"{path}.engine" in reader.marks or told is None:
             reader.wrong_at(
-                f"pools[{place}].endpoints[{number}].engine",
-                f"{quote(endpoint.engine)} is no engine; {meant(endpoint.engine, words.engines)}",
+                f"{path}.engine", f"{quote(endpoint.engine)} is no engine; {meant(endpoint.engine, engines)}"
             )
+        else:
+            what = f"{quote(told[1])}, which {told[0]} says, is no engine; {meant(told[1], engines)}"
+            reader.wrong_at(f"{path}.labels", what)

@@ -24,6 +24,11 @@ _POD: Final = re.compile(rf"{_DNS}/{_DNS}")
 _NODE: Final = re.compile(r"[A-Za-z0-9:](?:[A-Za-z0-9.:_-]{0,251}[A-Za-z0-9:])?")
 
 
+def is_label_key(text: str) -> bool:
+    """Whether Kubernetes would take this as the key of a label."""
+    return _KEY.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """A mapping of label keys to values, kept as pairs in the order of the keys."""
@@ -36,7 +41,7 @@ class Labels:
             raise Wrong(f"{kind_of(node)} where labels are wanted; write a mapping, such as {{app: chat}}")
         pairs: list[tuple[str, str]] = []
         for key, value in node.entries.items():
-            if not _KEY.fullmatch(key):
+            if not is_label_key(key):
                 raise Wrong(f"{quote(key)} is no label key; write a name, or PREFIX/NAME with a DNS name as the prefix")
             if not isinstance(value, Scalar):
                 raise Wrong(f"the value of {quote(key)} is {kind_of(value)}; write a word")

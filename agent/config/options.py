@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from agent.config.accelerators import AddressTemplate, Codes, Words
 from agent.config.labels import Labels, NodeName, PodName
 from agent.config.values import Address, Duration, Kind, Name, Number, Size, Switch, UrlPath
+from agent.engine_specs import ENGINE_LABELS, EngineSpec
 from agent.profiles import DEFAULT_PROFILE, ProfileSpec
 
 _UNSET: Final = object()
@@ -38,7 +39,7 @@ class Endpoint:
     """One model server as the configuration names it. `host` may be a name, which may stand for several servers."""
 
     address: str = option(Address(), "where the server listens; a name stands for all its addresses", shown="required")
-    engine: str = option(Name(), "what runs there", shown="the pool's engine")
+    engine: str = option(Name(), "what runs there", shown="what its label `llm-d.ai/engine-type` says, else the pool's")
     labels: tuple[tuple[str, str], ...] = option(
         Labels(), "labels of the server, such as those of its pod", (), shown="none"
     )
@@ -221,7 +222,8 @@ SECTIONS: Final[Mapping[str, type]] = {
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A configuration that was checked as a whole. `notes` say what was read and has no effect, and why."""
+    """A configuration that was checked as a whole. `engines` are those that the file tells, `engine_labels` the keys of
+    the label that names an endpoint's engine. `notes` say what was read and has no effect, and why."""
 
     source: str
     pools: tuple[Pool, ...]
@@ -234,6 +236,8 @@ class Config:
     admin: Admin
     reload: Reload
     log: Log
+    engines: tuple[EngineSpec, ...] = ()
+    engine_labels: tuple[str, ...] = ENGINE_LABELS
     notes: tuple[str, ...] = ()
 
 

@@ -10,8 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from agent.config.document import Mark, Node, Scalar, as_bool, is_null, kind_of
+from agent.config.engines import read_engines
+from agent.config.labels import is_label_key
 from agent.config.names import FIELD_MIN_BLOCK_TOKENS
+from agent.config.reading import Reader
 from agent.config.values import Name, Number, UrlPath, Wrong, meant, quote
+from agent.engine_specs import EngineSpec
 
 NOT_YET_SAYS: Final = "is known, but this version does not do it yet; remove it"
 
@@ -19,9 +23,15 @@ NOT_YET_SAYS: Final = "is known, but this version does not do it yet; remove it"
 class Part(Protocol):
     """What a rule may do with what it read."""
 
+    reader: Reader
+
     @property
     def engines(self) -> tuple[str, ...] | None:
-        """The engines that there are; None where any name passes."""
+        """The engines that there are, configured ones included; None where any name passes."""
+        ...
+
+    def add_engine(self, engine: EngineSpec) -> None:
+        """An engine that the file tells."""
         ...
 
     def note(self, what: str) -> None:
@@ -90,9 +100,19 @@ def _sets_engine(part: Part, type_: str, path: str, node: Node) -> None:
     part.set("pools[].engine", name, path, node.mark)
 
 
-def _not_yet(part: Part, type_: str, path: str, node: Node) -> None:
-    if not is_null(node):
-        raise Wrong(f"this {NOT_YET_SAYS}")
+def _adds_engines(part: Part, type_: str, path: str, node: Node) -> None:
+    for engine in read_engines(node, path, part.reader):
+        part.add_engine(engine)
+
+
+def _sets_label_key(part: Part, type_: str, path: str, node: Node) -> None:
+    text = node.text if isinstance(node, Scalar) else ""
+    if is_null(node) or not text:  # the field's word for "not set"
+        return
+    if not is_label_key(text):
+        shown = quote(text) if text else kind_of(node)
+        raise Wrong(f"{shown} is no label key; write a name, or PREFIX/NAME with a DNS name as the prefix")
+    part.set("engineLabelKey", text, path, node.mark)
 
 
 _ONE_PRODUCER: Final = _ignored("as there is one producer only")
@@ -143,7 +163,7 @@ PARAMETERS: Final[Mapping[str, Mapping[str, Rule]]] = {
     },
     "core-metrics-extractor": {
         "defaultEngine": _sets_engine,
-        "engineConfigs": _not_yet,
-        "engineLabelKey": _ignored("as endpoints of this file have no labels"),
+        "engineConfigs": _adds_engines,
+        "engineLabelKey": _sets_label_key,
     },
 }

@@ -26,6 +26,7 @@ from agent.config.options import MIN_MODELS_INTERVAL
 from agent.config.parameters import NOT_YET_SAYS, PARAMETERS
 from agent.config.reading import Reader
 from agent.config.values import Duration, Name, Number, Wrong, meant, quote, show_duration
+from agent.engine_specs import EngineSpec
 from agent.profiles import PluginSpec, ProfileSpec
 
 
@@ -43,6 +44,7 @@ class Found:
 
     profiles: dict[str, ProfileSpec] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)  # "prefixIndex.blockTokens" -> setting
+    engines: dict[str, EngineSpec] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -166,7 +168,8 @@ class _FieldPart:
         """The parameters that are the plugin's own; the others were understood here."""
         rules = PARAMETERS.get(type_, {})
         left: dict[str, object] = {}
-        for name, node in parameters.entries.items():
+        # Engines first: another parameter may name one that stands behind it.
+        for name, node in sorted(parameters.entries.items(), key=lambda entry: entry[0] != "engineConfigs"):
             path = f"{key}.{name}"
             self.reader.marks[path] = parameters.marks[name]
             rule = rules.get(name)
@@ -184,8 +187,12 @@ class _FieldPart:
 
     @property
     def engines(self) -> tuple[str, ...] | None:
-        """The engines that there are; None where any name passes."""
-        return self.words.engines if self.words is not None else None
+        """The engines that there are, configured ones included; None where any name passes."""
+        return (*self.words.engines, *self.found.engines) if self.words is not None else None
+
+    def add_engine(self, engine: EngineSpec) -> None:
+        """An engine that the file tells."""
+        self.found.engines[engine.name] = engine
 
     def note(self, what: str) -> None:
         """Something that was read and is not as written."""

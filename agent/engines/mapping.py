@@ -33,7 +33,7 @@ class Memory:
 
     def __init__(self, engine: Engine) -> None:
         self.layouts = Layouts()
-        self._engine = engine
+        self.engine = engine
         self._learnt: dict[tuple[Layout, bool], Learnt] = {}
 
     def learnt(self, page: bytes, layout: Layout, *, whole: bool) -> Learnt:
@@ -42,7 +42,7 @@ class Memory:
         if known is None:
             if len(self._learnt) >= MAX_LAYOUTS:
                 self._learnt.clear()
-            known = self._learnt[layout, whole] = learn(self._engine, page, layout, whole=whole)
+            known = self._learnt[layout, whole] = learn(self.engine, page, layout, whole=whole)
         return known
 
 

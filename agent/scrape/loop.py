@@ -22,7 +22,6 @@ from typing import Any, Final
 import orjson
 
 from agent.clock import Clock
-from agent.engines import engine
 from agent.engines.mapping import Extractor, Memory
 from agent.scrape.fetch import Buffers, Connection, FetchFailed
 from agent.scrape.http import request
@@ -71,7 +70,7 @@ class ScrapeLoop:
     def set_targets(self, pool: str, targets: Sequence[Target], sink: Sink) -> None:
         """The model servers of a pool from now on. Those that stay keep their connection, and their phase if the
         interval stays."""
-        self._set(pool, targets, sink, sink, lambda target: self.extractor(target.engine))
+        self._set(pool, targets, sink, sink, self.extractor)
 
     def set_exporters(
         self, group: str, targets: Sequence[Target], sink: PageSink[Told], reader: Callable[[Target], Reader[Told]]
@@ -92,7 +91,7 @@ class ScrapeLoop:
             self._scrapers.pop(key).stop()
         for address, target in wanted.items():
             known = self._scrapers.get((group, address))
-            if known is not None and known.target.engine == target.engine:
+            if known is not None and known.target.same_reader(target):
                 known.change(target, sink, server)
                 continue
             if known is not None:
@@ -129,10 +128,15 @@ class ScrapeLoop:
         if due < self._timer_at:
             self._arm(due)
 
-    def extractor(self, name: str) -> Extractor:
+    def extractor(self, target: Target) -> Extractor:
         """A reader of one endpoint's pages; those of one engine share what they learn."""
-        table = engine(name)
-        return Extractor(table, self._memories.setdefault(name, Memory(table)))
+        table = target.engine_table()
+        if table is None:
+            raise ValueError(f"{target.address} is set as a model server and has no engine")
+        memory = self._memories.get(table.name)
+        if memory is None or memory.engine != table:
+            memory = self._memories[table.name] = Memory(table)
+        return Extractor(table, memory)
 
     def connect(self, scraper: _Scraper) -> None:
         """Open a connection for it, in a task of its own."""
@@ -230,7 +234,8 @@ class _Scraper:
         self.target = target
         self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * target.interval)
         self._page_request = request(target.address, target.path, _METRICS_TYPE)
-        models_path = engine(target.engine).models_path if target.engine else None
+        table = target.engine_table()
+        models_path = table.models_path if table else None
         self._models_request = request(target.address, models_path, "application/json") if models_path else b""
 
     def begin(self) -> None:

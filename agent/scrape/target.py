@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, TypeVar
 
-from agent.engines.mapping import Extraction
+from agent.engines import engine
+from agent.engines.mapping import Engine, Extraction
 
 
 class Target(NamedTuple):
     """What to ask, how often (seconds), how long to wait for the whole page (seconds), and how large it may be.
 
-    `engine` is empty where no model server answers: then nothing is asked beside the page.
+    `engine` is empty where no model server answers: then nothing is asked beside the page. `table` is that of an engine
+    which the configuration tells; the others are known by their names.
     """
 
     address: str
@@ -20,6 +22,17 @@ class Target(NamedTuple):
     timeout: float = 1.0
     max_page_bytes: int = 4 << 20
     models_interval: float = 10.0
+    table: Engine | None = None
+
+    def engine_table(self) -> Engine | None:
+        """The table of its engine; None where no model server answers."""
+        if self.table is not None or not self.engine:
+            return self.table
+        return engine(self.engine)
+
+    def same_reader(self, other: Target) -> bool:
+        """Whether the pages of both are read alike."""
+        return self.engine == other.engine and self.table == other.table
 
 
 Read = TypeVar("Read", covariant=True)  # noqa: PLC0105

@@ -21,6 +21,7 @@ def complaints(text: str) -> list[str]:
     return [line.removeprefix("file.yaml") for line in refused.value.lines()]
 
 
+SUCH_AS = "write a name, or name{label=value}, such as nv_trt_llm_request_metrics{request_type=waiting}"
 BAD = {
     # the document itself
     "": ": the file is empty; write an EndpointPickerConfig document",
@@ -268,8 +269,69 @@ BAD = {
     f"{HEAD}plugins:\n- type: single-profile-handler\n  parameters: {{x: 3}}\n": (
         ":5: plugins[0].parameters.x: takes no parameters; remove it"
     ),
-    f"{HEAD}plugins:\n- type: core-metrics-extractor\n  parameters: {{engineConfigs: []}}\n": (
-        ":5: plugins[0].parameters.engineConfigs: this is known, but this version does not do it yet; remove it"
+    **{
+        f"{HEAD}plugins:\n- type: core-metrics-extractor\n  parameters:\n    engineConfigs:\n    - {entry}\n": (
+            f":7: plugins[0].parameters.engineConfigs[0]{key}: {what}"
+        )
+        for entry, key, what in [
+            ("{name: mine}", "", "no metric of this engine; write at least queuedRequestsSpec"),
+            ("{queuedRequestsSpec: q}", ".name", "missing; write the engine's name, such as my-server"),
+            ("{name: auto, queuedRequestsSpec: q}", ".name", "'auto' has a meaning of its own; write another name"),
+            ("{name: m, queuedRequestsSpec: q, kvSpec: x}", ".kvSpec", "unknown key; did you mean 'kvUsageSpec'?"),
+            (
+                "{name: m, queuedRequestsSpec: [q]}",
+                ".queuedRequestsSpec",
+                "a list is no text; write a metric, such as my_queue_length",
+            ),
+            (
+                "{name: m, queuedRequestsSpec: 'my queue'}",
+                ".queuedRequestsSpec",
+                f"'my queue' is no name of a metric; {SUCH_AS}",
+            ),
+            ("{name: m, kvUsageSpec: 'kv{a=b'}", ".kvUsageSpec", "the labels of kv have no end; write kv{label=value}"),
+            ("{name: m, kvUsageSpec: 'kv{}'}", ".kvUsageSpec", "kv{} names no label; write kv"),
+            (
+                "{name: m, kvUsageSpec: 'kv{a}'}",
+                ".kvUsageSpec",
+                "'a' is no label of kv; write label=value, with a comma between two",
+            ),
+            ("{name: m, kvUsageSpec: 'kv{a=b,a=c}'}", ".kvUsageSpec", "the label a of kv stands twice; keep one"),
+            (
+                "{name: m, kvUsageSpec: 'kv{a-b=c}'}",
+                ".kvUsageSpec",
+                "'a-b' is no name of a label; write letters, digits and _",
+            ),
+            (
+                "{name: m, kvUsageSpec: kv, cacheBlockSizeLabelName: page_size}",
+                ".cacheBlockSizeLabelName",
+                "a label of no sample; write cacheInfoSpec beside it, or remove it",
+            ),
+            (
+                "{name: m, cacheInfoSpec: info, cacheNumBlocksLabelName: num-blocks}",
+                ".cacheNumBlocksLabelName",
+                "'num-blocks' is no name of a label; write letters, digits and _",
+            ),
+            (
+                "{name: m, customMetrics: [{attributeKey: prompt_token, metricSpec: x}]}",
+                ".customMetrics[0].attributeKey",
+                "'prompt_token' is no signal that is a number; did you mean 'prompt_tokens'?",
+            ),
+        ]
+    },
+    f"{HEAD}plugins:\n- type: core-metrics-extractor\n  parameters:\n    engineConfigs:\n"
+    "    - {name: m, queuedRequestsSpec: q}\n    - {name: m, queuedRequestsSpec: q}\n": (
+        ":8: plugins[0].parameters.engineConfigs[1].name: a second engine named 'm'; give it another name"
+    ),
+    f"{HEAD}plugins:\n- type: core-metrics-extractor\n  parameters:\n    engineConfigs: 5\n": (
+        ":6: plugins[0].parameters.engineConfigs: a number where a list is wanted; begin each entry with '- '"
+    ),
+    f"{HEAD}plugins:\n- type: core-metrics-extractor\n  parameters: {{engineLabelKey: 'a b'}}\n": (
+        ":5: plugins[0].parameters.engineLabelKey: 'a b' is no label key; "
+        "write a name, or PREFIX/NAME with a DNS name as the prefix"
+    ),
+    f"{HEAD}pools:\n- endpoints:\n  - address: 10.0.0.1:8000\n    labels: {{llm-d.ai/engine-type: sglan}}\n": (
+        ":6: pools[0].endpoints[0].labels: 'sglan', which llm-d.ai/engine-type says, is no engine; "
+        "did you mean 'sglang'?"
     ),
     f"{HEAD}{QUEUE}schedulingProfiles:\n- name: x\n  plugins: [{{pluginRef: queue-scorrer}}]\n": (
         ":6: schedulingProfiles[0].plugins[0].pluginRef: 'queue-scorrer' is no entry of plugins; "

@@ -33,6 +33,7 @@ PLACES: dict[str, Place] = {
     "agent.clock": Place(1, S),
     "agent.signals": Place(1, P),
     "agent.events": Place(1, P),
+    "agent.engine_specs": Place(1, P),
     "agent.profiles": Place(1, P),
     "agent.scrape": Place(5, S),
     "agent.scrape.http": Place(2, P),

@@ -35,7 +35,7 @@ REGISTRIES = [
         EXPORTERS,
         frozenset({"combine", "device", "faults", "join", "mapping", "table"}),
     ),
-    Registry("agent.engines", ENGINES, frozenset({"learning", "mapping", "recognition", "table"})),
+    Registry("agent.engines", ENGINES, frozenset({"custom", "learning", "mapping", "recognition", "table"})),
     Registry("agent.pick.scorers", SCORERS),
 ]
 EVERY_REGISTRY = pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.package)
