@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from agent.clock import Clock
 from agent.config import Config, Pool, PrefillRate
+from agent.engines import engine as table_of
 from agent.engines.custom import tables
 from agent.events import Ended, Hook, Picked
 from agent.pick.picker import pick
@@ -153,7 +154,7 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
         Target(
             address,
             engine,
-            path=scrape.path,
+            path=scrape.path or (told.get(engine) or table_of(engine)).page_path,
             interval=scrape.interval,
             timeout=scrape.timeout,
             max_page_bytes=scrape.max_page_bytes,

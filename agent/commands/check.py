@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import Final
 
 from agent.app.vocabulary import WORDS
 from agent.config import Accelerators, BadConfig, Config, Endpoint, load
@@ -14,6 +15,9 @@ from agent.profiles import PRESETS, ProfileSpec
 
 HELP = """Check configuration files. Prints `FILE: ok` and what the file comes to, defaults included, or every problem
 as `FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all is well, 1 a file has problems, 2 wrong use."""
+
+# What holds where an option says nothing.
+_UNSAID: Final = {"fixed": "learnt", "path": "the engine's"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +74,7 @@ def summary(config: Config) -> Iterator[str]:
     for key, section in SECTIONS.items():
         values = getattr(config, snake(key))
         shown = ", ".join(
-            f"{row.key} {'learnt' if (value := getattr(values, row.field)) is None else row.kind.show(value)}"
+            f"{row.key} {_UNSAID[row.key] if (value := getattr(values, row.field)) is None else row.kind.show(value)}"
             for row in options(section)
         )
         yield f"  {key}: {shown}"

@@ -104,7 +104,12 @@ class Scrape:
 
     interval: float = option(Duration(MIN_INTERVAL, 3600), "time between two scrapes of an endpoint", 1.0)
     timeout: float = option(Duration(0.01, 60), "how long an answer may take, to its last byte", 1.0)
-    path: str = option(UrlPath(), "the page with the metrics", "/metrics")
+    path: str | None = option(
+        UrlPath(),
+        "the page with the metrics",
+        None,
+        shown="the engine's: `/metrics`, of `trtllm-serve` `/prometheus/metrics`",
+    )
     max_page_bytes: int = option(Size(1024, 256 << 20), "a longer page is refused", 4 << 20)
     models_interval: float = option(
         Duration(MIN_MODELS_INTERVAL, 3600), "time between two questions for the models that are served", 10.0

@@ -70,6 +70,14 @@ def test_an_engine_of_the_file_can_be_an_endpoints_and_the_default() -> None:
     assert [target.table is None for target in made] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("said", "path"), [("", "/prometheus/metrics"), ("scrape: {path: /stats}\n", "/stats")], ids=["unsaid", "said"]
+)
+def test_the_page_is_where_the_engine_has_it_unless_the_file_says_otherwise(said: str, path: str) -> None:
+    config = parse(HEAD + said + "pools:\n- {engine: trtllm-serve, endpoints: [10.0.0.1:1]}\n", "x", WORDS)
+    assert [target.path for target in targets(config, {"10.0.0.1:1": "trtllm-serve"})] == [path]
+
+
 def test_a_changed_table_of_an_engine_is_read_with_a_new_reader() -> None:
     pools = "pools:\n- {engine: m, endpoints: [10.0.0.1:1]}\n"
     one, other, same = (
