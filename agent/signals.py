@@ -70,6 +70,7 @@ LORA_MAX: Final = "lora_max_adapters"
 LORA_RUNNING: Final = "lora_running_adapters"
 LORA_WAITING: Final = "lora_waiting_adapters"
 START_TIME: Final = "start_time_seconds"
+MODEL_LOADED: Final = "model_loaded"
 MODELS: Final = "served_models"
 
 _COUNT_MAX: Final = 1e7  # requests at one server; more is a broken page
@@ -98,6 +99,7 @@ _ROWS: Final = (
     Signal(LORA_RUNNING, "names", Kind.NAMES, 0, 0, "LoRA adapters of running requests"),
     Signal(LORA_WAITING, "names", Kind.NAMES, 0, 0, "LoRA adapters of waiting requests"),
     Signal(START_TIME, "seconds since 1970", Kind.GAUGE, 0, 1e11, "when the server process started: its identity"),
+    Signal(MODEL_LOADED, "boolean", Kind.GAUGE, 0, 1, "1 while the model is loaded and can serve, 0 while it sleeps"),
     Signal(MODELS, "names", Kind.NAMES, 0, 0, "models and adapters that the server answers for"),
 )
 

@@ -12,7 +12,17 @@ from typing import Final
 from agent.engine_specs import EngineSpec, MetricSpec
 from agent.engines import ENGINES, engine
 from agent.engines.table import Combine, Engine, Source
-from agent.signals import BLOCK_SIZE, KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, SIGNALS, SLOTS_USAGE, START_TIME
+from agent.signals import (
+    BLOCK_SIZE,
+    KV_USAGE,
+    LORA_MAX,
+    LORA_RUNNING,
+    LORA_WAITING,
+    MODEL_LOADED,
+    SIGNALS,
+    SLOTS_USAGE,
+    START_TIME,
+)
 
 _COMBINE: Final[Mapping[str, Combine]] = {
     KV_USAGE: Combine.MEAN_BY_BLOCKS,
@@ -22,6 +32,7 @@ _COMBINE: Final[Mapping[str, Combine]] = {
     LORA_RUNNING: Combine.NEWEST,
     LORA_WAITING: Combine.NEWEST,
     START_TIME: Combine.LATEST,
+    MODEL_LOADED: Combine.LEAST,
 }
 # How servers call the label that tells their engines apart.
 _RANK: Final = ("engine", "dp_rank")

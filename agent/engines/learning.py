@@ -235,6 +235,8 @@ def _combination(
             made = sum(weight * value for weight, value in zip(by, parts, strict=True)) / sum(by)
         elif combine is Combine.LATEST:
             made = max(parts)
+        elif combine is Combine.LEAST:
+            made = min(parts)
         elif combine is Combine.SAME:
             made = parts[0]
             if min(parts) != max(parts):

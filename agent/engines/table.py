@@ -53,6 +53,7 @@ class Combine(Enum):
     MEAN_BY_BLOCKS = "mean weighted by the blocks of each engine's cache, plain where these are not known"
     SAME = "the value that all of them have"
     LATEST = "the largest"
+    LEAST = "the smallest"
     NEWEST = "the label of the series with the largest value, which is a time; several engines together"
     EACH = "what each engine has, times the engines"
 

@@ -28,6 +28,7 @@ from agent.signals import (
     LORA_MAX,
     LORA_RUNNING,
     LORA_WAITING,
+    MODEL_LOADED,
     MODELS,
     PREEMPTIONS,
     PREFILL_SECONDS,
@@ -59,6 +60,7 @@ _SILENT_ALIKE: Final = {
     LORA_RUNNING: "LoRA adapters are not on the page",
     LORA_WAITING: "LoRA adapters are not on the page",
     START_TIME: "the time of the start is not on the page",
+    MODEL_LOADED: "the page tells how long models took to load and not whether they are",
     MODELS: "the list of models is asked for by POST only",
 }
 _HEALTH: Final = "/v2/health/ready"

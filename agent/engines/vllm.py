@@ -19,6 +19,7 @@ from agent.signals import (
     LORA_MAX,
     LORA_RUNNING,
     LORA_WAITING,
+    MODEL_LOADED,
     MODELS,
     PREEMPTIONS,
     PREFILL_SECONDS,
@@ -70,6 +71,7 @@ VLLM: Final = Engine(
         LORA_RUNNING: (Source(_LORA, Combine.NEWEST, label="running_lora_adapters"),),
         LORA_WAITING: (Source(_LORA, Combine.NEWEST, label="waiting_lora_adapters"),),
         START_TIME: (Source("process_start_time_seconds", Combine.LATEST),),
+        MODEL_LOADED: (Source("vllm:engine_sleep_state", Combine.LEAST, {"sleep_state": "awake"}),),
     },
     silent={
         SLOTS_USAGE: "how many places a batch has is not on the page",

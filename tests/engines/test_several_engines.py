@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from agent.engines import engine
 from agent.engines.mapping import Extraction, Extractor
-from agent.signals import BLOCKS, KV_USAGE, LORA_MAX, PROMPT_TOKENS, RUNNING, SLOTS_USAGE, WAITING, WAITING_CAPACITY
+from agent.signals import (
+    BLOCKS,
+    KV_USAGE,
+    LORA_MAX,
+    MODEL_LOADED,
+    PROMPT_TOKENS,
+    RUNNING,
+    SLOTS_USAGE,
+    WAITING,
+    WAITING_CAPACITY,
+)
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
 
@@ -132,3 +142,18 @@ def test_a_server_without_types_and_help_is_read_like_any_other() -> None:
         bare = "".join(f"{line}\n" for line in page.splitlines() if not line.startswith("#"))
         assert read(name, bare) == read(name, page)
     assert read("vllm", "vllm:num_requests_running 3\n").readings[RUNNING] == 3
+
+
+@pytest.mark.parametrize(
+    ("awake", "loaded"), [((1, 1), 1), ((1, 0), 0), ((0, 1), 0), ((0, 0), 0), ((1,), 1), ((0,), 0)]
+)
+def test_a_server_has_its_model_loaded_while_none_of_its_engines_sleeps(awake: tuple[int, ...], loaded: int) -> None:
+    row = 'vllm:engine_sleep_state{{engine="{}",sleep_state="{}"}} {}\n'
+    asleep = [row.format(rank, "weights_offloaded", 1 - one) for rank, one in enumerate(awake)]
+    page = "".join([*(row.format(rank, "awake", one) for rank, one in enumerate(awake)), *asleep])
+    assert read("vllm", page).readings[MODEL_LOADED] == loaded
+
+
+def test_a_state_that_is_neither_asleep_nor_awake_is_refused() -> None:
+    extraction = read("vllm", 'vllm:engine_sleep_state{engine="0",sleep_state="awake"} 2\n')
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(MODEL_LOADED, "out_of_range")]
