@@ -15,6 +15,11 @@ EXPORTERS: Final[Mapping[str, str]] = {
     "dcgm": "agent.accelerators.dcgm:DCGM",
     "tpu": "agent.accelerators.tpu:TPU",
 }
+# These are asked through a client library, in the shell.
+PROBES: Final[Mapping[str, str]] = {
+    "gke": "agent.accelerators.gke:Gke",
+    "nvml": "agent.accelerators.nvml:Nvml",
+}
 
 
 def exporter(name: str) -> Exporter:

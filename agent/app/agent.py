@@ -128,6 +128,7 @@ class Agent:
             self._scheduler.shutdown(wait=False)
         await asyncio.gather(*(server.stop(seconds) for server in self._pickers.values()))
         await self._loop.stop()
+        await self._devices.stop()
         await self._admin.stop()
 
     async def _open(self, config: Config, pool: Pool) -> str:

@@ -5,12 +5,16 @@ However many endpoints and pools hang on an exporter, it is asked once: at the s
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 
-from agent.accelerators import exporter
+from agent.accelerators import EXPORTERS, PROBES, exporter
 from agent.accelerators.device import Devices
+from agent.accelerators.gke import Gke
 from agent.accelerators.join import By, Place
 from agent.accelerators.mapping import DeviceReader
+from agent.accelerators.nvml import Nvml
+from agent.app.probes import Asked, Probes
 from agent.clock import Clock
 from agent.config import Accelerators, Config, Endpoint
 from agent.config.accelerators import NODE, expand
@@ -47,7 +51,9 @@ class DevicesAtWork:
         self._loop = loop
         self._clock = clock
         self._state = DeviceState(deliver, hook)
+        self._probes = Probes(self._state, clock)
         self._groups: set[ExporterKey] = set()
+        self._asked: dict[ExporterKey, list[Accelerators]] = {}
 
     def set_pools(self, config: Config, endpoints: Mapping[str, Mapping[str, Endpoint]]) -> None:
         """The pools from now on, with their endpoints (pool -> address -> endpoint)."""
@@ -62,7 +68,15 @@ class DevicesAtWork:
                     asked.setdefault(want.key, []).append(entry)
             pools.append(PoolDevices(pool.name, places, tuple(wants)))
         self._state.set_pools(pools, self._clock.now())
-        self._ask(asked, config.scrape.max_page_bytes)
+        self._ask({key: each for key, each in asked.items() if key.source in EXPORTERS}, config.scrape.max_page_bytes)
+        probes = {key: each for key, each in asked.items() if key.source in PROBES}
+        if probes != self._asked:
+            self._asked = probes
+            self._probes.set_probes({key: _probe(key, entries) for key, entries in probes.items()})
+
+    async def stop(self) -> None:
+        """Ask no library any more; the scrape loop is stopped by who owns it."""
+        await self._probes.stop()
 
     def exporters(self) -> list[ExporterView]:
         """Every exporter and what it said last."""
@@ -94,6 +108,8 @@ def place_of(endpoint: Endpoint) -> Place:
 
 def wants_of(entry: Accelerators, places: tuple[Place, ...]) -> list[Want]:
     """The exporters that an entry stands for, given where the pool's endpoints run."""
+    if entry.source in PROBES:
+        return [_of_probe(entry, places)]
     nodes = list(dict.fromkeys(place.node for place in places)) if NODE in entry.address else [""]
     return [
         Want(
@@ -105,3 +121,22 @@ def wants_of(entry: Accelerators, places: tuple[Place, ...]) -> list[Want]:
         )
         for node in nodes
     ]
+
+
+def _of_probe(entry: Accelerators, places: tuple[Place, ...]) -> Want:
+    """What an entry without a page stands for: this machine, by the name that endpoints have for it, or a cluster."""
+    limits = (By(entry.join), entry.stale_after, frozenset(entry.fatal_xids))
+    if entry.source == "gke":
+        return Want(ExporterKey("gke", f"{entry.project}/{entry.location}/{entry.cluster}"), *limits, picked_on=False)
+    names = [socket.gethostname(), "localhost", "127.0.0.1", "::1"]
+    node = next((place.node for place in places if place.node in names), names[0])
+    return Want(ExporterKey("nvml", names[0]), *limits, node)
+
+
+def _probe(key: ExporterKey, entries: list[Accelerators]) -> Asked:
+    """What asks the library, at the shortest interval that anybody wants."""
+    interval, timeout = min(entry.interval for entry in entries), min(entry.timeout for entry in entries)
+    if key.source == "gke":
+        entry = entries[0]
+        return Asked(Gke(entry.project, entry.location, entry.cluster, timeout), interval, timeout)
+    return Asked(Nvml(key.address), interval, timeout)

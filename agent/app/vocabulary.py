@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from agent.accelerators import EXPORTERS
+from agent.accelerators import EXPORTERS, PROBES
 from agent.config import Vocabulary
 from agent.engines import ENGINES
 from agent.pick.filters import FILTERS
@@ -26,5 +26,9 @@ def check_parameters(type_: str, parameters: Mapping[str, object]) -> tuple[str,
 
 
 WORDS: Final = Vocabulary(
-    tuple(sorted(ENGINES)), tuple(sorted(EXPORTERS)), tuple(sorted(FILTERS)), tuple(sorted(SCORERS)), check_parameters
+    tuple(sorted(ENGINES)),
+    tuple(sorted([*EXPORTERS, *PROBES])),
+    tuple(sorted(FILTERS)),
+    tuple(sorted(SCORERS)),
+    check_parameters,
 )

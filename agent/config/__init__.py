@@ -197,6 +197,8 @@ def _accelerators(pool: Table, key: str, reader: Reader) -> Iterator[Accelerator
             if not any(problem.key.startswith(path) for problem in reader.problems):
                 reader.wrong(node.mark, f"{path}.source", "missing; write who tells of the accelerators, such as dcgm")
             continue
+        if fields["source"] == "gke":  # sampled once a minute, and shown up to two minutes later
+            fields = {"interval": 60.0, "timeout": 10.0, "stale_after": 300.0, **fields}
         interval = fields.get("interval", Accelerators.__dataclass_fields__["interval"].default)
         fields.setdefault("stale_after", max(15.0, _STALE_AFTER_INTERVALS * interval))
         yield Accelerators(**fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.config.accelerators import NODE
 from agent.config.names import Vocabulary
@@ -152,7 +152,7 @@ def _is_ours(address: str, listener: str) -> bool:
 
 def _accelerators(config: Config, place: int, reader: Reader, words: Vocabulary | None) -> None:
     pool = config.pools[place]
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for number, entry in enumerate(pool.accelerators):
         path = f"pools[{place}].accelerators[{number}]"
         if words is not None and entry.source not in words.accelerators:
@@ -160,18 +160,40 @@ def _accelerators(config: Config, place: int, reader: Reader, words: Vocabulary 
                 f"{path}.source", f"{quote(entry.source)} is no source; {meant(entry.source, words.accelerators)}"
             )
             continue
-        if not entry.address:
-            reader.wrong_at(f"{path}.address", f"missing; write where its exporter listens, such as '{NODE}:9400'")
-        if entry.join == "pod" and pool.endpoints and not any(endpoint.pod for endpoint in pool.endpoints):
+        _accelerator_source(entry, path, reader)
+        blind = pool.endpoints and not any(endpoint.pod for endpoint in pool.endpoints)
+        if entry.join == "pod" and entry.source != "nvml" and blind:
             reader.wrong_at(
                 f"{path}.join",
                 "no endpoint of the pool names its pod, so no device would be anybody's; "
                 "write pod: beside the addresses, or join: node",
             )
         _accelerator_times(entry, path, reader)
-        if (entry.source, entry.address, entry.path) in seen:
-            reader.wrong_at(path, f"{entry.source} at {entry.address}{entry.path} stands twice in this pool; keep one")
-        seen.add((entry.source, entry.address, entry.path))
+        key = (entry.source, entry.address, entry.path, entry.project, entry.location, entry.cluster)
+        if key in seen:
+            at = f" at {entry.address}{entry.path}" if entry.address else ""
+            reader.wrong_at(path, f"{entry.source}{at} stands twice in this pool; keep one")
+        seen.add(key)
+
+
+# What an entry of each source needs, and what has no meaning there; the others have a page.
+_NEEDS: Final = {"gke": ("project", "location", "cluster"), "nvml": ()}
+_JOINS: Final = {"gke": ("pod", "Cloud Monitoring names pods"), "nvml": ("node", "NVML knows no pods")}
+
+
+def _accelerator_source(entry: Accelerators, path: str, reader: Reader) -> None:
+    needs = _NEEDS.get(entry.source, ("address",))
+    for option in ("address", "project", "location", "cluster"):
+        if option in needs and not getattr(entry, option) and f"{path}.{option}" in reader.marks:
+            continue  # written and wrong, which is told already
+        if option in needs and not getattr(entry, option):
+            such = f"where its exporter listens, such as '{NODE}:9400'" if option == "address" else f"the {option}"
+            reader.wrong_at(f"{path}.{option}", f"missing; write {such}")
+        elif option not in needs and getattr(entry, option):
+            reader.wrong_at(f"{path}.{option}", f"{entry.source} has none; remove it")
+    join, why = _JOINS.get(entry.source, (entry.join, ""))
+    if entry.join != join:
+        reader.wrong_at(f"{path}.join", f"{why}; write join: {join}", stands=path)
 
 
 def _accelerator_times(entry: Accelerators, path: str, reader: Reader) -> None:

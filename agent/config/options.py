@@ -59,21 +59,34 @@ class Endpoint:
 class Accelerators:
     """Who tells of the accelerators under a pool's endpoints."""
 
-    source: str = option(Name(), "who tells: `amd`, `dcgm` or `tpu`, an exporter's page", shown="required")
+    source: str = option(
+        Name(),
+        "who tells: `amd`, `dcgm`, `tpu` (an exporter's page), `nvml` (this machine) or `gke` (Cloud Monitoring)",
+        shown="required",
+    )
     address: str = option(
-        AddressTemplate(), "where the exporter listens; `{node}` is the endpoint's node", "", shown="required"
+        AddressTemplate(),
+        "where the exporter listens; `{node}` is the endpoint's node",
+        "",
+        shown="required for a page",
     )
     path: str = option(UrlPath(), "the exporter's page", "/metrics")
     prefix: str = option(Name(), "what the exporter is configured to put before every name", "", shown="none")
     join: str = option(Name(("pod", "node")), "what says whose device it is", "pod")
-    interval: float = option(Duration(MIN_INTERVAL, 3600), "time between two scrapes of an exporter", 5.0)
-    timeout: float = option(Duration(0.01, 60), "how long an answer may take", 1.0)
+    interval: float = option(Duration(MIN_INTERVAL, 3600), "time between two scrapes", 5.0, shown="`5s`; of gke `1m`")
+    timeout: float = option(Duration(0.01, 60), "how long an answer may take", 1.0, shown="`1s`; of gke `10s`")
     stale_after: float = option(
-        Duration(0.1, 3600), "a reading of this age is withheld", 15.0, shown="`15s`, or three intervals if longer"
+        Duration(0.1, 3600),
+        "a reading of this age is withheld",
+        15.0,
+        shown="`15s`, or three intervals if longer; of gke `5m`",
     )
     fatal_xids: tuple[int, ...] = option(
         Codes(1, 9999), "error codes of NVIDIA that make an endpoint unfit", (48, 63, 64, 74, 79, 94, 95, 119, 120)
     )
+    project: str = option(Name(), "of gke: the project", "", shown="required for gke")
+    location: str = option(Name(), "of gke: the cluster's zone or region", "", shown="required for gke")
+    cluster: str = option(Name(), "of gke: the cluster", "", shown="required for gke")
 
 
 @dataclass(frozen=True, slots=True)

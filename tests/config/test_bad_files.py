@@ -178,6 +178,29 @@ BAD = {
         ":6: pools[0].endpoints[0].labels: 'y z', the value of 'x', is no label value; "
         "write letters, digits, '-', '_' and '.', at most 63 of them"
     ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: dcm, address: 'a:1'}}\n  - {{interval: 1s}}\n": [
+        ":6: pools[0].accelerators[0].source: 'dcm' is no source; did you mean 'dcgm'?",
+        ":7: pools[0].accelerators[1].source: missing; write who tells of the accelerators, such as dcgm",
+    ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: dcgm, staleAfter: 2s, cluster: c}}\n": [
+        ":6: pools[0].accelerators[0].address: missing; write where its exporter listens, such as '{node}:9400'",
+        ":6: pools[0].accelerators[0].cluster: dcgm has none; remove it",
+        (
+            ":6: pools[0].accelerators[0].join: no endpoint of the pool names its pod, "
+            "so no device would be anybody's; write pod: beside the addresses, or join: node"
+        ),
+        (
+            ":6: pools[0].accelerators[0].staleAfter: 2s is not above interval (5s), so no value would ever be fresh; "
+            "write staleAfter: 15s or more"
+        ),
+    ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: nvml, join: pod, fatalXids: [x]}}\n": [
+        ":6: pools[0].accelerators[0].fatalXids: 'x' is no code; write whole numbers from 1 to 9999",
+        ":6: pools[0].accelerators[0].join: NVML knows no pods; write join: node",
+    ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: dcgm, address: '{{node}}', join: node}}\n": (
+        ":6: pools[0].accelerators[0].address: 'node' has no port; write HOST:PORT, such as 127.0.0.1:8000"
+    ),
     f"{HEAD}pools:\n- endpoints: [a:1]\n  profile: least-cots\n": (
         ":5: pools[0].profile: there is no profile 'least-cots'; did you mean 'least-cost'?"
     ),

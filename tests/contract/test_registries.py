@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent.__main__ import COMMANDS
-from agent.accelerators import EXPORTERS
+from agent.accelerators import EXPORTERS, PROBES
 from agent.engines import ENGINES
 from agent.engines.mapping import Engine
 from agent.pick.scorers import SCORERS, scorer
@@ -32,8 +32,8 @@ class Registry(NamedTuple):
 REGISTRIES = [
     Registry(
         "agent.accelerators",
-        EXPORTERS,
-        frozenset({"combine", "device", "faults", "join", "mapping", "table"}),
+        dict(sorted({**EXPORTERS, **PROBES}.items())),
+        frozenset({"combine", "device", "faults", "join", "mapping", "probe", "table"}),
     ),
     Registry("agent.engines", ENGINES, frozenset({"custom", "learning", "mapping", "recognition", "table"})),
     Registry("agent.pick.scorers", SCORERS),

@@ -1,0 +1,106 @@
+"""GKE's own accelerator metrics from Cloud Monitoring: the only importer of `google.cloud.monitoring_v3`.
+
+No exporter is needed: GKE samples `kubernetes.io/container/accelerator/duty_cycle` (percent), `memory_used` and
+`memory_total` (bytes) every 60 seconds and shows them up to 120 seconds later (Google's list of GKE system metrics). So
+each device carries the time of its sample, minutes old, and nobody picks by it. One request asks for one metric type,
+as `projects.timeSeries.list` wants it; the points of a series come newest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from agent.accelerators.device import Device
+from agent.accelerators.probe import ProbeFailed
+from agent.accelerators.table import DEVICE_SIGNALS, MEMORY_TOTAL, MEMORY_USED, UTILIZATION
+
+INSTALL: Final = "install it with: pip install 'inference-gateway-agent[gke]'"
+METRICS: Final[Mapping[str, tuple[str, float]]] = {
+    UTILIZATION: ("kubernetes.io/container/accelerator/duty_cycle", 100.0),
+    MEMORY_USED: ("kubernetes.io/container/accelerator/memory_used", 1.0),
+    MEMORY_TOTAL: ("kubernetes.io/container/accelerator/memory_total", 1.0),
+}
+# Sampled every 60 s and visible within 120 s: a sample that is newer than this is there.
+WINDOW_SECONDS: Final = 300
+
+
+def library() -> Any:
+    """The module `google.cloud.monitoring_v3`; ProbeFailed where it is not installed."""
+    try:
+        from google.cloud import monitoring_v3
+    except ImportError as error:
+        raise ProbeFailed("not_installed", f"the source gke needs google-cloud-monitoring; {INSTALL}") from error
+    return monitoring_v3
+
+
+class Gke:
+    """The accelerators of one cluster, by the credentials that the process has (Application Default Credentials)."""
+
+    name = "gke"
+
+    def __init__(
+        self, project: str, location: str, cluster: str, timeout: float, load: Callable[[], Any] = library
+    ) -> None:
+        self._project = project
+        self._where = f'resource.labels.location = "{location}" AND resource.labels.cluster_name = "{cluster}"'
+        self._timeout = timeout
+        self._load = load
+        self._client: Any = None
+
+    def devices(self, now: float, wall: float) -> list[Device]:
+        """Every accelerator that a container of the cluster uses, each with the time of its oldest sample."""
+        monitoring = self._load()
+        found: dict[tuple[str, str], Device] = {}
+        until = int(wall)
+        try:
+            if self._client is None:
+                self._client = monitoring.MetricServiceClient()
+            for signal, (type_, per) in METRICS.items():
+                request = {
+                    "name": f"projects/{self._project}",
+                    "filter": f'metric.type = "{type_}" AND {self._where}',
+                    "interval": {"start_time": {"seconds": until - WINDOW_SECONDS}, "end_time": {"seconds": until}},
+                    "view": monitoring.ListTimeSeriesRequest.TimeSeriesView.FULL,
+                }
+                for series in self._client.list_time_series(request=request, timeout=self._timeout):
+                    _take(found, series, signal, per, now - wall)
+        except ProbeFailed:
+            raise
+        except Exception as error:  # Google's client raises of several families, and so does its login
+            raise ProbeFailed("client_error", f"Cloud Monitoring: {error}") from error
+        return list(found.values())
+
+    def close(self) -> None:
+        """Let go of the client."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.transport.close()
+
+
+def _take(found: dict[tuple[str, str], Device], series: Any, signal: str, per: float, to_monotonic: float) -> None:
+    """Add a series' newest point to its device."""
+    if not series.points:
+        return
+    point, labels, accelerator = series.points[0], series.resource.labels, series.metric.labels
+    pod = f"{labels['namespace_name']}/{labels['pod_name']}"
+    at = point.interval.end_time.timestamp() + to_monotonic
+    number = point.value.int64_value or point.value.double_value
+    row = DEVICE_SIGNALS[signal]
+    value = number / per
+    if not row.low <= value <= row.high:
+        return
+    name = accelerator["accelerator_id"]
+    known = found.get((name, pod))
+    if known is None:
+        known = Device(
+            name,
+            name,
+            {},
+            model=accelerator.get("model", ""),
+            pod=pod,
+            container=labels.get("container_name", ""),
+            at=at,
+        )
+    oldest = at if known.at is None else min(at, known.at)
+    found[name, pod] = known._replace(values={**known.values, signal: value}, at=oldest)
