@@ -106,6 +106,41 @@ _ROWS: Final = (
 SIGNALS: Final[Mapping[str, Signal]] = {row.name: row for row in _ROWS}
 
 
+class Histogram(NamedTuple):
+    """How a quantity was spread since its server started.
+
+    `counts` are cumulative and stand beside their upper `bounds`; the infinite one is left out, its count is `total`.
+    `sum` is in the unit of the bounds.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[float, ...]
+    total: float
+    sum: float
+
+
+class HistogramSignal(NamedTuple):
+    """One row of the table of histograms, which are read only where the configuration asks for them."""
+
+    name: str
+    unit: str
+    help: str
+
+
+FIRST_TOKEN_SECONDS: Final = "time_to_first_token_seconds"  # noqa: S105  no secret
+BETWEEN_TOKENS_SECONDS: Final = "inter_token_latency_seconds"
+REQUEST_SECONDS: Final = "request_latency_seconds"
+QUEUE_SECONDS: Final = "queue_time_seconds"
+
+_HISTOGRAM_ROWS: Final = (
+    HistogramSignal(FIRST_TOKEN_SECONDS, "seconds", "from a request's arrival at the server to its first token"),
+    HistogramSignal(BETWEEN_TOKENS_SECONDS, "seconds", "from one token of an answer to the next"),
+    HistogramSignal(REQUEST_SECONDS, "seconds", "from a request's arrival at the server to its last token"),
+    HistogramSignal(QUEUE_SECONDS, "seconds", "from a request's arrival at the server to its first scheduling"),
+)
+HISTOGRAMS: Final[Mapping[str, HistogramSignal]] = {row.name: row for row in _HISTOGRAM_ROWS}
+
+
 def admit(signal: str, value: float, text: str = "") -> float | Refusal:
     """The value if it can be true for `signal`, else a refusal with the reason.
 

@@ -43,6 +43,21 @@ class Gauge(_Row):
         return tuple.__new__(cls, (metric, labels, value, at))
 
 
+class Distribution(NamedTuple):
+    """A histogram that a server keeps: cumulative `counts` beside their upper `bounds`, the infinite one left out.
+
+    `total` is the count of all, `sum` their sum; `at` is its sample time.
+    """
+
+    metric: Metric
+    labels: tuple[str, ...]
+    bounds: Sequence[float]
+    counts: Sequence[float]
+    total: float
+    sum: float
+    at: float
+
+
 class Withheld(NamedTuple):
     """A number that is not published, and why: one word of `REASONS`."""
 
@@ -71,3 +86,4 @@ class GaugeSet(NamedTuple):
     at: float
     gauges: Sequence[Gauge]
     withheld: Sequence[Withheld]
+    distributions: Sequence[Distribution] = ()

@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from exporters.catalog import CATALOG
-from exporters.gauge import Gauge, GaugeSet
+from exporters.gauge import Distribution, Gauge, GaugeSet
 from exporters.metric import Alias
 
 # How a reader would have odd characters in names written: ours have none.
@@ -40,7 +40,8 @@ def page(gauges: GaugeSet, own: CollectorRegistry, accept: str = "") -> tuple[by
     """
     encode, content_type = choose_encoder(_ESCAPING.sub("", accept))
     writer = _Writer(openmetrics=content_type.startswith(_OPENMETRICS))
-    return b"".join([*writer.families(gauges.gauges), encode(_Page(own))]), content_type
+    state = [*writer.families(gauges.gauges), *writer.histograms(gauges.distributions)]
+    return b"".join([*state, encode(_Page(own))]), content_type
 
 
 def clean(text: str) -> str:
@@ -70,6 +71,25 @@ class _Writer:
             for alias in metric.aliases:
                 names, sums = tuple(alias.labels), _summed(metric.labels, alias, samples)
                 yield self._family(alias.name, metric.type, f"The same as {name}", names, sums)
+
+    def histograms(self, distributions: Iterable[Distribution]) -> Iterator[bytes]:
+        """One family for each histogram that some server tells."""
+        found: dict[str, list[Distribution]] = {}
+        for one in distributions:
+            found.setdefault(one.metric.name, []).append(one)
+        for name, rows in found.items():
+            lines = [f"# HELP {name} {rows[0].metric.help}\n# TYPE {name} histogram\n"]
+            for row in rows:
+                names = (*row.metric.labels, "le")
+                order = sorted(range(len(names)), key=names.__getitem__)
+                for bound, count in zip((*row.bounds, float("inf")), (*row.counts, row.total), strict=True):
+                    labels = self._written(names, (*row.labels, _large(bound)), order)
+                    lines.append(f"{name}_bucket{labels} {_large(count)}\n")
+                labels = self._written(
+                    row.metric.labels, row.labels, order=sorted(range(len(names) - 1), key=names.__getitem__)
+                )
+                lines.append(f"{name}_count{labels} {_large(row.total)}\n{name}_sum{labels} {_large(row.sum)}\n")
+            yield "".join(lines).encode()
 
     def _family(self, name: str, kind: str, help: str, names: tuple[str, ...], rows: Rows) -> bytes:
         told = help.replace("\\", r"\\").replace("\n", r"\n")

@@ -1,4 +1,4 @@
-"""The catalogue's rows of what counters grew by lately; `exporters.catalog` holds them with all others."""
+"""The catalogue's rows of what counters grew by lately, and of histograms; `exporters.catalog` holds all rows."""
 
 from __future__ import annotations
 
@@ -62,4 +62,30 @@ PREEMPTION_RATE: Final = _endpoint(
     "igw_endpoint_preemptions_per_second",
     "preemptions per second",
     "Requests that the server threw out of its batch for room, over the last 30 seconds",
+)
+
+# -- endpoints, the histograms that the configuration asks for -------------------------------------------------------
+
+
+def _histogram(name: str, help: str) -> Metric:
+    row = Metric(name, "histogram", "seconds", ("pool", "endpoint"), "state", help)
+    ROWS.append(row)
+    return row
+
+
+FIRST_TOKEN: Final = _histogram(
+    "igw_endpoint_time_to_first_token_seconds",
+    "Time from a request's arrival at the server to its first token, as the server counts it, in its buckets",
+)
+BETWEEN_TOKENS: Final = _histogram(
+    "igw_endpoint_inter_token_latency_seconds",
+    "Time from one token of an answer to the next, as the server counts it, in its buckets",
+)
+REQUEST_LATENCY: Final = _histogram(
+    "igw_endpoint_request_latency_seconds",
+    "Time from a request's arrival at the server to its last token, as the server counts it, in its buckets",
+)
+QUEUE_TIME: Final = _histogram(
+    "igw_endpoint_queue_time_seconds",
+    "Time from a request's arrival at the server to its first scheduling, as the server counts it, in its buckets",
 )

@@ -160,6 +160,7 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
             max_page_bytes=scrape.max_page_bytes,
             models_interval=scrape.models_interval,
             table=told.get(engine),
+            histograms=scrape.histograms,
         )
         for address, engine in engines.items()
     ]

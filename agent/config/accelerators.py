@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent.config.document import Items, Node, Scalar, as_number, is_null, kind_of
-from agent.config.values import Wrong, quote, split_address
+from agent.config.values import Wrong, meant, quote, split_address
 
 NODE: Final = "{node}"
 _WORD: Final = re.compile(r"[\x21-\x7e]{1,128}")
@@ -40,8 +40,9 @@ class AddressTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A list of words."""
+    """A list of words; where `choices` are given, of those, each once."""
 
+    choices: tuple[str, ...] = ()
     name: str = "list of words"
 
     def read(self, node: Node) -> tuple[str, ...]:
@@ -52,11 +53,13 @@ class Words:
             if not isinstance(item, Scalar) or is_null(item) or not _WORD.fullmatch(item.text):
                 shown = quote(item.text) if isinstance(item, Scalar) else kind_of(item)
                 raise Wrong(f"{shown} is no word; write letters, digits and signs without blanks")
+            if self.choices and item.text not in self.choices:
+                raise Wrong(f"{quote(item.text)} is not known here; {meant(item.text, self.choices)}")
         return tuple(item.text for item in node.items if isinstance(item, Scalar))
 
     def show(self, value: Any) -> str:
-        """`[one, two]`."""
-        return f"[{', '.join(map(str, value))}]"
+        """`[one, two]`, or `none`."""
+        return f"[{', '.join(map(str, value))}]" if value else "none"
 
 
 @dataclass(frozen=True, slots=True)

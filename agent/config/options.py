@@ -16,6 +16,7 @@ from agent.config.labels import Labels, NodeName, PodName
 from agent.config.values import Address, Duration, Kind, Name, Number, Size, Switch, UrlPath
 from agent.engine_specs import ENGINE_LABELS, EngineSpec
 from agent.profiles import DEFAULT_PROFILE, ProfileSpec
+from agent.signals import HISTOGRAMS
 
 _UNSET: Final = object()
 
@@ -126,6 +127,12 @@ class Scrape:
     max_page_bytes: int = option(Size(1024, 256 << 20), "a longer page is refused", 4 << 20)
     models_interval: float = option(
         Duration(MIN_MODELS_INTERVAL, 3600), "time between two questions for the models that are served", 10.0
+    )
+    histograms: tuple[str, ...] = option(
+        Words(tuple(sorted(HISTOGRAMS))),
+        f"histograms to read and export beside the signals, of {', '.join(f'`{name}`' for name in sorted(HISTOGRAMS))}",
+        (),
+        shown="none",
     )
 
 

@@ -15,9 +15,11 @@ from typing import Final
 
 from agent.engines.table import Combine, Engine, Source
 from agent.signals import (
+    BETWEEN_TOKENS_SECONDS,
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    FIRST_TOKEN_SECONDS,
     GENERATION_TOKENS,
     KV_USAGE,
     LORA_MAX,
@@ -31,6 +33,8 @@ from agent.signals import (
     PREFIX_HITS,
     PREFIX_QUERIES,
     PROMPT_TOKENS,
+    QUEUE_SECONDS,
+    REQUEST_SECONDS,
     RUNNING,
     SLOTS_USAGE,
     START_TIME,
@@ -60,6 +64,8 @@ JETSTREAM: Final = Engine(
         START_TIME: (Source("process_start_time_seconds", Combine.LATEST),),
     },
     silent={
+        BETWEEN_TOKENS_SECONDS: "the page has the mean time of each request's tokens",
+        REQUEST_SECONDS: "whether the time of a request on the page has its wait in it is not documented",
         RUNNING: "the page tells which part of the slots is taken and not how many there are",
         WAITING_DEFERRED: "the queue is not told by reason",
         KV_USAGE: _NO_CACHE,
@@ -75,6 +81,10 @@ JETSTREAM: Final = Engine(
         LORA_WAITING: _NO_ADAPTERS,
         MODEL_LOADED: "the page tells how long the model took to load and not whether it is",
         MODELS: "there is no list of models beside the page",
+    },
+    histograms={
+        FIRST_TOKEN_SECONDS: ("jetstream_time_to_first_token",),
+        QUEUE_SECONDS: ("jetstream_queue_duration",),
     },
     health_path=None,
     models_path=None,

@@ -16,6 +16,7 @@ from agent.signals import (
     BLOCKS,
     FINISHED,
     GENERATION_TOKENS,
+    HISTOGRAMS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
@@ -54,6 +55,7 @@ LLAMACPP: Final = Engine(
         PREFILL_SECONDS: (Source("llamacpp:prompt_seconds_total"),),
     },
     silent={
+        **dict.fromkeys(HISTOGRAMS, "no histogram is on the page"),
         WAITING_CAPACITY: "the queue is not told by reason",
         WAITING_DEFERRED: "the queue is not told by reason",
         SLOTS_USAGE: "how many slots there are is not on the page",

@@ -10,22 +10,31 @@ whole, a sample whose group may go on behind the last line is refused as `cut_of
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
+from agent.engines.histograms import HistogramReader
 from agent.engines.learning import Learnt, learn, let_in
 from agent.engines.table import MARKS, REFUSALS, Combine, Engine, Source
 from agent.scrape.page import MAX_LAYOUTS, Layout, Layouts, PageRefused, Scanner
-from agent.signals import Refusal, Value, admit
+from agent.signals import Histogram, Refusal, Value, admit
 
 __all__ = ["MARKS", "REFUSALS", "Combine", "Engine", "Extraction", "Extractor", "Memory", "Source"]
 
 
+NONE_ASKED: Final[Mapping[str, Histogram | None]] = {}
+
+
 class Extraction(NamedTuple):
-    """What one page says: readings by signal, signals that it lacks, and values that were not let in (`REFUSALS`)."""
+    """What one page says: readings by signal, signals that it lacks, and values that were not let in (`REFUSALS`).
+
+    `histograms` are those that were asked for, None where the page has none that can be read.
+    """
 
     readings: dict[str, Value]
     missing: tuple[str, ...]
     refused: tuple[Refusal, ...]
+    histograms: Mapping[str, Histogram | None] = NONE_ASKED
 
 
 class Memory:
@@ -33,6 +42,7 @@ class Memory:
 
     def __init__(self, engine: Engine) -> None:
         self.layouts = Layouts()
+        self.histogram_layouts = Layouts()
         self.engine = engine
         self._learnt: dict[tuple[Layout, bool], Learnt] = {}
 
@@ -47,12 +57,17 @@ class Memory:
 
 
 class Extractor:
-    """Reads the pages of one endpoint. What it remembers, alone or with others, makes it faster."""
+    """Reads the pages of one endpoint. What it remembers, alone or with others, makes it faster.
 
-    __slots__ = ("_layout", "_learnt", "_memory", "_scanner", "_whole")
+    `histograms` names those of `agent.signals.HISTOGRAMS` to read beside the signals; none costs nothing.
+    """
 
-    def __init__(self, engine: Engine, memory: Memory | None = None) -> None:
+    __slots__ = ("_histograms", "_layout", "_learnt", "_memory", "_scanner", "_whole")
+
+    def __init__(self, engine: Engine, memory: Memory | None = None, histograms: Sequence[str] = ()) -> None:
         self._memory = memory or Memory(engine)
+        layouts = self._memory.histogram_layouts
+        self._histograms = HistogramReader(engine, histograms, layouts) if histograms else None
         helps = {source.sample for sources in engine.sources.values() for source in sources if source.tokens_or_blocks}
         self._scanner = Scanner(engine.names(), helps, self._memory.layouts)
         self._layout: Layout | None = None
@@ -85,4 +100,8 @@ class Extractor:
         for places, combine in several:
             for signal, made in combine([values[place] for place in places]).items():
                 let_in(signal, made, readings, refused)
-        return Extraction(readings, missing, (*refused_before, *refused) if refused else refused_before)
+        all_refused = (*refused_before, *refused) if refused else refused_before
+        if self._histograms is None:
+            return Extraction(readings, missing, all_refused)
+        told = self._histograms.read(page, whole=whole)
+        return Extraction(readings, missing, (*all_refused, *told.refused), told.found)

@@ -19,9 +19,11 @@ from typing import Final
 
 from agent.engines.table import Combine, Engine, Source
 from agent.signals import (
+    BETWEEN_TOKENS_SECONDS,
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    FIRST_TOKEN_SECONDS,
     GENERATION_TOKENS,
     KV_USAGE,
     LORA_MAX,
@@ -35,6 +37,8 @@ from agent.signals import (
     PREFIX_HITS,
     PREFIX_QUERIES,
     PROMPT_TOKENS,
+    QUEUE_SECONDS,
+    REQUEST_SECONDS,
     RUNNING,
     SLOTS_USAGE,
     START_TIME,
@@ -90,6 +94,12 @@ SGLANG: Final = Engine(
         START_TIME: "the page is gathered from several processes and has no time of their start",
         MODEL_LOADED: "the page tells how long the weights took to load and not whether they are",
         MODELS: "not on the page; asked for at `/v1/models`",
+    },
+    histograms={
+        FIRST_TOKEN_SECONDS: ("sglang:time_to_first_token_seconds", "sglang_time_to_first_token_seconds"),
+        BETWEEN_TOKENS_SECONDS: ("sglang:inter_token_latency_seconds", "sglang_inter_token_latency_seconds"),
+        REQUEST_SECONDS: ("sglang:e2e_request_latency_seconds", "sglang_e2e_request_latency_seconds"),
+        QUEUE_SECONDS: ("sglang:queue_time_seconds", "sglang_queue_time_seconds"),
     },
     health_path="/health",
     models_path="/v1/models",

@@ -42,6 +42,7 @@ REFUSALS: Final[Mapping[str, str]] = {
     "disagreement": "the engines of one server tell different values where there can only be one",
     "not_a_number": "the label that holds the value is no number",
     "unknown_unit": "older releases count something else under this name, and the page does not say which it is",
+    "not_a_histogram": "a part of the histogram is missing, or its buckets do not grow up to its count",
     "cut_off": "more series of it may have followed the page's last line",
 }
 
@@ -92,6 +93,7 @@ class Engine:
 
     `rank` are the labels that tell the engines of one server apart: their values are combined. `copies` are labels that
     tell processes apart which report one and the same engine, as those of tensor parallelism do: the lowest one counts.
+    `histograms` are the families of those that may be asked for (`agent.signals.HISTOGRAMS`), the newest name first.
     `unlike` are samples that only a page of another engine has beside this engine's names, with that engine.
     """
 
@@ -106,6 +108,7 @@ class Engine:
     copies: tuple[str, ...] = ()
     unlike: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
+    histograms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Every sample name that this table looks for, once each."""

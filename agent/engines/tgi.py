@@ -14,9 +14,11 @@ from typing import Final
 
 from agent.engines.table import Engine, Source
 from agent.signals import (
+    BETWEEN_TOKENS_SECONDS,
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    FIRST_TOKEN_SECONDS,
     GENERATION_TOKENS,
     KV_USAGE,
     LORA_MAX,
@@ -30,6 +32,8 @@ from agent.signals import (
     PREFIX_HITS,
     PREFIX_QUERIES,
     PROMPT_TOKENS,
+    QUEUE_SECONDS,
+    REQUEST_SECONDS,
     RUNNING,
     SLOTS_USAGE,
     START_TIME,
@@ -51,6 +55,8 @@ TGI: Final = Engine(
         FINISHED: (Source("tgi_request_success"),),
     },
     silent={
+        FIRST_TOKEN_SECONDS: "the page has the time of prefills, by batches",
+        BETWEEN_TOKENS_SECONDS: "the page has the mean time of each request's tokens",
         WAITING_CAPACITY: "the queue is not told by reason",
         WAITING_DEFERRED: "the queue is not told by reason",
         KV_USAGE: _NO_CACHE,
@@ -68,6 +74,10 @@ TGI: Final = Engine(
         START_TIME: "the time of the start is not on the page",
         MODEL_LOADED: "whether the model is loaded is not on the page",
         MODELS: "not on the page; asked for at `/v1/models`",
+    },
+    histograms={
+        REQUEST_SECONDS: ("tgi_request_duration",),
+        QUEUE_SECONDS: ("tgi_request_queue_duration",),
     },
     health_path="/health",
     models_path="/v1/models",

@@ -24,6 +24,7 @@ from agent.signals import (
     BLOCKS,
     FINISHED,
     GENERATION_TOKENS,
+    HISTOGRAMS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
@@ -47,6 +48,7 @@ from agent.signals import (
 _REQUESTS: Final = "nv_trt_llm_request_metrics"
 _CACHE: Final = "nv_trt_llm_kv_cache_block_metrics"
 _SILENT_ALIKE: Final = {
+    **dict.fromkeys(HISTOGRAMS, "times are on the page as sums and summaries, which have no buckets"),
     WAITING_CAPACITY: "the queue is not told by reason",
     WAITING_DEFERRED: "the queue is not told by reason",
     SLOTS_USAGE: "how many places a batch has is not on the page",

@@ -14,9 +14,11 @@ from typing import Final
 
 from agent.engines.table import Combine, Engine, Source
 from agent.signals import (
+    BETWEEN_TOKENS_SECONDS,
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    FIRST_TOKEN_SECONDS,
     GENERATION_TOKENS,
     KV_USAGE,
     LORA_MAX,
@@ -30,6 +32,8 @@ from agent.signals import (
     PREFIX_HITS,
     PREFIX_QUERIES,
     PROMPT_TOKENS,
+    QUEUE_SECONDS,
+    REQUEST_SECONDS,
     RUNNING,
     SLOTS_USAGE,
     START_TIME,
@@ -58,6 +62,7 @@ TRTLLM_SERVE: Final = Engine(
         BLOCKS: (Source("trtllm_kv_cache_max_blocks"),),
     },
     silent={
+        BETWEEN_TOKENS_SECONDS: "the page has the mean time of each request's tokens",
         WAITING_CAPACITY: "the queue is not told by reason",
         WAITING_DEFERRED: "the queue is not told by reason",
         SLOTS_USAGE: "only the most requests that were ever active is on the page",
@@ -68,6 +73,11 @@ TRTLLM_SERVE: Final = Engine(
         START_TIME: "the page is gathered from several processes and has no time of their start",
         MODEL_LOADED: "whether the model is loaded is not on the page",
         MODELS: "not on the page; asked for at `/v1/models`",
+    },
+    histograms={
+        FIRST_TOKEN_SECONDS: ("trtllm_time_to_first_token_seconds",),
+        REQUEST_SECONDS: ("trtllm_e2e_request_latency_seconds",),
+        QUEUE_SECONDS: ("trtllm_request_queue_time_seconds",),
     },
     health_path="/health",
     models_path="/v1/models",

@@ -11,9 +11,11 @@ from typing import Final
 
 from agent.engines.table import Combine, Engine, Source
 from agent.signals import (
+    BETWEEN_TOKENS_SECONDS,
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    FIRST_TOKEN_SECONDS,
     GENERATION_TOKENS,
     KV_USAGE,
     LORA_MAX,
@@ -27,6 +29,8 @@ from agent.signals import (
     PREFIX_HITS,
     PREFIX_QUERIES,
     PROMPT_TOKENS,
+    QUEUE_SECONDS,
+    REQUEST_SECONDS,
     RUNNING,
     SLOTS_USAGE,
     START_TIME,
@@ -76,6 +80,13 @@ VLLM: Final = Engine(
     silent={
         SLOTS_USAGE: "how many places a batch has is not on the page",
         MODELS: "not on the page; asked for at `/v1/models`",
+    },
+    histograms={
+        FIRST_TOKEN_SECONDS: ("vllm:time_to_first_token_seconds",),
+        # Before 0.11 the time between two tokens had the name of the mean time of a request's tokens.
+        BETWEEN_TOKENS_SECONDS: ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+        REQUEST_SECONDS: ("vllm:e2e_request_latency_seconds",),
+        QUEUE_SECONDS: ("vllm:request_queue_time_seconds",),
     },
     health_path="/health",
     models_path="/v1/models",

@@ -21,6 +21,7 @@ from agent.scaling.rollup import (
     Sample,
     Spread,
     Unknown,
+    histogram,
     number,
     rollup,
     saturation,
@@ -30,7 +31,7 @@ from agent.state.devices import ExporterView
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters import catalog, rates
-from exporters.gauge import Gauge, GaugeSet, Withheld
+from exporters.gauge import Distribution, Gauge, GaugeSet, Withheld
 from exporters.metric import Metric
 
 # Which metric carries which signal of an endpoint. Counters among them restart with their server.
@@ -54,6 +55,12 @@ BY_RATE: Final[Mapping[str, Metric]] = {
     "finished_requests_per_second": rates.FINISHED_RATE,
     "preemptions_per_second": rates.PREEMPTION_RATE,
 }
+BY_HISTOGRAM: Final[Mapping[str, Metric]] = {
+    signals.FIRST_TOKEN_SECONDS: rates.FIRST_TOKEN,
+    signals.BETWEEN_TOKENS_SECONDS: rates.BETWEEN_TOKENS,
+    signals.REQUEST_SECONDS: rates.REQUEST_LATENCY,
+    signals.QUEUE_SECONDS: rates.QUEUE_TIME,
+}
 POOL_RATES: Final[Mapping[str, Metric]] = {
     "prompt_tokens_per_second": rates.POOL_PROMPT_RATE,
     "generation_tokens_per_second": rates.POOL_GENERATION_RATE,
@@ -74,6 +81,7 @@ class _Maker:
         self.now = now
         self.gauges: list[Gauge] = []
         self.withheld: list[Withheld] = []
+        self.distributions: list[Distribution] = []
 
     def known(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
         """A number that is true now, such as a count of our own."""
@@ -114,7 +122,7 @@ def gauge_set(snapshots: Sequence[Snapshot], now: float, exporters: Sequence[Exp
     accelerators.of_exporters(maker, exporters, now)
     for (name, reason), count in sorted(Counter((row.metric.name, row.reason) for row in maker.withheld).items()):
         maker.known(catalog.WITHHELD, (name, reason), count)
-    return GaugeSet(now, maker.gauges, maker.withheld)
+    return GaugeSet(now, maker.gauges, maker.withheld, maker.distributions)
 
 
 def _pool(maker: _Maker, load: Load) -> None:
@@ -152,6 +160,12 @@ def _endpoint(maker: _Maker, pool: str, view: EndpointView) -> None:
             maker.sample(metric, labels, sample)
     for name, metric in BY_RATE.items():
         maker.sample(metric, labels, rate(view, name, now))
+    for name in view.histograms:
+        told = histogram(view, name, now)
+        if isinstance(told, Unknown):
+            maker.withheld.append(Withheld(BY_HISTOGRAM[name], labels, told.reason))
+        else:
+            maker.distributions.append(Distribution(BY_HISTOGRAM[name], labels, *told.value, told.at))
     maker.sample(catalog.SATURATION, labels, saturation(view, now))
     _ages(maker, pool, view)
     for health in Health:

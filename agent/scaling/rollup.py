@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from math import fsum, sqrt
 from typing import Final, NamedTuple
 
-from agent.signals import KV_USAGE, MODELS, RUNNING, WAITING, Value
+from agent.signals import KV_USAGE, MODELS, RUNNING, WAITING, Histogram, Value
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
 
@@ -56,6 +56,24 @@ def current(view: EndpointView, signal: str, now: float) -> Current | Unknown:
     if now - reading.at >= view.stale_after and signal not in _OWN_REQUEST:
         return _STALE
     return Current(reading.value, reading.at)
+
+
+class Told(NamedTuple):
+    """A histogram that may be acted on, and when it was asked for."""
+
+    value: Histogram
+    at: float
+
+
+def histogram(view: EndpointView, name: str, now: float) -> Told | Unknown:
+    """The histogram of this name on the endpoint's last page, or why there is none."""
+    blind = _BY_HEALTH.get(view.health)
+    if blind is not None:
+        return blind
+    value, at = view.histograms.get(name), view.page_at
+    if value is None or at is None:
+        return _NOT_REPORTED
+    return _STALE if now - at >= view.stale_after else Told(value, at)
 
 
 class Sample(NamedTuple):

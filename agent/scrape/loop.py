@@ -136,7 +136,7 @@ class ScrapeLoop:
         memory = self._memories.get(table.name)
         if memory is None or memory.engine != table:
             memory = self._memories[table.name] = Memory(table)
-        return Extractor(table, memory)
+        return Extractor(table, memory, target.histograms)
 
     def connect(self, scraper: _Scraper) -> None:
         """Open a connection for it, in a task of its own."""

@@ -11,6 +11,7 @@ from agent.engines.mapping import Engine, Extraction
 class Target(NamedTuple):
     """What to ask, how often (seconds), how long to wait for the whole page (seconds), and how large it may be.
 
+    `histograms` are read beside the engine's signals.
     `engine` is empty where no model server answers: then nothing is asked beside the page. `table` is that of an engine
     which the configuration tells; the others are known by their names.
     """
@@ -22,6 +23,7 @@ class Target(NamedTuple):
     timeout: float = 1.0
     max_page_bytes: int = 4 << 20
     models_interval: float = 10.0
+    histograms: tuple[str, ...] = ()
     table: Engine | None = None
 
     def engine_table(self) -> Engine | None:
@@ -32,7 +34,8 @@ class Target(NamedTuple):
 
     def same_reader(self, other: Target) -> bool:
         """Whether the pages of both are read alike."""
-        return self.engine == other.engine and self.table == other.table
+        alike = self.engine == other.engine and self.table == other.table
+        return alike and self.histograms == other.histograms
 
 
 Read = TypeVar("Read", covariant=True)  # noqa: PLC0105

@@ -3,249 +3,209 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
-from agent.signals import SIGNALS, Kind, Signal
+from agent.serve.schema import (
+    AMOUNT,
+    COUNT,
+    NUMBER,
+    SCORES,
+    SECONDS,
+    TEXT,
+    Schema,
+    described,
+    histogram,
+    list_of,
+    object_of,
+    or_null,
+    rate,
+    ref,
+    signal,
+)
+from agent.signals import HISTOGRAMS, SIGNALS
 from agent.state.health import Health
-from agent.state.rates import RATES, Rate
+from agent.state.rates import RATES
 from exporters.gauge import REASONS
 
-Schema = dict[str, Any]
-
-_TEXT: Final[Schema] = {"type": "string"}
-_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-_SECONDS: Final[Schema] = {"type": "number", "minimum": 0}
-_NUMBER: Final[Schema] = {"type": "number"}
-_SCORES: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER}
-_AMOUNT: Final[Schema] = {"type": "number", "minimum": 0}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _object(description: str, properties: dict[str, Schema], optional: tuple[str, ...] = ()) -> Schema:
-    return {
-        "type": "object",
-        "description": description,
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
-    }
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _described(schema: Schema, description: str) -> Schema:
-    return {**schema, "description": description}
-
-
-def _signal(row: Signal) -> Schema:
-    value: Schema = _list(_TEXT)
-    if row.kind is not Kind.NAMES:
-        value = {"type": "number", "minimum": row.low, "maximum": row.high}
-    return _known_or_not(row.help, value, row.unit, "null when it was never read")
-
-
-def _rate(row: Rate) -> Schema:
-    value = {**_AMOUNT, "maximum": 1} if row.unit == "ratio" else _AMOUNT
-    return _known_or_not(f"{row.help}, over the last 30 seconds", value, row.unit, "null when there is no value")
-
-
-def _known_or_not(what: str, value: Schema, unit: str, no_age: str) -> Schema:
-    """A number with its unit and age, or null with the reason."""
-    schema = _object(
-        what,
-        {
-            "value": _or_null(value),
-            "unit": {"const": unit},
-            "age_seconds": _described(_or_null(_SECONDS), no_age),
-            "fresh": _described({"type": "boolean"}, "true exactly when there is a value"),
-            "reason": _described({"enum": sorted(REASONS)}, "why there is no value; only there when there is none"),
-        },
-        optional=("reason",),
-    )
-    schema["oneOf"] = [
-        {"properties": {"fresh": {"const": True}, "value": {"not": {"type": "null"}}, "reason": False}},
-        {"properties": {"fresh": {"const": False}, "value": {"type": "null"}}, "required": ["reason"]},
-    ]
-    return schema
-
-
 _HEADER: Final[dict[str, Schema]] = {
-    "epoch": _described(_TEXT, "drawn at each start of the agent; versions of different epochs cannot be compared"),
-    "version": _described(_COUNT, "grows with every change"),
-    "as_of": _described({"type": "string", "format": "date-time"}, "the instant that all ages refer to, in UTC"),
-    "uptime_seconds": _described(_SECONDS, "the same instant in seconds since the epoch began: it never steps"),
+    "epoch": described(TEXT, "drawn at each start of the agent; versions of different epochs cannot be compared"),
+    "version": described(COUNT, "grows with every change"),
+    "as_of": described({"type": "string", "format": "date-time"}, "the instant that all ages refer to, in UTC"),
+    "uptime_seconds": described(SECONDS, "the same instant in seconds since the epoch began: it never steps"),
 }
 
 
 def _schemas() -> dict[str, Schema]:
     return {
-        "Endpoint": _object(
+        "Endpoint": object_of(
             "One replica of a model server.",
             {
-                "address": _described(_TEXT, "host:port, or [host]:port for IPv6"),
-                "engine": _TEXT,
-                "health": _described({"enum": [each.value for each in Health]}, "only a healthy endpoint is picked"),
-                "reason": _described(_TEXT, "why it is not healthy, one word; empty when it is"),
-                "page_age_seconds": _described(_or_null(_SECONDS), "of the last metrics page; null before the first"),
-                "failures": _described(_COUNT, "scrapes that failed since that page"),
-                "stale_after_seconds": _described(_SECONDS, "a page, or a reading, of this age is stale"),
-                "work": _object(
+                "address": described(TEXT, "host:port, or [host]:port for IPv6"),
+                "engine": TEXT,
+                "health": described({"enum": [each.value for each in Health]}, "only a healthy endpoint is picked"),
+                "reason": described(TEXT, "why it is not healthy, one word; empty when it is"),
+                "page_age_seconds": described(or_null(SECONDS), "of the last metrics page; null before the first"),
+                "failures": described(COUNT, "scrapes that failed since that page"),
+                "stale_after_seconds": described(SECONDS, "a page, or a reading, of this age is stale"),
+                "work": object_of(
                     "What the agent itself has given to the endpoint and has not seen the end of.",
                     {
-                        "requests": _COUNT,
-                        "prefill_seconds": _described(
-                            _SECONDS, "until their prefill is done, at as_of; a second less each second"
+                        "requests": COUNT,
+                        "prefill_seconds": described(
+                            SECONDS, "until their prefill is done, at as_of; a second less each second"
                         ),
-                        "prefill_tokens": _described(_AMOUNT, "the same in uncached prompt tokens"),
+                        "prefill_tokens": described(AMOUNT, "the same in uncached prompt tokens"),
                         "rate_tokens_per_second": {"type": "number", "exclusiveMinimum": 0},
                         "rate_source": {"enum": ["configured", "default", "learnt", "pool"]},
-                        "corrected": _described({"type": "boolean"}, "whether fresh pages keep the estimate true"),
+                        "corrected": described({"type": "boolean"}, "whether fresh pages keep the estimate true"),
                     },
                 ),
-                "prefix": _object(
+                "prefix": object_of(
                     "Prefix cache hits since the agent knows this server.",
                     {
-                        "predicted_hit_tokens": _described(_AMOUNT, "what the agent's index expected"),
-                        "measured_hit_tokens": _described(_or_null({"type": "number"}), "what the server counted"),
+                        "predicted_hit_tokens": described(AMOUNT, "what the agent's index expected"),
+                        "measured_hit_tokens": described(or_null({"type": "number"}), "what the server counted"),
                     },
                 ),
-                "rates": _object(
+                "histograms": described(
+                    object_of(
+                        "Those that the configuration asks for, as of the last page.",
+                        {name: histogram(row) for name, row in HISTOGRAMS.items()},
+                        optional=tuple(HISTOGRAMS),
+                    ),
+                    "empty unless scrape.histograms names some",
+                ),
+                "rates": object_of(
                     "What its counters grew by lately, as of the last page.",
-                    {row.name: _rate(row) for row in RATES.values()},
+                    {row.name: rate(row) for row in RATES.values()},
                 ),
-                "accelerators": _described(
-                    _list(_ref("Accelerators")), "what runs under it, one entry for each source"
+                "accelerators": described(
+                    list_of(ref("Accelerators")), "what runs under it, one entry for each source"
                 ),
-                "signals": _object("What the server reports.", {name: _signal(row) for name, row in SIGNALS.items()}),
+                "signals": object_of("What the server reports.", {name: signal(row) for name, row in SIGNALS.items()}),
             },
         ),
-        "Accelerators": _object(
+        "Accelerators": object_of(
             "What one source says of an endpoint's accelerators, and how old that is.",
             {
-                "source": _described(_TEXT, "the kind of exporter"),
-                "exporter": _described(_TEXT, "who said it; empty where nobody has said anything of this endpoint"),
-                "age_seconds": _described(_or_null(_SECONDS), "of the oldest reading; null where there is none"),
-                "stale_after_seconds": _SECONDS,
-                "picked_on": _described({"type": "boolean"}, "whether a profile may pick by these readings"),
-                "devices": _list(
-                    _object(
+                "source": described(TEXT, "the kind of exporter"),
+                "exporter": described(TEXT, "who said it; empty where nobody has said anything of this endpoint"),
+                "age_seconds": described(or_null(SECONDS), "of the oldest reading; null where there is none"),
+                "stale_after_seconds": SECONDS,
+                "picked_on": described({"type": "boolean"}, "whether a profile may pick by these readings"),
+                "devices": list_of(
+                    object_of(
                         "One accelerator, or one part of it.",
                         {
                             **_DEVICE,
-                            "fault": _described({"enum": ["", *sorted(FAULTS)]}, "why it is sick; empty: it is not"),
-                            "detail": _TEXT,
+                            "fault": described({"enum": ["", *sorted(FAULTS)]}, "why it is sick; empty: it is not"),
+                            "detail": TEXT,
                         },
                     )
                 ),
-                "signals": _object(
+                "signals": object_of(
                     "Of all of them together: the busiest, the hottest, or the sum.",
-                    {name: _signal(DEVICE_SIGNALS[name]) for name in COMBINED},
+                    {name: signal(DEVICE_SIGNALS[name]) for name in COMBINED},
                 ),
             },
         ),
-        "Exporters": _object(
+        "Exporters": object_of(
             "Every accelerator exporter, and whose its devices are.",
             {
                 "as_of": _HEADER["as_of"],
-                "exporters": _list(
-                    _object(
+                "exporters": list_of(
+                    object_of(
                         "One exporter.",
                         {
-                            "source": _TEXT,
-                            "address": _TEXT,
-                            "path": _TEXT,
+                            "source": TEXT,
+                            "address": TEXT,
+                            "path": TEXT,
                             "fresh": {"type": "boolean"},
-                            "page_age_seconds": _described(_or_null(_SECONDS), "null before the first page"),
-                            "stale_after_seconds": _SECONDS,
-                            "failures": _described(_COUNT, "scrapes that failed since the last page"),
-                            "reason": _described(_TEXT, "of the last failure; empty when there is none"),
-                            "joined": _described(
-                                {"type": "object", "additionalProperties": _list(_object("A device.", _DEVICE))},
+                            "page_age_seconds": described(or_null(SECONDS), "null before the first page"),
+                            "stale_after_seconds": SECONDS,
+                            "failures": described(COUNT, "scrapes that failed since the last page"),
+                            "reason": described(TEXT, "of the last failure; empty when there is none"),
+                            "joined": described(
+                                {"type": "object", "additionalProperties": list_of(object_of("A device.", _DEVICE))},
                                 "endpoint -> its devices",
                             ),
-                            "unmatched": _described(_list(_object("A device.", _DEVICE)), "they fit no endpoint"),
-                            "ambiguous": _described(_list(_object("A device.", _DEVICE)), "they fit several"),
-                            "sick": _described(
-                                {"type": "object", "additionalProperties": _TEXT}, "device -> what it suffers from"
+                            "unmatched": described(list_of(object_of("A device.", _DEVICE)), "they fit no endpoint"),
+                            "ambiguous": described(list_of(object_of("A device.", _DEVICE)), "they fit several"),
+                            "sick": described(
+                                {"type": "object", "additionalProperties": TEXT}, "device -> what it suffers from"
                             ),
                         },
                     )
                 ),
             },
         ),
-        "State": _object(
+        "State": object_of(
             "The state of every pool at as_of.",
-            {**_HEADER, "pools": _list(_object("One pool.", {"pool": _TEXT, "endpoints": _list(_ref("Endpoint"))}))},
+            {
+                **_HEADER,
+                "pools": list_of(object_of("One pool.", {"pool": TEXT, "endpoints": list_of(ref("Endpoint"))})),
+            },
         ),
-        "Change": _object(
+        "Change": object_of(
             "What makes the state at `version` of the one at `since` or any later one. Applying it twice does no harm.",
             {
                 **_HEADER,
-                "since": _COUNT,
-                "pools": _list(
-                    _object(
+                "since": COUNT,
+                "pools": list_of(
+                    object_of(
                         "A pool that changed, or a new one.",
                         {
-                            "pool": _TEXT,
-                            "changed": _described(_list(_ref("Endpoint")), "new or different endpoints, whole"),
-                            "removed": _described(_list(_TEXT), "addresses that are gone"),
+                            "pool": TEXT,
+                            "changed": described(list_of(ref("Endpoint")), "new or different endpoints, whole"),
+                            "removed": described(list_of(TEXT), "addresses that are gone"),
                         },
                     )
                 ),
-                "removed_pools": _list(_TEXT),
+                "removed_pools": list_of(TEXT),
             },
         ),
-        "Gauges": _object(
+        "Gauges": object_of(
             "Every gauge that an autoscaler could read.",
-            {"as_of": _HEADER["as_of"], "gauges": _list({"oneOf": [_ref("Gauge"), _ref("WithheldGauge")]})},
+            {"as_of": _HEADER["as_of"], "gauges": list_of({"oneOf": [ref("Gauge"), ref("WithheldGauge")]})},
         ),
-        "Gauge": _object(
+        "Gauge": object_of(
             "A gauge with a value.",
             {
                 **_GAUGE,
                 "value": {"type": "number"},
-                "sample_time": _described({"type": "string", "format": "date-time"}, "of the oldest reading in it"),
-                "age_seconds": _SECONDS,
+                "sample_time": described({"type": "string", "format": "date-time"}, "of the oldest reading in it"),
+                "age_seconds": SECONDS,
             },
         ),
-        "WithheldGauge": _object(
+        "WithheldGauge": object_of(
             "A gauge without fresh data; " + "; ".join(f"{word}: {text}" for word, text in sorted(REASONS.items())),
             {**_GAUGE, "value": {"type": "null"}, "withheld": {"enum": sorted(REASONS)}},
         ),
-        "Picks": _object(
+        "Picks": object_of(
             "The newest picks, newest first.",
             {
                 "as_of": _HEADER["as_of"],
-                "picks": _list(
-                    _object(
+                "picks": list_of(
+                    object_of(
                         "One decision and its reasons.",
                         {
-                            "pool": _TEXT,
-                            "request_id": _TEXT,
+                            "pool": TEXT,
+                            "request_id": TEXT,
                             "time": {"type": "string", "format": "date-time"},
-                            "age_seconds": _SECONDS,
-                            "endpoint": _TEXT,
-                            "decided_by": _described(_TEXT, "only_candidate, tie, or the scorer that decided"),
-                            "left_warmest": _described({"type": "boolean"}, "another had more of the prompt cached"),
-                            "prompt_tokens": _AMOUNT,
-                            "hit_tokens": _described(_AMOUNT, "expected in the cache of the endpoint"),
-                            "best_hit_tokens": _described(_AMOUNT, "the most expected at any candidate"),
-                            "state_version": _described(_COUNT, "of the pool's store, not that of /v1/state"),
-                            "candidates": _list(
-                                _object(
+                            "age_seconds": SECONDS,
+                            "endpoint": TEXT,
+                            "decided_by": described(TEXT, "only_candidate, tie, or the scorer that decided"),
+                            "left_warmest": described({"type": "boolean"}, "another had more of the prompt cached"),
+                            "prompt_tokens": AMOUNT,
+                            "hit_tokens": described(AMOUNT, "expected in the cache of the endpoint"),
+                            "best_hit_tokens": described(AMOUNT, "the most expected at any candidate"),
+                            "state_version": described(COUNT, "of the pool's store, not that of /v1/state"),
+                            "candidates": list_of(
+                                object_of(
                                     "One that could have been picked; the best is first.",
-                                    {"address": _TEXT, "total": _NUMBER, "scores": _SCORES},
+                                    {"address": TEXT, "total": NUMBER, "scores": SCORES},
                                 )
                             ),
                         },
@@ -253,16 +213,16 @@ def _schemas() -> dict[str, Schema]:
                 ),
             },
         ),
-        "Health": _object("Alive.", {"status": {"const": "ok"}}),
-        "Readiness": _object(
-            "Whether every pool has been looked at once.", {"ready": {"type": "boolean"}, "reasons": _list(_TEXT)}
+        "Health": object_of("Alive.", {"status": {"const": "ok"}}),
+        "Readiness": object_of(
+            "Whether every pool has been looked at once.", {"ready": {"type": "boolean"}, "reasons": list_of(TEXT)}
         ),
-        "Error": _object(
+        "Error": object_of(
             "Why there is no answer.",
             {
-                "error": _object(
+                "error": object_of(
                     "In the shape of OpenAI's errors.",
-                    {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)},
+                    {"message": TEXT, "type": TEXT, "param": or_null(TEXT), "code": or_null(TEXT)},
                 )
             },
         ),
@@ -270,32 +230,32 @@ def _schemas() -> dict[str, Schema]:
 
 
 _DEVICE: Final[dict[str, Schema]] = {
-    "id": _TEXT,
-    "number": _described(_TEXT, "on its machine"),
-    "part": _described(_TEXT, "of a card that is cut up; empty for a whole one"),
-    "model": _TEXT,
-    "node": _described(_TEXT, "as the exporter calls it; empty where it does not say"),
-    "pod": _described(_TEXT, "NAMESPACE/POD of who uses it; empty where nobody does, or nobody says"),
-    "container": _TEXT,
+    "id": TEXT,
+    "number": described(TEXT, "on its machine"),
+    "part": described(TEXT, "of a card that is cut up; empty for a whole one"),
+    "model": TEXT,
+    "node": described(TEXT, "as the exporter calls it; empty where it does not say"),
+    "pod": described(TEXT, "NAMESPACE/POD of who uses it; empty where nobody does, or nobody says"),
+    "container": TEXT,
 }
 _GAUGE: Final[dict[str, Schema]] = {
-    "name": _TEXT,
-    "aliases": _described(_list(_TEXT), "other names of the same number"),
-    "labels": {"type": "object", "additionalProperties": _TEXT},
-    "unit": _TEXT,
+    "name": TEXT,
+    "aliases": described(list_of(TEXT), "other names of the same number"),
+    "labels": {"type": "object", "additionalProperties": TEXT},
+    "unit": TEXT,
 }
 
 
 def _answers(description: str, schema: str, *, media: str = "application/json", **errors: str) -> Schema:
-    found: Schema = {"200": {"description": description, "content": {media: {"schema": _ref(schema)}}}}
+    found: Schema = {"200": {"description": description, "content": {media: {"schema": ref(schema)}}}}
     for status, why in errors.items():
-        content = {"application/json": {"schema": _ref("Error")}}
+        content = {"application/json": {"schema": ref("Error")}}
         found[status.removeprefix("s")] = {"description": why, "content": content}
     return found
 
 
 def _parameter(name: str, place: str, description: str) -> Schema:
-    return {"name": name, "in": place, "required": False, "description": description, "schema": _TEXT}
+    return {"name": name, "in": place, "required": False, "description": description, "schema": TEXT}
 
 
 @cache
@@ -311,7 +271,7 @@ def document() -> Schema:
         s400="`since` is no event id",
         s503="too many readers (Retry-After says when to come back), or the state is over the size limit",
     )
-    watch["200"]["content"]["text/event-stream"]["schema"] = {"oneOf": [_ref("State"), _ref("Change")]}
+    watch["200"]["content"]["text/event-stream"]["schema"] = {"oneOf": [ref("State"), ref("Change")]}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -377,10 +337,10 @@ def document() -> Schema:
                     "operationId": "getReadiness",
                     "summary": "200 once every endpoint that the agent started with was asked at least once",
                     "responses": {
-                        "200": {"description": "Ready", "content": {"application/json": {"schema": _ref("Readiness")}}},
+                        "200": {"description": "Ready", "content": {"application/json": {"schema": ref("Readiness")}}},
                         "503": {
                             "description": "Not yet",
-                            "content": {"application/json": {"schema": _ref("Readiness")}},
+                            "content": {"application/json": {"schema": ref("Readiness")}},
                         },
                     },
                 }

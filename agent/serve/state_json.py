@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
-from agent.scaling.rollup import Unknown, current
+from agent.scaling.rollup import Unknown, current, histogram
 from agent.serve import device_json
-from agent.signals import PREFIX_HITS, SIGNALS, Value
+from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS, Value
 from agent.state.rates import RATES, Rate
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.gauge import Gauge, GaugeSet, Withheld
@@ -84,6 +84,7 @@ def endpoint(view: EndpointView, now: float) -> Json:
             "measured_hit_tokens": view.prefix.measured if hits_are_known else None,
         },
         "signals": {name: _signal(view, name, unit, now) for name, unit in _UNITS},
+        "histograms": {name: _histogram(view, name, now) for name in view.histograms},
         "rates": {row.name: _rate(view, row, now) for row in RATES.values()},
         "accelerators": device_json.of_endpoint(view.accelerators, now),
     }
@@ -96,6 +97,16 @@ def _signal(view: EndpointView, name: str, unit: str, now: float) -> Json:
     if isinstance(found, Unknown):
         return {"value": None, "unit": unit, "age_seconds": known_age, "fresh": False, "reason": found.reason}
     return {"value": _plain(found.value), "unit": unit, "age_seconds": known_age, "fresh": True}
+
+
+def _histogram(view: EndpointView, name: str, now: float) -> Json:
+    told = histogram(view, name, now)
+    unit = HISTOGRAMS[name].unit
+    if isinstance(told, Unknown):
+        return {"value": None, "unit": unit, "age_seconds": None, "fresh": False, "reason": told.reason}
+    bounds, counts, total, whole = told.value
+    value = {"buckets": list(map(list, zip(bounds, counts, strict=True))), "count": total, "sum": whole}
+    return {"value": value, "unit": unit, "age_seconds": age(told.at, now), "fresh": True}
 
 
 def _rate(view: EndpointView, row: Rate, now: float) -> Json:

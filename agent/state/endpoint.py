@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from agent.accelerators.combine import Accelerators
-from agent.signals import PREFIX_HITS, START_TIME, WAITING, Reading, Value
+from agent.engines.mapping import NONE_ASKED
+from agent.signals import PREFIX_HITS, START_TIME, WAITING, Histogram, Reading, Value
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, judge
 from agent.state.inflight import InFlight
 from agent.state.pace import QueuePace
@@ -28,6 +29,7 @@ class Record:
         "failure",
         "failures",
         "health",
+        "histograms",
         "hits_at_start",
         "in_flight",
         "learner",
@@ -62,6 +64,7 @@ class Record:
         self.learner = PrefillRate()
         self.pace = QueuePace()
         self.window = Window()
+        self.histograms: Mapping[str, Histogram | None] = NONE_ASKED
         self.rate_of_pool: float | None = None  # the pool's when the rate was last reckoned
         self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
         self.predicted_hits = 0.0
@@ -94,6 +97,7 @@ class Record:
         self.learner.forget()
         self.pace.forget()
         self.window.forget()
+        self.histograms = NONE_ASKED
         self.predicted_hits = 0.0
         self.hits_at_start = None
 
@@ -175,5 +179,6 @@ class Record:
             _new(Prefix, (self.predicted_hits, measured)),
             self.accelerators,
             self.window.oldest,
+            self.histograms,
         )
         return _new(EndpointView, fields), until

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from agent.accelerators.combine import Accelerators
-from agent.signals import Reading, Value
+from agent.engines.mapping import NONE_ASKED
+from agent.signals import Histogram, Reading, Value
 from agent.state.health import Health
 from agent.state.rates import Counters
 
@@ -57,7 +58,8 @@ class EndpointView(NamedTuple):
     that came otherwise: with an older page, or with a request of their own. Fresh or not: ask `fresh`.
 
     A page's values are kept as they came: to date each one by itself would cost more than all else that is done with
-    the page, and few of them are read before the next. `before` is the page that rates look back on.
+    the page, and few of them are read before the next. `before` is the page that rates look back on,
+    `histograms` are those that the last page was asked for.
     """
 
     address: str
@@ -73,6 +75,7 @@ class EndpointView(NamedTuple):
     prefix: Prefix
     accelerators: tuple[Accelerators, ...] = ()
     before: Counters | None = None
+    histograms: Mapping[str, Histogram | None] = NONE_ASKED
 
     @property
     def readings(self) -> dict[str, Reading]:

@@ -136,6 +136,7 @@ class RoutingStore:
             if values.get(signal) != record.value(signal):
                 self._names_moved = True
         record.apply(values, at)
+        record.histograms = extraction.histograms
         learnt = self._limits.fixed is None and record.learner.observe(values)
         if learnt or record.rate_of_pool != self._learnt_by_pool:
             self._reckon_rate(record, now)

@@ -51,7 +51,10 @@ BAD = {
     # keys and kinds
     f"{HEAD}scrap:\n  interval: 1s\n": ":3: scrap: unknown key; did you mean 'scrape'?",
     f"{HEAD}scrape:\n  stale_after: 1s\n  intervall: 1s\n": [
-        ":4: scrape.stale_after: unknown key; valid are: interval, maxPageBytes, modelsInterval, path, timeout",
+        (
+            ":4: scrape.stale_after: unknown key; "
+            "valid are: histograms, interval, maxPageBytes, modelsInterval, path, timeout"
+        ),
         ":5: scrape.intervall: unknown key; did you mean 'interval'?",
     ],
     f"{HEAD}prefixIndex:\n  block_tokens: 64\n": (
@@ -238,7 +241,7 @@ BAD = {
     ],
     f'{HEAD}scrape: {{"a\\n\\x1b[31m": 1}}\n': (
         r":3: scrape.a\n\x1b[31m: unknown key; "
-        "valid are: interval, maxPageBytes, modelsInterval, path, timeout"
+        "valid are: histograms, interval, maxPageBytes, modelsInterval, path, timeout"
     ),
     # the field's part
     f"{HEAD}featureGates: [flowControl=no]\n": (

@@ -33,7 +33,7 @@ from agent.events import (
 )
 from agent.instruments import Instruments
 from agent.scaling.gauges import gauge_set
-from agent.signals import SIGNALS, Kind, Refusal, Value
+from agent.signals import HISTOGRAMS, SIGNALS, Histogram, Kind, Refusal, Value
 from agent.state.devices import ExporterKey, ExporterView
 from agent.state.rates import COUNTERS, Counters
 from agent.state.snapshot import Prefix
@@ -74,11 +74,16 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     values: dict[str, Value] = {
         name: frozenset({"x"}) if row.kind is Kind.NAMES else max(1.0, row.low) for name, row in SIGNALS.items()
     }
+    histograms = dict.fromkeys(HISTOGRAMS, Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5))
     before = Counters(-10.0, tuple(0.0 for _ in COUNTERS))
     sick = Device("GPU-a", "GPU-a", {signal: DEVICE_SIGNALS[signal].low for signal in COMBINED}, xids=(79,))
     devices = combine("dcgm", "x:1", [sick], 0.0, 15.0, FATAL_XIDS)
     exporter = ExporterView(ExporterKey("dcgm", "x:1"), 15.0, 0.0, 0, "", {"a:1": (sick,)}, (), (), devices.faults)
-    seeing = snapshot(view("a:1", values)._replace(prefix=Prefix(2.0, 1.0), accelerators=(devices,), before=before))
+    seeing = snapshot(
+        view("a:1", values)._replace(
+            prefix=Prefix(2.0, 1.0), accelerators=(devices,), before=before, histograms=histograms
+        )
+    )
     blind = snapshot(view("b:1", {}), pool="blind")
     body, _ = page(gauge_set([seeing, blind], 0.0, [exporter]), instruments.registry)
     found = {}
@@ -116,7 +121,8 @@ def test_no_name_stands_for_two_metrics():
 def test_a_name_tells_its_type_and_unit(metric: Metric):
     assert re.fullmatch(r"(igw|llm_d_epp|process)_[a-z0-9_]+", metric.name)
     assert metric.name.endswith("_total") is (metric.type == "counter")
-    assert bool(metric.buckets) is (metric.type == "histogram")
+    # The buckets of what servers count are the servers'.
+    assert bool(metric.buckets) is (metric.type == "histogram" and metric.origin != "state")
     assert metric.help
     assert not metric.help.endswith(".")
     if metric.name.startswith("igw_") and metric.unit in {"seconds", "bytes", "ratio", "tokens"}:

@@ -14,7 +14,7 @@ from agent.engines import ENGINES, engine
 from agent.engines.mapping import MARKS, REFUSALS, Combine, Extractor, Source
 from agent.engines.recognition import recognise
 from agent.scrape.page import REASONS, PageRefused
-from agent.signals import SIGNALS, Kind
+from agent.signals import HISTOGRAMS, SIGNALS, Kind
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -26,7 +26,9 @@ def test_every_signal_has_a_source_or_a_reason_why_it_has_none(name: str) -> Non
     table = engine(name)
     assert table.name == name
     assert not table.sources.keys() & table.silent.keys()
-    assert table.sources.keys() | table.silent.keys() == SIGNALS.keys()
+    assert table.sources.keys() | table.silent.keys() | table.histograms.keys() == SIGNALS.keys() | HISTOGRAMS.keys()
+    assert table.histograms.keys() <= HISTOGRAMS.keys()
+    assert not table.histograms.keys() & table.silent.keys()
     assert all(table.sources.values())
     assert all(len(reason) > 10 for reason in table.silent.values())
 

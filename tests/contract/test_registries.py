@@ -35,7 +35,9 @@ REGISTRIES = [
         dict(sorted({**EXPORTERS, **PROBES}.items())),
         frozenset({"combine", "device", "faults", "join", "mapping", "probe", "table"}),
     ),
-    Registry("agent.engines", ENGINES, frozenset({"custom", "learning", "mapping", "recognition", "table"})),
+    Registry(
+        "agent.engines", ENGINES, frozenset({"custom", "histograms", "learning", "mapping", "recognition", "table"})
+    ),
     Registry("agent.pick.scorers", SCORERS),
 ]
 EVERY_REGISTRY = pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.package)
