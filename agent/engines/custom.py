@@ -14,6 +14,7 @@ from agent.engines import ENGINES, engine
 from agent.engines.table import Combine, Engine, Source
 from agent.signals import (
     BLOCK_SIZE,
+    HISTOGRAMS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
@@ -66,6 +67,7 @@ def custom(spec: EngineSpec) -> Engine:
             rank=built_in.rank,
             copies=built_in.copies,
             unlike=built_in.unlike,
+            histograms=built_in.histograms,
             hint=built_in.hint,
         )
     return Engine(
@@ -73,7 +75,9 @@ def custom(spec: EngineSpec) -> Engine:
         marks=samples,
         sources=made,
         silent={
-            signal: f"engineConfigs has no source of it for {spec.name}" for signal in SIGNALS if signal not in made
+            signal: f"engineConfigs has no source of it for {spec.name}"
+            for signal in (*SIGNALS, *HISTOGRAMS)
+            if signal not in made
         },
         health_path=None,
         models_path="/v1/models",
