@@ -106,6 +106,32 @@ ENDPOINTS: Final = Row(
             thresholds=(0.9,),
         ),
         Panel(
+            "Accelerators busy",
+            "Does anything run on each endpoint's accelerators? It says busy, not how busy: one request is enough.",
+            "percentunit",
+            (
+                Query(
+                    'igw_endpoint_accelerator_utilization_ratio{pool=~"$pool"}',
+                    "{{endpoint}} {{source}}",
+                    f"0.9 + 0.1 * {RUNNING} / 4",  # what the emulated device makes of a batch of at most four
+                    within=0.02,
+                ),
+            ),
+        ),
+        Panel(
+            "Sick accelerators",
+            "Which endpoint is out of service because of what it runs on?",
+            "none",
+            (
+                Query(
+                    'igw_endpoint_accelerators_sick{pool=~"$pool"}',
+                    "{{endpoint}} {{source}}",
+                    f"0 * {RUNNING}",
+                ),
+            ),
+            thresholds=(1,),
+        ),
+        Panel(
             "In flight, by the agent's own count",
             "How many requests has the agent given to each server that have not ended? More than the server's own"
             " running and waiting means that they are on their way; less, that somebody else sends to it too.",

@@ -8,6 +8,7 @@ which asks the servers' own pages (see `dashboards/definitions.py`).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -118,12 +119,12 @@ def _loaded(processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: l
     servers = [f"127.0.0.1:{first}", f"127.0.0.1:{second}"]
     addresses = [*servers, f"127.0.0.1:{dead}"]
     flags = [word for name, number in SERVER.items() for word in (f"--{name}", str(number))]
-    listen = [word for address in servers for word in ("--listen", address)]
+    listen = [word for address in servers for word in ("--listen", address)] + ["--accelerator", "dcgm"]
     emulator = processes.start([*IGW, "emulate", *listen, *flags])
     until(lambda: emulator.output().count("on http") == 2, what="two servers")
-    agent_flags = ["--endpoints", ",".join(addresses), "--scrape-interval", f"{INTERVAL_SECONDS * 1000:.0f}ms"]
-    agent_flags += ["--ext-proc-address", f"127.0.0.1:{picker}", "--admin-address", f"127.0.0.1:{admin}"]
-    agent = processes.start([*IGW, "run", *agent_flags])
+    file = home / "igw.yaml"
+    file.write_text(json.dumps(configuration(servers, dead, picker, admin)))
+    agent = processes.start([*IGW, "run", "--config", str(file)])
     agent.wait_for("admin: ")
     until(lambda: requests.get(f"http://127.0.0.1:{admin}/readyz", timeout=20).ok, what="an agent that can pick")
     settings = Settings(
@@ -176,6 +177,29 @@ def _loaded(processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: l
     }
     known = frozenset(family(labels["__name__"]) for labels, _ in prometheus.query('{job="agent"}', at))
     return Fleet(prometheus, at, filled, pages(), known)
+
+
+def configuration(servers: list[str], dead: int, picker: int, admin: int) -> dict[str, Any]:
+    """The agent's file: the servers with the devices that they run on, and the address at which nobody listens."""
+    interval = f"{INTERVAL_SECONDS * 1000:.0f}ms"
+    pool = {
+        "extProcAddress": f"127.0.0.1:{picker}",
+        "endpoints": [
+            *({"address": address, "pod": f"default/emulated-{address.partition(':')[2]}"} for address in servers),
+            f"127.0.0.1:{dead}",
+        ],
+        "accelerators": [
+            {"source": "dcgm", "address": address, "path": "/accelerator/metrics", "interval": interval}
+            for address in servers
+        ],
+    }
+    return {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "scrape": {"interval": interval},
+        "admin": {"address": f"127.0.0.1:{admin}"},
+        "pools": [pool],
+    }
 
 
 def filled_in(expr: str, filled: dict[str, str]) -> str:
