@@ -213,12 +213,23 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def write_log(stream: TextIO, form: Literal["text", "json"] = "text", level: str = "info") -> logging.Handler:
-    """Send what the agent logs to `stream`; returns the handler, to be removed by who wants to stop that."""
+def write_log(
+    stream: TextIO,
+    form: Literal["text", "json"] = "text",
+    level: str = "info",
+    *,
+    warnings_of_libraries: bool = False,
+) -> logging.Handler:
+    """Send what the agent logs to `stream`, and what libraries warn of in the same form where that is wanted.
+
+    Returns the handler, to be removed by who wants to stop that.
+    """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logger = logging.getLogger(LOGGER)
     logger.addHandler(handler)
     logger.setLevel(level.upper())
     logger.propagate = False
+    if warnings_of_libraries:
+        logging.getLogger().addHandler(handler)
     return handler

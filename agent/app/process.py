@@ -20,7 +20,9 @@ from agent.log_lines import write_log
 
 def run(config: Config, path: Path | None, version: str) -> int:
     """Run the agent until it is told to stop; returns the exit status."""
-    write_log(sys.stderr, "json" if config.log.format == "json" else "text", config.log.level)
+    write_log(
+        sys.stderr, "json" if config.log.format == "json" else "text", config.log.level, warnings_of_libraries=True
+    )
     _allow_connections()
     try:
         uvloop.run(serve(config, path, version))

@@ -1,5 +1,8 @@
 """The admin address: metrics, the shared state endpoint, health and the last picks; GET only, every error is JSON.
 
+What is no HTTP at all (a TLS handshake, a line without end) is refused by the HTTP library in a line of plain text, and
+writes nothing to the log, which is not a stranger's to fill.
+
 `/healthz` answers 200 while the event loop turns. `/readyz` answers 200 once the agent has seen enough to pick: every
 endpoint of every pool was asked at least once, whatever came of it. A pool that was ready stays ready: endpoints that
 come later, or die, do not take the agent out of service, because it is then that the proxy needs an honest answer.
@@ -17,6 +20,7 @@ from typing import Any, Final
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from agent.clock import Clock
@@ -38,6 +42,8 @@ IDLE_SECONDS: Final = 75.0  # that a connection may be silent between two reques
 _ALWAYS: Final = frozenset({"/healthz", "/readyz"})  # what a supervisor asks: small, and not to be refused to it
 BODY_BYTES: Final = 1 << 16  # nobody has a reason to send one
 _LOG: Final = logging.getLogger("igw.admin")
+_HTTP_LOG: Final = logging.getLogger("igw.admin.http")
+_HTTP_LOG.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 
 class CannotListen(Exception):
@@ -103,7 +109,12 @@ class AdminServer:
         app.add_routes([web.get(path, handler, allow_head=False) for path, handler in routes.items()])
         app.on_shutdown.append(self._let_go)
         runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=2.0, lingering_time=1.0, keepalive_timeout=IDLE_SECONDS
+            app,
+            access_log=None,
+            logger=_HTTP_LOG,
+            shutdown_timeout=2.0,
+            lingering_time=1.0,
+            keepalive_timeout=IDLE_SECONDS,
         )
         await runner.setup()
         try:

@@ -307,7 +307,7 @@ def document() -> Schema:
                     "operationId": "getGauges",
                     "summary": "Every gauge that an autoscaler could read, its sample time, or why it is withheld",
                     "parameters": [pool, _parameter("name", "query", "only gauges of this name or alias")],
-                    "responses": _answers("The gauges", "Gauges", s404="no such pool"),
+                    "responses": _answers("The gauges", "Gauges", s404="no such pool or gauge"),
                 }
             },
             "/v1/accelerators": {

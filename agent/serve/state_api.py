@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, Final
 
 import orjson
@@ -92,6 +93,10 @@ class StateApi:
         moment = self.feed.moment()
         snapshots = self.feed.snapshots(moment.now, request.query.get("pool"))
         name = request.query.get("name", "")
+        if name and name not in state_json.GAUGE_NAMES:
+            near = get_close_matches(name[:128], state_json.GAUGE_NAMES, 1, 0.7)
+            which = f"did you mean {near[0]!r}?" if near else "/v1/gauges lists all that there are"
+            return error(404, f"there is no gauge {name[:128]!r}; {which}", "no_such_gauge", "name")
         exporters = () if "pool" in request.query else self.exporters()
 
         def encode() -> bytes:

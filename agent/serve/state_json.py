@@ -20,9 +20,17 @@ from agent.serve import device_json
 from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS, Value
 from agent.state.rates import RATES, Rate
 from agent.state.snapshot import EndpointView, Snapshot
+from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld
 
 Json = dict[str, Any]
+# What `/v1/gauges?name=` takes.
+GAUGE_NAMES: Final = tuple(
+    name
+    for row in CATALOG.values()
+    if row.type == "gauge" and row.origin == "state"
+    for name in (row.name, *(alias.name for alias in row.aliases))
+)
 _UNITS: Final = tuple((name, row.unit) for name, row in SIGNALS.items())
 
 

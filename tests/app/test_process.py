@@ -135,3 +135,21 @@ def test_lines_of_the_log_are_json_where_that_is_wanted(processes: Processes, tm
     agent = processes.start([*RUN, "--config", write(tmp_path / "igw.yaml", "log: {format: json}\n")])
     line = agent.wait_for(r"^\{.*\}$|\n(\{.*\})\n")
     assert json.loads(line[0].strip())["pool"] == "default"
+
+
+def test_what_a_library_has_to_say_is_a_line_of_the_log_too(processes: Processes, tmp_path: Path) -> None:
+    path = write(tmp_path / "igw.yaml", "log: {format: json}\n")
+    program = (
+        "import logging, sys\n"
+        "from agent.app import process\n"
+        "from agent.__main__ import main\n"
+        "serve = process.serve\n"
+        "def talking(*args):\n"
+        "    logging.getLogger('a.library').warning('is old')\n"
+        "    return serve(*args)\n"
+        "process.serve = talking\n"
+        f"main(['run', '--config', {str(path)!r}])\n"
+    )
+    agent = processes.start([sys.executable, "-c", program])
+    line = json.loads(agent.wait_for(r"^\{.*is old.*\}$|\n(\{.*is old.*\})\n")[0].strip())
+    assert (line["level"], line["logger"], line["message"]) == ("warning", "a.library", "is old")

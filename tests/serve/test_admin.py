@@ -201,13 +201,17 @@ async def test_a_handler_that_fails_answers_json_and_says_so_in_the_log(served, 
     ],
     ids=["a path of 100 kB", "a header of 100 kB", "no HTTP"],
 )
-async def test_a_request_beyond_all_measure_is_refused_and_the_rest_goes_on(served, request_bytes):
+async def test_a_request_beyond_all_measure_is_refused_without_a_word_and_the_rest_goes_on(
+    served, request_bytes, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("igw"), "propagate", True)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(request_bytes)
     async with asyncio.timeout(30):
         answer = await reader.read()
     assert answer.split(b"\r\n")[0].split()[1] == b"400"
     writer.close()
+    assert caplog.records == []
     assert (await served.get("/healthz"))[0] == 200
 
 

@@ -237,6 +237,19 @@ async def test_a_parameter_that_does_not_exist_is_refused_by_name(served):
     assert refused["error"]["param"] == "pol"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("llm_d_epp_average_queue", "did you mean 'llm_d_epp_average_queue_size'?"),
+        ("igw_picks_total", "/v1/gauges lists all that there are"),
+    ],
+)
+async def test_a_gauge_that_does_not_exist_is_told_from_one_that_is_withheld(served, name, said):
+    refused = await served.get(f"/v1/gauges?name={name}", 404)
+    assert refused["error"]["message"] == f"there is no gauge '{name}'; {said}"
+    check(refused, "Error")
+
+
 async def test_names_that_no_utf_8_can_hold_do_not_stop_the_state(served):
     served.source.put(view("a:1", {LORA_RUNNING: frozenset({"\ud800", "b"})}, at=99.5))
     signal = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["signals"][LORA_RUNNING]
