@@ -67,6 +67,17 @@ class DeviceHealthChanged(NamedTuple):
     detail: str
 
 
+class HealthPathFailed(NamedTuple):
+    """The engine's health path did not answer well. `reason` is one of `agent.state.health.HEALTH_REASONS`."""
+
+    pool: str
+    endpoint: str
+    at: float
+    took: float
+    reason: str
+    detail: str
+
+
 class HealthChanged(NamedTuple):
     """An endpoint's health moved; `old` and `new` are values of `agent.state.health.Health`."""
 
@@ -154,6 +165,7 @@ Event = (
     | DevicesRead
     | DevicesFailed
     | DeviceHealthChanged
+    | HealthPathFailed
     | HealthChanged
     | ServerRestarted
     | Picked

@@ -25,6 +25,7 @@ from agent.events import (
     Ended,
     Event,
     HealthChanged,
+    HealthPathFailed,
     Picked,
     Refused,
     Reloaded,
@@ -35,7 +36,7 @@ from agent.events import (
     WatcherDropped,
 )
 from agent.log_lines import LogLines
-from exporters import accelerators, catalog
+from exporters import accelerators, asking, catalog
 from exporters.metric import Metric
 from exporters.prometheus import clean
 
@@ -136,6 +137,7 @@ class Instruments:
             DevicesRead: self._devices_read,
             Ended: self._ended,
             HealthChanged: self._health_changed,
+            HealthPathFailed: self._health_path_failed,
             Picked: self._picked,
             Refused: self._refused,
             Reloaded: self._reloaded,
@@ -224,12 +226,16 @@ class Instruments:
         self._count(catalog.SCRAPES, event.pool, "failed", event.reason)
         self._log.scrape_failed(event)
 
+    def _health_path_failed(self, event: HealthPathFailed) -> None:
+        self._count(asking.HEALTH_PATH_FAILURES, event.pool, event.reason)
+        self._log.health_path_failed(event)
+
     def _health_changed(self, event: HealthChanged) -> None:
-        self._count(catalog.HEALTH_CHANGES, event.pool, event.new)
+        self._count(asking.HEALTH_CHANGES, event.pool, event.new)
         self._log.health_changed(event)
 
     def _server_restarted(self, event: ServerRestarted) -> None:
-        self._count(catalog.SERVER_RESTARTS, event.pool, event.reason)
+        self._count(asking.SERVER_RESTARTS, event.pool, event.reason)
         self._log.server_restarted(event)
 
     def _devices_read(self, event: DevicesRead) -> None:

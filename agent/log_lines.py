@@ -19,6 +19,7 @@ from agent.events import (
     DevicesFailed,
     DevicesRead,
     HealthChanged,
+    HealthPathFailed,
     Refused,
     Reloaded,
     ScrapeDone,
@@ -129,6 +130,12 @@ class LogLines:
         how = f"is sick ({event.reason}): {_short(event.detail)}" if event.reason else "is well again"
         text = f"accelerator {_short(event.device)} of {event.source} exporter {event.exporter} {how}"
         self._write(level, "", text, exporter=event.exporter, device=event.device, reason=event.reason)
+
+    def health_path_failed(self, event: HealthPathFailed) -> None:
+        due = self._repeats.failed((event.pool, event.endpoint, event.reason), event.at)
+        if due:
+            text = f"the health path of {event.endpoint} failed: {event.reason}: {_short(event.detail)}{_times(due)}"
+            self._write(logging.WARNING, event.pool, text, endpoint=event.endpoint, reason=event.reason)
 
     def health_changed(self, event: HealthChanged) -> None:
         level = logging.INFO if event.new == "healthy" else logging.WARNING

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from exporters import accelerators, rates
+from exporters import accelerators, asking, rates
 from exporters.metric import Alias, Metric, Origin, Type
 
 _ROWS: list[Metric] = []
@@ -371,12 +371,6 @@ VALUES_REFUSED: Final = _event(
     "pool signal reason",
     "Values on good pages that cannot be true and were not let in",
 )
-HEALTH_CHANGES: Final = _event(
-    "igw_health_changes_total", "changes", "pool state", "Endpoints that came into this state of health"
-)
-SERVER_RESTARTS: Final = _event(
-    "igw_server_restarts_total", "restarts", "pool reason", "New servers found under a known address"
-)
 STREAM_BREAKS: Final = _event(
     "igw_stream_breaks_total", "streams", "pool reason", "ext_proc streams that broke the protocol or met an error"
 )
@@ -396,5 +390,7 @@ _process("process_resident_memory_bytes", "bytes", "Resident memory of the agent
 _process("process_start_time_seconds", "seconds since 1970", "When the agent started")
 _process("process_virtual_memory_bytes", "bytes", "Virtual memory of the agent")
 
-CATALOG: Final[Mapping[str, Metric]] = {row.name: row for row in (*_ROWS, *rates.ROWS, *accelerators.ROWS)}
+CATALOG: Final[Mapping[str, Metric]] = {
+    row.name: row for row in (*_ROWS, *rates.ROWS, *asking.ROWS, *accelerators.ROWS)
+}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in _ROWS for alias in row.aliases}

@@ -161,6 +161,7 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
             models_interval=scrape.models_interval,
             table=told.get(engine),
             histograms=scrape.histograms,
+            health_interval=scrape.health_interval,
         )
         for address, engine in engines.items()
     ]

@@ -134,6 +134,7 @@ class Scrape:
         (),
         shown="none",
     )
+    health_interval: float = option(Duration(0.1, 3600), "time between two questions at the engine's health path", 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ class FetchFailed(Exception):
     """A GET without an answer that can be used: `reason` is one of `agent.scrape.page.REASONS`.
 
     `stale`: nothing came on a connection that had served before; the server may have closed it as we asked, which says
-    nothing of the server.
+    nothing of the server. `status` is that of an answer which is not 200, else 0.
     """
 
-    def __init__(self, reason: str, detail: str, *, stale: bool = False) -> None:
+    def __init__(self, reason: str, detail: str, *, stale: bool = False, status: int = 0) -> None:
         super().__init__(f"{reason}: {detail}")
+        self.status = status
         self.reason = reason
         self.detail = detail
         self.stale = stale
@@ -95,13 +96,13 @@ class Connection(asyncio.BufferedProtocol):
         self._head = self._chunks = None
         transport.write(request)
 
-    def fail(self, reason: str, detail: str) -> None:
+    def fail(self, reason: str, detail: str, status: int = 0) -> None:
         """Give the present GET up and close: what is still to come cannot be told from the next answer."""
         failed = self._failed
         self._end()
         self.close()
         if failed is not None:
-            failed(FetchFailed(reason, detail))
+            failed(FetchFailed(reason, detail, status=status))
 
     def close(self) -> None:
         """Close without a word to anybody."""
@@ -232,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         if answer.status == 200:
             self.fail("too_large", f"the page has {what}")
         else:
-            self.fail("status", _status(answer.status))
+            self.fail("status", _status(answer.status), answer.status)
 
     def _finish(self, body: bytes, *, whole: bool, keep: bool) -> None:
         answer, answered, failed = self._head, self._answered, self._failed
@@ -242,7 +243,7 @@ class Connection(asyncio.BufferedProtocol):
         if not keep:  # the server will close it, or has sent more than it announced
             self.close()
         if answer.status != 200:
-            failed(FetchFailed("status", _status(answer.status)))
+            failed(FetchFailed("status", _status(answer.status), status=answer.status))
         elif answer.encoding:
             failed(FetchFailed("encoding", f"the page is in {answer.encoding}, and identity was asked for"))
         else:

@@ -13,7 +13,8 @@ class Target(NamedTuple):
 
     `histograms` are read beside the engine's signals.
     `engine` is empty where no model server answers: then nothing is asked beside the page. `table` is that of an engine
-    which the configuration tells; the others are known by their names.
+    which the configuration tells; the others are known by their names. `health_path` is the engine's where it is
+    None; where it is empty, health is not asked for.
     """
 
     address: str
@@ -24,6 +25,8 @@ class Target(NamedTuple):
     max_page_bytes: int = 4 << 20
     models_interval: float = 10.0
     histograms: tuple[str, ...] = ()
+    health_interval: float = 1.0
+    health_path: str | None = None
     table: Engine | None = None
 
     def engine_table(self) -> Engine | None:
@@ -67,4 +70,9 @@ class Sink(PageSink[Extraction], Protocol):
 
     def served_models(self, address: str, names: frozenset[str], at: float) -> None:
         """The models that the endpoint answers for."""
+        ...
+
+    def health(self, address: str, answered: bool, reason: str, detail: str, at: float, took: float) -> None:  # noqa: FBT001
+        """What the health path said, or that it did not; `reason` is one of `agent.state.health.HEALTH_REASONS`, empty
+        where it answered, and where it is not asked any more."""
         ...

@@ -8,7 +8,7 @@ from typing import Final
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NONE_ASKED
 from agent.signals import PREFIX_HITS, START_TIME, WAITING, Histogram, Reading, Value
-from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, judge
+from agent.state.health import ANSWERED, DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, Word, judge
 from agent.state.inflight import InFlight
 from agent.state.pace import QueuePace
 from agent.state.rate import PrefillRate
@@ -43,7 +43,9 @@ class Record:
         "rate_source",
         "sick",
         "values",
+        "was_well",
         "window",
+        "word",
     )
 
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
@@ -60,6 +62,8 @@ class Record:
         self.failures = 0
         self.failure = ""
         self.dead = False  # a failure since the last page was a proof of death
+        self.word: Word | None = None  # what the health path said last, if it is asked
+        self.was_well = False  # the health path has answered well since the server came up
         self.in_flight = InFlight(rate)
         self.learner = PrefillRate()
         self.pace = QueuePace()
@@ -94,6 +98,7 @@ class Record:
         self.others = {}
         self.others_at = ()
         self.page_at = None
+        self.was_well = self.word == ANSWERED
         self.learner.forget()
         self.pace.forget()
         self.window.forget()
@@ -132,7 +137,26 @@ class Record:
         """Take in a scrape that brought no page. What was dead stays so until a page comes, whatever fails next."""
         self.failures += 1
         self.failure = reason
-        self.dead = self.dead or reason in PROOF_OF_DEATH
+        if self.word == ANSWERED:
+            self.word = None  # it says nothing of a server whose page fails: only the next does
+        if reason in PROOF_OF_DEATH:
+            self.dead = True
+            self.word = None  # what it said before it died says nothing of who comes back
+            self.was_well = False
+
+    def say(self, answered: bool, reason: str) -> bool:  # noqa: FBT001
+        """Take in what the health path said; whether that is news. Neither answer nor reason: it is asked no more."""
+        before = self.word
+        if answered:
+            self.word = ANSWERED
+            self.was_well = True
+        elif not reason:
+            self.word = None
+        else:
+            if reason == "health_unavailable" and not self.was_well:
+                reason = "loading"
+            self.word = Word(reason, before.times + 1 if before else 1)
+        return self.word != before
 
     def run_on(self, accelerators: tuple[Accelerators, ...]) -> None:
         """Take in what runs under the server. It is not the server's: another server on it finds it as it is."""
@@ -142,7 +166,7 @@ class Record:
     def judged(self, now: float, stale_after: float) -> Verdict:
         """Health at `now`."""
         failures = max(self.failures, DOWN_AFTER) if self.dead else self.failures
-        return judge(now, self.page_at, failures, self.failure, stale_after, self.sick)
+        return judge(now, self.page_at, failures, self.failure, stale_after, self.word, self.sick)
 
     def look(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
         """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""

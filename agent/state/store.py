@@ -14,6 +14,7 @@ from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
 from agent.events import (
     HealthChanged,
+    HealthPathFailed,
     Hook,
     ScrapeDone,
     ScrapeFailed,
@@ -159,6 +160,17 @@ class RoutingStore:
         record.fail(reason)
         self._refresh(record, at + took)
         self._hook(ScrapeFailed(self.pool, address, at, took, reason, detail))
+
+    def health(self, address: str, answered: bool, reason: str, detail: str, at: float, took: float) -> None:  # noqa: FBT001
+        """What the health path said, asked at `at`; `reason` is one of `agent.state.health.HEALTH_REASONS`, or empty
+        where it `answered` well. Neither answered nor failed: it is not asked any more."""
+        record = self._records.get(address)
+        if record is None:
+            return
+        if record.say(answered, reason):
+            self._refresh(record, at + took)
+        if record.word is not None and not answered:
+            self._hook(HealthPathFailed(self.pool, address, at, took, record.word.reason, detail))
 
     def served_models(self, address: str, names: frozenset[str], at: float) -> None:
         """The models and adapters that the endpoint answers for."""

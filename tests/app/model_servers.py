@@ -20,12 +20,14 @@ class ModelServer:
         self.address = ""
         self.asked = 0
         self.running = 0
+        self.health = 200
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> ModelServer:
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -40,6 +42,9 @@ class ModelServer:
         self.asked += 1
         page = PAGE.format(running=float(self.running))
         return web.Response(body=page.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.health)
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})

@@ -182,7 +182,8 @@ async def test_a_pool_may_become_empty_and_says_so(tmp_path: Path) -> None:
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: [a:1, b:1]\n"
 OTHER = {
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
-    "scrape.modelsInterval": "20s", "state.staleAfter": "7s", "prefillRate.fixed": "9", "prefillRate.default": "999",
+    "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s",
+    "state.staleAfter": "7s", "prefillRate.fixed": "9", "prefillRate.default": "999",
     "prefillRate.low": "9", "prefillRate.high": "99999", "prefixIndex.blockTokens": "32",
     "prefixIndex.bytesPerToken": "3", "prefixIndex.maxTokens": "999", "prefixIndex.capacityBlocks": "7",
     "prefixIndex.mostBlocks": "7", "prefixIndex.autoSize": "false", "extProc.maxBody": "1MiB",

@@ -22,6 +22,7 @@ def complaints(text: str) -> list[str]:
 
 
 SUCH_AS = "write a name, or name{label=value}, such as nv_trt_llm_request_metrics{request_type=waiting}"
+SCRAPE_KEYS = "valid are: healthInterval, histograms, interval, maxPageBytes, modelsInterval, path, timeout"
 BAD = {
     # the document itself
     "": ": the file is empty; write an EndpointPickerConfig document",
@@ -51,10 +52,7 @@ BAD = {
     # keys and kinds
     f"{HEAD}scrap:\n  interval: 1s\n": ":3: scrap: unknown key; did you mean 'scrape'?",
     f"{HEAD}scrape:\n  stale_after: 1s\n  intervall: 1s\n": [
-        (
-            ":4: scrape.stale_after: unknown key; "
-            "valid are: histograms, interval, maxPageBytes, modelsInterval, path, timeout"
-        ),
+        f":4: scrape.stale_after: unknown key; {SCRAPE_KEYS}",
         ":5: scrape.intervall: unknown key; did you mean 'interval'?",
     ],
     f"{HEAD}prefixIndex:\n  block_tokens: 64\n": (
@@ -241,7 +239,7 @@ BAD = {
     ],
     f'{HEAD}scrape: {{"a\\n\\x1b[31m": 1}}\n': (
         r":3: scrape.a\n\x1b[31m: unknown key; "
-        "valid are: histograms, interval, maxPageBytes, modelsInterval, path, timeout"
+        "valid are: healthInterval, histograms, interval, maxPageBytes, modelsInterval, path, timeout"
     ),
     # the field's part
     f"{HEAD}featureGates: [flowControl=no]\n": (

@@ -79,6 +79,7 @@ PLACES: dict[str, Place] = {
     "exporters.catalog": Place(1, P),
     "exporters.gauge": Place(1, P),
     "exporters.metric": Place(1, P),
+    "exporters.asking": Place(1, P),
     "exporters.rates": Place(1, P),
 }
 # The emulator stands in for somebody else's program: it may know our words and nothing of what we do with them.

@@ -13,6 +13,7 @@ from agent.events import (
     Abandoned,
     Ended,
     HealthChanged,
+    HealthPathFailed,
     Picked,
     Refused,
     Reloaded,
@@ -97,6 +98,11 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             HealthChanged("pool", "a:1", "healthy", "down", "refused"),
             "igw_health_changes_total",
             {"pool": "pool", "state": "down"},
+        ),
+        (
+            HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
+            "igw_health_path_failures_total",
+            {"pool": "pool", "reason": "health_timeout"},
         ),
         (
             ServerRestarted("pool", "a:1", "new_start_time"),

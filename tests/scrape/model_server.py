@@ -106,8 +106,8 @@ class Target(ModelServer):
 
 
 async def good(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    """The recorded page and a list of models."""
-    writer.write(answer(MODELS if path == "/v1/models" else server.page))
+    """The recorded page, a list of models, and a word that all is well."""
+    writer.write(answer({"/v1/models": MODELS, "/health": b""}.get(path, server.page)))
 
 
 def raw(*pieces: bytes, close: bool = False) -> Behaviour:

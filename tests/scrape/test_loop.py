@@ -11,8 +11,9 @@ import uvloop
 
 from agent.clock import SystemClock
 from agent.engines.mapping import Extraction
-from agent.scrape.loop import ScrapeLoop, Target, model_names
+from agent.scrape.loop import ScrapeLoop, Target
 from agent.scrape.page import REASONS, PageRefused
+from agent.scrape.scraper import model_names
 from agent.signals import FINISHED, KV_USAGE, RUNNING
 from tests.scrape.model_server import (
     MODELS,
@@ -43,6 +44,7 @@ class Sink:
         self.pages: dict[str, list[tuple[Extraction, float, float, int]]] = {}
         self.failures: dict[str, list[tuple[str, str]]] = {}
         self.models: dict[str, frozenset[str]] = {}
+        self.words: dict[str, list[str]] = {}
         self._news = asyncio.Event()
 
     def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
@@ -55,6 +57,11 @@ class Sink:
 
     def served_models(self, address: str, names: frozenset[str], at: float) -> None:
         self.models[address] = names
+        self._news.set()
+
+    def health(self, address: str, answered: bool, reason: str, detail: str, at: float, took: float) -> None:
+        assert answered is not bool(reason)
+        self.words.setdefault(address, []).append(reason)
         self._news.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -83,12 +90,20 @@ class Rig:
         self.servers.append(server)
         return server
 
-    def scrape(self, *addresses: str, timeout: float = 0.3, limit: int = 4 << 20, models: float = 1e9) -> None:
+    def scrape(
+        self, *addresses: str, timeout: float = 0.3, limit: int = 4 << 20, models: float = 1e9, health: str | None = ""
+    ) -> None:
         self.loop.set_targets(
             "pool",
             [
                 Target(
-                    address, "vllm", interval=INTERVAL, timeout=timeout, max_page_bytes=limit, models_interval=models
+                    address,
+                    "vllm",
+                    interval=INTERVAL,
+                    timeout=timeout,
+                    max_page_bytes=limit,
+                    models_interval=models,
+                    health_path=health,
                 )
                 for address in addresses
             ],

@@ -33,7 +33,7 @@ _FILE = """
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 admin: {{address: '127.0.0.1:0'}}
-scrape: {{interval: 50ms, timeout: 100ms, modelsInterval: 1s}}
+scrape: {{interval: 50ms, timeout: 100ms, modelsInterval: 1s, healthInterval: 1h}}
 state: {{staleAfter: {stale_after}s}}
 pools: [{{extProcAddress: '127.0.0.1:0', endpoints: {endpoints}}}]
 """

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines.mapping import Extraction
-from agent.events import Event, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
+from agent.events import Event, HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
@@ -26,7 +26,7 @@ from agent.signals import (
     WAITING,
     Value,
 )
-from agent.state.health import DOWN_AFTER, Health, judge
+from agent.state.health import DOWN_AFTER, HEALTH_REASONS, Health, judge
 from agent.state.rate import RateLimits
 from agent.state.store import RoutingStore
 
@@ -360,3 +360,86 @@ def test_a_snapshot_gathers_the_adapters_of_all_and_the_models_that_each_lists()
     fleet.page("a:1", 2.0, start_time_seconds=200.0)
     assert fleet.store.snapshot(2.1).adapters == frozenset()
     assert fleet.store.snapshot(2.1).models_everywhere == frozenset()
+
+
+def say(fleet: Fixture, reason: str, at: float) -> None:
+    fleet.store.health("a:1", not reason, reason, "what was found", at, 0.001)
+
+
+def test_health_is_what_page_and_health_path_both_say() -> None:
+    fleet = Fixture("a:1")
+    say(fleet, "", 0.0)
+    assert fleet.health(0.0) == {"a:1": (Health.UNKNOWN, "never_scraped")}
+    fleet.page("a:1", 0.0)
+    assert fleet.health(0.1) == {"a:1": (Health.HEALTHY, "")}
+    say(fleet, "health_status", 1.0)
+    assert fleet.health(1.1) == {"a:1": (Health.DOWN, "health_status")}
+    say(fleet, "", 2.0)
+    assert fleet.health(2.1) == {"a:1": (Health.HEALTHY, "")}
+    assert fleet.health(3.0) == {"a:1": (Health.STALE, "no_fresh_page")}
+
+
+def test_a_health_path_that_says_nothing_twice_is_a_hiccup() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    for failure in range(DOWN_AFTER - 1):
+        say(fleet, "health_timeout", 0.1 * failure)
+        assert fleet.health(0.5) == {"a:1": (Health.HEALTHY, "")}
+    say(fleet, "health_timeout", 0.6)
+    assert fleet.health(0.7) == {"a:1": (Health.DOWN, "health_timeout")}
+
+
+def test_503_is_loading_until_the_server_was_well_and_again_after_it_died_or_restarted() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 0.0)
+    say(fleet, "health_unavailable", 0.0)
+    assert fleet.health(0.1) == {"a:1": (Health.DOWN, "loading")}
+    say(fleet, "", 1.0)
+    say(fleet, "health_unavailable", 1.5)
+    assert fleet.health(1.6) == {"a:1": (Health.DOWN, "health_unavailable")}
+    fleet.store.failed("a:1", "refused", "", 2.0, 0.001)
+    say(fleet, "health_unavailable", 2.5)
+    fleet.page("a:1", 2.5, start_time_seconds=200.0)
+    assert fleet.health(2.6) == {"a:1": (Health.DOWN, "loading")}
+    assert [each.reason for each in fleet.events if isinstance(each, HealthPathFailed)] == [
+        "loading",
+        "health_unavailable",
+        "loading",
+    ]
+
+
+@pytest.mark.parametrize(("failure", "reason"), [("timeout", "health_only"), ("status", "status")])
+def test_a_health_path_that_answers_says_more_than_a_page_that_does_not_come(failure: str, reason: str) -> None:
+    fleet = Fixture("a:1")
+    say(fleet, "", 0.0)
+    for second in range(DOWN_AFTER):
+        fleet.store.failed("a:1", failure, "", float(second), 0.01)
+    assert fleet.health(3.0) == {"a:1": (Health.DOWN, failure)}  # what it said before says nothing of now
+    say(fleet, "", 3.0)
+    assert fleet.health(3.0) == {"a:1": (Health.DOWN, reason)}
+
+
+@given(
+    pages=st.lists(st.sampled_from(["", "timeout", "status", "refused"]), max_size=5),
+    words=st.lists(st.sampled_from(["", *HEALTH_REASONS]), max_size=5),
+    now=st.floats(0, 10),
+)
+def test_an_endpoint_is_healthy_only_when_its_last_page_and_its_last_word_allow_for_it(
+    pages: list[str], words: list[str], now: float
+) -> None:
+    fleet = Fixture("a:1")
+    for page in pages:
+        if page:
+            fleet.store.failed("a:1", page, "", 0.0, 0.0)
+        else:
+            fleet.page("a:1", 0.0)
+    for word in words:
+        say(fleet, word, 0.0)
+    ((health, reason),) = fleet.health(now).values()
+    assert (health is Health.HEALTHY) is (reason == "")
+    if health is Health.HEALTHY:
+        assert "" in pages
+        assert now < 3.0
+        assert not words or words[-1] == "" or words[-DOWN_AFTER:].count("") > 0 or len(words) < DOWN_AFTER
+    if words and words[-1] in ("loading", "health_unavailable", "health_status"):
+        assert health is not Health.HEALTHY

@@ -16,7 +16,7 @@ from agent.engines.mapping import REFUSALS
 from agent.envoy.render import Listener, Pool, Settings, bootstrap
 from agent.instruments import Instruments
 from agent.scrape.page import REASONS
-from agent.state.health import judge
+from agent.state.health import HEALTH_REASONS, judge
 from exporters.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,6 +72,10 @@ def test_every_reason_of_a_failed_scrape_is_documented() -> None:
 def test_every_reason_of_health_is_documented() -> None:
     beside = {judge(9.0, None, 0, "", 1.0).reason, judge(9.0, 0.0, 0, "", 1.0).reason, *FAULTS}
     assert set(first("A model server cannot be scraped", "reason beside health")) == beside
+
+
+def test_every_reason_of_a_health_path_is_documented() -> None:
+    assert first("A model server cannot be scraped", "reason of the health path") == list(HEALTH_REASONS)
 
 
 def test_every_reason_of_a_value_that_is_not_let_in_is_documented() -> None:

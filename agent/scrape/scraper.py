@@ -1,0 +1,378 @@
+"""One endpoint's scrapes: its page on a grid, and beside the page its engine's health path and its models.
+
+What is asked beside the page goes over the page's own connection while nothing else is on it, so it costs one small
+answer. A page that is due meanwhile does not wait: it takes a new connection, and the old one is closed behind its
+answer. Health is asked with the page that comes next to its time, and on its own where no page does. As long as it is
+not known whether a server lives, it is asked for its health before its page, so that a server which is loading says so
+before a page is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import orjson
+
+from agent.scrape.fetch import FetchFailed
+from agent.scrape.http import request
+from agent.scrape.line import Desk, Line
+from agent.scrape.page import PageRefused
+from agent.scrape.schedule import Firsts, first_due, next_due, retry_due
+from agent.scrape.target import PageSink, Reader, Sink, Target
+from agent.state.health import DOWN_AFTER
+
+SOONEST_SECONDS: Final = 0.05
+# Scrapes that are due soon are begun together, early by up to this time and this part of their interval: a thousand a
+# second need 50 wake-ups and not a thousand, and what one page brought into the CPU's caches serves the next.
+TOGETHER_SECONDS: Final = 0.02
+TOGETHER_OF_INTERVAL: Final = 0.02
+MODELS_BYTES: Final = 1 << 20
+HEALTH_BYTES: Final = 64 << 10
+# What is asked beside the page must be here within this time: it is a short answer.
+BESIDE_SECONDS: Final = 0.5
+_METRICS_TYPE: Final = "text/plain;version=0.0.4"
+# Failures after which another server may answer at the address; the first two without a word with any server.
+_NOBODY: Final = frozenset({"refused", "unreachable"})
+_GONE: Final = _NOBODY | {"reset"}
+# How a health path fails, as `agent.state.health.HEALTH_REASONS` calls it; any other failure is `health_broken`.
+_HEALTH_WORDS: Final = {
+    "refused": "health_refused",
+    "unreachable": "health_refused",
+    "timeout": "health_timeout",
+    "status": "health_status",
+}
+
+
+class Timed(Protocol):
+    """Something that the loop calls when its time has come; `early`: by how many seconds it may be called before."""
+
+    due_at: float
+    early: float
+    stopped: bool
+
+    def due(self, now: float) -> None:
+        """The time has come."""
+        ...
+
+
+class Loop(Desk, Protocol):
+    """What a scraper needs of the loop that it belongs to."""
+
+    firsts: Firsts
+
+    def at(self, due: float, timed: Timed) -> None:
+        """Call `timed.due` at this time, in place of any other time told before."""
+        ...
+
+
+class Question:
+    """What is asked of a server beside its page, every `interval` seconds, over the page's line where that is free."""
+
+    __slots__ = (
+        "_answered", "_failed", "_interval", "_limit", "_line", "_next_at", "_request", "_scraper", "_timeout", "busy",
+        "due_at", "early", "sent_at", "stopped", "took",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        scraper: Scraper,
+        limit: int,
+        answered: Callable[[bytes], None],
+        failed: Callable[[FetchFailed], None],
+    ) -> None:
+        self._scraper = scraper
+        self._limit = limit
+        self._answered = answered
+        self._failed = failed
+        self._request = b""
+        self._interval = 0.0
+        self._timeout = 0.0
+        self._line: Line | None = None  # what the present question is asked on
+        self._next_at = float("-inf")
+        self.busy = False
+        self.sent_at = float("-inf")
+        self.took = 0.0
+        self.due_at = float("inf")
+        self.early = 0.0
+        self.stopped = False
+
+    def set(self, asked: bytes, interval: float, timeout: float) -> None:
+        """What to ask (nothing: never), how often, and how long to wait for it."""
+        self._request, self._interval, self._timeout = asked, interval, timeout
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask."""
+        return bool(self._request)
+
+    def wanted(self, now: float) -> bool:
+        """Whether now is the time, or nearer to it than the next page will be."""
+        ahead = min(self._interval, self._scraper.interval) / 2
+        return bool(self._request) and not self.busy and now + ahead >= self._next_at
+
+    def ask(self, now: float, line: Line) -> None:
+        """Ask it on this line; the time after this one is on a grid that this question begins or keeps."""
+        late = now - self._next_at
+        self._next_at = now + self._interval if late > self._interval else self._next_at + self._interval
+        self._line = line
+        self.busy = True
+        self.sent_at = now
+        line.ask(self._request, self._limit, self._timeout, self._came, self._went_wrong)
+
+    def remind(self, loop: Loop, now: float) -> None:
+        """Be called where no page comes next to the time."""
+        slack = self._interval / 2 if self._scraper.interval <= self._interval or self._next_at <= now else 0.0
+        self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * self._interval)
+        loop.at(max(self._next_at, now) + slack, self)
+
+    def due(self, now: float) -> None:
+        """No page has come next to the time."""
+        self._scraper.ask_beside(self, now)
+
+    def again(self) -> None:
+        """Ask with the next page, whenever the last time was."""
+        self._next_at = float("-inf")
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        self.stopped = True
+        if self._line is not None:
+            self._line.close()
+
+    def _came(self, body: bytes, whole: bool) -> None:  # noqa: FBT001
+        self._over()
+        self._answered(body)
+        self._scraper.asked_beside(self, None)
+
+    def _went_wrong(self, failure: FetchFailed) -> None:
+        self._over()
+        self._failed(failure)
+        self._scraper.asked_beside(self, failure)
+
+    def _over(self) -> None:
+        line, self._line = self._line, None
+        self.busy = False
+        if line is not None:
+            self.sent_at = line.sent_at
+
+
+class Scraper:
+    """One endpoint of one pool, or one exporter, for which `server`, who is told of what is asked beside the page, is
+    None."""
+
+    __slots__ = (
+        "_early_at", "_failures", "_grid", "_health", "_line", "_loop", "_models", "_page_request", "_page_waits",
+        "_paged", "_paging", "_reader", "_server", "_sink", "due_at", "early", "interval", "stopped", "target",
+    )  # fmt: skip
+
+    def __init__(
+        self, loop: Loop, target: Target, sink: PageSink[Any], server: Sink | None, reader: Reader[Any]
+    ) -> None:
+        self._loop = loop
+        self._sink = sink
+        self._server = server
+        self._reader = reader
+        self._failures = 0
+        self._paged = False
+        self._grid = 0.0
+        self._early_at = float("-inf")
+        self._paging = False  # a scrape is under way
+        self._page_waits = False  # and it waits for the health path, which is asked first
+        self._health = Question(self, HEALTH_BYTES, self._well, self._unwell)
+        self._models = Question(self, MODELS_BYTES, self._served, lambda _: None)
+        self.due_at = 0.0
+        self.stopped = False
+        self._set(target)
+        self._line = Line(loop, target.address, self._closed_idle)
+
+    def _set(self, target: Target) -> None:
+        self.target = target
+        self.interval = target.interval
+        self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * target.interval)
+        self._page_request = request(target.address, target.path, _METRICS_TYPE)
+        table = target.engine_table()
+        timeout = min(target.timeout, BESIDE_SECONDS)
+        health_path = table.health_path if table and target.health_path is None else target.health_path
+        models_path = table.models_path if table else None
+        health = request(target.address, health_path, "*/*") if health_path else b""
+        models = request(target.address, models_path, "application/json") if models_path else b""
+        self._health.set(health, target.health_interval, timeout)
+        self._models.set(models, target.models_interval, timeout)
+
+    def begin(self) -> None:
+        """Take the first place on the grid."""
+        now, target = self._loop.now, self.target
+        self._grid = first_due(target.address, target.interval, now)
+        self._loop.at(self._loop.firsts.at(now), self)
+
+    def change(self, target: Target, sink: PageSink[Any], server: Sink | None) -> None:
+        """Other settings for the same endpoint."""
+        before, self._sink, self._server = self.target, sink, server
+        asked = self._health.asks
+        self._set(target)
+        if asked and not self._health.asks and server is not None:
+            server.health(target.address, False, "", "", self._loop.now, 0.0)
+        if target.interval != before.interval:
+            self.begin()
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        self.stopped = True
+        self._health.stop()
+        self._models.stop()
+        self._line.close()
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    def due(self, now: float) -> None:
+        """The time has come; a scrape that is still under way makes this slot be skipped."""
+        # Half an interval on: this scrape may be a little early, or between two points of the grid.
+        self._grid = next_due(self._grid, self.interval, now + self.interval / 2)
+        self._loop.at(self._grid, self)
+        if self._paging:
+            return
+        self._paging = True
+        # Who comes back is whole with its first page, so its health is asked before.
+        again = self._failures >= DOWN_AFTER and self._health.asks and not self._health.busy
+        if again or ((self._failures or not self._paged) and self._health.wanted(now)):
+            self._page_waits = True
+            self._ask_beside(self._health, now)
+        else:
+            self._ask_page()
+
+    def _ask_page(self) -> None:
+        self._page_waits = False
+        target = self.target
+        self._free_line().ask(self._page_request, target.max_page_bytes, target.timeout, self._page, self._page_failed)
+
+    def _free_line(self) -> Line:
+        """The line with nothing on it; one that waits for an answer is left to it."""
+        line = self._line
+        if line.busy:
+            line.leave()
+            line = self._line = Line(self._loop, self.target.address, self._closed_idle)
+        return line
+
+    def ask_beside(self, question: Question, now: float) -> None:
+        """The question's time has come, and there was no page next to it."""
+        if question.wanted(now):
+            self._ask_beside(question, now)
+        else:  # it is asked right now
+            question.remind(self._loop, now)
+
+    def _ask_beside(self, question: Question, now: float) -> None:
+        line = self._line
+        if line.busy:  # with a page, which must not be disturbed
+            line = Line(self._loop, self.target.address, _nothing)
+            question.ask(now, line)
+            line.leave()
+        else:
+            question.ask(now, line)
+        if question is self._health:
+            question.remind(self._loop, now)
+
+    def _beside(self, now: float) -> None:
+        """Ask what is due beside the page, one after the other."""
+        if self.stopped or self._paging or self._line.busy or self._server is None:
+            return
+        if self._health.wanted(now):
+            self._ask_beside(self._health, now)
+        elif self._paged and not self._failures and self._models.wanted(now):
+            self._ask_beside(self._models, now)
+
+    def asked_beside(self, question: Question, failure: FetchFailed | None) -> None:
+        """A question was answered, or it failed."""
+        if self.stopped:
+            return
+        if question is self._models:
+            return
+        if not self._page_waits:
+            self._beside(self._loop.now)
+        elif failure is not None and failure.reason in _NOBODY:
+            self._page_failed(failure)  # nobody to be asked for a page either
+        else:
+            self._ask_page()
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def _page(self, page: bytes, whole: bool) -> None:  # noqa: FBT001
+        try:
+            extraction = self._reader.extract(page, whole=whole)
+        except PageRefused as refused:
+            self._report(refused.reason, refused.detail)
+            return
+        self._paging = False
+        self._paged = True
+        self._failures = 0
+        at, now = self._line.sent_at, self._loop.now
+        self._sink.observed(self.target.address, extraction, at, now - at, len(page))
+        self._beside(now)
+
+    def _page_failed(self, failure: FetchFailed) -> None:
+        if self.stopped:
+            return
+        if failure.reason in _GONE:
+            self._models.again()  # whoever comes back may serve other models
+        self._report(failure.reason, failure.detail)
+
+    def _report(self, reason: str, detail: str) -> None:
+        self._paging = self._page_waits = False
+        self._failures += 1
+        at, now = self._line.sent_at, self._loop.now
+        self._sink.failed(self.target.address, reason, detail, at, now - at)
+        if self.stopped:
+            return
+        if self._failures > 1:
+            self._loop.at(retry_due(self.target.address, self._failures - 1, self.interval, now), self)
+        if reason not in _NOBODY:
+            self._beside(now)
+
+    def _well(self, body: bytes) -> None:
+        self._tell_health("", "")
+
+    def _unwell(self, failure: FetchFailed) -> None:
+        if 200 < failure.status < 300:
+            self._tell_health("", "")
+        elif self._page_waits and failure.reason in _NOBODY:
+            pass  # told as the failure of the page, which was not asked for
+        elif failure.status == 503:
+            self._tell_health("health_unavailable", failure.detail)
+        elif failure.status == 404:
+            self._tell_health("health_not_found", "HTTP 404: the server has no such path; write its healthPath")
+        else:
+            self._tell_health(_HEALTH_WORDS.get(failure.reason, "health_broken"), failure.detail)
+
+    def _tell_health(self, reason: str, detail: str) -> None:
+        if self._server is not None and not self.stopped:
+            at = self._health.sent_at
+            self._server.health(self.target.address, not reason, reason, detail, at, self._loop.now - at)
+
+    def _served(self, body: bytes) -> None:
+        names = model_names(body)
+        if names is not None and self._server is not None and not self.stopped:
+            self._server.served_models(self.target.address, names, self._models.sent_at)
+
+    def _closed_idle(self) -> None:
+        """The server closed a connection on which nothing was asked: see whether it still lives."""
+        now = self._loop.now
+        if self.stopped or self._paging or now - self._early_at < self.interval:
+            return
+        self._early_at = now
+        self._loop.at(min(self.due_at, max(now, self._line.sent_at + SOONEST_SECONDS)), self)
+
+
+def _nothing() -> None:
+    """Nobody needs to know that this connection was closed."""
+
+
+def model_names(body: bytes) -> frozenset[str] | None:
+    """The names in an OpenAI list of models (`data[].id`), or None where the body is none."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    entries = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        return None
+    return frozenset(entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str))

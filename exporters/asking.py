@@ -1,0 +1,30 @@
+"""The catalogue's rows of how model servers are asked, beside their scrapes; `exporters.catalog` holds them with all
+others."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from exporters.metric import Metric
+
+ROWS: list[Metric] = []
+
+
+def _event(name: str, unit: str, labels: str, help: str) -> Metric:
+    row = Metric(name, "counter", unit, tuple(labels.split()), "events", help)
+    ROWS.append(row)
+    return row
+
+
+HEALTH_PATH_FAILURES: Final = _event(
+    "igw_health_path_failures_total",
+    "questions",
+    "pool reason",
+    "Questions to health paths that were not answered well",
+)
+HEALTH_CHANGES: Final = _event(
+    "igw_health_changes_total", "changes", "pool state", "Endpoints that came into this state of health"
+)
+SERVER_RESTARTS: Final = _event(
+    "igw_server_restarts_total", "restarts", "pool reason", "New servers found under a known address"
+)
