@@ -11,9 +11,10 @@ from agent.engines import ENGINES, engine
 from agent.engines.custom import custom
 from agent.engines.mapping import Combine, Engine, Extraction, Extractor
 from agent.scrape.page import PageRefused
-from agent.signals import HISTOGRAMS, (
+from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
+    HISTOGRAMS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
