@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "demo": "show the whole journey: emulated servers, Envoy, the agent, a workload, a table",
     "emulate": "run a model server that behaves like vLLM",
     "render": "print the Envoy configuration that fits a configuration file",
+    "signals": "print which model server tells which signal, and under which names",
 }
 USAGE_ERROR: Final = 2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.engines import ENGINES, engine
+from agent.engines import ENGINES, engine, matrix
 from agent.engines.mapping import MARKS, REFUSALS, Combine, Extractor, Source
 from agent.engines.recognition import recognise
 from agent.scrape.page import REASONS, PageRefused
@@ -187,28 +187,6 @@ def test_what_an_extractor_remembers_changes_no_reading(name: str) -> None:
 # -- the documents ---------------------------------------------------------------------------------------------------
 
 
-def written(source: Source) -> str:
-    where = ",".join(f'{label}="{text}"' for label, text in source.where.items())
-    text = " + ".join(f"`{sample}{'{' + where + '}' if where else ''}`" for sample in source.samples)
-    if source.one_minus:
-        text = f"1 - {text}"
-    if source.label:
-        text += f" label `{source.label}`"
-    return text + (" in tokens or blocks, as its HELP says" if source.tokens_or_blocks else "")
-
-
-def engine_rows(name: str) -> list[str]:
-    table = engine(name)
-    rows = []
-    for signal in SIGNALS:
-        sources = table.sources.get(signal, ())
-        if sources:
-            rows.append(f"| `{signal}` | {', else '.join(map(written, sources))} | {sources[0].combine.value} |")
-        else:
-            rows.append(f"| `{signal}` | none: {table.silent[signal]} | |")
-    return rows
-
-
 def signal_rows() -> list[str]:
     return [
         f"| `{row.name}` | {row.unit} | {row.kind.value} | "
@@ -216,6 +194,10 @@ def signal_rows() -> list[str]:
         + f" | {row.help} |"
         for row in SIGNALS.values()
     ]
+
+
+def histogram_rows() -> list[str]:
+    return [f"| `{row.name}` | {row.unit} | {row.help} |" for row in HISTOGRAMS.values()]
 
 
 def word_rows(words: Mapping[str, str]) -> list[str]:
@@ -228,7 +210,9 @@ def word_rows(words: Mapping[str, str]) -> list[str]:
         ("What the agent understands", signal_rows()),
         ("Why a signal is not read", word_rows(REFUSALS)),
         ("Why a scrape fails", word_rows(REASONS)),
-        *((f"Engine {name}", engine_rows(name)) for name in sorted(ENGINES)),
+        ("Histograms, where they are asked for", histogram_rows()),
+        ("Which engine tells which signal", [*matrix.matrix_markdown([engine(name) for name in sorted(ENGINES)])][2:]),
+        *((f"Engine {name}", [*matrix.engine_markdown(engine(name))][2:]) for name in sorted(ENGINES)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

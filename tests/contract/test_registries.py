@@ -36,7 +36,9 @@ REGISTRIES = [
         frozenset({"combine", "device", "faults", "join", "mapping", "probe", "table"}),
     ),
     Registry(
-        "agent.engines", ENGINES, frozenset({"custom", "histograms", "learning", "mapping", "recognition", "table"})
+        "agent.engines",
+        ENGINES,
+        frozenset({"custom", "histograms", "learning", "mapping", "matrix", "recognition", "table"}),
     ),
     Registry("agent.pick.scorers", SCORERS),
 ]

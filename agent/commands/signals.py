@@ -1,0 +1,54 @@
+"""`igw signals`: which model server tells which signal, and under which names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+from agent.app.vocabulary import WORDS
+from agent.config import BadConfig, load
+from agent.config.values import meant
+from agent.engines import ENGINES, engine, matrix
+from agent.engines.custom import tables
+from agent.engines.table import Engine
+
+HELP = """Print which engine tells which signal as a matrix; with --engine, where each signal of one engine comes from,
+or why it has none. docs/signals.md says what the signals are. Exit status: 0 printed, 1 the configuration has problems,
+2 wrong use."""
+
+_FORMATS: Final = ("text", "markdown", "json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `igw signals` takes."""
+    parser.add_argument("--engine", metavar="NAME", help="one engine: its sources, and reasons where it has none")
+    parser.add_argument("--config", metavar="FILE", help="with the engines that this configuration file brings")
+    parser.add_argument("--format", choices=_FORMATS, default="text", help="how to print it (default: text)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print it."""
+    known = {name: engine(name) for name in ENGINES}
+    if args.config is not None:
+        try:
+            known |= tables(load(args.config, WORDS).engines)
+        except BadConfig as bad:
+            print("\n".join(bad.lines()), file=sys.stderr)
+            return 1
+    if args.engine is not None and args.engine not in known:
+        print(f"igw signals: there is no engine {args.engine!r}; {meant(args.engine, sorted(known))}", file=sys.stderr)
+        return 2
+    wanted = [known[name] for name in sorted(known) if args.engine in {None, name}]
+    print("\n".join(_lines(wanted, args.format, one=args.engine is not None)))
+    return 0
+
+
+def _lines(wanted: list[Engine], how: str, *, one: bool) -> Iterable[str]:
+    if how == "json":
+        return [json.dumps(matrix.document(wanted), indent=2)]
+    if one:
+        return matrix.engine_markdown(wanted[0]) if how == "markdown" else matrix.engine_text(wanted[0])
+    return matrix.matrix_markdown(wanted) if how == "markdown" else matrix.matrix_text(wanted)
