@@ -43,7 +43,7 @@ def head(text: bytes) -> Head:
     """The head from its bytes, without the empty line at the end; BadAnswer when it is none."""
     first = text.partition(b"\r\n")[0]
     parts = first.split(None, 2)
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not _STATUS.fullmatch(parts[1]):
+    if len(parts) < 2 or not first.startswith(b"HTTP/1.") or not _STATUS.fullmatch(parts[1]):
         raise BadAnswer(f"the answer begins with {first[:60]!r}, which is not HTTP/1")
     length: int | None = None
     chunked = False

@@ -56,6 +56,12 @@ _CLOSED: Final = re.compile(rb"[ \t]*\}")
 _VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]++)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
 # A name at the beginning of a line, with what ends it: braces, a blank.
 _NAME: Final = re.compile(rb"[ \t]*([^ \t{]+)(?=[ \t{])")
+# A label's text that goes over a line end: not in the format, yet Prometheus's scraper takes it, and what looks like a
+# line in it is none. The first finds the pages that may have one, the second the comments and texts of such a page.
+_OPEN_TEXT: Final = re.compile(rb'=[ \t]*+"(?:[^"\\\n]++|\\.)*+\\?\n')
+_COMMENT_OR_TEXT: Final = re.compile(
+    rb'^[ \t]*+#[^\n]*+|=[ \t]*+"(?:[^"\\]++|\\.)*+"(?=[ \t]*+[,}a-zA-Z_])', re.DOTALL | re.MULTILINE
+)
 # Go's ParseFloat without the forms that Prometheus excludes (hexadecimal, underscores); Go takes no sign before NaN.
 _NUMBER: Final = re.compile(
     rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity)|nan", re.IGNORECASE
@@ -318,6 +324,11 @@ def _find(page: bytes, names: Iterable[str]) -> tuple[list[_Found], list[BadLine
                 if len(found) + len(bad) > MAX_SERIES:
                     raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and its like")
         start += len(line) + 1
+    if found and _OPEN_TEXT.search(page):
+        texts = [text.span() for text in _COMMENT_OR_TEXT.finditer(page) if b"\n" in text[0]]
+        within = [line for line in found if any(start <= line.start < end for start, end in texts)]
+        found = [line for line in found if line not in within]
+        bad += [BadLine(line.series.name, _show(page[line.start + 1 : line.end])) for line in within]
     return found, bad
 
 

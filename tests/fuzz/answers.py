@@ -98,8 +98,9 @@ def plain_answer(text: bytes) -> tuple[bytes, bool]:
     assert start.split()[1] == b"200"
     headers: dict[bytes, list[bytes]] = {}
     for line in start.split(b"\n")[1:]:
-        name, _, value = line.partition(b":")
-        headers.setdefault(name.lower(), []).append(value.split(b"\r")[0].strip())
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers.setdefault(name.lower(), []).append(value.split(b"\r")[0].strip())
     if headers.get(b"transfer-encoding", [b""])[-1].lower().endswith(b"chunked"):
         body = b""
         while True:

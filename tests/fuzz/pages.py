@@ -19,36 +19,49 @@ MOST_PAGES = 6
 Line = tuple[str, frozenset[tuple[str, str]], str]
 
 
-def one_input(data: bytes) -> None:
-    """Fails where a page is misread."""
-    head, _, text = data.partition(b"\n")
-    words = head.split()
-    name = words[0].decode("latin-1") if words else ""
-    table = engine(name if name in ENGINES else "vllm")
-    whole = b"whole" in words
-    names = table.names()
-    helps = {source.sample for sources in table.sources.values() for source in sources if source.tokens_or_blocks}
-    remembering, scanner = Extractor(table), Scanner(names, helps)
-    for page in text.split(PAGE_BREAK)[:MOST_PAGES]:
-        fresh = extracted(Extractor(table), page, whole=whole)
-        warm = extracted(remembering, page, whole=whole)
+class Readers:
+    """An extractor and a scanner that remember, beside fresh ones and the plain reader: all have to agree."""
+
+    def __init__(self, name: str, *, whole: bool) -> None:
+        self._table = table = engine(name)
+        self._names = table.names()
+        self._whole = whole
+        helps = {source.sample for sources in table.sources.values() for source in sources if source.tokens_or_blocks}
+        self._remembering, self._scanner = Extractor(table), Scanner(self._names, helps)
+
+    def read(self, page: bytes) -> Extraction | str:
+        """What a fresh look at the page gives, or why it is refused; fails where anybody misreads it."""
+        names = self._names
+        fresh = extracted(Extractor(self._table), page, whole=self._whole)
+        warm = extracted(self._remembering, page, whole=self._whole)
         cold = scanned(Scanner(names, layouts=Layouts()), page)
-        known = scanned(scanner, page)
+        known = scanned(self._scanner, page)
         if cold is None:
             assert known is None, "a page that cannot be one was read"
             assert isinstance(fresh, str)
             assert isinstance(warm, str)
-            continue
+            return fresh
         assert cold == plainly(page, names), "the scanner and the plain reader differ"
         assert known is not None
         if isinstance(warm, str):  # the extractor's own scanner does so too
-            scanner.forget()
+            self._scanner.forget()
         if known == cold:
             assert same(warm, fresh), f"remembered {warm}, fresh {fresh}"
         else:
             assert only_far_lines_are_missing(known, page, names), f"remembered {known}, fresh {cold}"
         if isinstance(fresh, Extraction):
             sound(fresh)
+        return fresh
+
+
+def one_input(data: bytes) -> None:
+    """Fails where a page is misread."""
+    head, _, text = data.partition(b"\n")
+    words = head.split()
+    name = words[0].decode("latin-1") if words else ""
+    readers = Readers(name if name in ENGINES else "vllm", whole=b"whole" in words)
+    for page in text.split(PAGE_BREAK)[:MOST_PAGES]:
+        readers.read(page)
 
 
 def extracted(extractor: Extractor, page: bytes, *, whole: bool) -> Extraction | str:

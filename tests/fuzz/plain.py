@@ -68,16 +68,61 @@ class Line:
 def read(page: bytes, names: Collection[str]) -> list[Sample | Spoilt]:
     """Every line of these names, in the order of the page, which ends with a line end or with `# EOF`."""
     found: list[Sample | Spoilt] = []
+    within = _within_texts(page)
     for number, text in enumerate(page.split(b"\n")[:-1]):
         line = Line(text)
         line.take(BLANKS)
         name = line.until(b"{ \t").decode("latin-1")
         if name in names and line.peek():
             try:
-                found.append(Sample(number, name, _labels(line), _value(line)))
+                sample = Sample(number, name, _labels(line), _value(line))
+                found.append(Spoilt(number, name) if number in within else sample)
             except NotRead:
                 found.append(Spoilt(number, name))
     return found
+
+
+def _within_texts(page: bytes) -> set[int]:
+    """The lines that begin within the text of a label: Prometheus's scraper lets a text go over line ends."""
+    within: set[int] = set()
+    at, number, begins = 0, 0, True
+    while at < len(page):
+        rest = Line(page)
+        rest.at = at
+        if begins:
+            rest.take(BLANKS)
+            if rest.peek() == b"#":
+                rest.until(b"\n")
+                at, begins = rest.at, False
+                continue
+            rest.at = at
+        begins = page[at] == 10
+        number += begins
+        at += 1
+        if rest.peek() == b"=":
+            end = _end_of_text(page, at)
+            within |= {number + ends + 1 for ends in range(page.count(b"\n", at, end))}
+            number += page.count(b"\n", at, end)
+            at = max(at, end)
+    return within
+
+
+def _end_of_text(page: bytes, at: int) -> int:
+    """Where the quoted text behind an equals sign ends, or 0 where none stands there that a label could have."""
+    text = Line(page)
+    text.at = at
+    text.take(BLANKS)
+    if text.peek() != b'"':
+        return 0
+    text.at += 1
+    while text.peek() != b'"':
+        if not text.peek():
+            return 0
+        text.at += 2 if text.peek() == b"\\" else 1
+    text.at += 1
+    end = text.at
+    text.take(BLANKS)
+    return end if text.peek() and text.peek() in b",}" + LETTERS else 0
 
 
 def _labels(line: Line) -> dict[str, str]:

@@ -16,10 +16,16 @@ SCRAPE_SECONDS = 0.25
 
 
 class Prometheus:
-    """One that runs; `url` is its address."""
+    """One that runs; `url` is its address. `jobs`: name -> targets; `more`: whole `scrape_configs`."""
 
     def __init__(
-        self, processes: Processes, folder: Path, port: int, jobs: Mapping[str, Sequence[str]], rules: Sequence[Path]
+        self,
+        processes: Processes,
+        folder: Path,
+        port: int,
+        jobs: Mapping[str, Sequence[str]],
+        rules: Sequence[Path] = (),
+        more: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         interval = f"{SCRAPE_SECONDS * 1000:.0f}ms"
@@ -28,7 +34,8 @@ class Prometheus:
             "rule_files": [str(path) for path in rules],
             "scrape_configs": [
                 {"job_name": name, "static_configs": [{"targets": list(targets)}]} for name, targets in jobs.items()
-            ],
+            ]
+            + [dict(config) for config in more],
         }
         folder.mkdir()
         path = folder / "prometheus.yml"
@@ -63,3 +70,9 @@ class Prometheus:
         """All rules, as Prometheus has them."""
         groups = requests.get(f"{self.url}/api/v1/rules", timeout=20).json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Every target with its labels, its health and the last error."""
+        answer = requests.get(f"{self.url}/api/v1/targets", timeout=20).json()
+        found: list[dict[str, Any]] = answer["data"]["activeTargets"]
+        return found

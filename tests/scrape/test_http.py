@@ -83,6 +83,7 @@ def test_a_head_says_how_the_body_ends_and_whether_the_connection_stays(text: by
     [
         b"",
         b"SSH-2.0-x",
+        b" HTTP/1.1 200 OK",
         b"HTTP/2 200",
         b"HTTP/1.1 OK",
         b"HTTP/1.1 20 OK",

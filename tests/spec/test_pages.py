@@ -1,0 +1,151 @@
+"""Properties of reading, over every recorded and golden page of every engine: a page that was cut is never misread, and
+what is remembered of the pages before changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from agent.engines import ENGINES, engine
+from agent.engines.mapping import Extractor
+from agent.scrape.page import PageRefused
+from tests.fuzz.pages import Readers
+from tests.spec.odd_pages import VALUES
+
+RECORDED = Path(__file__).resolve().parents[1] / "recordings" / "pages"
+PAGES = {f"{path.parent.name}/{path.stem}": path for path in sorted(RECORDED.glob("*/*.prom"))}
+# Lines of a page that a story edits: more would be slow, and say no more.
+MOST_LINES = 60
+
+
+def engine_of(page: str) -> str:
+    return page.partition("/")[0]
+
+
+def is_refused(extractor: Extractor, page: bytes, *, whole: bool = False) -> bool:
+    try:
+        extractor.extract(page, whole=whole)
+    except PageRefused:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_cut_at_any_byte_is_never_misread_after_a_good_one_or_before_any(name: str) -> None:
+    """Nothing tells that a page was cut behind a line end, unless the transport does: here it does not."""
+    page, table = PAGES[name].read_bytes(), engine(engine_of(name))
+    true = Extractor(table).extract(page, whole=True).readings
+    remembering = Extractor(table)
+    remembering.extract(page)
+    ends = {place + 1 for place, byte in enumerate(page) if byte == 10} - {len(page)}
+    for cut in range(len(page)):
+        if cut not in ends:
+            assert is_refused(remembering, page[:cut]), f"cut at {cut}"
+            continue
+        for extractor in (remembering, Extractor(table)):
+            try:
+                readings = extractor.extract(page[:cut]).readings
+            except PageRefused:
+                continue
+            wrong = {signal: value for signal, value in readings.items() if value != true.get(signal)}
+            assert not wrong, f"cut at {cut}"
+        assert remembering.extract(page, whole=True).readings == true
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_whose_end_the_transport_has_told_is_refused_when_it_is_cut_in_a_line(name: str) -> None:
+    page, table = PAGES[name].read_bytes(), engine(engine_of(name))
+    remembering = Extractor(table)
+    remembering.extract(page, whole=True)
+    for cut in range(1, len(page), 7):
+        assert page[cut - 1] == 10 or is_refused(remembering, page[:cut], whole=True), f"cut at {cut}"
+
+
+class Edits(RuleBasedStateMachine):
+    """A server's page that changes from scrape to scrape, in small ways and in large ones."""
+
+    readers: Readers
+    lines: list[bytes]
+
+    @initialize(
+        name=st.sampled_from(sorted(PAGES)), whole=st.booleans(), first=st.integers(0, 10_000), crowd=st.booleans()
+    )
+    def begin(self, name: str, whole: bool, first: int, crowd: bool) -> None:
+        names = tuple(sample.encode() for sample in engine(engine_of(name)).names())
+        lines = PAGES[name].read_bytes().splitlines()
+        wanted = [place for place, line in enumerate(lines) if line.startswith(names)]
+        at = wanted[first % len(wanted)]
+        self.lines = [lines[place] for place in wanted] if crowd else lines[max(0, at - MOST_LINES // 2) :]
+        self.lines = self.lines[:MOST_LINES]
+        self.before = list(self.lines)
+        self.other = lines
+        self.readers = Readers(engine_of(name), whole=whole)
+        self.scrape()
+
+    @rule()
+    def scrape(self) -> None:
+        self.readers.read(b"".join(line + b"\n" for line in self.lines))
+
+    @rule(at=st.integers(0, 10_000), value=st.sampled_from(VALUES))
+    def value(self, at: int, value: str) -> None:
+        at %= len(self.lines)
+        name, blank, _ = self.lines[at].rpartition(b" ")
+        self.lines[at] = name + blank + value.encode()
+        self.scrape()
+
+    @rule(at=st.integers(0, 10_000))
+    def gone(self, at: int) -> None:
+        if len(self.lines) > 1:
+            del self.lines[at % len(self.lines)]
+        self.scrape()
+
+    @rule(at=st.integers(0, 10_000), other=st.integers(0, 10_000))
+    def comes(self, at: int, other: int) -> None:
+        self.lines.insert(at % (len(self.lines) + 1), self.other[other % len(self.other)])
+        self.scrape()
+
+    @rule(at=st.integers(0, 10_000))
+    def twice(self, at: int) -> None:
+        at %= len(self.lines)
+        self.lines.insert(at, self.lines[at])
+        self.scrape()
+
+    @rule(at=st.integers(0, 10_000), to=st.integers(0, 10_000))
+    def moves(self, at: int, to: int) -> None:
+        line = self.lines.pop(at % len(self.lines))
+        self.lines.insert(to % (len(self.lines) + 1), line)
+        self.scrape()
+
+    @rule(at=st.integers(0, 10_000), by=st.integers(0, 200), data=st.binary(max_size=3))
+    def overwritten(self, at: int, by: int, data: bytes) -> None:
+        at %= len(self.lines)
+        line = self.lines[at]
+        self.lines[at] = (line[:by] + data + line[by + 1 :]).replace(b"\n", b"\\n")
+        self.scrape()
+
+    @rule(cut=st.integers(1, 10_000))
+    def cut(self, cut: int) -> None:
+        page = b"".join(line + b"\n" for line in self.lines)
+        self.readers.read(page[: 1 + cut % len(page)])
+
+    @precondition(lambda self: self.lines != self.before)
+    @rule()
+    def as_before(self) -> None:
+        self.lines = list(self.before)
+        self.scrape()
+
+    @rule(page=st.sampled_from([b"", b"<html>\n", b"\n", b"node_load1 0.5\n", b"# EOF\n"]))
+    def another(self, page: bytes) -> None:
+        self.readers.read(page)
+
+
+Edits.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
+TestWhateverBecomesOfAPageWhatIsRememberedMisreadsNothing = Edits.TestCase
+
+
+def test_every_engine_has_pages_here() -> None:
+    assert {engine_of(name) for name in PAGES} == set(ENGINES)
