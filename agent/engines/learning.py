@@ -200,7 +200,8 @@ def _doubled(series: Iterable[Series]) -> str:
     """The series that stands twice, as text; empty when none does."""
     seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
     for one in series:
-        identity = one.name, frozenset(one.labels.items())
+        # A label without text is none: so Prometheus has it.
+        identity = one.name, frozenset((label, text) for label, text in one.labels.items() if text)
         if identity in seen:
             return one.text
         seen.add(identity)

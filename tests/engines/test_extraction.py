@@ -167,6 +167,23 @@ def test_a_series_that_stands_twice_is_refused_and_not_summed() -> None:
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "duplicate_series")]
 
 
+def test_a_label_without_text_makes_no_other_series() -> None:
+    extraction = read(BASE + line("vllm:num_requests_waiting").replace(b"}", b',a=""}') + b"\n")
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "duplicate_series")]
+
+
+@pytest.mark.parametrize("behind", [b'"} 1', b'" , } 1', b'",b="c"} 1', b'" b="c"} 1'])
+def test_what_looks_like_a_line_within_the_text_of_a_label_is_none(behind: bytes) -> None:
+    extraction = read(BASE + b'other{text="a \\" b\nvllm:num_requests_waiting 7\n' + behind + b"\n")
+    assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "bad_line")]
+    assert extraction.readings[RUNNING] == 4
+
+
+def test_a_text_that_never_ends_spoils_no_line_that_it_does_not_stand_on() -> None:
+    assert read(b'other{text="} 1\n' + BASE) == read(BASE)
+    assert read(b'# HELP other{text="\n' + BASE) == read(BASE)
+
+
 def test_series_of_one_sample_are_found_wherever_they_stand() -> None:
     page = BASE + b'vllm:num_requests_waiting{engine="7",model_name="tiny"} 2\n'
     assert read(page).readings[WAITING] == 22
