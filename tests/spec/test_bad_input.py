@@ -156,6 +156,7 @@ def test_the_document_shows_this_table() -> None:
 
 def test_every_reason_that_a_page_can_bring_about_has_a_row() -> None:
     counted = {dict(labels).get("reason") for row in TABLE for _, labels in row.counts}
-    # Told by other tests: a way that is not there (`tests/app/test_names.py`), words of labels and histograms (`tests/engines`).
+    # Others are told elsewhere: a way that is not there in `tests/app/test_names.py`, labels and histograms in
+    # `tests/engines`.
     assert REASONS.keys() - counted == {"unreachable"}
     assert REFUSALS.keys() - counted == {"not_a_number", "unknown_unit", "not_a_histogram"}
