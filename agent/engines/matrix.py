@@ -49,11 +49,10 @@ def origin(table: Engine, signal: str, quote: str = "") -> str:
 
 
 def combination(table: Engine, signal: str) -> str:
-    """How several engines behind one port make one value; empty where there is no source."""
+    """How several engines behind one port make one value, in the order of the sources; empty where there is none."""
     if signal in table.histograms:
         return "sum, bucket by bucket"
-    sources = table.sources.get(signal, ())
-    return sources[0].combine.value if sources else ""
+    return ", else ".join(dict.fromkeys(source.combine.value for source in table.sources.get(signal, ())))
 
 
 def _written(source: Source, quote: str) -> str:
@@ -111,19 +110,31 @@ def matrix_text(tables: Sequence[Engine]) -> Iterator[str]:
 def engine_text(table: Engine) -> Iterator[str]:
     """One engine for a terminal: its paths, and each signal with its sources or the reason why it has none."""
     yield f"engine {table.name}"
-    for what, path in (("page", table.page_path), ("health", table.health_path), ("models", table.models_path)):
-        yield f"  {what:<6}  {path or 'none'}"
-    yield ""
     first = max(map(len, ROWS)) + len(_GAP)
+    for what, text in (
+        ("page", table.page_path),
+        ("health", table.health_path or "none"),
+        ("models", table.models_path or "none"),
+        ("its names begin with", ", ".join(table.marks)),
+        ("labels of its engines", ", ".join(table.rank)),
+        ("labels of their copies", ", ".join(table.copies)),
+        ("where its names are missing", table.hint),
+    ):
+        if text:
+            yield from _wrapped(f"{_GAP + what:<{first}}{text}", first)
+    yield ""
     for signal in ROWS:
         how = combination(table, signal)
         beside = "" if how in {"", Combine.SUM.value} else f" ({how})"
         text = f"{signal:<{first}}{origin(table, signal)}{beside}"
-        yield from textwrap.wrap(
-            text, WIDTH, subsequent_indent=" " * first, break_long_words=False, break_on_hyphens=False
-        )
+        yield from _wrapped(text, first)
     yield ""
     yield "Several engines behind one port are summed where nothing in brackets says otherwise."
+
+
+def _wrapped(text: str, first: int) -> list[str]:
+    """What goes on below itself, behind the first column; names are never broken."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * first, break_long_words=False, break_on_hyphens=False)
 
 
 def _blocks(tables: Sequence[Engine], room: int) -> Iterator[list[Engine]]:
@@ -169,6 +180,10 @@ def _engine(table: Engine) -> dict[str, Any]:
         "page_path": table.page_path,
         "health_path": table.health_path,
         "models_path": table.models_path,
+        "marks": list(table.marks),
+        "rank_labels": list(table.rank),
+        "copy_labels": list(table.copies),
+        "hint": table.hint,
         "signals": {
             name: {
                 "told": cell(table, name),

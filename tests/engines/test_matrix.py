@@ -10,7 +10,7 @@ import pytest
 
 from agent.__main__ import main
 from agent.engines import ENGINES, engine, matrix
-from agent.engines.table import Engine
+from agent.engines.table import Combine, Engine
 from agent.signals import HISTOGRAMS, MODELS, SIGNALS
 
 ALL = [engine(name) for name in sorted(ENGINES)]
@@ -64,6 +64,10 @@ def test_one_engine_is_told_with_every_name_it_is_read_by_and_every_reason(
         assert all(sample in text for source in sources for sample in source.samples)
     assert all(family in text for families in table.histograms.values() for family in families)
     assert all(f"{signal} none: {why}" in text for signal, why in table.silent.items())
+    assert f"its names begin with {', '.join(table.marks)} " in text
+    assert table.hint in text
+    combined = {source.combine for sources in table.sources.values() for source in sources} - {Combine.SUM}
+    assert all(combine.value in text for combine in combined)
 
 
 def test_the_json_says_the_same_as_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +76,7 @@ def test_the_json_says_the_same_as_the_tables(capsys: pytest.CaptureFixture[str]
     for table in ALL:
         told = document["engines"][table.name]
         assert told["page_path"] == table.page_path
+        assert told["marks"] == list(table.marks)
         assert told["signals"].keys() == SIGNALS.keys()
         for signal, row in told["signals"].items():
             samples = [list(source.samples) for source in table.sources.get(signal, ())]
