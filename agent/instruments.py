@@ -36,7 +36,7 @@ from agent.events import (
     WatcherDropped,
 )
 from agent.log_lines import LogLines
-from exporters import accelerators, asking, catalog
+from exporters import accelerators, asking, catalog, work
 from exporters.metric import Metric
 from exporters.prometheus import clean
 
@@ -120,10 +120,10 @@ class Instruments:
         ProcessCollector(registry=self._registry)
         self._decision: Histogram = self._metrics[catalog.DECISION.name]
         for result in ("ok", "failed"):
-            self._child(catalog.RELOADS, result)  # at 0 from the start, so that a first one is an increase
-        self._child(catalog.RELOAD_GOOD).set(1)
+            self._child(work.RELOADS, result)  # at 0 from the start, so that a first one is an increase
+        self._child(work.RELOAD_GOOD).set(1)
         for reason in ("slow", "too_large", "too_many"):
-            self._child(catalog.WATCHERS_DROPPED, reason)
+            self._child(work.WATCHERS_DROPPED, reason)
         # The children of labelled metrics, by what an event says; bounded because the label values are.
         self._requests = cache(self._request)
         self._picks = cache(self._pick)
@@ -196,18 +196,18 @@ class Instruments:
         self._ends(event.pool, event.how).inc()
 
     def _abandoned(self, event: Abandoned) -> None:
-        self._count(catalog.ABANDONED, event.pool)
+        self._count(work.ABANDONED, event.pool)
 
     def _refused(self, event: Refused) -> None:
         model = self._model(event.model)
         self._count(catalog.REQUESTS, model, model, FAIRNESS_ID, PRIORITY)
         code = ERROR_CODES.get(event.status, str(event.status))
         self._count(catalog.REQUEST_ERRORS, model, model, FAIRNESS_ID, PRIORITY, code)
-        self._count(catalog.REFUSALS, event.pool, str(event.status), event.reason)
+        self._count(work.REFUSALS, event.pool, str(event.status), event.reason)
         self._log.refused(event)
 
     def _stream_broken(self, event: StreamBroken) -> None:
-        self._count(catalog.STREAM_BREAKS, event.pool, event.reason)
+        self._count(work.STREAM_BREAKS, event.pool, event.reason)
         self._log.stream_broken(event)
 
     # -- scrapes ---------------------------------------------------------------------------------------------------
@@ -220,10 +220,10 @@ class Instruments:
         for counter in self._missing(event.pool, event.missing):
             counter.inc()
         for refusal in event.refused:
-            self._count(catalog.VALUES_REFUSED, event.pool, refusal.signal, refusal.reason)
+            self._count(work.VALUES_REFUSED, event.pool, refusal.signal, refusal.reason)
 
     def _scrape_failed(self, event: ScrapeFailed) -> None:
-        self._count(catalog.SCRAPES, event.pool, "failed", event.reason)
+        self._count(work.SCRAPES, event.pool, "failed", event.reason)
         self._log.scrape_failed(event)
 
     def _health_path_failed(self, event: HealthPathFailed) -> None:
@@ -255,12 +255,12 @@ class Instruments:
     # -- the rest --------------------------------------------------------------------------------------------------
 
     def _reloaded(self, event: Reloaded) -> None:
-        self._count(catalog.RELOADS, "ok" if event.ok else "failed")
-        self._child(catalog.RELOAD_GOOD).set(event.ok or event.no_file)
+        self._count(work.RELOADS, "ok" if event.ok else "failed")
+        self._child(work.RELOAD_GOOD).set(event.ok or event.no_file)
         self._log.reloaded(event)
 
     def _watcher_dropped(self, event: WatcherDropped) -> None:
-        self._count(catalog.WATCHERS_DROPPED, event.reason)
+        self._count(work.WATCHERS_DROPPED, event.reason)
         self._log.watcher_dropped(event)
 
     # -- metrics ---------------------------------------------------------------------------------------------------
@@ -288,22 +288,22 @@ class Instruments:
 
     def _pick(self, pool: str, profile: str, endpoint: str) -> _Pick:
         return _Pick(
-            self._child(catalog.PICKS, pool, profile, endpoint),
-            self._child(catalog.PICK_PROMPT_TOKENS, pool),
-            self._child(catalog.PICK_HIT_TOKENS, pool),
-            self._child(catalog.LEFT_WARMEST, pool),
+            self._child(work.PICKS, pool, profile, endpoint),
+            self._child(work.PICK_PROMPT_TOKENS, pool),
+            self._child(work.PICK_HIT_TOKENS, pool),
+            self._child(work.LEFT_WARMEST, pool),
         )
 
     def _end(self, pool: str, how: str) -> Counter:
-        child: Counter = self._child(catalog.ENDED, pool, how)
+        child: Counter = self._child(work.ENDED, pool, how)
         return child
 
     def _scrape(self, pool: str) -> _Scrape:
         return _Scrape(
-            self._child(catalog.SCRAPES, pool, "ok", ""),
-            self._child(catalog.SCRAPE_DURATION, pool),
-            self._child(catalog.PAGE_BYTES, pool),
+            self._child(work.SCRAPES, pool, "ok", ""),
+            self._child(work.SCRAPE_DURATION, pool),
+            self._child(work.PAGE_BYTES, pool),
         )
 
     def _missing_signals(self, pool: str, missing: tuple[str, ...]) -> tuple[Counter, ...]:
-        return tuple(self._child(catalog.MISSING, pool, signal) for signal in missing)
+        return tuple(self._child(work.MISSING, pool, signal) for signal in missing)

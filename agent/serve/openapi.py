@@ -1,9 +1,15 @@
-"""The OpenAPI 3.1 document of the admin address, made from the tables that the answers are made from."""
+"""The OpenAPI 3.1 document of the admin address, made from the tables that the answers are made from.
+
+`python -m agent.serve.openapi` prints it as it stands in `docs/openapi.json`.
+"""
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Final
+
+import orjson
 
 from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
@@ -348,3 +354,12 @@ def document() -> Schema:
         },
         "components": {"schemas": _schemas()},
     }
+
+
+def text() -> bytes:
+    """The content of docs/openapi.json."""
+    return orjson.dumps(document(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(text())
