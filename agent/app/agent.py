@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from agent.accelerators.combine import Accelerators
 from agent.app.changes import NeedsRestart, differences
@@ -63,6 +66,18 @@ class _FileState(NamedTuple):
 _NEVER: Final = _FileState(0, 0, 0, 0)
 
 
+class _Every(BaseTrigger):  # type: ignore[misc]
+    """So many seconds after each run. The library's own trigger goes through every run that was missed, one by one:
+    a wall clock that is set ahead by a day would stop the agent for seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._gap = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        """When the next run is due."""
+        return now + self._gap
+
+
 class Agent:
     """One agent for one configuration. `path` is the file that it came from and is read again from, if any."""
 
@@ -87,6 +102,8 @@ class Agent:
         self._devices = DevicesAtWork(self._loop, clock, self.instruments, self._run_on)
         self._admin.state.exporters = self._devices.exporters
         self._scheduler = AsyncIOScheduler(timezone="UTC")
+        self._wall_ahead = clock.wall() - clock.now()
+        self._pulse: asyncio.TimerHandle | None = None
         self._seen: _FileState | None = _NEVER  # the file may have changed between its reading and our start
         self._missed = False
         self._behind = False  # the file as it was last read was refused
@@ -118,12 +135,15 @@ class Agent:
             raise CannotStart(str(error)) from error
         self._schedule(config)
         self._scheduler.start()
+        self._beat()
         return Ports(admin, pickers)
 
     async def stop(self, grace: float | None = None) -> None:
         """Take no more requests, let those being picked for finish, and close everything."""
         self._stopping = True
         seconds = self.config.ext_proc.drain_timeout if grace is None else grace
+        if self._pulse is not None:
+            self._pulse.cancel()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         await asyncio.gather(*(server.stop(seconds) for server in self._pickers.values()))
@@ -251,7 +271,7 @@ class Agent:
     # -- from time to time -------------------------------------------------------------------------------------------
 
     def _schedule(self, config: Config) -> None:
-        jobs = {self._age: AGING_SECONDS}
+        jobs: dict[Callable[[], Awaitable[None]], float] = {}
         if self.path is not None:
             jobs[self._look_at_file] = config.reload.interval
         if any(is_name(endpoint.address) for pool in config.pools for endpoint in pool.endpoints):
@@ -261,14 +281,23 @@ class Agent:
                 job.remove()
         for run, seconds in jobs.items():
             self._scheduler.add_job(
-                run, "interval", seconds=seconds, id=run.__name__, replace_existing=True, coalesce=True,
-                max_instances=1, misfire_grace_time=None,
+                run, _Every(seconds), id=run.__name__, replace_existing=True, coalesce=True, max_instances=1,
+                misfire_grace_time=None,
             )  # fmt: skip
 
-    async def _age(self) -> None:
+    def _beat(self) -> None:
+        """Let what nobody asked for grow old; and where the wall clock was set, plan what is planned by it anew.
+
+        The scheduler lives by the wall clock: set back by an hour, it would look at nothing for an hour.
+        """
+        self._pulse = asyncio.get_running_loop().call_later(AGING_SECONDS, self._beat)
         now = self._clock.now()
         for pool in self.pools.values():
             pool.store.snapshot(now)
+        wall_ahead = self._clock.wall() - now
+        if abs(wall_ahead - self._wall_ahead) > AGING_SECONDS:
+            self._schedule(self.config)
+        self._wall_ahead = wall_ahead
 
     async def _look_at_names(self) -> None:
         async with self._reloading:

@@ -7,7 +7,7 @@ from typing import Final
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NONE_ASKED
-from agent.signals import PREFIX_HITS, START_TIME, WAITING, Histogram, Reading, Value
+from agent.signals import PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Kind, Reading, Value
 from agent.state.health import ANSWERED, DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, Word, judge
 from agent.state.inflight import InFlight
 from agent.state.pace import QueuePace
@@ -16,6 +16,7 @@ from agent.state.rates import Window
 from agent.state.snapshot import EndpointView, Prefix, Work
 
 _new: Final = tuple.__new__
+_COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is Kind.COUNTER)
 
 
 class Record:
@@ -77,11 +78,18 @@ class Record:
     def restarted_by(self, values: Mapping[str, Value]) -> str:
         """Why this page must come from another server than the last one did, or the empty string."""
         known, told = self.value(START_TIME), values.get(START_TIME)
-        if known is not None and told is not None:
-            return "new_start_time" if told != known else ""
-        hits, before = values.get(PREFIX_HITS), self.value(PREFIX_HITS)
-        if isinstance(hits, float) and isinstance(before, float) and hits < before:
-            return "counter_went_back"
+        if known is not None and told is not None and told != known:
+            return "new_start_time"
+        before = self.values
+        for name in _COUNTERS:
+            now = values.get(name)
+            if now is not None:
+                last = before.get(name)
+                if last is None:
+                    last = self.value(name)
+                # One process may hold several engines, of which one begins anew: its cache is gone all the same.
+                if last is not None and now < last:  # type: ignore[operator]
+                    return "counter_went_back"
         return ""
 
     def value(self, signal: str) -> Value | None:

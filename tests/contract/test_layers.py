@@ -105,7 +105,9 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 # Clocks, and clients of other systems: who may import them. Several importers are there by nature or not at all.
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
-    "datetime": frozenset({"agent.log_lines", "agent.serve.state_json"}),  # words for a wall time that it is handed
+    "datetime": frozenset(
+        {"agent.app.agent", "agent.log_lines", "agent.serve.state_json"}
+    ),  # words for a wall time that it is handed
     "sched": frozenset(),
     "threading": frozenset(),
     "logging": frozenset({"agent.commands.emulate", "agent.emulator.server", "agent.log_lines", "agent.serve.admin"}),

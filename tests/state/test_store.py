@@ -22,8 +22,10 @@ from agent.signals import (
     PREFIX_HITS,
     PROMPT_TOKENS,
     RUNNING,
+    SIGNALS,
     START_TIME,
     WAITING,
+    Kind,
     Value,
 )
 from agent.state.health import DOWN_AFTER, HEALTH_REASONS, Health, judge
@@ -443,3 +445,20 @@ def test_an_endpoint_is_healthy_only_when_its_last_page_and_its_last_word_allow_
         assert not words or words[-1] == "" or words[-DOWN_AFTER:].count("") > 0 or len(words) < DOWN_AFTER
     if words and words[-1] in ("loading", "health_unavailable", "health_status"):
         assert health is not Health.HEALTHY
+
+
+@pytest.mark.parametrize("counter", [row.name for row in SIGNALS.values() if row.kind is Kind.COUNTER])
+@pytest.mark.parametrize("told", [{START_TIME: 100.0}, {}], ids=["same start time", "no start time"])
+def test_any_counter_that_goes_back_is_another_server_and_what_it_was_given_stays_in_flight(
+    counter: str, told: dict[str, Value]
+) -> None:
+    fleet = Fixture("a:1")
+    fleet.store.observed("a:1", Extraction({counter: 7.0, KV_USAGE: 0.5, **told}, (), ()), 0.0, 0.01, 10)
+    fleet.store.started("a:1", 100, 0, 0.5)
+    fleet.store.observed("a:1", Extraction({counter: 7.0, **told}, (), ()), 1.0, 0.01, 10)
+    assert fleet.store.snapshot(1.0).endpoints[0].reading(KV_USAGE) == (0.5, 0.0)
+    fleet.store.observed("a:1", Extraction({counter: 6.0, **told}, (), ()), 2.0, 0.01, 10)
+    (view,) = fleet.store.snapshot(2.0).endpoints
+    assert view.reading(KV_USAGE) is None
+    assert view.work.requests == 1
+    assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == ["counter_went_back"]

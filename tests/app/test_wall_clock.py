@@ -1,0 +1,66 @@
+"""Somebody sets the machine's clock while an agent runs: no age moves, and nothing that comes round stops."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import apscheduler.schedulers.base
+import pytest
+
+from agent.clock import SystemClock
+from agent.events import HealthChanged, Reloaded
+from tests.app.live import Live, document, servers
+from tests.waiting import eventually
+
+
+class SetClock(SystemClock):
+    """The machine's, whose wall clock a test sets, for us and for the scheduler of jobs."""
+
+    seconds = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    made = SetClock()
+
+    class Set(dt.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return dt.datetime.now(tz) + dt.timedelta(seconds=made.seconds)
+
+    monkeypatch.setattr(apscheduler.schedulers.base, "datetime", Set)
+    return made
+
+
+@pytest.mark.parametrize("step", [-86_400.0, 86_400.0], ids=["a day back", "a day ahead"])
+async def test_a_step_of_the_wall_clock_moves_no_age_and_the_file_is_still_looked_at(
+    tmp_path: Path, clock: SetClock, step: float
+) -> None:
+    file = tmp_path / "igw.yaml"
+    async with servers(1) as (server,), aiohttp.ClientSession() as session:
+        file.write_text(document([server.address]))
+        live = Live(file, clock)
+        ports = await live.agent.start()
+        try:
+            store = live.agent.pools["default"].store
+            view = lambda: store.snapshot(clock.now()).endpoints[0]
+            await eventually(lambda: view().health == "healthy")
+            clock.seconds = step
+            pages = server.asked
+            await eventually(lambda: server.asked >= pages + 2, what="pages after the step")
+            async with session.get(f"http://{ports.admin}/v1/state") as answer:
+                (pool,) = (await answer.json())["pools"]
+            (told,) = pool["endpoints"]
+            assert 0 <= told["page_age_seconds"] < 3
+            assert all(0 <= each["age_seconds"] < 60 for each in told["signals"].values() if "reason" not in each)
+            assert [event.new for event in live.recorder.of(HealthChanged)] == ["healthy"]
+            file.write_text(document([server.address], "scrape: {interval: 500ms}\n"))
+            await eventually(lambda: live.recorder.of(Reloaded), what="the file to be looked at")
+        finally:
+            await live.agent.stop(grace=0)
