@@ -182,7 +182,7 @@ async def test_a_pool_may_become_empty_and_says_so(tmp_path: Path) -> None:
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: [a:1, b:1]\n"
 OTHER = {
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
-    "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s",
+    "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": "[queue_time_seconds]",
     "state.staleAfter": "7s", "prefillRate.fixed": "9", "prefillRate.default": "999",
     "prefillRate.low": "9", "prefillRate.high": "99999", "prefixIndex.blockTokens": "32",
     "prefixIndex.bytesPerToken": "3", "prefixIndex.maxTokens": "999", "prefixIndex.capacityBlocks": "7",
