@@ -7,6 +7,7 @@ import shlex
 import sys
 from typing import Final
 
+from agent.app.vocabulary import WORDS
 from agent.config import BadConfig, Config, from_flags, load
 from agent.envoy.render import FailureMode, Listener, Pool, Settings, Way, bootstrap
 from agent.envoy.text import yaml
@@ -99,7 +100,7 @@ def _config(args: argparse.Namespace) -> Config:
     if args.config is not None:
         if args.endpoints is not None or args.ext_proc_address is not None:
             raise ValueError("--config says where everything is; leave --endpoints and --ext-proc-address out")
-        return load(args.config)
+        return load(args.config, WORDS)
     if args.endpoints is None:
         raise ValueError("nothing to render for; write --config FILE, or --endpoints IP:PORT,...")
     return from_flags(args.endpoints.split(","), ext_proc_address=args.ext_proc_address)

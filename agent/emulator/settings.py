@@ -105,6 +105,11 @@ class Model:
 
     def check(self, settings: Settings) -> None:
         """Raise BadSettings if a server of these settings cannot serve the model."""
+        names = (self.name, *self.adapters)
+        if not all(names) or len(set(names)) < len(names):
+            raise BadSettings(
+                f"the model and its adapters are {', '.join(map(repr, names))}; give each a name of its own"
+            )
         if self.adapters and not settings.max_loras:
             raise BadSettings(f"the adapter {self.adapters[0]} needs max_loras of at least 1")
         if self.answer_tokens < 1 or self.stream_interval < 1:

@@ -37,3 +37,9 @@ def test_a_model_with_adapters_needs_slots_for_them():
     Model(adapters=("a",)).check(Settings(max_loras=1))
     with pytest.raises(BadSettings, match="answer_tokens"):
         Model(answer_tokens=0).check(Settings())
+
+
+@pytest.mark.parametrize("model", [Model(""), Model("m", ("",)), Model("m", ("a", "a")), Model("m", ("m",))])
+def test_a_name_is_that_of_one_model_or_adapter(model):
+    with pytest.raises(BadSettings, match="give each a name of its own"):
+        model.check(Settings(max_loras=1))

@@ -146,6 +146,22 @@ def test_a_configuration_file_of_the_agent_is_rendered_for(tmp_path: Path, capsy
     assert "0.0.0.0" not in json.dumps(pickers)
 
 
+def test_a_file_that_the_agent_would_refuse_is_not_rendered_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "igw.yaml"
+    file.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{type: foo-scorer}]\n"
+        "pools: [{endpoints: ['10.0.0.1:8000'], engine: vlm}]\n"
+    )
+    said = []
+    for command in (["check"], ["render", "--config"]):
+        assert main([*command, str(file)]) == 1
+        said.append(capsys.readouterr())
+    assert said[0] == said[1]
+    assert "'foo-scorer' is no plugin type" in said[1].err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
