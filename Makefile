@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-vllm fuzz bench bench-routing lint fmt lock packages bench-packages venv
+.PHONY: help demo run test test-vllm test-llamacpp fuzz bench bench-routing lint fmt lock packages bench-packages venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +35,10 @@ test: packages lint ## install what the tests need, then lint, types and all tes
 test-vllm: $(TEST_STAMP) ## the journey against two real vLLM servers, installed under .cache/ (see CONTRIBUTING.md)
 	@$(BIN)/python tests/vllm/environment.py
 	@$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
+
+test-llamacpp: $(TEST_STAMP) ## the agent before a real llama.cpp server, built under .cache/ (see CONTRIBUTING.md)
+	@$(BIN)/python tests/llamacpp/environment.py
+	@$(BIN)/python -m pytest -m llamacpp tests/llamacpp $(ARGS)
 
 # One recipe for each, so that make hands a signal to the bench itself and not to a shell around it.
 bench: $(subst _,-,$(filter-out %_routing,$(basename $(notdir $(sort $(wildcard tests/bench/bench_*.py)))))) ## CPU time per scrape, pick and request, beside what the field pays; or one: make bench-ext-proc

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from agent.clock import Clock
 from agent.config import Config, Pool, PrefillRate
+from agent.engine_specs import AUTO
 from agent.engines import engine as table_of
 from agent.engines.custom import tables
+from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Ended, Hook, Picked
 from agent.pick.picker import pick
 from agent.pick.profile import Profile, build
@@ -154,7 +156,7 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
         Target(
             address,
             engine,
-            path=scrape.path or (told.get(engine) or table_of(engine)).page_path,
+            path=scrape.path or _page_path(engine, told),
             interval=scrape.interval,
             timeout=scrape.timeout,
             max_page_bytes=scrape.max_page_bytes,
@@ -165,3 +167,10 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
         )
         for address, engine in engines.items()
     ]
+
+
+def _page_path(engine: str, told: Mapping[str, Engine]) -> str:
+    """Where the engine has its page, or where most have it."""
+    if engine == AUTO:
+        return DEFAULT_PAGE_PATH
+    return (told.get(engine) or table_of(engine)).page_path

@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.accelerators import EXPORTERS, PROBES
 from agent.config import Vocabulary
+from agent.engine_specs import AUTO
 from agent.engines import ENGINES
 from agent.pick.filters import FILTERS
 from agent.pick.parameters import BadParameter
@@ -26,7 +27,7 @@ def check_parameters(type_: str, parameters: Mapping[str, object]) -> tuple[str,
 
 
 WORDS: Final = Vocabulary(
-    tuple(sorted(ENGINES)),
+    (*sorted(ENGINES), AUTO),
     tuple(sorted([*EXPORTERS, *PROBES])),
     tuple(sorted(FILTERS)),
     tuple(sorted(SCORERS)),

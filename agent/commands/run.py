@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="the configuration file (docs/configuration.md)")
     flags = parser.add_argument_group("instead of a file, for one pool of model servers")
     flags.add_argument("--endpoints", metavar="HOST:PORT,...", help="the model servers; IPv6 as [ADDRESS]:PORT")
-    flags.add_argument("--engine", metavar="NAME", help="what they run (default: vllm)")
+    flags.add_argument("--engine", metavar="NAME", help="what they run, or auto (default: vllm)")
     flags.add_argument("--pool", metavar="NAME", help="the pool's name (default: default)")
     flags.add_argument("--profile", metavar="NAME", help="least-cost, affinity or blend (default: least-cost)")
     flags.add_argument("--scrape-interval", metavar="TIME", help="time between two scrapes of a server (default: 1s)")

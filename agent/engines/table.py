@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+DEFAULT_PAGE_PATH: Final = "/metrics"
+
 # Which engine writes which beginnings of names; where one begins like another, the longer one stands first.
 MARKS: Final[Mapping[str, str]] = {
     "vllm:": "vllm",
@@ -103,7 +105,7 @@ class Engine:
     silent: Mapping[str, str]
     health_path: str | None
     models_path: str | None
-    page_path: str = "/metrics"
+    page_path: str = DEFAULT_PAGE_PATH
     rank: tuple[str, ...] = ("engine",)
     copies: tuple[str, ...] = ()
     unlike: Mapping[str, str] = field(default_factory=dict)

@@ -15,10 +15,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from agent.clock import Clock
-from agent.engines.mapping import Extractor, Memory
+from agent.engine_specs import AUTO
+from agent.engines.auto import Recogniser
+from agent.engines.mapping import Extraction, Extractor, Memory
 from agent.scrape.fetch import Buffers
 from agent.scrape.line import Line
 from agent.scrape.schedule import Firsts
@@ -55,7 +58,7 @@ class ScrapeLoop:
     def set_targets(self, pool: str, targets: Sequence[Target], sink: Sink) -> None:
         """The model servers of a pool from now on. Those that stay keep their connection, and their phase if the
         interval stays."""
-        self._set(pool, targets, sink, sink, self.extractor)
+        self._set(pool, targets, sink, sink, partial(self._reader, pool))
 
     def set_exporters(
         self, group: str, targets: Sequence[Target], sink: PageSink[Told], reader: Callable[[Target], Reader[Told]]
@@ -112,6 +115,18 @@ class ScrapeLoop:
         heapq.heappush(self._due, (due, self._sequence, timed))
         if due < self._timer_at:
             self._arm(due)
+
+    def _reader(self, pool: str, target: Target) -> Reader[Extraction]:
+        if target.engine != AUTO or target.table is not None:
+            return self.extractor(target)
+
+        def made(name: str) -> Extractor:
+            return self.extractor(target._replace(engine=name))
+
+        def told(name: str) -> None:
+            self._scrapers[pool, target.address].recognised(name)
+
+        return Recogniser(made, told)
 
     def extractor(self, target: Target) -> Extractor:
         """A reader of one endpoint's pages; those of one engine share what they learn."""

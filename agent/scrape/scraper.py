@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from agent.engine_specs import AUTO
 from agent.scrape.fetch import FetchFailed
 from agent.scrape.http import request
 from agent.scrape.line import Desk, Line
@@ -162,8 +163,9 @@ class Scraper:
     None."""
 
     __slots__ = (
-        "_early_at", "_failures", "_grid", "_health", "_line", "_loop", "_models", "_page_request", "_page_waits",
-        "_paged", "_paging", "_reader", "_server", "_sink", "due_at", "early", "interval", "stopped", "target",
+        "_early_at", "_engine", "_failures", "_grid", "_health", "_line", "_loop", "_models", "_page_request",
+        "_page_waits", "_paged", "_paging", "_reader", "_server", "_sink", "due_at", "early", "interval", "stopped",
+        "target",
     )  # fmt: skip
 
     def __init__(
@@ -173,6 +175,7 @@ class Scraper:
         self._sink = sink
         self._server = server
         self._reader = reader
+        self._engine = ""  # what was recognised
         self._failures = 0
         self._paged = False
         self._grid = 0.0
@@ -191,7 +194,7 @@ class Scraper:
         self.interval = target.interval
         self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * target.interval)
         self._page_request = request(target.address, target.path, _METRICS_TYPE)
-        table = target.engine_table()
+        table = self._told(target).engine_table()
         timeout = min(target.timeout, BESIDE_SECONDS)
         health_path = table.health_path if table and target.health_path is None else target.health_path
         models_path = table.models_path if table else None
@@ -199,6 +202,23 @@ class Scraper:
         models = request(target.address, models_path, "application/json") if models_path else b""
         self._health.set(health, target.health_interval, timeout)
         self._models.set(models, target.models_interval, timeout)
+
+    def _told(self, target: Target) -> Target:
+        """The target with the engine that was recognised, where it is to be."""
+        return target._replace(engine=self._engine) if target.engine == AUTO and self._engine else target
+
+    def recognised(self, engine: str) -> None:
+        """Its page is of this engine: ask beside the page what that engine can be asked."""
+        self._engine = engine
+        if self._server is not None:
+            self._server.recognised(self.target.address, engine)
+        self._set_anew(self.target)
+
+    def _set_anew(self, target: Target) -> None:
+        asked = self._health.asks
+        self._set(target)
+        if asked and not self._health.asks and self._server is not None:
+            self._server.health(target.address, False, "", "", self._loop.now, 0.0)
 
     def begin(self) -> None:
         """Take the first place on the grid."""
@@ -209,10 +229,7 @@ class Scraper:
     def change(self, target: Target, sink: PageSink[Any], server: Sink | None) -> None:
         """Other settings for the same endpoint."""
         before, self._sink, self._server = self.target, sink, server
-        asked = self._health.asks
-        self._set(target)
-        if asked and not self._health.asks and server is not None:
-            server.health(target.address, False, "", "", self._loop.now, 0.0)
+        self._set_anew(target)
         if target.interval != before.interval:
             self.begin()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, TypeVar
 
+from agent.engine_specs import AUTO
 from agent.engines import engine
 from agent.engines.mapping import Engine, Extraction
 
@@ -13,7 +14,8 @@ class Target(NamedTuple):
 
     `histograms` are read beside the engine's signals.
     `engine` is empty where no model server answers: then nothing is asked beside the page. `table` is that of an engine
-    which the configuration tells; the others are known by their names. `health_path` is the engine's where it is
+    which the configuration tells; the others are known by their names. The engine `auto` is recognised by its page, and
+    what is asked beside the page is asked from then on. `health_path` is the engine's where it is
     None; where it is empty, health is not asked for.
     """
 
@@ -30,8 +32,8 @@ class Target(NamedTuple):
     table: Engine | None = None
 
     def engine_table(self) -> Engine | None:
-        """The table of its engine; None where no model server answers."""
-        if self.table is not None or not self.engine:
+        """The table of its engine; None where no model server answers, and where its engine is to be recognised."""
+        if self.table is not None or self.engine in {"", AUTO}:
             return self.table
         return engine(self.engine)
 
@@ -67,6 +69,10 @@ class PageSink(Protocol[Told]):
 
 class Sink(PageSink[Extraction], Protocol):
     """Who is told of a model server: of its pages, and of what is asked beside them."""
+
+    def recognised(self, address: str, engine: str) -> None:
+        """Whose its page is, where that was to be recognised; told before the page itself."""
+        ...
 
     def served_models(self, address: str, names: frozenset[str], at: float) -> None:
         """The models that the endpoint answers for."""

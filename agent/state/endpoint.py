@@ -25,6 +25,7 @@ class Record:
     __slots__ = (
         "accelerators",
         "address",
+        "configured_engine",
         "dead",
         "engine",
         "failure",
@@ -51,7 +52,8 @@ class Record:
 
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
         self.address = address
-        self.engine = engine
+        self.engine = engine  # what it is known to be
+        self.configured_engine = engine  # what it was said to be
         self.health = Health.UNKNOWN
         self.rate_source = rate_source
         self.values: Mapping[str, Value] = {}  # those of the last page

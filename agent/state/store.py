@@ -100,7 +100,7 @@ class RoutingStore:
             self._drop(address)
         for address, engine in engines.items():
             record = self._records.get(address)
-            if record is not None and record.engine != engine:
+            if record is not None and record.configured_engine != engine:
                 self._drop(address)
                 record = None
             if record is None:
@@ -126,11 +126,7 @@ class RoutingStore:
         values = extraction.readings
         reason = record.restarted_by(values)
         if reason:
-            record.forget()
-            self._names_moved = True
-            if self._prefix is not None:
-                self._prefix.forget(address)
-            self._hook(ServerRestarted(self.pool, address, reason))
+            self._replaced(record, reason)
         if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
             self._resize(record, values)
         for signal in (LORA_RUNNING, LORA_WAITING):
@@ -171,6 +167,16 @@ class RoutingStore:
             self._refresh(record, at + took)
         if record.word is not None and not answered:
             self._hook(HealthPathFailed(self.pool, address, at, took, record.word.reason, detail))
+
+    def recognised(self, address: str, engine: str) -> None:
+        """What an endpoint runs by its page, where nobody said so. Another engine than before is another server."""
+        record = self._records.get(address)
+        if record is None or record.engine == engine:
+            return
+        if record.engine != record.configured_engine:
+            self._replaced(record, "another_engine")
+        record.engine = engine
+        self._changed(address)
 
     def served_models(self, address: str, names: frozenset[str], at: float) -> None:
         """The models and adapters that the endpoint answers for."""
@@ -293,6 +299,14 @@ class RoutingStore:
         if health is not before:
             record.health = health
             self._hook(HealthChanged(self.pool, record.address, before, health, reason))
+
+    def _replaced(self, record: Record, reason: str) -> None:
+        """Another server answers at the address: drop what was known of the old one."""
+        record.forget()
+        self._names_moved = True
+        if self._prefix is not None:
+            self._prefix.forget(record.address)
+        self._hook(ServerRestarted(self.pool, record.address, reason))
 
     def _changed(self, address: str) -> None:
         self._dirty.add(address)

@@ -55,6 +55,9 @@ class Sink:
         self.failures.setdefault(address, []).append((reason, detail))
         self._news.set()
 
+    def recognised(self, address: str, engine: str) -> None:
+        """Whose its page is."""
+
     def served_models(self, address: str, names: frozenset[str], at: float) -> None:
         self.models[address] = names
         self._news.set()

@@ -447,6 +447,33 @@ def test_an_endpoint_is_healthy_only_when_its_last_page_and_its_last_word_allow_
         assert health is not Health.HEALTHY
 
 
+def test_an_engine_that_is_recognised_is_the_endpoints_and_stays_so_when_the_endpoints_are_told_again() -> None:
+    fleet = Fixture()
+    fleet.store.set_endpoints({"a:1": "auto"}, 0.0)
+    assert fleet.store.snapshot(0.0).endpoints[0].engine == "auto"
+    fleet.store.recognised("a:1", "sglang")
+    fleet.page("a:1", 0.0)
+    fleet.store.set_endpoints({"a:1": "auto", "b:1": "auto"}, 0.0)
+    (view, _) = fleet.store.snapshot(0.1).endpoints
+    assert view.engine == "sglang"
+    assert view.readings[RUNNING].value == 1.0
+
+
+def test_another_engine_at_an_address_is_another_server() -> None:
+    fleet = Fixture()
+    fleet.store.set_endpoints({"a:1": "auto"}, 0.0)
+    fleet.store.recognised("a:1", "sglang")
+    fleet.page("a:1", 0.0)
+    fleet.store.recognised("a:1", "sglang")
+    assert RUNNING in fleet.store.snapshot(0.1).endpoints[0].readings
+    fleet.store.recognised("a:1", "tgi")
+    (view,) = fleet.store.snapshot(0.1).endpoints
+    assert view.engine == "tgi"
+    assert not view.readings
+    assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == ["another_engine"]
+    fleet.store.recognised("gone:1", "tgi")
+
+
 @pytest.mark.parametrize("counter", [row.name for row in SIGNALS.values() if row.kind is Kind.COUNTER])
 @pytest.mark.parametrize("told", [{START_TIME: 100.0}, {}], ids=["same start time", "no start time"])
 def test_any_counter_that_goes_back_is_another_server_and_what_it_was_given_stays_in_flight(
