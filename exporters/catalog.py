@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from exporters import accelerators, asking, rates, work
+from exporters import accelerators, asking, rates, servers, work
 from exporters.metric import Alias, Metric, Origin, Type
 
 _ROWS: list[Metric] = []
@@ -301,6 +301,6 @@ DECISION: Final = _row(
 )
 
 CATALOG: Final[Mapping[str, Metric]] = {
-    row.name: row for row in (*_ROWS, *work.ROWS, *rates.ROWS, *asking.ROWS, *accelerators.ROWS)
+    row.name: row for row in (*_ROWS, *servers.ROWS, *work.ROWS, *rates.ROWS, *asking.ROWS, *accelerators.ROWS)
 }
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in _ROWS for alias in row.aliases}

@@ -30,7 +30,7 @@ from agent.scaling.rollup import (
 from agent.state.devices import ExporterView
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
-from exporters import catalog, rates
+from exporters import catalog, rates, servers
 from exporters.gauge import Distribution, Gauge, GaugeSet, Withheld
 from exporters.metric import Metric
 
@@ -39,8 +39,15 @@ BY_SIGNAL: Final[tuple[tuple[str, tuple[Metric, ...]], ...]] = (
     (signals.KV_USAGE, (catalog.KV,)),
     (signals.RUNNING, (catalog.RUNNING,)),
     (signals.WAITING, (catalog.WAITING, catalog.ENDPOINT_QUEUE)),
+    (signals.WAITING_CAPACITY, (servers.WAITING_CAPACITY,)),
+    (signals.WAITING_DEFERRED, (servers.WAITING_DEFERRED,)),
+    (signals.SLOTS_USAGE, (servers.SLOTS_USAGE,)),
     (signals.LORA_RUNNING, (catalog.LORA_RUNNING,)),
+    (signals.LORA_WAITING, (servers.LORA_WAITING,)),
     (signals.LORA_MAX, (catalog.LORA_MAX,)),
+    (signals.BLOCKS, (servers.BLOCKS,)),
+    (signals.BLOCK_SIZE, (servers.BLOCK_SIZE,)),
+    (signals.MODEL_LOADED, (servers.MODEL_LOADED,)),
     (signals.PREFIX_QUERIES, (catalog.PREFIX_QUERIES,)),
     (signals.PREFIX_HITS, (catalog.PREFIX_HITS,)),
     (signals.PREEMPTIONS, (catalog.PREEMPTIONS,)),

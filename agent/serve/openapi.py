@@ -72,7 +72,8 @@ def _schemas() -> dict[str, Schema]:
                     "Prefix cache hits since the agent knows this server.",
                     {
                         "predicted_hit_tokens": described(AMOUNT, "what the agent's index expected"),
-                        "measured_hit_tokens": described(or_null({"type": "number"}), "what the server counted"),
+                        "measured_hit_tokens": described(or_null(NUMBER), "what the server counted"),
+                        "gap_tokens": described(or_null(NUMBER), "predicted minus measured: above 0 the index hopes"),
                     },
                 ),
                 "histograms": described(

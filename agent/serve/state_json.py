@@ -70,7 +70,9 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
 def endpoint(view: EndpointView, now: float) -> Json:
     """One endpoint: its health, the agent's own work there, and every signal, null with a reason where unknown."""
     work = view.work
-    hits_are_known = not isinstance(current(view, PREFIX_HITS, now), Unknown)
+    predicted, measured = view.prefix
+    if isinstance(current(view, PREFIX_HITS, now), Unknown):
+        measured = None
     return {
         "address": view.address,
         "engine": view.engine,
@@ -88,8 +90,9 @@ def endpoint(view: EndpointView, now: float) -> Json:
             "corrected": work.corrected,
         },
         "prefix": {
-            "predicted_hit_tokens": view.prefix.predicted,
-            "measured_hit_tokens": view.prefix.measured if hits_are_known else None,
+            "predicted_hit_tokens": predicted,
+            "measured_hit_tokens": measured,
+            "gap_tokens": None if measured is None else predicted - measured,
         },
         "signals": {name: _signal(view, name, unit, now) for name, unit in _UNITS},
         "histograms": {name: _histogram(view, name, now) for name in view.histograms},

@@ -81,6 +81,7 @@ PLACES: dict[str, Place] = {
     "exporters.metric": Place(1, P),
     "exporters.asking": Place(1, P),
     "exporters.rates": Place(1, P),
+    "exporters.servers": Place(1, P),
     "exporters.work": Place(1, P),
 }
 # The emulator stands in for somebody else's program: it may know our words and nothing of what we do with them.

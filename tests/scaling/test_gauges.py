@@ -8,9 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.scaling.gauges import gauge_set
-from agent.signals import KV_USAGE, LORA_MAX, LORA_RUNNING, PREFIX_HITS, RUNNING, SIGNALS, WAITING, Kind
+from agent.scaling.gauges import BY_HISTOGRAM, BY_RATE, BY_SIGNAL, gauge_set
+from agent.signals import (
+    HISTOGRAMS,
+    KV_USAGE,
+    LORA_MAX,
+    LORA_RUNNING,
+    PREFIX_HITS,
+    RUNNING,
+    SIGNALS,
+    WAITING,
+    Histogram,
+    Kind,
+)
 from agent.state.health import Health
+from agent.state.rates import RATES
 from agent.state.snapshot import EndpointView, Prefix
 from exporters import accelerators, catalog
 from exporters.gauge import REASONS, Gauge, GaugeSet, NotFinite
@@ -45,7 +57,10 @@ def a_value(name: str):
     return st.frozensets(st.text(max_size=5), max_size=4) if row.kind is Kind.NAMES else st.floats(row.low, row.high)
 
 
-views = st.builds(
+histograms = st.fixed_dictionaries(
+    dict.fromkeys(HISTOGRAMS, st.none() | st.just(Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5)))
+)
+plain_views = st.builds(
     view,
     st.text(min_size=1, max_size=9),
     st.fixed_dictionaries({}, optional={name: a_value(name) for name in SIGNALS}),
@@ -55,18 +70,19 @@ views = st.builds(
     rate=st.floats(1, 1e6),
     requests=st.integers(0, 10**6),
 )
+views = st.builds(lambda each, asked: each._replace(histograms=asked), plain_views, histograms)
 
 
 @given(st.lists(views, max_size=5, unique_by=lambda each: each.address), st.floats(0, 10))
 def test_every_number_is_finite_and_every_series_is_either_published_or_withheld_with_a_reason(found, now):
     made = gauge_set([snapshot(*found)], now)
-    published = [(gauge.metric.name, gauge.labels) for gauge in made.gauges]
+    published = [(row.metric.name, row.labels) for row in (*made.gauges, *made.distributions)]
     withheld = [(row.metric.name, row.labels) for row in made.withheld]
     assert all(math.isfinite(gauge.value) for gauge in made.gauges)
     assert len(set(published)) == len(published)
     assert not set(published) & set(withheld)
     assert {row.reason for row in made.withheld} <= REASONS.keys()
-    assert all(gauge.at <= now for gauge in made.gauges)
+    assert all(row.at <= now for row in (*made.gauges, *made.distributions))
     names = {name for name, _ in published} | {name for name, _ in withheld}
     of_state = [row for row in catalog.CATALOG.values() if row.origin == "state"]
     # Histograms are those that a configuration asks for, and these snapshots were asked for none.
@@ -154,6 +170,31 @@ def test_adapters_are_counted():
     made = gauge_set([snapshot(view("a:1", {LORA_RUNNING: frozenset({"x", "y"}), LORA_MAX: 4.0}))], 0.0)
     assert values(made, catalog.LORA_RUNNING) == {("pool", "a:1"): 2.0}
     assert values(made, catalog.LORA_MAX) == {("pool", "a:1"): 4.0}
+
+
+# Why a signal has no metric of its own.
+ELSEWHERE = {
+    "prefill_seconds": "it is in the prefill rate that the agent reckons with",
+    "prefilled_requests": "it is in the prefill rate that the agent reckons with",
+    "start_time_seconds": "restarts are counted",
+    "served_models": "names are in /v1/state",
+}
+
+
+def test_every_signal_rate_and_histogram_reaches_the_page_or_there_is_a_reason():
+    assert {signal for signal, _ in BY_SIGNAL} == SIGNALS.keys() - ELSEWHERE.keys()
+    assert BY_RATE.keys() == RATES.keys()
+    assert BY_HISTOGRAM.keys() == HISTOGRAMS.keys()
+
+
+@pytest.mark.parametrize(("signal", "metrics"), BY_SIGNAL, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_signal_is_published_under_its_own_name_with_its_value(signal, metrics):
+    names = SIGNALS[signal].kind is Kind.NAMES
+    made = gauge_set([snapshot(view("a:1", {signal: frozenset({"x", "y"}) if names else 1.0}))], 0.0)
+    for metric in metrics:
+        assert values(made, metric) == {("pool", "a:1"): 2.0 if names else 1.0}
+        assert metric.type == ("counter" if SIGNALS[signal].kind is Kind.COUNTER else "gauge")
+    assert {f"igw_endpoint_{signal}", f"igw_endpoint_{signal}_total"} & {metric.name for metric in metrics}
 
 
 def with_prefix(each: EndpointView, predicted: float, measured: float | None) -> EndpointView:

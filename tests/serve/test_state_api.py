@@ -23,8 +23,9 @@ from agent.serve.openapi import document as openapi_document
 from agent.serve.openapi import text as openapi_text
 from agent.serve.state_json import Moment
 from agent.serve.watch import WatchLimits
-from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, RUNNING, SIGNALS, WAITING, Kind
+from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, PREFIX_HITS, RUNNING, SIGNALS, WAITING, Kind
 from agent.state.health import Health
+from agent.state.snapshot import Prefix
 from tests.fakes.clock import ManualClock
 from tests.fakes.schema import check
 from tests.fakes.state_source import FakeSource
@@ -150,6 +151,15 @@ async def test_the_state_says_for_each_signal_value_unit_age_and_whether_it_is_f
         "fresh": False,
         "reason": "not_reported",
     }
+
+
+async def test_the_gap_of_prefix_hits_is_there_while_the_servers_count_is_current(served):
+    served.source.put(view("a:1", {PREFIX_HITS: 900.0}, at=99.0)._replace(prefix=Prefix(640.0, 512.0)))
+    told = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": 512.0, "gap_tokens": 128.0}
+    assert (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["prefix"] == told
+    served.clock.advance(10.0)
+    told = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": None, "gap_tokens": None}
+    assert (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["prefix"] == told
 
 
 async def test_work_ahead_is_that_of_the_moment_at_which_the_document_was_made(served):
