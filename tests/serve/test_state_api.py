@@ -155,7 +155,7 @@ async def test_the_state_says_for_each_signal_value_unit_age_and_whether_it_is_f
 
 async def test_the_gap_of_prefix_hits_is_there_while_the_servers_count_is_current(served):
     served.source.put(view("a:1", {PREFIX_HITS: 900.0}, at=99.0)._replace(prefix=Prefix(640.0, 512.0)))
-    told = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": 512.0, "gap_tokens": 128.0}
+    told: dict[str, float | None] = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": 512.0, "gap_tokens": 128.0}
     assert (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["prefix"] == told
     served.clock.advance(10.0)
     told = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": None, "gap_tokens": None}
