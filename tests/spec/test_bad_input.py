@@ -57,7 +57,7 @@ async def cases(
 ) -> AsyncIterator[dict[str, asyncio.Task[Case]]]:
     """The rows that are asked for, some of them at a time: each has an agent and servers of its own."""
     asked = [getattr(item, "callspec").params for item in request.session.items if hasattr(item, "callspec")]  # noqa: B009
-    wanted = {params["row"] for params in asked if "row" in params}
+    wanted = {params["row"] for params in asked if isinstance(params.get("row"), Row)}
     room = asyncio.Semaphore(AT_A_TIME)
 
     async def one(row: Row) -> Case:
