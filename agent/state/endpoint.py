@@ -147,8 +147,8 @@ class Record:
         """Take in a scrape that brought no page. What was dead stays so until a page comes, whatever fails next."""
         self.failures += 1
         self.failure = reason
-        if self.word == ANSWERED:
-            self.word = None  # it says nothing of a server whose page fails: only the next does
+        if self.word == ANSWERED and self.failures == 1:
+            self.word = None  # it says nothing of a server whose page fails: only the next ones do
         if reason in PROOF_OF_DEATH:
             self.dead = True
             self.word = None  # what it said before it died says nothing of who comes back

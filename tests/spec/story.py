@@ -16,7 +16,7 @@ import aiohttp
 import grpc.aio
 import orjson
 
-from agent.events import Event, HealthChanged, ScrapeDone, ScrapeFailed
+from agent.events import Event, HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed
 from agent.signals import MODELS
 from tests.app.live import Live, end
 from tests.fakes.clock import ManualClock
@@ -33,7 +33,7 @@ _FILE = """
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 admin: {{address: '127.0.0.1:0'}}
-scrape: {{interval: 50ms, timeout: 100ms, modelsInterval: 1s, healthInterval: 1h}}
+scrape: {{interval: 50ms, timeout: 100ms, modelsInterval: 1s}}
 state: {{staleAfter: {stale_after}s}}
 pools: [{{extProcAddress: '127.0.0.1:0', endpoints: {endpoints}}}]
 """
@@ -104,7 +104,7 @@ class Story:
     async def models(self) -> None:
         """Until the lists of models are known."""
         views = lambda: self.live.pool.store.snapshot(self.clock.now()).endpoints
-        await eventually(lambda: all(view.reading(MODELS) for view in views()), what="the lists of models")
+        await self.flow(lambda: all(view.reading(MODELS) for view in views()))
 
     async def grow_stale(self) -> None:
         """Time until whatever has not come again since is stale."""
@@ -114,6 +114,18 @@ class Story:
 
     def _read_at(self, server: Target) -> float:
         return max((event.at for event in self.of(ScrapeDone) if event.endpoint == server.address), default=-1.0)
+
+    async def unwell(self, count: int) -> None:
+        """So many bad words of the bad one's health path, one after another, from now on."""
+        before = len(self.unwell_words())
+        while len(self.unwell_words()) < before + count:
+            wanted = len(self.unwell_words()) + 1
+            await self.turn()
+            await self.flow(lambda: len(self.unwell_words()) >= wanted)  # noqa: B023 - awaited in this turn
+
+    async def until(self, health: str, reason: str = "") -> None:
+        """Until this is what is thought of the bad one."""
+        await self.flow(lambda: self.verdict() == (health, reason))
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
@@ -126,13 +138,22 @@ class Story:
     def failed(self) -> list[ScrapeFailed]:
         return [event for event in self.of(ScrapeFailed) if event.endpoint == self.bad.address]
 
+    def unwell_words(self) -> list[HealthPathFailed]:
+        return [event for event in self.of(HealthPathFailed) if event.endpoint == self.bad.address]
+
+    def verdict(self) -> tuple[str, str]:
+        """What is thought of the bad one, and why."""
+        views = self.live.pool.store.snapshot(self.clock.now()).endpoints
+        (view,) = (view for view in views if view.address == self.bad.address)
+        return view.health.value, view.reason
+
     def harm(self) -> list[Event]:
         """Whatever befell a good one beyond becoming healthy once."""
         good = {server.address for server in self.good}
         return [
             event
-            for event in self.of(ScrapeFailed) + self.of(HealthChanged)
-            if event.endpoint in good and (isinstance(event, ScrapeFailed) or event.new != "healthy")
+            for event in self.of(ScrapeFailed) + self.of(HealthPathFailed) + self.of(HealthChanged)
+            if event.endpoint in good and (not isinstance(event, HealthChanged) or event.new != "healthy")
         ]
 
     # -- the exits ---------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ from tests.spec.words import (
     refused,
     samples,
     unhealthy,
+    unwell,
     wall_clock,
     withheld,
     without,
@@ -63,6 +64,9 @@ from tests.spec.words import (
 
 AT_ONCE = "at the first scrape"
 AT_THIRD = "at the third scrape in a row"
+AT_THIRD_QUESTION = "at the third question in a row, for its page or its health"
+AT_FIRST_WORD = "at the first answer of the health path"
+AT_THIRD_WORD = "at the third question for its health in a row"
 AT_STALE = "at the first scrape; what it lacks is stale after `state.staleAfter`"
 
 
@@ -84,24 +88,58 @@ class Row(NamedTuple):
     endpoints: int = 2
 
 
+def _at(place: str, behave: Behaviour) -> Behaviour:
+    """This at one path, all well at the others."""
+
+    async def both(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        await (behave if path == place else good)(server, path, writer)
+
+    return both
+
+
 def _down(
-    fault: str, what: str, reason: str, behave: Behaviour | None, since: str = AT_THIRD, endpoints: int = 2
-) -> Row:
-    """A fault that takes the endpoint down."""
+    fault: str, what: str, reason: str, behave: Behaviour | None, *, since: str = AT_THIRD, more: str = "",
+    endpoints: int = 2,
+) -> Row:  # fmt: skip
+    """A fault that takes the endpoint down. `more`: how its health path fails too; where it does not, it answers."""
+    said = "health_only" if reason in ("timeout", "reset") and not more else reason
 
     async def do(story: Story) -> Seen:
-        await story.bad.turn(behave)
+        await story.bad.turn(behave if more or behave is None else _at("/metrics", behave))
         if since == AT_ONCE:
             await story.failures(1)
             return await story.look()
-        await story.failures(2)
+        # A server that answers nothing fails its third question when its page fails for the second time.
+        early_failures = 1 if more else 2
+        await story.failures(early_failures)
         early = await story.look()
-        await story.failures(1)
+        await story.failures(3 - early_failures)
+        await story.until("down", said)
         return early
+
+    state = unhealthy("down", said)
+    return Row(
+        fault, what, do, AT_THIRD_QUESTION if more else since, LEFT_OUT, state, withheld("down"), absent("down", 0.5),
+        (failed(reason), DOWN, *([unwell(more)] if more else [])), endpoints,
+    )  # fmt: skip
+
+
+def _unwell(fault: str, what: str, reason: str, behave: Behaviour, since: str = AT_FIRST_WORD) -> Row:
+    """A health path that fails while the page comes."""
+
+    async def do(story: Story) -> Seen:
+        await story.bad.turn(_at("/health", behave))
+        early = None
+        if since == AT_THIRD_WORD:
+            await story.unwell(2)
+            early = await story.look()
+        await story.unwell(1)
+        await story.until("down", reason)
+        return early or await story.look()
 
     return Row(
         fault, what, do, since, LEFT_OUT, unhealthy("down", reason), withheld("down"), absent("down", 0.5),
-        (failed(reason), DOWN), endpoints,
+        (unwell(reason), DOWN),
     )  # fmt: skip
 
 
@@ -133,7 +171,7 @@ def _harmless(fault: str, what: str, do: Callable[[Story], Awaitable[Seen]], sta
 
 def _answers(behave: Behaviour) -> Callable[[Story], Awaitable[Seen]]:
     async def do(story: Story) -> Seen:
-        await story.bad.turn(behave)
+        await story.bad.turn(_at("/metrics", behave))
         await story.turn()
         return await story.look()
 
@@ -237,7 +275,7 @@ def _cut_between_lines(story: Story) -> Awaitable[Seen]:
 
 
 async def _stale_after(story: Story, behave: Behaviour) -> Seen:
-    await story.bad.turn(behave)
+    await story.bad.turn(_at("/metrics", behave))
     await story.turn()
     early = await story.look()
     await story.grow_stale()
@@ -265,6 +303,17 @@ async def _comes_back_new(story: Story) -> Seen:
     return early
 
 
+async def _comes_back_loading(story: Story) -> Seen:
+    await story.bad.turn(None)
+    await story.failures(1)
+    early = await story.look()
+    story.bad.page = _set(PAGE, **_NEW_SAMPLES)
+    await story.bad.turn(_at("/health", raw(answer(b"", "503 Service Unavailable"))))
+    await story.unwell(1)
+    await story.until("down", "loading")
+    return early
+
+
 def _wall(seconds: float) -> Callable[[Story], Awaitable[Seen]]:
     async def do(story: Story) -> Seen:
         story.clock.set_wall(seconds)
@@ -274,13 +323,19 @@ def _wall(seconds: float) -> Callable[[Story], Awaitable[Seen]]:
     return do
 
 
+async def _models_gone(story: Story) -> Seen:
+    await story.bad.turn(_at("/v1/models", raw(answer(b"<html>", "500 Oops"))))
+    await story.turn()
+    return await story.look()
+
+
 async def _half_are_silent(story: Story) -> Seen:
     other = story.good.pop()
     for server in (story.bad, other):
         await server.turn(hang)
-    await story.failures(2)
-    early = await story.look()
     await story.failures(1)
+    early = await story.look()
+    await story.failures(2)
     await story.flow(lambda: len(story.live.healthy()) == 2)
     return early
 
@@ -290,27 +345,22 @@ async def _all_are_silent(story: Story) -> Seen:
     story.good.clear()
     for server in (story.bad, *others):
         await server.turn(hang)
-    await story.failures(2)
-    early = await story.look()
     await story.failures(1)
+    early = await story.look()
+    await story.failures(2)
     await story.flow(lambda: not story.live.healthy())
     return early
 
 
-async def _models_hang(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    if path == "/v1/models":
-        writer.write(answer(b"<html>", "500 Oops"))
-    else:
-        writer.write(answer(PAGE))
-
-
 TABLE: tuple[Row, ...] = (
     # -- no answer ---------------------------------------------------------------------------------------------------
-    _down("target down", "Nobody listens at the address: the server was killed.", "refused", None, AT_ONCE),
-    _down("hang", "It takes the connection and the request, and says nothing.", "timeout", hang),
-    _down("hang in the page", "It sends the head of its answer, and nothing more.", "timeout", drip),
+    _down("target down", "Nobody listens at the address: the server was killed.", "refused", None, since=AT_ONCE),
+    _down("hang", "It takes the connection and the request, and says nothing.", "timeout", hang,
+          more="health_timeout"),
+    _down("hang-up", "It closes each connection instead of an answer.", "reset", raw(close=True), more="health_broken"),
+    _down("no page", "Its health path answers, and its page hangs.", "timeout", hang),
+    _down("hang in the page", "It sends the head of its page, and nothing more.", "timeout", drip),
     _down("slow drip", "It sends its page byte by byte; the time-out is for the whole.", "timeout", _dripping),
-    _down("hang-up", "It closes the connection instead of an answer.", "reset", raw(close=True)),
     _down("reset", "The connection is reset in the middle of the page.", "reset", reset),
     # -- an answer that is none --------------------------------------------------------------------------------------
     _down("status 500", "It answers 500.", "status", raw(answer(b"oops", "500 Internal Server Error"))),
@@ -402,13 +452,30 @@ TABLE: tuple[Row, ...] = (
     # -- time --------------------------------------------------------------------------------------------------------
     _harmless("wall clock forwards", "Somebody sets the wall clock an hour ahead.", _wall(3600), wall_clock(3600)),
     _harmless("wall clock back", "Somebody sets the wall clock back by an hour.", _wall(-3600), wall_clock(-3600)),
+    # -- the health path ---------------------------------------------------------------------------------------------
+    _unwell("health path says no", "It answers 503: its engine is dead, or it is leaving.", "health_unavailable",
+            raw(answer(b"", "503 Service Unavailable"))),
+    _unwell("health path fails", "It answers 500.", "health_status", raw(answer(b"", "500 Internal Server Error"))),
+    _unwell("no health path", "It answers 404: the configuration names a wrong path.", "health_not_found",
+            raw(answer(b"", "404 Not Found"))),
+    _unwell("health path hangs", "It says nothing, and the page comes.", "health_timeout", hang, AT_THIRD_WORD),
+    _unwell("health path breaks", "It closes the connection, and the page comes.", "health_broken", raw(close=True),
+            AT_THIRD_WORD),
+    Row(
+        "a new server that is loading", "The server was down; its page is back, and its health path says 503.",
+        _comes_back_loading, AT_FIRST_WORD, LEFT_OUT, unhealthy("down", "loading"), withheld("down"),
+        absent("down", 0.5),
+        (failed("refused"), DOWN, unwell("loading"), counted("igw_server_restarts_total", reason="new_start_time")),
+    ),
     # -- many at a time ----------------------------------------------------------------------------------------------
-    _down("half of the fleet silent", "Two of four endpoints hang.", "timeout", hang, endpoints=4)._replace(
+    _down("half of the fleet silent", "Two of four endpoints hang.", "timeout", hang,
+          more="health_timeout", endpoints=4)._replace(
         do=_half_are_silent),
     Row(
-        "the whole fleet silent", "Every endpoint hangs.", _all_are_silent, AT_THIRD, ALL_REFUSED,
+        "the whole fleet silent", "Every endpoint hangs.", _all_are_silent, AT_THIRD_QUESTION, ALL_REFUSED,
         unhealthy("down", "timeout"), NO_POOL, absent("down", 0.0),
-        (failed("timeout"), DOWN, counted("igw_refusals_total", status="503", reason="none_healthy")),
+        (failed("timeout"), DOWN, unwell("health_timeout"),
+         counted("igw_refusals_total", status="503", reason="none_healthy")),
     ),
     # -- odd, and right ----------------------------------------------------------------------------------------------
     _harmless("more than announced", "Bytes follow the announced end of the answer.",
@@ -425,5 +492,5 @@ TABLE: tuple[Row, ...] = (
               _answers(raw(answer(_ODDLY_SPACED)))),
     _harmless("bad lines that nobody wants", "Lines of other names cannot be read.",
               _answers(raw(answer(b"other{x=1} nothing\n" + PAGE + b"}{\nother 1 2 3\n")))),
-    _harmless("list of models gone", "`/v1/models` answers 500.", _answers(_models_hang)),
+    _harmless("list of models gone", "`/v1/models` answers 500.", _models_gone),
 )  # fmt: skip

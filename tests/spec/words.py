@@ -60,7 +60,7 @@ ALL_REFUSED = Expected("refuses every request, 503, `none_healthy`", _all_refuse
 
 
 def unhealthy(health: str, reason: str) -> Expected:
-    """Health and its reason; no value of it is told any more."""
+    """Health and its reason; no value is told any more."""
 
     def check(told: Told) -> None:
         found = told.seen.state[told.bad]
@@ -246,6 +246,10 @@ def missing(signal: str) -> Counted:
     return counted("igw_scrape_missing_signals_total", signal=signal)
 
 
+def unwell(reason: str) -> Counted:
+    return counted("igw_health_path_failures_total", reason=reason)
+
+
 DOWN = counted("igw_health_changes_total", state="down")
 # Whatever counts something that is wrong; a fault counts in those that its row names and in no other.
 COUNTERS = (
@@ -253,6 +257,7 @@ COUNTERS = (
     "igw_scrape_refused_values_total",
     "igw_scrape_missing_signals_total",
     "igw_health_changes_total",
+    "igw_health_path_failures_total",
     "igw_server_restarts_total",
     "igw_refusals_total",
     "igw_stream_breaks_total",

@@ -419,6 +419,8 @@ def test_a_health_path_that_answers_says_more_than_a_page_that_does_not_come(fai
     assert fleet.health(3.0) == {"a:1": (Health.DOWN, failure)}  # what it said before says nothing of now
     say(fleet, "", 3.0)
     assert fleet.health(3.0) == {"a:1": (Health.DOWN, reason)}
+    fleet.store.failed("a:1", failure, "", 3.5, 0.01)
+    assert fleet.health(3.5) == {"a:1": (Health.DOWN, reason)}  # the reason does not change with every question
 
 
 @given(
