@@ -65,8 +65,6 @@ _SILENT_ALIKE: Final = {
     MODEL_LOADED: "the page tells how long models took to load and not whether they are",
     MODELS: "the list of models is asked for by POST only",
 }
-_HEALTH: Final = "/v2/health/ready"
-
 TRITON_TENSORRT_LLM: Final = Engine(
     name="triton-tensorrt-llm",
     marks=("nv_trt_llm_",),
@@ -80,7 +78,7 @@ TRITON_TENSORRT_LLM: Final = Engine(
         BLOCKS: (Source(_CACHE, where={"kv_cache_block_type": "max"}),),
     },
     silent=_SILENT_ALIKE,
-    health_path=_HEALTH,
+    health_path=None,
     models_path=None,
     rank=("model", "version"),
     hint="is this the port of Triton's metrics (8002), and is the TensorRT-LLM backend's model loaded?",
@@ -99,7 +97,7 @@ TRITON: Final = Engine(
         BLOCK_SIZE: "Triton knows of no KV cache",
         BLOCKS: "Triton knows of no KV cache",
     },
-    health_path=_HEALTH,
+    health_path=None,
     models_path=None,
     rank=("model", "version"),
     unlike={_REQUESTS: "triton-tensorrt-llm"},
