@@ -7,7 +7,7 @@ from typing import Final
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NONE_ASKED
-from agent.signals import PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Kind, Reading, Value
+from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Kind, Reading, Value
 from agent.state.health import ANSWERED, DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, Word, judge
 from agent.state.inflight import InFlight
 from agent.state.pace import QueuePace
@@ -176,7 +176,16 @@ class Record:
     def judged(self, now: float, stale_after: float) -> Verdict:
         """Health at `now`."""
         failures = max(self.failures, DOWN_AFTER) if self.dead else self.failures
-        return judge(now, self.page_at, failures, self.failure, stale_after, self.word, self.sick)
+        return judge(
+            now,
+            self.page_at,
+            failures,
+            self.failure,
+            stale_after,
+            self.word,
+            self.sick,
+            asleep=self.values.get(MODEL_LOADED) == 0.0,
+        )
 
     def look(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
         """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""

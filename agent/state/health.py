@@ -9,6 +9,7 @@ Health is what both say. The first row that holds is the verdict:
     down      the health path says no in another way, or did not answer `DOWN_AFTER` times in a row
     unknown   no page was ever read from this server
     stale     its last page is older than `stale_after`: it may live, but nobody knows how it is
+    down      its last page says that it sleeps: its model is not loaded
     healthy   its last page is younger, and its health path answers, where it has one that is asked
 
 Only a healthy endpoint is picked. A page that comes in later than it went stale makes the endpoint healthy again, and
@@ -44,6 +45,7 @@ HEALTH_REASONS: Final[Mapping[str, str]] = {
     "health_refused": "nobody listens where the health path is asked",
     "health_timeout": "the health path does not answer within half a second",
     "health_broken": "the health path's answer breaks off or is not HTTP",
+    "asleep": "the server sleeps: its model's weights are not loaded",
     "health_only": "the health path answers, and the page does not come",
 }
 _UNAVAILABLE: Final = frozenset({"loading", "health_unavailable"})
@@ -88,12 +90,15 @@ def judge(
     stale_after: float,
     word: Word | None = None,
     sick: str = "",
+    *,
+    asleep: bool = False,
 ) -> Verdict:
     """Health at `now` of an endpoint whose last page was asked for at `page_at` (None: never).
 
     `failures` counts the scrapes that failed since that page, `failure` is the reason of the last one (empty: none).
     `word` is what the health path said last (None: nothing is known of it, as where it is not asked), `sick` what one
-    of its accelerators suffers from (empty: nothing that is known).
+    of its accelerators suffers from (empty: nothing that is known). `asleep`: its last page says that its model is not
+    loaded.
     """
     if failures and failure in PROOF_OF_DEATH:
         return Verdict(Health.DOWN, failure, _FOREVER)
@@ -110,4 +115,6 @@ def judge(
         return Verdict(Health.UNKNOWN, failure or "never_scraped", _FOREVER)
     if now - page_at >= stale_after:
         return Verdict(Health.STALE, failure or "no_fresh_page", _FOREVER)
+    if asleep:
+        return Verdict(Health.DOWN, "asleep", page_at + stale_after)
     return Verdict(Health.HEALTHY, "", page_at + stale_after)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines.mapping import Extraction
-from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, RUNNING, WAITING, Reading, Value
+from agent.signals import KV_USAGE, LORA_RUNNING, MODEL_LOADED, MODELS, RUNNING, WAITING, Reading, Value
 from agent.state.health import Health
 from agent.state.store import RoutingStore
 
@@ -80,3 +80,22 @@ def test_the_snapshot_lists_healthy_addresses_exactly_while_every_endpoint_is_he
         snapshot = store.snapshot(now)
         well = all(view.health is Health.HEALTHY for view in snapshot.endpoints)
         assert snapshot.healthy_addresses == (tuple(addresses) if well else ())
+
+
+def test_a_server_that_sleeps_is_not_picked_until_it_wakes() -> None:
+    store = RoutingStore("pool", stale_after=STALE_AFTER)
+    store.set_endpoints({ADDRESS: "vllm"}, 0.0)
+    seen = []
+    for at, loaded in ((0.0, 1.0), (1.0, 0.0), (2.0, 1.0)):
+        store.observed(ADDRESS, Extraction({RUNNING: 0.0, MODEL_LOADED: loaded}, (), ()), at, 0.01, 100)
+        (view,) = store.snapshot(at + 0.5).endpoints
+        seen.append((view.health.value, view.reason))
+    assert seen == [("healthy", ""), ("down", "asleep"), ("healthy", "")]
+
+
+def test_a_sleeping_server_that_falls_silent_is_stale() -> None:
+    store = RoutingStore("pool", stale_after=STALE_AFTER)
+    store.set_endpoints({ADDRESS: "vllm"}, 0.0)
+    store.observed(ADDRESS, Extraction({RUNNING: 0.0, MODEL_LOADED: 0.0}, (), ()), 0.0, 0.01, 100)
+    assert store.snapshot(1.0).endpoints[0].reason == "asleep"
+    assert store.snapshot(STALE_AFTER).endpoints[0].health is Health.STALE
