@@ -12,6 +12,8 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TARGETS = ("pages", "answers")
@@ -31,16 +33,11 @@ def main() -> None:
     corpus = HERE / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
     words = HERE / f"{target}.dict"
-    options = [f"-max_len={MOST_BYTES[target]}", f"-dict={words}", "-print_final_stats=1", *more]
     if arguments.keep:
-        options += ["-merge=1", str(corpus), str(found)]
-    else:
-        options += [
-            f"-max_total_time={arguments.seconds}",
-            f"-artifact_prefix={found.parent}/",
-            str(found),
-            str(corpus),
-        ]
+        print(f"{keep(target, found, corpus)} inputs are new in {corpus}")
+        return
+    options = [f"-max_len={MOST_BYTES[target]}", f"-dict={words}", "-print_final_stats=1", *more]
+    options += [f"-max_total_time={arguments.seconds}", f"-artifact_prefix={found.parent}/", str(found), str(corpus)]
 
     import atheris
 
@@ -49,6 +46,38 @@ def main() -> None:
     os.environ.setdefault("PYTHONHASHSEED", "0")
     atheris.Setup([sys.argv[0], *options], run)
     atheris.Fuzz()
+
+
+def keep(target: str, found: Path, corpus: Path) -> int:
+    """Copy the smallest inputs that take a way through the code which the corpus does not take; how many they were."""
+    run = importlib.import_module(f"tests.fuzz.{target}").one_input
+    steps: set[tuple[str, int, int]] = set()
+    before: dict[FrameType, int] = {}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        name = frame.f_code.co_filename
+        if not any(part in name for part in ("/agent/scrape/", "/agent/engines/", "/agent/signals")):
+            return None
+        steps.add((name, before.get(frame, 0), frame.f_lineno))
+        before[frame] = frame.f_lineno
+        return trace
+
+    known: set[tuple[str, int, int]] = set()
+    added = 0
+    for folder in (corpus, found):
+        for path in sorted(folder.iterdir(), key=lambda path: (path.stat().st_size, path.name)):
+            steps.clear()
+            before.clear()
+            sys.settrace(trace)
+            try:
+                run(path.read_bytes())
+            finally:
+                sys.settrace(None)
+            if folder is found and not steps <= known:
+                (corpus / path.name).write_bytes(path.read_bytes())
+                added += 1
+            known |= steps
+    return added
 
 
 if __name__ == "__main__":
