@@ -17,35 +17,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from agent import signals
 from agent.engines.table import Combine, Engine, Source
-from agent.signals import (
-    BETWEEN_TOKENS_SECONDS,
-    BLOCK_SIZE,
-    BLOCKS,
-    FINISHED,
-    FIRST_TOKEN_SECONDS,
-    GENERATION_TOKENS,
-    KV_USAGE,
-    LORA_MAX,
-    LORA_RUNNING,
-    LORA_WAITING,
-    MODEL_LOADED,
-    MODELS,
-    PREEMPTIONS,
-    PREFILL_SECONDS,
-    PREFILLS,
-    PREFIX_HITS,
-    PREFIX_QUERIES,
-    PROMPT_TOKENS,
-    QUEUE_SECONDS,
-    REQUEST_SECONDS,
-    RUNNING,
-    SLOTS_USAGE,
-    START_TIME,
-    WAITING,
-    WAITING_CAPACITY,
-    WAITING_DEFERRED,
-)
 
 _WHOLE_QUEUE: Final = {"priority": ""}
 
@@ -60,46 +33,48 @@ def _both(
     )
 
 
+_NO_PREFILLS: Final = "only the time to the first token is on the page, and it has the time in the queue in it"
+
 SGLANG: Final = Engine(
     name="sglang",
     marks=("sglang:", "sglang_"),
     sources={
-        RUNNING: _both("num_running_reqs", where=_WHOLE_QUEUE),
-        WAITING: _both("num_queue_reqs", where=_WHOLE_QUEUE),
-        WAITING_DEFERRED: _both("num_grammar_queue_reqs", where=_WHOLE_QUEUE),
-        KV_USAGE: _both("token_usage", Combine.MEAN_BY_BLOCKS),
-        PREFIX_QUERIES: _both("prompt_tokens_total"),
-        PREFIX_HITS: _both("cached_tokens_total"),
-        PREEMPTIONS: (*_both("num_retracted_requests_total"), *_both("num_retractions_sum")),
-        PROMPT_TOKENS: _both("prompt_tokens_total"),
-        GENERATION_TOKENS: _both("generation_tokens_total"),
-        FINISHED: _both("num_requests_total"),
-        BLOCK_SIZE: (
+        signals.RUNNING: _both("num_running_reqs", where=_WHOLE_QUEUE),
+        signals.WAITING: _both("num_queue_reqs", where=_WHOLE_QUEUE),
+        signals.WAITING_DEFERRED: _both("num_grammar_queue_reqs", where=_WHOLE_QUEUE),
+        signals.KV_USAGE: _both("token_usage", Combine.MEAN_BY_BLOCKS),
+        signals.PREFIX_QUERIES: _both("prompt_tokens_total"),
+        signals.PREFIX_HITS: _both("cached_tokens_total"),
+        signals.PREEMPTIONS: (*_both("num_retracted_requests_total"), *_both("num_retractions_sum")),
+        signals.PROMPT_TOKENS: _both("prompt_tokens_total"),
+        signals.GENERATION_TOKENS: _both("generation_tokens_total"),
+        signals.FINISHED: _both("num_requests_total"),
+        signals.BLOCK_SIZE: (
             *_both("page_size", Combine.SAME),
             *_both("cache_config_info", Combine.SAME, label="page_size"),
         ),
-        BLOCKS: (
+        signals.BLOCKS: (
             *_both("num_pages"),
             *_both("cache_config_info", Combine.EACH, label="num_pages"),
         ),
-        LORA_MAX: _both("lora_pool_slots_total", Combine.SAME),
+        signals.LORA_MAX: _both("lora_pool_slots_total", Combine.SAME),
     },
     silent={
-        WAITING_CAPACITY: "the queue is not told by reason",
-        SLOTS_USAGE: "how many places a batch has is not on the page",
-        PREFILL_SECONDS: "only the time to the first token is on the page, and it has the time in the queue in it",
-        PREFILLS: "only the time to the first token is on the page, and it has the time in the queue in it",
-        LORA_RUNNING: "adapters are counted on the page and not named",
-        LORA_WAITING: "adapters are counted on the page and not named",
-        START_TIME: "the page is gathered from several processes and has no time of their start",
-        MODEL_LOADED: "the page tells how long the weights took to load and not whether they are",
-        MODELS: "not on the page; asked for at `/v1/models`",
+        signals.WAITING_CAPACITY: "the queue is not told by reason",
+        signals.SLOTS_USAGE: "how many places a batch has is not on the page",
+        signals.PREFILL_SECONDS: _NO_PREFILLS,
+        signals.PREFILLS: _NO_PREFILLS,
+        signals.LORA_RUNNING: "adapters are counted on the page and not named",
+        signals.LORA_WAITING: "adapters are counted on the page and not named",
+        signals.START_TIME: "the page is gathered from several processes and has no time of their start",
+        signals.MODEL_LOADED: "the page tells how long the weights took to load and not whether they are",
+        signals.MODELS: "not on the page; asked for at `/v1/models`",
     },
     histograms={
-        FIRST_TOKEN_SECONDS: ("sglang:time_to_first_token_seconds", "sglang_time_to_first_token_seconds"),
-        BETWEEN_TOKENS_SECONDS: ("sglang:inter_token_latency_seconds", "sglang_inter_token_latency_seconds"),
-        REQUEST_SECONDS: ("sglang:e2e_request_latency_seconds", "sglang_e2e_request_latency_seconds"),
-        QUEUE_SECONDS: ("sglang:queue_time_seconds", "sglang_queue_time_seconds"),
+        signals.FIRST_TOKEN_SECONDS: ("sglang:time_to_first_token_seconds", "sglang_time_to_first_token_seconds"),
+        signals.BETWEEN_TOKENS_SECONDS: ("sglang:inter_token_latency_seconds", "sglang_inter_token_latency_seconds"),
+        signals.REQUEST_SECONDS: ("sglang:e2e_request_latency_seconds", "sglang_e2e_request_latency_seconds"),
+        signals.QUEUE_SECONDS: ("sglang:queue_time_seconds", "sglang_queue_time_seconds"),
     },
     health_path="/health",
     models_path="/v1/models",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agent.signals import KV_USAGE, RUNNING, WAITING, Value
+from hypothesis import strategies as st
+
+from agent.signals import KV_USAGE, RUNNING, SIGNALS, WAITING, Kind, Value
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
 
@@ -53,3 +55,21 @@ class FixedIndex:
     def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
         """The table's number for each address, at most the length of the chain."""
         return [min(len(chain), self.blocks.get(address, 0)) for address in addresses]
+
+
+def _values(name: str) -> st.SearchStrategy[Value]:
+    row = SIGNALS[name]
+    return st.frozensets(st.text(max_size=5), max_size=4) if row.kind is Kind.NAMES else st.floats(row.low, row.high)
+
+
+# Any endpoint: each signal known or not, in any health, with any work.
+views = st.builds(
+    view,
+    st.text(min_size=1, max_size=9),
+    st.fixed_dictionaries({}, optional={name: _values(name) for name in SIGNALS}),
+    at=st.floats(-10, 0),
+    health=st.sampled_from(list(Health)),
+    ahead_seconds=st.floats(0, 1e6),
+    rate=st.floats(1, 1e6),
+    requests=st.integers(0, 10**6),
+)

@@ -27,6 +27,7 @@ from agent.state.snapshot import EndpointView, Prefix
 from exporters import accelerators, catalog
 from exporters.gauge import REASONS, Distribution, Gauge, GaugeSet, NotFinite
 from tests.fakes.views import STALE_AFTER, snapshot, view
+from tests.fakes.views import views as plain_views
 
 POOL_GAUGES = (
     catalog.AVERAGE_KV,
@@ -52,23 +53,8 @@ def reasons(found: GaugeSet, metric) -> dict[tuple[str, ...], str]:
     return {row.labels: row.reason for row in found.withheld if row.metric is metric}
 
 
-def a_value(name: str):
-    row = SIGNALS[name]
-    return st.frozensets(st.text(max_size=5), max_size=4) if row.kind is Kind.NAMES else st.floats(row.low, row.high)
-
-
 histograms = st.fixed_dictionaries(
     dict.fromkeys(HISTOGRAMS, st.none() | st.just(Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5)))
-)
-plain_views = st.builds(
-    view,
-    st.text(min_size=1, max_size=9),
-    st.fixed_dictionaries({}, optional={name: a_value(name) for name in SIGNALS}),
-    at=st.floats(-10, 0),
-    health=st.sampled_from(list(Health)),
-    ahead_seconds=st.floats(0, 1e6),
-    rate=st.floats(1, 1e6),
-    requests=st.integers(0, 10**6),
 )
 views = st.builds(lambda each, asked: each._replace(histograms=asked), plain_views, histograms)
 

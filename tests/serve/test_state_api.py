@@ -23,32 +23,17 @@ from agent.serve.openapi import document as openapi_document
 from agent.serve.openapi import text as openapi_text
 from agent.serve.state_json import Moment
 from agent.serve.watch import WatchLimits
-from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, PREFIX_HITS, RUNNING, SIGNALS, WAITING, Kind
+from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, PREFIX_HITS, RUNNING, WAITING
 from agent.state.health import Health
 from agent.state.snapshot import Prefix
 from tests.fakes.clock import ManualClock
 from tests.fakes.schema import check
 from tests.fakes.state_source import FakeSource
-from tests.fakes.views import STALE_AFTER, snapshot, view
+from tests.fakes.views import STALE_AFTER, snapshot, view, views
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def a_value(name: str):
-    row = SIGNALS[name]
-    return st.frozensets(st.text(max_size=5), max_size=4) if row.kind is Kind.NAMES else st.floats(row.low, row.high)
-
-
-views = st.builds(
-    view,
-    st.text(min_size=1, max_size=9),
-    st.fixed_dictionaries({}, optional={name: a_value(name) for name in SIGNALS}),
-    at=st.floats(-10, 0),
-    health=st.sampled_from(list(Health)),
-    ahead_seconds=st.floats(0, 1e6),
-    rate=st.floats(1, 1e6),
-    requests=st.integers(0, 10**6),
-)
 fleets = st.lists(views, max_size=4, unique_by=lambda each: each.address)
 
 
