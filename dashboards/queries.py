@@ -26,6 +26,11 @@ def servers_rate(counter: str, by: str = "") -> str:
     return f"{grouped}(rate({counter}{{{SERVERS}}}[$window]))"
 
 
+def quantile(of: str, histogram: str, where: str, window: str) -> str:
+    """A quantile over all servers of a histogram that each of them keeps."""
+    return f"histogram_quantile({of}, sum by (le) (rate({histogram}_bucket{{{where}}}[{window}])))"
+
+
 def labelled(expr: str, **labels: str) -> str:
     for name, value in labels.items():
         expr = f'label_replace({expr}, "{name}", "{value}", "", "")'

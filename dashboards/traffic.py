@@ -5,7 +5,26 @@ from __future__ import annotations
 from typing import Final
 
 from dashboards.panel import Panel, Query, Row
-from dashboards.queries import INTO_EACH, RATE, SERVERS, agent_rate, labelled, servers_rate
+from dashboards.queries import INTO_EACH, RATE, SERVERS, UP, agent_rate, labelled, quantile, servers_rate
+
+
+def _as_servers_count(title: str, question: str, ours: str, theirs: str) -> Panel:
+    """A histogram of the servers' own, which the agent reads where it is asked to."""
+    return Panel(
+        title,
+        f"{question} Shown where `scrape.histograms` names `{ours}`.",
+        "s",
+        tuple(
+            Query(
+                quantile(of, f"igw_endpoint_{ours}", 'pool=~"$pool"', "$__rate_interval"),
+                legend,
+                quantile(of, theirs, SERVERS, "$window"),
+                within=RATE,
+            )
+            for of, legend in (("0.5", "p50"), ("0.9", "p90"))
+        ),
+    )
+
 
 PREFIXES: Final = Row(
     "Routing: do requests go where their prefix is?",
@@ -24,6 +43,7 @@ PREFIXES: Final = Row(
                     within=0.05,
                 ),
             ),
+            width=6,
         ),
         Panel(
             "Hit tokens, predicted and counted",
@@ -43,6 +63,23 @@ PREFIXES: Final = Row(
                     within=RATE,
                 ),
             ),
+            width=6,
+        ),
+        Panel(
+            "Gap of predicted and counted hits",
+            "How far is the agent's idea of each server's cache from the truth, as a part of its prompt tokens?",
+            "percentunit",
+            (
+                Query(
+                    f"abs({agent_rate('igw_endpoint_predicted_prefix_hit_tokens_total', 'endpoint')}"
+                    f" - {agent_rate('igw_endpoint_measured_prefix_hit_tokens_total', 'endpoint')})"
+                    f" / {agent_rate('igw_endpoint_prefix_query_tokens_total', 'endpoint')}",
+                    "{{endpoint}}",
+                    f"0.25 * ({UP} == 1)",
+                    bound="at_most",
+                ),
+            ),
+            width=6,
         ),
         Panel(
             "Left the warmest server",
@@ -56,6 +93,7 @@ PREFIXES: Final = Row(
                     bound="at_most",
                 ),
             ),
+            width=6,
         ),
         Panel(
             "Picks",
@@ -161,6 +199,24 @@ REQUESTS: Final = Row(
             ),
             width=6,
             thresholds=(0.01,),
+        ),
+        _as_servers_count(
+            "Time to the first token",
+            "How long do requests wait at the servers until their answer begins?",
+            "time_to_first_token_seconds",
+            "vllm:time_to_first_token_seconds",
+        ),
+        _as_servers_count(
+            "Time between tokens",
+            "How fast do answers come?",
+            "inter_token_latency_seconds",
+            "vllm:inter_token_latency_seconds",
+        ),
+        _as_servers_count(
+            "Time in the queue",
+            "How much of the wait is for a place in the batch?",
+            "queue_time_seconds",
+            "vllm:request_queue_time_seconds",
         ),
     ),
 )

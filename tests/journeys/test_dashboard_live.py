@@ -24,6 +24,7 @@ import requests
 
 from agent.envoy import process as envoy
 from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
+from agent.signals import HISTOGRAMS
 from dashboards.definitions import panels
 from dashboards.panel import Panel, Query
 from tests.journeys.prometheus import SCRAPE_SECONDS, Prometheus
@@ -196,7 +197,7 @@ def configuration(servers: list[str], dead: int, picker: int, admin: int) -> dic
     return {
         "apiVersion": "llm-d.ai/v1alpha1",
         "kind": "EndpointPickerConfig",
-        "scrape": {"interval": interval},
+        "scrape": {"interval": interval, "histograms": [*HISTOGRAMS]},
         "admin": {"address": f"127.0.0.1:{admin}"},
         "pools": [pool],
     }
