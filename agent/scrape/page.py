@@ -149,8 +149,15 @@ class Layouts:
         """The one that is equal to this, or else this."""
         if len(self._known) >= MAX_LAYOUTS:
             self._known.clear()
-        key = (known.places, known.at_end, known.layout.last, *sorted(known.layout.helps.items()))
-        return self._known.setdefault(key, known)
+        return self._known.setdefault(self._key(known), known)
+
+    def has(self, known: _Known) -> bool:
+        """Whether there is one that is equal to this."""
+        return self._key(known) in self._known
+
+    @staticmethod
+    def _key(known: _Known) -> tuple[object, ...]:
+        return known.places, known.at_end, known.layout.last, *sorted(known.layout.helps.items())
 
 
 class _Found(NamedTuple):
@@ -236,15 +243,28 @@ class Scanner:
         """Find every wanted line, whatever was remembered."""
         self._known = None
         found, bad = _find(page, self._names)
-        last = next((line.series.name for line in found if line.end + 1 == len(page)), "")
-        helps = {name: help_of(page, name) for name in self._helps & {line.series.name for line in found}}
-        layout = Layout(tuple(line.series for line in found), tuple(bad), last, helps)
-        # A page whose lines carry more than a value, or are indented, is scanned each time.
-        if found and found[0].start >= 0 and not bad and all(line.plain for line in found):
-            self._known = self._layouts.shared(self._learn(page, found, layout))
+        layout, learnt = self._laid_out(page, found, bad)
+        # It takes as long as half a scan, and a layout that is known was looked at when it came.
+        if found and (learnt is None or not self._layouts.has(learnt)):
+            within = _within_texts(page, found)
+            if within:
+                found = [line for line in found if line not in within]
+                bad += [BadLine(line.series.name, _show(page[line.start + 1 : line.end])) for line in within]
+                layout, learnt = self._laid_out(page, found, bad)
+        if learnt is not None:
+            self._known = self._layouts.shared(learnt)
             self._pages = 0
             layout = self._known.layout
         return layout, [line.value for line in found]
+
+    def _laid_out(self, page: bytes, found: Sequence[_Found], bad: Sequence[BadLine]) -> tuple[Layout, _Known | None]:
+        """The page's layout, and what tells it: None where lines carry more than a value or are indented, for such a
+        page is scanned each time."""
+        last = next((line.series.name for line in found if line.end + 1 == len(page)), "")
+        helps = {name: help_of(page, name) for name in self._helps & {line.series.name for line in found}}
+        layout = Layout(tuple(line.series for line in found), tuple(bad), last, helps)
+        plain = found and found[0].start >= 0 and not bad and all(line.plain for line in found)
+        return layout, self._learn(page, found, layout) if plain else None
 
     def _learn(self, page: bytes, found: Sequence[_Found], layout: Layout) -> _Known:
         places: list[_Place] = []
@@ -324,12 +344,15 @@ def _find(page: bytes, names: Iterable[str]) -> tuple[list[_Found], list[BadLine
                 if len(found) + len(bad) > MAX_SERIES:
                     raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and its like")
         start += len(line) + 1
-    if found and _OPEN_TEXT.search(page):
-        texts = [text.span() for text in _COMMENT_OR_TEXT.finditer(page) if b"\n" in text[0]]
-        within = [line for line in found if any(start <= line.start < end for start, end in texts)]
-        found = [line for line in found if line not in within]
-        bad += [BadLine(line.series.name, _show(page[line.start + 1 : line.end])) for line in within]
     return found, bad
+
+
+def _within_texts(page: bytes, found: Sequence[_Found]) -> list[_Found]:
+    """Those of the lines that stand in the text of a label."""
+    if not _OPEN_TEXT.search(page):
+        return []
+    texts = [text.span() for text in _COMMENT_OR_TEXT.finditer(page) if b"\n" in text[0]]
+    return [line for line in found if any(start <= line.start < end for start, end in texts)]
 
 
 def _read(page: bytes, name: str, start: int, at: int) -> _Found | None:
