@@ -10,7 +10,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,7 +26,7 @@ from agent.clock import Clock
 from agent.config import BadConfig, Config, Pool, load
 from agent.config.values import join_address, split_address
 from agent.discovery.static import StaticEndpoints, is_name
-from agent.events import Reloaded
+from agent.events import Event, HealthChanged, Reloaded
 from agent.instruments import Instruments
 from agent.pick.profile import BadProfile
 from agent.scrape.loop import ScrapeLoop
@@ -155,7 +155,7 @@ class Agent:
         """Put a pool to work and open its picker port, whose address comes back. Raises `CannotStart`."""
         _probe(pool.ext_proc_address, f"picker address of pool {pool.name}", "--ext-proc-address or extProcAddress")
         try:
-            work = PoolAtWork(config, pool, self._clock, self.instruments, self._admin.picks.add)
+            work = PoolAtWork(config, pool, self._clock, self._heard, self._admin.picks.add)
             server = ExtProcServer(
                 work,
                 self.instruments,
@@ -258,7 +258,8 @@ class Agent:
         for pool, found in zip(config.pools, resolved, strict=True):
             store = self.pools[pool.name].store
             store.set_endpoints({**found.engines, **{name: engine for name, (engine, _) in found.unknown.items()}}, now)
-            self._loop.set_targets(pool.name, targets(config, found.engines), store)
+            reach = self.pools[pool.name].reach
+            self._loop.set_targets(pool.name, targets(config, pool, found.engines, reach, found.names), store)
             for name, (_, why) in found.unknown.items():
                 store.failed(name, "unreachable", f"the name cannot be resolved: {why}", now, 0.0)
         found_in = {pool.name: found.endpoints for pool, found in zip(config.pools, resolved, strict=True)}
@@ -298,6 +299,14 @@ class Agent:
         if abs(wall_ahead - self._wall_ahead) > AGING_SECONDS:
             self._schedule(self.config)
         self._wall_ahead = wall_ahead
+
+    def _heard(self, event: Event) -> None:
+        """Something happened in a pool. Where a server went down, another may stand behind its name by now."""
+        self.instruments(event)
+        if type(event) is HealthChanged and event.new == "down" and not self._stopping:
+            job = self._scheduler.get_job(self._look_at_names.__name__) if self._scheduler.running else None
+            if job is not None:
+                job.modify(next_run_time=datetime.now(UTC))
 
     async def _look_at_names(self) -> None:
         async with self._reloading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from agent.config import Config, Pool
+from agent.config import Config, Pool, Reach
 from agent.config.options import SECTIONS, options, snake
 from agent.config.values import split_address
 
@@ -29,6 +29,7 @@ def differences(old: Config, new: Config) -> list[str]:
     for name in sorted(before.keys() & after.keys()):
         _compare(Pool, f"pool {name}: ", before[name], after[name], found, refused)
         found += _endpoints(name, before[name], after[name])
+        _compare(Reach, f"pool {name}: scrape", before[name].reach, after[name].reach, found, refused)
         if before[name].accelerators != after[name].accelerators:
             found.append(f"pool {name}: accelerators")
     found += [f"profile {name}" for name, spec in new.profiles.items() if old.profiles.get(name) != spec]
@@ -50,7 +51,7 @@ def _compare(section: type, key: str, old: Any, new: Any, found: list[str], refu
     for row in options(section):
         before, after = getattr(old, row.field), getattr(new, row.field)
         if before != after:
-            shown = [("learnt" if value is None else row.kind.show(value)) for value in (before, after)]
+            shown = [("the usual" if value is None else row.kind.show(value)) for value in (before, after)]
             place = f"{key}{row.key}" if key.endswith(" ") else f"{key}.{row.key}"
             (found if row.live else refused).append(f"{place} {shown[0]} -> {shown[1]}")
 

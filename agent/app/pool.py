@@ -19,6 +19,7 @@ from agent.prefix.blocks import chain, seed
 from agent.prefix.index import PrefixIndex
 from agent.profiles import ProfileSpec
 from agent.scrape.loop import Target
+from agent.scrape.reach import PLAIN, Reach, ReachSettings
 from agent.serve.admin import untried
 from agent.state.rate import RateLimits
 from agent.state.store import RoutingStore
@@ -62,6 +63,7 @@ class PoolAtWork:
             index_block_tokens=index.block_tokens,
         )
         self.profile = profile_of(config, pool)
+        self.reach = reach_of(pool)
         self._clock = clock
         self._hook = hook
         self._remember = remember
@@ -130,6 +132,8 @@ class PoolAtWork:
 
     def change(self, config: Config, pool: Pool, profile: Profile) -> None:
         """From now on these limits and this profile hold; streams that run go on."""
+        if pool.reach != self.settings.reach:
+            self.reach = reach_of(pool)
         self.settings = pool
         self.profile = profile
         self.store.set_limits(
@@ -142,21 +146,39 @@ def limits(rate: PrefillRate) -> RateLimits:
     return RateLimits(rate.fixed, rate.default, rate.low, rate.high)
 
 
+def reach_of(pool: Pool) -> Reach:
+    """The way to the pool's servers, as the scrape loop wants it."""
+    said = pool.reach
+    return Reach(
+        ReachSettings(
+            https=said.scheme == "https",
+            ca_file=said.ca_file,
+            cert_file=said.cert_file,
+            key_file=said.key_file,
+            token_file=said.token_file,
+            server_name=said.server_name,
+            insecure_skip_verify=said.insecure_skip_verify,
+        )
+    )
+
+
 def profile_of(config: Config, pool: Pool) -> Profile:
     """The profile that a pool names, ready to pick."""
     spec: ProfileSpec = config.profiles[pool.profile]
     return build(spec)
 
 
-def targets(config: Config, engines: dict[str, str]) -> list[Target]:
-    """What the scrape loop is to ask, and how."""
+def targets(
+    config: Config, pool: Pool, engines: dict[str, str], reach: Reach = PLAIN, names: Mapping[str, str] | None = None
+) -> list[Target]:
+    """What the scrape loop is to ask of a pool, and how; `names` has the host's name of each address that has one."""
     scrape = config.scrape
     told = tables(config.engines)
     return [
         Target(
             address,
             engine,
-            path=scrape.path or _page_path(engine, told),
+            path=pool.reach.metrics_path or scrape.path or _page_path(engine, told),
             interval=scrape.interval,
             timeout=scrape.timeout,
             max_page_bytes=scrape.max_page_bytes,
@@ -164,6 +186,11 @@ def targets(config: Config, engines: dict[str, str]) -> list[Target]:
             table=told.get(engine),
             histograms=scrape.histograms,
             health_interval=scrape.health_interval,
+            health_path=pool.reach.health_path,
+            reach=reach,
+            name=(names or {}).get(address, ""),
+            metrics_port=pool.reach.metrics_port,
+            health_port=pool.reach.health_port,
         )
         for address, engine in engines.items()
     ]

@@ -25,6 +25,7 @@ from agent.config.options import (
     Pool,
     PrefillRate,
     PrefixIndex,
+    Reach,
     Reload,
     Scrape,
     State,
@@ -48,6 +49,7 @@ __all__ = [
     "PrefillRate",
     "PrefixIndex",
     "Problem",
+    "Reach",
     "Reload",
     "Scrape",
     "State",
@@ -178,7 +180,7 @@ def _pools(document: Table, reader: Reader, found: Found) -> tuple[Pool, ...]:
         table = reader.table(node, key)
         if table is None:
             continue
-        fields = {**usual, **reader.written(Pool, table, key, ("endpoints", "accelerators"))}
+        fields = {**usual, **reader.written(Pool, table, key, ("endpoints", "accelerators", "scrape"))}
         if len(own) > 1 and "profile" not in table.entries:
             reader.wrong(
                 table.mark, f"{key}.profile", f"missing; the file has several profiles: write one of {', '.join(own)}"
@@ -186,7 +188,8 @@ def _pools(document: Table, reader: Reader, found: Found) -> tuple[Pool, ...]:
         engine = fields.get("engine", Pool.__dataclass_fields__["engine"].default)
         endpoints = tuple(_endpoints(table, key, reader, engine, _engine_labels(found)))
         accelerators = tuple(_accelerators(table, key, reader))
-        pools.append(Pool(endpoints=endpoints, accelerators=accelerators, **fields))
+        reach = Reach(**reader.written(Reach, table.entries.get("scrape"), f"{key}.scrape"))
+        pools.append(Pool(endpoints=endpoints, accelerators=accelerators, reach=reach, **fields))
     return tuple(pools)
 
 

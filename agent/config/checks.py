@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from agent.config.accelerators import NODE
 from agent.config.names import Vocabulary
-from agent.config.options import Accelerators, Config
+from agent.config.options import Accelerators, Config, Reach
 from agent.config.reading import Reader
 from agent.config.values import meant, quote, show_duration, show_size, split_address
 from agent.engine_specs import engine_by_label
@@ -41,6 +41,7 @@ def check(config: Config, reader: Reader, words: Vocabulary | None) -> None:
         if words is not None:
             _engines(config, place, reader, words)
         _accelerators(config, place, reader, words)
+        _reach(pool.reach, f"{key}.scrape", reader)
         seen: dict[str, str] = {}
         for number, endpoint in enumerate(pool.endpoints):
             path = f"{key}.endpoints[{number}]"
@@ -148,6 +149,27 @@ def _is_ours(address: str, listener: str) -> bool:
     if port != our_port:
         return False
     return host == our_host or (our_host in _EVERYWHERE and (host in _LOOPBACK or host.startswith("127.")))
+
+
+def _reach(reach: Reach, key: str, reader: Reader) -> None:
+    tls = {
+        "caFile": reach.ca_file,
+        "certFile": reach.cert_file,
+        "keyFile": reach.key_file,
+        "serverName": reach.server_name,
+        "insecureSkipVerify": reach.insecure_skip_verify,
+    }
+    if reach.scheme == "http":
+        for name in (name for name, value in tls.items() if value):
+            reader.wrong_at(f"{key}.{name}", "has no meaning over http; write scheme: https, or remove it")
+        return
+    if bool(reach.cert_file) != bool(reach.key_file):
+        there, missing = ("certFile", "keyFile") if reach.cert_file else ("keyFile", "certFile")
+        reader.wrong_at(f"{key}.{there}", f"stands alone; write {missing} beside it")
+    if reach.insecure_skip_verify:
+        for name in ("caFile", "serverName"):
+            if tls[name]:
+                reader.wrong_at(f"{key}.{name}", "nothing is verified with insecureSkipVerify; remove one of the two")
 
 
 def _accelerators(config: Config, place: int, reader: Reader, words: Vocabulary | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from agent.config.accelerators import AddressTemplate, Codes, Words
 from agent.config.labels import Labels, NodeName, PodName
+from agent.config.reach import FilePath, HealthPath, HostName
 from agent.config.values import Address, Duration, Kind, Name, Number, Size, Switch, UrlPath
 from agent.engine_specs import ENGINE_LABELS, EngineSpec
 from agent.profiles import DEFAULT_PROFILE, ProfileSpec
@@ -91,11 +92,35 @@ class Accelerators:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How the servers of one pool are reached, where that is not plain HTTP at the address where they serve."""
+
+    scheme: str = option(Name(("http", "https")), "how all that is asked of them is asked", "http")
+    ca_file: str = option(
+        FilePath(), "certificates (PEM) of whom to trust to vouch for a server", "", shown="those of the system"
+    )
+    cert_file: str = option(FilePath(), "our certificate (PEM), for servers that want one", "", shown="none")
+    key_file: str = option(FilePath(), "the key of our certificate (PEM)", "", shown="none")
+    server_name: str = option(
+        HostName(), "the host that a server's certificate must name", "", shown="the host of its address"
+    )
+    insecure_skip_verify: bool = option(Switch(), "trust whoever answers by TLS", default=False)
+    token_file: str = option(FilePath(), "holds a bearer token, sent with all that is asked", "", shown="none")
+    metrics_port: int = option(Number(0, 65535, whole=True), "where the page is", 0, shown="the address's port")
+    metrics_path: str = option(UrlPath(), "the page with the metrics", "", shown="`scrape.path`")
+    health_port: int = option(Number(0, 65535, whole=True), "where health is asked", 0, shown="the address's port")
+    health_path: str | None = option(
+        HealthPath(), "what is asked for health; `none` asks nothing", None, shown="the engine's"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Model servers that can take each other's requests, behind one picker port."""
 
     endpoints: tuple[Endpoint, ...]
     accelerators: tuple[Accelerators, ...] = ()
+    reach: Reach = dataclasses.field(default_factory=Reach)
     name: str = option(Name(), "the pool's name in metrics, state and logs", "default")
     engine: str = option(Name(), "what its model servers run, where an endpoint does not say", "vllm")
     profile: str = option(
@@ -304,6 +329,7 @@ def reference() -> list[Option]:
     parts = [
         ("pools[].", Pool),
         ("pools[].endpoints[].", Endpoint),
+        ("pools[].scrape.", Reach),
         ("pools[].accelerators[].", Accelerators),
         *((f"{key}.", part) for key, part in SECTIONS.items()),
     ]

@@ -11,18 +11,22 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.config import Endpoint
 from agent.config.values import join_address, split_address
 
+LOOK_UP_SECONDS: Final = 2.0
+
 
 class Resolved(NamedTuple):
     """What can be reached, by address, each with what is known of it beside its address (engine, labels, node, pod);
-    `unknown`, the names that stand for nothing: name -> engine and why."""
+    `unknown`, the names that stand for nothing: name -> engine and why; `names`, the host's name of each
+    address that was looked up."""
 
     endpoints: dict[str, Endpoint]
     unknown: dict[str, tuple[str, str]]
+    names: dict[str, str]
 
     @property
     def engines(self) -> dict[str, str]:
@@ -41,11 +45,12 @@ class StaticEndpoints:
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, ...]] = {}
+        self._asked: dict[str, asyncio.Task[tuple[str, ...]]] = {}
 
     async def resolve(self, endpoints: Sequence[Endpoint]) -> Resolved:
         """What these endpoints stand for now. An address that two of them stand for keeps the first one's words."""
         names = [endpoint.address for endpoint in endpoints if is_name(endpoint.address)]
-        answers = await asyncio.gather(*(_look_up(name) for name in names), return_exceptions=True)
+        answers = await asyncio.gather(*map(self._ask, names), return_exceptions=True)
         why: dict[str, str] = {}
         found: dict[str, tuple[str, ...]] = {}
         for name, answer in zip(names, answers, strict=True):
@@ -59,12 +64,27 @@ class StaticEndpoints:
         self._last = found
         reached: dict[str, Endpoint] = {}
         unknown: dict[str, tuple[str, str]] = {}
+        called: dict[str, str] = {}
         for endpoint in endpoints:
             if endpoint.address in why and not found[endpoint.address]:
                 unknown[endpoint.address] = endpoint.engine, why[endpoint.address]
             for address in found.get(endpoint.address, (endpoint.address,)):
+                if address not in reached and endpoint.address in found:
+                    called[address] = split_address(endpoint.address)[0]
                 reached.setdefault(address, replace(endpoint, address=address))
-        return Resolved(reached, unknown)
+        return Resolved(reached, unknown, called)
+
+    async def _ask(self, name: str) -> tuple[str, ...]:
+        """What the name stands for; TimeoutError when nobody says so in time. A name is asked for once at a time: the
+        system's resolver cannot be told to stop, and holds a thread as long as it waits."""
+        task = self._asked.get(name)
+        if task is None:
+            task = self._asked[name] = asyncio.get_running_loop().create_task(_look_up(name))
+        done, _ = await asyncio.wait({task}, timeout=LOOK_UP_SECONDS)
+        if not done:
+            raise TimeoutError(f"no answer within {LOOK_UP_SECONDS:g} s")
+        self._asked.pop(name, None)
+        return task.result()
 
 
 async def _look_up(name: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ out of it. The time-out is for the whole answer, so that a server that sends a b
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -166,6 +167,9 @@ class Connection(asyncio.BufferedProtocol):
         self._end()
         if failed is None:
             self._on_idle_close()
+        elif isinstance(exc, ssl.SSLError):
+            # By TLS 1.3 a server says only now what it thinks of our certificate, or that it misses one.
+            failed(FetchFailed("tls_client", f"the server refuses us: {exc.reason}; write certFile and keyFile"))
         elif not said:
             failed(FetchFailed("reset", "the server closed the connection before an answer", stale=self.gets > 1))
         elif exc is not None or answer is None:
@@ -261,4 +265,6 @@ def _status(status: int) -> str:
     """What to tell of an answer that is not 200."""
     if status in (301, 302, 303, 307, 308):
         return f"HTTP {status}: the server sends us elsewhere; ask at the place where the metrics are"
+    if status in (401, 403):
+        return f"HTTP {status}: the server wants to know who asks; write tokenFile"
     return f"HTTP {status}: is this the path of the metrics?" if status == 404 else f"HTTP {status}"

@@ -31,11 +31,11 @@ class Head(NamedTuple):
     encoding: str
 
 
-def request(host: str, path: str, accept: str) -> bytes:
-    """A GET that asks for no compression and for the connection to stay."""
+def request(host: str, path: str, accept: str, headers: str = "") -> bytes:
+    """A GET that asks for no compression and for the connection to stay; `headers` are lines with their ends."""
     return (
         f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nAccept-Encoding: identity\r\n"
-        "User-Agent: inference-gateway-agent\r\n\r\n"
+        f"User-Agent: inference-gateway-agent\r\n{headers}\r\n"
     ).encode()
 
 

@@ -7,11 +7,13 @@ nothing: the same GET is sent once more on a new one.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from agent.scrape.fetch import Answered, Buffers, Connection, Failed, FetchFailed
+from agent.scrape.reach import PLAIN, Reach, tls_failure
 
 
 class Desk(Protocol):
@@ -48,12 +50,16 @@ class Line:
 
     __slots__ = (
         "_address", "_answered", "_connecting", "_connection", "_desk", "_failed", "_last", "_limit",
-        "_on_idle_close", "_request", "_retried", "_timeout", "busy", "give_up_at", "sent_at",
+        "_name", "_on_idle_close", "_reach", "_request", "_retried", "_timeout", "busy", "give_up_at", "sent_at",
     )  # fmt: skip
 
-    def __init__(self, desk: Desk, address: str, on_idle_close: Callable[[], None]) -> None:
+    def __init__(
+        self, desk: Desk, address: str, on_idle_close: Callable[[], None], reach: Reach = PLAIN, name: str = ""
+    ) -> None:
         self._desk = desk
         self._address = address
+        self._reach = reach
+        self._name = name  # what the pool calls its host, to be asked for by TLS
         self._on_idle_close = on_idle_close
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -67,6 +73,11 @@ class Line:
         self.busy = False
         self.sent_at = float("-inf")
         self.give_up_at = 0.0
+
+    @property
+    def address(self) -> str:
+        """Where it leads."""
+        return self._address
 
     def ask(self, request: bytes, limit: int, timeout: float, answered: Answered, failed: Failed) -> None:
         """Send a GET; its body may have `limit` bytes and must be here `timeout` seconds from now."""
@@ -108,12 +119,23 @@ class Line:
     async def connect(self) -> None:
         """Open a connection and ask on it."""
         host, _, port = self._address.rpartition(":")
+        host = host.strip("[]")
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
-                partial(Connection, self._desk.buffers, self._on_idle_close), host.strip("[]"), int(port)
+                partial(Connection, self._desk.buffers, self._on_idle_close),
+                host,
+                int(port),
+                ssl=self._reach.context(),
+                server_hostname=self._reach.server_name(self._name or host),
             )
+        except FetchFailed as unreadable:
+            failure = unreadable
         except ConnectionRefusedError:
             failure = FetchFailed("refused", f"nobody listens at {self._address}")
+        except ssl.SSLError as error:
+            failure = tls_failure(error, self._address)
+        except ConnectionError as error:
+            failure = FetchFailed("reset", f"{self._address} closed the connection: {error}")
         except (OSError, UnicodeError) as error:
             failure = FetchFailed("unreachable", f"{self._address} cannot be reached: {error}")
         else:

@@ -24,8 +24,9 @@ from agent.engines.auto import Recogniser
 from agent.engines.mapping import Extraction, Extractor, Memory
 from agent.scrape.fetch import Buffers
 from agent.scrape.line import Line
+from agent.scrape.question import Timed
 from agent.scrape.schedule import Firsts
-from agent.scrape.scraper import Scraper, Timed
+from agent.scrape.scraper import Scraper
 from agent.scrape.target import PageSink, Reader, Sink, Target, Told
 
 __all__ = ["PageSink", "Reader", "ScrapeLoop", "Sink", "Target"]

@@ -9,25 +9,21 @@ before a page is believed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 
 from agent.engine_specs import AUTO
 from agent.scrape.fetch import FetchFailed
 from agent.scrape.http import request
-from agent.scrape.line import Desk, Line
+from agent.scrape.line import Line
 from agent.scrape.page import PageRefused
-from agent.scrape.schedule import Firsts, first_due, next_due, retry_due
+from agent.scrape.question import Loop, Question, early
+from agent.scrape.schedule import first_due, next_due, retry_due
 from agent.scrape.target import PageSink, Reader, Sink, Target
 from agent.state.health import DOWN_AFTER
 
 SOONEST_SECONDS: Final = 0.05
-# Scrapes that are due soon are begun together, early by up to this time and this part of their interval: a thousand a
-# second need 50 wake-ups and not a thousand, and what one page brought into the CPU's caches serves the next.
-TOGETHER_SECONDS: Final = 0.02
-TOGETHER_OF_INTERVAL: Final = 0.02
 MODELS_BYTES: Final = 1 << 20
 HEALTH_BYTES: Final = 64 << 10
 # What is asked beside the page must be here within this time: it is a short answer.
@@ -45,126 +41,32 @@ _HEALTH_WORDS: Final = {
 }
 
 
-class Timed(Protocol):
-    """Something that the loop calls when its time has come; `early`: by how many seconds it may be called before."""
-
-    due_at: float
-    early: float
-    stopped: bool
-
-    def due(self, now: float) -> None:
-        """The time has come."""
-        ...
-
-
-class Loop(Desk, Protocol):
-    """What a scraper needs of the loop that it belongs to."""
-
-    firsts: Firsts
-
-    def at(self, due: float, timed: Timed) -> None:
-        """Call `timed.due` at this time, in place of any other time told before."""
-        ...
-
-
-class Question:
-    """What is asked of a server beside its page, every `interval` seconds, over the page's line where that is free."""
-
-    __slots__ = (
-        "_answered", "_failed", "_interval", "_limit", "_line", "_next_at", "_request", "_scraper", "_timeout", "busy",
-        "due_at", "early", "sent_at", "stopped", "took",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        scraper: Scraper,
-        limit: int,
-        answered: Callable[[bytes], None],
-        failed: Callable[[FetchFailed], None],
-    ) -> None:
-        self._scraper = scraper
-        self._limit = limit
-        self._answered = answered
-        self._failed = failed
-        self._request = b""
-        self._interval = 0.0
-        self._timeout = 0.0
-        self._line: Line | None = None  # what the present question is asked on
-        self._next_at = float("-inf")
-        self.busy = False
-        self.sent_at = float("-inf")
-        self.took = 0.0
-        self.due_at = float("inf")
-        self.early = 0.0
-        self.stopped = False
-
-    def set(self, asked: bytes, interval: float, timeout: float) -> None:
-        """What to ask (nothing: never), how often, and how long to wait for it."""
-        self._request, self._interval, self._timeout = asked, interval, timeout
-
-    @property
-    def asks(self) -> bool:
-        """Whether there is anything to ask."""
-        return bool(self._request)
-
-    def wanted(self, now: float) -> bool:
-        """Whether now is the time, or nearer to it than the next page will be."""
-        ahead = min(self._interval, self._scraper.interval) / 2
-        return bool(self._request) and not self.busy and now + ahead >= self._next_at
-
-    def ask(self, now: float, line: Line) -> None:
-        """Ask it on this line; the time after this one is on a grid that this question begins or keeps."""
-        late = now - self._next_at
-        self._next_at = now + self._interval if late > self._interval else self._next_at + self._interval
-        self._line = line
-        self.busy = True
-        self.sent_at = now
-        line.ask(self._request, self._limit, self._timeout, self._came, self._went_wrong)
-
-    def remind(self, loop: Loop, now: float) -> None:
-        """Be called where no page comes next to the time."""
-        slack = self._interval / 2 if self._scraper.interval <= self._interval or self._next_at <= now else 0.0
-        self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * self._interval)
-        loop.at(max(self._next_at, now) + slack, self)
-
-    def due(self, now: float) -> None:
-        """No page has come next to the time."""
-        self._scraper.ask_beside(self, now)
-
-    def again(self) -> None:
-        """Ask with the next page, whenever the last time was."""
-        self._next_at = float("-inf")
-
-    def stop(self) -> None:
-        """Ask nothing more."""
-        self.stopped = True
-        if self._line is not None:
-            self._line.close()
-
-    def _came(self, body: bytes, whole: bool) -> None:  # noqa: FBT001
-        self._over()
-        self._answered(body)
-        self._scraper.asked_beside(self, None)
-
-    def _went_wrong(self, failure: FetchFailed) -> None:
-        self._over()
-        self._failed(failure)
-        self._scraper.asked_beside(self, failure)
-
-    def _over(self) -> None:
-        line, self._line = self._line, None
-        self.busy = False
-        if line is not None:
-            self.sent_at = line.sent_at
-
-
 class Scraper:
     """One endpoint of one pool, or one exporter, for which `server`, who is told of what is asked beside the page, is
     None."""
 
     __slots__ = (
-        "_early_at", "_engine", "_failures", "_grid", "_health", "_line", "_loop", "_models", "_page_request",
-        "_page_waits", "_paged", "_paging", "_reader", "_server", "_sink", "due_at", "early", "interval", "stopped",
+        "_blocked",
+        "_early_at",
+        "_engine",
+        "_failures",
+        "_grid",
+        "_health",
+        "_line",
+        "_loop",
+        "_models",
+        "_page_request",
+        "_page_waits",
+        "_paged",
+        "_paging",
+        "_reader",
+        "_server",
+        "_sink",
+        "_written",
+        "due_at",
+        "early",
+        "interval",
+        "stopped",
         "target",
     )  # fmt: skip
 
@@ -187,21 +89,45 @@ class Scraper:
         self.due_at = 0.0
         self.stopped = False
         self._set(target)
-        self._line = Line(loop, target.address, self._closed_idle)
+        self._line = self._new_line(target.address)
+        self._lay()
 
     def _set(self, target: Target) -> None:
         self.target = target
         self.interval = target.interval
-        self.early = min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * target.interval)
-        self._page_request = request(target.address, target.path, _METRICS_TYPE)
+        self.early = early(target.interval)
         table = self._told(target).engine_table()
         timeout = min(target.timeout, BESIDE_SECONDS)
-        health_path = table.health_path if table and target.health_path is None else target.health_path
-        models_path = table.models_path if table else None
-        health = request(target.address, health_path, "*/*") if health_path else b""
-        models = request(target.address, models_path, "application/json") if models_path else b""
-        self._health.set(health, target.health_interval, timeout)
-        self._models.set(models, target.models_interval, timeout)
+        health = table.health_path if table and target.health_path is None else target.health_path
+        models = table.models_path if table else None
+        self._written = target.reach.version
+        self._blocked: FetchFailed | None = None
+        try:
+            headers = target.reach.headers()
+        except FetchFailed as failure:
+            self._blocked, headers, health, models = failure, "", None, None
+        host = target.name and join(target.name, target.address)
+        self._page_request = request(host or target.at(target.metrics_port), target.path, _METRICS_TYPE, headers)
+        ask_health = request(host or target.at(target.health_port), health, "*/*", headers) if health else b""
+        ask_models = request(host or target.address, models, "application/json", headers) if models else b""
+        self._health.set(ask_health, target.health_interval, timeout)
+        self._models.set(ask_models, target.models_interval, timeout)
+
+    def _lay(self) -> None:
+        """New lines, where the old ones lead elsewhere."""
+        target = self.target
+        page = target.at(target.metrics_port)
+        self._line.leave()
+        self._line = self._new_line(page)
+        for question, address in ((self._health, target.at(target.health_port)), (self._models, target.address)):
+            if question.own is not None:
+                question.own.leave()
+            question.own = None if address == page else self._new_line(address)
+
+    def _new_line(self, address: str) -> Line:
+        target = self.target
+        on_close = self._closed_idle if address == target.at(target.metrics_port) else _nothing
+        return Line(self._loop, address, on_close, target.reach, target.name)
 
     def _told(self, target: Target) -> Target:
         """The target with the engine that was recognised, where it is to be."""
@@ -230,6 +156,8 @@ class Scraper:
         """Other settings for the same endpoint."""
         before, self._sink, self._server = self.target, sink, server
         self._set_anew(target)
+        if target.way() != before.way():
+            self._lay()
         if target.interval != before.interval:
             self.begin()
 
@@ -250,6 +178,10 @@ class Scraper:
         if self._paging:
             return
         self._paging = True
+        reach = self.target.reach
+        reach.look(now)
+        if reach.version != self._written:
+            self._set(self.target)
         # Who comes back is whole with its first page, so its health is asked before.
         again = self._failures >= DOWN_AFTER and self._health.asks and not self._health.busy
         if again or ((self._failures or not self._paged) and self._health.wanted(now)):
@@ -261,6 +193,10 @@ class Scraper:
     def _ask_page(self) -> None:
         self._page_waits = False
         target = self.target
+        if self._blocked is not None:
+            self._line.sent_at = self._loop.now
+            self._page_failed(self._blocked)
+            return
         self._free_line().ask(self._page_request, target.max_page_bytes, target.timeout, self._page, self._page_failed)
 
     def _free_line(self) -> Line:
@@ -268,7 +204,7 @@ class Scraper:
         line = self._line
         if line.busy:
             line.leave()
-            line = self._line = Line(self._loop, self.target.address, self._closed_idle)
+            line = self._line = self._new_line(line.address)
         return line
 
     def ask_beside(self, question: Question, now: float) -> None:
@@ -279,9 +215,9 @@ class Scraper:
             question.remind(self._loop, now)
 
     def _ask_beside(self, question: Question, now: float) -> None:
-        line = self._line
+        line = question.own or self._line
         if line.busy:  # with a page, which must not be disturbed
-            line = Line(self._loop, self.target.address, _nothing)
+            line = Line(self._loop, line.address, _nothing, self.target.reach, self.target.name)
             question.ask(now, line)
             line.leave()
         else:
@@ -306,7 +242,7 @@ class Scraper:
             return
         if not self._page_waits:
             self._beside(self._loop.now)
-        elif failure is not None and failure.reason in _NOBODY:
+        elif failure is not None and failure.reason in _NOBODY and question.own is None:
             self._page_failed(failure)  # nobody to be asked for a page either
         else:
             self._ask_page()
@@ -351,7 +287,7 @@ class Scraper:
     def _unwell(self, failure: FetchFailed) -> None:
         if 200 < failure.status < 300:
             self._tell_health("", "")
-        elif self._page_waits and failure.reason in _NOBODY:
+        elif self._page_waits and failure.reason in _NOBODY and self._health.own is None:
             pass  # told as the failure of the page, which was not asked for
         elif failure.status == 503:
             self._tell_health("health_unavailable", failure.detail)
@@ -377,6 +313,11 @@ class Scraper:
             return
         self._early_at = now
         self._loop.at(min(self.due_at, max(now, self._line.sent_at + SOONEST_SECONDS)), self)
+
+
+def join(name: str, address: str) -> str:
+    """A host's name with the port of an address."""
+    return f"{name}:{address.rpartition(':')[2]}"
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from agent.engine_specs import AUTO
 from agent.engines import engine
 from agent.engines.mapping import Engine, Extraction
+from agent.scrape.reach import PLAIN, Reach
 
 
 class Target(NamedTuple):
@@ -15,8 +16,9 @@ class Target(NamedTuple):
     `histograms` are read beside the engine's signals.
     `engine` is empty where no model server answers: then nothing is asked beside the page. `table` is that of an engine
     which the configuration tells; the others are known by their names. The engine `auto` is recognised by its page, and
-    what is asked beside the page is asked from then on. `health_path` is the engine's where it is
-    None; where it is empty, health is not asked for.
+    what is asked beside the page is asked from then on. `health_path` is the engine's where it is None; where it is
+    empty, health is not asked for. `name` is what the pool calls the server's host, empty for an address. Ports of 0
+    are the port at which the server serves.
     """
 
     address: str
@@ -29,7 +31,19 @@ class Target(NamedTuple):
     histograms: tuple[str, ...] = ()
     health_interval: float = 1.0
     health_path: str | None = None
+    reach: Reach = PLAIN
+    name: str = ""
+    metrics_port: int = 0
+    health_port: int = 0
     table: Engine | None = None
+
+    def at(self, port: int) -> str:
+        """The server's address with another port (0: its own)."""
+        return f"{self.address.rpartition(':')[0]}:{port}" if port else self.address
+
+    def way(self) -> tuple[object, ...]:
+        """All that tells where connections lead, and how."""
+        return self.address, self.metrics_port, self.health_port, self.reach, self.name
 
     def engine_table(self) -> Engine | None:
         """The table of its engine; None where no model server answers, and where its engine is to be recognised."""

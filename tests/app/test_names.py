@@ -13,6 +13,8 @@ from agent.config import Endpoint
 from agent.discovery.static import StaticEndpoints, is_name
 from agent.events import ScrapeFailed
 from tests.app.live import document, running, servers
+from tests.scrape.model_server import ModelServer
+from tests.waiting import eventually
 
 Answers = dict[str, list[str] | OSError]
 
@@ -94,3 +96,55 @@ async def test_a_name_that_cannot_be_looked_up_is_down_and_the_others_serve(tmp_
             assert failed.detail.startswith("the name cannot be resolved: ")
             _, picked = await live.converse()
             assert picked == one.address
+
+
+async def test_a_resolver_that_hangs_holds_up_no_other_name_and_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    answered = asyncio.Event()
+
+    async def look_up(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        if host == "slow":
+            await answered.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look_up)
+    monkeypatch.setattr("agent.discovery.static.LOOK_UP_SECONDS", 0.05)
+    static = StaticEndpoints()
+    for _ in range(2):
+        found = await static.resolve(endpoints("slow:1", "quick:2"))
+        assert found.engines == {"10.0.0.1:2": "vllm"}
+        assert found.names == {"10.0.0.1:2": "quick"}
+        assert found.unknown == {"slow:1": ("vllm", "no answer within 0.05 s")}
+    assert asked.count("slow") == 1
+    answered.set()
+    monkeypatch.setattr("agent.discovery.static.LOOK_UP_SECONDS", 20.0)
+    assert (await static.resolve(endpoints("slow:1"))).engines == {"10.0.0.1:1": "vllm"}
+
+
+async def test_who_comes_to_stand_behind_a_name_is_another_server_and_is_found_when_the_old_one_goes_down(
+    tmp_path: Path, answers: Answers
+) -> None:
+    old, new = ModelServer(), ModelServer()
+    await old.start()
+    await new.start(old.port, "127.0.0.2")
+    path = tmp_path / "igw.yaml"
+    path.write_text(document([f"chat.example:{old.port}"]).replace("100ms", "1h"))
+    answers["chat.example"] = ["127.0.0.1"]
+    try:
+        async with running(path, healthy=1) as live:
+            assert live.healthy() == [old.address]
+            store = live.pool.store
+            ticket = store.started(old.address, 100, 0, 0.0)
+            answers["chat.example"] = ["127.0.0.2"]
+            await old.stop()
+            await eventually(lambda: live.healthy() == [f"127.0.0.2:{old.port}"], what="the new one")
+            (view,) = store.snapshot(live.clock.now()).endpoints
+            assert view.work.requests == 0  # what the old one has is its own, and still ends
+            assert store.in_flight == 1
+            store.ended(ticket, live.clock.now())
+    finally:
+        await old.stop()
+        await new.stop()

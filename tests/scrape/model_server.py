@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ class ModelServer:
         self.behave = behave or good
         self.page = PAGE
         self.asked: list[str] = []
+        self.head = ""  # of the last request
         self.connections = 0
         self.writers: set[asyncio.StreamWriter] = set()
         self.busy = 0
@@ -41,9 +43,9 @@ class ModelServer:
         """host:port."""
         return f"127.0.0.1:{self.port}"
 
-    async def start(self, port: int = 0, host: str = "127.0.0.1") -> None:
+    async def start(self, port: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, host, port)
+        self._server = await asyncio.start_server(self._serve, host, port, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -61,6 +63,7 @@ class ModelServer:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                self.head = head.decode("latin-1")
                 path = head.split(b" ")[1].decode()
                 self.asked.append(path)
                 self.busy += 1

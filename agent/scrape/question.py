@@ -1,0 +1,148 @@
+"""What is asked of a server beside its page, each question at its own interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from agent.scrape.fetch import FetchFailed
+from agent.scrape.line import Desk, Line
+from agent.scrape.schedule import Firsts
+
+# Scrapes that are due soon are begun together, early by up to this time and this part of their interval: a thousand a
+# second need 50 wake-ups and not a thousand, and what one page brought into the CPU's caches serves the next.
+TOGETHER_SECONDS: Final = 0.02
+TOGETHER_OF_INTERVAL: Final = 0.02
+
+
+def early(interval: float) -> float:
+    """By how many seconds something that comes every `interval` may be begun before its time."""
+    return min(TOGETHER_SECONDS, TOGETHER_OF_INTERVAL * interval)
+
+
+class Timed(Protocol):
+    """Something that the loop calls when its time has come; `early`: by how many seconds it may be called before."""
+
+    due_at: float
+    early: float
+    stopped: bool
+
+    def due(self, now: float) -> None:
+        """The time has come."""
+        ...
+
+
+class Loop(Desk, Protocol):
+    """What a scraper needs of the loop that it belongs to."""
+
+    firsts: Firsts
+
+    def at(self, due: float, timed: Timed) -> None:
+        """Call `timed.due` at this time, in place of any other time told before."""
+        ...
+
+
+class Asker(Protocol):
+    """The scraper that a question belongs to."""
+
+    interval: float
+
+    def ask_beside(self, question: Question, now: float) -> None:
+        """The question's time has come, and there was no page next to it."""
+        ...
+
+    def asked_beside(self, question: Question, failure: FetchFailed | None) -> None:
+        """It was answered, or it failed."""
+        ...
+
+
+class Question:
+    """What is asked of a server beside its page, every `interval` seconds, over the page's line where that is free."""
+
+    __slots__ = (
+        "_answered", "_failed", "_interval", "_limit", "_line", "_next_at", "_request", "_scraper", "_timeout", "busy",
+        "due_at", "early", "own", "sent_at", "stopped",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        scraper: Asker,
+        limit: int,
+        answered: Callable[[bytes], None],
+        failed: Callable[[FetchFailed], None],
+    ) -> None:
+        self._scraper = scraper
+        self._limit = limit
+        self._answered = answered
+        self._failed = failed
+        self._request = b""
+        self._interval = 0.0
+        self._timeout = 0.0
+        self._line: Line | None = None  # what the present question is asked on
+        self.own: Line | None = None  # what it is always asked on, where that is not the page's port
+        self._next_at = float("-inf")
+        self.busy = False
+        self.sent_at = float("-inf")
+        self.due_at = float("inf")
+        self.early = 0.0
+        self.stopped = False
+
+    def set(self, asked: bytes, interval: float, timeout: float) -> None:
+        """What to ask (nothing: never), how often, and how long to wait for it."""
+        self._request, self._interval, self._timeout = asked, interval, timeout
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask."""
+        return bool(self._request)
+
+    def wanted(self, now: float) -> bool:
+        """Whether now is the time, or nearer to it than the next page will be."""
+        ahead = min(self._interval, self._scraper.interval) / 2
+        return bool(self._request) and not self.busy and now + ahead >= self._next_at
+
+    def ask(self, now: float, line: Line) -> None:
+        """Ask it on this line; the time after this one is on a grid that this question begins or keeps."""
+        late = now - self._next_at
+        self._next_at = now + self._interval if late > self._interval else self._next_at + self._interval
+        self._line = line
+        self.busy = True
+        self.sent_at = now
+        line.ask(self._request, self._limit, self._timeout, self._came, self._went_wrong)
+
+    def remind(self, loop: Loop, now: float) -> None:
+        """Be called where no page comes next to the time."""
+        slack = self._interval / 2 if self._scraper.interval <= self._interval or self._next_at <= now else 0.0
+        self.early = early(self._interval)
+        loop.at(max(self._next_at, now) + slack, self)
+
+    def due(self, now: float) -> None:
+        """No page has come next to the time."""
+        self._scraper.ask_beside(self, now)
+
+    def again(self) -> None:
+        """Ask with the next page, whenever the last time was."""
+        self._next_at = float("-inf")
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        self.stopped = True
+        for line in (self._line, self.own):
+            if line is not None:
+                line.close()
+
+    def _came(self, body: bytes, whole: bool) -> None:  # noqa: FBT001
+        self._over()
+        self._answered(body)
+        self._scraper.asked_beside(self, None)
+
+    def _went_wrong(self, failure: FetchFailed) -> None:
+        self._over()
+        self._failed(failure)
+        self._scraper.asked_beside(self, failure)
+
+    def _over(self) -> None:
+        line, self._line = self._line, None
+        self.busy = False
+        if line is not None:
+            self.sent_at = line.sent_at
