@@ -24,7 +24,7 @@ class ScrapeDone(NamedTuple):
 
 
 class ScrapeFailed(NamedTuple):
-    """A scrape that changed nothing but health. `reason` is one of `agent.scrape.page.REASONS`."""
+    """A scrape that changed nothing but health. `reason` is one of `agent.scrape.reasons.REASONS`."""
 
     pool: str
     endpoint: str
@@ -47,7 +47,7 @@ class DevicesRead(NamedTuple):
 
 
 class DevicesFailed(NamedTuple):
-    """An accelerator exporter brought no page. `reason` is one of `agent.scrape.page.REASONS`, or `client_error`."""
+    """An accelerator exporter brought no page. `reason` is one of `agent.scrape.reasons.REASONS`, or `client_error`."""
 
     source: str
     exporter: str

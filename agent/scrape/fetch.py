@@ -20,7 +20,7 @@ _ERROR_BYTES: Final = 64 << 10
 
 
 class FetchFailed(Exception):
-    """A GET without an answer that can be used: `reason` is one of `agent.scrape.page.REASONS`.
+    """A GET without an answer that can be used: `reason` is one of `agent.scrape.reasons.REASONS`.
 
     `stale`: nothing came on a connection that had served before; the server may have closed it as we asked, which says
     nothing of the server. `status` is that of an answer which is not 200, else 0.

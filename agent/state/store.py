@@ -149,7 +149,7 @@ class RoutingStore:
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
-        """A scrape that brought no page; `reason` is one of `agent.scrape.page.REASONS`."""
+        """A scrape that brought no page; `reason` is one of `agent.scrape.reasons.REASONS`."""
         record = self._records.get(address)
         if record is None:
             return

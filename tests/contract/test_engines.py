@@ -13,7 +13,8 @@ import pytest
 from agent.engines import ENGINES, engine, matrix
 from agent.engines.mapping import MARKS, REFUSALS, Combine, Extractor, Source
 from agent.engines.recognition import recognise
-from agent.scrape.page import REASONS, PageRefused
+from agent.scrape.page import PageRefused
+from agent.scrape.reasons import REASONS
 from agent.signals import HISTOGRAMS, SIGNALS, Kind
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"

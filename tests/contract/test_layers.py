@@ -38,6 +38,7 @@ PLACES: dict[str, Place] = {
     "agent.scrape": Place(5, S),
     "agent.scrape.http": Place(2, P),
     "agent.scrape.page": Place(2, P),
+    "agent.scrape.reasons": Place(2, P),
     "agent.scrape.schedule": Place(2, P),
     "agent.accelerators": Place(2, P),
     "agent.accelerators.gke": Place(5, S),

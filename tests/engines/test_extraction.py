@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
 from agent.engines.mapping import REFUSALS, Extraction, Extractor
-from agent.scrape.page import FULL_SCAN_PAGES, MAX_SERIES, REASONS, PageRefused
+from agent.scrape.page import FULL_SCAN_PAGES, MAX_SERIES, PageRefused
+from agent.scrape.reasons import REASONS
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,

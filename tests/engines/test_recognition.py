@@ -10,7 +10,8 @@ from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extractor
 from agent.engines.recognition import recognise
 from agent.engines.table import MARKS, STRANGERS
-from agent.scrape.page import REASONS, PageRefused
+from agent.scrape.page import PageRefused
+from agent.scrape.reasons import REASONS
 
 EVERY_MARK = pytest.mark.parametrize("mark", sorted(MARKS))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.scrape.fetch import Buffers, Connection, FetchFailed
 from agent.scrape.http import BadAnswer, Chunks, head
-from agent.scrape.page import REASONS
+from agent.scrape.reasons import REASONS
 
 LIMIT = 4096
 

@@ -12,7 +12,8 @@ import uvloop
 from agent.clock import SystemClock
 from agent.engines.mapping import Extraction
 from agent.scrape.loop import ScrapeLoop, Target
-from agent.scrape.page import REASONS, PageRefused
+from agent.scrape.page import PageRefused
+from agent.scrape.reasons import REASONS
 from agent.scrape.scraper import model_names
 from agent.signals import FINISHED, KV_USAGE, RUNNING
 from tests.scrape.model_server import (

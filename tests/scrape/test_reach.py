@@ -14,8 +14,8 @@ import uvloop
 
 from agent.clock import SystemClock
 from agent.scrape.loop import ScrapeLoop, Target
-from agent.scrape.page import REASONS
 from agent.scrape.reach import PLAIN, Reach, ReachSettings
+from agent.scrape.reasons import REASONS
 from tests.scrape.authority import Authority
 from tests.scrape.model_server import ModelServer, answer, good
 from tests.scrape.test_loop import Sink

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from agent.engines.table import REFUSALS
 from agent.events import Event
-from agent.scrape.page import REASONS
+from agent.scrape.reasons import REASONS
 from agent.state.health import HEALTH_REASONS
 from tests.processes import ROOT
 from tests.scrape.model_server import good

@@ -15,7 +15,7 @@ from agent.clock import SystemClock
 from agent.engines.mapping import REFUSALS
 from agent.envoy.render import Listener, Pool, Settings, bootstrap
 from agent.instruments import Instruments
-from agent.scrape.page import REASONS
+from agent.scrape.reasons import REASONS
 from agent.state.health import HEALTH_REASONS, judge
 from exporters.catalog import CATALOG
 
