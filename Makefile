@@ -68,7 +68,7 @@ lock: ## write the lock files anew from pyproject.toml (needs uv)
 
 # Programs that come by the system's package manager; nothing happens where they are all there.
 packages:
-	@.ci/packages curl=curl nginx=nginx prometheus=prometheus promtool=prometheus
+	@.ci/packages curl=curl nginx=nginx openssl=openssl prometheus=prometheus promtool=prometheus
 
 bench-packages: packages
 	@.ci/packages wrk=wrk
