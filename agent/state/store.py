@@ -41,6 +41,9 @@ from agent.state.snapshot import EndpointView, Snapshot
 # A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new
 # version.
 RATE_CHANGE: Final = 0.02
+# The pool's rate is told to all endpoints at once when it has changed by this much, and to each with its own next page
+# when by less: a rate that one endpoint has and the others do not yet have tells equal servers apart.
+POOL_RATE_CHANGE: Final = 0.1
 _HEALTHY: Final = Health.HEALTHY
 
 
@@ -91,6 +94,7 @@ class RoutingStore:
         self._next_ticket = 0
         self._learnt = PoolRates()
         self._learnt_by_pool: float | None = None
+        self._told_of_pool: float | None = None  # the pool's rate when all endpoints were told of it last
 
     # -- what the scrape loop tells ------------------------------------------------------------------------------
 
@@ -113,8 +117,7 @@ class RoutingStore:
         """New limits from a changed configuration; they hold from now on."""
         self.stale_after = stale_after
         self._limits = rate
-        for record in self._records.values():
-            self._reckon_rate(record, now)
+        self._tell_rate(now)
         self._anew()
 
     def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
@@ -137,6 +140,8 @@ class RoutingStore:
         learnt = self._limits.fixed is None and record.learner.observe(values)
         if learnt or record.rate_of_pool != self._learnt_by_pool:
             self._reckon_rate(record, now)
+            if _differ(self._learnt_by_pool, self._told_of_pool, POOL_RATE_CHANGE):
+                self._tell_rate(now)
         waiting = values.get(WAITING)
         if isinstance(waiting, float):
             running = values.get(RUNNING)
@@ -337,9 +342,21 @@ class RoutingStore:
             record.learnt = learnt
             self._learnt_by_pool = self._learnt.median
         record.rate_of_pool = self._learnt_by_pool
-        rate, record.rate_source = self._limits.choose(record.learnt, self._learnt_by_pool)
+        own = record.learnt if record.learner.proven else None
+        rate, record.rate_source = self._limits.choose(own, self._learnt_by_pool)
         if _differ(rate, record.in_flight.rate):
             record.in_flight.set_rate(rate, now)
+
+    def _tell_rate(self, now: float) -> None:
+        """All endpoints go by the pool's rate as it is now."""
+        self._told_of_pool = self._learnt_by_pool
+        for record in self._records.values():
+            before = record.in_flight.rate, record.rate_source
+            self._reckon_rate(record, now)
+            if (record.in_flight.rate, record.rate_source) != before:
+                self._dirty.add(record.address)
+        self.version += 1
+        self._tell()
 
     def _resize(self, record: Record, values: Mapping[str, Value]) -> None:
         """Tell the index how many of its blocks the endpoint's cache holds, when a page says something new of it."""
@@ -360,8 +377,8 @@ def _names(view: EndpointView, *signals: str) -> frozenset[str]:
     return found
 
 
-def _differ(new: float | None, old: float | None) -> bool:
-    """Whether a rate has moved by more than noise."""
+def _differ(new: float | None, old: float | None, by: float = RATE_CHANGE) -> bool:
+    """Whether a rate has moved by more than noise, or `by` another share of it."""
     if new is None or old is None:
         return new is not old
-    return abs(new - old) > RATE_CHANGE * old
+    return abs(new - old) > by * old

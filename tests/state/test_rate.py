@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from statistics import median
+from math import sqrt
+from statistics import median_high, median_low
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
-from agent.state.rate import ENOUGH_PREFILLS, PoolRates, PrefillRate, RateLimits
+from agent.state.rate import ENOUGH_PREFILLS, OWN_PREFILLS, PoolRates, PrefillRate, RateLimits
 
 
 def page(tokens: float, seconds: float, prefills: float, hits: float = 0.0) -> dict[str, Value]:
@@ -51,6 +52,23 @@ def test_a_long_prompt_that_is_counted_at_once_does_not_look_fast() -> None:
         done = second // 10
         learner.observe(page(10_000 * done, 10 * done, 2 * done))
     assert learner.rate == pytest.approx(1000)
+
+
+@pytest.mark.parametrize(("prefills", "proven"), [(OWN_PREFILLS - 1, False), (OWN_PREFILLS, True)])
+def test_a_server_is_told_from_its_pool_only_after_many_prefills(prefills: int, *, proven: bool) -> None:
+    learner = PrefillRate()
+    learner.observe(page(0, 0, 0))
+    learner.observe(page(50_000, 50, prefills))
+    assert learner.rate == pytest.approx(1000, rel=0.01)
+    assert learner.proven is proven
+
+
+def test_a_server_that_was_replaced_has_proven_nothing() -> None:
+    learner = PrefillRate()
+    learner.observe(page(0, 0, 0))
+    learner.observe(page(50_000, 50, OWN_PREFILLS))
+    learner.forget()
+    assert learner.proven is False
 
 
 @pytest.mark.parametrize(
@@ -119,4 +137,4 @@ def test_the_median_of_a_pool_is_that_of_the_rates_told_last(steps: list[tuple[s
         pool.replace(last.get(endpoint), rate)
         last[endpoint] = rate
         known = [one for one in last.values() if one is not None]
-        assert pool.median == (median(known) if known else None)
+        assert pool.median == (pytest.approx(sqrt(median_low(known) * median_high(known))) if known else None)

@@ -269,6 +269,32 @@ def test_an_endpoint_that_has_shown_nothing_uses_the_median_of_those_that_have()
     assert second_view.work.rate == pytest.approx(2000, rel=0.05)
 
 
+def learn(fleet: Fixture, address: str, rate: float, prefills: int, start: float) -> None:
+    """Two pages between which so many prefills of one second were done at this rate."""
+    for second, done in ((start, 0.0), (start + 1, float(prefills))):
+        fleet.page(address, second, **{PROMPT_TOKENS: rate * done, PREFILL_SECONDS: done, PREFILLS: done})
+
+
+def test_what_one_endpoint_learns_all_go_by_at_once() -> None:
+    """Else an idle, equal neighbour looks ten times as fast until its own next page."""
+    fleet = Fixture("a:1", "b:1", fixed=None)
+    fleet.page("b:1", 0.0)
+    learn(fleet, "a:1", 1800.0, 20, 0.0)
+    works = [view.work for view in fleet.store.snapshot(1.1).endpoints]
+    assert [(work.rate, work.rate_source) for work in works] == [(1800.0, "pool")] * 2
+
+
+@pytest.mark.parametrize(("prefills", "rates"), [(24, [6240.0, 6240.0]), (200, [1800.0, 21_632.0])])
+def test_two_servers_that_show_different_rates_are_equal_until_both_have_shown_them_long(
+    prefills: int, rates: list[float]
+) -> None:
+    fleet = Fixture("a:1", "b:1", fixed=None)
+    learn(fleet, "a:1", 1800.0, prefills, 0.0)
+    learn(fleet, "b:1", 21_632.0, prefills, 2.0)
+    views = fleet.store.snapshot(3.1).endpoints
+    assert [view.work.rate for view in views] == pytest.approx(rates, rel=0.03)
+
+
 def test_each_scrape_is_told_once_with_its_outcome() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
