@@ -123,7 +123,9 @@ async def test_a_config_map_that_moves_its_symlink_is_noticed(tmp_path: Path) ->
         async with running(tmp_path / "igw.yaml", healthy=1) as live:
             (tmp_path / "new").symlink_to("v2")
             (tmp_path / "new").replace(tmp_path / "data")
-            await eventually(lambda: live.pool.profile.name == "blend")
+            await eventually(lambda: live.recorder.of(Reloaded))
+            assert live.recorder.of(Reloaded) == [Reloaded(True, "pool default: profile least-cost -> blend")]
+            assert live.pool.profile.name == "blend"
 
 
 async def test_a_file_that_is_gone_is_told_and_changes_nothing(tmp_path: Path) -> None:
@@ -250,7 +252,8 @@ async def test_a_change_between_the_reading_of_the_file_and_the_start_is_noticed
     agent = Agent(config, SystemClock(), path=path)
     await agent.start()
     try:
-        await eventually(lambda: agent.pools["default"].profile.name == "blend")
+        await eventually(lambda: agent.config.pools[0].profile == "blend")
+        assert agent.pools["default"].profile.name == "blend"
     finally:
         await agent.stop()
 

@@ -55,8 +55,10 @@ async def test_a_configuration_that_envoy_refuses_is_told_in_its_words(tmp_path:
 
 async def test_an_envoy_that_was_killed_is_no_longer_running(tmp_path: Path) -> None:
     one = await process.start(bootstrap(settings()), tmp_path)
+    assert one.running()
     one.kill()
-    await eventually(lambda: not one.running())
+    await eventually(lambda: not alive(one.pid))
+    assert not one.running()
     await one.stop()
 
 

@@ -146,7 +146,7 @@ def test_it_serves_after_the_table_until_ctrl_c_and_leaves_nothing(serving: Proc
 def test_killed_by_force_it_takes_everything_along(serving: Process) -> None:
     started = fleet(serving)
     serving.signal(signal.SIGKILL)
-    serving.wait()
+    assert serving.wait() == -signal.SIGKILL
     until(lambda: not running(started), 20, "the kernel to end what the demo had started")
 
 

@@ -212,6 +212,10 @@ async def test_a_health_path_that_is_asked_no_more_has_no_word_left(rig: Rig) ->
     await eventually(lambda: rig.store.verdict == ("down", "health_status"))
     rig.scrape(health_path="")
     await eventually(lambda: rig.store.verdict == ("healthy", ""))
+    asked, pages = rig.server.asked.count("/health"), rig.store.order.count("page")
+    await rig.is_told("page", pages + 5)
+    assert rig.server.asked.count("/health") == asked
+    assert rig.store.verdict == ("healthy", "")
 
 
 async def test_a_page_is_never_asked_for_twice_at_a_time(rig: Rig) -> None:

@@ -376,6 +376,10 @@ async def test_a_server_that_comes_back_is_seen(rig: Rig) -> None:
     pages = rig.sink.count(server.address)
     await server.start(port)
     await rig.sink.until(lambda: rig.sink.count(server.address) > pages)
+    failures = rig.sink.failures[server.address][:]
+    assert {reason for reason, _ in failures} == {"refused"}
+    await rig.sink.until(lambda: rig.sink.count(server.address) > pages + 2)
+    assert rig.sink.failures[server.address] == failures
 
 
 async def test_the_models_are_asked_beside_the_page_on_the_same_connection(rig: Rig) -> None:
@@ -419,8 +423,11 @@ async def test_a_server_that_comes_back_is_asked_for_its_models_at_once(rig: Rig
     await server.stop()
     await rig.sink.until(lambda: bool(rig.sink.failures))
     rig.sink.models.clear()
+    asked = server.asked.count("/v1/models")
     await server.start(port)
     await rig.sink.until(lambda: server.address in rig.sink.models)
+    assert rig.sink.models[server.address] == {"tiny", "lora-a"}
+    assert server.asked.count("/v1/models") == asked + 1
 
 
 async def test_a_server_without_a_list_of_models_is_no_failed_scrape(rig: Rig) -> None:
@@ -453,7 +460,10 @@ async def test_an_ipv6_address_is_asked_like_any_other(rig: Rig) -> None:
     rig.servers.append(server)
     address = f"[::1]:{server.port}"
     rig.scrape(address)
-    await rig.sink.until(lambda: rig.sink.count(address) >= 1)
+    await rig.sink.until(lambda: rig.sink.count(address) >= 2)
+    assert rig.sink.pages[address][0][0].readings[RUNNING] == 4
+    assert server.connections == 1
+    assert not rig.sink.failures
 
 
 def test_it_runs_on_uvloop_as_it_does_on_asyncio() -> None:

@@ -16,6 +16,7 @@ from agent.clock import SystemClock
 from agent.scrape.loop import ScrapeLoop, Target
 from agent.scrape.reach import PLAIN, Reach, ReachSettings
 from agent.scrape.reasons import REASONS
+from agent.signals import RUNNING
 from tests.scrape.authority import Authority
 from tests.scrape.model_server import ModelServer, answer, good
 from tests.scrape.test_loop import Sink
@@ -107,6 +108,7 @@ async def test_an_ipv6_address_is_verified_like_any_other(rig: Rig, authority: A
         rig.sink,
     )
     await rig.reads(f"[::1]:{server.port}")
+    assert not rig.sink.failures
 
 
 async def test_a_certificate_may_name_the_host_as_the_pool_calls_it_or_as_the_configuration_says(
@@ -214,7 +216,10 @@ async def test_a_server_that_speaks_tls_is_not_read_as_plain(rig: Rig, authority
 
 async def test_whoever_answers_is_trusted_where_that_was_asked_for(rig: Rig, authority: Authority) -> None:
     server = await rig.server(tls=authority.server(authority.sign("any", "DNS:any.example")))
-    await rig.reads(rig.scrape(server, rig.tls(insecure_skip_verify=True)))
+    assert (await rig.fails(rig.scrape(server, rig.tls())))[0] == "tls_untrusted"
+    address = rig.scrape(server, rig.tls(insecure_skip_verify=True))
+    await rig.reads(address)
+    assert rig.sink.pages[address][0][0].readings[RUNNING] == 4
 
 
 async def test_a_client_certificate_is_shown_and_a_new_one_holds_for_new_connections(
@@ -313,3 +318,7 @@ async def test_another_way_to_the_same_server_is_taken_at_once(rig: Rig, authori
     await eventually(lambda: secret.asked)
     await rig.reads(address)
     await eventually(lambda: not plain.writers)
+    asked = len(plain.asked)
+    await rig.reads(address)
+    assert len(plain.asked) == asked
+    assert not rig.sink.failures

@@ -49,7 +49,9 @@ def test_the_state_of_any_fleet_is_valid_by_the_schema_and_survives_json(found, 
 def test_every_change_is_valid_by_the_schema(before, after, now):
     old, new = {"pool": {each.address: each for each in before}}, {"pool": {each.address: each for each in after}}
     changes, gone = state_json.differences(old, new)
-    check(state_json.change("epoch", 1, 2, changes, gone, Moment(now, 1.79e9 + now, now)), "Change")
+    document = state_json.change("epoch", 1, 2, changes, gone, Moment(now, 1.79e9 + now, now))
+    check(document, "Change")
+    assert orjson.loads(orjson.dumps(document)) == document
 
 
 @given(fleets, st.floats(0, 10))
@@ -276,7 +278,9 @@ async def test_the_openapi_document_is_served_and_is_the_one_in_the_docs(served)
 
 
 def test_every_schema_of_the_document_is_one():
-    for schema in openapi_document()["components"]["schemas"].values():
+    schemas = openapi_document()["components"]["schemas"]
+    assert {"State", "Change", "Gauges"} <= schemas.keys()
+    for schema in schemas.values():
         jsonschema.Draft202012Validator.check_schema(schema)
 
 

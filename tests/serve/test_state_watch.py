@@ -360,7 +360,8 @@ async def test_a_change_over_the_size_limit_lets_the_watchers_go_and_they_are_to
     client = fleet.client()
     await fleet.agrees(client)
     fleet.source.put(*big_fleet(1.0))
-    await until(lambda: WatcherDropped("too_large") in fleet.events)
+    await until(lambda: fleet.feed.watchers == 0)
+    assert fleet.events == [WatcherDropped("too_large")]
 
 
 async def test_pools_may_come_and_go(start):

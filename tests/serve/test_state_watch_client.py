@@ -165,9 +165,11 @@ async def test_between_two_events_it_knows_what_the_passing_of_time_alone_has_do
         for _ in range(20):
             fleet.step()
         await fleet.agrees(client)
+        events = len(client.rebuilt.kinds)
         for _ in range(int(STALE_AFTER / EIGHTH) + 2):
             fleet.clock.advance(EIGHTH)
             fleet.agrees_now(client)
+        assert len(client.rebuilt.kinds) == events
 
 
 async def test_it_lives_through_a_restart_of_the_agent(follow):
