@@ -20,7 +20,7 @@ from apscheduler.triggers.base import BaseTrigger
 from agent.accelerators.combine import Accelerators
 from agent.app.changes import NeedsRestart, differences
 from agent.app.devices import DevicesAtWork
-from agent.app.pool import PoolAtWork, profile_of, targets
+from agent.app.pool import PoolAtWork, identity, profile_of, targets
 from agent.app.vocabulary import WORDS
 from agent.clock import Clock
 from agent.config import BadConfig, Config, Pool, load
@@ -257,9 +257,13 @@ class Agent:
         now = self._clock.now()
         for pool, found in zip(config.pools, resolved, strict=True):
             store = self.pools[pool.name].store
-            store.set_endpoints({**found.engines, **{name: engine for name, (engine, _) in found.unknown.items()}}, now)
+            store.set_endpoints(
+                {**found.engines, **{name: engine for name, (engine, _) in found.unknown.items()}},
+                now,
+                {address: identity(endpoint) for address, endpoint in found.endpoints.items()},
+            )
             reach = self.pools[pool.name].reach
-            self._loop.set_targets(pool.name, targets(config, pool, found.engines, reach, found.names), store)
+            self._loop.set_targets(pool.name, targets(config, pool, found.endpoints, reach, found.names), store)
             for name, (_, why) in found.unknown.items():
                 store.failed(name, "unreachable", f"the name cannot be resolved: {why}", now, 0.0)
         found_in = {pool.name: found.endpoints for pool, found in zip(config.pools, resolved, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from agent.config import Config, Pool, Reach
+from agent.config import Config, Endpoint, Pool, Reach
 from agent.config.options import SECTIONS, options, snake
 from agent.config.values import split_address
 
@@ -60,6 +60,18 @@ def _endpoints(name: str, old: Pool, new: Pool) -> list[str]:
     before, after = set(old.endpoints), set(new.endpoints)
     if before == after:
         return []
-    came = [f"+{endpoint.address}" for endpoint in new.endpoints if endpoint not in before]
-    went = [f"-{endpoint.address}" for endpoint in old.endpoints if endpoint not in after]
-    return [f"pool {name}: endpoints {' '.join(came + went)}"]
+    known = {endpoint.address: endpoint for endpoint in old.endpoints}
+    here = {endpoint.address for endpoint in new.endpoints}
+    words = [
+        _differs(known[endpoint.address], endpoint) if endpoint.address in known else f"+{endpoint.address}"
+        for endpoint in new.endpoints
+        if endpoint not in before
+    ]
+    words += [f"-{endpoint.address}" for endpoint in old.endpoints if endpoint.address not in here]
+    return [f"pool {name}: endpoints {' '.join(words)}"]
+
+
+def _differs(old: Endpoint, new: Endpoint) -> str:
+    """What is told anew of an address."""
+    rows = [row for row in options(Endpoint) if getattr(old, row.field) != getattr(new, row.field)]
+    return f"{new.address} ({', '.join(f'{row.key} {row.kind.show(getattr(new, row.field))}' for row in rows)})"

@@ -31,9 +31,10 @@ class _Group:
         self._state = state
         self._any_key = any_key
 
-    def observed(self, address: str, extraction: Devices, at: float, took: float, size: int) -> None:
-        """A page was read."""
+    def observed(self, address: str, extraction: Devices, at: float, took: float, size: int) -> bool:
+        """A page was read; whose it is, is all the same."""
         self._state.observed(self._any_key._replace(address=address), extraction, at, took, size)
+        return False
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
         """No page came."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from agent.clock import Clock
-from agent.config import Config, Pool, PrefillRate
+from agent.config import Config, Endpoint, Pool, PrefillRate
 from agent.engine_specs import AUTO
 from agent.engines import engine as table_of
 from agent.engines.custom import tables
@@ -19,8 +19,9 @@ from agent.prefix.blocks import chain, seed
 from agent.prefix.index import PrefixIndex
 from agent.profiles import ProfileSpec
 from agent.scrape.loop import Target
-from agent.scrape.reach import PLAIN, Reach, ReachSettings
+from agent.scrape.reach import Reach, ReachSettings
 from agent.serve.admin import untried
+from agent.state.endpoint import Identity
 from agent.state.rate import RateLimits
 from agent.state.store import RoutingStore
 
@@ -168,31 +169,38 @@ def profile_of(config: Config, pool: Pool) -> Profile:
     return build(spec)
 
 
+def identity(endpoint: Endpoint) -> Identity:
+    """Who serves at an endpoint's address, as far as the configuration says."""
+    return Identity(endpoint.pod, endpoint.node)
+
+
 def targets(
-    config: Config, pool: Pool, engines: dict[str, str], reach: Reach = PLAIN, names: Mapping[str, str] | None = None
+    config: Config, pool: Pool, endpoints: Mapping[str, Endpoint], reach: Reach, names: Mapping[str, str]
 ) -> list[Target]:
-    """What the scrape loop is to ask of a pool, and how; `names` has the host's name of each address that has one."""
+    """What the scrape loop is to ask of a pool's endpoints, by address, and how; `names` has the host's name of each
+    address that has one."""
     scrape = config.scrape
     told = tables(config.engines)
     return [
         Target(
             address,
-            engine,
-            path=pool.reach.metrics_path or scrape.path or _page_path(engine, told),
+            endpoint.engine,
+            path=pool.reach.metrics_path or scrape.path or _page_path(endpoint.engine, told),
             interval=scrape.interval,
             timeout=scrape.timeout,
             max_page_bytes=scrape.max_page_bytes,
             models_interval=scrape.models_interval,
-            table=told.get(engine),
+            table=told.get(endpoint.engine),
             histograms=scrape.histograms,
             health_interval=scrape.health_interval,
             health_path=pool.reach.health_path,
             reach=reach,
-            name=(names or {}).get(address, ""),
+            name=names.get(address, ""),
             metrics_port=pool.reach.metrics_port,
             health_port=pool.reach.health_port,
+            identity=identity(endpoint),
         )
-        for address, engine in engines.items()
+        for address, endpoint in endpoints.items()
     ]
 
 

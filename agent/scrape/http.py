@@ -14,6 +14,7 @@ _STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
 _HEADER: Final = re.compile(
     rb"\n(content-length|content-encoding|connection|transfer-encoding):([^\r\n]*)", re.IGNORECASE
 )
+_LONGEST_LINE: Final = 1024  # of those with a chunk's size, and of those behind the last chunk
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 
@@ -95,9 +96,10 @@ class Chunks:
                     return
                 self._left = 0
             line_end = buffer.find(b"\r\n", self.at, end)
+            # A line is as long as it is, however it comes in: of one that has no end yet the last byte may be `\r`.
+            if (end - self.at - 1 if line_end < 0 else line_end - self.at) > _LONGEST_LINE:
+                raise BadAnswer(f"a line between chunks is over {_LONGEST_LINE} bytes")
             if line_end < 0:
-                if end - self.at > 1024:
-                    raise BadAnswer("a chunk's size line is over 1 kB")
                 return
             line = bytes(buffer[self.at : line_end])
             self.at = line_end + 2

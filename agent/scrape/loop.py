@@ -80,7 +80,7 @@ class ScrapeLoop:
             self._scrapers.pop(key).stop()
         for address, target in wanted.items():
             known = self._scrapers.get((group, address))
-            if known is not None and known.target.same_reader(target):
+            if known is not None and known.target.same_server(target):
                 known.change(target, sink, server)
                 continue
             if known is not None:

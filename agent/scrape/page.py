@@ -8,8 +8,8 @@ Even these searches cost more than the reading, and from one scrape to the next 
 per endpoint, remembers the layout: the bytes around each wanted value, and how far it lies behind the one before. The
 next page is read by comparing: every remembered line must stand near its place, wanted lines that followed each other
 must still do so, and what stood right before and behind a group of them must still stand there. Any difference means a
-full scan. What this cannot see is a first wanted line outside every group on a page that otherwise kept its measures;
-a full scan every `FULL_SCAN_PAGES` pages finds that too.
+full scan. What this cannot see stands outside every group on a page that otherwise kept its measures: a first wanted
+line, or the beginning of a label's text that goes on over lines; a full scan every `FULL_SCAN_PAGES` pages finds them.
 
 What a page must be as a whole is checked first: not empty, text of this format and not a web page, and ended by a line
 end, for a page that was cut anywhere else must not be read (a value of `17` may have been `1734`).
@@ -225,11 +225,12 @@ class Scanner:
 
     def _scan(self, page: bytes) -> tuple[Layout, Sequence[float]]:
         """Find every wanted line, whatever was remembered."""
+        due = self._known is not None and self._pages >= FULL_SCAN_PAGES
         self._known = None
         found, bad = _find(page, self._names)
         layout, learnt = self._laid_out(page, found, bad)
         # It takes as long as half a scan, and a layout that is known was looked at when it came.
-        if found and (learnt is None or not self._layouts.has(learnt)):
+        if found and (due or learnt is None or not self._layouts.has(learnt)):
             within = _within_texts(page, found)
             if within:
                 found = [line for line in found if line not in within]

@@ -136,6 +136,7 @@ class Scraper:
     def recognised(self, engine: str) -> None:
         """Its page is of this engine: ask beside the page what that engine can be asked."""
         self._engine = engine
+        self._models.again()
         if self._server is not None:
             self._server.recognised(self.target.address, engine)
         self._set_anew(self.target)
@@ -259,7 +260,8 @@ class Scraper:
         self._paged = True
         self._failures = 0
         at, now = self._line.sent_at, self._loop.now
-        self._sink.observed(self.target.address, extraction, at, now - at, len(page))
+        if self._sink.observed(self.target.address, extraction, at, now - at, len(page)):
+            self._models.again()
         self._beside(now)
 
     def _page_failed(self, failure: FetchFailed) -> None:

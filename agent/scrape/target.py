@@ -8,6 +8,7 @@ from agent.engine_specs import AUTO
 from agent.engines import engine
 from agent.engines.mapping import Engine, Extraction
 from agent.scrape.reach import PLAIN, Reach
+from agent.state.endpoint import NOBODY_SAID, Identity
 
 
 class Target(NamedTuple):
@@ -18,7 +19,7 @@ class Target(NamedTuple):
     which the configuration tells; the others are known by their names. The engine `auto` is recognised by its page, and
     what is asked beside the page is asked from then on. `health_path` is the engine's where it is None; where it is
     empty, health is not asked for. `name` is what the pool calls the server's host, empty for an address. Ports of 0
-    are the port at which the server serves.
+    are the port at which the server serves. `identity` is who serves there, as far as the pool says.
     """
 
     address: str
@@ -36,6 +37,7 @@ class Target(NamedTuple):
     metrics_port: int = 0
     health_port: int = 0
     table: Engine | None = None
+    identity: Identity = NOBODY_SAID
 
     def at(self, port: int) -> str:
         """The server's address with another port (0: its own)."""
@@ -51,10 +53,10 @@ class Target(NamedTuple):
             return self.table
         return engine(self.engine)
 
-    def same_reader(self, other: Target) -> bool:
-        """Whether the pages of both are read alike."""
-        alike = self.engine == other.engine and self.table == other.table
-        return alike and self.histograms == other.histograms
+    def same_server(self, later: Target) -> bool:
+        """Whether `later` is the same server, and its pages are read alike: else no answer to this is one to that."""
+        alike = self.engine == later.engine and self.table == later.table and self.histograms == later.histograms
+        return alike and not self.identity.lost_in(later.identity)
 
 
 Read = TypeVar("Read", covariant=True)  # noqa: PLC0105
@@ -72,8 +74,9 @@ class Reader(Protocol[Read]):
 class PageSink(Protocol[Told]):
     """Who is told of pages; called on the event loop, so it must be quick. All times are monotonic seconds."""
 
-    def observed(self, address: str, extraction: Told, at: float, took: float, size: int) -> None:
-        """A page of `size` bytes that was asked for at `at` and was read `took` seconds later."""
+    def observed(self, address: str, extraction: Told, at: float, took: float, size: int) -> bool:
+        """A page of `size` bytes that was asked for at `at` and was read `took` seconds later; True when it comes from
+        another server than the page before."""
         ...
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:

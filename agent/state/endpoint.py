@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NONE_ASKED
@@ -17,6 +17,23 @@ from agent.state.snapshot import EndpointView, Prefix, Work
 
 _new: Final = tuple.__new__
 _COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is Kind.COUNTER)
+
+
+class Identity(NamedTuple):
+    """Who serves at an address, as far as anybody said: the pod and the node, empty where nobody did."""
+
+    pod: str = ""
+    node: str = ""
+
+    def lost_in(self, told: Identity) -> str:
+        """Why what is told now is another server than this, or the empty string. To hear a name for the first time is
+        to know more of the same one; to hear no name any more is to know nothing of who serves now."""
+        if self.pod and told.pod != self.pod:
+            return "another_pod"
+        return "another_node" if self.node and told.node != self.node else ""
+
+
+NOBODY_SAID: Final = Identity()
 
 
 class Record:
@@ -33,6 +50,7 @@ class Record:
         "health",
         "histograms",
         "hits_at_start",
+        "identity",
         "in_flight",
         "learner",
         "learnt",
@@ -52,6 +70,7 @@ class Record:
 
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
         self.address = address
+        self.identity = NOBODY_SAID
         self.engine = engine  # what it is known to be
         self.configured_engine = engine  # what it was said to be
         self.health = Health.UNKNOWN

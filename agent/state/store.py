@@ -33,7 +33,7 @@ from agent.signals import (
     Reading,
     Value,
 )
-from agent.state.endpoint import Record
+from agent.state.endpoint import NOBODY_SAID, Identity, Record
 from agent.state.health import Health
 from agent.state.rate import PoolRates, RateLimits
 from agent.state.snapshot import EndpointView, Snapshot
@@ -98,17 +98,26 @@ class RoutingStore:
 
     # -- what the scrape loop tells ------------------------------------------------------------------------------
 
-    def set_endpoints(self, engines: Mapping[str, str], now: float) -> None:
-        """The endpoints of the pool, address -> engine. Known ones keep their state, others come new or go."""
+    def set_endpoints(
+        self, engines: Mapping[str, str], now: float, identities: Mapping[str, Identity] | None = None
+    ) -> None:
+        """The endpoints of the pool, address -> engine. Known ones keep their state, others come new or go, and so do
+        those that are somebody else by `identities`, which are told for every address or for none."""
         for address in self._records.keys() - engines.keys():
             self._drop(address)
         for address, engine in engines.items():
             record = self._records.get(address)
-            if record is not None and record.configured_engine != engine:
+            identity = NOBODY_SAID if identities is None else identities.get(address, NOBODY_SAID)
+            other = "" if record is None else record.identity.lost_in(identity)
+            if record is not None and (other or record.configured_engine != engine):
                 self._drop(address)
                 record = None
             if record is None:
-                self._records[address] = Record(address, engine, *self._limits.choose(None, self._learnt_by_pool))
+                record = Record(address, engine, *self._limits.choose(None, self._learnt_by_pool))
+                self._records[address] = record
+            record.identity = identity
+            if other:
+                self._hook(ServerRestarted(self.pool, address, other))
         self._places = {address: place for place, address in enumerate(sorted(self._records))}
         self._addresses = tuple(self._places)
         self._anew()
@@ -120,11 +129,12 @@ class RoutingStore:
         self._tell_rate(now)
         self._anew()
 
-    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
-        """A page of `size` bytes that was asked for at `at` and was here `took` seconds later."""
+    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> bool:
+        """A page of `size` bytes that was asked for at `at` and was here `took` seconds later; whether it comes from
+        another server than the page before."""
         record = self._records.get(address)
         if record is None:
-            return
+            return False
         now = at + took
         values = extraction.readings
         reason = record.restarted_by(values)
@@ -152,6 +162,7 @@ class RoutingStore:
                 record.in_flight.hold(record.pace.wait_seconds(waiting), waiting, at, now)
         self._refresh(record, now)
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
+        return bool(reason)
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
         """A scrape that brought no page; `reason` is one of `agent.scrape.reasons.REASONS`."""

@@ -72,6 +72,12 @@ class Live:
         views = self.pool.store.snapshot(self.clock.now()).endpoints
         return [view.address for view in views if view.health == "healthy"]
 
+    def readings(self, address: str) -> dict[str, Any]:
+        """What is known of an endpoint now, by signal."""
+        views = self.pool.store.snapshot(self.clock.now()).endpoints
+        (view,) = [view for view in views if view.address == address]
+        return {signal: reading.value for signal, reading in view.readings.items()}
+
     async def converse(self, request_id: str = "r", body: bytes = BODY) -> tuple[Any, str]:
         """Begin a request at this agent."""
         return await converse(self.channel, request_id, body)

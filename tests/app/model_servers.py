@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from tests.waiting import eventually
+
 PAGE = """# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="m"}} {running}
 # TYPE vllm:num_requests_waiting gauge
@@ -21,6 +23,7 @@ class ModelServer:
         self.asked = 0
         self.running = 0
         self.health = 200
+        self.silent = False  # it answers nothing until this is over
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> ModelServer:
@@ -40,6 +43,7 @@ class ModelServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self.asked += 1
+        await eventually(lambda: not self.silent)
         page = PAGE.format(running=float(self.running))
         return web.Response(body=page.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 

@@ -18,7 +18,7 @@ from agent.app.vocabulary import WORDS
 from agent.clock import SystemClock
 from agent.config import from_flags, load, parse
 from agent.config.options import SECTIONS, options, snake
-from agent.events import Ended, Picked, Reloaded
+from agent.events import Ended, Picked, Reloaded, ServerRestarted
 from agent.instruments import Instruments
 from tests.app.live import begin, document, end, running, servers
 from tests.waiting import eventually
@@ -71,6 +71,36 @@ async def test_what_is_known_of_an_endpoint_that_stays_is_kept(tmp_path: Path) -
             await eventually(lambda: len(live.healthy()) == 2)
             assert live.pool.index.blocks(one.address) == held
             assert live.agent.config.scrape.interval == 0.2
+
+
+async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Path) -> None:
+    """The old pod's page is still being written when the file says that another pod has its address."""
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+
+        def told(pod: str) -> str:
+            return document([one.address]).replace(f"'{one.address}'", f"{{address: '{one.address}', pod: {pod}}}")
+
+        path.write_text(told("n/pod-a"))
+        async with running(path, healthy=1) as live:
+            conversation, _ = await live.converse()
+            await end(conversation)
+            assert live.pool.index.blocks(one.address) > 0
+            one.running = 7
+            await eventually(lambda: live.readings(one.address).get("running_requests") == 7)
+            one.silent = True
+            path.write_text(told("n/pod-b"))
+            await eventually(lambda: live.recorder.of(Reloaded))
+            assert live.recorder.of(Reloaded) == [
+                Reloaded(True, f"pool default: endpoints {one.address} (pod n/pod-b)")
+            ]
+            assert [event.reason for event in live.recorder.of(ServerRestarted)] == ["another_pod"]
+            assert live.readings(one.address) == {}
+            assert live.healthy() == []
+            assert live.pool.index.blocks(one.address) == 0
+            one.running, one.silent = 3, False
+            await eventually(lambda: live.readings(one.address).get("running_requests") == 3)
+            assert live.healthy() == [one.address]
 
 
 async def test_a_bad_file_is_refused_and_counted_once_and_the_old_one_stays(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import pytest
 
 from agent.app.pool import targets
 from agent.app.vocabulary import WORDS
-from agent.config import parse
+from agent.config import Config, Endpoint, parse
 from agent.engine_specs import ENGINE_LABELS, EngineSpec, MetricSpec
+from agent.scrape.reach import PLAIN
+from agent.scrape.target import Target
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, RUNNING, WAITING
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
@@ -29,6 +31,12 @@ FIELD = """    engineConfigs:
 
 def engines(text: str) -> list[str]:
     return [endpoint.engine for pool in parse(text, "x", WORDS).pools for endpoint in pool.endpoints]
+
+
+def asked(config: Config, engines: dict[str, str]) -> list[Target]:
+    """What is asked of the first pool with these endpoints."""
+    endpoints = {address: Endpoint(address, engine) for address, engine in engines.items()}
+    return targets(config, config.pools[0], endpoints, PLAIN, {})
 
 
 def test_engines_are_told_in_the_fields_words() -> None:
@@ -64,7 +72,7 @@ def test_an_engine_of_the_file_can_be_an_endpoints_and_the_default() -> None:
     pools = "pools:\n- endpoints: [10.0.0.1:1, {address: 10.0.0.2:1, engine: my-sglang}]\n"
     assert engines(text + pools) == ["my-triton", "my-sglang"]
     config = parse(text + pools, "x", WORDS)
-    made = targets(config, config.pools[0], {"10.0.0.1:1": "my-triton", "10.0.0.3:1": "vllm"})
+    made = asked(config, {"10.0.0.1:1": "my-triton", "10.0.0.3:1": "vllm"})
     tables = [target.engine_table() for target in made]
     assert [table.name for table in tables if table] == ["my-triton", "vllm"]
     assert [target.table is None for target in made] == [False, True]
@@ -75,20 +83,20 @@ def test_an_engine_of_the_file_can_be_an_endpoints_and_the_default() -> None:
 )
 def test_the_page_is_where_the_engine_has_it_unless_the_file_says_otherwise(said: str, path: str) -> None:
     config = parse(HEAD + said + "pools:\n- {engine: trtllm-serve, endpoints: [10.0.0.1:1]}\n", "x", WORDS)
-    assert [target.path for target in targets(config, config.pools[0], {"10.0.0.1:1": "trtllm-serve"})] == [path]
+    assert [target.path for target in asked(config, {"10.0.0.1:1": "trtllm-serve"})] == [path]
 
 
 def test_a_changed_table_of_an_engine_is_read_with_a_new_reader() -> None:
     pools = "pools:\n- {engine: m, endpoints: [10.0.0.1:1]}\n"
     one, other, same = (
-        targets(config, config.pools[0], {"10.0.0.1:1": "m"})[0]
+        asked(config, {"10.0.0.1:1": "m"})[0]
         for config in (
             parse(f"{EXTRACTOR}    engineConfigs: [{{name: m, queuedRequestsSpec: {name}}}]\n{pools}", "x", WORDS)
             for name in ("a", "b", "a")
         )
     )
-    assert one.same_reader(same)
-    assert not one.same_reader(other)
+    assert one.same_server(same)
+    assert not one.same_server(other)
 
 
 @pytest.mark.parametrize("key", ENGINE_LABELS)

@@ -335,6 +335,21 @@ def test_a_series_that_comes_as_another_line_goes_is_seen_after_some_pages() -> 
     assert readings[-1] == 7
 
 
+def test_a_text_over_lines_that_begins_far_from_every_wanted_line_is_seen_after_some_pages() -> None:
+    """Prometheus takes a page whose label goes on over lines, and reads no sample in it."""
+    page = (
+        b'up{who="me"} 1\n# HELP llamacpp:requests_processing Running.\n# TYPE llamacpp:requests_processing gauge\n'
+        b'llamacpp:requests_processing 2\n# TYPE last gauge\nlast{who="me"} 1\n'
+    )
+    open_text = page.replace(b'up{who="me"} 1', b'up{a="1",b="me').replace(b'last{who="me"} 1', b'last",to="us"} 1')
+    assert len(open_text) == len(page)
+    remembering = Extractor(engine("llamacpp"))
+    assert remembering.extract(page, whole=True).readings[RUNNING] == 2
+    for _ in range(FULL_SCAN_PAGES + 1):
+        last = remembering.extract(open_text, whole=True)
+    assert RUNNING not in last.readings
+
+
 LABELS = st.dictionaries(
     st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True).filter(lambda name: name != "__name__"),
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12),

@@ -108,15 +108,18 @@ def same(one: Extraction | str, other: Extraction | str) -> bool:
 
 
 def only_far_lines_are_missing(known: list[Line], page: bytes, names: list[str]) -> bool:
-    """The one thing that the scanner does not see at once: a new line that stands outside every group of known ones.
+    """What the scanner does not see at once: a new line that stands outside every group of known ones, and a label's
+    text that goes on over lines and begins there.
 
-    What it did read must be right, and a line right behind a known one must have been seen.
+    What else it read must be right, and a line right behind a known one must have been seen.
     """
     unseen: list[int] = []
     seen: set[int] = set()
     rest = list(known)
     for line in read(page, names):
         told = as_told(line)
+        if isinstance(line, Spoilt) and line.within and told not in rest:
+            told = as_told(line.within)
         if told in rest:
             rest.remove(told)
             seen.add(line.line)

@@ -25,10 +25,11 @@ class Sample(NamedTuple):
 
 
 class Spoilt(NamedTuple):
-    """A line of a wanted name that cannot be read."""
+    """A line of a wanted name that cannot be read; `within` is what it would say did it not stand in a label's text."""
 
     line: int
     name: str
+    within: Sample | None = None
 
 
 class NotRead(Exception):
@@ -76,7 +77,7 @@ def read(page: bytes, names: Collection[str]) -> list[Sample | Spoilt]:
         if name in names and line.peek():
             try:
                 sample = Sample(number, name, _labels(line), _value(line))
-                found.append(Spoilt(number, name) if number in within else sample)
+                found.append(Spoilt(number, name, sample) if number in within else sample)
             except NotRead:
                 found.append(Spoilt(number, name))
     return found

@@ -31,10 +31,10 @@ class Told(RoutingStore):
         self.pages_at: list[float] = []
         self.details: list[str] = []
 
-    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
+    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> bool:
         self.order.append("page")
         self.pages_at.append(at)
-        super().observed(address, extraction, at, took, size)
+        return super().observed(address, extraction, at, took, size)
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
         self.order.append(f"page: {reason}")

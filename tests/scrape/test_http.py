@@ -56,6 +56,19 @@ def test_a_chunk_size_that_is_no_hexadecimal_number_is_refused(size: bytes) -> N
         fed(size + b"\r\nhello\r\n0\r\n\r\n", [])
 
 
+@pytest.mark.parametrize("step", [1, 7, 4096])
+@pytest.mark.parametrize("length", [1024, 1025])
+@pytest.mark.parametrize("wire", [b"0;%s\r\n\r\n", b"0\r\n%s\r\n\r\n"], ids=["extension", "trailer"])
+def test_a_line_between_chunks_is_too_long_or_not_however_it_comes_in(wire: bytes, length: int, step: int) -> None:
+    line = wire % (b"x" * (length - 2 if wire.startswith(b"0;") else length))
+    cuts = list(range(step, len(line), step))
+    if length == 1024:
+        assert fed(line, cuts).done
+    else:
+        with pytest.raises(BadAnswer, match="over 1024 bytes"):
+            fed(line, cuts)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -16,6 +16,7 @@ from agent.scrape.page import PageRefused
 from agent.scrape.reasons import REASONS
 from agent.scrape.scraper import model_names
 from agent.signals import FINISHED, KV_USAGE, RUNNING
+from agent.state.endpoint import Identity
 from tests.scrape.model_server import (
     MODELS,
     PAGE,
@@ -35,6 +36,7 @@ from tests.waiting import eventually
 INTERVAL = 0.05
 
 
+OTHER_PAGE = PAGE.replace(b'_running{engine="0",model_name="tiny"} 4.0', b'_running{engine="0",model_name="tiny"} 7.0')
 PAGE_IN_PIECES = tuple(answer(PAGE)[at : at + 7000] for at in range(0, len(PAGE) + 200, 7000))
 
 
@@ -46,11 +48,13 @@ class Sink:
         self.failures: dict[str, list[tuple[str, str]]] = {}
         self.models: dict[str, frozenset[str]] = {}
         self.words: dict[str, list[str]] = {}
+        self.restarted: Callable[[Extraction], bool] = lambda _: False
         self._news = asyncio.Event()
 
-    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> None:
+    def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> bool:
         self.pages.setdefault(address, []).append((extraction, at, took, size))
         self._news.set()
+        return self.restarted(extraction)
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
         self.failures.setdefault(address, []).append((reason, detail))
@@ -430,6 +434,43 @@ async def test_a_server_that_comes_back_is_asked_for_its_models_at_once(rig: Rig
     assert server.asked.count("/v1/models") == asked + 1
 
 
+async def test_a_server_that_restarts_between_two_scrapes_is_asked_for_its_models_at_once(rig: Rig) -> None:
+    server = await rig.server()
+    rig.scrape(server.address, models=3600)
+    await rig.sink.until(lambda: server.address in rig.sink.models)
+    rig.sink.models.clear()
+    rig.sink.restarted = lambda extraction: extraction.readings[RUNNING] == 7
+    server.page = OTHER_PAGE
+    await rig.sink.until(lambda: server.address in rig.sink.models)
+    asked = [path for path in server.asked if path != "/health"]
+    before = asked.index("/v1/models", asked.index("/v1/models") + 1)
+    (first,) = [at for at, page in enumerate(rig.sink.pages[server.address]) if page[0].readings[RUNNING] == 7][:1]
+    assert asked[:before].count("/metrics") == first + 1
+    assert not rig.sink.failures
+
+
+async def test_somebody_else_at_an_address_gets_no_answer_of_the_server_before(rig: Rig) -> None:
+    """A page that was asked of the old pod comes late: it is nobody's."""
+    late = asyncio.Event()
+
+    async def slow(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        if server.asked.count("/metrics") == 1:
+            await late.wait()
+            writer.write(answer(PAGE))
+        else:
+            writer.write(answer(OTHER_PAGE))
+
+    server = await rig.server(slow)
+    old = Target(server.address, "vllm", interval=INTERVAL, timeout=20, health_path="", identity=Identity("pod-a"))
+    rig.loop.set_targets("pool", [old], rig.sink)
+    await eventually(lambda: "/metrics" in server.asked)
+    rig.loop.set_targets("pool", [old._replace(identity=Identity("pod-b"))], rig.sink)
+    late.set()
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 2)
+    assert {page[0].readings[RUNNING] for page in rig.sink.pages[server.address]} == {7}
+    assert server.connections == 2
+
+
 async def test_a_server_without_a_list_of_models_is_no_failed_scrape(rig: Rig) -> None:
     async def no_models(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(b"{}", "404 Not Found") if path == "/v1/models" else answer(PAGE))
@@ -530,8 +571,9 @@ class Exporter:
             raise PageRefused("not_metrics", "no line")
         return page.count(b"\n")
 
-    def observed(self, address: str, extraction: int, at: float, took: float, size: int) -> None:
+    def observed(self, address: str, extraction: int, at: float, took: float, size: int) -> bool:
         self.lines.append(extraction)
+        return False
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
         self.failures.append(reason)

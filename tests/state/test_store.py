@@ -28,6 +28,7 @@ from agent.signals import (
     Kind,
     Value,
 )
+from agent.state.endpoint import Identity
 from agent.state.health import DOWN_AFTER, HEALTH_REASONS, Health, judge
 from agent.state.rate import RateLimits
 from agent.state.store import RoutingStore
@@ -171,7 +172,9 @@ def test_a_restarted_server_inherits_nothing(changes: dict[str, Value | None], r
     if reason == "counter_went_back":
         fleet = Fixture("a:1")
         fleet.store.observed("a:1", Extraction({PREFIX_HITS: 500.0, KV_USAGE: 0.5}, (), ()), 0.0, 0.01, 10)
-    fleet.store.observed("a:1", Extraction({k: v for k, v in values.items() if v is not None}, (), ()), 1.0, 0.01, 10)
+    told = Extraction({k: v for k, v in values.items() if v is not None}, (), ())
+    assert fleet.store.observed("a:1", told, 1.0, 0.01, 10)
+    assert not fleet.store.observed("a:1", told, 1.05, 0.01, 10)
     (view,) = fleet.store.snapshot(1.1).endpoints
     assert KV_USAGE not in view.readings
     assert MODELS not in view.readings
@@ -219,6 +222,51 @@ def test_an_endpoint_that_comes_back_starts_from_nothing() -> None:
     fleet.store.set_endpoints({}, 1.0)
     fleet.store.set_endpoints({"a:1": "vllm"}, 1.0)
     assert fleet.health(1.0) == {"a:1": (Health.UNKNOWN, "never_scraped")}
+
+
+@pytest.mark.parametrize(
+    ("before", "told", "reason"),
+    [
+        (Identity("pod-a"), Identity("pod-b"), "another_pod"),
+        (Identity("pod-a", "n1"), Identity("pod-b", "n1"), "another_pod"),
+        (Identity("pod-a", "n1"), Identity("pod-a", "n2"), "another_node"),
+        (Identity("", "n1"), Identity("", "n2"), "another_node"),
+        (Identity("pod-a"), Identity(), "another_pod"),
+        (Identity("pod-a", "n1"), Identity("pod-a", "n1"), ""),
+        (Identity(), Identity("pod-a", "n1"), ""),
+        (Identity("pod-a"), Identity("pod-a", "n1"), ""),
+    ],
+)
+def test_another_pod_or_node_at_an_address_is_another_server_and_inherits_nothing(
+    before: Identity, told: Identity, reason: str
+) -> None:
+    fleet = Fixture()
+    fleet.store.set_endpoints({"a:1": "vllm"}, 0.0, {"a:1": before})
+    fleet.page("a:1", 0.0)
+    fleet.store.served_models("a:1", frozenset({"m"}), 0.0)
+    fleet.store.health("a:1", True, "", "", 0.0, 0.01)
+    ticket = fleet.store.started("a:1", 100, 64, 0.5)
+    fleet.store.set_endpoints({"a:1": "vllm"}, 1.0, {"a:1": told})
+    (view,) = fleet.store.snapshot(1.0).endpoints
+    assert (view.health, view.reason) == ((Health.UNKNOWN, "never_scraped") if reason else (Health.HEALTHY, ""))
+    assert bool(view.readings) is not bool(reason)
+    assert view.prefix.predicted == (0 if reason else 64)
+    assert view.work.requests == (0 if reason else 1)
+    assert (("forget", "a:1", 0) in fleet.index.told) is bool(reason)
+    assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == [reason] * bool(reason)
+    # A counter that is smaller than the old server's is no second restart, and its own do not go back to it.
+    assert not fleet.store.observed("a:1", Extraction({**PAGE, PREFIX_HITS: 0.0}, (), ()), 2.0, 0.01, 10)
+    fleet.store.ended(ticket, 3.0)
+    assert fleet.store.in_flight == 0
+
+
+def test_a_pod_that_was_named_no_more_does_not_hand_its_readings_to_the_next() -> None:
+    fleet = Fixture()
+    for pod in ("pod-a", "", "pod-b"):
+        fleet.store.set_endpoints({"a:1": "vllm"}, 0.0, {"a:1": Identity(pod)})
+        if pod == "pod-a":
+            fleet.page("a:1", 0.0)
+    assert not fleet.store.snapshot(0.1).endpoints[0].readings
 
 
 def test_endpoints_that_stay_keep_their_state_when_the_set_changes() -> None:
