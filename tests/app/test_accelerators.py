@@ -13,7 +13,7 @@ from agent.events import DevicesRead
 from tests.app.live import Live, running, servers
 from tests.fakes.schema import check
 from tests.scrape.model_server import ModelServer
-from tests.waiting import eventually
+from tests.waiting import eventually, found
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "accelerators"
 
@@ -116,8 +116,7 @@ async def test_a_card_that_falls_off_the_bus_takes_its_endpoint_out_and_a_silent
             await eventually(lambda: len(live.healthy()) == 2)
             await source.stop()
             fresh = f'igw_accelerator_exporter_fresh{{exporter="{source.address}",source="dcgm"}}'
-            while f"{fresh} 0.0" not in await get(live, "/metrics"):
-                pass
+            await found(lambda: get(live, "/metrics"), lambda page: f"{fresh} 0.0" in page)
             assert len(live.healthy()) == 2
             state = await get(live, "/v1/state")
             check(state, "State")

@@ -16,7 +16,7 @@ from agent.accelerators.table import MEMORY_TOTAL, MEMORY_USED, POWER, TEMPERATU
 from agent.emulator import accelerators
 from agent.emulator.faults import Faults
 from tests.emulator.rig import Rig, serving
-from tests.waiting import eventually
+from tests.waiting import eventually, found
 
 EVERY_KIND = pytest.mark.parametrize("kind", accelerators.KINDS)
 
@@ -94,8 +94,7 @@ async def test_the_server_has_the_page_beside_its_own_and_it_follows_its_request
         assert idle.values[UTILIZATION] == 0
         ask = {"model": "tiny", "prompt": "x", "max_tokens": 2000, "ignore_eos": True}
         running = asyncio.create_task(rig.post("/v1/completions", ask))
-        while (await _device(rig)).values[UTILIZATION] < 0.9:
-            pass
+        await found(lambda: _device(rig), lambda device: device.values[UTILIZATION] >= 0.9)
         running.cancel()
         await rig.fault(accelerator="sick")
         assert (await _device(rig)).xids == (79,)

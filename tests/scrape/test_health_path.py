@@ -11,6 +11,7 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.engines.mapping import Extraction
+from agent.scrape import scraper
 from agent.scrape.loop import ScrapeLoop, Target
 from agent.state.health import HEALTH_REASONS
 from agent.state.store import RoutingStore
@@ -92,6 +93,16 @@ def at_health(behave: Behaviour) -> Behaviour:
     return answers
 
 
+def after(event: asyncio.Event) -> Behaviour:
+    """Well, once this has come."""
+
+    async def answers(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        await event.wait()
+        await good(server, path, writer)
+
+    return answers
+
+
 def at_page(behave: Behaviour) -> Behaviour:
     """Well but for its page."""
 
@@ -113,7 +124,10 @@ async def test_health_is_asked_at_its_interval_however_often_the_page_is(rig: Ri
     server = await rig.start()
     await rig.is_told("page", 21)
     span = rig.store.pages_at[-1] - rig.store.pages_at[0]
-    assert abs(server.asked.count("/health") - span / HEALTH_INTERVAL) <= 2.5
+    assert server.asked.count("/health") <= span / HEALTH_INTERVAL + 2.5
+    # Every second page is next to it; one that is late may have two more before its time.
+    runs = [len(list(run)) for word, run in itertools.groupby(rig.store.order) if word == "page"]
+    assert max(runs) <= 4
 
 
 async def test_health_is_asked_between_pages_that_are_rare(rig: Rig) -> None:
@@ -173,13 +187,26 @@ async def test_a_server_that_is_well_and_gives_no_pages_is_down_with_the_reason(
     await eventually(lambda: rig.store.verdict == ("healthy", ""))
 
 
-async def test_a_health_path_that_hangs_holds_up_no_page(rig: Rig) -> None:
-    """It is given up after half a second: by then ten pages were due."""
-    server = await rig.start(at_health(hang), health_interval=0.6)
+async def test_a_health_path_that_hangs_holds_up_no_page(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scraper, "BESIDE_SECONDS", 20.0)
+    held = asyncio.Event()
+    server = await rig.start(timeout=20.0)
+    await rig.is_told("well")
+    server.behave = at_health(after(held))
+    asked = server.asked.count("/health")
+    await eventually(lambda: server.asked.count("/health") > asked)
+    pages, wells = (rig.store.order.count(word) for word in ("page", "well"))
+    await rig.is_told("page", pages + 20)
+    assert server.asked.count("/health") == asked + 1
+    assert rig.store.order.count("well") == wells
+    held.set()
+    await rig.is_told("well", wells + 1)
+    assert set(rig.store.order) == {"page", "well"}
+
+
+async def test_a_health_path_that_hangs_again_and_again_costs_two_connections_a_time(rig: Rig) -> None:
+    server = await rig.start(at_health(hang), health_interval=0.2)
     await rig.is_told("health_timeout", 3)
-    pages = rig.store.pages_at[1:]  # the first waits for the health path, once
-    assert len(pages) >= 15
-    assert max(later - at for at, later in itertools.pairwise(pages)) < 0.4
     assert not any(word.startswith("page:") for word in rig.store.order)
     # Two for each time that it hangs: its own is given up, the page has a new one.
     assert server.connections <= 2 + server.asked.count("/health")

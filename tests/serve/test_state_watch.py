@@ -23,6 +23,7 @@ from tests.fakes.clock import ManualClock
 from tests.fakes.state_source import FakeSource
 from tests.fakes.views import STALE_AFTER, view
 from tests.fakes.watch_client import PATIENCE, Rebuilt, WatchClient, parse_event
+from tests.waiting import eventually
 
 QUICK = WatchLimits(gather_seconds=0.001, heartbeat_seconds=0.01, drain_seconds=PATIENCE)
 
@@ -106,13 +107,6 @@ class Fleet:
         assert client.rebuilt.document(served["uptime_seconds"]) == served["pools"]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Turn the event loop until the condition holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what it waits for sets no event
-            await asyncio.sleep(0)
-
-
 @pytest.fixture
 async def start() -> AsyncIterator[Callable]:
     started: list[Fleet] = []
@@ -149,7 +143,7 @@ async def test_only_what_changed_is_sent(start):
     fleet = await start()
     await fleet.agrees(fleet.client())
     fleet.source.put(view("a:1", {WAITING: 1.0}))
-    await until(lambda: len(fleet.feed.history._messages) == 1)
+    await eventually(lambda: len(fleet.feed.history._messages) == 1)
     document = json.loads(parse_event(fleet.feed.history._messages[0].payload.decode()).data)
     assert [[each["address"] for each in pool["changed"]] for pool in document["pools"]] == [["a:1"]]
 
@@ -201,7 +195,7 @@ async def test_a_watcher_that_leaves_is_forgotten_and_the_timers_with_the_last_o
     fleet.source.put(view("a:1", {WAITING: 1.0}))
     await fleet.agrees(client)
     await client.stop()
-    await until(lambda: fleet.feed.watchers == 0)
+    await eventually(lambda: fleet.feed.watchers == 0)
     assert (fleet.feed._due, fleet.feed._expiry) == (None, None)
 
 
@@ -247,7 +241,7 @@ async def test_what_changed_while_nobody_watched_is_told_to_who_comes_back(start
     await fleet.agrees(client)
     seen = client.rebuilt.last_id
     await client.stop()
-    await until(lambda: fleet.feed.watchers == 0)
+    await eventually(lambda: fleet.feed.watchers == 0)
     fleet.source.put(view("a:1", {WAITING: 1.0}))
     fleet.source.drop("b:1")
     (resumed,) = await first_events(fleet, 1, **{"Last-Event-ID": seen})
@@ -350,7 +344,7 @@ async def test_a_reader_that_does_not_read_is_dropped_and_no_other_notices(start
                 fleet.source.put(*big_fleet(depth))
                 await good.wait(lambda rebuilt: rebuilt.version == fleet.feed.version)
     assert fleet.events == [WatcherDropped("slow")]
-    await until(lambda: fleet.feed.watchers == 1)
+    await eventually(lambda: fleet.feed.watchers == 1)
     await fleet.agrees(good)
     assert good.connections == 1
 
@@ -360,7 +354,7 @@ async def test_a_change_over_the_size_limit_lets_the_watchers_go_and_they_are_to
     client = fleet.client()
     await fleet.agrees(client)
     fleet.source.put(*big_fleet(1.0))
-    await until(lambda: fleet.feed.watchers == 0)
+    await eventually(lambda: fleet.feed.watchers == 0)
     assert fleet.events == [WatcherDropped("too_large")]
 
 

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.envoy import process
 from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
 from tests.processes import Process, Processes
+from tests.waiting import found
 
-T = TypeVar("T")
 IGW = [sys.executable, "-m", "agent"]
 WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
 CHAT = "/v1/chat/completions"
@@ -28,18 +28,6 @@ WITHIN = 20.0  # seconds; bounds a failure, nothing waits for so long
 def chat(words: str = "hello", **more: Any) -> dict[str, Any]:
     """A request that an emulated server answers at once."""
     return {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": words}], **more}
-
-
-async def found(ask: Callable[[], Awaitable[T]], fits: Callable[[T], object]) -> T:
-    """The first answer that fits; the test fails with the last one when none comes."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + WITHIN
-    while not fits(answer := await ask()):
-        assert loop.time() < deadline, answer
-        again: asyncio.Future[None] = loop.create_future()
-        loop.call_later(0.02, again.set_result, None)
-        await again
-    return answer
 
 
 class Counts:

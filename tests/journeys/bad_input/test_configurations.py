@@ -9,8 +9,9 @@ import pytest
 
 from agent.__main__ import main
 from agent.envoy.render import Way
-from tests.journeys.bad_input.fleet import IGW, Fleet, a_fleet, chat, document, found
+from tests.journeys.bad_input.fleet import IGW, Fleet, a_fleet, chat, document
 from tests.processes import Processes
+from tests.waiting import found
 
 GOOD = document({"pool": ["127.0.0.1:8001", "127.0.0.1:8002"]})
 # What is written instead of what, the line it stands on, and what comes back.

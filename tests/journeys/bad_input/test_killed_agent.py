@@ -6,8 +6,9 @@ import re
 from functools import partial
 from pathlib import Path
 
-from tests.journeys.bad_input.fleet import IGW, WAYS, a_fleet, found
+from tests.journeys.bad_input.fleet import IGW, WAYS, a_fleet
 from tests.processes import Processes
+from tests.waiting import found
 
 
 async def test_requests_are_answered_503_while_the_agent_is_dead_and_served_when_it_is_back(

@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from agent.envoy.render import Way
-from tests.journeys.bad_input.fleet import CHAT, WAYS, Counts, Fleet, a_fleet, chat, found
+from tests.journeys.bad_input.fleet import CHAT, WAYS, Counts, Fleet, a_fleet, chat
+from tests.waiting import found
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 both = pytest.mark.parametrize("way", WAYS, ids=[way.value for way in WAYS])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 
-from tests.journeys.bad_input.fleet import WAYS, Fleet, a_fleet, found
+from tests.journeys.bad_input.fleet import WAYS, Fleet, a_fleet
 from tests.scrape.model_server import (
     PAGE,
     Behaviour,
@@ -27,6 +27,7 @@ from tests.scrape.model_server import (
     raw,
     reset,
 )
+from tests.waiting import found
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
