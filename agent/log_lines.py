@@ -101,9 +101,7 @@ class LogLines:
     def scrape_failed(self, event: ScrapeFailed) -> None:
         due = self._repeats.failed((event.pool, event.endpoint), event.at)
         if due:
-            failures, attempts, passed = due
-            of = f" ({failures} of {attempts} scrapes failed in {passed:.0f} s)" if attempts > 1 else ""
-            text = f"scrape of {event.endpoint} failed: {event.reason}: {_short(event.detail)}{of}"
+            text = f"scrape of {event.endpoint} failed: {event.reason}: {_short(event.detail)}{_of_scrapes(due)}"
             self._write(logging.WARNING, event.pool, text, endpoint=event.endpoint, reason=event.reason)
 
     def devices_read(self, event: DevicesRead) -> None:
@@ -119,10 +117,8 @@ class LogLines:
     def devices_failed(self, event: DevicesFailed) -> None:
         due = self._repeats.failed((event.source, event.exporter), event.at)
         if due:
-            failures, attempts, passed = due
-            of = f" ({failures} of {attempts} scrapes failed in {passed:.0f} s)" if attempts > 1 else ""
             what = f"scrape of {event.source} exporter {event.exporter} failed"
-            text = f"{what}: {event.reason}: {_short(event.detail)}{of}"
+            text = f"{what}: {event.reason}: {_short(event.detail)}{_of_scrapes(due)}"
             self._write(logging.WARNING, "", text, exporter=event.exporter, reason=event.reason)
 
     def device_health_changed(self, event: DeviceHealthChanged) -> None:
@@ -180,6 +176,11 @@ class LogLines:
 def _times(due: tuple[int, int, float]) -> str:
     failures, _, passed = due
     return f" ({failures} times in {passed:.0f} s)" if failures > 1 else ""
+
+
+def _of_scrapes(due: tuple[int, int, float]) -> str:
+    failures, attempts, passed = due
+    return f" ({failures} of {attempts} scrapes failed in {passed:.0f} s)" if attempts > 1 else ""
 
 
 def _short(text: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent.config.document import Node, Scalar, Table, is_null, kind_of
-from agent.config.values import Wrong, quote
+from agent.config.values import AsWritten, Wrong, quote, shown, text_of
 
 LabelPairs = tuple[tuple[str, str], ...]
 
@@ -60,38 +60,28 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class PodName:
+class PodName(AsWritten):
     """`NAMESPACE/POD`: the name of a pod alone does not tell it from another namespace's."""
 
     name: str = "NAMESPACE/POD"
 
     def read(self, node: Node) -> str:
         """The name with its namespace."""
-        text = node.text if isinstance(node, Scalar) else ""
+        text = text_of(node)
         if not _POD.fullmatch(text):
-            shown = quote(text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
-            raise Wrong(f"{shown} is no pod; write NAMESPACE/POD, such as default/vllm-0")
+            raise Wrong(f"{shown(node)} is no pod; write NAMESPACE/POD, such as default/vllm-0")
         return text
-
-    def show(self, value: Any) -> str:
-        """The name with its namespace."""
-        return str(value)
 
 
 @dataclass(frozen=True, slots=True)
-class NodeName:
+class NodeName(AsWritten):
     """The name or the address of a machine."""
 
     name: str = "node"
 
     def read(self, node: Node) -> str:
         """The name."""
-        text = node.text if isinstance(node, Scalar) and not is_null(node) else ""
+        text = text_of(node)
         if not _NODE.fullmatch(text):
-            shown = quote(text) if text else kind_of(node)
-            raise Wrong(f"{shown} is no node; write the name or the address of a machine")
+            raise Wrong(f"{shown(node)} is no node; write the name or the address of a machine")
         return text
-
-    def show(self, value: Any) -> str:
-        """The name."""
-        return str(value)

@@ -46,6 +46,26 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
+def text_of(node: Node) -> str:
+    """What stands there in the file; empty where that is nothing, or no single value."""
+    return node.text if isinstance(node, Scalar) and not is_null(node) else ""
+
+
+def shown(node: Node) -> str:
+    """What stands there, for a message: the text in quotes, or the kind of what is no text."""
+    return quote(node.text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
+
+
+class AsWritten:
+    """A kind whose value is the text of the file itself."""
+
+    __slots__ = ()
+
+    def show(self, value: Any) -> str:
+        """The text."""
+        return str(value)
+
+
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+", re.ASCII)
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -112,8 +132,7 @@ class Size:
         """Bytes."""
         found = _SIZE.fullmatch(node.text) if isinstance(node, Scalar) and len(node.text) <= 32 else None
         if found is None or not isinstance(node, Scalar):
-            shown = quote(node.text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
-            raise Wrong(f"{shown} is not a size; write a number with its unit, such as 512KiB or 16MiB")
+            raise Wrong(f"{shown(node)} is not a size; write a number with its unit, such as 512KiB or 16MiB")
         size = int(float(found[1]) * _BYTES[found[2] or ""])
         if size < self.low:
             raise Wrong(f"{node.text} is too small; write {show_size(self.low)} or more")
@@ -139,8 +158,7 @@ class Number:
         """The number."""
         value = as_number(node)
         if value is None:
-            shown = quote(node.text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
-            raise Wrong(f"{shown} is not a number; write {self._range()}")
+            raise Wrong(f"{shown(node)} is not a number; write {self._range()}")
         if not self.low <= value <= self.high or (self.whole and value != int(value)):
             raise Wrong(f"{value:.12g} is out of range; write {self._range()}")
         return int(value) if self.whole else value
@@ -163,8 +181,7 @@ class Switch:
         """The truth value."""
         value = as_bool(node)
         if value is None:
-            shown = quote(node.text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
-            raise Wrong(f"{shown} is neither true nor false; write true or false")
+            raise Wrong(f"{shown(node)} is neither true nor false; write true or false")
         return value
 
     def show(self, value: Any) -> str:
@@ -176,7 +193,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class Name(AsWritten):
     """A name as Kubernetes has them, capitals and `_` allowed; where `choices` are given, one of those."""
 
     choices: tuple[str, ...] = ()
@@ -195,28 +212,19 @@ class Name:
             )
         return node.text
 
-    def show(self, value: Any) -> str:
-        """The name."""
-        return str(value)
-
 
 @dataclass(frozen=True, slots=True)
-class UrlPath:
+class UrlPath(AsWritten):
     """The path of a page, such as `/metrics`."""
 
     name: str = "path"
 
     def read(self, node: Node) -> str:
         """The path."""
-        text = node.text if isinstance(node, Scalar) else ""
+        text = text_of(node)
         if not text.startswith("/") or len(text) > 256 or not text.isascii() or not text.isprintable() or " " in text:
-            shown = quote(text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
-            raise Wrong(f"{shown} is not a path; write it from the first slash, such as /metrics")
+            raise Wrong(f"{shown(node)} is not a path; write it from the first slash, such as /metrics")
         return text
-
-    def show(self, value: Any) -> str:
-        """The path."""
-        return str(value)
 
 
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
@@ -260,7 +268,7 @@ def join_address(host: str, port: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class Address(AsWritten):
     """`HOST:PORT`; `any_port` allows port 0, which lets the system choose one."""
 
     any_port: bool = False
@@ -274,7 +282,3 @@ class Address:
         if port == 0 and not self.any_port:
             raise Wrong(f"port 0 of {quote(node.text)} leads nowhere; write a port from 1 to 65535")
         return join_address(host, port)
-
-    def show(self, value: Any) -> str:
-        """The address."""
-        return str(value)

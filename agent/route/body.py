@@ -134,10 +134,7 @@ def _embedding(document: Mapping[str, Json], out: list[bytes]) -> None:
 
 def _response(document: Mapping[str, Json], out: list[bytes]) -> None:
     _field(document.get("tools"), out)
-    instructions = document.get("instructions")
-    if instructions:
-        out.append(_TURN + b"system")
-        _content(instructions, out)
+    _system(document.get("instructions"), out)
     for earlier in ("previous_response_id", "conversation"):
         _field(document.get(earlier), out)
     items = document.get("input")
@@ -148,12 +145,15 @@ def _response(document: Mapping[str, Json], out: list[bytes]) -> None:
         _content(items, out)
 
 
+def _system(content: Json, out: list[bytes]) -> None:
+    if content:
+        out.append(_TURN + b"system")
+        _content(content, out)
+
+
 def _anthropic(document: Mapping[str, Json], out: list[bytes]) -> None:
     _field(document.get("tools"), out)
-    system = document.get("system")
-    if system:
-        out.append(_TURN + b"system")
-        _content(system, out)
+    _system(document.get("system"), out)
     _turns(document.get("messages"), out)
 
 

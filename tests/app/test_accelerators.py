@@ -47,89 +47,88 @@ def entry(server: Any, pod: str) -> str:
     return f"{{address: '{server.address}', pod: {pod}}}"
 
 
-async def test_one_exporter_is_scraped_once_for_all_endpoints_and_every_exit_says_what_it_said(tmp_path: Path) -> None:
-    page = (PAGES / "dcgm" / "pods.prom").read_bytes()
-    async with exporter(page) as source, servers(2) as (one, two):
+PAGE = (PAGES / "dcgm" / "pods.prom").read_bytes()
+
+
+@asynccontextmanager
+async def two_pods(tmp_path: Path, times: str) -> AsyncIterator[tuple[Live, ModelServer, Any, Any]]:
+    """A running agent, an exporter of their cards that is read at these times, and the servers in the two pods."""
+    async with exporter(PAGE) as source, servers(2) as (one, two):
         path = tmp_path / "igw.yaml"
-        wanted = f"{{source: dcgm, address: '{source.address}', interval: 50ms, timeout: 50ms, staleAfter: 10s}}"
+        wanted = f"{{source: dcgm, address: '{source.address}', {times}}}"
         path.write_text(document([entry(one, "llm/chat-0"), entry(two, "llm/chat-1")], wanted))
         async with running(path, healthy=2) as live:
-            await eventually(lambda: len(live.recorder.of(DevicesRead)) > 3)
-            assert source.connections == 1
-            assert source.most_at_once == 1
-            assert set(source.asked) == {"/metrics"}
+            yield live, source, one, two
 
-            state = await get(live, "/v1/state")
-            check(state, "State")
-            told = {each["address"]: each["accelerators"] for each in state["pools"][0]["endpoints"]}
-            (mine,) = told[one.address]
-            busy = mine["signals"]["accelerator_utilization_ratio"]
-            assert (busy["value"], busy["unit"], busy["fresh"]) == (0.96875, "ratio", True)
-            assert 0 <= busy["age_seconds"] < 10
-            assert mine["signals"]["accelerator_power_watts"]["value"] == 589.75
-            assert [device["number"] for device in mine["devices"]] == ["0", "1"]
-            assert (mine["source"], mine["exporter"]) == ("dcgm", source.address)
-            (theirs,) = told[two.address]
-            assert theirs["signals"]["accelerator_power_watts"]["reason"] == "no_accelerator"
 
-            seen = await get(live, "/v1/accelerators")
-            check(seen, "Exporters")
-            (said,) = seen["exporters"]
-            assert (said["fresh"], len(said["joined"][one.address]), len(said["unmatched"])) == (True, 2, 1)
+async def test_one_exporter_is_scraped_once_for_all_endpoints_and_every_exit_says_what_it_said(tmp_path: Path) -> None:
+    async with two_pods(tmp_path, "interval: 50ms, timeout: 5s, staleAfter: 10s") as (live, source, one, two):
+        await eventually(lambda: len(live.recorder.of(DevicesRead)) > 3)
+        assert source.connections == 1
+        assert source.most_at_once == 1
+        assert set(source.asked) == {"/metrics"}
 
-            metrics = await get(live, "/metrics")
-            labels = f'{{endpoint="{one.address}",pool="default",source="dcgm"}}'
-            assert f"igw_endpoint_accelerator_utilization_ratio{labels} 0.96875" in metrics
-            assert f'igw_endpoint_accelerator_power_watts{{endpoint="{two.address}"' not in metrics
-            assert (
-                'igw_withheld_gauges{gauge="igw_endpoint_accelerator_power_watts",reason="no_accelerator"} 1.0'
-                in metrics
-            )
-            assert (
-                f'igw_accelerator_devices{{exporter="{source.address}",joined="unmatched",source="dcgm"}} 1.0'
-                in metrics
-            )
-            check(await get(live, "/v1/gauges"), "Gauges")
+        state = await get(live, "/v1/state")
+        check(state, "State")
+        told = {each["address"]: each["accelerators"] for each in state["pools"][0]["endpoints"]}
+        (mine,) = told[one.address]
+        busy = mine["signals"]["accelerator_utilization_ratio"]
+        assert (busy["value"], busy["unit"], busy["fresh"]) == (0.96875, "ratio", True)
+        assert 0 <= busy["age_seconds"] < 10
+        assert mine["signals"]["accelerator_power_watts"]["value"] == 589.75
+        assert [device["number"] for device in mine["devices"]] == ["0", "1"]
+        assert (mine["source"], mine["exporter"]) == ("dcgm", source.address)
+        (theirs,) = told[two.address]
+        assert theirs["signals"]["accelerator_power_watts"]["reason"] == "no_accelerator"
+
+        seen = await get(live, "/v1/accelerators")
+        check(seen, "Exporters")
+        (said,) = seen["exporters"]
+        assert (said["fresh"], len(said["joined"][one.address]), len(said["unmatched"])) == (True, 2, 1)
+
+        metrics = await get(live, "/metrics")
+        labels = f'{{endpoint="{one.address}",pool="default",source="dcgm"}}'
+        assert f"igw_endpoint_accelerator_utilization_ratio{labels} 0.96875" in metrics
+        assert f'igw_endpoint_accelerator_power_watts{{endpoint="{two.address}"' not in metrics
+        assert (
+            'igw_withheld_gauges{gauge="igw_endpoint_accelerator_power_watts",reason="no_accelerator"} 1.0' in metrics
+        )
+        assert f'igw_accelerator_devices{{exporter="{source.address}",joined="unmatched",source="dcgm"}} 1.0' in metrics
+        check(await get(live, "/v1/gauges"), "Gauges")
 
 
 async def test_a_card_that_falls_off_the_bus_takes_its_endpoint_out_and_a_silent_exporter_does_not(
     tmp_path: Path,
 ) -> None:
-    page = (PAGES / "dcgm" / "pods.prom").read_bytes()
-    async with exporter(page) as source, servers(2) as (one, two):
-        path = tmp_path / "igw.yaml"
-        wanted = f"{{source: dcgm, address: '{source.address}', interval: 50ms, timeout: 50ms, staleAfter: 200ms}}"
-        path.write_text(document([entry(one, "llm/chat-0"), entry(two, "llm/chat-1")], wanted))
-        async with running(path, healthy=2) as live:
-            await eventually(lambda: bool(live.recorder.of(DevicesRead)))
-            source.page = page.replace(b'err_code="0",err_msg="No Error"', b'err_code="79",err_msg="x"', 1).replace(
-                b'err_msg="x"} 0', b'err_msg="x"} 79'
-            )
-            assert source.page != page
-            await eventually(lambda: live.healthy() == [two.address])
-            (view,) = (view for view in live.pool.store.snapshot(0.0).endpoints if view.address == one.address)
-            assert (view.health, view.reason) == ("down", "accelerator_xid")
-            assert 'reason="accelerator_xid"' in await get(live, "/metrics")
-            _, picked = await live.converse()
-            assert picked == two.address
-            source.page = page
-            await eventually(lambda: len(live.healthy()) == 2)
-            await source.stop()
-            fresh = f'igw_accelerator_exporter_fresh{{exporter="{source.address}",source="dcgm"}}'
-            await found(lambda: get(live, "/metrics"), lambda page: f"{fresh} 0.0" in page)
-            assert len(live.healthy()) == 2
-            state = await get(live, "/v1/state")
-            check(state, "State")
-            told = {each["address"]: each["accelerators"][0] for each in state["pools"][0]["endpoints"]}
-            busy = told[one.address]["signals"]["accelerator_utilization_ratio"]
-            assert (busy["value"], busy["fresh"], busy["reason"]) == (None, False, "stale")
+    async with two_pods(tmp_path, "interval: 50ms, timeout: 50ms, staleAfter: 200ms") as (live, source, one, two):
+        await eventually(lambda: bool(live.recorder.of(DevicesRead)))
+        source.page = PAGE.replace(b'err_code="0",err_msg="No Error"', b'err_code="79",err_msg="x"', 1).replace(
+            b'err_msg="x"} 0', b'err_msg="x"} 79'
+        )
+        assert source.page != PAGE
+        await eventually(lambda: live.healthy() == [two.address])
+        (view,) = (view for view in live.pool.store.snapshot(0.0).endpoints if view.address == one.address)
+        assert (view.health, view.reason) == ("down", "accelerator_xid")
+        assert 'reason="accelerator_xid"' in await get(live, "/metrics")
+        _, picked = await live.converse()
+        assert picked == two.address
+        source.page = PAGE
+        await eventually(lambda: len(live.healthy()) == 2)
+        await source.stop()
+        fresh = f'igw_accelerator_exporter_fresh{{exporter="{source.address}",source="dcgm"}}'
+        await found(lambda: get(live, "/metrics"), lambda page: f"{fresh} 0.0" in page)
+        assert len(live.healthy()) == 2
+        state = await get(live, "/v1/state")
+        check(state, "State")
+        told = {each["address"]: each["accelerators"][0] for each in state["pools"][0]["endpoints"]}
+        busy = told[one.address]["signals"]["accelerator_utilization_ratio"]
+        assert (busy["value"], busy["fresh"], busy["reason"]) == (None, False, "stale")
 
 
 async def test_an_address_with_the_node_in_it_is_an_exporter_for_each_node_and_a_reload_changes_it(
     tmp_path: Path,
 ) -> None:
-    page = (PAGES / "dcgm" / "pods.prom").read_bytes()
-    async with exporter(page) as source, servers(2) as (one, two):
+    async with exporter(PAGE) as source, servers(2) as (one, two):
         path = tmp_path / "igw.yaml"
         port = source.address.rpartition(":")[2]
         here = f"{{address: '{one.address}', pod: llm/chat-0}}"

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from agent.envoy.render import Way
-from tests.envoy.rig import a_rig, chat
+from tests.envoy.rig import Rig, a_rig, chat
 from tests.waiting import eventually
 
 STREAMED = {"request_body_mode": "STREAMED"}
@@ -37,29 +37,28 @@ async def test_a_streamed_body_is_picked_for_at_its_headers(tmp_path: Path, size
         await eventually(lambda: rig.pool.in_flight == 0)
 
 
+async def arrives_whole(rig: Rig, size: int, read: bool) -> None:
+    """A body of this size reaches the server that was picked as it was, and the picker has `read` it or not."""
+    rig.pool.choose = lambda _, __: rig.servers[1].address
+    body = orjson.dumps(chat("x" * size))
+    async with rig.client.post(rig.url(Way.BUFFERED), data=io.BytesIO(body)) as answer:
+        assert answer.status == 200, await answer.text()
+    assert rig.servers[1].seen[0][1] == body
+    assert [bool(prompt.text) for _, prompt, _ in rig.pool.asked] == [read]
+    assert rig.events == []
+
+
 @pytest.mark.parametrize(("size", "read"), [(100, True), (300_000, True), (3_000_000, False)])
 async def test_a_streamed_body_that_does_not_wait_is_read_up_to_a_limit(tmp_path: Path, size: int, read: bool) -> None:
     async with a_rig(tmp_path, processing_mode=STREAMED, filter_options=WITHOUT_WAITING) as rig:
-        rig.pool.choose = lambda _, __: rig.servers[1].address
-        body = orjson.dumps(chat("x" * size))
-        async with rig.client.post(rig.url(Way.BUFFERED), data=io.BytesIO(body)) as answer:
-            assert answer.status == 200, await answer.text()
-        assert rig.servers[1].seen[0][1] == body
-        assert [bool(prompt.text) for _, prompt, _ in rig.pool.asked] == [read]
-        assert rig.events == []
+        await arrives_whole(rig, size, read)
 
 
 @pytest.mark.parametrize(("size", "read"), [(100, True), (3_000_000, False)])
 async def test_of_a_body_that_is_partly_buffered_the_whole_arrives(tmp_path: Path, size: int, read: bool) -> None:
     partly = {"request_body_mode": "BUFFERED_PARTIAL"}
     async with a_rig(tmp_path, processing_mode=partly, envoy_buffer=1 << 20) as rig:
-        rig.pool.choose = lambda _, __: rig.servers[1].address
-        body = orjson.dumps(chat("x" * size))
-        async with rig.client.post(rig.url(Way.BUFFERED), data=io.BytesIO(body)) as answer:
-            assert answer.status == 200, await answer.text()
-        assert rig.servers[1].seen[0][1] == body
-        assert [bool(prompt.text) for _, prompt, _ in rig.pool.asked] == [read]
-        assert rig.events == []
+        await arrives_whole(rig, size, read)
 
 
 async def test_an_answer_that_is_streamed_through_us_comes_out_as_it_was(tmp_path: Path) -> None:
