@@ -62,7 +62,11 @@ class ModelServer:
         self.writers.add(writer)
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
+                first = await reader.readexactly(1)
+                if first == b"\x16":  # a hello by TLS, to a server that speaks none: this is what nginx says
+                    writer.write(answer(b"", "400 Bad Request", "Connection: close\r\n"))
+                    break
+                head = first + await reader.readuntil(b"\r\n\r\n")
                 self.head = head.decode("latin-1")
                 path = head.split(b" ")[1].decode()
                 self.asked.append(path)
@@ -84,6 +88,7 @@ class Target(ModelServer):
     """A model server that turns bad and good again."""
 
     _held: socket.socket | None = None
+    tls: ssl.SSLContext | None = None
 
     async def turn(self, behave: Behaviour | None) -> None:
         """From now on it behaves so; None: it listens no more, and nobody else gets its port meanwhile."""
@@ -95,7 +100,7 @@ class Target(ModelServer):
             self._held.bind(("127.0.0.1", self.port))
         elif self._server is None:
             self._let_go()
-            await self.start(self.port)
+            await self.start(self.port, tls=self.tls)
 
     async def stop(self) -> None:
         """Listen no more, and leave the port to others."""

@@ -7,8 +7,12 @@ agent has done what was due, never an amount of time.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +20,16 @@ import aiohttp
 import grpc.aio
 import orjson
 
-from agent.events import Event, HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed
+from agent.events import DevicesFailed, DevicesRead, Event, HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed
 from agent.signals import MODELS
 from tests.app.live import Live, end
 from tests.fakes.clock import ManualClock
 from tests.journeys.bad_input.fleet import Counts
 from tests.scrape.model_server import PAGE as RECORDED
 from tests.scrape.model_server import Target
+from tests.spec.scene import PLAIN, STALE_AFTER, WITH_DEVICES, Around, Scene
 from tests.waiting import eventually
 
-STALE_AFTER = 8.0
 TURN = 1.1  # longer than the time-out, the interval and the longest back-off: whatever is due comes within one
 FLOW = 0.02
 PICKS = 12
@@ -33,9 +37,9 @@ _FILE = """
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 admin: {{address: '127.0.0.1:0'}}
-scrape: {{interval: 50ms, timeout: 100ms, modelsInterval: 1s}}
-state: {{staleAfter: {stale_after}s}}
-pools: [{{extProcAddress: '127.0.0.1:0', endpoints: {endpoints}}}]
+scrape: {{interval: 50ms, timeout: {timeout}, modelsInterval: 1s}}
+state: {{staleAfter: {stale_after:g}s}}
+pools: [{pool}]
 """
 START = 1_000.0
 # A recorded page, but for the queue: one that stands still for long is a story of its own.
@@ -60,13 +64,38 @@ class Seen(NamedTuple):
         return [row for row in self.gauges if row["name"] == name and set(labels) <= set(row["labels"].values())]
 
 
+@contextmanager
+def no_way_to(port: int) -> Iterator[None]:
+    """The kernel says that no way leads to this port."""
+    loop: Any = asyncio.get_running_loop()
+    usual = loop.sock_connect
+
+    async def connect(sock: socket.socket, address: Any) -> None:
+        if address[1] == port:
+            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+        await usual(sock, address)
+
+    loop.sock_connect = connect
+    try:
+        yield
+    finally:
+        loop.sock_connect = usual
+
+
 class Story:
     """An agent over some endpoints; `bad` is the one that things happen to, `good` those that they must not harm."""
 
     def __init__(
-        self, live: Live, clock: ManualClock, servers: Sequence[Target], session: aiohttp.ClientSession
+        self,
+        live: Live,
+        clock: ManualClock,
+        servers: Sequence[Target],
+        session: aiohttp.ClientSession,
+        around: Around,
     ) -> None:
         self.live = live
+        self.around = around
+        self.ending = ExitStack()  # what has to be undone
         self.clock = clock
         self.servers = list(servers)
         self.bad, *self.good = servers
@@ -138,6 +167,9 @@ class Story:
     def failed(self) -> list[ScrapeFailed]:
         return [event for event in self.of(ScrapeFailed) if event.endpoint == self.bad.address]
 
+    def silent(self) -> list[DevicesFailed]:
+        return self.of(DevicesFailed)
+
     def unwell_words(self) -> list[HealthPathFailed]:
         return [event for event in self.of(HealthPathFailed) if event.endpoint == self.bad.address]
 
@@ -189,28 +221,36 @@ class Story:
 
 
 @asynccontextmanager
-async def a_story(folder: Path, endpoints: int = 2) -> AsyncIterator[Story]:
+async def a_story(folder: Path, endpoints: int = 2, scene: Scene = PLAIN) -> AsyncIterator[Story]:
     """An agent with so many endpoints, all of them read once and well."""
     clock = ManualClock(START)
+    around = Around(folder, Target())
     servers = [Target() for _ in range(endpoints)]
+    scene.set(around, servers)
     for server in servers:
         server.page = PAGE
-        await server.start()
+    for server in (*servers, around.exporter):
+        await server.start(tls=server.tls)
     file = folder / "igw.yaml"
-    listed = orjson.dumps([server.address for server in servers]).decode()
-    file.write_text(_FILE.format(stale_after=int(STALE_AFTER), endpoints=listed), encoding="utf-8")
+    pool: dict[str, Any] = {"extProcAddress": "127.0.0.1:0"}
+    pool["endpoints"] = [{"address": server.address} | scene.endpoint(at) for at, server in enumerate(servers)]
+    told = orjson.dumps(pool | scene.pool(around)).decode()
+    file.write_text(_FILE.format(stale_after=STALE_AFTER, timeout=scene.timeout, pool=told), encoding="utf-8")
     live = Live(file, clock)
     ports = await live.agent.start()
     live.admin, live.picker = ports.admin, ports.pickers[POOL]
     try:
         async with grpc.aio.insecure_channel(live.picker) as channel, aiohttp.ClientSession() as session:
             live.channel = channel
-            story = Story(live, clock, servers, session)
-            await story.turn()
-            assert len(live.healthy()) == endpoints
-            await story.models()
-            yield story
+            story = Story(live, clock, servers, session, around)
+            with story.ending:
+                await story.turn()
+                assert len(live.healthy()) == endpoints
+                await story.models()
+                if scene is WITH_DEVICES:
+                    await story.flow(lambda: live.recorder.of(DevicesRead))
+                yield story
     finally:
         await live.agent.stop(grace=0)
-        for server in servers:
+        for server in (*servers, around.exporter):
             await server.stop()

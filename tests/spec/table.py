@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import re
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 from agent.scrape.page import MAX_SERIES
 from agent.signals import (
@@ -34,6 +33,8 @@ from tests.scrape.model_server import (
     raw,
     reset,
 )
+from tests.spec.around import EXPORTERS, REACHING
+from tests.spec.row import AT_FIRST_WORD, AT_ONCE, AT_STALE, AT_THIRD, AT_THIRD_QUESTION, AT_THIRD_WORD, Row
 from tests.spec.story import PAGE, Seen, Story
 from tests.spec.words import (
     ALL_REFUSED,
@@ -44,7 +45,6 @@ from tests.spec.words import (
     NO_POOL,
     PICKED,
     TOLD,
-    Counted,
     Expected,
     absent,
     counted,
@@ -61,31 +61,6 @@ from tests.spec.words import (
     withheld,
     without,
 )
-
-AT_ONCE = "at the first scrape"
-AT_THIRD = "at the third scrape in a row"
-AT_THIRD_QUESTION = "at the third question in a row, for its page or its health"
-AT_FIRST_WORD = "at the first answer of the health path"
-AT_THIRD_WORD = "at the third question for its health in a row"
-AT_STALE = "at the first scrape; what it lacks is stale after `state.staleAfter`"
-
-
-class Row(NamedTuple):
-    """A fault: what the server does, from when on the exits say so, what each says, and what is counted.
-
-    `do` makes it happen, and gives what was seen before it had its whole effect.
-    """
-
-    fault: str
-    what: str
-    do: Callable[[Story], Awaitable[Seen]]
-    since: str
-    picker: Expected
-    state: Expected
-    gauges: Expected
-    metrics: Expected
-    counts: tuple[Counted, ...]
-    endpoints: int = 2
 
 
 def _at(place: str, behave: Behaviour) -> Behaviour:
@@ -379,6 +354,8 @@ TABLE: tuple[Row, ...] = (
           raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n")),
     _down("chunks wrong", "The size of a chunk is no number.", "bad_http", raw(_CHUNKED + b"zz\r\nhello\r\n")),
     _down("chunk too long", "A chunk is longer than it says.", "bad_http", raw(_CHUNKED + b"3\r\nhello\r\n")),
+    # -- a way that is none ------------------------------------------------------------------------------------------
+    *REACHING,
     # -- a page that is none -----------------------------------------------------------------------------------------
     _down("empty page", "The page has no bytes.", "empty", raw(answer(b""))),
     _down("blank page", "The page is a line end.", "not_metrics", raw(answer(b"\n"))),
@@ -467,6 +444,8 @@ TABLE: tuple[Row, ...] = (
         absent("down", 0.5),
         (failed("refused"), DOWN, unwell("loading"), counted("igw_server_restarts_total", reason="new_start_time")),
     ),
+    # -- the exporter of the accelerators ----------------------------------------------------------------------------
+    *EXPORTERS,
     # -- many at a time ----------------------------------------------------------------------------------------------
     _down("half of the fleet silent", "Two of four endpoints hang.", "timeout", hang,
           more="health_timeout", endpoints=4)._replace(

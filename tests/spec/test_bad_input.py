@@ -21,9 +21,9 @@ from agent.events import Event
 from agent.scrape.reasons import REASONS
 from agent.state.health import HEALTH_REASONS
 from tests.processes import ROOT
-from tests.scrape.model_server import good
-from tests.spec.story import PAGE, PICKS, TURN, Seen, a_story
-from tests.spec.table import AT_THIRD, AT_THIRD_QUESTION, TABLE, Row
+from tests.spec.row import AT_THIRD, AT_THIRD_QUESTION, Row
+from tests.spec.story import PICKS, TURN, Seen, a_story
+from tests.spec.table import TABLE
 from tests.spec.words import TOLD, Told, grown, spelt, values
 
 AT_A_TIME = 8
@@ -40,13 +40,12 @@ class Case(NamedTuple):
 
 async def told_of(row: Row, folder: Path) -> Case:
     """Live through the row."""
-    async with a_story(folder, row.endpoints) as story:
+    async with a_story(folder, row.endpoints, row.scene) as story:
         before = await story.look()
         early = await row.do(story)
         seen = await story.look()
         told = Told(story.bad.address, [server.address for server in story.good], before, early, seen)
-        story.bad.page = PAGE
-        await story.bad.turn(good)
+        await row.mend(story)
         await story.turn()
         await story.until("healthy")
         await story.models()
@@ -159,9 +158,7 @@ def test_the_document_shows_this_table() -> None:
 
 def test_every_reason_that_a_page_can_bring_about_has_a_row() -> None:
     counted = {dict(labels).get("reason") for row in TABLE for _, labels in row.counts}
-    # Others are told elsewhere: a way that is not there in `tests/app/test_names.py`, labels and histograms in
-    # `tests/engines`.
-    reaching = {reason for reason in REASONS if reason.startswith(("tls", "token"))}  # `tests/scrape/test_reach.py`
-    assert REASONS.keys() - counted == {"unreachable"} | reaching
+    # Our own certificates are told of in `tests/scrape/test_reach.py`, labels and histograms in `tests/engines`.
+    assert REASONS.keys() - counted == {"tls_files", "tls_client"}
     assert HEALTH_REASONS.keys() - counted == {"health_refused", "health_only", "asleep"}
     assert REFUSALS.keys() - counted == {"not_a_number", "unknown_unit", "not_a_histogram"}

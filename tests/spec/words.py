@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from agent.scaling.gauges import BY_SIGNAL
 from agent.signals import GENERATION_TOKENS, KV_USAGE, RUNNING, WAITING
-from tests.spec.story import PICKS, POOL, STALE_AFTER, TURN, Seen
+from tests.spec.scene import STALE_AFTER
+from tests.spec.story import PICKS, POOL, TURN, Seen
 
 # What the page of every endpoint says while nothing is wrong (`tests.spec.story.PAGE`).
 TOLD: Mapping[str, float] = {RUNNING: 4.0, WAITING: 2.0, KV_USAGE: 0.797979797979798, GENERATION_TOKENS: 2580.0}
@@ -263,6 +264,9 @@ COUNTERS = (
     "igw_stream_breaks_total",
     "igw_watchers_dropped_total",
     "igw_requests_abandoned_total",
+    "igw_accelerator_scrapes_total",
+    "igw_accelerator_refused_values_total",
+    "igw_accelerator_health_changes_total",
 )
 
 
