@@ -92,7 +92,7 @@ class Agent:
             config.admin.address,
             clock=clock,
             instruments=self.instruments,
-            limits=WatchLimits(watchers=config.admin.max_watchers),
+            limits=WatchLimits(watchers=config.admin.max_watchers, message_bytes=config.admin.max_state_bytes),
             not_ready=lambda: ["the agent is stopping"] if self._stopping else [],
         )
         self.pools: dict[str, PoolAtWork] = {}

@@ -240,6 +240,9 @@ class Admin:
         Address(any_port=True), "serves /metrics, /v1/..., /healthz and /readyz", "127.0.0.1:9090", live=False
     )
     max_watchers: int = option(Number(0, 10_000, whole=True), "readers of /v1/state/watch at a time", 64, live=False)
+    max_state_bytes: int = option(
+        Size(1024, 1 << 30), "a larger /v1/state, or event of its stream, is refused", 64 << 20, live=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

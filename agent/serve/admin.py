@@ -1,4 +1,6 @@
-"""The admin address: metrics, the shared state endpoint, health and the last picks; GET only, every error is JSON.
+"""The admin address: metrics, the shared state endpoint, health and the last picks; GET and HEAD only, errors are JSON.
+
+HEAD answers as GET does, with the same head and no body; for the stream of changes that is at once.
 
 What is no HTTP at all (a TLS handshake, a line without end) is refused by the HTTP library in a line of plain text, and
 writes nothing to the log, which is not a stranger's to fill.
@@ -106,7 +108,7 @@ class AdminServer:
             **self.state.handlers(),
         }
         self._paths = sorted(routes)
-        app.add_routes([web.get(path, handler, allow_head=False) for path, handler in routes.items()])
+        app.add_routes([web.get(path, handler) for path, handler in routes.items()])
         app.on_shutdown.append(self._let_go)
         runner = web.AppRunner(
             app,
@@ -275,9 +277,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         if refused.status == 404:
             return error(404, f"there is no {request.path[:128]!r} here; GET / lists what there is", "not_found")
         if refused.status == 405:
-            return error(
-                405, f"{request.method[:16]} is not offered here, only GET", "method_not_allowed", headers=headers
-            )
+            message = f"{request.method[:16]} is not offered here, only GET and HEAD"
+            return error(405, message, "method_not_allowed", headers=headers)
         return error(refused.status, refused.reason or "refused", "refused", headers=headers)
     except ConnectionResetError:
         raise

@@ -285,7 +285,8 @@ def document() -> Schema:
             "title": "Inference gateway agent: shared state",
             "version": "1",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "What the agent knows of the model servers, and how old it is. Unknown is null, never zero.",
+            "description": "What the agent knows of the model servers, and how old it is. Unknown is null, never zero. "
+            "HEAD answers as GET does, without the body.",
         },
         "paths": {
             "/v1/state": {

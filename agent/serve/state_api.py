@@ -27,6 +27,7 @@ from agent.state.devices import ExporterView
 
 PIECE_BYTES: Final = 1 << 16  # of a message that are written before the reader has to have taken the ones before
 RETRY_SECONDS: Final = 5
+STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -66,7 +67,7 @@ class StateApi:
         self.feed.set_sources(sources)
 
     def handlers(self) -> dict[str, Handler]:
-        """Path -> handler; each answers GET."""
+        """Path -> handler; each answers GET and HEAD."""
         return {
             "/v1/state": self.state,
             "/v1/state/watch": self.watch,
@@ -83,7 +84,7 @@ class StateApi:
         moment = self.feed.moment()
         snapshots = self.feed.snapshots(moment.now, request.query.get("pool"))
         body = await self._encoded(Told(self.feed.version, snapshots, moment))
-        return too_large(len(body), self.feed.limits.message_bytes) or json_bytes(body)
+        return self._too_large(len(body), "pool" in request.query) or json_bytes(body)
 
     async def gauges(self, request: web.Request) -> web.Response:
         """Every gauge with its value or why it is withheld; `?pool=` and `?name=` choose among them."""
@@ -137,6 +138,8 @@ class StateApi:
             self._hook(WatcherDropped("too_many"))
             message = f"{self.feed.limits.watchers} readers watch already; read /v1/state instead, or come back later"
             return error(503, message, "too_many_watchers", headers={"Retry-After": str(RETRY_SECONDS)})
+        if request.method == "HEAD":
+            return web.Response(content_type="text/event-stream", headers=STREAM_HEADERS)
         awake = self.feed.join()
         try:
             return await self._follow(request, awake, seen)
@@ -156,10 +159,10 @@ class StateApi:
         else:
             position = told.version
             first = event("state", feed.epoch, position, await self._encoded(told))
-            refused = too_large(len(first), feed.limits.message_bytes)
+            refused = self._too_large(len(first))
             if refused is not None:
                 return refused
-        response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        response = web.StreamResponse(headers=STREAM_HEADERS)
         response.content_type = "text/event-stream"
         stream = _Stream(request, response, feed.limits.drain_seconds)
         try:
@@ -207,6 +210,16 @@ class StateApi:
 
         return await asyncio.to_thread(encode)
 
+    def _too_large(self, size: int, one_pool: bool = False) -> web.Response | None:  # noqa: FBT001, FBT002
+        """A refusal, counted, of a document that is over the limit: with what to ask for or to write instead."""
+        limit = self.feed.limits.message_bytes
+        if size <= limit:
+            return None
+        self._hook(WatcherDropped("too_large"))
+        instead = "" if one_pool or len(self.feed.pools()) < 2 else "ask for one pool with /v1/state?pool=, or "
+        message = f"the state is {size} bytes, over the limit of {limit}; {instead}raise admin.maxStateBytes"
+        return error(503, message, "state_too_large")
+
     def _refuse_query(self, request: web.Request, *known: str) -> web.Response | None:
         """A refusal of a query that asks for what there is not, with what there is."""
         for key in request.query:
@@ -219,14 +232,6 @@ class StateApi:
             message = f"there is no pool {pool[:64]!r}; the pools are: {', '.join(self.feed.pools())}"
             return error(404, message, "no_such_pool", "pool")
         return None
-
-
-def too_large(size: int, limit: int) -> web.Response | None:
-    """A refusal when a document is over the limit."""
-    if size <= limit:
-        return None
-    message = f"the state is {size} bytes, over the limit of {limit}; ask for one pool with /v1/state?pool="
-    return error(503, message, "state_too_large")
 
 
 class _Slow(Exception):

@@ -43,7 +43,7 @@ class WatchLimits:
     gather_seconds: float = 0.05
     heartbeat_seconds: float = 5.0
     drain_seconds: float = 5.0
-    message_bytes: int = 32 << 20
+    message_bytes: int = 64 << 20
     history_bytes: int = 16 << 20
     history_messages: int = 1024
 

@@ -220,7 +220,8 @@ OTHER = {
     "prefixIndex.bytesPerToken": "3", "prefixIndex.maxTokens": "999", "prefixIndex.capacityBlocks": "7",
     "prefixIndex.mostBlocks": "7", "prefixIndex.autoSize": "false", "extProc.maxBody": "1MiB",
     "extProc.maxHeld": "16MiB", "extProc.fallbacks": "1", "extProc.drainTimeout": "1s",
-    "admin.address": "127.0.0.1:7", "admin.maxWatchers": "7", "reload.interval": "7s", "log.format": "json",
+    "admin.address": "127.0.0.1:7", "admin.maxWatchers": "7", "admin.maxStateBytes": "1MiB",
+    "reload.interval": "7s", "log.format": "json",
     "log.level": "error",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The admin address: GET only, every error JSON, ready when the fleet was looked at once."""
+"""The admin address: GET and HEAD only, every error JSON, ready when the fleet was looked at once."""
 
 from __future__ import annotations
 
@@ -163,13 +163,35 @@ async def test_others_may_have_reasons_not_to_be_ready_too():
     await server.stop()
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "HEAD"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("path", PATHS)
-async def test_only_get_is_offered(served, method, path):
+async def test_only_get_and_head_are_offered(served, method, path):
     async with served.http.request(method, path) as response:
         assert response.status == 405
-        assert response.headers["Allow"] == "GET"
+        assert response.headers["Allow"] == "GET,HEAD"
         assert response.content_type == "application/json"
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/v1/state?pool=none", "/v1/picks?limit=x", "/nope"])
+async def test_head_answers_as_get_does_without_a_body(served, path):
+    served.server.set_pools([FakeSource("pool", untried("a:1"))])
+    async with served.http.get(path) as got:
+        pass  # the stream has no end
+    request = (
+        f"HEAD {path} HTTP/1.1\r\nHost: agent\r\n\r\nGET /healthz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(request.encode())
+    head, _, rest = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    status, *lines = head.split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert int(status.split()[1]) == got.status
+    assert rest.startswith("HTTP/1.1 200 OK")
+    for name in ("Content-Type", "Cache-Control"):
+        assert headers[name] == got.headers[name]
+    if path in ("/", "/healthz", "/readyz", "/nope"):
+        assert headers["Content-Length"] == got.headers["Content-Length"]
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1/state/", "/%00", "/v1/../metrics/x"])

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.events import Event, WatcherDropped
 from agent.instruments import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.serve import state_json
@@ -254,19 +255,42 @@ async def test_names_that_no_utf_8_can_hold_do_not_stop_the_state(served):
     assert signal["value"] == ["?", "b"]
 
 
-async def test_a_state_over_the_size_limit_is_refused_with_what_to_do():
+@pytest.mark.parametrize(
+    ("pools", "path", "said"),
+    [
+        (1, "/v1/state", "over the limit of 1000; raise admin.maxStateBytes"),
+        (2, "/v1/state", "over the limit of 1000; ask for one pool with /v1/state?pool=, or raise admin.maxStateBytes"),
+        (2, "/v1/state?pool=p1", "over the limit of 1000; raise admin.maxStateBytes"),
+        (2, "/v1/state/watch", "ask for one pool with /v1/state?pool=, or raise admin.maxStateBytes"),
+    ],
+)
+async def test_a_state_over_the_size_limit_is_refused_with_what_to_do_and_counted(pools, path, said):
+    clock = ManualClock()
+    events: list[Event] = []
+    limits = WatchLimits(message_bytes=1000)
+    server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=events.append, limits=limits)
+    server.set_pools([FakeSource(f"p{n}", view("a:1")) for n in range(pools)])
+    port = await server.start()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http, http.get(path) as response:
+        refused = await response.json()
+        assert (response.status, refused["error"]["code"]) == (503, "state_too_large")
+    assert refused["error"]["message"].endswith(said)
+    assert events == [WatcherDropped("too_large")]
+    await server.stop()
+
+
+async def test_one_pool_of_a_fleet_over_the_limit_is_told():
     clock = ManualClock()
     server = AdminServer(
-        "127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits(message_bytes=1000)
+        "127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits(message_bytes=10_000)
     )
-    server.set_pools([FakeSource("pool", view("a:1"))])
+    server.set_pools([FakeSource(f"p{n}", view("a:1"), view("b:1")) for n in range(10)])
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        for path in ("/v1/state", "/v1/state/watch"):
-            async with http.get(path) as response:
-                refused = await response.json()
-                assert response.status == 503
-                assert "over the limit of 1000; ask for one pool" in refused["error"]["message"]
+        async with http.get("/v1/state") as whole:
+            assert whole.status == 503
+        async with http.get("/v1/state?pool=p3") as part:
+            assert [pool["pool"] for pool in (await part.json())["pools"]] == ["p3"]
     await server.stop()
 
 
