@@ -106,9 +106,13 @@ class Reach:
     )
     insecure_skip_verify: bool = option(Switch(), "trust whoever answers by TLS", default=False)
     token_file: str = option(FilePath(), "holds a bearer token, sent with all that is asked", "", shown="none")
-    metrics_port: int = option(Number(0, 65535, whole=True), "where the page is", 0, shown="the address's port")
+    metrics_port: int = option(
+        Number(0, 65535, whole=True), "where the page is", 0, shown="the engine's, or the address's"
+    )
     metrics_path: str = option(UrlPath(), "the page with the metrics", "", shown="`scrape.path`")
-    health_port: int = option(Number(0, 65535, whole=True), "where health is asked", 0, shown="the address's port")
+    health_port: int = option(
+        Number(0, 65535, whole=True), "where health is asked", 0, shown="the engine's, or the address's"
+    )
     health_path: str | None = option(
         HealthPath(), "what is asked for health; `none` asks nothing", None, shown="the engine's"
     )

@@ -64,6 +64,7 @@ def custom(spec: EngineSpec) -> Engine:
             health_path=built_in.health_path,
             models_path=built_in.models_path,
             page_path=built_in.page_path,
+            ports=built_in.ports,
             rank=built_in.rank,
             copies=built_in.copies,
             unlike=built_in.unlike,

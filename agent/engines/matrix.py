@@ -112,8 +112,8 @@ def engine_text(table: Engine) -> Iterator[str]:
     yield f"engine {table.name}"
     first = max(map(len, ROWS)) + len(_GAP)
     for what, text in (
-        ("page", table.page_path),
-        ("health", table.health_path or "none"),
+        ("page", table.page_path + (f", port {table.ports.page}" if table.ports else "")),
+        ("health", (table.health_path or "none") + (f", port {table.ports.health}" if table.ports else "")),
         ("models", table.models_path or "none"),
         ("its names begin with", ", ".join(table.marks)),
         ("labels of its engines", ", ".join(table.rank)),
@@ -179,6 +179,8 @@ def _engine(table: Engine) -> dict[str, Any]:
     return {
         "page_path": table.page_path,
         "health_path": table.health_path,
+        "page_port": table.ports.page if table.ports else None,
+        "health_port": table.ports.health if table.ports else None,
         "models_path": table.models_path,
         "marks": list(table.marks),
         "rank_labels": list(table.rank),

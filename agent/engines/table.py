@@ -86,12 +86,33 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports of a server whose page is not where it serves, as they are unless its start says otherwise: those at
+    which it takes requests, and those of its page and of its health path."""
+
+    serving: tuple[int, ...]
+    page: int
+    health: int
+
+    def page_of(self, given: int) -> int:
+        """Where the page of a server is that is called by this port."""
+        return self.page if given in self.serving else given
+
+    def health_of(self, given: int, page: int) -> int | None:
+        """Where its health path is, if its page is at `page`; None where nobody can know."""
+        if given == self.page or given in self.serving:
+            return self.health
+        return given if given != page else None
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One kind of model server.
 
     `marks` begin every name that only this engine has; `silent` says of each signal without a source why it has none;
     `page_path` is where its page is unless the configuration says otherwise; `health_path` and `models_path` are asked
-    beside the page (None: it has no such path); `hint` is what to check when the page lacks all of the engine's names.
+    beside the page (None: it has no such path); `ports` are there where these are at ports of their own; `hint` is what
+    to check when the page lacks all of the engine's names.
 
     `rank` are the labels that tell the engines of one server apart: their values are combined. `copies` are labels that
     tell processes apart which report one and the same engine, as those of tensor parallelism do: the lowest one counts.
@@ -106,6 +127,7 @@ class Engine:
     health_path: str | None
     models_path: str | None
     page_path: str = DEFAULT_PAGE_PATH
+    ports: Ports | None = None
     rank: tuple[str, ...] = ("engine",)
     copies: tuple[str, ...] = ()
     unlike: Mapping[str, str] = field(default_factory=dict)

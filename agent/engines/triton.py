@@ -2,7 +2,8 @@
 
 Read from the user guide of triton-inference-server/server (`metrics.md`), the README of tensorrtllm_backend with its
 example page, and `custom_metrics_reporter.cc` of NVIDIA/TensorRT-LLM. The page is on a port of its own, 8002 by
-default.
+default, beside 8000 for HTTP and 8001 for gRPC. `/v2/health/ready`, at the port for HTTP, answers 200 when the server
+and every model in it can take requests (its `protocol/README.md`, and `--strict-readiness`).
 
 The TensorRT-LLM backend takes requests off Triton's own queue at once, so `nv_inference_pending_request_count` is 0
 beside its own numbers: a page that has these is refused to the table without them. It tells waiting requests since
@@ -19,8 +20,10 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
-from agent.engines.table import Combine, Engine, Source
+from agent.engines.table import Combine, Engine, Ports, Source
 
+_HEALTH: Final = "/v2/health/ready"
+_PORTS: Final = Ports(serving=(8000, 8001), page=8002, health=8000)
 _REQUESTS: Final = "nv_trt_llm_request_metrics"
 _CACHE: Final = "nv_trt_llm_kv_cache_block_metrics"
 _SILENT_ALIKE: Final = {
@@ -54,8 +57,9 @@ TRITON_TENSORRT_LLM: Final = Engine(
         signals.BLOCKS: (Source(_CACHE, where={"kv_cache_block_type": "max"}),),
     },
     silent=_SILENT_ALIKE,
-    health_path=None,
+    health_path=_HEALTH,
     models_path=None,
+    ports=_PORTS,
     rank=("model", "version"),
     hint="is this the port of Triton's metrics (8002), and is the TensorRT-LLM backend's model loaded?",
 )
@@ -73,8 +77,9 @@ TRITON: Final = Engine(
         signals.BLOCK_SIZE: "Triton knows of no KV cache",
         signals.BLOCKS: "Triton knows of no KV cache",
     },
-    health_path=None,
+    health_path=_HEALTH,
     models_path=None,
+    ports=_PORTS,
     rank=("model", "version"),
     unlike={_REQUESTS: "triton-tensorrt-llm"},
     hint="is this the port of Triton's metrics (8002)?",

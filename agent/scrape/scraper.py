@@ -99,6 +99,7 @@ class Scraper:
         table = self._told(target).engine_table()
         timeout = min(target.timeout, BESIDE_SECONDS)
         health = table.health_path if table and target.health_path is None else target.health_path
+        health_at = target.health_at(table)
         models = table.models_path if table else None
         self._written = target.reach.version
         self._blocked: FetchFailed | None = None
@@ -106,27 +107,35 @@ class Scraper:
             headers = target.reach.headers()
         except FetchFailed as failure:
             self._blocked, headers, health, models = failure, "", None, None
-        host = target.name and join(target.name, target.address)
-        self._page_request = request(host or target.at(target.metrics_port), target.path, _METRICS_TYPE, headers)
-        ask_health = request(host or target.at(target.health_port), health, "*/*", headers) if health else b""
-        ask_models = request(host or target.address, models, "application/json", headers) if models else b""
+        self._page_request = request(self._host(target.page_at()), target.path, _METRICS_TYPE, headers)
+        ask_health = request(self._host(health_at), health, "*/*", headers) if health and health_at else b""
+        ask_models = request(self._host(target.address), models, "application/json", headers) if models else b""
         self._health.set(ask_health, target.health_interval, timeout)
         self._models.set(ask_models, target.models_interval, timeout)
 
+    def _host(self, address: str) -> str:
+        """What to call the server at one of its addresses."""
+        name = self.target.name
+        return f"{name}:{address.rpartition(':')[2]}" if name else address
+
     def _lay(self) -> None:
         """New lines, where the old ones lead elsewhere."""
-        target = self.target
-        page = target.at(target.metrics_port)
         self._line.leave()
-        self._line = self._new_line(page)
-        for question, address in ((self._health, target.at(target.health_port)), (self._models, target.address)):
+        self._line = self._new_line(self.target.page_at())
+        self._lay_beside()
+
+    def _lay_beside(self) -> None:
+        """New lines to what is asked at another port than the page."""
+        target, page = self.target, self.target.page_at()
+        health = target.health_at(self._told(target).engine_table()) or page
+        for question, address in ((self._health, health), (self._models, target.address)):
             if question.own is not None:
                 question.own.leave()
             question.own = None if address == page else self._new_line(address)
 
     def _new_line(self, address: str) -> Line:
         target = self.target
-        on_close = self._closed_idle if address == target.at(target.metrics_port) else _nothing
+        on_close = self._closed_idle if address == target.page_at() else _nothing
         return Line(self._loop, address, on_close, target.reach, target.name)
 
     def _told(self, target: Target) -> Target:
@@ -140,6 +149,7 @@ class Scraper:
         if self._server is not None:
             self._server.recognised(self.target.address, engine)
         self._set_anew(self.target)
+        self._lay_beside()
 
     def _set_anew(self, target: Target) -> None:
         asked = self._health.asks
@@ -315,11 +325,6 @@ class Scraper:
             return
         self._early_at = now
         self._loop.at(min(self.due_at, max(now, self._line.sent_at + SOONEST_SECONDS)), self)
-
-
-def join(name: str, address: str) -> str:
-    """A host's name with the port of an address."""
-    return f"{name}:{address.rpartition(':')[2]}"
 
 
 def _nothing() -> None:

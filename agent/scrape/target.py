@@ -19,7 +19,8 @@ class Target(NamedTuple):
     which the configuration tells; the others are known by their names. The engine `auto` is recognised by its page, and
     what is asked beside the page is asked from then on. `health_path` is the engine's where it is None; where it is
     empty, health is not asked for. `name` is what the pool calls the server's host, empty for an address. Ports of 0
-    are the port at which the server serves. `identity` is who serves there, as far as the pool says.
+    are those that the engine has for it beside the address's, or the address's. `identity` is who serves there, as far
+    as the pool says.
     """
 
     address: str
@@ -39,8 +40,35 @@ class Target(NamedTuple):
     table: Engine | None = None
     identity: Identity = NOBODY_SAID
 
-    def at(self, port: int) -> str:
-        """The server's address with another port (0: its own)."""
+    def page_at(self) -> str:
+        """The address of its page."""
+        return self._at(self._page_port())
+
+    def health_at(self, table: Engine | None) -> str:
+        """The address of its health path, if it is this engine; empty where its health is not to be asked for."""
+        path = self.health_path
+        if path is None and table is not None:
+            path = table.health_path
+        if not path:
+            return ""
+        port = self.health_port
+        if not port and table is not None and table.ports is not None:
+            found = table.ports.health_of(self._port(), self._page_port())
+            if found is None and not self.health_path:
+                return ""
+            port = found or 0
+        return self._at(port)
+
+    def _port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def _page_port(self) -> int:
+        table = self.engine_table()
+        if self.metrics_port or table is None or table.ports is None:
+            return self.metrics_port or self._port()
+        return table.ports.page_of(self._port())
+
+    def _at(self, port: int) -> str:
         return f"{self.address.rpartition(':')[0]}:{port}" if port else self.address
 
     def way(self) -> tuple[object, ...]:

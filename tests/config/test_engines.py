@@ -86,6 +86,13 @@ def test_the_page_is_where_the_engine_has_it_unless_the_file_says_otherwise(said
     assert [target.path for target in asked(config, {"10.0.0.1:1": "trtllm-serve"})] == [path]
 
 
+def test_a_triton_of_the_file_is_asked_at_its_ports() -> None:
+    config = parse(HEAD + "pools:\n- {engine: triton, endpoints: [10.0.0.1:8000]}\n", "x", WORDS)
+    (target,) = asked(config, {"10.0.0.1:8000": "triton"})
+    assert (target.page_at(), target.path) == ("10.0.0.1:8002", "/metrics")
+    assert target.health_at(target.engine_table()) == "10.0.0.1:8000"
+
+
 def test_a_changed_table_of_an_engine_is_read_with_a_new_reader() -> None:
     pools = "pools:\n- {engine: m, endpoints: [10.0.0.1:1]}\n"
     one, other, same = (

@@ -76,6 +76,8 @@ def test_the_json_says_the_same_as_the_tables(capsys: pytest.CaptureFixture[str]
     for table in ALL:
         told = document["engines"][table.name]
         assert told["page_path"] == table.page_path
+        ports = (told["page_port"], told["health_port"])
+        assert ports == ((table.ports.page, table.ports.health) if table.ports else (None, None))
         assert told["marks"] == list(table.marks)
         assert told["signals"].keys() == SIGNALS.keys()
         for signal, row in told["signals"].items():

@@ -1,0 +1,111 @@
+"""Servers whose page or health is at another port than their requests: which port is asked for what."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.clock import SystemClock
+from agent.engines import engine
+from agent.engines.table import Engine, Ports
+from agent.scrape.loop import ScrapeLoop, Target
+from agent.state.store import RoutingStore
+from tests.scrape.model_server import ModelServer, answer, raw
+from tests.waiting import eventually
+
+PAGE = (
+    Path(__file__).resolve().parents[1] / "recordings" / "pages" / "triton" / "written_two_models.prom"
+).read_bytes()
+TRITON = ("triton", "triton-tensorrt-llm")
+
+
+@pytest.mark.parametrize("name", TRITON)
+@pytest.mark.parametrize(
+    ("address", "settings", "page", "health"),
+    [
+        ("10.0.0.1:8000", {}, "10.0.0.1:8002", "10.0.0.1:8000"),
+        ("10.0.0.1:8001", {}, "10.0.0.1:8002", "10.0.0.1:8000"),
+        ("10.0.0.1:8002", {}, "10.0.0.1:8002", "10.0.0.1:8000"),
+        ("[fd00::1]:8000", {}, "[fd00::1]:8002", "[fd00::1]:8000"),
+        # Nobody knows which port another one is.
+        ("10.0.0.1:9000", {}, "10.0.0.1:9000", ""),
+        ("10.0.0.1:9000", {"health_path": "/v2/health/live"}, "10.0.0.1:9000", "10.0.0.1:9000"),
+        ("10.0.0.1:9000", {"health_port": 9001}, "10.0.0.1:9000", "10.0.0.1:9001"),
+        # Who writes where the page is has written where requests go.
+        ("10.0.0.1:9000", {"metrics_port": 9002}, "10.0.0.1:9002", "10.0.0.1:9000"),
+        ("10.0.0.1:8000", {"metrics_port": 9002}, "10.0.0.1:9002", "10.0.0.1:8000"),
+        ("10.0.0.1:8000", {"metrics_port": 8000}, "10.0.0.1:8000", "10.0.0.1:8000"),
+        ("10.0.0.1:8000", {"health_port": 9001}, "10.0.0.1:8002", "10.0.0.1:9001"),
+        ("10.0.0.1:8000", {"health_path": ""}, "10.0.0.1:8002", ""),
+    ],
+)
+def test_triton_is_asked_at_its_own_ports_unless_the_file_says_otherwise(
+    name: str, address: str, settings: dict[str, Any], page: str, health: str
+) -> None:
+    target = Target(address, name, **settings)
+    assert (target.page_at(), target.health_at(target.engine_table())) == (page, health)
+
+
+@pytest.mark.parametrize("name", ["vllm", "jetstream", "auto", ""])
+def test_other_servers_are_asked_at_their_address(name: str) -> None:
+    target = Target("10.0.0.1:8000", name)
+    assert target.page_at() == "10.0.0.1:8000"
+    assert target.health_at(target.engine_table()) == ("10.0.0.1:8000" if name == "vllm" else "")
+
+
+def test_a_recognised_triton_is_asked_for_its_health_where_that_is_known() -> None:
+    for address, health in (("10.0.0.1:8002", "10.0.0.1:8000"), ("10.0.0.1:9002", "")):
+        target = Target(address, "auto")
+        assert (target.page_at(), target.health_at(engine("triton"))) == (address, health)
+
+
+class Rig:
+    """A server with a page at one port and its health at another, and the agent's side."""
+
+    def __init__(self) -> None:
+        self.loop = ScrapeLoop(SystemClock())
+        self.store = RoutingStore("pool", stale_after=60)
+        self.page = ModelServer(raw(answer(PAGE)))
+        self.front = ModelServer(raw(answer(b"")))
+
+    async def start(self) -> Engine:
+        for server in (self.page, self.front):
+            await server.start()
+        ports = Ports(serving=(self.front.port,), page=self.page.port, health=self.front.port)
+        return dataclasses.replace(engine("triton"), ports=ports)
+
+    def scrape(self, address: str, table: Engine) -> None:
+        self.store.set_endpoints({address: "triton"}, 0.0)
+        target = Target(address, "triton", interval=0.05, health_interval=0.05, table=table)
+        self.loop.set_targets("pool", [target], self.store)
+
+    def verdict(self) -> tuple[str, str]:
+        (view,) = self.store.snapshot(SystemClock().now()).endpoints
+        return view.health.value, view.reason
+
+    async def close(self) -> None:
+        await self.loop.stop()
+        for server in (self.page, self.front):
+            await server.stop()
+
+
+@pytest.mark.parametrize("called_by", ["front", "page"])
+async def test_a_server_is_healthy_by_its_page_at_one_port_and_its_health_at_another(called_by: str) -> None:
+    rig = Rig()
+    try:
+        table = await rig.start()
+        address = getattr(rig, called_by).address
+        rig.scrape(address, table)
+        await eventually(lambda: rig.verdict() == ("healthy", "") and len(rig.front.asked) > 2)
+        assert set(rig.page.asked) == {"/metrics"}
+        assert set(rig.front.asked) == {"/v2/health/ready"}
+        assert f"Host: {rig.front.address}\r\n" in rig.front.head
+        rig.front.behave = raw(answer(b"", "400 Bad Request"))
+        await eventually(lambda: rig.verdict() == ("down", "health_status"))
+        await rig.front.stop()
+        await eventually(lambda: rig.verdict() == ("down", "health_refused"))
+    finally:
+        await rig.close()
