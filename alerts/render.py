@@ -1,7 +1,9 @@
 """The rule file with the runbooks where they are served.
 
-`python -m alerts.render --runbooks https://wiki.example/igw` prints `igw.rules.yaml` with addresses that a person can
-click on in place of the paths within this repository, which mean nothing to Prometheus, Alertmanager or a pager.
+In `igw.rules.yaml` an alert's link leads to the agent at its usual admin address, which serves its own runbooks. That
+is right on the agent's machine, or behind a forwarded port. For everybody else
+`python -m alerts.render --runbooks http://igw.example:9090/runbooks` prints the rules with another address: an agent's,
+or that of a wiki with the pages of `alerts/runbooks`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 FILE: Final = Path(__file__).parent / "igw.rules.yaml"
-_HERE: Final = "runbook_url: alerts/runbooks/"
+_HERE: Final = "runbook_url: http://127.0.0.1:9090/runbooks/"
 _ADDRESS: Final = re.compile(r"https?://[^\s\"'{}\\]+")  # plain in YAML, and nothing that a template would take up
 
 
@@ -27,9 +29,7 @@ def text(runbooks: str) -> str:
 def main() -> int:
     """Print them."""
     parser = argparse.ArgumentParser(prog="python -m alerts.render", description="Print the alert rules.")
-    parser.add_argument(
-        "--runbooks", required=True, metavar="URL", help="where the pages of alerts/runbooks are served"
-    )
+    parser.add_argument("--runbooks", required=True, metavar="URL", help="where your people read the runbooks")
     try:
         print(text(parser.parse_args().runbooks), end="")
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""The admin address: metrics, the shared state endpoint, health and the last picks; GET and HEAD only, errors are JSON.
+"""The admin address: metrics, the shared state endpoint, health, the last picks and the runbooks.
 
-HEAD answers as GET does, with the same head and no body; for the stream of changes that is at once.
+GET and HEAD only, and every error is JSON. HEAD answers as GET does, with the same head and no body; for the stream of
+changes that is at once.
 
 What is no HTTP at all (a TLS handshake, a line without end) is refused by the HTTP library in a line of plain text, and
 writes nothing to the log, which is not a stranger's to fill.
@@ -31,6 +32,7 @@ from agent.instruments import Instruments
 from agent.pick.request import Pick
 from agent.scaling.gauges import age, gauge_set
 from agent.serve import state_json
+from agent.serve.runbooks import pages
 from agent.serve.state_api import StateApi, error, json_bytes, json_response
 from agent.serve.watch import StateSource, WatchLimits
 from agent.state.health import Health
@@ -105,9 +107,11 @@ class AdminServer:
             "/healthz": self._health,
             "/readyz": self._readiness,
             "/v1/picks": self.picks.answer,
+            "/runbooks/": self._runbooks,
             **self.state.handlers(),
         }
         self._paths = sorted(routes)
+        routes["/runbooks/{name}"] = self._runbook
         app.add_routes([web.get(path, handler) for path, handler in routes.items()])
         app.on_shutdown.append(self._let_go)
         runner = web.AppRunner(
@@ -191,6 +195,17 @@ class AdminServer:
     async def _readiness(self, request: web.Request) -> web.Response:
         reasons = [*self._not_ready(), *self._unseen()]
         return json_response({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    async def _runbooks(self, request: web.Request) -> web.Response:
+        return json_response({"runbooks": list(await asyncio.to_thread(pages))})
+
+    async def _runbook(self, request: web.Request) -> web.Response:
+        """One page as plain text, which every browser shows."""
+        name = request.match_info["name"]
+        text = (await asyncio.to_thread(pages)).get(name)
+        if text is None:
+            return error(404, f"there is no runbook {name[:128]!r}; GET /runbooks/ lists them", "no_such_runbook")
+        return web.Response(text=text, content_type="text/plain", headers={"Cache-Control": "no-store"})
 
     def _unseen(self) -> list[str]:
         """Why pools that were never ready still are not."""

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import pytest
 import yaml
 
+from agent.config.options import Admin
+from agent.instruments import Instruments
+from agent.serve.admin import AdminServer
 from alerts.render import text
 from exporters.catalog import ALIASES, CATALOG
+from tests.fakes.clock import ManualClock
 from tests.promql import family, labels, metrics
 
 ALERTS = Path(__file__).resolve().parents[2] / "alerts"
@@ -97,11 +102,22 @@ def test_a_case_is_of_the_kind_that_it_says(case: Case) -> None:
 
 @EVERY_ALERT
 def test_an_alert_has_a_runbook_with_all_its_parts(name: str) -> None:
-    url = ALERT_RULES[name]["annotations"]["runbook_url"]
-    assert url == f"alerts/runbooks/{name}.md"
-    text = (ALERTS.parent / url).read_text("utf-8")
+    text = (ALERTS / "runbooks" / f"{name}.md").read_text("utf-8")
     assert text.startswith(f"# {name}\n")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Where to look", "What to do"]
+
+
+@EVERY_ALERT
+async def test_the_link_of_an_alert_leads_to_the_agent_at_its_usual_address(name: str) -> None:
+    url = ALERT_RULES[name]["annotations"]["runbook_url"]
+    path = url.removeprefix(f"http://{Admin().address}")
+    clock = ManualClock()
+    server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock))
+    port = await server.start()
+    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}{path}") as answer:
+        assert (answer.status, answer.content_type) == (200, "text/plain")
+        assert (await answer.text()).startswith(f"# {name}\n")
+    await server.stop()
 
 
 @pytest.mark.parametrize("address", ["https://wiki.example/igw", "http://10.0.0.1:8080/runbooks/"])

@@ -33,6 +33,7 @@ PATHS = [
     "/healthz",
     "/metrics",
     "/readyz",
+    "/runbooks/",
     "/v1/accelerators",
     "/v1/gauges",
     "/v1/openapi.json",
@@ -71,6 +72,17 @@ async def served() -> AsyncIterator[Served]:
 
 async def test_it_lists_what_there_is(served):
     assert await served.get("/") == (200, {"paths": PATHS})
+
+
+async def test_every_runbook_that_is_listed_is_there_and_no_other_file(served):
+    _, listed = await served.get("/runbooks/")
+    assert "InferencePoolBlind.md" in listed["runbooks"]
+    for name in listed["runbooks"]:
+        async with served.http.get(f"/runbooks/{name}") as response:
+            assert (response.status, (await response.text())[:2]) == (200, "# ")
+    for path in ("/runbooks/None.md", "/runbooks/..%2figw.rules.yaml", "/runbooks/%00"):
+        status, refused = await served.get(path)
+        assert (status, refused["error"]["code"]) == (404, "no_such_runbook")
 
 
 async def test_it_is_alive_before_anything_is_known(served):
