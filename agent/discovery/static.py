@@ -75,8 +75,12 @@ class StaticEndpoints:
         return Resolved(reached, unknown, called)
 
     async def _ask(self, name: str) -> tuple[str, ...]:
-        """What the name stands for; TimeoutError when nobody says so in time. A name is asked for once at a time: the
-        system's resolver cannot be told to stop, and holds a thread as long as it waits."""
+        """What the name stands for; TimeoutError when nobody says so in time, be it that many names wait before it: the
+        event loop looks up a few at a time (uvloop: four), on threads that nothing else needs.
+
+        A name is asked for once at a time, as the system's resolver cannot be told to stop; an answer that comes late
+        is taken at the next look.
+        """
         task = self._asked.get(name)
         if task is None:
             task = self._asked[name] = asyncio.get_running_loop().create_task(_look_up(name))

@@ -10,8 +10,8 @@ from agent.state.snapshot import EndpointView
 def rate(view: EndpointView, name: str, now: float) -> Sample | Unknown:
     """The rate of this name (KeyError for another) as of the endpoint's last page; a ratio is between 0 and 1.
 
-    Unknown where its counters are not current; `too_few_pages` until two pages of this server lie `LEAST_SECONDS`
-    apart; `nothing_counted` for a ratio of nothing to nothing, which is not 0.
+    Unknown where its counters are not current; `too_few_pages` until two pages of this server, with all that the
+    rate is made of, lie `LEAST_SECONDS` apart; `nothing_counted` for a ratio of nothing to nothing, which is not 0.
     """
     row = RATES[name]
     part = number(view, row.part, now)
@@ -29,6 +29,8 @@ def rate(view: EndpointView, name: str, now: float) -> Sample | Unknown:
     whole = number(view, row.whole, now)
     if isinstance(whole, Unknown):
         return whole
+    if whole.at != part.at:  # the last page had one of the two only
+        return Unknown("too_few_pages")
     of = _increase(whole.value, before.value(row.whole))
     if isinstance(of, Unknown):
         return of

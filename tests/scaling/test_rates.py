@@ -60,6 +60,19 @@ def test_hits_are_a_ratio_of_what_was_looked_up_lately() -> None:
     assert rate(view, "prefix_hit_ratio", 6.0) == Sample(0.25, 6.0)
 
 
+@pytest.mark.parametrize("left_out", [PREFIX_QUERIES, PREFIX_HITS])
+def test_a_ratio_is_never_of_two_pages(left_out: str) -> None:
+    full: dict[str, Value] = {PREFIX_QUERIES: 3000.0, PREFIX_HITS: 500.0}
+    view = seen(
+        [
+            (0.0, {PREFIX_QUERIES: 1000.0, PREFIX_HITS: 0.0}),
+            (6.0, full),
+            (7.0, {name: value for name, value in full.items() if name != left_out}),
+        ]
+    )
+    assert rate(view, "prefix_hit_ratio", 7.0) == Unknown("too_few_pages")
+
+
 def test_a_ratio_of_nothing_to_nothing_is_not_zero() -> None:
     still: dict[str, Value] = {PREFIX_QUERIES: 1000.0, PREFIX_HITS: 10.0}
     assert rate(seen([(0.0, still), (6.0, still)]), "prefix_hit_ratio", 6.0) == Unknown("nothing_counted")
