@@ -42,13 +42,15 @@ class _Chosen(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """All that a page's layout tells of its readings; the rest is numbers."""
+    """All that a page's layout tells of its readings; the rest is numbers. `places` are those of each signal's series,
+    where lines have time stamps."""
 
     singles: tuple[Single, ...]
     several: tuple[Several, ...]
     constant: Mapping[str, Value]
     missing: tuple[str, ...]
     refused: tuple[Refusal, ...]
+    places: Mapping[str, tuple[int, ...]] = {}
 
 
 def learn(engine: Engine, page: bytes, layout: Layout, *, whole: bool) -> Learnt:
@@ -101,7 +103,8 @@ class _Learning:
                     refused.append(problem)
         rank = self._engine.rank
         self._several += [Several(places, _newest(told, rank)) for places, told in newest.items()]
-        return Learnt(tuple(self._singles), tuple(self._several), constant, tuple(missing), tuple(refused))
+        places = {signal: found.places for signal, found in chosen.items()} if self._layout.stamps else {}
+        return Learnt(tuple(self._singles), tuple(self._several), constant, tuple(missing), tuple(refused), places)
 
     def _choose(self, signal: str, spoilt: Mapping[str, str]) -> _Chosen | Refusal | None:
         """The newest source of which the page has a series; a refusal where one of its lines cannot be read."""

@@ -23,18 +23,22 @@ __all__ = ["MARKS", "REFUSALS", "Combine", "Engine", "Extraction", "Extractor", 
 
 
 NONE_ASKED: Final[Mapping[str, Histogram | None]] = {}
+NO_STAMPS: Final[Mapping[str, tuple[bytes, ...]]] = {}
 
 
 class Extraction(NamedTuple):
     """What one page says: readings by signal, signals that it lacks, and values that were not let in (`REFUSALS`).
 
-    `histograms` are those that were asked for, None where the page has none that can be read.
+    `histograms` are those that were asked for, None where the page has none that can be read. `stamps` are the time
+    stamps of each signal's series, as text, on a page that has any: a series whose stamp is that of the page before was
+    not measured since.
     """
 
     readings: dict[str, Value]
     missing: tuple[str, ...]
     refused: tuple[Refusal, ...]
     histograms: Mapping[str, Histogram | None] = NONE_ASKED
+    stamps: Mapping[str, tuple[bytes, ...]] = NO_STAMPS
 
 
 class Memory:
@@ -88,7 +92,7 @@ class Extractor:
                 self._scanner.forget()
                 raise
             self._layout, self._whole = layout, whole
-        singles, several, constant, missing, refused_before = self._learnt
+        singles, several, constant, missing, refused_before, places_of = self._learnt
         readings = dict(constant)
         refused: list[Refusal] = []
         for signal, place, low, high in singles:
@@ -101,7 +105,15 @@ class Extractor:
             for signal, made in combine([values[place] for place in places]).items():
                 let_in(signal, made, readings, refused)
         all_refused = (*refused_before, *refused) if refused else refused_before
+        stamps = _stamps(layout, places_of, readings) if layout.stamps else NO_STAMPS
         if self._histograms is None:
-            return Extraction(readings, missing, all_refused)
+            return Extraction(readings, missing, all_refused, NONE_ASKED, stamps)
         told = self._histograms.read(page, whole=whole)
-        return Extraction(readings, missing, (*all_refused, *told.refused), told.found)
+        return Extraction(readings, missing, (*all_refused, *told.refused), told.found, stamps)
+
+
+def _stamps(
+    layout: Layout, places_of: Mapping[str, Sequence[int]], readings: Mapping[str, Value]
+) -> Mapping[str, tuple[bytes, ...]]:
+    """The time stamps of the series of each signal that was read."""
+    return {signal: tuple(layout.stamps[place] for place in places_of[signal]) for signal in readings}

@@ -37,7 +37,7 @@ _LABEL: Final = re.compile(
 )  # fmt: skip
 _CLOSED: Final = re.compile(rb"[ \t]*\}")
 # After the value: nothing, or a time stamp in milliseconds; OpenMetrics has seconds there, and an exemplar behind `# `.
-_VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]++)(?:[ \t]+-?[0-9]+(?:\.[0-9]+)?)?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
+_VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]++)(?:[ \t]+(-?[0-9]+(?:\.[0-9]+)?))?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
 # A name at the beginning of a line, with what ends it: braces, a blank.
 _NAME: Final = re.compile(rb"[ \t]*([^ \t{]+)(?=[ \t{])")
 # A label's text that goes over a line end: not in the format, yet Prometheus's scraper takes it, and what looks like a
@@ -90,17 +90,24 @@ class Layout:
     """What a full scan found, but for the values; the same object for all pages that are laid out alike.
 
     `last` is the wanted name on the page's very last line, if any; `helps` are HELP texts that were asked for, by name.
+    `stamps` are the time stamps behind the values, as text, where any line has one: empty for a line without.
     """
 
-    __slots__ = ("bad", "helps", "last", "series")
+    __slots__ = ("bad", "helps", "last", "series", "stamps")
 
     def __init__(
-        self, series: tuple[Series, ...], bad: tuple[BadLine, ...], last: str, helps: Mapping[str, str]
+        self,
+        series: tuple[Series, ...],
+        bad: tuple[BadLine, ...],
+        last: str,
+        helps: Mapping[str, str],
+        stamps: tuple[bytes, ...] = (),
     ) -> None:
         self.series = series
         self.bad = bad
         self.last = last
         self.helps = helps
+        self.stamps = stamps
 
 
 class _Place(NamedTuple):
@@ -145,7 +152,8 @@ class Layouts:
 
 
 class _Found(NamedTuple):
-    """A wanted line: the line end in front of it (-1: none), its value, its own end; `plain`: nothing beside these."""
+    """A wanted line: the line end in front of it (-1: none), its value, its own end; `plain`: nothing beside these;
+    `stamp`: its time stamp as text, empty where it has none."""
 
     start: int
     value_at: int
@@ -153,6 +161,7 @@ class _Found(NamedTuple):
     plain: bool
     value: float
     series: Series
+    stamp: bytes
 
 
 class Scanner:
@@ -247,7 +256,8 @@ class Scanner:
         page is scanned each time."""
         last = next((line.series.name for line in found if line.end + 1 == len(page)), "")
         helps = {name: help_of(page, name) for name in self._helps & {line.series.name for line in found}}
-        layout = Layout(tuple(line.series for line in found), tuple(bad), last, helps)
+        stamps = tuple(line.stamp for line in found) if any(line.stamp for line in found) else ()
+        layout = Layout(tuple(line.series for line in found), tuple(bad), last, helps, stamps)
         plain = found and found[0].start >= 0 and not bad and all(line.plain for line in found)
         return layout, self._learn(page, found, layout) if plain else None
 
@@ -371,7 +381,7 @@ def _read(page: bytes, name: str, start: int, at: int) -> _Found | None:
         return None
     series = Series(name, labels, page[name_at : min(at, name_at + _SHOWN)].decode("utf-8", "replace"))
     plain = value.end(1) == value.end() and name_at == start + 1
-    return _Found(start, value.start(1), value.end(), plain, read, series)
+    return _Found(start, value.start(1), value.end(), plain, read, series, value[2] or b"")
 
 
 def _show(text: bytes) -> str:

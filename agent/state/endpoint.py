@@ -36,6 +36,13 @@ class Identity(NamedTuple):
 NOBODY_SAID: Final = Identity()
 
 
+class Stamp(NamedTuple):
+    """The time stamp of a series, as text, and when the first page with it was asked for."""
+
+    text: bytes
+    at: float
+
+
 class Record:
     """What we hold about one endpoint between two snapshots."""
 
@@ -62,6 +69,7 @@ class Record:
         "rate_of_pool",
         "rate_source",
         "sick",
+        "stamps",
         "values",
         "was_well",
         "window",
@@ -81,6 +89,7 @@ class Record:
         self.page_at: float | None = None
         self.accelerators: tuple[Accelerators, ...] = ()
         self.sick = ""  # what one of them suffers from
+        self.stamps: dict[str, tuple[Stamp, ...]] = {}  # of signals whose series have time stamps
         self.failures = 0
         self.failure = ""
         self.dead = False  # a failure since the last page was a proof of death
@@ -126,6 +135,7 @@ class Record:
         self.values = {}
         self.others = {}
         self.others_at = ()
+        self.stamps = {}
         self.page_at = None
         self.was_well = self.word == ANSWERED
         self.learner.forget()
@@ -152,6 +162,40 @@ class Record:
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
             self.predicted_hits = 0.0
+
+    def apply_stamped(
+        self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float
+    ) -> Mapping[str, Value]:
+        """Take in a page whose series have time stamps; the values that are as of this page. The others are as old as
+        the first page that had the same stamp: they were not measured since. A sum is as old as the oldest part of it,
+        and a page that brings nothing new keeps nobody from growing stale.
+
+        Stamps are compared and never read as times, for whose clock they are and whether it is right, nobody knows. A
+        value without a stamp is as of its page, as for Prometheus.
+        """
+        old: dict[str, float] = {}
+        kept: dict[str, tuple[Stamp, ...]] = {}
+        for signal, texts in stamps.items():
+            before = self.stamps.get(signal, ())
+            if len(before) != len(texts):
+                before = (Stamp(b"", at),) * len(texts)
+            kept[signal] = tuple(
+                last if text and text == last.text else Stamp(text, at)
+                for text, last in zip(texts, before, strict=True)
+            )
+            oldest = min(stamp.at for stamp in kept[signal])
+            if oldest < at:
+                old[signal] = oldest
+        self.stamps = kept
+        fresh = {signal: value for signal, value in values.items() if signal not in old}
+        if fresh or not old:
+            self.apply(fresh, at)
+            self._keep({**self.others, **{signal: Reading(values[signal], since) for signal, since in old.items()}})
+        else:  # it answers, and that is all
+            self.failures = 0
+            self.failure = ""
+            self.dead = False
+        return fresh
 
     def bring(self, signal: str, reading: Reading) -> None:
         """Take in one reading that did not come with a page."""

@@ -136,7 +136,7 @@ class RoutingStore:
         if record is None:
             return False
         now = at + took
-        values = extraction.readings
+        values: Mapping[str, Value] = extraction.readings
         reason = record.restarted_by(values)
         if reason:
             self._replaced(record, reason)
@@ -145,7 +145,10 @@ class RoutingStore:
         for signal in (LORA_RUNNING, LORA_WAITING):
             if values.get(signal) != record.value(signal):
                 self._names_moved = True
-        record.apply(values, at)
+        if extraction.stamps:
+            values = record.apply_stamped(values, extraction.stamps, at)
+        else:
+            record.apply(values, at)
         record.histograms = extraction.histograms
         learnt = self._limits.fixed is None and record.learner.observe(values)
         if learnt or record.rate_of_pool != self._learnt_by_pool:

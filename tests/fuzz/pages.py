@@ -100,8 +100,9 @@ def same(one: Extraction | str, other: Extraction | str) -> bool:
     """Equal, whatever the order of the refusals."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other
-    return (one.readings, set(one.missing), sorted(one.refused)) == (
+    return (one.readings, one.stamps, set(one.missing), sorted(one.refused)) == (
         other.readings,
+        other.stamps,
         set(other.missing),
         sorted(other.refused),
     )

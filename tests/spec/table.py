@@ -217,6 +217,9 @@ _BEHIND_THE_CUT = (
 _ODDLY_SPACED = re.sub(rb"(?m)^(vllm:\w+)(\{.*\}) (.*)$", rb" \1 \2\t\3 1795344417330 # {a=\"b\"} 1", PAGE)
 
 
+_STAMPED = re.sub(rb"(?m)^(vllm:.*|process_start_time.*)$", rb"\1 1795344417330", PAGE)
+
+
 def _without_start(page: bytes) -> bytes:
     return re.sub(rb"^process_start_time_seconds .*\n", b"", page, flags=re.MULTILINE)
 
@@ -296,6 +299,15 @@ def _wall(seconds: float) -> Callable[[Story], Awaitable[Seen]]:
         return await story.look()
 
     return do
+
+
+async def _repeats(story: Story) -> Seen:
+    """The same time stamps on each page: whoever writes it has not measured since."""
+    story.bad.page = _STAMPED
+    await story.turn()
+    early = await story.look()
+    await story.grow_stale()
+    return early
 
 
 async def _models_gone(story: Story) -> Seen:
@@ -429,6 +441,11 @@ TABLE: tuple[Row, ...] = (
     # -- time --------------------------------------------------------------------------------------------------------
     _harmless("wall clock forwards", "Somebody sets the wall clock an hour ahead.", _wall(3600), wall_clock(3600)),
     _harmless("wall clock back", "Somebody sets the wall clock back by an hour.", _wall(-3600), wall_clock(-3600)),
+    Row(
+        "samples that repeat", "All its samples carry time stamps, and those of the page before.", _repeats, AT_STALE,
+        LEFT_OUT, unhealthy("stale", "no_fresh_page"), withheld("stale"), absent("stale", 0.5),
+        (counted("igw_health_changes_total", state="stale"),),
+    ),
     # -- the health path ---------------------------------------------------------------------------------------------
     _unwell("health path says no", "It answers 503: its engine is dead, or it is leaving.", "health_unavailable",
             raw(answer(b"", "503 Service Unavailable"))),
