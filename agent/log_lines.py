@@ -164,7 +164,7 @@ class LogLines:
     def watcher_dropped(self, event: WatcherDropped) -> None:
         due = self._repeats.failed(("watcher", event.reason), self._clock.now())
         if due:
-            self._write(logging.WARNING, "", f"a reader of /v1/state/watch was let go: {event.reason}{_times(due)}")
+            self._write(logging.WARNING, "", f"a reader of the admin address was let go: {event.reason}{_times(due)}")
 
     def _write(self, level: int, pool: str, text: str, **fields: object) -> None:
         if pool:

@@ -67,7 +67,7 @@ class Withheld(NamedTuple):
 
 
 REASONS = {
-    "down": "the endpoint refuses, drops or fails its scrapes",
+    "down": "the endpoint is down: its scrapes fail, its health path says no, or an accelerator of it is sick",
     "never_scraped": "no page was ever read from the endpoint",
     "no_accelerator": "no accelerator is known to be the endpoint's",
     "no_endpoints": "the pool is empty",

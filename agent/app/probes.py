@@ -63,5 +63,7 @@ class Probes:
         except ProbeFailed as failed:
             if not whether_late:
                 self._state.failed(key, failed.reason, failed.detail, at, took)
+        except Exception as error:  # noqa: BLE001 - somebody else's library; what it raises once, it may not raise again
+            self._state.failed(key, "client_error", f"{type(error).__name__}: {error}", at, took)
         else:
             self._state.observed(key, Devices(tuple(devices)), at, took, 0)

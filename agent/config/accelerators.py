@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent.config.document import Items, Node, Scalar, as_number, is_null, kind_of
-from agent.config.values import Wrong, meant, quote, split_address
+from agent.config.values import AsWritten, Wrong, meant, quote, shown, split_address
 
 NODE: Final = "{node}"
 _WORD: Final = re.compile(r"[\x21-\x7e]{1,128}")
@@ -19,7 +19,7 @@ def expand(template: str, node: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class AddressTemplate:
+class AddressTemplate(AsWritten):
     """`HOST:PORT`, in which `{node}` stands for an endpoint's node."""
 
     name: str = "HOST:PORT with {node}"
@@ -32,10 +32,6 @@ class AddressTemplate:
         if not host or port == 0:
             raise Wrong(f"{quote(node.text)} leads nowhere; write HOST:PORT, such as '{NODE}:9400' (quoted)")
         return node.text
-
-    def show(self, value: Any) -> str:
-        """The template."""
-        return str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +47,7 @@ class Words:
             raise Wrong(f"{kind_of(node)} where a list is wanted; write it as [one, two]")
         for item in node.items:
             if not isinstance(item, Scalar) or is_null(item) or not _WORD.fullmatch(item.text):
-                shown = quote(item.text) if isinstance(item, Scalar) else kind_of(item)
-                raise Wrong(f"{shown} is no word; write letters, digits and signs without blanks")
+                raise Wrong(f"{shown(item)} is no word; write letters, digits and signs without blanks")
             if self.choices and item.text not in self.choices:
                 raise Wrong(f"{quote(item.text)} is not known here; {meant(item.text, self.choices)}")
         return tuple(item.text for item in node.items if isinstance(item, Scalar))
@@ -78,8 +73,7 @@ class Codes:
         for item in node.items:
             number = as_number(item)
             if number is None or number != int(number) or not self.low <= number <= self.high:
-                shown = quote(item.text) if isinstance(item, Scalar) else kind_of(item)
-                raise Wrong(f"{shown} is no code; write whole numbers from {self.low} to {self.high}")
+                raise Wrong(f"{shown(item)} is no code; write whole numbers from {self.low} to {self.high}")
             found.add(int(number))
         return tuple(sorted(found))
 

@@ -38,7 +38,7 @@ def option(kind: Kind, meaning: str, default: Any = _UNSET, *, shown: str = "", 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One model server as the configuration names it. `host` may be a name, which may stand for several servers."""
+    """One model server as the configuration names it. The host of `address` may be a name, and stand for several."""
 
     address: str = option(Address(), "where the server listens; a name stands for all its addresses", shown="required")
     engine: str = option(Name(), "what runs there", shown="what its label `llm-d.ai/engine-type` says, else the pool's")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from agent.config.document import Mark, Node, Scalar, as_bool, is_null, kind_of
+from agent.config.document import Mark, Node, Scalar, as_bool, kind_of
 from agent.config.engines import read_engines
 from agent.config.labels import is_label_key
 from agent.config.names import FIELD_MIN_BLOCK_TOKENS
 from agent.config.reading import Reader
-from agent.config.values import Name, Number, UrlPath, Wrong, meant, quote
+from agent.config.values import Name, Number, UrlPath, Wrong, meant, quote, shown, text_of
 from agent.engine_specs import EngineSpec
 
 NOT_YET_SAYS: Final = "is known, but this version does not do it yet; remove it"
@@ -106,12 +106,11 @@ def _adds_engines(part: Part, type_: str, path: str, node: Node) -> None:
 
 
 def _sets_label_key(part: Part, type_: str, path: str, node: Node) -> None:
-    text = node.text if isinstance(node, Scalar) else ""
-    if is_null(node) or not text:  # the field's word for "not set"
+    text = text_of(node)
+    if not text:  # the field's word for "not set"
         return
     if not is_label_key(text):
-        shown = quote(text) if text else kind_of(node)
-        raise Wrong(f"{shown} is no label key; write a name, or PREFIX/NAME with a DNS name as the prefix")
+        raise Wrong(f"{shown(node)} is no label key; write a name, or PREFIX/NAME with a DNS name as the prefix")
     part.set("engineLabelKey", text, path, node.mark)
 
 
@@ -152,14 +151,14 @@ PARAMETERS: Final[Mapping[str, Mapping[str, Rule]]] = {
     },
     "max-score-picker": {"maxNumOfEndpoints": _only("1", "one endpoint is picked")},
     "metrics-data-source": {
-        "insecureSkipVerify": _ignored("as metrics are read over http"),
+        "insecureSkipVerify": _ignored("pools[].scrape.insecureSkipVerify says it for each pool"),
         "path": _sets_path("scrape.path"),
-        "scheme": _only("http", "metrics are read over http in this version"),
+        "scheme": _only("http", "pools[].scrape.scheme says https, with the files that it needs"),
     },
     "models-data-source": {
-        "insecureSkipVerify": _ignored("as models are asked for over http"),
+        "insecureSkipVerify": _ignored("pools[].scrape.insecureSkipVerify says it for each pool"),
         "path": _only("/v1/models", "models are asked for where OpenAI has them"),
-        "scheme": _only("http", "models are asked for over http in this version"),
+        "scheme": _only("http", "pools[].scrape.scheme says https, with the files that it needs"),
     },
     "core-metrics-extractor": {
         "defaultEngine": _sets_engine,

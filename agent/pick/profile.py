@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from agent.pick.filters import FILTERS, Filter
 from agent.pick.parameters import BadParameter
 from agent.pick.scorers import SCORERS, scorer
 from agent.pick.scoring import Weighted
 from agent.profiles import PluginSpec, ProfileSpec
-
-PICKER: Final = "max-score-picker"  # the only one: the highest weighted sum, ties by a hash of the request
 
 
 class BadProfile(ValueError):

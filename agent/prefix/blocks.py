@@ -2,8 +2,7 @@
 
 A server's prefix cache shares whole blocks, and a block only together with all blocks before it. So two prompts share
 as many leading hashes here as they have leading blocks in common, and one look-up per block tells where a prompt is
-warm.
-The seed keeps apart what must never share a cache: another model, another salt.
+warm. The seed keeps apart what must never share a cache: another model, another salt.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _WRONG_NAME: Final = frozenset({62, 64})  # of a host, of an address
 
 
 class ReachSettings(NamedTuple):
-    """What the configuration says of a pool. Empty: none, or the usual. Ports of 0 are the serving port."""
+    """What the configuration says of a pool. Empty: none, or the usual."""
 
     https: bool = False
     ca_file: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-# Why a scrape can fail, one word each: they are the values of a label, so the list is closed.
+# They are the values of a label, so the list is closed.
 REASONS: Final[Mapping[str, str]] = {
     "refused": "nobody listens at the address",
     "unreachable": "there is no way to the address",

@@ -27,6 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from agent.clock import Clock
+from agent.config.values import split_address
 from agent.events import Hook, WatcherDropped
 from agent.instruments import Instruments
 from agent.pick.request import Pick
@@ -52,14 +53,6 @@ _HTTP_LOG.addFilter(lambda record: not (record.exc_info and isinstance(record.ex
 
 class CannotListen(Exception):
     """The address cannot be listened on; the text says which and what to do."""
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `[host]:port`; ValueError that says what to write."""
-    host, colon, port = address.rpartition(":")
-    if not (colon and port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise ValueError(f"{address!r} is no address: write HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 class AdminServer:
@@ -124,7 +117,7 @@ class AdminServer:
         )
         await runner.setup()
         try:
-            site = web.TCPSite(runner, host or None, port)
+            site = web.TCPSite(runner, host, port)
             await site.start()
         except OSError as failed:
             await runner.cleanup()

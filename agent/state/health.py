@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 
 class Health(StrEnum):
-    """The four states, from the least to the most that we know."""
+    """The four states."""
 
     UNKNOWN = "unknown"
     HEALTHY = "healthy"

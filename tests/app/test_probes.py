@@ -28,7 +28,7 @@ class Library:
         self.at_once = 0
         self.most_at_once = 0
         self.closed = 0
-        self.failure: ProbeFailed | None = None
+        self.failure: Exception | None = None
         self.go = threading.Event()
         self.go.set()
 
@@ -93,6 +93,18 @@ async def test_a_probe_that_fails_is_told_with_its_reason_and_asked_again() -> N
     await eventually(lambda: rig.state.exporters()[0].page_at is not None)
     await rig.probes.stop()
     assert next(event.reason for event in rig.events if isinstance(event, DevicesFailed)) == "not_installed"
+
+
+async def test_a_library_that_breaks_in_a_way_of_its_own_is_told_and_asked_again() -> None:
+    rig, library = Rig(), Library()
+    library.failure = AttributeError("no nvmlEventSetWait_v2 in this release")
+    rig.probes.set_probes({KEY: Asked(library, 0.01, 5.0)})
+    await eventually(lambda: library.calls > 2)
+    library.failure = None
+    await eventually(lambda: rig.state.exporters()[0].page_at is not None)
+    await rig.probes.stop()
+    failed = next(event for event in rig.events if isinstance(event, DevicesFailed))
+    assert (failed.reason, failed.detail) == ("client_error", "AttributeError: no nvmlEventSetWait_v2 in this release")
 
 
 def test_what_google_says_is_shown_and_never_picked_on_and_nvml_is_this_machine() -> None:

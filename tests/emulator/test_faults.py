@@ -36,6 +36,12 @@ async def test_faults_are_shown_set_kept_and_cleared(rig):
         assert await response.json() == Faults().show()
 
 
+async def test_faults_are_set_by_plain_curl_which_tells_another_content_type(rig):
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    async with rig.session.post(rig.url + "/emulator/faults", data=b'{"metrics": "hang"}', headers=form) as response:
+        assert (response.status, (await response.json())["metrics"]) == (200, "hang")
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [

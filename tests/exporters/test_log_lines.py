@@ -95,7 +95,7 @@ def test_what_changes_the_picture_has_a_line_each(clock, log):
         "pool pool: a new server answers at a:1 (new_start_time): what was known of the old one is dropped",
         "configuration reloaded: pool pool: 2 endpoints added",
         "configuration not reloaded, the old one stays: line 3: unknown key",
-        "a reader of /v1/state/watch was let go: slow",
+        "a reader of the admin address was let go: slow",
         "pool pool: an ext_proc stream broke: protocol: a body before the headers",
         "pool pool: a:1 reports NaN for kv_usage_ratio: not_finite, not let in",
     ]

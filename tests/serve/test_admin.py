@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent.events import Event
 from agent.instruments import Instruments
 from agent.pick.request import Pick
-from agent.serve.admin import PICKS_KEPT, AdminServer, CannotListen, RecentPicks, split_address
+from agent.serve.admin import PICKS_KEPT, AdminServer, CannotListen, RecentPicks
 from agent.serve.watch import WatchLimits
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView
@@ -265,24 +262,6 @@ async def test_an_address_that_is_not_ours_is_reported_by_name():
     server = AdminServer("192.0.2.1:9090", clock=clock, instruments=Instruments(clock))
     with pytest.raises(CannotListen, match=r"192\.0\.2\.1:9090 is no address of this machine"):
         await server.start()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("127.0.0.1:9090", ("127.0.0.1", 9090)), ("[::1]:9090", ("::1", 9090)), (":9090", ("", 9090)), ("h:0", ("h", 0))],
-)
-def test_an_address_is_host_and_port(text, expected):
-    assert split_address(text) == expected
-
-
-@given(st.text())
-def test_any_text_is_an_address_or_refused_with_what_to_write(text):
-    good = re.fullmatch(r".*:0*[0-9]{1,5}", text, re.DOTALL | re.ASCII) and int(text.rpartition(":")[2]) < 65536
-    if good:
-        assert split_address(text)[1] == int(text.rpartition(":")[2])
-    else:
-        with pytest.raises(ValueError, match="write HOST:PORT"):
-            split_address(text)
 
 
 def a_pick(request_id: str) -> Pick:
