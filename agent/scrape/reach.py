@@ -1,8 +1,9 @@
 """How the servers of a pool are reached: plain or by TLS, as whom, and with which token. Files may change at any time.
 
 Certificates and tokens are replaced while a process runs, so their files are looked at, at most once in
-`LOOK_SECONDS`; a changed one is read when it is needed next. A new token goes with the next GET. New certificates hold
-for new connections: one that is open was verified when it was opened.
+`LOOK_SECONDS`, and before the next question where a server has refused the token or the file held none (somebody may
+have been writing it); a changed one is read when it is needed next. A new token goes with the next GET. New
+certificates hold for new connections: one that is open was verified when it was opened.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Reach:
 
     def look(self, now: float) -> None:
         """See whether a file has changed, if the last look was long ago."""
-        if now - self._looked_at < LOOK_SECONDS:
+        if now - self._looked_at < LOOK_SECONDS and not self._token_problem:
             return
         self._looked_at = now
         told = self.settings
@@ -65,6 +66,14 @@ class Reach:
         if self._token_problem:
             raise FetchFailed("token_file", self._token_problem)
         return f"Authorization: Bearer {self._token}\r\n" if self._token else ""
+
+    def understood(self, failure: FetchFailed) -> FetchFailed:
+        """What a failure means to whoever wrote these settings: who refuses our token may know a newer one."""
+        if failure.status not in (401, 403) or not self._token:
+            return failure
+        self._looked_at = float("-inf")
+        told = f"HTTP {failure.status}: the server refuses the token in {self.settings.token_file}"
+        return FetchFailed(failure.reason, told, status=failure.status)
 
     def context(self) -> ssl.SSLContext | None:
         """What to open a connection with, None for a plain one. Raises FetchFailed (`tls_files`)."""

@@ -279,6 +279,7 @@ class Scraper:
             return
         if failure.reason in _GONE:
             self._models.again()  # whoever comes back may serve other models
+        failure = self.target.reach.understood(failure)
         self._report(failure.reason, failure.detail)
 
     def _report(self, reason: str, detail: str) -> None:
@@ -297,6 +298,7 @@ class Scraper:
         self._tell_health("", "")
 
     def _unwell(self, failure: FetchFailed) -> None:
+        failure = self.target.reach.understood(failure)
         if 200 < failure.status < 300:
             self._tell_health("", "")
         elif self._page_waits and failure.reason in _NOBODY and self._health.own is None:

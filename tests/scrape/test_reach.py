@@ -262,13 +262,34 @@ async def test_a_token_is_sent_with_all_that_is_asked_and_a_new_one_with_the_nex
     assert address not in rig.sink.failures
     server.behave = wants("second")
     reason, detail = await rig.fails(address)
-    assert (reason, "write tokenFile" in detail) == ("status", True)
+    assert (reason, detail) == ("status", f"HTTP 401: the server refuses the token in {file}")
     # As Kubernetes does it: another file in its place.
     (rig.folder / "new").write_text("second")
     (rig.folder / "new").replace(file)
-    rig.clock.ahead += 2
     await rig.reads(address)
     assert server.connections <= 2 + len(rig.sink.failures[address])
+
+
+async def test_a_server_that_refuses_whoever_has_no_token_tells_what_to_write(rig: Rig) -> None:
+    server = await rig.server()
+    server.behave = wants("any")
+    reason, detail = await rig.fails(rig.scrape(server))
+    assert (reason, "write tokenFile" in detail) == ("status", True)
+
+
+async def test_a_new_token_costs_one_scrape_where_the_server_knows_the_old_one_no_more(rig: Rig) -> None:
+    """The file was looked at a moment ago, and would not be looked at for a while."""
+    file = rig.folder / "token"
+    file.write_text("first")
+    server = await rig.server()
+    server.behave = wants("first")
+    address = rig.scrape(server, Reach(ReachSettings(token_file=str(file))))
+    await rig.reads(address)
+    file.write_text("second")
+    server.behave = wants("second")
+    await rig.reads(address)
+    assert "Bearer second" in server.head
+    assert len(rig.sink.failures.get(address, ())) <= 1
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "two words", "\u00fc"])
@@ -284,7 +305,6 @@ async def test_a_token_file_that_holds_none_is_told_and_nothing_is_asked(rig: Ri
     assert not server.asked
     file.write_text("now there")
     file.write_text("nowthere")
-    rig.clock.ahead += 2
     await rig.reads(address)
 
 
