@@ -32,6 +32,7 @@ def quantile(of: str, histogram: str, where: str, window: str) -> str:
 
 
 def labelled(expr: str, **labels: str) -> str:
+    """The expression with these labels on each of its series."""
     for name, value in labels.items():
         expr = f'label_replace({expr}, "{name}", "{value}", "", "")'
     return expr

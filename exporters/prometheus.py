@@ -143,6 +143,7 @@ class _Page:
         self._own = own
 
     def collect(self) -> Iterator[Family]:
+        """Every family of the registry, and the same under its metric's other names."""
         for family in self._own.collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family

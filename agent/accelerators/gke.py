@@ -49,7 +49,10 @@ class Gke:
         self._client: Any = None
 
     def devices(self, now: float, wall: float) -> list[Device]:
-        """Every accelerator that a container of the cluster uses, each with the time of its oldest sample."""
+        """Every accelerator that a container of the cluster uses, each with the time of its oldest sample.
+
+        ProbeFailed where the library is not there, or it or the service refuses.
+        """
         monitoring = self._load()
         found: dict[tuple[str, str], Device] = {}
         until = int(wall)

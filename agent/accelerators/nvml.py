@@ -52,7 +52,7 @@ class Nvml:
         self._xids: dict[str, set[int]] = {}
 
     def devices(self, now: float, wall: float) -> list[Device]:
-        """Every card, or its instances where it is in MIG mode."""
+        """Every card, or its instances where it is in MIG mode. ProbeFailed where NVML is not there, or refuses."""
         nvml = self._open()
         try:
             self._gather_events()

@@ -67,6 +67,7 @@ class _FieldPart:
         self.plugins: dict[str, _Plugin] = {}
 
     def read(self, document: Table) -> Found:
+        """All of it; problems go to the reader."""
         entries, reader = document.entries, self.reader
         for key, valid in (("apiVersion", API_VERSIONS), ("kind", (KIND,))):
             if key not in entries:

@@ -69,7 +69,7 @@ class Ports(NamedTuple):
 
     @classmethod
     def base(cls, first: int) -> Ports:
-        """Ports one after the other from `first` on; 0 takes free ones."""
+        """Ports one after the other from `first` on; 0 takes free ones. Raises CannotStart where they do not fit."""
         if first == 0:
             return cls._free()
         if first < 0 or first + SERVERS + 4 > 65535:
@@ -254,7 +254,10 @@ class Fleet:
             await self._until_200(child, f"http://{address}/health")
 
     async def start_agent(self, profile: str) -> None:
-        """Start the agent with this profile, in the place of the one that runs, and wait until it can pick."""
+        """Start the agent with this profile, in the place of the one that runs, and wait until it can pick.
+
+        Raises CannotStart where it does not come up, or a model server is not healthy.
+        """
         if self._agent is not None:
             await self._agent.stop()
         path = self._folder / "igw.yaml"
@@ -273,7 +276,7 @@ class Fleet:
             raise CannotStart(f"not every model server can be scraped: {', '.join(sick)}")
 
     async def start_envoy(self) -> None:
-        """Start Envoy and wait until it serves."""
+        """Start Envoy and wait until it serves. Raises CannotStart where it does not."""
         try:
             settings = envoy_settings(self.ports, self.endpoints)
             self._envoy = await start_envoy(bootstrap(settings), self._folder / "envoy", concurrency=1)

@@ -121,7 +121,8 @@ def _is_ids(value: object) -> bool:
 
 
 def completion_prompts(fields: dict[str, Any]) -> tuple[array[int], ...]:
-    """The prompts of a completion: a text, a list of texts, a list of token ids, or a list of such lists."""
+    """The prompts of a completion: a text, a list of texts, a list of token ids, or a list of such lists; Refusal (400)
+    if there is none."""
     prompt = fields.get("prompt")
     if prompt is None:
         raise bad_field("missing", "body.prompt", "Field required", f"<dict of {len(fields)} items>")

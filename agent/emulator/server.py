@@ -113,7 +113,6 @@ class ModelServer:
         wait = self._driver.engine.ready_at - self._clock.now()
         if wait > 0:
             await asyncio.sleep(wait)
-
         await self._listen(host, port)
         return self._address[1]
 

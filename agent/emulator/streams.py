@@ -98,7 +98,8 @@ def _usage(served: Served, desk: Desk, completion: int, cached: int) -> Usage:
 
 
 async def answer_whole(request: web.BaseRequest, served: Served, desk: Desk) -> web.StreamResponse:
-    """Wait for all tokens and answer once; a client that leaves aborts the request."""
+    """Wait for all tokens and answer once; a client that leaves aborts the request. Refusal if the queue is full, the
+    request does not fit, or the server stops."""
     ask, driver, voice = served.ask, desk.driver, desk.voice
     orders, writings = _orders(served, desk)
     seat = _submit(driver, orders)

@@ -38,7 +38,7 @@ def prefix_affinity(parameters: Mapping[str, object]) -> Filter:
 
     When the least work ahead of the warm ones exceeds the least of the others by more than `maxTTFTPenaltyMs`, all
     stay: the prompt may be cheaper to prefill again than to wait for. Rule and defaults: llm-d, "sticky until
-    saturated", 2026-08-17 (0.8; 18,000 ms there).
+    saturated", 2026-08-17 (0.8; 18,000 ms there). BadParameter for one that it does not take.
     """
     only(parameters, "affinityThreshold", "maxTTFTPenaltyMs", "explorationProbability", "peakPrefillThroughput")
     threshold = number(parameters, "affinityThreshold", 0.8, low=0.0, high=1.0)
@@ -68,6 +68,7 @@ def accelerator_ceiling(parameters: Mapping[str, object]) -> Filter:
     """Leave out whoever's accelerators are known to be busier than `maxUtilization`, unless that is everybody.
 
     An endpoint whose utilization is unknown stays: silence of an exporter is no reason to starve a server.
+    BadParameter for one that it does not take.
     """
     only(parameters, "maxUtilization")
     ceiling = number(parameters, "maxUtilization", 0.95, low=0.0, high=1.0)

@@ -15,7 +15,7 @@ class BadParameter(ValueError):
 
 
 def only(parameters: Mapping[str, object], *known: str) -> None:
-    """Refuse a parameter that is not among `known`."""
+    """Raise BadParameter for a parameter that is not among `known`."""
     for key in parameters:
         if key not in known:
             choice = f"it takes {', '.join(known)}" if known else "it takes no parameters"
@@ -23,7 +23,7 @@ def only(parameters: Mapping[str, object], *known: str) -> None:
 
 
 def number(parameters: Mapping[str, object], key: str, default: float, *, low: float, high: float) -> float:
-    """The parameter as a number within `low` and `high`, or `default` when it is not given."""
+    """The parameter as a number within `low` and `high`, `default` when it is not given. BadParameter for another."""
     value = parameters.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadParameter(key, f"is {value!r}: write a number")

@@ -103,12 +103,14 @@ class _Maker:
         self.withheld.append(Withheld(metric, labels, reason))
 
     def sample(self, metric: Metric, labels: tuple[str, ...], sample: Sample | Unknown) -> None:
+        """A number with its time, or withheld with the reason."""
         if isinstance(sample, Unknown):
             self.withheld.append(Withheld(metric, labels, sample.reason))
         else:
             self.gauges.append(Gauge(metric, labels, sample.value, sample.at))
 
     def statistic(self, metric: Metric, labels: tuple[str, ...], spread: Spread | NoSpread, what: str) -> None:
+        """One field of a spread (`mean`, `deviation`, `sum`), or withheld where nobody knows the quantity."""
         if isinstance(spread, NoSpread):
             self.withheld.append(Withheld(metric, labels, spread.reason))
         else:

@@ -130,7 +130,7 @@ class ScrapeLoop:
         return Recogniser(made, told)
 
     def extractor(self, target: Target) -> Extractor:
-        """A reader of one endpoint's pages; those of one engine share what they learn."""
+        """A reader of one endpoint's pages; those of one engine share what they learn. ValueError without an engine."""
         table = target.engine_table()
         if table is None:
             raise ValueError(f"{target.address} is set as a model server and has no engine")
