@@ -57,8 +57,8 @@ async def test_an_envoy_that_was_killed_is_no_longer_running(tmp_path: Path) -> 
     one = await process.start(bootstrap(settings()), tmp_path)
     assert one.running()
     one.kill()
-    await eventually(lambda: not alive(one.pid))
-    assert not one.running()
+    await eventually(lambda: not one.running())
+    assert not alive(one.pid)
     await one.stop()
 
 
