@@ -140,8 +140,14 @@ class LogLines:
         self._write(level, event.pool, text, endpoint=event.endpoint, reason=event.reason)
 
     def server_restarted(self, event: ServerRestarted) -> None:
-        text = f"a new server answers at {event.endpoint} ({event.reason}): what was known of the old one is dropped"
-        self._write(logging.INFO, event.pool, text, endpoint=event.endpoint, reason=event.reason)
+        due = self._repeats.failed((event.pool, event.endpoint, event.reason), self._clock.now())
+        if due:
+            text = (
+                f"a new server answers at {event.endpoint} ({event.reason}): what was known of the old one is dropped"
+            )
+            if due[0] > 1:
+                text += f"{_times(due)}; do several servers answer there in turn? list each by an address of its own"
+            self._write(logging.INFO, event.pool, text, endpoint=event.endpoint, reason=event.reason)
 
     def refused(self, event: Refused) -> None:
         due = self._repeats.failed((event.pool, event.status, event.reason), self._clock.now())

@@ -13,6 +13,8 @@ from agent.scrape.schedule import Firsts
 # second need 50 wake-ups and not a thousand, and what one page brought into the CPU's caches serves the next.
 TOGETHER_SECONDS: Final = 0.02
 TOGETHER_OF_INTERVAL: Final = 0.02
+# How often a question is asked at most because another server answers.
+ANEW_SECONDS: Final = 1.0
 
 
 def early(interval: float) -> float:
@@ -60,8 +62,8 @@ class Question:
     """What is asked of a server beside its page, every `interval` seconds, over the page's line where that is free."""
 
     __slots__ = (
-        "_answered", "_failed", "_interval", "_limit", "_line", "_next_at", "_request", "_scraper", "_timeout", "busy",
-        "due_at", "early", "own", "sent_at", "stopped",
+        "_anew_at", "_answered", "_failed", "_interval", "_limit", "_line", "_next_at", "_request", "_scraper",
+        "_timeout", "busy", "due_at", "early", "own", "sent_at", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +83,7 @@ class Question:
         self._line: Line | None = None  # what the present question is asked on
         self.own: Line | None = None  # what it is always asked on, where that is not the page's port
         self._next_at = float("-inf")
+        self._anew_at = float("-inf")
         self.busy = False
         self.sent_at = float("-inf")
         self.due_at = float("inf")
@@ -123,6 +126,14 @@ class Question:
     def again(self) -> None:
         """Ask with the next page, whenever the last time was."""
         self._next_at = float("-inf")
+
+    def anew(self, now: float) -> None:
+        """Ask now, as there is somebody else to be asked; where that happens again and again, as at an address at which
+        two servers answer in turn, every `ANEW_SECONDS`."""
+        if now - self._anew_at >= ANEW_SECONDS:
+            self._anew_at = self._next_at = now
+        else:
+            self._next_at = self._anew_at + ANEW_SECONDS
 
     def stop(self) -> None:
         """Ask nothing more."""

@@ -271,7 +271,7 @@ class Scraper:
         self._failures = 0
         at, now = self._line.sent_at, self._loop.now
         if self._sink.observed(self.target.address, extraction, at, now - at, len(page)):
-            self._models.again()
+            self._models.anew(now)
         self._beside(now)
 
     def _page_failed(self, failure: FetchFailed) -> None:

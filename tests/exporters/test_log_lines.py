@@ -81,6 +81,16 @@ def test_repeated_refusals_are_told_together(clock, log):
     ]
 
 
+def test_servers_that_answer_in_turn_at_one_address_cost_a_line_a_minute(clock, log):
+    hook = Instruments(clock)
+    for _ in range(61):
+        hook(ServerRestarted("pool", "a:1", "new_start_time"))
+        clock.advance(1.0)
+    told = "pool pool: a new server answers at a:1 (new_start_time): what was known of the old one is dropped"
+    hint = "; do several servers answer there in turn? list each by an address of its own"
+    assert messages(log) == [told, f"{told} (60 times in 60 s){hint}"]
+
+
 def test_what_changes_the_picture_has_a_line_each(clock, log):
     hook = Instruments(clock)
     hook(HealthChanged("pool", "a:1", "healthy", "down", "refused"))

@@ -13,6 +13,7 @@ from agent.clock import SystemClock
 from agent.engines.mapping import Extraction
 from agent.scrape.loop import ScrapeLoop, Target
 from agent.scrape.page import PageRefused
+from agent.scrape.question import ANEW_SECONDS
 from agent.scrape.reasons import REASONS
 from agent.scrape.scraper import model_names
 from agent.signals import FINISHED, KV_USAGE, RUNNING
@@ -447,6 +448,15 @@ async def test_a_server_that_restarts_between_two_scrapes_is_asked_for_its_model
     (first,) = [at for at, page in enumerate(rig.sink.pages[server.address]) if page[0].readings[RUNNING] == 7][:1]
     assert asked[:before].count("/metrics") == first + 1
     assert not rig.sink.failures
+
+
+async def test_two_servers_that_answer_in_turn_are_not_asked_for_their_models_with_every_page(rig: Rig) -> None:
+    server = await rig.server()
+    rig.sink.restarted = lambda _: True
+    rig.scrape(server.address, models=3600)
+    await rig.sink.until(lambda: rig.sink.count(server.address) >= 10)
+    times = [at for _, at, _, _ in rig.sink.pages[server.address]]
+    assert server.asked.count("/v1/models") <= 2 + (times[-1] - times[0]) / ANEW_SECONDS
 
 
 async def test_somebody_else_at_an_address_gets_no_answer_of_the_server_before(rig: Rig) -> None:
