@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporters.metric import Metric, Origin, Type
+from exporters.metric import Metric, Rows
 
-ROWS: list[Metric] = []
-
-
-def _row(name: str, unit: str, labels: str, help: str, type: Type = "gauge", origin: Origin = "state") -> Metric:
-    row = Metric(name, type, unit, tuple(labels.split()), origin, help)
-    ROWS.append(row)
-    return row
+ROWS: Final = Rows()
 
 
 def _of_endpoint(what: str, unit: str, help: str) -> Metric:
-    return _row(f"igw_endpoint_accelerator{what}", unit, "pool endpoint source", help)
+    return ROWS.gauge(f"igw_endpoint_accelerator{what}", unit, "pool endpoint source", help)
 
 
 UTILIZATION: Final = _of_endpoint(
@@ -46,51 +40,45 @@ SICK: Final = _of_endpoint(
     "devices",
     "Those of them that are sick by the exporter's last page; one is enough to take the endpoint out",
 )
-EXPORTER_FRESH: Final = _row(
+EXPORTER_FRESH: Final = ROWS.gauge(
     "igw_accelerator_exporter_fresh",
     "boolean",
     "source exporter",
     "1 while the accelerator exporter's last page is younger than staleAfter, else 0",
 )
-EXPORTER_AGE: Final = _row(
+EXPORTER_AGE: Final = ROWS.gauge(
     "igw_accelerator_exporter_page_age_seconds",
     "seconds",
     "source exporter",
     "Age of the last page of the accelerator exporter; absent before the first",
 )
-EXPORTER_DEVICES: Final = _row(
+EXPORTER_DEVICES: Final = ROWS.gauge(
     "igw_accelerator_devices",
     "devices",
     "source exporter joined",
     "Accelerators on the exporter's last page: joined (with an endpoint), unmatched (fit none) or ambiguous",
 )
-DEVICE_SICK: Final = _row(
+DEVICE_SICK: Final = ROWS.gauge(
     "igw_accelerator_sick",
     "boolean",
     "source exporter device reason",
     "Always 1: an accelerator that is sick by its exporter's last page, and why",
 )
-SCRAPES: Final = _row(
+SCRAPES: Final = ROWS.count(
     "igw_accelerator_scrapes_total",
     "scrapes",
     "source result reason",
     "Scrapes of accelerator exporters by result (ok, failed) and the reason of the failure",
-    "counter",
-    "events",
 )
-REFUSED: Final = _row(
+REFUSED: Final = ROWS.count(
     "igw_accelerator_refused_values_total",
     "values",
     "source signal reason",
     "Values on good pages of accelerator exporters that cannot be true and were not let in",
-    "counter",
-    "events",
 )
-HEALTH_CHANGES: Final = _row(
+HEALTH_CHANGES: Final = ROWS.count(
     "igw_accelerator_health_changes_total",
     "changes",
     "source reason",
     "Accelerators that fell sick, by reason, or recovered (well)",
-    "counter",
-    "events",
 )

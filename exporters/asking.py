@@ -5,16 +5,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporters.metric import Metric
+from exporters.metric import Rows
 
-ROWS: list[Metric] = []
-
-
-def _event(name: str, unit: str, labels: str, help: str) -> Metric:
-    row = Metric(name, "counter", unit, tuple(labels.split()), "events", help)
-    ROWS.append(row)
-    return row
-
+ROWS: Final = Rows()
+_event: Final = ROWS.count
 
 HEALTH_PATH_FAILURES: Final = _event(
     "igw_health_path_failures_total",

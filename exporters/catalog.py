@@ -15,28 +15,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from exporters import accelerators, asking, rates, servers, work
-from exporters.metric import Alias, Metric, Origin, Type
+from exporters.metric import Alias, Metric, Rows
 
-_ROWS: list[Metric] = []
-
-
-def _row(
-    name: str,
-    type: Type,
-    unit: str,
-    labels: str,
-    origin: Origin,
-    help: str,
-    aliases: tuple[Alias, ...] = (),
-    buckets: tuple[float, ...] = (),
-) -> Metric:
-    row = Metric(name, type, unit, tuple(labels.split()), origin, help, aliases, buckets)
-    _ROWS.append(row)
-    return row
-
-
-def _state(name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Metric:
-    return _row(name, "gauge", unit, labels, "state", help, aliases)
+_ROWS: Final = Rows()
+_row: Final = _ROWS.add
+_state: Final = _ROWS.gauge
+_event: Final = _ROWS.count
 
 
 def _pool(name: str, unit: str, help: str) -> Metric:
@@ -59,10 +43,6 @@ def _deviation(of: str, unit: str, what: str) -> Metric:
 
 def _server_counter(name: str, unit: str, help: str) -> Metric:
     return _row(name, "counter", unit, "pool endpoint", "state", help)
-
-
-def _event(name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Metric:
-    return _row(name, "counter", unit, labels, "events", help, aliases)
 
 
 def _same(name: str, *labels: str) -> Alias:

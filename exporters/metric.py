@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -29,3 +29,37 @@ class Metric:
     help: str
     aliases: tuple[Alias, ...] = ()
     buckets: tuple[float, ...] = ()
+
+
+class Rows:
+    """Rows of the catalogue, in the order in which they were written down."""
+
+    def __init__(self) -> None:
+        self._rows: list[Metric] = []
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._rows)
+
+    def add(
+        self,
+        name: str,
+        type: Type,
+        unit: str,
+        labels: str,
+        origin: Origin,
+        help: str,
+        aliases: tuple[Alias, ...] = (),
+        buckets: tuple[float, ...] = (),
+    ) -> Metric:
+        """One more row; `labels` are words."""
+        row = Metric(name, type, unit, tuple(labels.split()), origin, help, aliases, buckets)
+        self._rows.append(row)
+        return row
+
+    def gauge(self, name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Metric:
+        """A number of the state."""
+        return self.add(name, "gauge", unit, labels, "state", help, aliases)
+
+    def count(self, name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Metric:
+        """How often something happened."""
+        return self.add(name, "counter", unit, labels, "events", help, aliases)

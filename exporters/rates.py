@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporters.metric import Metric
+from exporters.metric import Metric, Rows
 
-ROWS: list[Metric] = []
-
-
-def _row(name: str, unit: str, labels: str, help: str) -> Metric:
-    row = Metric(name, "gauge", unit, tuple(labels.split()), "state", help)
-    ROWS.append(row)
-    return row
+ROWS: Final = Rows()
 
 
 def _endpoint(name: str, unit: str, help: str) -> Metric:
-    return _row(name, unit, "pool endpoint", help)
+    return ROWS.gauge(name, unit, "pool endpoint", help)
 
 
 def _pool(name: str, unit: str, help: str) -> Metric:
-    return _row(name, unit, "pool", help)
+    return ROWS.gauge(name, unit, "pool", help)
 
 
 POOL_PROMPT_RATE: Final = _pool(
@@ -68,9 +62,7 @@ PREEMPTION_RATE: Final = _endpoint(
 
 
 def _histogram(name: str, help: str) -> Metric:
-    row = Metric(name, "histogram", "seconds", ("pool", "endpoint"), "state", help)
-    ROWS.append(row)
-    return row
+    return ROWS.add(name, "histogram", "seconds", "pool endpoint", "state", help)
 
 
 FIRST_TOKEN: Final = _histogram(

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporters.metric import Metric
+from exporters.metric import Metric, Rows
 
-ROWS: list[Metric] = []
+ROWS: Final = Rows()
 
 
 def _endpoint(name: str, unit: str, help: str) -> Metric:
-    row = Metric(name, "gauge", unit, ("pool", "endpoint"), "state", help)
-    ROWS.append(row)
-    return row
+    return ROWS.gauge(name, unit, "pool endpoint", help)
 
 
 WAITING_CAPACITY: Final = _endpoint(

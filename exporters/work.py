@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporters.metric import Metric, Origin, Type
+from exporters.metric import Metric, Rows
 
-ROWS: list[Metric] = []
-
-
-def _row(
-    name: str, type: Type, unit: str, labels: str, origin: Origin, help: str, buckets: tuple[float, ...] = ()
-) -> Metric:
-    row = Metric(name, type, unit, tuple(labels.split()), origin, help, (), buckets)
-    ROWS.append(row)
-    return row
-
-
-def _counter(name: str, unit: str, labels: str, help: str) -> Metric:
-    return _row(name, "counter", unit, labels, "events", help)
+ROWS: Final = Rows()
+_counter: Final = ROWS.count
 
 
 def _histogram(name: str, unit: str, help: str, buckets: tuple[float, ...]) -> Metric:
-    return _row(name, "histogram", unit, "pool", "events", help, buckets)
+    return ROWS.add(name, "histogram", unit, "pool", "events", help, (), buckets)
 
 
 def _process(name: str, unit: str, help: str) -> None:
-    _row(name, "counter" if name.endswith("_total") else "gauge", unit, "", "process", help)
+    ROWS.add(name, "counter" if name.endswith("_total") else "gauge", unit, "", "process", help)
 
 
 PICKS: Final = _counter(
@@ -91,7 +80,7 @@ STREAM_BREAKS: Final = _counter(
 )
 _GOOD: Final = "1 where the configuration file was good when it was last read, 0 where it was refused"
 RELOADS: Final = _counter("igw_reloads_total", "reloads", "result", "Readings of a changed configuration, ok or failed")
-RELOAD_GOOD: Final = _row("igw_config_last_reload_successful", "gauge", "boolean", "", "events", _GOOD)
+RELOAD_GOOD: Final = ROWS.add("igw_config_last_reload_successful", "gauge", "boolean", "", "events", _GOOD)
 WATCHERS_DROPPED: Final = _counter(
     "igw_watchers_dropped_total", "watchers", "reason", "Readers of the admin address that were let go"
 )

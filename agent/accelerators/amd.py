@@ -11,19 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.accelerators.table import (
-    ECC,
-    MEMORY_TOTAL,
-    MEMORY_USED,
-    POWER,
-    REMAP_FAILED,
-    TEMPERATURE,
-    UTILIZATION,
-    WELL,
-    Exporter,
-    PodLabels,
-    Source,
-)
+from agent.accelerators import table
+from agent.accelerators.table import Exporter, PodLabels, Source
 
 _MIB: Final = 2.0**20
 
@@ -32,19 +21,19 @@ AMD: Final = Exporter(
     marks=("gpu_", "pcie_"),
     port=5000,
     sources={
-        UTILIZATION: (Source(("gpu_gfx_activity",), per=100, whole=True),),
-        MEMORY_USED: (Source(("gpu_used_vram",), _MIB),),
-        MEMORY_TOTAL: (Source(("gpu_total_vram",), _MIB),),
-        POWER: (
+        table.UTILIZATION: (Source(("gpu_gfx_activity",), per=100, whole=True),),
+        table.MEMORY_USED: (Source(("gpu_used_vram",), _MIB),),
+        table.MEMORY_TOTAL: (Source(("gpu_total_vram",), _MIB),),
+        table.POWER: (
             Source(("gpu_package_power",), whole=True),
             Source(("gpu_average_package_power",), whole=True),
             Source(("gpu_power_usage",), whole=True),
         ),
-        TEMPERATURE: (Source(("gpu_junction_temperature",)), Source(("gpu_edge_temperature",))),
-        ECC: (Source(("gpu_ecc_uncorrect_total",)),),
-        WELL: (Source(("gpu_health",)),),
+        table.TEMPERATURE: (Source(("gpu_junction_temperature",)), Source(("gpu_edge_temperature",))),
+        table.ECC: (Source(("gpu_ecc_uncorrect_total",)),),
+        table.WELL: (Source(("gpu_health",)),),
     },
-    silent={REMAP_FAILED: "AMD replaces bad pages without a word on the page"},
+    silent={table.REMAP_FAILED: "AMD replaces bad pages without a word on the page"},
     id=("serial_number", "gpu_id", "gpu_partition_id"),
     card=("serial_number", "gpu_uuid", "gpu_id"),
     model=("card_series", "card_model"),

@@ -15,19 +15,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.accelerators.table import (
-    ECC,
-    MEMORY_TOTAL,
-    MEMORY_USED,
-    POWER,
-    REMAP_FAILED,
-    TEMPERATURE,
-    UTILIZATION,
-    WELL,
-    Exporter,
-    PodLabels,
-    Source,
-)
+from agent.accelerators import table
+from agent.accelerators.table import Exporter, PodLabels, Source
 
 _MIB: Final = 2.0**20
 _USED: Final = "DCGM_FI_DEV_FB_USED"
@@ -38,23 +27,23 @@ DCGM: Final = Exporter(
     marks=("DCGM_",),
     port=9400,
     sources={
-        UTILIZATION: (
+        table.UTILIZATION: (
             Source(("DCGM_FI_PROF_GR_ENGINE_ACTIVE",)),
             Source(("DCGM_FI_DEV_GPU_UTIL",), per=100, whole=True),
         ),
-        MEMORY_USED: (Source((_USED,), _MIB),),
-        MEMORY_TOTAL: (
+        table.MEMORY_USED: (Source((_USED,), _MIB),),
+        table.MEMORY_TOTAL: (
             Source(("DCGM_FI_DEV_FB_TOTAL",), _MIB),
             Source((_USED, _FREE, "DCGM_FI_DEV_FB_RESERVED"), _MIB),
             Source((_USED, _FREE), _MIB),  # releases without RESERVED count it in USED
         ),
-        POWER: (Source(("DCGM_FI_DEV_POWER_USAGE",), whole=True),),
-        TEMPERATURE: (Source(("DCGM_FI_DEV_GPU_TEMP",)),),
-        ECC: (Source(("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",)),),
-        REMAP_FAILED: (Source(("DCGM_FI_DEV_ROW_REMAP_FAILURE",)),),
+        table.POWER: (Source(("DCGM_FI_DEV_POWER_USAGE",), whole=True),),
+        table.TEMPERATURE: (Source(("DCGM_FI_DEV_GPU_TEMP",)),),
+        table.ECC: (Source(("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",)),),
+        table.REMAP_FAILED: (Source(("DCGM_FI_DEV_ROW_REMAP_FAILURE",)),),
     },
     silent={
-        WELL: "DCGM_EXP_GPU_HEALTH_STATUS mixes warnings with failures; XID, ECC and remapped rows say what failed"
+        table.WELL: "DCGM_EXP_GPU_HEALTH_STATUS mixes warnings with failures; XID, ECC, remapped rows say what failed"
     },
     id=("UUID", "GPU_I_ID", "vgpu"),
     card=("UUID",),

@@ -10,19 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.accelerators.table import (
-    ECC,
-    MEMORY_TOTAL,
-    MEMORY_USED,
-    POWER,
-    REMAP_FAILED,
-    TEMPERATURE,
-    UTILIZATION,
-    WELL,
-    Exporter,
-    PodLabels,
-    Source,
-)
+from agent.accelerators import table
+from agent.accelerators.table import Exporter, PodLabels, Source
 
 _NOT_THERE: Final = "the plugin's page has nothing of the kind"
 
@@ -31,11 +20,11 @@ TPU: Final = Exporter(
     marks=("duty_cycle", "memory_total", "memory_used", "tensorcore_utilization", "memory_bandwidth_utilization"),
     port=2112,
     sources={
-        UTILIZATION: (Source(("duty_cycle",), per=100),),
-        MEMORY_USED: (Source(("memory_used",)),),
-        MEMORY_TOTAL: (Source(("memory_total",)),),
+        table.UTILIZATION: (Source(("duty_cycle",), per=100),),
+        table.MEMORY_USED: (Source(("memory_used",)),),
+        table.MEMORY_TOTAL: (Source(("memory_total",)),),
     },
-    silent=dict.fromkeys((POWER, TEMPERATURE, ECC, REMAP_FAILED, WELL), _NOT_THERE),
+    silent=dict.fromkeys((table.POWER, table.TEMPERATURE, table.ECC, table.REMAP_FAILED, table.WELL), _NOT_THERE),
     id=("accelerator_id",),
     card=("accelerator_id",),
     model=("model",),
