@@ -66,7 +66,8 @@ class Gke:
                     "interval": {"start_time": {"seconds": until - WINDOW_SECONDS}, "end_time": {"seconds": until}},
                     "view": monitoring.ListTimeSeriesRequest.TimeSeriesView.FULL,
                 }
-                for series in self._client.list_time_series(request=request, timeout=self._timeout):
+                # Not tried again within the call, which would go on for 90 seconds: it is asked again in its turn.
+                for series in self._client.list_time_series(request=request, retry=None, timeout=self._timeout):
                     _take(found, series, signal, per, now - wall)
         except ProbeFailed:
             raise

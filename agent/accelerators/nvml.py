@@ -155,10 +155,17 @@ class Nvml:
         return {} if memory is None else {MEMORY_USED: float(memory.used), MEMORY_TOTAL: float(memory.total)}
 
     def _ask(self, ask: Callable[[], Any]) -> Any:
-        """What NVML says, or None where this card does not have it or may not be asked."""
+        """What NVML says, or None where this card does not have it, fails at it, or may not be asked, or where the
+        driver is older than the question."""
+        nvml = self._nvml
         try:
             return ask()
-        except (self._nvml.NVMLError_NotSupported, self._nvml.NVMLError_NoPermission):
+        except (
+            nvml.NVMLError_NotSupported,
+            nvml.NVMLError_NoPermission,
+            nvml.NVMLError_FunctionNotFound,
+            nvml.NVMLError_Unknown,
+        ):
             return None
 
     def _parts(self, handle: Any) -> list[tuple[str, str, Any]]:

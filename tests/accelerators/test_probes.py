@@ -1,10 +1,15 @@
-"""NVML and Cloud Monitoring: what they say becomes devices, what they refuse is unknown, what lacks is named."""
+"""NVML and Cloud Monitoring through their own clients: what they say becomes devices, what they refuse is unknown."""
 
 from __future__ import annotations
 
 import builtins
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import grpc
+import pynvml
 import pytest
 
 from agent.accelerators import gke, nvml
@@ -21,16 +26,23 @@ from agent.accelerators.table import (
     TEMPERATURE,
     UTILIZATION,
 )
-from tests.fakes.monitoring import FakeMonitoring, Sample
-from tests.fakes.nvml import Card, FakeNvml, Memory
+from tests.fakes.monitoring import Monitoring, Refusal, Sample, serving
+from tests.fakes.nvml import Card, Library, Memory
 
 
-def probe(fake: FakeNvml) -> Nvml:
-    return Nvml("here", lambda: fake)
+@pytest.fixture(autouse=True)
+def _no_library_is_left_below_the_package() -> Iterator[None]:
+    yield
+    pynvml.nvmlLib = None
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+
+
+def probe(library: Library) -> Nvml:
+    return Nvml("here", library.load)
 
 
 def test_a_card_is_read_in_our_units() -> None:
-    (device,) = probe(FakeNvml(Card("GPU-a"))).devices(0.0, 0.0)
+    (device,) = probe(Library(Card("GPU-a"))).devices(0.0, 0.0)
     assert (device.id, device.number, device.node, device.model) == ("GPU-a", "0", "here", "NVIDIA H100 80GB HBM3")
     assert device.values == {
         UTILIZATION: 0.5, MEMORY_USED: 72.0 * 2**30, MEMORY_TOTAL: 80.0 * 2**30, POWER: 300.0, TEMPERATURE: 60.0,
@@ -40,13 +52,13 @@ def test_a_card_is_read_in_our_units() -> None:
 
 
 def test_what_a_card_does_not_support_is_unknown_and_the_rest_is_read() -> None:
-    (device,) = probe(FakeNvml(Card("GPU-a", busy=None, milliwatts=None, ecc=None, mig=None))).devices(0.0, 0.0)
+    (device,) = probe(Library(Card("GPU-a", busy=None, milliwatts=None, ecc=None, mig=None))).devices(0.0, 0.0)
     assert device.values.keys() == {MEMORY_USED, MEMORY_TOTAL, TEMPERATURE, REMAP_FAILED}
 
 
 def test_instances_of_a_card_have_memory_of_their_own_the_card_s_health_and_no_utilization() -> None:
     parts = {0: Card("MIG-1", Memory(10, 8, 2), instance=7), 3: Card("MIG-2", Memory(20, 15, 5), instance=9)}
-    devices = probe(FakeNvml(Card("GPU-a", busy=None, mig=True, ecc=1, parts=parts))).devices(0.0, 0.0)
+    devices = probe(Library(Card("GPU-a", busy=None, mig=True, ecc=1, parts=parts))).devices(0.0, 0.0)
     assert [(device.id, device.card, device.part) for device in devices] == [
         ("MIG-1", "GPU-a", "7"),
         ("MIG-2", "GPU-a", "9"),
@@ -56,9 +68,21 @@ def test_instances_of_a_card_have_memory_of_their_own_the_card_s_health_and_no_u
     assert all(fault_of(device, FATAL_XIDS) is not None for device in devices)
 
 
+@pytest.mark.parametrize("name", ["nvmlDeviceGetPowerUsage", "nvmlDeviceGetMigMode", "nvmlDeviceGetRemappedRows"])
+@pytest.mark.parametrize("how", ["missing", "failing"])
+def test_what_an_older_driver_has_not_or_what_fails_for_a_card_is_unknown_and_the_rest_is_read(
+    how: str, name: str
+) -> None:
+    library = Library(Card("GPU-a"))
+    getattr(library, how).add(name)
+    (device,) = probe(library).devices(0.0, 0.0)
+    assert {UTILIZATION, MEMORY_USED, MEMORY_TOTAL, TEMPERATURE, ECC} <= device.values.keys()
+    assert (POWER in device.values) is (name != "nvmlDeviceGetPowerUsage")
+
+
 def test_errors_are_gathered_as_they_happen_and_stay() -> None:
     card = Card("GPU-a")
-    fake = FakeNvml(card, Card("GPU-b"))
+    fake = Library(card, Card("GPU-b"))
     mine = probe(fake)
     assert [device.xids for device in mine.devices(0.0, 0.0)] == [(), ()]
     fake.happens(card, 43)
@@ -69,7 +93,7 @@ def test_errors_are_gathered_as_they_happen_and_stay() -> None:
 
 def test_a_card_that_is_lost_is_unwell_under_its_own_name_and_the_others_are_read() -> None:
     card = Card("GPU-a")
-    mine = probe(FakeNvml(card, Card("GPU-b")))
+    mine = probe(Library(card, Card("GPU-b")))
     mine.devices(0.0, 0.0)
     card.lost = True
     lost, other = mine.devices(0.0, 0.0)
@@ -80,12 +104,12 @@ def test_a_card_that_is_lost_is_unwell_under_its_own_name_and_the_others_are_rea
 
 
 def test_a_machine_that_tells_no_events_is_read_without_them() -> None:
-    (device,) = probe(FakeNvml(Card("GPU-a"), events=False)).devices(0.0, 0.0)
+    (device,) = probe(Library(Card("GPU-a"), events=False)).devices(0.0, 0.0)
     assert device.xids == ()
 
 
 def test_a_machine_without_a_driver_says_so_and_is_asked_again() -> None:
-    fake = FakeNvml(Card("GPU-a"), driver=False)
+    fake = Library(Card("GPU-a"), driver=False)
     mine = probe(fake)
     with pytest.raises(ProbeFailed, match="is NVIDIA's driver loaded") as failed:
         mine.devices(0.0, 0.0)
@@ -94,6 +118,15 @@ def test_a_machine_without_a_driver_says_so_and_is_asked_again() -> None:
     assert len(mine.devices(0.0, 0.0)) == 1
     mine.close()
     assert fake.initialised == 0
+
+
+def test_a_machine_without_nvidia_s_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_there(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(pynvml, "CDLL", not_there)
+    with pytest.raises(ProbeFailed, match=r"Shared Library Not Found; is NVIDIA's driver loaded on this machine\?"):
+        Nvml("here").devices(0.0, 0.0)
 
 
 @pytest.mark.parametrize(("module", "package"), [(nvml, "nvidia-ml-py"), (gke, "google-cloud-monitoring")])
@@ -120,12 +153,12 @@ DUTY, USED, TOTAL = (METRICS[signal][0] for signal in (UTILIZATION, MEMORY_USED,
 WALL = 1_800_000_000.0
 
 
-def cluster(fake: FakeMonitoring) -> Gke:
-    return Gke("my-project", "europe-west4", "c", 10.0, lambda: fake)
+def cluster(service: Monitoring) -> Gke:
+    return Gke("my-project", "europe-west4", "c", 10.0, service.load)
 
 
 def test_each_accelerator_carries_the_time_of_its_newest_sample_on_our_clock() -> None:
-    fake = FakeMonitoring(
+    samples = [
         Sample(DUTY, "llm/chat-0", "1", 80, WALL - 190),
         Sample(DUTY, "llm/chat-0", "1", 60, WALL - 130),
         Sample(USED, "llm/chat-0", "1", 2**34, WALL - 140),
@@ -133,31 +166,54 @@ def test_each_accelerator_carries_the_time_of_its_newest_sample_on_our_clock() -
         Sample(DUTY, "llm/chat-1", "2", 5, WALL - 150),
         Sample(DUTY, "llm/chat-2", "3", 99, WALL - 60),  # not shown yet
         Sample(DUTY, "llm/chat-9", "9", 99, WALL - 150, cluster="another"),
-        now=WALL,
-    )
-    found = {device.pod: device for device in cluster(fake).devices(1000.0, WALL)}
+    ]
+    with serving(*samples, now=WALL) as service:
+        found = {device.pod: device for device in cluster(service).devices(1000.0, WALL)}
     assert found.keys() == {"llm/chat-0", "llm/chat-1"}
     one = found["llm/chat-0"]
     assert one.values == {UTILIZATION: 0.6, MEMORY_USED: 2.0**34, MEMORY_TOTAL: 2.0**35}
     assert (one.at, one.model, one.container) == (1000.0 - 140, "nvidia-l4", "vllm")
-    assert len(fake.requests) == 3
+    assert sorted(service.types) == sorted([DUTY, USED, TOTAL])
 
 
-def test_an_idle_accelerator_is_a_true_zero() -> None:
-    fake = FakeMonitoring(Sample(DUTY, "llm/chat-0", "1", 0, WALL - 130), now=WALL)
-    (device,) = cluster(fake).devices(0.0, WALL)
-    assert device.values == {UTILIZATION: 0.0}
+def test_every_page_of_an_answer_is_read() -> None:
+    samples = [Sample(DUTY, f"llm/chat-{number}", str(number), number, WALL - 130) for number in range(7)]
+    with serving(*samples, now=WALL) as service:
+        found = {device.pod: device.values[UTILIZATION] for device in cluster(service).devices(0.0, WALL)}
+    assert found == {f"llm/chat-{number}": number / 100 for number in range(7)}
+    assert service.pages == 4 + 2  # of two series each; the other two types have none
 
 
-def test_what_google_refuses_is_told_and_asked_again_later() -> None:
-    fake = FakeMonitoring(now=WALL, denied=True)
-    mine = cluster(fake)
-    with pytest.raises(
-        ProbeFailed, match=r"Cloud Monitoring: Permission monitoring\.timeSeries\.list denied"
-    ) as failed:
-        mine.devices(0.0, WALL)
-    assert failed.value.reason == "client_error"
-    fake.denied = False
-    assert mine.devices(0.0, WALL) == []
-    mine.close()
-    assert fake.closed == 1
+@pytest.mark.parametrize(("told", "read"), [(0, 0.0), (0.5, 0.005), (100, 1.0)])
+def test_an_idle_accelerator_is_a_true_zero_and_a_fraction_is_one(told: float, read: float) -> None:
+    with serving(Sample(DUTY, "llm/chat-0", "1", told, WALL - 130), now=WALL) as service:
+        (device,) = cluster(service).devices(0.0, WALL)
+    assert device.values == {UTILIZATION: read}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(grpc.StatusCode.PERMISSION_DENIED, "Permission monitoring.timeSeries.list denied"),
+        Refusal(grpc.StatusCode.UNAVAILABLE, "The service is currently unavailable."),
+        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "Quota exceeded"),
+    ],
+    ids=lambda refusal: refusal.code.name,
+)
+def test_what_google_refuses_is_told_at_once_and_asked_again_later(refusal: Refusal) -> None:
+    with serving(now=WALL) as service:
+        service.refusal = refusal
+        mine = cluster(service)
+        with pytest.raises(ProbeFailed, match=rf"Cloud Monitoring: .*{re.escape(str(refusal))}") as failed:
+            mine.devices(0.0, WALL)
+        assert failed.value.reason == "client_error"
+        assert service.pages == 1
+        service.refusal = None
+        assert mine.devices(0.0, WALL) == []
+        mine.close()
+
+
+def test_a_process_without_credentials_says_what_google_misses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    with pytest.raises(ProbeFailed, match=r"Cloud Monitoring: File .*none\.json was not found"):
+        Gke("my-project", "europe-west4", "c", 1.0).devices(0.0, WALL)
