@@ -46,6 +46,7 @@ class Scraper:
     None."""
 
     __slots__ = (
+        "_asked",
         "_blocked",
         "_early_at",
         "_engine",
@@ -91,6 +92,7 @@ class Scraper:
         self._set(target)
         self._line = self._new_line(target.address)
         self._lay()
+        self._asked: Line | Question = self._line  # where the page, or what comes before it, was asked last
 
     def _set(self, target: Target) -> None:
         self.target = target
@@ -205,10 +207,12 @@ class Scraper:
         self._page_waits = False
         target = self.target
         if self._blocked is not None:
+            self._asked = self._line
             self._line.sent_at = self._loop.now
             self._page_failed(self._blocked)
             return
-        self._free_line().ask(self._page_request, target.max_page_bytes, target.timeout, self._page, self._page_failed)
+        self._asked = line = self._free_line()
+        line.ask(self._page_request, target.max_page_bytes, target.timeout, self._page, self._page_failed)
 
     def _free_line(self) -> Line:
         """The line with nothing on it; one that waits for an answer is left to it."""
@@ -254,6 +258,7 @@ class Scraper:
         if not self._page_waits:
             self._beside(self._loop.now)
         elif failure is not None and failure.reason in _NOBODY and question.own is None:
+            self._asked = question
             self._page_failed(failure)  # nobody to be asked for a page either
         else:
             self._ask_page()
@@ -269,7 +274,7 @@ class Scraper:
         self._paging = False
         self._paged = True
         self._failures = 0
-        at, now = self._line.sent_at, self._loop.now
+        at, now = self._asked.sent_at, self._loop.now
         if self._sink.observed(self.target.address, extraction, at, now - at, len(page)):
             self._models.anew(now)
         self._beside(now)
@@ -285,7 +290,7 @@ class Scraper:
     def _report(self, reason: str, detail: str) -> None:
         self._paging = self._page_waits = False
         self._failures += 1
-        at, now = self._line.sent_at, self._loop.now
+        at, now = self._asked.sent_at, self._loop.now
         self._sink.failed(self.target.address, reason, detail, at, now - at)
         if self.stopped:
             return
