@@ -63,6 +63,7 @@ def custom(spec: EngineSpec) -> Engine:
             silent={signal: why for signal, why in built_in.silent.items() if signal not in made},
             health_path=built_in.health_path,
             models_path=built_in.models_path,
+            answers_in_turn=built_in.answers_in_turn,
             page_path=built_in.page_path,
             ports=built_in.ports,
             rank=built_in.rank,

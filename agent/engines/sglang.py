@@ -78,6 +78,7 @@ SGLANG: Final = Engine(
     },
     health_path="/health",
     models_path="/v1/models",
+    answers_in_turn=True,  # uvicorn
     rank=("dp_rank",),
     copies=("tp_rank", "pp_rank", "moe_ep_rank"),
     hint="was the server started with --enable-metrics?",

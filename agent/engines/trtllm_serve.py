@@ -54,6 +54,7 @@ TRTLLM_SERVE: Final = Engine(
     },
     health_path="/health",
     models_path="/v1/models",
+    answers_in_turn=True,  # uvicorn
     page_path="/prometheus/metrics",
     rank=("pid",),
     hint="is it asked at /prometheus/metrics, of a server with enable_iter_perf_stats and return_perf_metrics?",

@@ -63,5 +63,6 @@ VLLM: Final = Engine(
     },
     health_path="/health",
     models_path="/v1/models",
+    answers_in_turn=True,  # uvicorn
     hint="was the server started with --disable-log-stats?",
 )

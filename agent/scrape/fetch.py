@@ -1,4 +1,4 @@
-"""One keep-alive connection to one endpoint: one GET at a time, its answer within limits of size and time.
+"""One keep-alive connection to one endpoint: one GET at a time, or two in one write; answers within limits of size.
 
 Reading costs one copy: the socket is read into a buffer that is borrowed while an answer comes in, and the page is cut
 out of it. The time-out is for the whole answer, so that a server that sends a byte a second does not hold a scrape up.
@@ -63,7 +63,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_answered", "_body_at", "_buffer", "_buffers", "_chunks", "_failed", "_filled", "_head", "_limit",
-        "_on_idle_close", "_transport", "gets",
+        "_on_idle_close", "_owed", "_transport", "_two", "gets",
     )  # fmt: skip
 
     def __init__(self, buffers: Buffers, on_idle_close: Callable[[], None]) -> None:
@@ -78,6 +78,8 @@ class Connection(asyncio.BufferedProtocol):
         self._limit = 0
         self._answered: Answered | None = None
         self._failed: Failed | None = None
+        self._two = False  # the present answer is the first of two
+        self._owed = False  # the first is here, and nobody has taken the second yet
         self.gets = 0
 
     @property
@@ -85,17 +87,30 @@ class Connection(asyncio.BufferedProtocol):
         """Whether something can be asked, now or when the present answer is here."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def get(self, request: bytes, limit: int, answered: Answered, failed: Failed) -> None:
-        """Ask; the body may have `limit` bytes."""
+    def get(self, request: bytes, limit: int, answered: Answered, failed: Failed, *, two: bool = False) -> None:
+        """Ask; the body may have `limit` bytes.
+
+        `two`: the request is two GETs. Where the first is answered well and the connection stays, `second` has to be
+        called before `answered` returns, or the connection is closed; else it is closed before either is called.
+        """
         transport = self._transport
         if transport is None:
             failed(FetchFailed("reset", "the connection was closed", stale=True))
             return
         self.gets += 1
         self._limit, self._answered, self._failed = limit, answered, failed
+        self._two = two
         self._filled = 0
         self._head = self._chunks = None
         transport.write(request)
+
+    def second(self, limit: int, answered: Answered, failed: Failed) -> None:
+        """Take the answer to the second of two GETs; its body may have `limit` bytes."""
+        self.gets += 1
+        self._owed = False
+        self._limit, self._answered, self._failed = limit, answered, failed
+        if self._filled:
+            self._take()
 
     def fail(self, reason: str, detail: str, status: int = 0) -> None:
         """Give the present GET up and close: what is still to come cannot be told from the next answer."""
@@ -144,6 +159,9 @@ class Connection(asyncio.BufferedProtocol):
             self._on_idle_close()
             return
         self._filled += nbytes
+        self._take()
+
+    def _take(self) -> None:
         try:
             if self._head is None and not self._read_head():
                 return
@@ -155,7 +173,7 @@ class Connection(asyncio.BufferedProtocol):
         """The peer will send no more."""
         answer = self._head
         if self._answered is not None and answer is not None and answer.length is None and not answer.chunked:
-            self._finish(bytes(memoryview(self._buffer or b"")[self._body_at : self._filled]), whole=False, keep=False)
+            self._finish(bytes(memoryview(self._buffer or b"")[self._body_at : self._filled]), whole=False, end=-1)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -218,14 +236,14 @@ class Connection(asyncio.BufferedProtocol):
             end = self._body_at + answer.length
             if self._filled >= end:
                 body = bytes(memoryview(buffer)[self._body_at : end])
-                self._finish(body, whole=True, keep=answer.keep and self._filled == end)
+                self._finish(body, whole=True, end=end)
             return
         chunks = self._chunks
         if chunks is not None:
             chunks.take(buffer, self._filled)
             size = chunks.size
             if size <= self._limit and chunks.done:
-                self._finish(chunks.body(), whole=True, keep=answer.keep and self._filled == chunks.at)
+                self._finish(chunks.body(), whole=True, end=chunks.at)
                 return
         else:
             size = self._filled - self._body_at
@@ -239,11 +257,21 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.fail("status", _status(answer.status), answer.status)
 
-    def _finish(self, body: bytes, *, whole: bool, keep: bool) -> None:
-        answer, answered, failed = self._head, self._answered, self._failed
-        self._end()
+    def _finish(self, body: bytes, *, whole: bool, end: int) -> None:
+        """The answer is here; `end`: where it ends in the buffer, -1 where the connection's end is its end."""
+        answer, answered, failed, two = self._head, self._answered, self._failed, self._two
         if answer is None or answered is None or failed is None:
+            self._end()
             return
+        keep = answer.keep and end >= 0
+        if two and keep and answer.status == 200 and not answer.encoding:
+            self._first_of_two(end)
+            answered(body, whole)
+            if self._owed:
+                self.close()
+            return
+        keep = keep and not two and self._filled == end
+        self._end()
         if not keep:  # the server will close it, or has sent more than it announced
             self.close()
         if answer.status != 200:
@@ -253,12 +281,26 @@ class Connection(asyncio.BufferedProtocol):
         else:
             answered(body, whole)
 
+    def _first_of_two(self, end: int) -> None:
+        """What came behind the first answer begins the second."""
+        buffer, rest = self._buffer, self._filled - end
+        if rest and buffer is not None:
+            buffer[:rest] = buffer[end : self._filled]
+            self._buffer = None
+        self._end()
+        self._owed = True
+        self._head = None
+        self._filled = rest
+        if rest:
+            self._buffer = buffer
+
     def _end(self) -> None:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             self._buffers.give_back(buffer)
         self._answered = self._failed = None
         self._chunks = None
+        self._two = self._owed = False
 
 
 def _status(status: int) -> str:

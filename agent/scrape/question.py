@@ -62,8 +62,8 @@ class Question:
     """What is asked of a server beside its page, every `interval` seconds, over the page's line where that is free."""
 
     __slots__ = (
-        "_anew_at", "_answered", "_failed", "_interval", "_limit", "_line", "_next_at", "_request", "_scraper",
-        "_timeout", "busy", "due_at", "early", "own", "sent_at", "stopped",
+        "_anew_at", "_answered", "_failed", "_line", "_next_at", "_scraper", "apart", "busy", "due_at", "early",
+        "interval", "limit", "own", "request", "sent_at", "stopped", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -74,12 +74,13 @@ class Question:
         failed: Callable[[FetchFailed], None],
     ) -> None:
         self._scraper = scraper
-        self._limit = limit
+        self.limit = limit
         self._answered = answered
         self._failed = failed
-        self._request = b""
-        self._interval = 0.0
-        self._timeout = 0.0
+        self.request = b""
+        self.interval = 0.0
+        self.timeout = 0.0
+        self.apart = False  # the server does not answer it behind a page
         self._line: Line | None = None  # what the present question is asked on
         self.own: Line | None = None  # what it is always asked on, where that is not the page's port
         self._next_at = float("-inf")
@@ -92,31 +93,36 @@ class Question:
 
     def set(self, asked: bytes, interval: float, timeout: float) -> None:
         """What to ask (nothing: never), how often, and how long to wait for it."""
-        self._request, self._interval, self._timeout = asked, interval, timeout
+        self.request, self.interval, self.timeout = asked, interval, timeout
 
     @property
     def asks(self) -> bool:
         """Whether there is anything to ask."""
-        return bool(self._request)
+        return bool(self.request)
 
     def wanted(self, now: float) -> bool:
         """Whether now is the time, or nearer to it than the next page will be."""
-        ahead = min(self._interval, self._scraper.interval) / 2
-        return bool(self._request) and not self.busy and now + ahead >= self._next_at
+        ahead = min(self.interval, self._scraper.interval) / 2
+        return bool(self.request) and not self.busy and now + ahead >= self._next_at
 
     def ask(self, now: float, line: Line) -> None:
-        """Ask it on this line; the time after this one is on a grid that this question begins or keeps."""
+        """Ask it on this line."""
+        self.begin(now, line)
+        line.ask(self.request, self.limit, self.timeout, self.came, self.went_wrong)
+
+    def begin(self, now: float, line: Line) -> None:
+        """It is asked on this line; the time after this one is on a grid that this question begins or keeps."""
         late = now - self._next_at
-        self._next_at = now + self._interval if late > self._interval else self._next_at + self._interval
+        self._next_at = now + self.interval if late > self.interval else self._next_at + self.interval
         self._line = line
         self.busy = True
         self.sent_at = now
-        line.ask(self._request, self._limit, self._timeout, self._came, self._went_wrong)
+        self.due_at = float("inf")  # of an earlier time nobody need be reminded
 
     def remind(self, loop: Loop, now: float) -> None:
         """Be called where no page comes next to the time."""
-        slack = self._interval / 2 if self._scraper.interval <= self._interval or self._next_at <= now else 0.0
-        self.early = early(self._interval)
+        slack = self.interval / 2 if self._scraper.interval <= self.interval or self._next_at <= now else 0.0
+        self.early = early(self.interval)
         loop.at(max(self._next_at, now) + slack, self)
 
     def due(self, now: float) -> None:
@@ -142,15 +148,23 @@ class Question:
             if line is not None:
                 line.close()
 
-    def _came(self, body: bytes, whole: bool) -> None:  # noqa: FBT001
+    def came(self, body: bytes, whole: bool) -> None:  # noqa: FBT001
+        """It was answered."""
         self._over()
         self._answered(body)
         self._scraper.asked_beside(self, None)
 
-    def _went_wrong(self, failure: FetchFailed) -> None:
+    def went_wrong(self, failure: FetchFailed) -> None:
+        """It failed."""
         self._over()
         self._failed(failure)
         self._scraper.asked_beside(self, failure)
+
+    def unasked(self) -> None:
+        """It will not be answered, and that says nothing: its time is still now."""
+        self.busy = False
+        self._line = None
+        self._next_at = self.sent_at
 
     def _over(self) -> None:
         line, self._line = self._line, None

@@ -28,6 +28,8 @@ MODELS_BYTES: Final = 1 << 20
 HEALTH_BYTES: Final = 64 << 10
 # What is asked beside the page must be here within this time: it is a short answer.
 BESIDE_SECONDS: Final = 0.5
+# The part of the time between two questions for health for which a page that takes its time may hold one up.
+SLOW_OF_INTERVAL: Final = 0.5
 _METRICS_TYPE: Final = "text/plain;version=0.0.4"
 # Failures after which another server may answer at the address; the first two without a word with any server.
 _NOBODY: Final = frozenset({"refused", "unreachable"})
@@ -48,6 +50,7 @@ class Scraper:
     __slots__ = (
         "_asked",
         "_blocked",
+        "_both_requests",
         "_early_at",
         "_engine",
         "_failures",
@@ -63,6 +66,7 @@ class Scraper:
         "_reader",
         "_server",
         "_sink",
+        "_slow_after",
         "_written",
         "due_at",
         "early",
@@ -114,6 +118,9 @@ class Scraper:
         ask_models = request(self._host(target.address), models, "application/json", headers) if models else b""
         self._health.set(ask_health, target.health_interval, timeout)
         self._models.set(ask_models, target.models_interval, timeout)
+        self._slow_after = min(target.health_interval * SLOW_OF_INTERVAL, BESIDE_SECONDS) if ask_health else 0.0
+        in_turn = table is not None and table.answers_in_turn
+        self._both_requests = self._page_request + ask_health if ask_health and in_turn else b""
 
     def _host(self, address: str) -> str:
         """What to call the server at one of its addresses."""
@@ -138,7 +145,7 @@ class Scraper:
     def _new_line(self, address: str) -> Line:
         target = self.target
         on_close = self._closed_idle if address == target.page_at() else _nothing
-        return Line(self._loop, address, on_close, target.reach, target.name)
+        return Line(self._loop, address, on_close, target.reach, target.name, self._slow)
 
     def _told(self, target: Target) -> Target:
         """The target with the engine that was recognised, where it is to be."""
@@ -169,6 +176,8 @@ class Scraper:
         """Other settings for the same endpoint."""
         before, self._sink, self._server = self.target, sink, server
         self._set_anew(target)
+        if self._health.asks:
+            self._health.remind(self._loop, self._loop.now)
         if target.way() != before.way():
             self._lay()
         if target.interval != before.interval:
@@ -212,7 +221,25 @@ class Scraper:
             self._page_failed(self._blocked)
             return
         self._asked = line = self._free_line()
-        line.ask(self._page_request, target.max_page_bytes, target.timeout, self._page, self._page_failed)
+        health, now = self._health, self._loop.now
+        request, follower = self._page_request, None
+        together = self._both_requests and self._paged and not self._failures and line.open and not health.apart
+        if together and health.own is None and health.wanted(now):
+            request, follower = self._both_requests, health
+            health.begin(now, line)
+            if self.interval > health.interval:
+                health.remind(self._loop, now)
+        line.ask(
+            request, target.max_page_bytes, target.timeout, self._page, self._page_failed, self._slow_after, follower
+        )
+
+    def _slow(self, line: Line) -> None:
+        """The page takes its time: health does not wait for it."""
+        now = self._loop.now
+        if line.drop():
+            self._ask_beside(self._health, now)
+        elif self._health.asks:
+            self._health.remind(self._loop, now)
 
     def _free_line(self) -> Line:
         """The line with nothing on it; one that waits for an answer is left to it."""
@@ -237,7 +264,10 @@ class Scraper:
             line.leave()
         else:
             question.ask(now, line)
-        if question is self._health:
+        if question is not self._health:
+            return
+        # Where pages come at least as often, the next one sees to it: it comes in time, or is slow, or fails.
+        if self._paging or self._failures or not self._paged or self.interval > question.interval:
             question.remind(self._loop, now)
 
     def _beside(self, now: float) -> None:
@@ -283,7 +313,9 @@ class Scraper:
         if self.stopped:
             return
         if failure.reason in _GONE:
-            self._models.again()  # whoever comes back may serve other models
+            # Whoever comes back may serve other models, and be asked in another way.
+            self._models.again()
+            self._health.apart = False
         failure = self.target.reach.understood(failure)
         self._report(failure.reason, failure.detail)
 
@@ -296,6 +328,8 @@ class Scraper:
             return
         if self._failures > 1:
             self._loop.at(retry_due(self.target.address, self._failures - 1, self.interval, now), self)
+        if self._health.asks:
+            self._health.remind(self._loop, now)
         if reason not in _NOBODY:
             self._beside(now)
 
