@@ -118,6 +118,14 @@ class Refused(NamedTuple):
     reason: str
 
 
+class Reported(NamedTuple):
+    """A load report came with an answer: taken where `reason` is empty, else one of `agent.engines.report.REASONS`."""
+
+    pool: str
+    endpoint: str
+    reason: str
+
+
 class Ended(NamedTuple):
     """A picked request is over. `how` is `closed` (the ext_proc stream ended) or `lost` (the agent let go of it)."""
 
@@ -170,6 +178,7 @@ Event = (
     | ServerRestarted
     | Picked
     | Refused
+    | Reported
     | Ended
     | Abandoned
     | StreamBroken

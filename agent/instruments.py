@@ -29,6 +29,7 @@ from agent.events import (
     Picked,
     Refused,
     Reloaded,
+    Reported,
     ScrapeDone,
     ScrapeFailed,
     ServerRestarted,
@@ -141,6 +142,7 @@ class Instruments:
             Picked: self._picked,
             Refused: self._refused,
             Reloaded: self._reloaded,
+            Reported: self._reported,
             ScrapeDone: self._scrape_done,
             ScrapeFailed: self._scrape_failed,
             ServerRestarted: self._server_restarted,
@@ -233,6 +235,9 @@ class Instruments:
     def _health_changed(self, event: HealthChanged) -> None:
         self._count(asking.HEALTH_CHANGES, event.pool, event.new)
         self._log.health_changed(event)
+
+    def _reported(self, event: Reported) -> None:
+        self._count(asking.LOAD_REPORTS, event.pool, "refused" if event.reason else "ok", event.reason)
 
     def _server_restarted(self, event: ServerRestarted) -> None:
         self._count(asking.SERVER_RESTARTS, event.pool, event.reason)

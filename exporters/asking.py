@@ -16,6 +16,12 @@ HEALTH_PATH_FAILURES: Final = _event(
     "pool reason",
     "Questions to health paths that were not answered well",
 )
+LOAD_REPORTS: Final = _event(
+    "igw_load_reports_total",
+    "reports",
+    "pool result reason",
+    "Load reports that came with answers by result (ok, refused) and the reason of the refusal",
+)
 HEALTH_CHANGES: Final = _event(
     "igw_health_changes_total", "changes", "pool state", "Endpoints that came into this state of health"
 )

@@ -10,8 +10,9 @@ from agent.config import Config, Endpoint, Pool, PrefillRate
 from agent.engine_specs import AUTO
 from agent.engines import engine as table_of
 from agent.engines.custom import tables
+from agent.engines.report import ReportRefused, read
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
-from agent.events import Ended, Hook, Picked
+from agent.events import Ended, Hook, Picked, Reported
 from agent.pick.picker import pick
 from agent.pick.profile import Profile, build
 from agent.pick.request import NoPick, Pick, PickRequest, Prompt
@@ -22,6 +23,7 @@ from agent.scrape.loop import Target
 from agent.scrape.reach import Reach, ReachSettings
 from agent.serve.admin import untried
 from agent.state.endpoint import Identity
+from agent.state.inflight import TRANSIT_SECONDS
 from agent.state.rate import RateLimits
 from agent.state.store import RoutingStore
 
@@ -74,6 +76,7 @@ class PoolAtWork:
         self._fallbacks = config.ext_proc.fallbacks
         self._max_blocks = index.max_tokens // index.block_tokens
         self._running: dict[int, _Running] = {}
+        self._tables = tables(config.engines)
         self._tried_all = False
 
     # -- what the picker port asks -----------------------------------------------------------------------------------
@@ -111,6 +114,30 @@ class PoolAtWork:
         )
         return answer
 
+    @property
+    def reports(self) -> bool:
+        """Whether model servers are to be asked for a load report with each answer."""
+        return self.settings.orca
+
+    def reported(self, pick: Pick, report: str, served: str) -> None:
+        """A load report came with the answer to a pick that is not over, from `served` (empty: nobody told whom)."""
+        running = self._running[id(pick)]
+        now = self._clock.now()
+        reason = ""
+        if served != pick.endpoint:
+            reason = "another_server" if served else "unattributed"
+        else:
+            engine = self.store.engine(served)
+            table = None if engine in {"", AUTO} else self._tables.get(engine) or table_of(engine)
+            try:
+                values = read(report, table.reports if table is not None else {})
+            except ReportRefused as refused:
+                reason = refused.reason
+            else:
+                # It was written before it came here, by no more than what a request is taken to need for its way.
+                self.store.reported(running.ticket, values, now - TRANSIT_SECONDS, now)
+        self._hook(Reported(self.name, pick.endpoint, reason))
+
     def ended(self, pick: Pick, how: str) -> None:
         """A pick is over; called exactly once for each. KeyError for one that is not running."""
         running = self._running.pop(id(pick))
@@ -137,6 +164,7 @@ class PoolAtWork:
             self.reach = reach_of(pool)
         self.settings = pool
         self.profile = profile
+        self._tables = tables(config.engines)
         self.store.set_limits(
             stale_after=config.state.stale_after, rate=limits(config.prefill_rate), now=self._clock.now()
         )

@@ -83,7 +83,8 @@ def settings(config: Config, args: argparse.Namespace) -> Settings:
     for pool in config.pools:
         picker_host, _, picker_port = pool.ext_proc_address.rpartition(":")
         picker = f"{_EVERYWHERE.get(picker_host, picker_host)}:{picker_port}"
-        pools.append(Pool(pool.name, tuple(endpoint.address for endpoint in pool.endpoints), picker))
+        addresses = tuple(endpoint.address for endpoint in pool.endpoints)
+        pools.append(Pool(pool.name, addresses, picker, reports=pool.orca))
         for way in ways:
             name = f"{pool.name}-{way.value.replace('_', '-')}"
             listeners.append(Listener(name, f"{host}:{int(first) + len(listeners)}", pool.name, way))

@@ -133,6 +133,9 @@ class Pool:
         DEFAULT_PROFILE,
         shown="the file's profile when it has exactly one, else `least-cost`",
     )
+    orca: bool = option(
+        Switch(), "ask for a load report with each answer, and take it for a reading (ORCA)", default=False
+    )
     ext_proc_address: str = option(
         Address(any_port=True),
         "where Envoy's ext_proc filter for this pool connects",

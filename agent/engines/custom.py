@@ -64,6 +64,7 @@ def custom(spec: EngineSpec) -> Engine:
             health_path=built_in.health_path,
             models_path=built_in.models_path,
             answers_in_turn=built_in.answers_in_turn,
+            reports=built_in.reports,
             page_path=built_in.page_path,
             ports=built_in.ports,
             rank=built_in.rank,

@@ -113,7 +113,8 @@ class Engine:
     `page_path` is where its page is unless the configuration says otherwise; `health_path` and `models_path` are asked
     beside the page (None: it has no such path); `ports` are there where these are at ports of their own; `hint` is what
     to check when the page lacks all of the engine's names. `answers_in_turn`: GETs that come on one connection before
-    the answer to the last one has gone are answered all the same, in their order (HTTP/1.1 pipelining).
+    the answer to the last one has gone are answered all the same, in their order (HTTP/1.1 pipelining). `reports`: what
+    a load report beside an answer calls a signal -> the signal (`agent.engines.report`).
 
     `rank` are the labels that tell the engines of one server apart: their values are combined. `copies` are labels that
     tell processes apart which report one and the same engine, as those of tensor parallelism do: the lowest one counts.
@@ -128,6 +129,7 @@ class Engine:
     health_path: str | None
     models_path: str | None
     answers_in_turn: bool = False
+    reports: Mapping[str, str] = field(default_factory=dict)
     page_path: str = DEFAULT_PAGE_PATH
     ports: Ports | None = None
     rank: tuple[str, ...] = ("engine",)

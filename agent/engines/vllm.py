@@ -64,5 +64,6 @@ VLLM: Final = Engine(
     health_path="/health",
     models_path="/v1/models",
     answers_in_turn=True,  # uvicorn
+    reports={"num_requests_waiting": signals.WAITING, "kv_cache_usage_perc": signals.KV_USAGE},
     hint="was the server started with --disable-log-stats?",
 )

@@ -42,11 +42,15 @@ class FailureMode(Enum):
 
 
 class Pool(NamedTuple):
-    """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and its picker's `host:port`, if any."""
+    """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and its picker's `host:port`, if any.
+
+    `reports`: its picker wants the load reports that come with answers.
+    """
 
     name: str
     endpoints: tuple[str, ...]
     picker: str = ""
+    reports: bool = False
 
 
 class Listener(NamedTuple):
@@ -87,7 +91,9 @@ def bootstrap(settings: Settings) -> Data:
     return {
         "admin": {"address": _address(settings.admin)},
         "static_resources": {
-            "listeners": [_listener(listener, settings) for listener in settings.listeners],
+            "listeners": [
+                _listener(listener, settings, reports=pools[listener.pool].reports) for listener in settings.listeners
+            ],
             "clusters": clusters,
         },
     }
@@ -98,10 +104,10 @@ def picker_cluster(pool: str) -> str:
     return f"{pool}-picker"
 
 
-def _listener(listener: Listener, settings: Settings) -> Data:
+def _listener(listener: Listener, settings: Settings, *, reports: bool) -> Data:
     filters = []
     if listener.way is not Way.ROUND_ROBIN:
-        filters.append(_named("envoy.filters.http.ext_proc", _ext_proc(listener, settings)))
+        filters.append(_named("envoy.filters.http.ext_proc", _ext_proc(listener, settings, reports=reports)))
     filters.append(_named("envoy.filters.http.router", _typed("filters.http.router.v3.Router")))
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -160,7 +166,7 @@ def _route(pool: str) -> Data:
     }
 
 
-def _ext_proc(listener: Listener, settings: Settings) -> Data:
+def _ext_proc(listener: Listener, settings: Settings, *, reports: bool) -> Data:
     # Envoy keeps the stream open until the response ends, which is how the picker learns that it did: with a buffered
     # body even where every response phase is skipped, in full duplex only if the trailers are still to come.
     mode = {
@@ -177,12 +183,17 @@ def _ext_proc(listener: Listener, settings: Settings) -> Data:
             "request_trailer_mode": "SEND",  # full duplex demands it
             "response_trailer_mode": "SEND",
         }
+    attributes = {}
+    if reports:
+        mode["response_header_mode"] = "SEND"  # where load reports are
+        attributes["response_attributes"] = ["upstream.address"]  # a retry may have been answered by another endpoint
     return _typed(
         "filters.http.ext_proc.v3.ExternalProcessor",
         # No time-out of the stream: it lasts as long as the answer.
         grpc_service={"envoy_grpc": {"cluster_name": picker_cluster(listener.pool)}},
         failure_mode_allow=settings.failure_mode is FailureMode.OPEN,
         processing_mode=mode,
+        **attributes,
         message_timeout=_seconds(settings.message_timeout),
         # Without these Envoy drops the pick, and keeps the hint of a subset to itself.
         metadata_options={

@@ -1,16 +1,19 @@
 """What an ext_proc conversation may ask of the wire that carries it, in our own words.
 
-`agent.serve.session` returns these. A wire turns each into one message of its protocol (Route, Continue, Refuse, one or
-more for Echo), or into a call (Ask, End, Broken). Mode and Phase are the protocol's own distinctions, named once for
-every wire.
+`agent.serve.session` returns these. A wire turns each into one message of its protocol (Route, Continue, Strip, Refuse,
+one or more for Echo), or into a call (Ask, Report, End, Broken). Mode and Phase are the protocol's own distinctions,
+named once for every wire.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.pick.request import Pick, Prompt
+
+PIECE_BYTES: Final = 62_000  # Envoy takes gRPC messages of up to 64 KiB; the rest is room for what surrounds the body
 
 
 class Mode(Enum):
@@ -58,6 +61,20 @@ class Continue(NamedTuple):
     phase: Phase
 
 
+class Strip(NamedTuple):
+    """Answer the response's headers: go on, without the header of this name."""
+
+    header: str
+
+
+class Report(NamedTuple):
+    """A load report came with the answer to what was picked, from `served` (`ip:port`; empty: nobody told whom)."""
+
+    pick: Pick
+    report: str
+    served: str
+
+
 class Echo(NamedTuple):
     """Send this body on, in `pieces`; `end_of_stream` goes with the last."""
 
@@ -89,5 +106,12 @@ class Broken(NamedTuple):
     detail: str
 
 
-Action = Ask | Route | Continue | Echo | Refuse | End | Broken
+Action = Ask | Route | Continue | Strip | Report | Echo | Refuse | End | Broken
 Actions = tuple[Action, ...]
+
+
+def pieces(body: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The body cut for Envoy, each piece with whether it is the last; an empty body is one empty piece."""
+    last = max(0, len(body) - 1) // PIECE_BYTES
+    for number in range(last + 1):
+        yield body[number * PIECE_BYTES : (number + 1) * PIECE_BYTES], number == last

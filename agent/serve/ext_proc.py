@@ -24,11 +24,11 @@ from grpc_health.v1 import health_pb2_grpc
 
 from agent.events import Abandoned, Hook, Refused, StreamBroken
 from agent.pick.request import NoPick, Pick, Prompt
-from agent.serve.actions import Actions, Ask, Broken, Continue, Echo, End, Phase, Refuse, Route
+from agent.serve.actions import Actions, Ask, Broken, Continue, Echo, End, Phase, Refuse, Report, Route, Strip, pieces
 from agent.serve.health import SERVICE, Health
-from agent.serve.messages import CONTINUE, Answers, DecodeError, hear, immediate, streamed
+from agent.serve.messages import CONTINUE, STRIP_REPORT, Answers, DecodeError, hear, immediate, streamed
 from agent.serve.room import Room
-from agent.serve.session import Session, Settings, pieces
+from agent.serve.session import Session, Settings
 
 _SLACK: Final = 1 << 20  # room for headers and metadata around a body
 
@@ -40,6 +40,15 @@ class PoolPort(Protocol):
 
     def pick(self, request_id: str, prompt: Prompt, subset: frozenset[str] | None) -> Pick | NoPick:
         """An endpoint for this request, counted as in flight from now on, or the reason for none."""
+        ...
+
+    @property
+    def reports(self) -> bool:
+        """Whether model servers are to be asked for a load report with each answer."""
+        ...
+
+    def reported(self, pick: Pick, report: str, served: str) -> None:
+        """A load report came with the answer to a pick that is not over; `served`: who answered, if that was told."""
         ...
 
     def ended(self, pick: Pick, how: str) -> None:
@@ -70,6 +79,7 @@ class ExtProcServer:
         self._hook = hook
         self._address = address
         self._settings = Settings(max_body=max_body)
+        self._reporting = self._settings._replace(reports=True)
         self._room = Room(max_held)
         self._answers = Answers()
         self._health = Health(pool.ready)
@@ -129,7 +139,7 @@ class ExtProcServer:
 
     async def _converse(self, _: AsyncIterator[bytes], context: Any) -> None:
         """One request, from its headers to the end of its answer."""
-        session = Session(self._settings, _new_id, self._room)
+        session = Session(self._reporting if self._pool.reports else self._settings, _new_id, self._room)
         task = asyncio.current_task()
         how = "lost"
         self.open_streams += 1
@@ -177,6 +187,10 @@ class ExtProcServer:
                 answer = self._pool.pick(action.request_id, action.prompt, action.subset)
                 more = session.picked(answer) if isinstance(answer, Pick) else session.not_picked(answer)
                 await self._do(session, more, context)
+            elif isinstance(action, Strip):
+                await context.write(STRIP_REPORT)
+            elif isinstance(action, Report):
+                self._pool.reported(action.pick, action.report, action.served)
             elif isinstance(action, End):
                 self._pool.ended(action.pick, action.how)
             elif isinstance(action, Refuse):

@@ -11,11 +11,13 @@ from typing import Final
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
+from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
 from agent.serve.actions import Actions, Mode, Phase, Refuse, Route
-from agent.serve.session import DESTINATION, READ, Session
+from agent.serve.headers import DESTINATION, READ
+from agent.serve.session import Session
 from agent.serve.subset import SUBSET, subset_of
 
-__all__ = ["CONTINUE", "Answers", "DecodeError", "hear", "immediate", "streamed"]
+__all__ = ["CONTINUE", "STRIP_REPORT", "Answers", "DecodeError", "hear", "immediate", "streamed"]
 
 _ROUTES_KEPT: Final = 4096  # past it all are forgotten and made anew
 
@@ -25,6 +27,9 @@ _FULL_DUPLEX: Final = 4
 _OVERWRITE: Final = 2  # HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD: what a client sent does not survive
 _SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 _PICK_NAMESPACE: Final = "envoy.lb"
+_ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
+SERVED: Final = "upstream.address"  # the attribute that names who answered
+_ASKING: Final = ((ASKED_BY, ASKED_FOR),)
 
 
 def hear(session: Session, data: bytes) -> Actions:
@@ -38,7 +43,7 @@ def hear(session: Session, data: bytes) -> Actions:
         case "request_trailers":
             return session.request_trailers()
         case "response_headers":
-            return session.response_headers()
+            return _response_headers(session, message) if session.reports else session.response_headers()
         case "response_body":
             return session.response_body(message.response_body.body, end_of_stream=message.response_body.end_of_stream)
         case "response_trailers":
@@ -68,6 +73,18 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
     )
 
 
+def _response_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
+    reports = [
+        header.raw_value.decode("latin-1") or header.value
+        for header in message.response_headers.headers.headers
+        if header.key == HEADER
+    ]
+    served = ""
+    if _ATTRIBUTES in message.attributes:
+        served = message.attributes[_ATTRIBUTES].fields[SERVED].string_value
+    return session.response_headers("\n".join(reports), served)
+
+
 def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
     """The subset hint of the endpoint picker protocol, if the proxy sent one."""
     if not message.HasField("metadata_context"):
@@ -85,13 +102,14 @@ class Answers:
     """The serialised answers that send a request to an endpoint."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Phase, str], bytes] = {}
+        self._made: dict[tuple[Phase, str, bool], bytes] = {}
 
     def route(self, route: Route) -> bytes:
         """The destination as header and as metadata, the same value in both."""
-        if route.add or route.remove:
+        asking = route.add == _ASKING
+        if (route.add and not asking) or route.remove:
             return _route(route)
-        key = (route.phase, route.destination)
+        key = (route.phase, route.destination, asking)
         made = self._made.get(key)
         if made is None:
             if len(self._made) >= _ROUTES_KEPT:
@@ -114,6 +132,12 @@ def _route(route: Route) -> bytes:
 def _plain(phase: Phase) -> bytes:
     response = pb.ProcessingResponse()
     getattr(response, phase.value).SetInParent()
+    return _serialised(response)
+
+
+def _stripped(header: str) -> bytes:
+    response = pb.ProcessingResponse()
+    response.response_headers.response.header_mutation.remove_headers.append(header)
     return _serialised(response)
 
 
@@ -152,3 +176,4 @@ def _serialised(response: pb.ProcessingResponse) -> bytes:
 
 # Made here, once all that makes them is defined.
 CONTINUE: Final = {phase: _plain(phase) for phase in Phase}
+STRIP_REPORT: Final = _stripped(HEADER)

@@ -36,49 +36,33 @@ Whatever comes in, in whatever order, no method raises, and every pick handed in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
+from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
 from agent.pick.request import NoPick, Pick, Prompt
 from agent.route.body import BodyRefused, parse
-from agent.serve.actions import Action, Actions, Ask, Broken, Continue, Echo, End, Mode, Phase, Refuse, Route
+from agent.serve.actions import (
+    Action,
+    Actions,
+    Ask,
+    Broken,
+    Continue,
+    Echo,
+    End,
+    Mode,
+    Phase,
+    Refuse,
+    Report,
+    Route,
+    Strip,
+)
+from agent.serve.headers import CONTROL, DROPPED_REASON, REQUEST_ID
 from agent.serve.openai_error import error_body
 from agent.serve.room import Room
-from agent.serve.subset import SUBSET
 
-DESTINATION: Final = "x-gateway-destination-endpoint"
-DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
-REQUEST_ID: Final = "x-request-id"
-
-PIECE_BYTES: Final = 62_000  # Envoy takes gRPC messages of up to 64 KiB; the rest is room for what surrounds the body
 HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB, at which it stops reading
-
-# Headers by which a client steers the gateway or its sidecars. They are for us alone: a model server that trusted
-# them would trust whoever sent the request.
-CONTROL: Final = frozenset(
-    {
-        SUBSET,
-        "x-llm-d-inference-fairness-id",
-        "x-gateway-inference-fairness-id",
-        "x-llm-d-inference-objective",
-        "x-gateway-inference-objective",
-        "x-llm-d-model-name-rewrite",
-        "x-gateway-model-name-rewrite",
-        "x-gateway-destination-endpoint-served",
-        "x-llm-d-slo-ttft-ms",
-        "x-llm-d-slo-tpot-ms",
-        "x-slo-ttft-ms",
-        "x-slo-tpot-ms",
-        "x-prefiller-host-port",
-        "x-encoder-hosts-ports",
-        "x-data-parallel-host-port",
-        "x-kv-cache-source-host-port",
-        "epp-profile",
-    }
-)
-# The only headers that a conversation reads: a wire need not hand over more.
-READ: Final = CONTROL | {":path", ":method", "content-encoding", "content-length", REQUEST_ID}
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "CONNECT", "TRACE"})
 
@@ -86,11 +70,13 @@ _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "CONNECT", "TR
 class Settings(NamedTuple):
     """What is the same for every conversation of a pool.
 
-    `max_body` in bytes; `assumed`: the mode if Envoy does not say.
+    `max_body` in bytes; `assumed`: the mode if Envoy does not say. `reports`: model servers are asked for a load report
+    with each answer.
     """
 
     max_body: int = 16 << 20
     assumed: Mode = Mode.FULL_DUPLEX
+    reports: bool = False
 
 
 class _State(Enum):
@@ -111,7 +97,7 @@ class Session:
     __slots__ = (
         "_add", "_answered", "_broken", "_chunks", "_closed", "_encoding", "_held", "_mode", "_new_id", "_owed",
         "_path", "_pick", "_remove", "_request_id", "_response_echo", "_room", "_settings", "_size", "_state",
-        "_subset", "_trailers", "model",
+        "_strip", "_subset", "_trailers", "model",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, new_id: Callable[[], str], room: Room) -> None:
@@ -130,6 +116,7 @@ class Session:
         self._subset: frozenset[str] | None = None
         self._add: tuple[tuple[str, str], ...] = ()
         self._remove: tuple[str, ...] = ()
+        self._strip = False  # a load report is for us alone: the client did not ask for it
         self._chunks: list[bytes] = []
         self._size = 0
         self._trailers = False  # the body was ended by trailers
@@ -142,6 +129,11 @@ class Session:
     def routed(self) -> bool:
         """True from the moment the request was sent on its way: from here on nothing that we do may harm it."""
         return self._state is _State.ROUTED
+
+    @property
+    def reports(self) -> bool:
+        """Whether a load report in the response's headers is of use."""
+        return self._settings.reports
 
     @property
     def undecided(self) -> bool:
@@ -178,6 +170,9 @@ class Session:
         if not self._request_id:
             self._request_id = self._new_id()
             self._add = ((REQUEST_ID, self._request_id),)
+        if self._settings.reports and ASKED_BY not in headers:
+            self._strip = True
+            self._add += ((ASKED_BY, ASKED_FOR),)
         if not CONTROL.isdisjoint(headers):
             self._remove = tuple(name for name in headers if name in CONTROL)
         if subset is not None and not subset:
@@ -269,9 +264,14 @@ class Session:
             return ()
         return self._unavailable(no_pick.reason, f"No model server is available: {no_pick.detail}")
 
-    def response_headers(self) -> Actions:
-        """The response's headers, where Envoy is set to send them."""
-        return () if self.over else (Continue(Phase.RESPONSE_HEADERS),)
+    def response_headers(self, report: str = "", served: str = "") -> Actions:
+        """The response's headers, where Envoy is set to send them: the load report in them, and who answered."""
+        if self.over:
+            return ()
+        if not report:
+            return (Continue(Phase.RESPONSE_HEADERS),)
+        answer = Strip(HEADER) if self._strip else Continue(Phase.RESPONSE_HEADERS)
+        return (answer,) if self._pick is None else (answer, Report(self._pick, report, served))
 
     def response_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         """A chunk of the response's body: Envoy should not be set to send any, for each costs both of us."""
@@ -390,10 +390,3 @@ class Session:
     def _forget_body(self) -> None:
         self._chunks = []
         self._owed = []
-
-
-def pieces(body: bytes) -> Iterator[tuple[bytes, bool]]:
-    """The body cut for Envoy, each piece with whether it is the last; an empty body is one empty piece."""
-    last = max(0, len(body) - 1) // PIECE_BYTES
-    for number in range(last + 1):
-        yield body[number * PIECE_BYTES : (number + 1) * PIECE_BYTES], number == last

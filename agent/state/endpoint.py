@@ -148,6 +148,9 @@ class Record:
     def apply(self, values: Mapping[str, Value], at: float) -> None:
         """Take in one page's values; the page was asked for at `at`."""
         if not (self.values.keys() <= values.keys() and self.others.keys().isdisjoint(values)):
+            younger = {name for name, it in self.others.items() if it.at > at and name in values}
+            if younger:
+                values = {name: value for name, value in values.items() if name not in younger}
             dated = (
                 {} if self.page_at is None else {name: Reading(it, self.page_at) for name, it in self.values.items()}
             )
@@ -197,10 +200,15 @@ class Record:
             self.dead = False
         return fresh
 
-    def bring(self, signal: str, reading: Reading) -> None:
-        """Take in one reading that did not come with a page."""
-        self.values = {name: value for name, value in self.values.items() if name != signal}
-        self._keep({**self.others, signal: reading})
+    def hear(self, values: Mapping[str, Value], at: float) -> None:
+        """Take in readings that did not come with a page, each unless there is a younger one."""
+        page_at, others = self.page_at, dict(self.others)
+        for signal, value in values.items():
+            old = others.get(signal)
+            if (old is None or old.at < at) and (signal not in self.values or page_at is None or page_at < at):
+                others[signal] = Reading(value, at)
+        self.values = {name: value for name, value in self.values.items() if name not in others}
+        self._keep(others)
 
     def _keep(self, others: Mapping[str, Reading]) -> None:
         self.others = others

@@ -33,6 +33,12 @@ ENOUGH_PREFILLS: Final = 20
 HALF_LIFE_PREFILLS: Final = 200.0  # how many prefills ago a prefill counts half
 OWN_PREFILLS: Final = 200  # one half-life: until then a rate speaks for its pool, not for its endpoint alone
 OWN_FACTOR: Final = 3.0
+# A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new
+# version.
+RATE_CHANGE: Final = 0.02
+# The pool's rate is told to all endpoints at once when it has changed by this much, and to each with its own next page
+# when by less: a rate that one endpoint has and the others do not yet have tells equal servers apart.
+POOL_RATE_CHANGE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +144,10 @@ class PrefillRate:
     def proven(self) -> bool:
         """Whether enough was seen to tell this server from the others of its pool."""
         return self._prefills >= OWN_PREFILLS
+
+
+def differ(new: float | None, old: float | None, by: float = RATE_CHANGE) -> bool:
+    """Whether a rate has moved by more than noise, or `by` another share of it."""
+    if new is None or old is None:
+        return new is not old
+    return abs(new - old) > by * old

@@ -93,6 +93,15 @@ class EndpointView(NamedTuple):
             return self.others.get(signal)
         return Reading(value, self.page_at)
 
+    def names(self, *signals: str) -> frozenset[str]:
+        """The names that these signals' last readings hold, however old."""
+        found: frozenset[str] = frozenset()
+        for signal in signals:
+            reading = self.reading(signal)
+            if reading is not None and isinstance(reading.value, frozenset):
+                found |= reading.value
+        return found
+
     def fresh(self, signal: str, now: float) -> Value | None:
         """The signal's value if its reading is younger than `stale_after`, else None: never a number for unknown."""
         value, at = self.values.get(signal), self.page_at

@@ -30,20 +30,13 @@ from agent.signals import (
     MODELS,
     RUNNING,
     WAITING,
-    Reading,
     Value,
 )
 from agent.state.endpoint import NOBODY_SAID, Identity, Record
 from agent.state.health import Health
-from agent.state.rate import PoolRates, RateLimits
+from agent.state.rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
 
-# A learnt rate moves the work ahead only when it has changed by this much: less is noise, and each move is a new
-# version.
-RATE_CHANGE: Final = 0.02
-# The pool's rate is told to all endpoints at once when it has changed by this much, and to each with its own next page
-# when by less: a rate that one endpoint has and the others do not yet have tells equal servers apart.
-POOL_RATE_CHANGE: Final = 0.1
 _HEALTHY: Final = Health.HEALTHY
 
 
@@ -153,7 +146,7 @@ class RoutingStore:
         learnt = self._limits.fixed is None and record.learner.observe(values)
         if learnt or record.rate_of_pool != self._learnt_by_pool:
             self._reckon_rate(record, now)
-            if _differ(self._learnt_by_pool, self._told_of_pool, POOL_RATE_CHANGE):
+            if differ(self._learnt_by_pool, self._told_of_pool, POOL_RATE_CHANGE):
                 self._tell_rate(now)
         waiting = values.get(WAITING)
         if isinstance(waiting, float):
@@ -203,7 +196,7 @@ class RoutingStore:
         if record is not None:
             if record.value(MODELS) != names:
                 self._names_moved = True
-            record.bring(MODELS, Reading(names, at))
+            record.hear({MODELS: names}, at)
             self._changed(address)
 
     def run_on(self, address: str, accelerators: tuple[Accelerators, ...], now: float) -> None:
@@ -237,10 +230,29 @@ class RoutingStore:
         if self._records.get(record.address) is record:
             self._changed(record.address)
 
+    def reported(self, ticket: int, values: Mapping[str, Value], at: float, now: float) -> None:
+        """What an endpoint said of itself with the answer to this request, as of `at`: readings between two pages.
+
+        It brings no more than readings; whether a server is well, pages and its health path tell.
+        """
+        record = self._tickets.get(ticket)
+        if record is None or self._records.get(record.address) is not record:
+            return
+        record.hear(values, at)
+        waiting = values.get(WAITING)
+        if isinstance(waiting, float):
+            record.in_flight.correct(None, waiting, at, now)
+        self._changed(record.address)
+
     @property
     def in_flight(self) -> int:
         """Requests that were started and have not ended, those at endpoints that left the pool included."""
         return len(self._tickets)
+
+    def engine(self, address: str) -> str:
+        """What the endpoint runs, as far as it is known; empty where it is not in the pool."""
+        record = self._records.get(address)
+        return "" if record is None else record.engine
 
     # -- what readers ask ----------------------------------------------------------------------------------------
 
@@ -293,8 +305,8 @@ class RoutingStore:
     def _taken(self, now: float, good_until: float, endpoints: list[EndpointView]) -> Snapshot:
         if self._names_moved:
             self._names_moved = False
-            self._adapters = frozenset().union(*(_names(view, LORA_RUNNING, LORA_WAITING) for view in endpoints))
-            served = [_names(view, MODELS) for view in endpoints]
+            self._adapters = frozenset().union(*(view.names(LORA_RUNNING, LORA_WAITING) for view in endpoints))
+            served = [view.names(MODELS) for view in endpoints]
             self._models_everywhere = served[0].intersection(*served) if served else frozenset()
         self._snapshot = Snapshot(
             self.pool,
@@ -351,14 +363,14 @@ class RoutingStore:
 
     def _reckon_rate(self, record: Record, now: float) -> None:
         learnt = record.learner.rate
-        if _differ(learnt, record.learnt):
+        if differ(learnt, record.learnt):
             self._learnt.replace(record.learnt, learnt)
             record.learnt = learnt
             self._learnt_by_pool = self._learnt.median
         record.rate_of_pool = self._learnt_by_pool
         own = record.learnt if record.learner.proven else None
         rate, record.rate_source = self._limits.choose(own, self._learnt_by_pool)
-        if _differ(rate, record.in_flight.rate):
+        if differ(rate, record.in_flight.rate):
             record.in_flight.set_rate(rate, now)
 
     def _tell_rate(self, now: float) -> None:
@@ -379,20 +391,3 @@ class RoutingStore:
             return
         if (record.value(BLOCKS), record.value(BLOCK_SIZE)) != (blocks, tokens):
             self._prefix.resize(record.address, max(1, int(blocks * tokens) // self._index_block_tokens))
-
-
-def _names(view: EndpointView, *signals: str) -> frozenset[str]:
-    """The names that these signals' last readings hold, however old."""
-    found: frozenset[str] = frozenset()
-    for signal in signals:
-        reading = view.reading(signal)
-        if reading is not None and isinstance(reading.value, frozenset):
-            found |= reading.value
-    return found
-
-
-def _differ(new: float | None, old: float | None, by: float = RATE_CHANGE) -> bool:
-    """Whether a rate has moved by more than noise, or `by` another share of it."""
-    if new is None or old is None:
-        return new is not old
-    return abs(new - old) > by * old

@@ -8,9 +8,10 @@ from agent.app.pool import PoolAtWork
 from agent.app.vocabulary import WORDS
 from agent.config import parse
 from agent.engines.mapping import Extraction
-from agent.events import Ended, Event, Picked
+from agent.events import Ended, Event, Picked, Reported
 from agent.pick.request import NoPick, Pick, Prompt
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, RUNNING, WAITING
+from agent.state.inflight import TRANSIT_SECONDS
 from tests.fakes.clock import ManualClock
 
 A, B = "10.0.0.1:8000", "10.0.0.2:8000"
@@ -140,3 +141,48 @@ def test_an_empty_pool_is_ready_to_say_so() -> None:
     bench = Bench()
     bench.pool.store.set_endpoints({}, 100.0)
     assert bench.pool.ready()
+
+
+REPORT = "TEXT named_metrics.num_requests_waiting=4.0, named_metrics.kv_cache_usage_perc=0.5"
+
+
+@pytest.mark.parametrize(
+    ("report", "served", "reason"),
+    [
+        (REPORT, A, ""),
+        (REPORT, "", "unattributed"),
+        (REPORT, B, "another_server"),
+        ("TEXT named_metrics.num_requests_waiting=-4", A, "out_of_range"),
+        ("BIN x", A, "unknown_format"),
+    ],
+)
+def test_a_load_report_is_a_reading_of_who_answered_or_it_is_counted_and_dropped(
+    report: str, served: str, reason: str
+) -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    bench.clock.advance(1.0)
+    pick = bench.pool.pick("r", LONG, frozenset({A}))
+    assert isinstance(pick, Pick)
+    bench.clock.advance(1.0)
+    bench.pool.reported(pick, report, served)
+    assert [(event.pool, event.endpoint, event.reason) for event in bench.of(Reported)] == [("default", A, reason)]
+    one, other = bench.pool.store.snapshot(102.0).endpoints
+    assert one.reading(WAITING) == ((0.0, 100.0) if reason else (4.0, 102.0 - TRANSIT_SECONDS))
+    assert other.reading(WAITING) == (0.0, 100.0)
+
+
+def test_a_load_report_of_an_engine_that_is_not_known_is_nobody_s() -> None:
+    bench = Bench()
+    bench.pool.store.set_endpoints({A: "auto", B: "tgi"}, 100.0)
+    bench.scraped(A, B)
+    for address in (A, B):
+        pick = bench.pool.pick("r", LONG, frozenset({address}))
+        assert isinstance(pick, Pick)
+        bench.pool.reported(pick, REPORT, address)
+    assert [event.reason for event in bench.of(Reported)] == ["nothing_known"] * 2
+
+
+@pytest.mark.parametrize("orca", [True, False])
+def test_a_pool_asks_for_load_reports_where_its_file_says_so(orca: bool) -> None:
+    assert Bench(f"  orca: {str(orca).lower()}\n").pool.reports is orca

@@ -26,6 +26,7 @@ from agent.events import (
     Picked,
     Refused,
     Reloaded,
+    Reported,
     ScrapeDone,
     ScrapeFailed,
     ServerRestarted,
@@ -49,6 +50,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 # One of each kind, so that every metric that events make has a series.
 EVERYTHING: tuple[Event, ...] = (
+    Reported("pool", "a:1", "several"),
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
     Refused("pool", "m", 503, "none_healthy"),
     Ended("pool", "m", "a:1", 1.0, "closed"),

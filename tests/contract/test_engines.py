@@ -13,6 +13,7 @@ import pytest
 from agent.engines import ENGINES, engine, matrix
 from agent.engines.mapping import MARKS, REFUSALS, Combine, Extractor, Source
 from agent.engines.recognition import recognise
+from agent.engines.report import REASONS as REPORT_REASONS
 from agent.scrape.page import PageRefused
 from agent.scrape.reasons import REASONS
 from agent.signals import HISTOGRAMS, SIGNALS, Kind
@@ -32,6 +33,13 @@ def test_every_signal_has_a_source_or_a_reason_why_it_has_none(name: str) -> Non
     assert not table.histograms.keys() & table.silent.keys()
     assert all(table.sources.values())
     assert all(len(reason) > 10 for reason in table.silent.values())
+
+
+@EVERY_ENGINE
+def test_a_load_report_tells_numbers_that_the_page_tells_too(name: str) -> None:
+    table = engine(name)
+    assert set(table.reports.values()) <= table.sources.keys()
+    assert all(SIGNALS[signal].kind is Kind.GAUGE for signal in table.reports.values())
 
 
 @EVERY_ENGINE
@@ -205,12 +213,21 @@ def word_rows(words: Mapping[str, str]) -> list[str]:
     return [f"| `{word}` | {meaning} |" for word, meaning in words.items()]
 
 
+def report_rows() -> list[str]:
+    return [
+        f"| `{name}` | `{metric}` | `{signal}` |"
+        for name in sorted(ENGINES)
+        for metric, signal in engine(name).reports.items()
+    ]
+
+
 @pytest.mark.parametrize(
     ("section", "rows"),
     [
         ("What the agent understands", signal_rows()),
         ("Why a signal is not read", word_rows(REFUSALS)),
         ("Why a scrape fails", word_rows(REASONS)),
+        (r"Load reports between two pages \(ORCA\)", [*report_rows(), *word_rows(REPORT_REASONS)]),
         ("Histograms, where they are asked for", histogram_rows()),
         ("Which engine tells which signal", [*matrix.matrix_markdown([engine(name) for name in sorted(ENGINES)])][2:]),
         *((f"Engine {name}", [*matrix.engine_markdown(engine(name))][2:]) for name in sorted(ENGINES)),

@@ -56,6 +56,7 @@ PLACES: dict[str, Place] = {
     "agent.serve": Place(5, S),
     "agent.serve.session": Place(5, P),
     "agent.serve.actions": Place(5, P),
+    "agent.serve.headers": Place(5, P),
     "agent.serve.openai_error": Place(5, P),
     "agent.serve.room": Place(5, P),
     "agent.serve.subset": Place(5, P),

@@ -38,7 +38,7 @@ REGISTRIES = [
     Registry(
         "agent.engines",
         ENGINES,
-        frozenset({"auto", "custom", "histograms", "learning", "mapping", "matrix", "recognition", "table"}),
+        frozenset({"auto", "custom", "histograms", "learning", "mapping", "matrix", "recognition", "report", "table"}),
     ),
     Registry("agent.pick.scorers", SCORERS),
 ]

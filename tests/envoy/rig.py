@@ -42,6 +42,8 @@ class ToldPool:
         self.ended_as: list[str] = []
         self.wrongly_ended = 0
         self.is_ready = True
+        self.reports = False
+        self.heard: list[tuple[str, str, str]] = []  # endpoint, report, served
         self._open: set[int] = set()
         self._kept: list[Pick] = []  # so that no two picks have one identity
 
@@ -61,6 +63,10 @@ class ToldPool:
         self._open.add(id(pick))
         self._kept.append(pick)
         return pick
+
+    def reported(self, pick: Pick, report: str, served: str) -> None:
+        assert id(pick) in self._open
+        self.heard.append((pick.endpoint, report, served))
 
     def ended(self, pick: Pick, how: str) -> None:
         if id(pick) in self._open:
@@ -123,9 +129,9 @@ class Rig:
         return f"http://127.0.0.1:{self.port(way)}{path}"
 
 
-def envoy_settings(servers: list[str], picker: str, **more: Any) -> Settings:
+def envoy_settings(servers: list[str], picker: str, *, reports: bool = False, **more: Any) -> Settings:
     listeners = tuple(Listener(way.value, "127.0.0.1:0", "pool", way) for way in Way)
-    return Settings((Pool("pool", tuple(servers), picker),), listeners, **more)
+    return Settings((Pool("pool", tuple(servers), picker, reports),), listeners, **more)
 
 
 @contextlib.asynccontextmanager
@@ -139,6 +145,7 @@ async def a_rig(
     processing_mode: Mapping[str, str] | None = None,
     filter_options: Mapping[str, Any] | None = None,
     envoy_buffer: int = 0,
+    reports: bool = False,
 ) -> AsyncIterator[Rig]:
     """Everything started, and everything ended afterwards.
 
@@ -162,7 +169,10 @@ async def a_rig(
         )
         port = await rig.picker.start()
         stack.push_async_callback(rig.picker.stop, 0.0)
-        settings = envoy_settings(addresses, f"127.0.0.1:{port}", max_body=max_body, failure_mode=failure_mode)
+        rig.pool.reports = reports
+        settings = envoy_settings(
+            addresses, f"127.0.0.1:{port}", reports=reports, max_body=max_body, failure_mode=failure_mode
+        )
         config = bootstrap(settings)
         for listener in config["static_resources"]["listeners"]:
             listener["per_connection_buffer_limit_bytes"] = (

@@ -28,8 +28,8 @@ def rows(title: str) -> list[list[str]]:
     return [line.split(" | ") for line in lines[1:] if not line.startswith("---")]
 
 
-def rendered(way: Way) -> str:
-    pool = Pool("pool", ("127.0.0.1:8001",), "127.0.0.1:9002")
+def rendered(way: Way, *, reports: bool = False) -> str:
+    pool = Pool("pool", ("127.0.0.1:8001",), "127.0.0.1:9002", reports)
     return yaml(bootstrap(Settings((pool,), (Listener("in", "127.0.0.1:8080", "pool", way),))))
 
 
@@ -50,6 +50,15 @@ def test_the_modes_are_set_as_they_are_documented() -> None:
         for way, value in ((Way.BUFFERED, row[1]), (Way.FULL_DUPLEX, row[2])):
             assert f"{name}: {value.split('`')[1]}\n" in rendered(way)
     assert f"{HOLD_LIMIT >> 10} KiB" in section("Two modes")
+
+
+@pytest.mark.parametrize("way", [Way.BUFFERED, Way.FULL_DUPLEX])
+def test_headers_of_answers_are_sent_where_load_reports_are_wanted_and_only_there(way: Way) -> None:
+    with_reports, without = rendered(way, reports=True), rendered(way)
+    for said in ("response_header_mode: SEND", "response_attributes", "upstream.address"):
+        assert said in TEXT
+        assert said in with_reports
+        assert said not in without
 
 
 def test_every_refusal_is_documented_and_no_other() -> None:

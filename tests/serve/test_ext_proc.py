@@ -16,8 +16,8 @@ from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.events import Event, StreamBroken
+from agent.serve.actions import PIECE_BYTES
 from agent.serve.ext_proc import ExtProcServer
-from agent.serve.session import PIECE_BYTES
 from tests.envoy.rig import ToldPool
 from tests.waiting import eventually
 

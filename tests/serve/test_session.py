@@ -11,10 +11,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.engines.report import ASKED_BY
 from agent.pick.request import NoPick, Pick
-from agent.serve.actions import Action, Ask, Broken, Continue, Echo, End, Mode, Phase, Refuse, Route
+from agent.serve.actions import (
+    PIECE_BYTES,
+    Action,
+    Ask,
+    Broken,
+    Continue,
+    Echo,
+    End,
+    Mode,
+    Phase,
+    Refuse,
+    Report,
+    Route,
+    Strip,
+    pieces,
+)
 from agent.serve.room import Room
-from agent.serve.session import HOLD_LIMIT, PIECE_BYTES, Session, Settings, pieces
+from agent.serve.session import HOLD_LIMIT, Session, Settings
 from agent.serve.subset import subset_of
 
 HEADERS = {":path": "/v1/chat/completions", ":method": "POST", "x-request-id": "r1"}
@@ -440,3 +456,34 @@ def test_no_order_of_events_raises_or_keeps_a_pick(script: list[tuple[Any, ...]]
     answers = [action for action in done if isinstance(action, Refuse | Route)]
     assert len(answers) <= 1
     assert sum(isinstance(action, Broken) for action in done) <= 1
+
+
+@pytest.mark.parametrize("mode", READING)
+def test_a_load_report_is_asked_for_where_the_pool_wants_it_and_is_kept_from_the_client(mode: Mode) -> None:
+    session = a_session(reports=True)
+    asked(session, mode)
+    (route,) = [action for action in session.picked(a_pick()) if isinstance(action, Route)]
+    assert route.add == ((ASKED_BY, "TEXT"),)
+    pick = session.response_headers("TEXT x=1", "10.0.0.1:8000")
+    assert pick == (Strip("endpoint-load-metrics"), Report(a_pick(), "TEXT x=1", "10.0.0.1:8000"))
+    assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
+
+
+def test_a_client_that_asks_for_a_load_report_itself_gets_it_as_it_asked() -> None:
+    session = a_session(reports=True)
+    session.request_headers({**HEADERS, ":method": "GET", ASKED_BY: "JSON"}, end_of_stream=True)
+    (route,) = session.picked(a_pick())
+    assert isinstance(route, Route)
+    assert (route.add, route.remove) == ((), ())
+    assert session.response_headers("JSON {}", "") == (
+        Continue(Phase.RESPONSE_HEADERS),
+        Report(a_pick(), "JSON {}", ""),
+    )
+
+
+def test_where_no_report_is_wanted_none_is_asked_for() -> None:
+    session = a_session()
+    asked(session, Mode.BUFFERED)
+    (route,) = session.picked(a_pick())
+    assert isinstance(route, Route)
+    assert route.add == ()

@@ -565,3 +565,70 @@ def test_any_counter_that_goes_back_is_another_server_and_what_it_was_given_stay
     assert view.reading(KV_USAGE) is None
     assert view.work.requests == 1
     assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == ["counter_went_back"]
+
+
+# -- load reports between pages ----------------------------------------------------------------------------------------
+
+
+def test_a_load_report_is_a_reading_of_its_own_time_until_the_next_page() -> None:
+    fleet = Fixture("a:1", "b:1")
+    fleet.page("a:1", 10.0, **{WAITING: 0.0, KV_USAGE: 0.25})
+    ticket = fleet.store.started("a:1", 100, 0, 10.1)
+    fleet.store.reported(ticket, {WAITING: 7.0}, 11.0, 11.05)
+    view, other = fleet.store.snapshot(11.05).endpoints
+    assert (view.reading(WAITING), view.reading(KV_USAGE)) == ((7.0, 11.0), (0.25, 10.0))
+    assert other.reading(WAITING) is None
+    assert view.page_at == 10.0
+    fleet.page("a:1", 12.0, **{WAITING: 2.0})
+    view, _ = fleet.store.snapshot(12.05).endpoints
+    assert view.reading(WAITING) == (2.0, 12.0)
+
+
+def test_a_page_that_was_asked_for_before_a_report_does_not_take_its_place() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 10.0)
+    ticket = fleet.store.started("a:1", 100, 0, 10.1)
+    fleet.store.reported(ticket, {WAITING: 7.0}, 11.01, 11.02)
+    fleet.page("a:1", 11.0, **{WAITING: 0.0, KV_USAGE: 0.5})
+    (view,) = fleet.store.snapshot(11.05).endpoints
+    assert (view.reading(WAITING), view.reading(KV_USAGE)) == ((7.0, 11.01), (0.5, 11.0))
+    fleet.store.reported(ticket, {WAITING: 1.0, KV_USAGE: 0.1}, 10.5, 11.06)
+    (view,) = fleet.store.snapshot(11.06).endpoints
+    assert (view.reading(WAITING), view.reading(KV_USAGE)) == ((7.0, 11.01), (0.5, 11.0))
+
+
+def test_a_report_grows_stale_as_any_reading_and_keeps_no_server_healthy() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 10.0)
+    ticket = fleet.store.started("a:1", 100, 0, 10.1)
+    fleet.store.reported(ticket, {WAITING: 7.0}, 12.0, 12.0)
+    before = fleet.store.snapshot(12.0)
+    assert before.endpoints[0].fresh(WAITING, 12.5) == 7.0
+    (view,) = fleet.store.snapshot(13.5).endpoints
+    assert view.health is Health.STALE
+    assert view.fresh(WAITING, 14.9) == 7.0
+    assert view.fresh(WAITING, 15.0) is None
+
+
+def test_a_report_of_a_request_that_is_over_or_of_a_server_that_was_replaced_is_nobody_s() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 10.0)
+    over, lost = (fleet.store.started("a:1", 100, 0, 10.1) for _ in range(2))
+    fleet.store.ended(over, 10.2)
+    fleet.store.reported(over, {WAITING: 7.0}, 10.3, 10.3)
+    fleet.store.set_endpoints({"a:1": "vllm"}, 10.4, {"a:1": Identity("llm/one")})
+    fleet.store.set_endpoints({"a:1": "vllm"}, 10.5, {"a:1": Identity("llm/two")})
+    fleet.store.reported(lost, {WAITING: 7.0}, 10.6, 10.6)
+    (view,) = fleet.store.snapshot(10.7).endpoints
+    assert view.reading(WAITING) is None
+
+
+def test_a_queue_that_a_report_tells_of_is_work_ahead_at_once() -> None:
+    fleet = Fixture("a:1")
+    fleet.page("a:1", 10.0)
+    tickets = [fleet.store.started("a:1", 1000, 0, 10.0) for _ in range(3)]
+    (view,) = fleet.store.snapshot(14.0 - 1.5).endpoints
+    assert view.work.prefill_seconds(13.5) == 0.0
+    fleet.store.reported(tickets[0], {WAITING: 2.0}, 13.5, 13.5)
+    (view,) = fleet.store.snapshot(13.5).endpoints
+    assert view.work.prefill_seconds(13.5) == pytest.approx(2.0)
