@@ -21,6 +21,10 @@ class Clock(Protocol):
         """Seconds since 1970 in UTC, for people and other programs; never for an age."""
         ...
 
+    def cpu(self) -> float:
+        """Seconds of CPU that this process has used, user and system."""
+        ...
+
 
 class SystemClock:
     """The clocks of the operating system."""

@@ -5,7 +5,7 @@ No pure module holds a logger or a counter. A hook must be cheap, must not raise
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from agent.signals import Refusal
@@ -32,6 +32,31 @@ class ScrapeFailed(NamedTuple):
     took: float
     reason: str
     detail: str
+
+
+class ScrapesPaced(NamedTuple):
+    """A budget of scrapes was shared out: the intervals in seconds of endpoints at work and of those that stand still,
+    how many these are, and which parts of the budget were used of late (`scrapes`, `cpu`)."""
+
+    busy_interval: float
+    busy: int
+    idle_interval: float
+    idle: int
+    used: Mapping[str, float]
+
+
+class BudgetChanged(NamedTuple):
+    """There is another budget of scrapes, or none: what `ScrapesPaced` told holds no more."""
+
+
+class BudgetOutgrown(NamedTuple):
+    """From now on the fleet needs more than its budget to stay fresh, and takes it. `of`: `scrapes` (a second) or `cpu`
+    (cores); `needed` is what it takes, `budget` what was configured."""
+
+    of: str
+    endpoints: int
+    needed: float
+    budget: float
 
 
 class DevicesRead(NamedTuple):
@@ -183,6 +208,9 @@ Event = (
     | Abandoned
     | StreamBroken
     | Reloaded
+    | ScrapesPaced
+    | BudgetChanged
+    | BudgetOutgrown
     | WatcherDropped
 )
 Hook = Callable[[Event], None]

@@ -19,6 +19,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from agent.clock import Clock
 from agent.events import (
     Abandoned,
+    BudgetChanged,
+    BudgetOutgrown,
     DeviceHealthChanged,
     DevicesFailed,
     DevicesRead,
@@ -32,6 +34,7 @@ from agent.events import (
     Reported,
     ScrapeDone,
     ScrapeFailed,
+    ScrapesPaced,
     ServerRestarted,
     StreamBroken,
     WatcherDropped,
@@ -133,6 +136,8 @@ class Instruments:
         self._missing = lru_cache(1024)(self._missing_signals)
         self._actions: dict[type, Callable[[Any], None]] = {
             Abandoned: self._abandoned,
+            BudgetChanged: self._budget_changed,
+            BudgetOutgrown: self._budget_outgrown,
             DeviceHealthChanged: self._device_health_changed,
             DevicesFailed: self._devices_failed,
             DevicesRead: self._devices_read,
@@ -145,6 +150,7 @@ class Instruments:
             Reported: self._reported,
             ScrapeDone: self._scrape_done,
             ScrapeFailed: self._scrape_failed,
+            ScrapesPaced: self._scrapes_paced,
             ServerRestarted: self._server_restarted,
             StreamBroken: self._stream_broken,
             WatcherDropped: self._watcher_dropped,
@@ -256,6 +262,24 @@ class Instruments:
     def _device_health_changed(self, event: DeviceHealthChanged) -> None:
         self._count(accelerators.HEALTH_CHANGES, event.source, event.reason or "well")
         self._log.device_health_changed(event)
+
+    def _scrapes_paced(self, event: ScrapesPaced) -> None:
+        for which, interval, count in (
+            ("busy", event.busy_interval, event.busy),
+            ("idle", event.idle_interval, event.idle),
+        ):
+            self._child(asking.SCRAPE_INTERVAL, which).set(interval)
+            self._child(asking.PACED_ENDPOINTS, which).set(count)
+        for of, part in event.used.items():
+            self._child(asking.BUDGET_USED, of).set(part)
+
+    def _budget_changed(self, event: BudgetChanged) -> None:
+        for row in (asking.SCRAPE_INTERVAL, asking.PACED_ENDPOINTS, asking.BUDGET_USED):
+            self._metrics[row.name].clear()
+
+    def _budget_outgrown(self, event: BudgetOutgrown) -> None:
+        self._count(asking.BUDGET_OUTGROWN, event.of)
+        self._log.budget_outgrown(event)
 
     # -- the rest --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TextIO
 
 from agent.clock import Clock
 from agent.events import (
+    BudgetOutgrown,
     DeviceHealthChanged,
     DevicesFailed,
     DevicesRead,
@@ -160,6 +161,15 @@ class LogLines:
         if due:
             text = f"an ext_proc stream broke: {event.reason}: {_short(event.detail)}{_times(due)}"
             self._write(logging.WARNING, event.pool, text, reason=event.reason)
+
+    def budget_outgrown(self, event: BudgetOutgrown) -> None:
+        key, unit = ("scrapesPerSecond", "scrapes/s") if event.of == "scrapes" else ("cpu", "cores")
+        self._write(
+            logging.WARNING,
+            "",
+            f"{event.endpoints} endpoints need {event.needed:.3g} {unit} to stay fresh, and scrape.budget.{key} is "
+            f"{event.budget:.3g}: they stay fresh and exceed it; write more, or a longer state.staleAfter",
+        )
 
     def reloaded(self, event: Reloaded) -> None:
         if event.ok:

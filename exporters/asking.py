@@ -5,10 +5,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporters.metric import Rows
+from exporters.metric import Metric, Rows
 
 ROWS: Final = Rows()
 _event: Final = ROWS.count
+
+
+def _paced(name: str, unit: str, labels: str, help: str) -> Metric:
+    return ROWS.add(name, "gauge", unit, labels, "events", help)
+
 
 HEALTH_PATH_FAILURES: Final = _event(
     "igw_health_path_failures_total",
@@ -27,4 +32,25 @@ HEALTH_CHANGES: Final = _event(
 )
 SERVER_RESTARTS: Final = _event(
     "igw_server_restarts_total", "restarts", "pool reason", "New servers found under a known address"
+)
+SCRAPE_INTERVAL: Final = _paced(
+    "igw_scrape_interval_seconds",
+    "seconds",
+    "endpoints",
+    "Interval in force for model servers that are at work (busy) and for the others (idle); only with scrape.budget",
+)
+PACED_ENDPOINTS: Final = _paced(
+    "igw_scrape_paced_endpoints", "endpoints", "endpoints", "Model servers that are asked at this interval"
+)
+BUDGET_USED: Final = _paced(
+    "igw_scrape_budget_used_ratio",
+    "ratio",
+    "of",
+    "Part of scrape.budget that was used of late: of the scrapes, and of the CPU; above 1 it is exceeded",
+)
+BUDGET_OUTGROWN: Final = _event(
+    "igw_scrape_budget_outgrown_total",
+    "times",
+    "of",
+    "How often the fleet came to need more than this part of scrape.budget for its readings to stay fresh",
 )

@@ -18,6 +18,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from agent.accelerators.combine import Accelerators
+from agent.app.budget import BudgetAtWork
 from agent.app.changes import NeedsRestart, differences
 from agent.app.devices import DevicesAtWork
 from agent.app.pool import PoolAtWork, identity, profile_of, targets
@@ -99,6 +100,12 @@ class Agent:
         self._pickers: dict[str, ExtProcServer] = {}
         self._names: dict[str, StaticEndpoints] = {}
         self._loop = ScrapeLoop(clock)
+        self._budget = BudgetAtWork(
+            self._loop,
+            clock,
+            lambda now: [pool.store.snapshot(now) for pool in self.pools.values()],
+            self.instruments,
+        )
         self._devices = DevicesAtWork(self._loop, clock, self.instruments, self._run_on)
         self._admin.state.exporters = self._devices.exporters
         self._scheduler = AsyncIOScheduler(timezone="UTC")
@@ -147,6 +154,7 @@ class Agent:
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         await asyncio.gather(*(server.stop(seconds) for server in self._pickers.values()))
+        self._budget.stop()
         await self._loop.stop()
         await self._devices.stop()
         await self._admin.stop()
@@ -255,6 +263,7 @@ class Agent:
         if self._stopping:
             return
         now = self._clock.now()
+        self._budget.change(config)
         for pool, found in zip(config.pools, resolved, strict=True):
             store = self.pools[pool.name].store
             store.set_endpoints(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from agent.config import Config, Endpoint, Pool, Reach
+from agent.config import Budget, Config, Endpoint, Pool, Reach
 from agent.config.options import SECTIONS, options, snake
 from agent.config.values import split_address
 
@@ -20,6 +20,7 @@ def differences(old: Config, new: Config) -> list[str]:
     refused: list[str] = []
     for key, section in SECTIONS.items():
         _compare(section, key, getattr(old, snake(key)), getattr(new, snake(key)), found, refused)
+    _compare(Budget, "scrape.budget", old.scrape.budget, new.scrape.budget, found, refused)
     before, after = {pool.name: pool for pool in old.pools}, {pool.name: pool for pool in new.pools}
     gone, came = before.keys() - after.keys(), after.keys() - before.keys()
     found += [f"pool {name} is gone" for name in sorted(gone)] + [f"pool {name} is new" for name in sorted(came)]

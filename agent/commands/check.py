@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent.app.vocabulary import WORDS
-from agent.config import Accelerators, BadConfig, Config, Endpoint, load
-from agent.config.options import SECTIONS, options, reference, snake
+from agent.config import Accelerators, BadConfig, Budget, Config, Endpoint, load
+from agent.config.options import SECTIONS, Scrape, options, reference, snake
 from agent.engine_specs import MetricSpec
 from agent.profiles import PRESETS, ProfileSpec
 
@@ -17,7 +17,12 @@ HELP = """Check configuration files. Prints `FILE: ok` and what the file comes t
 as `FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all is well, 1 a file has problems, 2 wrong use."""
 
 # What holds where an option says nothing.
-_UNSAID: Final = {"fixed": "learnt", "path": "the engine's"}
+_UNSAID: Final = {
+    "fixed": "learnt",
+    "path": "the engine's",
+    "scrapesPerSecond": "unlimited",
+    "cpu": "unlimited",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,14 +77,19 @@ def summary(config: Config) -> Iterator[str]:
         if name in used or PRESETS.get(name) != profile:
             yield f"  profile {name}: {_profile(profile)}"
     for key, section in SECTIONS.items():
-        values = getattr(config, snake(key))
-        shown = ", ".join(
-            f"{row.key} {_UNSAID[row.key] if (value := getattr(values, row.field)) is None else row.kind.show(value)}"
-            for row in options(section)
-        )
-        yield f"  {key}: {shown}"
+        yield f"  {key}: {_section(section, getattr(config, snake(key)))}"
+        if section is Scrape:
+            yield f"  scrape.budget: {_section(Budget, config.scrape.budget)}"
     for note in config.notes:
         yield f"  note: {note}"
+
+
+def _section(section: type, values: object) -> str:
+    """Every option of a section with its value."""
+    return ", ".join(
+        f"{row.key} {_UNSAID[row.key] if (value := getattr(values, row.field)) is None else row.kind.show(value)}"
+        for row in options(section)
+    )
 
 
 def _endpoint(endpoint: Endpoint) -> str:

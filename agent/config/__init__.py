@@ -18,6 +18,7 @@ from agent.config.options import (
     SECTIONS,
     Accelerators,
     Admin,
+    Budget,
     Config,
     Endpoint,
     ExtProc,
@@ -41,6 +42,7 @@ __all__ = [
     "Accelerators",
     "Admin",
     "BadConfig",
+    "Budget",
     "Config",
     "Endpoint",
     "ExtProc",
@@ -135,8 +137,11 @@ def _understand(document: Table, name: str, problems: list[Problem], words: Voca
     profiles = {**PRESETS, **found.profiles}
     made: dict[str, Any] = {}
     for key, section in SECTIONS.items():
-        fields = reader.written(section, document.entries.get(key), key)
+        node = document.entries.get(key)
+        fields = reader.written(section, node, key, ("budget",) if section is Scrape else ())
         _carry_over(reader, found, key, section, fields)
+        if section is Scrape and isinstance(node, Table):
+            fields["budget"] = Budget(**reader.written(Budget, node.entries.get("budget"), "scrape.budget"))
         if section is State and "stale_after" not in fields:
             fields["stale_after"] = max(3.0, _STALE_AFTER_INTERVALS * made["scrape"].interval)
         made[key] = section(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Final, NamedTuple
 
@@ -24,6 +25,7 @@ class _Listener(NamedTuple):
 def check(config: Config, reader: Reader, words: Vocabulary | None) -> None:
     """Add a problem for each combination that cannot be."""
     _times(config, reader)
+    _budget(config, reader)
     _rates(config, reader)
     _bodies(config, reader)
     _listeners(config, reader)
@@ -70,6 +72,24 @@ def _times(config: Config, reader: Reader) -> None:
             f"write timeout: {show_duration(min(interval, stale))} or less",
             stands="" if "scrape.timeout" in reader.marks else "state.staleAfter",
         )
+
+
+def _budget(config: Config, reader: Reader) -> None:
+    """A budget that is too little even for the longest interval; names that stand for more are found out later."""
+    endpoints = sum(len(pool.endpoints) for pool in config.pools)
+    per_second, longest = config.scrape.budget.scrapes_per_second, config.longest_interval
+    if per_second is None or endpoints <= per_second * longest:
+        return
+    least = math.ceil(endpoints / longest * 10) / 10
+    if longest > config.scrape.interval:
+        why = f"once in {longest:.3g}s, as state.staleAfter and scrape.timeout ask for"
+    else:
+        why = f"once in scrape.interval ({show_duration(longest)}), and state.staleAfter leaves no room for less"
+    reader.wrong_at(
+        "scrape.budget.scrapesPerSecond",
+        f"{per_second:.12g} is too little to ask {endpoints} endpoint{'' if endpoints == 1 else 's'} {why}; "
+        f"write {least:.12g} or more, or a longer state.staleAfter",
+    )
 
 
 def _rates(config: Config, reader: Reader) -> None:

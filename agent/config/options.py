@@ -145,9 +145,28 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What asking model servers for their pages may cost; where it is too little for `interval`, they are asked less
+    often."""
+
+    scrapes_per_second: float | None = option(
+        Number(0.1, 1_000_000), "scrapes of model servers in a second, all pools together", None, shown="unlimited"
+    )
+    cpu: float | None = option(
+        Number(0.001, 64), "cores that the agent may use, for all that it does", None, shown="unlimited"
+    )
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is one."""
+        return self.scrapes_per_second is not None or self.cpu is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Scrape:
     """How model servers are asked for their metrics."""
 
+    budget: Budget = dataclasses.field(default_factory=Budget, kw_only=True)
     interval: float = option(Duration(MIN_INTERVAL, 3600), "time between two scrapes of an endpoint", 1.0)
     timeout: float = option(Duration(0.01, 60), "how long an answer may take, to its last byte", 1.0)
     path: str | None = option(
@@ -301,6 +320,18 @@ class Config:
     engine_labels: tuple[str, ...] = ENGINE_LABELS
     notes: tuple[str, ...] = ()
 
+    @property
+    def latest_scrape(self) -> float:
+        """Seconds after a scrape within which the next must begin: a page that takes its whole time-out is then here
+        before the last one is stale. Never less than the interval."""
+        return max(self.scrape.interval, self.state.stale_after - self.scrape.timeout)
+
+    @property
+    def longest_interval(self) -> float:
+        """The longest interval in seconds to which a budget may stretch the configured one. The tenth that misses to
+        `latest_scrape` is for waiting for one's turn."""
+        return max(self.scrape.interval, 0.9 * self.latest_scrape)
+
 
 class Option(NamedTuple):
     """One row of the table of options."""
@@ -334,6 +365,11 @@ def options(section: type) -> Iterator[Option]:
         yield Option(camel(field.name), field.name, kind, default, field.metadata["meaning"], field.metadata["live"])
 
 
+def _parts(name: str, section: type) -> list[tuple[str, type]]:
+    """A section and what stands within it."""
+    return [(name, section), ("scrape.budget", Budget)] if section is Scrape else [(name, section)]
+
+
 def reference() -> list[Option]:
     """Every option of ours with its whole key, such as `scrape.interval` or `pools[].endpoints[].address`."""
     parts = [
@@ -341,6 +377,6 @@ def reference() -> list[Option]:
         ("pools[].endpoints[].", Endpoint),
         ("pools[].scrape.", Reach),
         ("pools[].accelerators[].", Accelerators),
-        *((f"{key}.", part) for key, part in SECTIONS.items()),
+        *((f"{key}.", part) for name, whole in SECTIONS.items() for key, part in _parts(name, whole)),
     ]
     return [row._replace(key=prefix + row.key) for prefix, part in parts for row in options(part)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from agent.clock import Clock
 from agent.engine_specs import AUTO
 from agent.engines.auto import Recogniser
 from agent.engines.mapping import Extraction, Extractor, Memory
+from agent.scrape.budget import Gate, Shared
 from agent.scrape.fetch import Buffers
 from agent.scrape.line import Line
 from agent.scrape.question import Timed
@@ -53,6 +54,7 @@ class ScrapeLoop:
         self._watch: asyncio.TimerHandle | None = None
         self._watch_at = 0.0
         self.firsts = Firsts()
+        self.gate: Gate | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
@@ -87,6 +89,20 @@ class ScrapeLoop:
                 known.stop()
             scraper = self._scrapers[group, address] = Scraper(self, target, sink, server, reader(target))
             scraper.begin()
+
+    def set_gate(self, gate: Gate | None) -> None:
+        """What lets scrapes of model servers through from now on; None: every one at its configured interval."""
+        self.gate = gate
+        if gate is None:
+            for scraper in self._scrapers.values():
+                scraper.pace(scraper.target.interval)
+
+    def pace(self, pool: str, addresses: Iterable[str], busy: Collection[str], intervals: Shared) -> None:
+        """Ask the `busy` ones of a pool's endpoints and the others at these intervals from now on."""
+        for address in addresses:
+            scraper = self._scrapers.get((pool, address))
+            if scraper is not None:
+                scraper.pace(intervals.busy if address in busy else intervals.idle)
 
     async def stop(self) -> None:
         """Ask nothing more and close every connection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from agent.scrape.budget import Gate
 from agent.scrape.fetch import FetchFailed
 from agent.scrape.line import Desk, Line
 from agent.scrape.schedule import Firsts
@@ -38,6 +39,7 @@ class Loop(Desk, Protocol):
     """What a scraper needs of the loop that it belongs to."""
 
     firsts: Firsts
+    gate: Gate | None
 
     def at(self, due: float, timed: Timed) -> None:
         """Call `timed.due` at this time, in place of any other time told before."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from agent.engine_specs import AUTO
+from agent.scrape.budget import Gate
 from agent.scrape.fetch import FetchFailed
 from agent.scrape.http import request
 from agent.scrape.line import Line
@@ -48,31 +49,9 @@ class Scraper:
     None."""
 
     __slots__ = (
-        "_asked",
-        "_blocked",
-        "_both_requests",
-        "_early_at",
-        "_engine",
-        "_failures",
-        "_grid",
-        "_health",
-        "_line",
-        "_loop",
-        "_models",
-        "_page_request",
-        "_page_waits",
-        "_paged",
-        "_paging",
-        "_reader",
-        "_server",
-        "_sink",
-        "_slow_after",
-        "_written",
-        "due_at",
-        "early",
-        "interval",
-        "stopped",
-        "target",
+        "_asked", "_blocked", "_both_requests", "_early_at", "_engine", "_failures", "_grid", "_health",
+        "_line", "_loop", "_models", "_page_request", "_page_waits", "_paged", "_paging", "_reader", "_server",
+        "_sink", "_slow_after", "_turn_at", "_written", "due_at", "early", "interval", "stopped", "target",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +72,8 @@ class Scraper:
         self._models = Question(self, MODELS_BYTES, self._served, lambda _: None)
         self.due_at = 0.0
         self.stopped = False
+        self.interval = target.interval
+        self._turn_at: float | None = None  # when the gate lets it through
         self._set(target)
         self._line = self._new_line(target.address)
         self._lay()
@@ -100,7 +81,6 @@ class Scraper:
 
     def _set(self, target: Target) -> None:
         self.target = target
-        self.interval = target.interval
         self.early = early(target.interval)
         table = self._told(target).engine_table()
         timeout = min(target.timeout, BESIDE_SECONDS)
@@ -181,7 +161,16 @@ class Scraper:
         if target.way() != before.way():
             self._lay()
         if target.interval != before.interval:
+            self.interval = target.interval
             self.begin()
+
+    def pace(self, interval: float) -> None:
+        """Ask every so many seconds from now on, be it the configured interval or a longer one."""
+        before, self.interval = self.interval, interval
+        if interval < 0.9 * before and self._paged and not self._failures:
+            self._loop.at(min(self.due_at, max(self._loop.now, self._asked.sent_at + interval)), self)
+        if before <= self._health.interval < interval and self._health.asks:
+            self._health.remind(self._loop, self._loop.now)  # it does not come with every page any more
 
     def stop(self) -> None:
         """Ask nothing more."""
@@ -194,8 +183,14 @@ class Scraper:
 
     def due(self, now: float) -> None:
         """The time has come; a scrape that is still under way makes this slot be skipped."""
-        # Half an interval on: this scrape may be a little early, or between two points of the grid.
-        self._grid = next_due(self._grid, self.interval, now + self.interval / 2)
+        gate = self._loop.gate
+        if gate is not None and self._server is not None and not self._paging and self._waits(gate, now):
+            return
+        if gate is None or self._server is None:
+            # Half an interval on: this scrape may be a little early, or between two points of the grid.
+            self._grid = next_due(self._grid, self.interval, now + self.interval / 2)
+        else:  # whose intervals change: it is the gate that spreads them
+            self._grid = now + self.interval
         self._loop.at(self._grid, self)
         if self._paging:
             return
@@ -211,6 +206,18 @@ class Scraper:
             self._ask_beside(self._health, now)
         else:
             self._ask_page()
+
+    def _waits(self, gate: Gate, now: float) -> bool:
+        """Whether it is not yet its turn; it is called again when it is."""
+        turn = self._turn_at
+        if turn is None:
+            known = self._paged and not self._failures
+            self._turn_at = turn = gate.at(now, self._asked.sent_at if known else float("inf"))
+        if turn <= now + self.early:
+            self._turn_at = None
+            return False
+        self._loop.at(turn, self)
+        return True
 
     def _ask_page(self) -> None:
         self._page_waits = False

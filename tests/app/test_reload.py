@@ -20,7 +20,8 @@ from agent.config import from_flags, load, parse
 from agent.config.options import SECTIONS, options, snake
 from agent.events import Ended, Picked, Reloaded, ServerRestarted
 from agent.instruments import Instruments
-from tests.app.live import begin, document, end, running, servers
+from agent.scrape.budget import GIVEN_OUT
+from tests.app.live import Live, begin, document, end, running, servers
 from tests.waiting import eventually
 
 
@@ -71,6 +72,25 @@ async def test_what_is_known_of_an_endpoint_that_stays_is_kept(tmp_path: Path) -
             await eventually(lambda: len(live.healthy()) == 2)
             assert live.pool.index.blocks(one.address) == held
             assert live.agent.config.scrape.interval == 0.2
+
+
+async def test_a_budget_comes_and_goes_with_the_file_and_its_gauges_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (one,):
+        path.write_text(document([one.address]))
+        async with running(path, healthy=1) as live:
+            assert interval_in_force(live) is None
+            path.write_text(document([one.address], "scrape: {interval: 100ms, budget: {scrapesPerSecond: 5}}\n"))
+            await eventually(lambda: interval_in_force(live) is not None)
+            assert interval_in_force(live) == pytest.approx(1 / (5 * GIVEN_OUT))
+            path.write_text(document([one.address]))
+            await eventually(lambda: interval_in_force(live) is None)
+    assert "scrape.budget.scrapesPerSecond the usual -> 5" in live.recorder.of(Reloaded)[0].detail
+
+
+def interval_in_force(live: Live) -> float | None:
+    """Of endpoints at work, as `/metrics` has it."""
+    return live.recorder.registry.get_sample_value("igw_scrape_interval_seconds", {"endpoints": "busy"})
 
 
 async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def complaints(text: str) -> list[str]:
 
 
 SUCH_AS = "write a name, or name{label=value}, such as nv_trt_llm_request_metrics{request_type=waiting}"
-SCRAPE_KEYS = "valid are: healthInterval, histograms, interval, maxPageBytes, modelsInterval, path, timeout"
+SCRAPE_KEYS = "valid are: budget, healthInterval, histograms, interval, maxPageBytes, modelsInterval, path, timeout"
 BAD = {
     # the document itself
     "": ": the file is empty; write an EndpointPickerConfig document",
@@ -82,6 +82,21 @@ BAD = {
     f"{HEAD}state: {{staleAfter: 500ms}}\nscrape: {{interval: 100ms}}\n": (
         ":3: scrape.timeout: 1s is above state.staleAfter (500ms), so a slow page would be stale on arrival; "
         "write timeout: 100ms or less"
+    ),
+    f"{HEAD}scrape:\n  budget: {{scrapesPerSecond: 0}}\n": (
+        ":4: scrape.budget.scrapesPerSecond: 0 is out of range; write a number from 0.1 to 1000000"
+    ),
+    f"{HEAD}scrape:\n  budget: {{perSecond: 5, cpu: half}}\n": [
+        ":4: scrape.budget.perSecond: unknown key; did you mean 'scrapesPerSecond'?",
+        ":4: scrape.budget.cpu: 'half' is not a number; write a number from 0.001 to 64",
+    ],
+    f"{HEAD}scrape:\n  budget: {{scrapesPerSecond: 1}}\npools:\n- endpoints: ['a:1', 'b:1', 'c:1']\n": (
+        ":4: scrape.budget.scrapesPerSecond: 1 is too little to ask 3 endpoints once in 1.8s, as state.staleAfter and "
+        "scrape.timeout ask for; write 1.7 or more, or a longer state.staleAfter"
+    ),
+    f"{HEAD}scrape:\n  timeout: 3s\n  budget: {{scrapesPerSecond: 0.5}}\npools:\n- endpoints: ['a:1']\n": (
+        ":5: scrape.budget.scrapesPerSecond: 0.5 is too little to ask 1 endpoint once in scrape.interval (1s), and "
+        "state.staleAfter leaves no room for less; write 1 or more, or a longer state.staleAfter"
     ),
     f"{HEAD}scrape: {{timeout: 4s}}\n": (
         ":3: scrape.timeout: 4s is above state.staleAfter (3s), so a slow page would be stale on arrival; "
@@ -239,7 +254,7 @@ BAD = {
     ],
     f'{HEAD}scrape: {{"a\\n\\x1b[31m": 1}}\n': (
         r":3: scrape.a\n\x1b[31m: unknown key; "
-        "valid are: healthInterval, histograms, interval, maxPageBytes, modelsInterval, path, timeout"
+        "valid are: budget, healthInterval, histograms, interval, maxPageBytes, modelsInterval, path, timeout"
     ),
     # the field's part
     f"{HEAD}featureGates: [flowControl=no]\n": (

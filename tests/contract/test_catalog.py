@@ -16,6 +16,8 @@ from agent.accelerators.faults import FATAL_XIDS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import (
     Abandoned,
+    BudgetChanged,
+    BudgetOutgrown,
     DeviceHealthChanged,
     DevicesFailed,
     DevicesRead,
@@ -29,6 +31,7 @@ from agent.events import (
     Reported,
     ScrapeDone,
     ScrapeFailed,
+    ScrapesPaced,
     ServerRestarted,
     StreamBroken,
     WatcherDropped,
@@ -65,6 +68,9 @@ EVERYTHING: tuple[Event, ...] = (
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
     Reloaded(ok=True, detail="x"),
+    BudgetChanged(),
+    ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
+    BudgetOutgrown("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
 )
 

@@ -36,6 +36,7 @@ PLACES: dict[str, Place] = {
     "agent.engine_specs": Place(1, P),
     "agent.profiles": Place(1, P),
     "agent.scrape": Place(5, S),
+    "agent.scrape.budget": Place(2, P),
     "agent.scrape.http": Place(2, P),
     "agent.scrape.page": Place(2, P),
     "agent.scrape.reasons": Place(2, P),

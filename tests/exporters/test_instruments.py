@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from agent import events
 from agent.events import (
     Abandoned,
+    BudgetChanged,
+    BudgetOutgrown,
     Ended,
     HealthChanged,
     HealthPathFailed,
@@ -19,6 +21,7 @@ from agent.events import (
     Reloaded,
     ScrapeDone,
     ScrapeFailed,
+    ScrapesPaced,
     ServerRestarted,
     StreamBroken,
     WatcherDropped,
@@ -113,6 +116,7 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
         (StreamBroken("pool", "protocol", "x"), "igw_stream_breaks_total", {"pool": "pool", "reason": "protocol"}),
         (Reloaded(ok=True, detail="x"), "igw_reloads_total", {"result": "ok"}),
         (Reloaded(ok=False, detail="x"), "igw_reloads_total", {"result": "failed"}),
+        (BudgetOutgrown("cpu", 4, 0.3, 0.2), "igw_scrape_budget_outgrown_total", {"of": "cpu"}),
         (WatcherDropped("slow"), "igw_watchers_dropped_total", {"reason": "slow"}),
     ],
     ids=lambda value: type(value).__name__,
@@ -120,6 +124,16 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
 def test_what_happens_rarely_is_counted_too(instruments, event, name, labels):
     instruments(event)
     assert sample(instruments, name, labels) == 1
+
+
+def test_a_budget_is_shown_while_there_is_one(instruments):
+    instruments(ScrapesPaced(1.0, 10, 2.5, 90, {"scrapes": 0.9, "cpu": 1.1}))
+    assert sample(instruments, "igw_scrape_interval_seconds", {"endpoints": "idle"}) == 2.5
+    assert sample(instruments, "igw_scrape_paced_endpoints", {"endpoints": "busy"}) == 10
+    assert sample(instruments, "igw_scrape_budget_used_ratio", {"of": "cpu"}) == 1.1
+    instruments(BudgetChanged())
+    assert sample(instruments, "igw_scrape_interval_seconds", {"endpoints": "idle"}) is None
+    assert sample(instruments, "igw_scrape_budget_used_ratio", {"of": "cpu"}) is None
 
 
 def test_every_kind_of_event_is_taken(instruments):

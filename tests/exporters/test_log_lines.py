@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.events import (
+    BudgetOutgrown,
     HealthChanged,
     Refused,
     Reloaded,
@@ -152,6 +153,14 @@ def test_no_failure_is_lost_and_no_kind_gets_two_lines_within_the_quiet_time(ste
     for kind, count in counted.items():
         assert count <= happened[kind]
         assert (count > 0) is (happened[kind] > 0)
+
+
+def test_a_fleet_that_has_outgrown_its_budget_is_told_with_what_to_write(clock, log):
+    Instruments(clock)(BudgetOutgrown("scrapes", 400, 222.2, 200.0))
+    assert (
+        "400 endpoints need 222 scrapes/s to stay fresh, and scrape.budget.scrapesPerSecond is 200: they stay fresh "
+        "and exceed it; write more, or a longer state.staleAfter" in log.getvalue()
+    )
 
 
 def test_the_kinds_of_trouble_that_are_told_apart_are_bounded():

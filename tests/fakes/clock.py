@@ -20,6 +20,10 @@ class ManualClock:
         """Seconds since 1970, moving with `now`."""
         return WALL_AT_ZERO + self._now + self._set
 
+    def cpu(self) -> float:
+        """Seconds of CPU: none."""
+        return 0.0
+
     def set_wall(self, seconds: float) -> None:
         """Somebody sets the wall clock, forward by these seconds or back."""
         self._set += seconds

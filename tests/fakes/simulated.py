@@ -139,11 +139,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock:
-    """`agent.clock.Clock` in that world; `used` are the seconds of CPU that the agent is to have used."""
+    """`agent.clock.Clock` in that world; `used` says how many seconds of CPU the agent is to have used."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, used: Callable[[], float] = float) -> None:
         self._loop = loop
-        self.used = 0.0
+        self._used = used
 
     def now(self) -> float:
         """Seconds since the loop was made."""
@@ -155,4 +155,4 @@ class LoopClock:
 
     def cpu(self) -> float:
         """Seconds of CPU."""
-        return self.used
+        return self._used()

@@ -88,26 +88,32 @@ class Unsteady:
             raise ConnectionRefusedError
 
     def asked(self, wire: Wire, request: bytes) -> None:
-        """One GET, or several."""
-        for _ in range(request.count(b"GET /metrics ")):
-            self.asking.append(wire)
-            self.pages_asked += 1
+        """One GET, or two, which are answered in turn."""
+        at = wire.loop.time()
+        for get in request.split(b"\r\n\r\n")[:-1]:
+            page = get.startswith(b"GET /metrics ")
+            if page:
+                self.asking.append(wire)
+                self.pages_asked += 1
+            said = next(self._said, DULL)
+            pieces, closes = ANSWERS[said.answer]
+            for place, piece in enumerate(pieces, 1):
+                at += said.after
+                whole = place == len(pieces) and said.answer not in {"cut", "stuck"}
+                wire.loop.call_at(at, partial(self._bring, wire, piece, page=page and whole))
+            if closes:
+                wire.loop.call_at(at + said.after, partial(self._close, wire))
+            if closes or said.answer in {"stuck", "nothing"}:
+                break
         self.most_at_once = max(self.most_at_once, len(self.asking))
-        said = next(self._said, DULL)
-        pieces, closes = ANSWERS[said.answer]
-        for place, piece in enumerate(pieces, 1):
-            last = place == len(pieces) and said.answer not in {"cut", "stuck"}
-            wire.loop.call_later(place * said.after, partial(self._bring, wire, piece, last=last))
-        if closes:
-            wire.loop.call_later((len(pieces) + 1) * said.after, partial(self._close, wire))
 
     def left(self, wire: Wire) -> None:
         """The agent has given up what it asked there."""
         self.asking = [other for other in self.asking if other is not wire]
 
-    def _bring(self, wire: Wire, piece: bytes, *, last: bool) -> None:
-        if last:
-            self.left(wire)  # the agent may ask again as soon as it has the answer
+    def _bring(self, wire: Wire, piece: bytes, *, page: bool) -> None:
+        if page:
+            self.left(wire)  # the agent may ask again as soon as it has the whole page
         wire.bring(piece)
 
     def _close(self, wire: Wire) -> None:
