@@ -272,6 +272,7 @@ class Instruments:
             self._child(asking.PACED_ENDPOINTS, which).set(count)
         for of, part in event.used.items():
             self._child(asking.BUDGET_USED, of).set(part)
+            self._child(asking.BUDGET_OUTGROWN, of)  # at 0 from the start, so that a first one is an increase
 
     def _budget_changed(self, event: BudgetChanged) -> None:
         for row in (asking.SCRAPE_INTERVAL, asking.PACED_ENDPOINTS, asking.BUDGET_USED):

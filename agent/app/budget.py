@@ -25,6 +25,8 @@ LOOK_SECONDS: Final = 1.0
 _STILL_AFTER_INTERVALS: Final = 2
 # What one second used says little: a look counts for this part of the mean.
 _NEWEST: Final = 0.3
+# So many looks at the least that keeps readings fresh, until the mean is that of this time alone.
+_SETTLED_LOOKS: Final = 10
 
 
 class _Seen(NamedTuple):
@@ -69,6 +71,7 @@ class BudgetAtWork:
         self._used: _Used | None = None
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._outgrown: frozenset[str] = frozenset()
+        self._looks_at_least = 0
 
     def change(self, config: Config) -> None:
         """Another configuration holds from now on; its endpoints are told to the scrape loop by others."""
@@ -94,7 +97,7 @@ class BudgetAtWork:
             self._loop.set_gate(None)
             self._hook(BudgetChanged())
         self._timer = self._gate = None
-        self._seen, self._used, self._outgrown = {}, None, frozenset()
+        self._seen, self._used, self._outgrown, self._looks_at_least = {}, None, frozenset(), 0
 
     def _look(self) -> None:
         gate = self._gate
@@ -161,8 +164,10 @@ class BudgetAtWork:
         short: dict[str, BudgetOutgrown] = {}
         if per_second is not None and needed > per_second:
             short["scrapes"] = BudgetOutgrown("scrapes", endpoints, needed, per_second)
-        # At the least that keeps readings fresh. It is over a tenth below the budget: not to be told each second.
-        if cores is not None and self._rate <= needed and used.cores > cores * (0.9 if "cpu" in before else 1.0):
+        self._looks_at_least = self._looks_at_least + 1 if self._rate <= needed else 0
+        settled = self._looks_at_least >= _SETTLED_LOOKS
+        # It is over a tenth below the budget: not to be told each second.
+        if cores is not None and settled and used.cores > cores * (0.9 if "cpu" in before else 1.0):
             short["cpu"] = BudgetOutgrown("cpu", endpoints, used.cores, cores)
         self._outgrown = frozenset(short)
         for of, event in short.items():

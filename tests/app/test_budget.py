@@ -195,6 +195,8 @@ def test_a_fleet_that_has_outgrown_its_budget_stays_fresh_and_it_is_told_once(bu
         assert len(world.times(60.0)) / 60 <= 1.1 * FLEET / 2.25
         told_of = [event for event in world.events if isinstance(event, BudgetOutgrown)]
         assert [(event.of, event.endpoints) for event in told_of] == [(of, FLEET)]
+        needed = FLEET / 2.25 * (COST if of == "cpu" else 1)
+        assert told_of[0].needed == pytest.approx(needed, rel=0.1)
         assert world.paced().used[of] > 1
 
     run(budget, main)
