@@ -6,6 +6,7 @@ Only what a scrape needs: a status, how the body ends, whether the connection ca
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 HEAD_BYTES: Final = 16 << 10  # more than this before the empty line is no answer to a scrape
@@ -14,6 +15,9 @@ _STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
 _HEADER: Final = re.compile(
     rb"\n(content-length|content-encoding|connection|transfer-encoding):([^\r\n]*)", re.IGNORECASE
 )
+# A fleet of one kind of server answers with few different heads in a second: that of a health path is the same from all
+# but for its date. To find a head that was read before costs a twentieth of reading it.
+_KEPT_HEADS: Final = 256
 _LONGEST_LINE: Final = 1024  # of those with a chunk's size, and of those behind the last chunk
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
@@ -40,6 +44,7 @@ def request(host: str, path: str, accept: str, headers: str = "") -> bytes:
     ).encode()
 
 
+@lru_cache(_KEPT_HEADS)
 def head(text: bytes) -> Head:
     """The head from its bytes, without the empty line at the end; BadAnswer when it is none."""
     first = text.partition(b"\r\n")[0]
