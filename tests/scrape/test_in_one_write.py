@@ -160,15 +160,20 @@ async def asked_together(rig: Rig, **settings: Any) -> None:
     await eventually(lambda: rig.server.lots.count(BOTH) >= 3)
 
 
+def health_alone(rig: Rig) -> int:
+    """How often health was asked alone since both were asked at once; before, a busy machine may ask it twice."""
+    lots = rig.server.lots
+    return lots[lots.index(BOTH) :].count(("/health",))
+
+
 @pytest.mark.usefixtures("no_page_is_slow")
 async def test_a_server_that_is_well_is_asked_for_both_in_one_write(rig: Rig) -> None:
     await asked_together(rig)
     await rig.is_told("well", 5)
     assert rig.server.connections == 1
     assert set(rig.store.order) == {"page", "well"}
-    # Before its first page is believed, health is asked alone, and never again.
-    assert rig.server.lots[:2] == [("/health",), ("/metrics",)]
-    assert rig.server.lots.count(("/health",)) == 1
+    assert rig.server.lots[:2] == [("/health",), ("/metrics",)]  # before its first page is believed
+    assert not health_alone(rig)
 
 
 @pytest.mark.usefixtures("no_page_is_slow")
@@ -176,7 +181,7 @@ async def test_a_page_that_comes_between_two_questions_for_health_is_asked_alone
     await asked_together(rig, health_interval=8 * INTERVAL)
     await rig.is_told("well", 3)
     assert rig.server.lots.count(("/metrics",)) > 3 * rig.server.lots.count(BOTH)
-    assert rig.server.lots.count(("/health",)) == 1
+    assert not health_alone(rig)
 
 
 async def test_an_engine_that_is_not_known_to_answer_in_turn_is_asked_for_one_thing_at_a_time(rig: Rig) -> None:
@@ -209,11 +214,10 @@ async def test_a_health_path_that_says_no_behind_a_page_is_told_at_once_with_the
     await rig.is_told(reason)
     assert rig.store.verdict == ("down", reason)
     assert set(rig.store.order) == {"page", "well", reason}
-    apart = rig.server.lots.count(("/health",))
     rig.server.behave = in_turn
     await rig.is_told("well")
     assert rig.store.verdict == ("healthy", "")
-    assert rig.server.lots.count(("/health",)) == apart == 1
+    assert not health_alone(rig)
 
 
 @pytest.mark.parametrize(
