@@ -72,6 +72,15 @@ FRESHNESS: Final = Row(
             ),
         ),
         Panel(
+            "Interval of scrapes under a budget",
+            "Are servers asked less often, for want of scrape.budget? Without a budget there is no line.",
+            "s",
+            (
+                Query("max(igw_scrape_interval_seconds)", "servers that stand still", "vector($interval_seconds)"),
+                Query("min(igw_scrape_interval_seconds)", "servers at work", "vector($interval_seconds)"),
+            ),
+        ),
+        Panel(
             "Time of a scrape, p99",
             "Are the servers slow to show their pages?",
             "s",

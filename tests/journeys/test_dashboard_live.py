@@ -197,7 +197,8 @@ def configuration(servers: list[str], dead: int, picker: int, admin: int) -> dic
     return {
         "apiVersion": "llm-d.ai/v1alpha1",
         "kind": "EndpointPickerConfig",
-        "scrape": {"interval": interval, "histograms": [*HISTOGRAMS]},
+        # A budget that is never too little: it is shown, and changes nothing.
+        "scrape": {"interval": interval, "histograms": [*HISTOGRAMS], "budget": {"scrapesPerSecond": 1000}},
         "admin": {"address": f"127.0.0.1:{admin}"},
         "pools": [pool],
     }
