@@ -50,8 +50,9 @@ class Scraper:
 
     __slots__ = (
         "_asked", "_blocked", "_both_requests", "_early_at", "_engine", "_failures", "_grid", "_health",
-        "_line", "_loop", "_models", "_page_request", "_page_waits", "_paged", "_paging", "_reader", "_server",
-        "_sink", "_slow_after", "_turn_at", "_written", "due_at", "early", "interval", "stopped", "target",
+        "_line", "_loop", "_models", "_page_at", "_page_request", "_page_waits", "_paged", "_paging", "_reader",
+        "_server", "_sink", "_slow_after", "_turn_at", "_written", "due_at", "early", "interval", "stopped",
+        "target",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +74,7 @@ class Scraper:
         self.due_at = 0.0
         self.stopped = False
         self.interval = target.interval
+        self._page_at = float("-inf")  # when its last good page was asked for
         self._turn_at: float | None = None  # when the gate lets it through
         self._set(target)
         self._line = self._new_line(target.address)
@@ -168,7 +170,7 @@ class Scraper:
         """Ask every so many seconds from now on, be it the configured interval or a longer one."""
         before, self.interval = self.interval, interval
         if interval < 0.9 * before and self._paged and not self._failures:
-            self._loop.at(min(self.due_at, max(self._loop.now, self._asked.sent_at + interval)), self)
+            self._loop.at(min(self.due_at, max(self._loop.now, self._page_at + interval)), self)
         if before <= self._health.interval < interval and self._health.asks:
             self._health.remind(self._loop, self._loop.now)  # it does not come with every page any more
 
@@ -178,6 +180,8 @@ class Scraper:
         self._health.stop()
         self._models.stop()
         self._line.close()
+        if isinstance(self._asked, Line):  # with a page that is under way, and perhaps left to it
+            self._asked.close()
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -212,7 +216,7 @@ class Scraper:
         turn = self._turn_at
         if turn is None:
             known = self._paged and not self._failures
-            self._turn_at = turn = gate.at(now, self._asked.sent_at if known else float("inf"))
+            self._turn_at = turn = gate.at(now, self._page_at if known else float("inf"))
         if turn <= now + self.early:
             self._turn_at = None
             return False
@@ -312,6 +316,7 @@ class Scraper:
         self._paged = True
         self._failures = 0
         at, now = self._asked.sent_at, self._loop.now
+        self._page_at = at
         if self._sink.observed(self.target.address, extraction, at, now - at, len(page)):
             self._models.anew(now)
         self._beside(now)

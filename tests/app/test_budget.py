@@ -30,19 +30,29 @@ class Steady:
     def __init__(self) -> None:
         self.at_work = False
         self.pages: list[float] = []
+        self.health: list[float] = []
 
     async def connected(self, loop: SimulatedLoop) -> None:
         """At once."""
 
     def asked(self, wire: Wire, request: bytes) -> None:
-        """For its page, or once for its models, of which there are none."""
-        if not request.startswith(b"GET /metrics "):
-            wire.bring(answer(b"", "404 Not Found"))
-            return
-        self.pages.append(wire.loop.time())
+        """For its page, for its health, for both, or once for its models, of which there are none."""
+        answers = []
+        for get in request.split(b"\r\n\r\n")[:-1]:
+            if get.startswith(b"GET /metrics "):
+                self.pages.append(wire.loop.time())
+                answers.append(self._page())
+            elif get.startswith(b"GET /health "):
+                self.health.append(wire.loop.time())
+                answers.append(answer(b""))
+            else:
+                answers.append(answer(b"", "404 Not Found"))
+        wire.loop.call_later(0.002, wire.bring, b"".join(answers))
+
+    def _page(self) -> bytes:
         running = len(self.pages) if self.at_work else 0
         text = f'vllm:num_requests_running{{model_name="m"}} {running}\nvllm:num_requests_waiting{{model_name="m"}} 0\n'
-        wire.loop.call_later(0.002, wire.bring, answer(text.encode()))
+        return answer(text.encode())
 
     def left(self, wire: Wire) -> None:
         """Nothing to be done."""
@@ -83,7 +93,7 @@ class World:
         """Begin to scrape them all."""
         addresses = [f"10.0.0.{place}:8000" for place in range(len(self.fleet))]
         self.store.set_endpoints(dict.fromkeys(addresses, "vllm"), self.clock.now())
-        targets = [Target(each, "vllm", timeout=0.5, health_path="", models_interval=1e9) for each in addresses]
+        targets = [Target(each, "vllm", timeout=0.5, models_interval=1e9) for each in addresses]
         self.scrapes.set_targets("pool", targets, self.store)
 
     def times(self, begin: float) -> list[float]:
@@ -148,6 +158,18 @@ def test_an_endpoint_at_work_is_asked_at_its_interval_and_those_that_stand_still
         assert 0.8 <= paced.used["scrapes"] <= 1.0
 
     run("{scrapesPerSecond: 60}", main)
+
+
+def test_health_is_asked_every_second_however_seldom_the_page_is() -> None:
+    async def main(world: World) -> None:
+        await world.loop.after(60.0)
+        for server in world.fleet:
+            assert len([at for at in server.pages if at >= 30]) < 18
+            asked = [at for at in server.health if at >= 10]
+            assert max(later - at for at, later in pairwise(asked)) <= 1.6
+            assert 45 <= len(asked) <= 56
+
+    run("{scrapesPerSecond: 50}", main)
 
 
 def test_an_endpoint_that_is_picked_is_asked_more_often_from_the_next_look_on() -> None:

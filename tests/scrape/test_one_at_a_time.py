@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.engines.mapping import Extraction
+from agent.scrape.budget import Gate, Shared
 from agent.scrape.loop import ScrapeLoop, Target
 from agent.state.endpoint import Identity
 from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
@@ -62,6 +63,8 @@ class Change(NamedTuple):
     timeout: float
     pod: str
     metrics_port: int
+    budget: float | None = None  # scrapes in a second
+    stretched: float = 1.0
 
 
 class Unsteady:
@@ -163,6 +166,8 @@ CHANGES = st.builds(
     timeout=st.sampled_from([0.05, 0.2, 1.0]),
     pod=st.sampled_from(["chat-0", "chat-1"]),
     metrics_port=st.sampled_from([0, 0, 9100]),
+    budget=st.sampled_from([None, None, 2.0, 50.0]),
+    stretched=st.sampled_from([1.0, 1.0, 2.0, 10.0]),
 )
 
 
@@ -171,6 +176,11 @@ CHANGES = st.builds(
     said=[Said("well", 0.3)] * 3,
     changes=[Change(0.7, there=True, interval=0.5, timeout=1.0, pod="", metrics_port=9100)] * 2,
     interval=0.5,
+)
+@example(  # and then another server takes its place: what the old one was asked is given up
+    said=[Said("an error", 0.0), Said("an error", 0.0), Said("an error", 0.04)],
+    changes=[Change(0.001, there=True, interval=0.05, timeout=0.05, pod="chat-0", metrics_port=9100)],
+    interval=0.05,
 )
 @given(said=st.lists(SAID, max_size=30), changes=st.lists(CHANGES, max_size=8), interval=st.sampled_from([0.05, 0.5]))
 def test_an_endpoint_is_never_asked_for_two_pages_at_a_time_and_always_asked_again(
@@ -193,7 +203,11 @@ def test_an_endpoint_is_never_asked_for_two_pages_at_a_time_and_always_asked_aga
                     metrics_port=change.metrics_port,
                     identity=Identity(change.pod),
                 )
+                loop.set_gate(None if change.budget is None else Gate(change.budget, latest=2.0))
                 loop.set_targets("pool", [target] if change.there else [], told)
+                if change.budget is not None:
+                    loop.pace("pool", [target.address], (), Shared(change.interval, change.interval * change.stretched))
+            loop.set_gate(None)
             loop.set_targets("pool", [first], told)
             await world.after(SECONDS - clock.now())
             pages, asked, at = len(told.pages), server.pages_asked, clock.now()
