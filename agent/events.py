@@ -168,7 +168,8 @@ class Abandoned(NamedTuple):
 
 
 class StreamBroken(NamedTuple):
-    """An ext_proc conversation that ended against the protocol or on an error of ours; the reason is one word."""
+    """An ext_proc conversation that ended against the protocol or on an error of ours; the reason is one word. `http2`:
+    a whole connection did."""
 
     pool: str
     reason: str

@@ -1,36 +1,51 @@
-"""The endpoint picker protocol for Envoy on grpc.aio: one server per pool, one `Session` per request.
+"""The endpoint picker protocol for Envoy over gRPC: one port per pool, one `Session` per request.
 
-This wire carries and decides nothing: it hands what Envoy says to the session and does what the session answers. The
-response never passes through here. Envoy keeps the stream open until the response is over, so the closing of the stream
-is the request's end, and costs no message however long the answer is.
+This module decides nothing: it hands what Envoy says to the session and does what the session answers. The response
+never passes through here. Envoy keeps the call open until the response is over, so the closing of the call is the
+request's end, and costs no message however long the answer is.
 
 Whatever ends a conversation (the peer's close or reset, its death, a stop of ours, an error of ours) runs through one
-`finally`, which gives the pick back: in-flight counts never drift.
+`_end`, which gives the pick back: in-flight counts never drift.
 
-grpcio spends some 300 us of CPU on each stream, of which protobuf is 5. So messages pass as bytes, with the answers
-that many requests share made once, and nothing cleverer would show: less is a matter of another wire.
+Nothing in a conversation waits: a message is read, answered and forgotten before the next one is looked at, so there is
+no task for each request. The wire is our own (`agent.serve.http2`), because the one of grpc.aio costs 300 us of CPU for
+each request, five times what deciding does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import grpc
-import grpc.aio
-from grpc_health.v1 import health_pb2_grpc
-
+from agent.config.values import Wrong, split_address
 from agent.events import Abandoned, Hook, Refused, StreamBroken
 from agent.pick.request import NoPick, Pick, Prompt
-from agent.serve.actions import Actions, Ask, Broken, Continue, Echo, End, Phase, Refuse, Report, Route, Strip, pieces
-from agent.serve.health import SERVICE, Health
+from agent.serve.actions import (
+    Actions,
+    Ask,
+    Broken,
+    Continue,
+    Echo,
+    End,
+    Phase,
+    Refuse,
+    Report,
+    Route,
+    Strip,
+    pieces,
+)
+from agent.serve.calls import Call
+from agent.serve.frames import OK, UNAVAILABLE, UNIMPLEMENTED
+from agent.serve.health import CHECK, SERVICE, WATCH, Health
 from agent.serve.messages import CONTINUE, STRIP_REPORT, Answers, DecodeError, hear, immediate, streamed
 from agent.serve.room import Room
 from agent.serve.session import Session, Settings
+from agent.serve.wire import Port
 
 _SLACK: Final = 1 << 20  # room for headers and metadata around a body
+_WATCH_SECONDS: Final = 1.0  # how often those who watch the health are told of a change
+PROCESS: Final = f"/{SERVICE}/Process"
 
 
 class PoolPort(Protocol):
@@ -83,125 +98,165 @@ class ExtProcServer:
         self._room = Room(max_held)
         self._answers = Answers()
         self._health = Health(pool.ready)
-        self._on_their_way: set[asyncio.Task[Any]] = set()
-        self.open_streams = 0  # conversations that have begun and not ended
+        self._watch: asyncio.TimerHandle | None = None
+        self._open: set[Call] = set()  # conversations that have begun and not ended
         self._stopping = False
-        self._server: grpc.aio.Server | None = None
+        self._over: asyncio.Event | None = None
+        # Envoy sends a buffered body in one message, and its buffer may be set above our limit: such a body must still
+        # arrive to be refused by us, in JSON.
+        self._port = Port(self, 2 * max_body + _SLACK, self._broken)
+        self._started = False
 
     @property
     def held_bytes(self) -> int:
         """Bytes of request bodies that are held now."""
         return self._room.held
 
+    @property
+    def open_streams(self) -> int:
+        """Conversations that have begun and not ended."""
+        return len(self._open)
+
     async def start(self) -> int:
         """Serve; the port that was bound. Raises OSError when the address is taken or not ours."""
-        server = grpc.aio.server(
-            options=[
-                # Envoy sends a buffered body in one message, and its buffer may be set above our limit: such a body
-                # must still arrive to be refused by us, in JSON.
-                ("grpc.max_receive_message_length", 2 * self._settings.max_body + _SLACK),
-                ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a silent half of the load
-                # A proxy that vanished without a word is noticed within 40 seconds, and its requests are ended.
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.max_pings_without_data", 0),
-                # The proxy's own pings are welcome: by default one in five minutes is, and more are answered by GOAWAY.
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ]
-        )
-        handler = grpc.stream_stream_rpc_method_handler(self._converse)  # no (de)serialiser: bytes in, bytes out
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": handler}),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         try:
-            port: int = server.add_insecure_port(self._address)
-        except RuntimeError as error:
+            port = await self._port.listen(*split_address(self._address))
+        except (OSError, Wrong) as error:
             raise OSError(f"the picker port of pool {self._pool.name} cannot listen on {self._address}") from error
-        await server.start()
-        self._server = server
+        self._started = True
         return port
 
     async def stop(self, grace: float) -> None:
         """Take no more requests, let those being picked for finish within `grace` seconds, and close.
 
-        Requests that are on their way to a model server are let go of at once and unharmed: their streams are closed in
+        Requests that are on their way to a model server are let go of at once and unharmed: their calls are closed in
         good order, which Envoy takes as "nothing more to say".
         """
-        server, self._server = self._server, None
-        if server is None:
+        if not self._started:
             return
+        self._started = False
         self._stopping = True
-        self._health.stopping = True
-        stopped = asyncio.ensure_future(server.stop(grace))
-        for task in tuple(self._on_their_way):
-            task.cancel()
-        await stopped
+        self._over = asyncio.Event()
+        self._health.stop()
+        if self._watch is not None:
+            self._watch.cancel()
+        self._port.go_away()
+        for call in tuple(self._open):
+            if call.of.routed:
+                self._end(call, "lost", OK)
+        if self._open and grace > 0:
+            try:
+                async with asyncio.timeout(grace):
+                    await self._over.wait()
+            except TimeoutError:
+                pass
+        for call in tuple(self._open):
+            self._end(call, "lost", UNAVAILABLE)
+        await self._port.close()
 
-    async def _converse(self, _: AsyncIterator[bytes], context: Any) -> None:
-        """One request, from its headers to the end of its answer."""
-        session = Session(self._reporting if self._pool.reports else self._settings, _new_id, self._room)
-        task = asyncio.current_task()
-        how = "lost"
-        self.open_streams += 1
+    # -- what the wire tells -----------------------------------------------------------------------------------------
+
+    def began(self, call: Call, path: str) -> None:
+        """A call of this method."""
+        if path == PROCESS:
+            call.of = Session(self._reporting if self._pool.reports else self._settings, _new_id, self._room)
+            self._open.add(call)
+        elif path in (CHECK, WATCH):
+            call.of = path
+        else:
+            call.finish(UNIMPLEMENTED, f"there is no method {path[:128]} here")
+
+    def message(self, call: Call, message: bytes) -> None:
+        """A message of the peer's."""
+        session = call.of
+        if not isinstance(session, Session):
+            self._health.asked(call, message, watch=session == WATCH)
+            self._watch_health()
+            return
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:
-                await self._do(session, hear(session, message), context)
-                if session.over:
-                    break
-                if session.routed and task is not None:
-                    if self._stopping:
-                        return
-                    self._on_their_way.add(task)
-            how = "closed"
-        except asyncio.CancelledError:
-            if self._stopping:
-                if session.routed:
-                    return
-            else:
-                how = "closed"
-            raise
+            self._do(call, session, hear(session, message))
         except DecodeError as error:
-            await self._fail(session, context, "malformed", str(error))
-        except Exception as error:  # noqa: BLE001  the server must outlive any one request: it is counted and answered
-            await self._fail(session, context, "error", repr(error))
-        finally:
-            self.open_streams -= 1
-            if task is not None:
-                self._on_their_way.discard(task)
-            if session.undecided and how == "closed":
-                self._hook(Abandoned(self._pool.name))
-            await self._do(session, session.closed(how), context)
+            self._fail(call, session, "malformed", str(error))
+        except Exception as error:  # noqa: BLE001  the port must outlive any one request: it is counted and answered
+            self._fail(call, session, "error", repr(error))
+        else:
+            if session.over:
+                self._end(call, "closed", OK)
+            elif self._stopping and session.routed:
+                self._end(call, "lost", OK)
 
-    async def _do(self, session: Session, actions: Actions, context: Any) -> None:
+    def half_closed(self, call: Call) -> None:
+        """The peer says no more."""
+        if call in self._open:
+            self._end(call, "closed", OK)
+        elif call.of == CHECK:
+            call.finish(UNAVAILABLE, "no question for health")
+
+    def gone(self, call: Call) -> None:
+        """The peer has broken it off, or the connection has ended."""
+        self._health.leave(call)
+        if call in self._open:
+            self._end(call, "lost" if self._stopping and call.of.routed else "closed", None)
+
+    # -- within ------------------------------------------------------------------------------------------------------
+
+    def _do(self, call: Call, session: Session, actions: Actions) -> None:
         for action in actions:
             if isinstance(action, Continue):
-                await context.write(CONTINUE[action.phase])
+                call.send(CONTINUE[action.phase])
             elif isinstance(action, Route):
-                await context.write(self._answers.route(action))
+                call.send(self._answers.route(action))
             elif isinstance(action, Echo):
                 for piece, last in pieces(action.body):
-                    await context.write(streamed(action.phase, piece, end_of_stream=last and action.end_of_stream))
+                    call.send(streamed(action.phase, piece, end_of_stream=last and action.end_of_stream))
                 if action.phase is Phase.REQUEST_BODY:
-                    session.sent()
+                    call.then(session.sent)
             elif isinstance(action, Ask):
                 answer = self._pool.pick(action.request_id, action.prompt, action.subset)
                 more = session.picked(answer) if isinstance(answer, Pick) else session.not_picked(answer)
-                await self._do(session, more, context)
+                self._do(call, session, more)
             elif isinstance(action, Strip):
-                await context.write(STRIP_REPORT)
+                call.send(STRIP_REPORT)
             elif isinstance(action, Report):
                 self._pool.reported(action.pick, action.report, action.served)
             elif isinstance(action, End):
                 self._pool.ended(action.pick, action.how)
             elif isinstance(action, Refuse):
                 self._hook(Refused(self._pool.name, session.model, action.status, action.reason))
-                await context.write(immediate(action))
+                call.send(immediate(action))
             elif isinstance(action, Broken):
                 self._hook(StreamBroken(self._pool.name, action.reason, action.detail))
 
-    async def _fail(self, session: Session, context: Any, reason: str, detail: str) -> None:
+    def _fail(self, call: Call, session: Session, reason: str, detail: str) -> None:
+        """An error of theirs or ours: it is counted, the client is told where it can be, and the call is over."""
         self._hook(StreamBroken(self._pool.name, reason, detail))
-        await self._do(session, session.failed(), context)
+        self._do(call, session, session.failed())
+        self._end(call, "lost", OK)
+
+    def _end(self, call: Call, how: str, status: int | None) -> None:
+        """The one end of a conversation; `status` is what the peer is told, None where there is nobody to be told."""
+        session: Session = call.of
+        self._open.discard(call)
+        if session.undecided and how == "closed":
+            self._hook(Abandoned(self._pool.name))
+        self._do(call, session, session.closed(how))
+        if status is not None:
+            call.finish(status, "" if status == OK else "the agent stops")
+        if self._over is not None and not self._open:
+            self._over.set()
+
+    def _broken(self, detail: str) -> None:
+        """A connection ended against HTTP/2: what spoke was no gRPC."""
+        self._hook(StreamBroken(self._pool.name, "http2", detail))
+
+    def _watch_health(self) -> None:
+        if self._watch is None and self._health.watched and not self._stopping:
+            self._watch = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._tell_health)
+
+    def _tell_health(self) -> None:
+        self._watch = None
+        self._health.tell()
+        self._watch_health()
 
 
 def _new_id() -> str:

@@ -57,7 +57,10 @@ PLACES: dict[str, Place] = {
     "agent.serve": Place(5, S),
     "agent.serve.session": Place(5, P),
     "agent.serve.actions": Place(5, P),
+    "agent.serve.calls": Place(5, P),
+    "agent.serve.frames": Place(5, P),
     "agent.serve.headers": Place(5, P),
+    "agent.serve.http2": Place(5, P),
     "agent.serve.openai_error": Place(5, P),
     "agent.serve.room": Place(5, P),
     "agent.serve.subset": Place(5, P),
@@ -131,9 +134,9 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "apscheduler": frozenset({"agent.app.agent"}),
     "envoy": frozenset({"agent.serve.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
-    "google.protobuf": frozenset({"agent.serve.messages"}),
-    "grpc": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
-    "grpc_health": frozenset({"agent.serve.ext_proc", "agent.serve.health"}),
+    "google.protobuf": frozenset({"agent.serve.health", "agent.serve.messages"}),
+    "grpc": frozenset(),
+    "grpc_health": frozenset({"agent.serve.health"}),
     "pynvml": frozenset({"agent.accelerators.nvml"}),
     "prometheus_client": frozenset({"agent.instruments", "exporters.prometheus"}),
     "rich": frozenset({"agent.demo.screen"}),
@@ -141,7 +144,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "yaml": frozenset({"agent.config.document"}),
 }
 # Numbers, hashes and codecs, without a clock, a socket or a file: anybody's.
-OF_VALUES: frozenset[str] = frozenset({"orjson", "xxhash"})
+OF_VALUES: frozenset[str] = frozenset({"hpack", "orjson", "xxhash"})
 SHIPPED = ("agent", "exporters", "dashboards")
 SAY_NOTHING: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()

@@ -16,8 +16,11 @@ from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.events import Event, StreamBroken
+from agent.serve import wire
 from agent.serve.actions import PIECE_BYTES
 from agent.serve.ext_proc import ExtProcServer
+from agent.serve.frames import DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame
+from agent.serve.http2 import Connection
 from tests.envoy.rig import ToldPool
 from tests.waiting import eventually
 
@@ -258,3 +261,85 @@ async def test_a_request_that_is_being_read_when_we_stop_may_finish(port: Port) 
     assert picked(await read(conversation)) == "10.0.0.1:8000"
     await asyncio.wait_for(stopping, 10)
     assert (port.pool.ended_as, port.pool.in_flight) == (["lost"], 0)
+
+
+# -- what is no gRPC at all --------------------------------------------------------------------------------------------
+
+
+async def said_back(port: Port, data: bytes) -> bytes:
+    """Everything that the port says to these bytes until it hangs up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    try:
+        writer.write(data)
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello" * 5])
+async def test_a_connection_that_is_no_http2_is_closed_and_counted_and_no_other(port: Port, data: bytes) -> None:
+    conversation = port.converse()
+    await conversation.write(headers())
+    await read(conversation)
+    await said_back(port, data)
+    (event,) = port.events
+    assert isinstance(event, StreamBroken)
+    assert (event.reason, event.detail) == ("http2", "it does not begin as HTTP/2 does")
+    await conversation.write(body())
+    assert picked(await read(conversation)) == "10.0.0.1:8000"
+    conversation.cancel()
+
+
+async def test_a_method_that_there_is_not_is_unimplemented(port: Port) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await port.channel.unary_unary("/envoy.service.ext_proc.v3.ExternalProcessor/Proces")(b"")
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_proxy_that_vanished_without_a_word_is_noticed_and_its_requests_end(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(wire, "PATIENCE_SECONDS", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    call = frame(HEADERS, END_HEADERS, 1, b"\x83\x86\x44%c%s" % (len(PROCESS), PROCESS.encode()))
+    message = headers(end=True)
+    data = frame(DATA, 0, 1, b"\x00" + len(message).to_bytes(4, "big") + message)
+    writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + call + data)
+    await eventually(lambda: port.pool.begun == 1)
+    await eventually(lambda: port.pool.ended_as == ["closed"])  # no answer to its ping
+    assert frame(PING, 0, 0, bytes(8)) in await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+
+async def test_a_proxy_that_answers_when_it_is_asked_may_be_silent(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr(wire, "PATIENCE_SECONDS", 0.5)
+    asked: list[Connection] = []
+    ping = Connection.ping
+
+    def ask(connection: Connection) -> None:
+        asked.append(connection)
+        ping(connection)
+
+    monkeypatch.setattr(Connection, "ping", ask)
+    conversation = port.converse()
+    await conversation.write(headers(end=True))
+    await read(conversation)
+    await eventually(lambda: len(asked) >= 3)
+    assert port.pool.in_flight == 1
+    conversation.cancel()
+
+
+async def test_all_addresses_are_those_of_ipv4_too(port: Port) -> None:
+    every = ExtProcServer(port.pool, port.events.append, address="[::]:0")
+    number = await every.start()
+    for host in ("127.0.0.1", "[::1]"):
+        async with grpc.aio.insecure_channel(f"{host}:{number}") as channel:
+            conversation = channel.stream_stream(PROCESS)()
+            await conversation.write(headers(end=True))
+            assert picked(await read(conversation))
+            conversation.cancel()
+    await every.stop(0.0)
+    await every.stop(0.0)
+    assert every.open_streams == 0

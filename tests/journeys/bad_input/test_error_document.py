@@ -95,6 +95,7 @@ def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
 def test_every_break_of_a_stream_is_documented() -> None:
     broken = {arguments[0] for arguments in calls("agent/serve/session.py", "Broken")}
     broken |= {arguments[2] for arguments in calls("agent/serve/ext_proc.py", "_fail")}
+    broken |= {arguments[1] for arguments in calls("agent/serve/ext_proc.py", "StreamBroken") if arguments[1]}
     assert set(first("Envoy and the agent do not understand each other")) == broken
 
 
