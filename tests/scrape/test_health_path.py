@@ -48,7 +48,10 @@ class Told(RoutingStore):
 
     @property
     def verdict(self) -> tuple[str, str]:
-        (view,) = self.snapshot(SystemClock().now()).endpoints
+        return self.verdict_at(SystemClock().now())
+
+    def verdict_at(self, now: float) -> tuple[str, str]:
+        (view,) = self.snapshot(now).endpoints
         return view.health.value, view.reason
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from agent.clock import SystemClock
 from agent.engines import engine
-from agent.scrape import scraper
 from agent.scrape.fetch import Buffers, Connection, FetchFailed
 from agent.scrape.loop import ScrapeLoop, Target
+from tests.fakes.simulated import LoopClock, SimulatedLoop, simulate
+from tests.fakes.simulated import Wire as SimulatedWire
 from tests.scrape.model_server import PAGE, answer
 from tests.scrape.test_health_path import Told
 from tests.waiting import eventually
@@ -94,14 +95,6 @@ def first_and_nonsense(transport: asyncio.Transport, lot: tuple[str, ...]) -> No
         transport.write(b"SSH-2.0\r\n")
 
 
-def health(status: str) -> Callable[[asyncio.Transport, tuple[str, ...]], None]:
-    def behave(transport: asyncio.Transport, lot: tuple[str, ...]) -> None:
-        for path in lot:
-            transport.write(answer(b"", status) if path == "/health" else of(path))
-
-    return behave
-
-
 def page(body: bytes, status: str = "200 OK") -> Callable[[asyncio.Transport, tuple[str, ...]], None]:
     def behave(transport: asyncio.Transport, lot: tuple[str, ...]) -> None:
         for path in lot:
@@ -147,41 +140,94 @@ async def rig() -> AsyncIterator[Rig]:
     listening.close()
 
 
-@pytest.fixture
-def no_page_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow this machine is."""
-    monkeypatch.setattr(scraper, "SLOW_OF_INTERVAL", 1e9)
-    monkeypatch.setattr(scraper, "BESIDE_SECONDS", 20.0)
-
-
 async def asked_together(rig: Rig, **settings: Any) -> None:
     """It is well, and asked for both at once."""
     rig.scrape(**settings)
     await eventually(lambda: rig.server.lots.count(BOTH) >= 3)
 
 
-def health_alone(rig: Rig) -> int:
-    """How often health was asked alone since both were asked at once; before, a busy machine may ask it twice."""
-    lots = rig.server.lots
-    return lots[lots.index(BOTH) :].count(("/health",))
+class Steady:
+    """A server of the simulated world that answers what comes in, in turn and at once."""
+
+    def __init__(self) -> None:
+        self.lots: list[tuple[str, ...]] = []
+        self.connections = 0
+        self.health = "200 OK"
+        self.stuck = False  # no page comes any more, nor what stands behind it
+
+    async def connected(self, loop: SimulatedLoop) -> None:
+        self.connections += 1
+
+    def asked(self, wire: SimulatedWire, request: bytes) -> None:
+        lot = tuple(path.decode() for path in _GET.findall(request))
+        self.lots.append(lot)
+        for path in lot:
+            if path == "/metrics" and self.stuck:
+                break
+            wire.bring(answer(b"", self.health) if path == "/health" else of(path))
+
+    def left(self, wire: SimulatedWire) -> None:
+        """It is closed when the test ends."""
 
 
-@pytest.mark.usefixtures("no_page_is_slow")
-async def test_a_server_that_is_well_is_asked_for_both_in_one_write(rig: Rig) -> None:
-    await asked_together(rig)
-    await rig.is_told("well", 5)
-    assert rig.server.connections == 1
-    assert set(rig.store.order) == {"page", "well"}
-    assert rig.server.lots[:2] == [("/health",), ("/metrics",)]  # before its first page is believed
-    assert not health_alone(rig)
+def scrape_steady(
+    interval: float, health_interval: float, story: Callable[[Steady, SimulatedLoop, Told], Awaitable[None]]
+) -> Steady:
+    """Its server, scraped on these intervals in a world where no answer is late, while `story` goes on."""
+    server = Steady()
+
+    async def main(world: SimulatedLoop) -> None:
+        loop, store = ScrapeLoop(LoopClock(world)), Told()
+        target = Target(
+            "10.0.0.7:8000", "vllm", interval=interval, health_interval=health_interval, models_interval=1e9
+        )
+        store.set_endpoints({target.address: "vllm"}, 0.0)
+        loop.set_targets("pool", [target], store)
+        try:
+            await story(server, world, store)
+        finally:
+            await loop.stop()
+
+    simulate({("10.0.0.7", 8000): server}, main)
+    return server
 
 
-@pytest.mark.usefixtures("no_page_is_slow")
-async def test_a_page_that_comes_between_two_questions_for_health_is_asked_alone(rig: Rig) -> None:
-    await asked_together(rig, health_interval=8 * INTERVAL)
-    await rig.is_told("well", 3)
-    assert rig.server.lots.count(("/metrics",)) > 3 * rig.server.lots.count(BOTH)
-    assert not health_alone(rig)
+async def _a_minute(_: Steady, world: SimulatedLoop, __: Told) -> None:
+    await world.after(60.0)
+
+
+# Of a minute: a second and one interval go by before its first page is believed.
+@pytest.mark.parametrize(("interval", "health_interval"), [(0.05, 0.05), (1.0, 1.0), (0.5, 1.0), (0.05, 1.0)])
+def test_a_server_that_is_well_is_asked_for_both_in_one_write_and_for_health_never_again_alone(
+    interval: float, health_interval: float
+) -> None:
+    server = scrape_steady(interval, health_interval, _a_minute)
+    assert server.connections == 1
+    lots = [lot for lot in server.lots if lot != ("/v1/models",)]
+    assert lots[:2] == [("/health",), ("/metrics",)]  # before its first page is believed
+    asked = lots[2:]
+    assert set(asked) <= {BOTH, ("/metrics",)}
+    assert asked.count(BOTH) == pytest.approx(60 / health_interval, abs=3)
+    assert len(asked) == pytest.approx(60 / interval, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [("503 Service Unavailable", "health_unavailable"), ("500 Oops", "health_status")]
+)
+def test_a_health_path_that_says_no_behind_a_page_is_told_at_once_with_the_reason(status: str, reason: str) -> None:
+    async def falls_ill_and_recovers(server: Steady, world: SimulatedLoop, store: Told) -> None:
+        await world.after(5.0)
+        assert set(store.order) == {"page", "well"}
+        server.health = status
+        await world.after(1.1)
+        assert store.verdict_at(world.time()) == ("down", reason)
+        server.health = "200 OK"
+        await world.after(1.1)
+        assert store.verdict_at(world.time()) == ("healthy", "")
+        assert set(store.order) == {"page", "well", reason}
+
+    server = scrape_steady(1.0, 1.0, falls_ill_and_recovers)
+    assert ("/health",) not in server.lots[1:]
 
 
 async def test_an_engine_that_is_not_known_to_answer_in_turn_is_asked_for_one_thing_at_a_time(rig: Rig) -> None:
@@ -200,24 +246,6 @@ async def test_a_server_that_does_not_answer_the_second_is_well_and_asked_apart_
     await rig.is_told("well", 5)
     assert rig.server.lots.count(BOTH) == 1
     assert set(rig.store.order) == {"page", "well"}
-
-
-@pytest.mark.usefixtures("no_page_is_slow")
-@pytest.mark.parametrize(
-    ("status", "reason"), [("503 Service Unavailable", "health_unavailable"), ("500 Oops", "health_status")]
-)
-async def test_a_health_path_that_says_no_behind_a_page_is_told_at_once_with_the_reason(
-    rig: Rig, status: str, reason: str
-) -> None:
-    await asked_together(rig)
-    rig.server.behave = health(status)
-    await rig.is_told(reason)
-    assert rig.store.verdict == ("down", reason)
-    assert set(rig.store.order) == {"page", "well", reason}
-    rig.server.behave = in_turn
-    await rig.is_told("well")
-    assert rig.store.verdict == ("healthy", "")
-    assert not health_alone(rig)
 
 
 @pytest.mark.parametrize(
@@ -265,12 +293,15 @@ async def test_a_page_that_comes_late_is_taken_and_what_was_behind_it_is_for_nob
     assert set(rig.store.order) == {"page", "well"}
 
 
-async def test_a_page_that_times_out_takes_no_word_of_health_with_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scraper, "BESIDE_SECONDS", 20.0)
-    await asked_together(rig, timeout=0.1, health_interval=1.0)
-    rig.server.behave = no_page
-    await eventually(lambda: rig.store.verdict == ("down", "health_only"))
-    assert set(rig.store.order) == {"page", "well", "page: timeout"}
+def test_a_page_that_times_out_takes_no_word_of_health_with_it() -> None:
+    async def gets_stuck(server: Steady, world: SimulatedLoop, store: Told) -> None:
+        await world.after(5.0)
+        server.stuck = True
+        await world.after(10.0)
+        assert store.verdict_at(world.time()) == ("down", "health_only")
+        assert set(store.order) == {"page", "well", "page: timeout"}
+
+    scrape_steady(1.0, 1.0, gets_stuck)
 
 
 # -- two answers on one connection ----------------------------------------------------------------------------------
