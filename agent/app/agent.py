@@ -306,9 +306,9 @@ class Agent:
         """
         self._pulse = asyncio.get_running_loop().call_later(AGING_SECONDS, self._beat)
         now = self._clock.now()
+        wall_ahead = self._clock.wall() - now
         for pool in self.pools.values():
             pool.store.snapshot(now)
-        wall_ahead = self._clock.wall() - now
         if abs(wall_ahead - self._wall_ahead) > AGING_SECONDS:
             self._schedule(self.config)
         self._wall_ahead = wall_ahead

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 FULL_SCAN_PAGES: Final = 128
+_STRIDE: Final = 79  # odd, so that all of them get their turn, and far from the turn before
 # More wanted series than this are no server's: reading them would hold up the scrapes of all others for 50 ms.
 MAX_SERIES: Final = 10_000
 MAX_LAYOUTS: Final = 256
@@ -135,6 +136,12 @@ class Layouts:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], _Known] = {}
+        self._scanners = 0
+
+    def turn(self) -> int:
+        """At which of the `FULL_SCAN_PAGES` pages the next endpoint begins: those that start together take turns."""
+        self._scanners += 1
+        return (self._scanners - 1) * _STRIDE % FULL_SCAN_PAGES
 
     def shared(self, known: _Known) -> _Known:
         """The one that is equal to this, or else this."""
@@ -170,7 +177,7 @@ class Scanner:
     `helps`: the names whose HELP text is wanted too, where the page has a sample of them.
     """
 
-    __slots__ = ("_gaps", "_helps", "_known", "_layouts", "_names", "_pages", "_slack")
+    __slots__ = ("_first", "_gaps", "_helps", "_known", "_layouts", "_names", "_pages", "_slack")
 
     def __init__(self, names: Iterable[str], helps: Iterable[str] = (), layouts: Layouts | None = None) -> None:
         self._names = tuple(names)
@@ -180,6 +187,7 @@ class Scanner:
         self._slack = min((len(name) for name in self._names), default=0) + 2
         self._known: _Known | None = None
         self._gaps: list[int] = []
+        self._first = self._layouts.turn()
         self._pages = 0
 
     def read(self, page: bytes) -> tuple[Layout, Sequence[float]]:
@@ -247,7 +255,7 @@ class Scanner:
                 layout, learnt = self._laid_out(page, found, bad)
         if learnt is not None:
             self._known = self._layouts.shared(learnt)
-            self._pages = 0
+            self._pages = 0 if due else self._first
             layout = self._known.layout
         return layout, [line.value for line in found]
 

@@ -27,12 +27,12 @@ from statistics import median
 from agent.engines import engine
 from agent.engines.mapping import Extractor
 from tests.bench.children import ROOT, machine_seconds, missing, own_seconds, tidy
-from tests.bench.fleet import PAGE, Fleet
+from tests.bench.fleet import PAGE, Fleet, Setting
 from tests.bench.pages import sequence
 from tests.bench.picture import Panel, svg
 from tests.bench.scrape_loop import measured
 from tests.bench.table import Column, Table
-from tests.bench.turns import Cost, Plan, Setting, measure, say
+from tests.bench.turns import Cost, Plan, measure, say
 
 PICTURE = ROOT / "out" / "age-over-time.svg"
 BAR_SCAN_US, BAR_LOOP_US, BAR_OVER_PROMETHEUS = 40.0, 125.0, 0.1
@@ -42,7 +42,12 @@ FAST = Setting("fast", 100, 0.05)
 BAR_CORES = {SECOND: 0.2, FAST: 0.3}
 BAR_MIB = {SECOND: 200.0}
 # As many scrapes a second in all three: what differs is how many endpoints there are to keep in mind.
-GROWTH = (Setting("100", 100, 0.1), Setting("1000", 1000, 1.0), Setting("10000", 10_000, 10.0))
+# Each is asked for health once a scrape and for its models every tenth, so that a scrape is the same work in all.
+GROWTH = (
+    Setting("100", 100, 0.1, health_interval=0.1, models_interval=1.0),
+    Setting("1000", 1000, 1.0),
+    Setting("10000", 10_000, 10.0, health_interval=10.0, models_interval=100.0),
+)
 BAR_GROWTH = 1.1  # linear, and a tenth for the noise of a machine
 ROWS = ("scan", "loop", "second", "fast", "growth")
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import orjson
 
 from tests.bench.children import Child, answers, free_ports, read
+from tests.bench.fleet import Setting
 
 SIGNAL = "waiting_requests"  # the reading whose age is looked at, as each of them calls it
 SAMPLE = "vllm:num_requests_waiting"
@@ -44,12 +45,13 @@ class Agent:
 
     name = "agent"
 
-    def __init__(self, folder: Path, endpoints: Sequence[str], interval: float, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, endpoints: Sequence[str], setting: Setting, stack: ExitStack) -> None:
         admin, picker = free_ports(2)
         config = folder / "agent.yaml"
         config.write_text(
             "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
-            f"scrape: {{interval: {_time(interval)}, timeout: {_time(min(1.0, 2 * interval))}}}\n"
+            f"scrape: {{interval: {_time(setting.interval)}, timeout: {_time(min(1.0, 2 * setting.interval))}, "
+            f"healthInterval: {_time(setting.health_interval)}, modelsInterval: {_time(setting.models_interval)}}}\n"
             f"admin: {{address: '127.0.0.1:{admin}'}}\nlog: {{level: error}}\n"
             f"pools:\n- name: fleet\n  extProcAddress: 127.0.0.1:{picker}\n  endpoints:\n"
             + "".join(f"  - {address}\n" for address in endpoints),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.bench.children import Child, free_ports, listens
 from tests.bench.pages import sequence
@@ -44,6 +45,24 @@ def nginx_conf(port: int) -> str:
         }}
     }}
     """
+
+
+class Setting(NamedTuple):
+    """A fleet: how many endpoints, and the seconds between two scrapes of one; between two questions for health, too,
+    and for models."""
+
+    key: str
+    endpoints: int
+    interval: float
+    health_interval: float = 1.0
+    models_interval: float = 10.0
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.endpoints:,} endpoints at " + (
+            f"{self.interval:g} s" if self.interval >= 1 else f"{self.interval * 1000:g} ms"
+        )
 
 
 class Fleet:

@@ -13,25 +13,10 @@ from typing import NamedTuple
 
 from tests.bench.ages import Look, Spread, by_second, moments, spread
 from tests.bench.contestants import Agent, Contestant, Prometheus
-from tests.bench.fleet import Fleet, addresses
+from tests.bench.fleet import Fleet, Setting, addresses
 
 WARM_SECONDS = 3.0
 _SETTLED_WITHIN = 30.0
-
-
-class Setting(NamedTuple):
-    """A fleet: how many endpoints, and the seconds between two scrapes of one of them."""
-
-    key: str
-    endpoints: int
-    interval: float
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        return f"{self.endpoints:,} endpoints at " + (
-            f"{self.interval:g} s" if self.interval >= 1 else f"{self.interval * 1000:g} ms"
-        )
 
 
 class Used(NamedTuple):
@@ -75,7 +60,7 @@ def measure(folder: Path, fleet: Fleet, setting: Setting, plan: Plan, *, beside:
     endpoints = addresses(fleet.port, setting.endpoints)
     with contextlib.ExitStack() as stack:
         say(f"{setting.title}: the agent starts")
-        contestants: list[Contestant] = [Agent(place, endpoints, setting.interval, stack)]
+        contestants: list[Contestant] = [Agent(place, endpoints, setting, stack)]
         if beside:
             contestants[0].child.hold_still()
             say(f"{setting.title}: Prometheus starts")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
-from agent.engines.mapping import REFUSALS, Extraction, Extractor
+from agent.engines.mapping import REFUSALS, Extraction, Extractor, Memory
 from agent.scrape.page import FULL_SCAN_PAGES, MAX_SERIES, PageRefused
 from agent.scrape.reasons import REASONS
 from agent.signals import (
@@ -333,6 +333,16 @@ def test_a_series_that_comes_as_another_line_goes_is_seen_after_some_pages() -> 
     assert swapped.count(b"\n") == BASE.count(b"\n")
     readings = [remembering.extract(swapped, whole=True).readings[RUNNING] for _ in range(FULL_SCAN_PAGES + 1)]
     assert readings[-1] == 7
+
+
+def test_pages_of_a_fleet_that_started_together_are_not_scanned_whole_at_the_same_time() -> None:
+    memory = Memory(engine("vllm"))
+    fleet = [Extractor(engine("vllm"), memory) for _ in range(FULL_SCAN_PAGES)]
+    for each in fleet:
+        each.extract(BASE)
+    swapped = BASE.replace(line("process_cpu_seconds_total") + b"\n", b'vllm:num_requests_running{engine="1"} 3\n')
+    seen = [sum(each.extract(swapped, whole=True).readings[RUNNING] == 7 for each in fleet) for _ in fleet]
+    assert seen == list(range(FULL_SCAN_PAGES))  # with each page one more is scanned whole
 
 
 def test_a_text_over_lines_that_begins_far_from_every_wanted_line_is_seen_after_some_pages() -> None:
