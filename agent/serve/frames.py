@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote
 
 from hpack import Decoder, HPACKError
@@ -25,9 +25,14 @@ MOST_WINDOW: Final = (1 << 31) - 1
 FIRST_WINDOW: Final = 65_535  # HTTP/2's default, of connections always
 CALL_WINDOW: Final = 4 << 20  # bytes of one call that may be under way to us
 MOST_CALLS: Final = 1 << 17  # each answer that streams is one
+MOST_ENDED: Final = 1024
 HEADER_BYTES: Final = 64 << 10  # of one call's header fields, packed or not
 MOST_CONTINUATIONS: Final = 64
 _KNOWN_BLOCKS: Final = 64
+_OF_REQUESTS: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
+_OF_CONNECTIONS: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
 
 HEAD: Final = Struct(">HBBBI")  # length in two parts, kind, flags, stream
 PREFIX: Final = Struct(">BI")  # of a gRPC message: compressed or not, its length
@@ -51,6 +56,10 @@ class Broken(Exception):
         self.code = code
 
 
+class Malformed(Exception):
+    """Header fields that are not those of a request: their call is refused, and no other (RFC 9113, 8.1.1)."""
+
+
 class Fields:
     """The header fields of one connection's calls, of which the method is all that is looked at.
 
@@ -65,22 +74,48 @@ class Fields:
         self._known: dict[bytes, str] = {}
 
     def path(self, block: bytes) -> str:
-        """The method that is called; empty where the block names none. Raises `Broken`."""
+        """The method that is called. Raises `Malformed`, and `Broken`."""
         plain = bool(block) and min(block) >= 0x80 and 0xFF not in block
         if plain:
             known = self._known.get(block)
             if known is not None:
                 return known
-        try:
-            fields: Iterable[tuple[Any, Any]] = self._decoder.decode(block, raw=True)
-        except HPACKError as error:
-            raise Broken(COMPRESSION_ERROR, str(error)) from error
-        path = next((value.decode("latin-1") for name, value in fields if name == b":path"), "")
         if not plain or len(self._known) >= _KNOWN_BLOCKS:
             self._known.clear()
+        path = _called(self._decoded(block))
         if plain:
             self._known[block] = path
         return path
+
+    def trailers(self, block: bytes) -> None:
+        """Take note of fields at the end of a call. Raises `Malformed`, and `Broken`."""
+        self._known.clear()
+        if any(name.startswith(b":") for name, _ in self._decoded(block)):
+            raise Malformed("a field of a request at its end")
+
+    def _decoded(self, block: bytes) -> Iterable[tuple[bytes, bytes]]:
+        try:
+            return cast(list[tuple[Any, Any]], self._decoder.decode(block, raw=True))
+        except HPACKError as error:
+            raise Broken(COMPRESSION_ERROR, str(error)) from error
+
+
+def _called(fields: Iterable[tuple[bytes, bytes]]) -> str:
+    """The path of a request with these fields (RFC 9113, 8.2 and 8.3). Raises `Malformed`."""
+    request: dict[bytes, bytes] = {}
+    others = False
+    for name, value in fields:
+        if name.startswith(b":"):
+            if others or name in request or name not in _OF_REQUESTS:
+                raise Malformed(f"no place for {name!r}")
+            request[name] = value
+        else:
+            others = True
+            if name != name.lower() or name in _OF_CONNECTIONS or (name == b"te" and value != b"trailers"):
+                raise Malformed(f"{name!r}: {value!r} is not for HTTP/2")
+    if not (request.get(b":method") and request.get(b":scheme") and request.get(b":path")):
+        raise Malformed("no method, scheme or path")
+    return request[b":path"].decode("latin-1")
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

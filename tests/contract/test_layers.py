@@ -61,6 +61,7 @@ PLACES: dict[str, Place] = {
     "agent.serve.frames": Place(5, P),
     "agent.serve.headers": Place(5, P),
     "agent.serve.http2": Place(5, P),
+    "agent.serve.outgoing": Place(5, P),
     "agent.serve.openai_error": Place(5, P),
     "agent.serve.room": Place(5, P),
     "agent.serve.subset": Place(5, P),

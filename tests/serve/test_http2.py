@@ -22,7 +22,9 @@ from agent.serve.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    FLOW_CONTROL_ERROR,
     FRAME_BYTES,
+    FRAME_SIZE_ERROR,
     GOAWAY,
     HEADER_BYTES,
     HEADERS,
@@ -30,13 +32,16 @@ from agent.serve.frames import (
     PING,
     PREFACE,
     PRIORITY,
+    PROTOCOL_ERROR,
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
+    STREAM_CLOSED,
     UNIMPLEMENTED,
     WINDOW_UPDATE,
     Broken,
     frame,
+    literal,
 )
 from agent.serve.http2 import Connection
 
@@ -356,6 +361,7 @@ def settings_frame(name: int, value: int) -> bytes:
     return frame(SETTINGS, 0, 0, struct.pack(">HI", name, value))
 
 
+TRAILERS = literal(b"x", b"y")
 BLOCK = bytes.fromhex("8386") + b"\x44" + bytes([len(PATH)]) + PATH.encode()  # POST, http, a literal path
 
 
@@ -376,7 +382,10 @@ BLOCK = bytes.fromhex("8386") + b"\x44" + bytes([len(PATH)]) + PATH.encode()  # 
         HELLO + frame(HEADERS, 0, 1, bytes(16_000)) + frame(CONTINUATION, 0, 1, bytes(16_000)) * 5,
         HELLO + frame(CONTINUATION, END_HEADERS, 1, BLOCK),
         HELLO + frame(HEADERS, END_HEADERS | PADDED, 1, b"\x09" + bytes(4)),
-        HELLO + frame(HEADERS, END_HEADERS, 1, BLOCK) + frame(HEADERS, END_HEADERS, 1, b"\x83"),
+        HELLO + frame(HEADERS, END_HEADERS, 1, BLOCK) + frame(HEADERS, END_HEADERS, 1, TRAILERS),
+        HELLO + frame(HEADERS, END_HEADERS, 5, BLOCK) + frame(HEADERS, END_HEADERS, 3, BLOCK),
+        HELLO + frame(HEADERS, END_HEADERS, 1, BLOCK) + frame(RST_STREAM, 0, 1, bytes(4))
+        + frame(HEADERS, END_HEADERS | END_STREAM, 1, TRAILERS),
         HELLO + frame(HEADERS, END_HEADERS | END_STREAM, 1, BLOCK) + frame(DATA, PADDED, 3, b""),
         HELLO + frame(HEADERS, END_HEADERS, 1, BLOCK) + frame(DATA, PADDED, 1, b"\x05x"),
         HELLO + frame(HEADERS, END_HEADERS, 1, b"\x00\x01x\x7f\xff\xff\x03" + bytes(100)),
@@ -384,7 +393,12 @@ BLOCK = bytes.fromhex("8386") + b"\x44" + bytes([len(PATH)]) + PATH.encode()  # 
         HELLO + frame(RST_STREAM, 0, 1, bytes(3)),
         HELLO + frame(PING, 0, 0, bytes(7)),
         HELLO + frame(SETTINGS, 0, 0, bytes(5)),
+        HELLO + frame(PING, 0, 1, bytes(8)),
         HELLO + frame(SETTINGS, 0, 1, b""),
+        HELLO + settings_frame(2, 2),
+        HELLO + frame(GOAWAY, 0, 1, bytes(8)),
+        HELLO + frame(PRIORITY, 0, 0, bytes(5)),
+        HELLO + frame(WINDOW_UPDATE, 0, 1, b"\x00\x00\x00\x01"),
         HELLO + settings_frame(4, 1 << 31),
         HELLO + settings_frame(5, 100),
         HELLO + frame(WINDOW_UPDATE, 0, 0, bytes(4)),
@@ -403,6 +417,76 @@ def test_what_breaks_the_protocol_ends_the_connection_with_a_word_why(data: byte
     assert said.endswith(frame(GOAWAY, 0, 0, said[-8:-4] + struct.pack(">I", broken.value.code)))
 
 
+BEGUN = frame(HEADERS, END_HEADERS, 1, BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (BEGUN + frame(WINDOW_UPDATE, 0, 1, bytes(4)), PROTOCOL_ERROR),
+        (BEGUN + frame(WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"), FLOW_CONTROL_ERROR),
+        (BEGUN + frame(PRIORITY, 0, 1, bytes(4)), FRAME_SIZE_ERROR),
+        (BEGUN + frame(DATA, END_STREAM, 1, b"") + frame(DATA, 0, 1, b"x"), STREAM_CLOSED),
+        (BEGUN + frame(DATA, END_STREAM, 1, b"") + frame(HEADERS, 5, 1, TRAILERS), STREAM_CLOSED),
+        (BEGUN + frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x83"), PROTOCOL_ERROR),
+    ],
+)
+def test_what_goes_wrong_in_one_call_ends_that_call_and_no_other(data: bytes, code: int) -> None:
+    book = Book()
+    connection = Connection(book, 1000, lambda: None)
+    connection.receive(HELLO + data)
+    reset = frame(RST_STREAM, 0, 1, struct.pack(">I", code))
+    assert connection.outgoing().endswith(reset)
+    assert len(book.ends[1]) - book.ends[1].count("half_closed") == 1
+    connection.receive(frame(DATA, 0, 1, b"more") + frame(HEADERS, 5, 1, TRAILERS))  # it had not heard of its end yet
+    connection.receive(frame(HEADERS, END_HEADERS, 3, BLOCK) + frame(DATA, END_STREAM, 3, grpc(b"x")))
+    assert reset not in connection.outgoing()
+    assert book.heard[3] == [b"x"]
+
+
+def test_who_goes_on_in_a_call_that_it_ended_is_told_once() -> None:
+    connection = Connection(Book(), 1000, lambda: None)
+    connection.receive(HELLO + BEGUN + frame(RST_STREAM, 0, 1, bytes(4)))
+    connection.outgoing()
+    connection.receive(frame(DATA, 0, 1, b"x") * 2)
+    assert connection.outgoing() == frame(RST_STREAM, 0, 1, struct.pack(">I", STREAM_CLOSED))
+
+
+def fields_of(*fields: tuple[str, str]) -> bytes:
+    return b"".join(literal(name.encode(), value.encode()) for name, value in fields)
+
+
+REQUEST = ((":method", "POST"), (":scheme", "http"), (":path", PATH))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        REQUEST[1:],
+        REQUEST[:2],
+        (REQUEST[0], REQUEST[2]),
+        (*REQUEST[:2], (":path", "")),
+        (*REQUEST, REQUEST[0]),
+        (*REQUEST, (":status", "200")),
+        (*REQUEST, (":other", "1")),
+        (("te", "trailers"), *REQUEST),
+        (*REQUEST, ("TE", "trailers")),
+        (*REQUEST, ("te", "gzip")),
+        (*REQUEST, ("connection", "close")),
+        (*REQUEST, ("transfer-encoding", "chunked")),
+    ],
+)
+def test_header_fields_that_are_no_request_refuse_their_call_and_no_other(fields: tuple[tuple[str, str], ...]) -> None:
+    book = Book()
+    connection = Connection(book, 1000, lambda: None)
+    connection.receive(HELLO)
+    connection.outgoing()
+    connection.receive(frame(HEADERS, END_HEADERS, 1, fields_of(*fields)))
+    assert connection.outgoing() == frame(RST_STREAM, 0, 1, struct.pack(">I", PROTOCOL_ERROR))
+    connection.receive(frame(HEADERS, END_HEADERS, 3, fields_of(*REQUEST, ("te", "trailers"), ("x", "connection"))))
+    assert (list(book.calls), book.began_with) == ([3], [PATH])
+
+
 def test_the_window_of_a_call_is_given_back_as_it_is_taken() -> None:
     connection = Connection(Book(), 64 << 20, lambda: None)
     connection.receive(HELLO + frame(HEADERS, END_HEADERS, 1, BLOCK))
@@ -418,7 +502,6 @@ def test_the_window_of_a_call_is_given_back_as_it_is_taken() -> None:
     [
         frame(PRIORITY, 0, 1, bytes(5)),
         frame(0x20, 0xFF, 7, b"anything"),
-        frame(WINDOW_UPDATE, 0, 9, b"\x00\x00\x00\x01"),
         frame(GOAWAY, 0, 0, bytes(8)),
         frame(PING, 1, 0, bytes(8)),
         settings_frame(99, 5),
