@@ -37,6 +37,7 @@ from agent.serve.actions import Phase, Route
 from agent.serve.health import SERVICE
 from agent.serve.messages import CONTINUE, Answers, streamed
 from tests.bench.children import ROOT, Child, answers, free_ports, listens, program, tidy
+from tests.bench.pace import Pace
 
 WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
 PICKERS = ("agent", "bare")
@@ -254,7 +255,7 @@ async def read_streams(port: int, chunks: int, seconds: float) -> int:
 # -- the bench --------------------------------------------------------------------------------------------------------
 
 
-async def bench(seconds: float, rounds: int) -> dict[str, Any]:
+async def bench(seconds: float, rounds: int, pace: Pace) -> dict[str, Any]:
     """Every figure, by what it belongs to."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="igw bench ")))
@@ -306,6 +307,7 @@ async def bench(seconds: float, rounds: int) -> dict[str, Any]:
         requests: dict[tuple[str, str], list[tuple[float, int]]] = {}
         streamed_runs: dict[tuple[str, int], list[tuple[float, int]]] = {}
         for _ in range(rounds):
+            pace.look()
             for way in WAYS:
                 for name in PICKERS:
                     run = wrk(envoy.ports[f"{name} {way.value}"], script, seconds)
@@ -367,7 +369,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     tidy()
     began = time.monotonic()
-    found = list(rows(asyncio.run(bench(args.seconds, args.rounds)), args.seconds))
+    pace = Pace()
+    found = list(rows(asyncio.run(bench(args.seconds, args.rounds, pace)), args.seconds))
     if args.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -379,6 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['ratio']:>8.2f}{row['bar']:>6.1f}{row['rate']:>8.0f}  {verdict}"
         )
     print(f"median of {args.rounds} interleaved runs of {args.seconds:g} s; {time.monotonic() - began:.0f} s in all")
+    print(pace.said())
     return 0
 
 

@@ -28,6 +28,7 @@ from agent.prefix.index import PrefixIndex
 from agent.profiles import DEFAULT_PROFILE, PRESETS
 from agent.signals import KV_USAGE, PREFIX_HITS, RUNNING, WAITING, Value
 from agent.state.store import RoutingStore
+from tests.bench.pace import Pace
 from tests.bench.table import Column, Table, bar
 
 BLOCK_TOKENS, BYTES_PER_TOKEN = 64, 4
@@ -149,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     print(f"CPU microseconds, prompts of {args.prompt_bytes:,} bytes, blocks of {BLOCK_TOKENS} tokens")
     table = Table(COLUMNS)
-    barred = 0.0
+    barred, pace = 0.0, Pace()
     for endpoints in ENDPOINTS:
         for profile in PRESETS:
             us = measure(endpoints, profile, args.prompt_bytes, args.rounds, args.times)
@@ -158,7 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
             )
             if (endpoints, profile) == (BAR_ENDPOINTS, DEFAULT_PROFILE):
                 barred = us["whole"]
+            pace.look()
     print(bar(f"whole pick, {BAR_ENDPOINTS} endpoints, {DEFAULT_PROFILE}, us", barred, BAR_US, form=".1f"))
+    print(pace.said())
     return 0
 
 

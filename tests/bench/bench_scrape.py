@@ -28,6 +28,7 @@ from agent.engines import engine
 from agent.engines.mapping import Extractor
 from tests.bench.children import ROOT, machine_seconds, missing, own_seconds, tidy
 from tests.bench.fleet import PAGE, Fleet, Setting
+from tests.bench.pace import Pace
 from tests.bench.pages import sequence
 from tests.bench.picture import Panel, svg
 from tests.bench.scrape_loop import measured
@@ -71,6 +72,7 @@ def loop_us(folder: Path, fleet: Fleet, plan: Plan) -> float:
     found = []
     for number in range(plan.rounds):
         say(f"the scrape loop alone, run {number + 1} of {plan.rounds}")
+        plan.pace.look()
         found.append(measured(folder, fleet.port, plan.seconds).cpu_us)
     return median(found)
 
@@ -198,8 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     tidy()
     began, machine, own = time.monotonic(), machine_seconds(), own_seconds()
-    sheet = Sheet(quiet=args.json)
-    compared = bench(rows, Plan(args.seconds, args.rounds, args.age_seconds), sheet)
+    sheet, pace = Sheet(quiet=args.json), Pace()
+    compared = bench(rows, Plan(args.seconds, args.rounds, args.age_seconds, pace), sheet)
     if compared:
         draw(compared)
     if args.json:
@@ -209,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         others = (machine_seconds() - machine - own_seconds() + own) / took
         print(f"medians of {args.rounds} runs of {args.seconds:g} s each; {took:.0f} s in all")
         print(f"other programs took {others:.2f} cores meanwhile; above a tenth, measure again on a quiet machine")
+        print(pace.said())
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from tests.bench.ages import Look, Spread, by_second, moments, spread
 from tests.bench.contestants import Agent, Contestant, Prometheus
 from tests.bench.fleet import Fleet, Setting, addresses
+from tests.bench.pace import Pace
 
 WARM_SECONDS = 3.0
 _SETTLED_WITHIN = 30.0
@@ -41,11 +42,12 @@ class Cost(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How long to measure: seconds of a run, runs of each kind, seconds of looking at ages."""
+    """How long to measure: seconds of a run, runs of each kind, seconds of looking at ages; who times the machine."""
 
     seconds: float
     rounds: int
     age_seconds: float
+    pace: Pace
 
 
 def say(text: str) -> None:
@@ -84,6 +86,7 @@ def _take_turns(fleet: Fleet, setting: Setting, contestants: Sequence[Contestant
     for number in range(plan.rounds):
         for one in contestants:
             say(f"{setting.title}: CPU of {one.name}, run {number + 1} of {plan.rounds}")
+            plan.pace.look()
             with _turn(one, setting, contestants):
                 runs[one.name].append(_cpu(one, fleet, max(plan.seconds, 1.2 * setting.interval)))
     found = {}

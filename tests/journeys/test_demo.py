@@ -123,14 +123,14 @@ Screen().table(("", "x"), [Row("not known", (UNKNOWN,))])
 
 
 @pytest.fixture
-def serving(processes: Processes) -> Process:
-    """A demo that has shown its table and goes on."""
-    demo = processes.start([*DEMO, "--port-base", "0", *SMALL])
+def serving(processes: Processes, tmp_path: Path) -> Process:
+    """A demo that has shown its table and goes on. Killed by force it leaves its folder, so it has that among ours."""
+    demo = processes.start([*DEMO, "--port-base", "0", *SMALL], env={"TMPDIR": str(tmp_path)})
     demo.wait_for("until Ctrl-C", 120)
     return demo
 
 
-def test_it_serves_after_the_table_until_ctrl_c_and_leaves_nothing(serving: Process) -> None:
+def test_it_serves_after_the_table_until_ctrl_c_and_leaves_nothing(serving: Process, tmp_path: Path) -> None:
     match = re.search(r"(http://127\.0\.0\.1:\d+)/v1 +Envoy, asking", serving.output())
     assert match
     chat = {"model": "emulated", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -140,6 +140,7 @@ def test_it_serves_after_the_table_until_ctrl_c_and_leaves_nothing(serving: Proc
     serving.signal(signal.SIGINT)
     assert serving.wait() == 0
     assert running(started) == []
+    assert not list(tmp_path.glob("igw-demo-*"))
     assert "Traceback" not in serving.output()
 
 
