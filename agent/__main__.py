@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +30,12 @@ def installed_version() -> str:
         return "unknown (not installed)"
 
 
+def compiled() -> bool:
+    """Whether what runs for each scrape and each request is compiled (`make wheel`)."""
+    found = importlib.util.find_spec("agent.scrape.page")
+    return found is not None and not str(found.origin).endswith(".py")
+
+
 def _overview() -> argparse.ArgumentParser:
     rows = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -40,7 +47,9 @@ def _overview() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", nargs="?", metavar="COMMAND", choices=tuple(COMMANDS), help="one of those below")
-    parser.add_argument("--version", action="version", version=f"igw {installed_version()}")
+    parser.add_argument(
+        "--version", action="version", version=f"igw {installed_version()}{', compiled' if compiled() else ''}"
+    )
     return parser
 
 

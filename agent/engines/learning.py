@@ -236,7 +236,7 @@ def _combination(
                 return {signal: admit(signal, value)}
         if combine is Combine.MEAN_BY_BLOCKS:
             by = weights if weights is not None else _blocks_or_alike(values[len(parts) :])
-            made = sum(weight * value for weight, value in zip(by, parts, strict=True)) / sum(by)
+            made = sum((weight * value for weight, value in zip(by, parts, strict=True)), 0.0) / sum(by, 0.0)
         elif combine is Combine.LATEST:
             made = max(parts)
         elif combine is Combine.LEAST:

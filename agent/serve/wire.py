@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from agent.serve.calls import Calls
 from agent.serve.frames import Broken
@@ -141,7 +141,8 @@ class Port:
         else:
             # A second one on this port is an error, not a silent half of the load.
             self._server = await loop.create_server(made, host or None, port, backlog=_BACKLOG, reuse_port=False)
-        return int(self._server.sockets[0].getsockname()[1])
+        server: Any = self._server  # whose sockets are a tuple for asyncio and its types, and a list for uvloop
+        return int(server.sockets[0].getsockname()[1])
 
     def go_away(self) -> None:
         """Take no more connections, and no more calls on those that there are."""

@@ -1,4 +1,4 @@
-"""How fast this machine itself is while a bench runs: CPU time is no measure where that changes.
+"""What ran, and how fast this machine itself was meanwhile: CPU time is no measure where that changes.
 
 A virtual machine whose neighbours share its cores takes up to twice the CPU time for the same work, minutes at a time.
 """
@@ -6,6 +6,8 @@ A virtual machine whose neighbours share its cores takes up to twice the CPU tim
 from __future__ import annotations
 
 import time
+
+from agent.__main__ import compiled
 
 _ADDITIONS = 100_000
 _TIMES = 5
@@ -24,8 +26,10 @@ class Pace:
 
     def said(self) -> str:
         """For people."""
+        what = "compiled, as `make wheel` builds it" if compiled() else "Python, as it stands in the checkout"
         least, most = min(self._looks), max(self._looks)
         return (
+            f"the agent was {what}\n"
             f"{_ADDITIONS:,} additions took {least * 1e3:.1f} to {most * 1e3:.1f} ms of CPU meanwhile: "
             "figures of two runs compare where these do"
         )

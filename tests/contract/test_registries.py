@@ -54,6 +54,7 @@ def files(package: str) -> set[str]:
     return {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
 
 
+@pytest.mark.source
 @EVERY_LINE
 def test_a_line_leads_to_what_bears_its_name(name: str, place: str) -> None:
     found: Any = pkgutil.resolve_name(place)

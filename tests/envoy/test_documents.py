@@ -61,6 +61,7 @@ def test_headers_of_answers_are_sent_where_load_reports_are_wanted_and_only_ther
         assert said not in without
 
 
+@pytest.mark.source
 def test_every_refusal_is_documented_and_no_other() -> None:
     documented = {
         (int(status), code.strip("`"), who)

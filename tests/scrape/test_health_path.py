@@ -23,11 +23,11 @@ HEALTH_INTERVAL = 0.1
 LOADING = answer(b'{"error":{"message":"Loading model"}}', "503 Service Unavailable")
 
 
-class Told(RoutingStore):
-    """The routing state, and what it was told in order: `page`, or what the health path said."""
+class Told:
+    """A routing state, and what it was told in order: `page`, or what the health path said."""
 
     def __init__(self) -> None:
-        super().__init__("pool", stale_after=3.0)
+        self.store = RoutingStore("pool", stale_after=3.0)
         self.order: list[str] = []
         self.pages_at: list[float] = []
         self.details: list[str] = []
@@ -35,23 +35,32 @@ class Told(RoutingStore):
     def observed(self, address: str, extraction: Extraction, at: float, took: float, size: int) -> bool:
         self.order.append("page")
         self.pages_at.append(at)
-        return super().observed(address, extraction, at, took, size)
+        return self.store.observed(address, extraction, at, took, size)
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
         self.order.append(f"page: {reason}")
-        super().failed(address, reason, detail, at, took)
+        self.store.failed(address, reason, detail, at, took)
 
     def health(self, address: str, answered: bool, reason: str, detail: str, at: float, took: float) -> None:
         self.order.append(reason or "well")
         self.details.append(detail)
-        super().health(address, answered, reason, detail, at, took)
+        self.store.health(address, answered, reason, detail, at, took)
+
+    def set_endpoints(self, engines: dict[str, str], now: float) -> None:
+        self.store.set_endpoints(engines, now)
+
+    def recognised(self, address: str, engine: str) -> None:
+        self.store.recognised(address, engine)
+
+    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+        self.store.served_models(address, names, at)
 
     @property
     def verdict(self) -> tuple[str, str]:
         return self.verdict_at(SystemClock().now())
 
     def verdict_at(self, now: float) -> tuple[str, str]:
-        (view,) = self.snapshot(now).endpoints
+        (view,) = self.store.snapshot(now).endpoints
         return view.health.value, view.reason
 
 
@@ -190,6 +199,7 @@ async def test_a_server_that_is_well_and_gives_no_pages_is_down_with_the_reason(
     await eventually(lambda: rig.store.verdict == ("healthy", ""))
 
 
+@pytest.mark.source
 async def test_a_health_path_that_hangs_holds_up_no_page(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scraper, "BESIDE_SECONDS", 20.0)
     held = asyncio.Event()

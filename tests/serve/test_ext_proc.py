@@ -296,6 +296,7 @@ async def test_a_method_that_there_is_not_is_unimplemented(port: Port) -> None:
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.source
 async def test_a_proxy_that_vanished_without_a_word_is_noticed_and_its_requests_end(
     port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +313,7 @@ async def test_a_proxy_that_vanished_without_a_word_is_noticed_and_its_requests_
     writer.close()
 
 
+@pytest.mark.source
 async def test_a_proxy_that_answers_when_it_is_asked_may_be_silent(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.01)
     monkeypatch.setattr(wire, "PATIENCE_SECONDS", 0.5)

@@ -1,0 +1,57 @@
+"""What of the agent is compiled where a wheel is built with IGW_COMPILED=1: `make wheel`.
+
+These modules run for each scrape and each request. mypyc (of mypy) makes C of them as they stand: one source, two
+speeds, and nothing else depends on which. Without the variable the wheel holds Python alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+COMPILED = (
+    "agent/app/pool.py",
+    "agent/engines/learning.py",
+    "agent/engines/mapping.py",
+    "agent/pick/*.py",
+    "agent/pick/scorers/*.py",
+    "agent/prefix/*.py",
+    "agent/scrape/*.py",
+    "agent/serve/actions.py",
+    "agent/serve/calls.py",
+    "agent/serve/ext_proc.py",
+    "agent/serve/frames.py",
+    "agent/serve/headers.py",
+    "agent/serve/http2.py",
+    "agent/serve/messages.py",
+    "agent/serve/outgoing.py",
+    "agent/serve/room.py",
+    "agent/serve/session.py",
+    "agent/serve/subset.py",
+    "agent/serve/wire.py",
+    "agent/state/*.py",
+)
+
+
+def compiled() -> list[str]:
+    """The files, relative to this one."""
+    here = Path(__file__).parent
+    files = (file for pattern in COMPILED for file in here.glob(pattern))
+    return sorted(str(file.relative_to(here)) for file in files if file.name != "__init__.py")
+
+
+def extensions() -> list[Extension]:
+    """The C of all that is compiled, or nothing."""
+    if not os.environ.get("IGW_COMPILED"):
+        return []
+    from mypyc.build import mypycify
+
+    options = {"opt_level": "3", "debug_level": "0", "group_name": "igw"}
+    made: list[Extension] = mypycify(["--explicit-package-bases", *compiled()], **options)
+    return made
+
+
+if __name__ == "__main__":
+    setup(ext_modules=extensions())
