@@ -308,7 +308,7 @@ class Agent:
         now = self._clock.now()
         wall_ahead = self._clock.wall() - now
         for pool in self.pools.values():
-            pool.store.snapshot(now)
+            pool.store.age(now)
         if abs(wall_ahead - self._wall_ahead) > AGING_SECONDS:
             self._schedule(self.config)
         self._wall_ahead = wall_ahead

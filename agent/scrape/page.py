@@ -111,20 +111,15 @@ class Layout:
         self.stamps = stamps
 
 
-class _Place(NamedTuple):
-    """A remembered line: the bytes before its value; whether it follows the one before; the bytes behind its group."""
-
-    key: bytes
-    length: int
-    adjacent: bool
-    tail: bytes
-
-
 class _Known(NamedTuple):
-    """A layout with what tells it: its places in order, and whether the last one's line ends the page."""
+    """A layout with what tells it: of each remembered line the bytes before its value (`keys`), whether it follows the
+    one before (`adjacent`) and the bytes behind its group (`tails`), in the order of the page; and whether the last
+    line of them ends the page."""
 
     layout: Layout
-    places: tuple[_Place, ...]
+    keys: tuple[bytes, ...]
+    adjacent: tuple[bool, ...]
+    tails: tuple[bytes, ...]
     at_end: bool
 
 
@@ -155,7 +150,7 @@ class Layouts:
 
     @staticmethod
     def _key(known: _Known) -> tuple[object, ...]:
-        return known.places, known.at_end, known.layout.last, *sorted(known.layout.helps.items())
+        return *known[1:], known.layout.last, *sorted(known.layout.helps.items())
 
 
 class _Found(NamedTuple):
@@ -209,24 +204,22 @@ class Scanner:
     def _compare(self, page: bytes, known: _Known) -> list[float] | None:
         """The values where they stood before, or None when anything is not as it was."""
         texts: list[bytes] = []
-        find, starts, gaps, slack = page.find, page.startswith, self._gaps, self._slack
+        gaps, slack, adjacent, tails = self._gaps, self._slack, known.adjacent, known.tails
         end = 0
-        for place, (key, length, adjacent, tail) in enumerate(known.places):
-            if adjacent:
-                at = end
-                if not starts(key, at):
+        for place, key in enumerate(known.keys):
+            at = end if adjacent[place] else end + gaps[place]
+            if page[at : at + len(key)] != key:
+                if adjacent[place]:
                     return None
-            else:
-                at = end + gaps[place]
-                if not starts(key, at):
-                    at = find(key, max(end, at - slack), at + length + slack)
-                    if at < 0:
-                        return None
-                    gaps[place] = at - end
-            at += length
-            end = find(b"\n", at)
+                at = page.find(key, max(end, at - slack), at + len(key) + slack)
+                if at < 0:
+                    return None
+                gaps[place] = at - end
+            at += len(key)
+            end = page.find(b"\n", at)
             texts.append(page[at:end])
-            if tail and not starts(tail, end):
+            tail = tails[place]
+            if tail and page[end : end + len(tail)] != tail:
                 return None
         rest = len(page) - end
         if rest != gaps[-1]:
@@ -270,24 +263,27 @@ class Scanner:
         return layout, self._learn(page, found, layout) if plain else None
 
     def _learn(self, page: bytes, found: Sequence[_Found], layout: Layout) -> _Known:
-        places: list[_Place] = []
+        keys: list[bytes] = []
+        adjacents: list[bool] = []
+        tails: list[bytes] = []
         self._gaps = []
         before = 0
         for line, following in zip(found, [*found[1:], None], strict=True):
             start = line.start
-            adjacent = bool(places) and start == before
+            adjacent = bool(keys) and start == before
             if not adjacent:
                 comment = page.rfind(b"\n", 0, start)
                 if page.startswith(b"#", comment + 1):
                     start = max(comment + 1, start - _BEFORE)
             group_ends = following is None or following.start != line.end
             behind = _NEXT.match(page, line.end) if group_ends else None
-            key = page[start : line.value_at]
-            places.append(_Place(key, len(key), adjacent, behind[0] if behind else b""))
+            keys.append(page[start : line.value_at])
+            adjacents.append(adjacent)
+            tails.append(behind[0] if behind else b"")
             self._gaps.append(start - before)
             before = line.end
         self._gaps.append(len(page) - before)
-        return _Known(layout, tuple(places), before + 1 == len(page))
+        return _Known(layout, tuple(keys), tuple(adjacents), tuple(tails), before + 1 == len(page))
 
 
 def check(page: bytes) -> None:

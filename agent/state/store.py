@@ -80,6 +80,7 @@ class RoutingStore:
         self._untils: list[float] = []  # in the same order: until when the view in the last snapshot is good
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
+        self._read = False  # somebody asked for a snapshot since `age` was last called
         self._adapters: frozenset[str] = frozenset()
         self._models_everywhere: frozenset[str] = frozenset()
         self._names_moved = True  # the two above are out of date
@@ -258,6 +259,7 @@ class RoutingStore:
 
     def snapshot(self, now: float) -> Snapshot:
         """All endpoints at `now`: the last snapshot while nothing changed and nothing expired, else a new one."""
+        self._read = True
         last = self._snapshot
         if last is None:
             return self._take(now)
@@ -268,8 +270,9 @@ class RoutingStore:
             return last
         endpoints = list(last.endpoints)
         for address in self._dirty:
-            place = self._places[address]
-            view, until = self._records[address].look(now, self.stale_after)
+            place, record = self._places[address], self._records[address]
+            view, until = record.look(now, self.stale_after)
+            self._note_health(record, view.health, view.reason)
             self._unhealthy += (view.health is not _HEALTHY) - (endpoints[place].health is not _HEALTHY)
             endpoints[place] = view
             self._untils[place] = until
@@ -277,6 +280,14 @@ class RoutingStore:
         self._dirty.clear()
         # The earliest expiry may have belonged to a view that was replaced: then `_expire` comes early, not late.
         return self._taken(now, good_until if now < good_until else min(self._untils), endpoints)
+
+    def age(self, now: float) -> None:
+        """Let what nobody asked for grow old: to be called every so often. Where there are readers, the snapshot is
+        renewed for the next of them; where there are none, it costs nothing until something may have expired."""
+        last = self._snapshot
+        if self._read or last is None or now >= last.good_until:
+            self.snapshot(now)
+        self._read = False
 
     # -- within --------------------------------------------------------------------------------------------------
 

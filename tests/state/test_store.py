@@ -418,6 +418,47 @@ def test_a_snapshot_made_step_by_step_is_the_one_made_all_at_once(steps: list[tu
         fleet.store._snapshot, fleet.store._untils = step_by_step, untils  # it goes on step by step
 
 
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["page", "fail", "say no", "wait", "read"]), st.sampled_from("ab"), st.floats(0, 4)),
+        max_size=40,
+    )
+)
+def test_a_pool_that_nobody_reads_tells_of_what_grows_old_when_one_that_is_read_does(
+    steps: list[tuple[str, str, float]],
+) -> None:
+    aged, read = Fixture("a:1", "b:1"), Fixture("a:1", "b:1")
+    now = 0.0
+    for kind, name, wait in steps:
+        now += wait
+        for fleet in (aged, read):
+            if kind == "page":
+                fleet.page(f"{name}:1", now)
+            elif kind == "fail":
+                fleet.store.failed(f"{name}:1", "timeout", "", now, 0.0)
+            elif kind == "say no":
+                fleet.store.health(f"{name}:1", False, "health_status", "", now, 0.0)
+        if kind == "read":
+            aged.store.snapshot(now)
+        aged.store.age(now)
+        read.store.snapshot(now)
+        assert aged.events == read.events
+
+
+def test_a_snapshot_is_kept_ready_for_readers_and_none_is_taken_where_there_are_none() -> None:
+    fleet = Fixture("a:1", "b:1")
+    fleet.page("a:1", 0.0)
+    first = fleet.store.snapshot(0.0)
+    fleet.page("b:1", 0.5)
+    fleet.store.age(0.5)
+    ready = fleet.store._snapshot
+    assert ready is not first
+    fleet.page("b:1", 1.0)
+    fleet.store.age(1.0)
+    assert fleet.store._snapshot is ready
+    assert fleet.store.snapshot(1.0).endpoints[1].page_at == 1.0
+
+
 def test_a_snapshot_gathers_the_adapters_of_all_and_the_models_that_each_lists() -> None:
     fleet = Fixture("a:1", "b:1")
     assert (fleet.store.snapshot(0.0).adapters, fleet.store.snapshot(0.0).models_everywhere) == (
