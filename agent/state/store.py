@@ -81,6 +81,7 @@ class RoutingStore:
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # somebody asked for a snapshot since `age` was last called
+        self._expires = 0.0  # when the first verdict ends, be it in the last snapshot or younger
         self._adapters: frozenset[str] = frozenset()
         self._models_everywhere: frozenset[str] = frozenset()
         self._names_moved = True  # the two above are out of date
@@ -284,8 +285,7 @@ class RoutingStore:
     def age(self, now: float) -> None:
         """Let what nobody asked for grow old: to be called every so often. Where there are readers, the snapshot is
         renewed for the next of them; where there are none, it costs nothing until something may have expired."""
-        last = self._snapshot
-        if self._read or last is None or now >= last.good_until:
+        if self._read or self._snapshot is None or now >= self._expires:
             self.snapshot(now)
         self._read = False
 
@@ -319,6 +319,7 @@ class RoutingStore:
             self._adapters = frozenset().union(*(view.names(LORA_RUNNING, LORA_WAITING) for view in endpoints))
             served = [view.names(MODELS) for view in endpoints]
             self._models_everywhere = served[0].intersection(*served) if served else frozenset()
+        self._expires = good_until
         self._snapshot = Snapshot(
             self.pool,
             self.version,
@@ -333,6 +334,8 @@ class RoutingStore:
 
     def _refresh(self, record: Record, now: float) -> None:
         verdict = record.judged(now, self.stale_after)
+        if verdict.until < self._expires:
+            self._expires = verdict.until
         self._note_health(record, verdict.health, verdict.reason)
         self._changed(record.address)
 
