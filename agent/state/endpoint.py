@@ -70,6 +70,7 @@ class Record:
         "rate_source",
         "sick",
         "stamps",
+        "until",
         "values",
         "was_well",
         "window",
@@ -90,6 +91,7 @@ class Record:
         self.accelerators: tuple[Accelerators, ...] = ()
         self.sick = ""  # what one of them suffers from
         self.stamps: dict[str, tuple[Stamp, ...]] = {}  # of signals whose series have time stamps
+        self.until = 0.0  # when its health or a reading of it expires, as far as it was looked at
         self.failures = 0
         self.failure = ""
         self.dead = False  # a failure since the last page was a proof of death

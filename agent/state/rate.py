@@ -136,9 +136,10 @@ class PrefillRate:
     @property
     def rate(self) -> float | None:
         """Tokens/s of uncached prefill that this server has shown, or None while too little was seen."""
-        if self._prefills < ENOUGH_PREFILLS or self._seconds <= 0 or self._tokens <= 0:
+        if self._prefills < ENOUGH_PREFILLS or self._seconds <= 0:
             return None
-        return self._tokens / self._seconds
+        rate = self._tokens / self._seconds
+        return rate if rate > 0 else None
 
     @property
     def proven(self) -> bool:

@@ -77,11 +77,10 @@ class RoutingStore:
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
         self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
-        self._untils: list[float] = []  # in the same order: until when the view in the last snapshot is good
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # somebody asked for a snapshot since `age` was last called
-        self._expires = 0.0  # when the first verdict ends, be it in the last snapshot or younger
+        self._expires = 0.0  # no record's `until` is earlier
         self._adapters: frozenset[str] = frozenset()
         self._models_everywhere: frozenset[str] = frozenset()
         self._names_moved = True  # the two above are out of date
@@ -272,46 +271,48 @@ class RoutingStore:
         endpoints = list(last.endpoints)
         for address in self._dirty:
             place, record = self._places[address], self._records[address]
-            view, until = record.look(now, self.stale_after)
-            self._note_health(record, view.health, view.reason)
+            view = self._look(record, now)
             self._unhealthy += (view.health is not _HEALTHY) - (endpoints[place].health is not _HEALTHY)
             endpoints[place] = view
-            self._untils[place] = until
-            good_until = min(good_until, until)
+            good_until = min(good_until, record.until)
         self._dirty.clear()
         # The earliest expiry may have belonged to a view that was replaced: then `_expire` comes early, not late.
-        return self._taken(now, good_until if now < good_until else min(self._untils), endpoints)
+        return self._taken(now, good_until if now < good_until else self._soonest(), endpoints)
 
     def age(self, now: float) -> None:
         """Let what nobody asked for grow old: to be called every so often. Where there are readers, the snapshot is
         renewed for the next of them; where there are none, it costs nothing until something may have expired."""
-        if self._read or self._snapshot is None or now >= self._expires:
+        if self._read or self._snapshot is None:
             self.snapshot(now)
+        elif now >= self._expires:
+            self._expire(now)
+            self._expires = self._soonest()
         self._read = False
 
     # -- within --------------------------------------------------------------------------------------------------
 
     def _take(self, now: float) -> Snapshot:
         """Look at every endpoint: the pool has changed."""
-        endpoints: list[EndpointView] = []
-        self._untils = []
-        for address in self._places:
-            record = self._records[address]
-            view, until = record.look(now, self.stale_after)
-            self._note_health(record, view.health, view.reason)
-            endpoints.append(view)
-            self._untils.append(until)
+        endpoints = [self._look(self._records[address], now) for address in self._places]
         self._dirty.clear()
         self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
-        snapshot = self._taken(now, min(self._untils, default=float("inf")), endpoints)
+        snapshot = self._taken(now, self._soonest(), endpoints)
         self._tell()
         return snapshot
 
+    def _look(self, record: Record, now: float) -> EndpointView:
+        view, record.until = record.look(now, self.stale_after)
+        self._note_health(record, view.health, view.reason)
+        return view
+
     def _expire(self, now: float) -> None:
         """Find the endpoints that the mere passing of time has changed."""
-        for address, until in zip(self._addresses, self._untils, strict=True):
-            if until <= now and address not in self._dirty:
-                self._refresh(self._records[address], now)
+        for record in self._records.values():
+            if record.until <= now:
+                self._refresh(record, now)
+
+    def _soonest(self) -> float:
+        return min((record.until for record in self._records.values()), default=float("inf"))
 
     def _taken(self, now: float, good_until: float, endpoints: list[EndpointView]) -> Snapshot:
         if self._names_moved:
@@ -334,8 +335,8 @@ class RoutingStore:
 
     def _refresh(self, record: Record, now: float) -> None:
         verdict = record.judged(now, self.stale_after)
-        if verdict.until < self._expires:
-            self._expires = verdict.until
+        record.until = verdict.until
+        self._expires = min(self._expires, verdict.until)
         self._note_health(record, verdict.health, verdict.reason)
         self._changed(record.address)
 

@@ -6,7 +6,7 @@ from math import sqrt
 from statistics import median_high, median_low
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
@@ -113,6 +113,7 @@ def test_a_page_that_lacks_a_counter_teaches_nothing(lacking: str) -> None:
     assert learner.rate is None
 
 
+@example([(0.0, 0.0, 0, 1.0), (5e-324, 2.0, 20, 1.0)])
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 60), st.integers(0, 50), st.floats(0.01, 30)), max_size=60))
 def test_a_learnt_rate_is_positive_and_within_its_bounds(steps: list[tuple[float, float, int, float]]) -> None:
     learner, limits = PrefillRate(), RateLimits(low=50, high=5e4)

@@ -410,12 +410,14 @@ def test_a_snapshot_made_step_by_step_is_the_one_made_all_at_once(steps: list[tu
             fleet.store.set_endpoints(dict.fromkeys({"a:1", "b:1", address}, "vllm"), now)
         step_by_step = fleet.store.snapshot(now)
         assert fleet.store.in_flight == len(tickets)
-        untils = list(fleet.store._untils)
+        untils = [(record, record.until) for record in fleet.store._records.values()]
         fleet.store._snapshot = None
         at_once = fleet.store.snapshot(now)
         assert step_by_step.endpoints == at_once.endpoints
         assert step_by_step.good_until <= at_once.good_until
-        fleet.store._snapshot, fleet.store._untils = step_by_step, untils  # it goes on step by step
+        fleet.store._snapshot = step_by_step  # it goes on step by step
+        for record, until in untils:
+            record.until = until
 
 
 @given(
