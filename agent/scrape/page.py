@@ -9,7 +9,7 @@ per endpoint, remembers the layout: the bytes around each wanted value, and how 
 next page is read by comparing: every remembered line must stand near its place, wanted lines that followed each other
 must still do so, and what stood right before and behind a group of them must still stand there. Any difference means a
 full scan. What this cannot see stands outside every group on a page that otherwise kept its measures: a first wanted
-line, or the beginning of a label's text that goes on over lines; a full scan every `FULL_SCAN_PAGES` pages finds them.
+line, or the beginning of a label's text that goes on over lines; every `FULL_SCAN_PAGES` pages these are looked for.
 
 What a page must be as a whole is checked first: not empty, text of this format and not a web page, and ended by a line
 end, for a page that was cut anywhere else must not be read (a value of `17` may have been `1734`).
@@ -189,12 +189,16 @@ class Scanner:
         """The layout of the page and the value of each of its series; PageRefused when it cannot be a page."""
         check(page)
         known = self._known
-        if known is not None and self._pages < FULL_SCAN_PAGES:
+        if known is not None:
             values = self._compare(page, known)
             helps = known.layout.helps  # far from what is compared, and words of one length may replace each other
             if values is not None and (not helps or all(help_of(page, name) == text for name, text in helps.items())):
                 self._pages += 1
-                return known.layout, values
+                if self._pages <= FULL_SCAN_PAGES:
+                    return known.layout, values
+                if len(_lines(page, self._names)) == len(values) and not _OPEN_TEXT.search(page):
+                    self._pages = 0
+                    return known.layout, values
         return self._scan(page)
 
     def forget(self) -> None:
@@ -235,7 +239,7 @@ class Scanner:
 
     def _scan(self, page: bytes) -> tuple[Layout, Sequence[float]]:
         """Find every wanted line, whatever was remembered."""
-        due = self._known is not None and self._pages >= FULL_SCAN_PAGES
+        due = self._known is not None and self._pages > FULL_SCAN_PAGES
         self._known = None
         found, bad = _find(page, self._names)
         layout, learnt = self._laid_out(page, found, bad)
@@ -322,27 +326,46 @@ def number(text: bytes) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-def _find(page: bytes, names: Iterable[str]) -> tuple[list[_Found], list[BadLine]]:
-    """Every line of these names in the order of the page, and those among them that cannot be read."""
-    found: list[_Found] = []
-    bad: list[BadLine] = []
+class _Line(NamedTuple):
+    """A line that begins with a wanted name: where the line end in front of it stands (-1: none), where the name ends,
+    and the line's own end."""
+
+    name: str
+    start: int
+    at: int
+    end: int
+
+
+def _lines(page: bytes, names: Iterable[str]) -> list[_Line]:
+    """Every line of these names, in the order of the page."""
+    found: list[_Line] = []
     wanted = {name.encode(): name for name in names}
     beginnings = (*wanted, b" ", b"\t")
     start = -1
     # One pass: to search for each name by itself reads the whole page as often as there are names.
     for line in page.split(b"\n"):
+        end = start + 1 + len(line)
         if line.startswith(beginnings):
             token = _NAME.match(line)
             name = wanted.get(token[1]) if token else None
             if token and name is not None:
-                sample = _read(page, name, start, start + 1 + token.end())
-                if sample is None:
-                    bad.append(BadLine(name, _show(line)))
-                else:
-                    found.append(sample)
-                if len(found) + len(bad) > MAX_SERIES:
+                found.append(_Line(name, start, start + 1 + token.end(), end))
+                if len(found) > MAX_SERIES:
                     raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and its like")
-        start += len(line) + 1
+        start = end
+    return found
+
+
+def _find(page: bytes, names: Iterable[str]) -> tuple[list[_Found], list[BadLine]]:
+    """Every line of these names in the order of the page, and those among them that cannot be read."""
+    found: list[_Found] = []
+    bad: list[BadLine] = []
+    for line in _lines(page, names):
+        sample = _read(page, line.name, line.start, line.at)
+        if sample is None:
+            bad.append(BadLine(line.name, _show(page[line.start + 1 : line.end])))
+        else:
+            found.append(sample)
     return found, bad
 
 

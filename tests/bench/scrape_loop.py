@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import uvloop
 
+from agent.app.process import collect_seldom
 from agent.clock import SystemClock
 from agent.events import Event, ScrapeDone, ScrapeFailed
 from agent.scrape.loop import ScrapeLoop, Target
@@ -54,6 +55,7 @@ async def scrape(port: int, seconds: float) -> Run:
     store.set_endpoints(dict.fromkeys(where, "vllm"), clock.now())
     loop = ScrapeLoop(clock)
     loop.set_targets("bench", [Target(address, "vllm", models_interval=1e9) for address in where], store)
+    collect_seldom()  # as the agent does
     await asyncio.sleep(WARM_SECONDS)
     pages, failures, cpu, began = 0, 0, time.process_time(), clock.now()
     while clock.now() - began < seconds:
