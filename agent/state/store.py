@@ -8,7 +8,7 @@ not of all. Nothing here waits or reads a clock: every method is told `now`, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
@@ -34,22 +34,12 @@ from agent.signals import (
 )
 from agent.state.endpoint import NOBODY_SAID, Identity, Record
 from agent.state.health import Health
+from agent.state.names import Names
+from agent.state.prefix import PrefixMemory
 from agent.state.rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
 
 _HEALTHY: Final = Health.HEALTHY
-
-
-class PrefixMemory(Protocol):
-    """What the store tells an index of prefixes: how much an endpoint holds, and that it holds nothing any more."""
-
-    def resize(self, address: str, capacity_blocks: int) -> None:
-        """The endpoint's cache has room for so many blocks of the index."""
-        ...
-
-    def forget(self, address: str) -> None:
-        """The endpoint is gone or has lost its cache."""
-        ...
 
 
 class RoutingStore:
@@ -81,9 +71,9 @@ class RoutingStore:
         self._snapshot: Snapshot | None = None
         self._read = False  # somebody asked for a snapshot since `age` was last called
         self._expires = 0.0  # no record's `until` is earlier
-        self._adapters: frozenset[str] = frozenset()
-        self._models_everywhere: frozenset[str] = frozenset()
-        self._names_moved = True  # the two above are out of date
+        self._adapters = Names()
+        self._models = Names()
+        self._renamed: set[str] = set()  # addresses whose names in the two above may be out of date
         self._tickets: dict[int, Record] = {}
         self._next_ticket = 0
         self._learnt = PoolRates()
@@ -138,7 +128,7 @@ class RoutingStore:
             self._resize(record, values)
         for signal in (LORA_RUNNING, LORA_WAITING):
             if values.get(signal) != record.value(signal):
-                self._names_moved = True
+                self._renamed.add(address)
         if extraction.stamps:
             values = record.apply_stamped(values, extraction.stamps, at)
         else:
@@ -196,7 +186,7 @@ class RoutingStore:
         record = self._records.get(address)
         if record is not None:
             if record.value(MODELS) != names:
-                self._names_moved = True
+                self._renamed.add(address)
             record.hear({MODELS: names}, at)
             self._changed(address)
 
@@ -315,11 +305,11 @@ class RoutingStore:
         return min((record.until for record in self._records.values()), default=float("inf"))
 
     def _taken(self, now: float, good_until: float, endpoints: list[EndpointView]) -> Snapshot:
-        if self._names_moved:
-            self._names_moved = False
-            self._adapters = frozenset().union(*(view.names(LORA_RUNNING, LORA_WAITING) for view in endpoints))
-            served = [view.names(MODELS) for view in endpoints]
-            self._models_everywhere = served[0].intersection(*served) if served else frozenset()
+        for address in self._renamed:
+            view = endpoints[self._places[address]]
+            self._adapters.tell(address, view.names(LORA_RUNNING, LORA_WAITING))
+            self._models.tell(address, view.names(MODELS))
+        self._renamed.clear()
         self._expires = good_until
         self._snapshot = Snapshot(
             self.pool,
@@ -327,8 +317,8 @@ class RoutingStore:
             now,
             good_until,
             tuple(endpoints),
-            self._adapters,
-            self._models_everywhere,
+            self._adapters.anywhere,
+            self._models.everywhere,
             () if self._unhealthy else self._addresses,
         )
         return self._snapshot
@@ -349,7 +339,7 @@ class RoutingStore:
     def _replaced(self, record: Record, reason: str) -> None:
         """Another server answers at the address: drop what was known of the old one."""
         record.forget()
-        self._names_moved = True
+        self._renamed.add(record.address)
         if self._prefix is not None:
             self._prefix.forget(record.address)
         self._hook(ServerRestarted(self.pool, record.address, reason))
@@ -361,7 +351,7 @@ class RoutingStore:
 
     def _anew(self) -> None:
         self._snapshot = None
-        self._names_moved = True
+        self._adapters, self._models, self._renamed = Names(), Names(), set(self._addresses)
         self._dirty.clear()
         self.version += 1
         self._tell()
