@@ -13,9 +13,6 @@ line, or the beginning of a label's text that goes on over lines; every `FULL_SC
 
 What a page must be as a whole is checked first: not empty, text of this format and not a web page, and ended by a line
 end, for a page that was cut anywhere else must not be read (a value of `17` may have been `1734`).
-
-Numbers are read as Prometheus reads them: what `float()` takes beyond that (underscores, surrounding white space) is a
-bad line here too. A bad line that is wanted is told of and costs its sample; others are never looked at.
 """
 
 from __future__ import annotations
@@ -24,36 +21,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from agent.scrape.samples import MAX_SERIES, BadLine, Found, PageRefused, Series, find, lines, number, show
+
+__all__ = ["MAX_LAYOUTS", "MAX_SERIES", "BadLine", "Layout", "Layouts", "PageRefused", "Scanner", "Series", "number"]
+
 FULL_SCAN_PAGES: Final = 128
 _STRIDE: Final = 79  # odd, so that all of them get their turn, and far from the turn before
-# More wanted series than this are no server's: reading them would hold up the scrapes of all others for 50 ms.
-MAX_SERIES: Final = 10_000
 MAX_LAYOUTS: Final = 256
-_SHOWN: Final = 80  # characters of a bad page or line that a message shows
 _BEFORE: Final = 16  # bytes of a comment in front of a group that are remembered
 
-_BLANK: Final = re.compile(rb"[ \t]*")
-_LABEL: Final = re.compile(
-    rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"([^"\\\n]*(?:\\.[^"\\\n]*)*)"[ \t]*(,|\})'
-)  # fmt: skip
-_CLOSED: Final = re.compile(rb"[ \t]*\}")
-# After the value: nothing, or a time stamp in milliseconds; OpenMetrics has seconds there, and an exemplar behind `# `.
-_VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]++)(?:[ \t]+(-?[0-9]+(?:\.[0-9]+)?))?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
-# A name at the beginning of a line, with what ends it: braces, a blank.
-_NAME: Final = re.compile(rb"[ \t]*([^ \t{]+)(?=[ \t{])")
 # A label's text that goes over a line end: not in the format, yet Prometheus's scraper takes it, and what looks like a
 # line in it is none. The first finds the pages that may have one, the second the comments and texts of such a page.
 _OPEN_TEXT: Final = re.compile(rb'=[ \t]*+"(?:[^"\\\n]++|\\.)*+\\?\n')
 _COMMENT_OR_TEXT: Final = re.compile(
     rb'^[ \t]*+#[^\n]*+|=[ \t]*+"(?:[^"\\]++|\\.)*+"(?=[ \t]*+[,}a-zA-Z_])', re.DOTALL | re.MULTILINE
 )
-# Go's ParseFloat without the forms that Prometheus excludes (hexadecimal, underscores); Go takes no sign before NaN.
-_NUMBER: Final = re.compile(
-    rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity)|nan", re.IGNORECASE
-)
 _DIGITS: Final = b"0123456789.eE+-"
-_ESCAPES: Final = {b"\\\\": b"\\", b'\\"': b'"', b"\\n": b"\n"}
-_ESCAPE: Final = re.compile(rb'\\[\\"n]')
 # The line behind a group, as far as it stays the same: a comment's mark, or a name and what ends it.
 _NEXT: Final = re.compile(rb"\n(?:#|[^ \t{\n]*[ \t{\n])")
 _ANY_LINE: Final = re.compile(
@@ -61,30 +44,6 @@ _ANY_LINE: Final = re.compile(
     rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^\n]*\})?[ \t]+[+-]?(?:[0-9.]|(?i:inf|nan)))",
     re.MULTILINE,
 )
-
-
-class PageRefused(Exception):
-    """A page that is not read at all: `reason` is one of REASONS, `detail` a sentence that says what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-class Series(NamedTuple):
-    """One wanted line without its value; `text` is its beginning as it stands on the page, for messages."""
-
-    name: str
-    labels: Mapping[str, str]
-    text: str
-
-
-class BadLine(NamedTuple):
-    """A wanted line that cannot be read: the name that was wanted, and the line (its beginning, if it is long)."""
-
-    name: str
-    text: str
 
 
 class Layout:
@@ -153,19 +112,6 @@ class Layouts:
         return *known[1:], known.layout.last, *sorted(known.layout.helps.items())
 
 
-class _Found(NamedTuple):
-    """A wanted line: the line end in front of it (-1: none), its value, its own end; `plain`: nothing beside these;
-    `stamp`: its time stamp as text, empty where it has none."""
-
-    start: int
-    value_at: int
-    end: int
-    plain: bool
-    value: float
-    series: Series
-    stamp: bytes
-
-
 class Scanner:
     """Reads the pages of one endpoint for the samples of `names`. What it remembers makes it faster.
 
@@ -196,7 +142,7 @@ class Scanner:
                 self._pages += 1
                 if self._pages <= FULL_SCAN_PAGES:
                     return known.layout, values
-                if len(_lines(page, self._names)) == len(values) and not _OPEN_TEXT.search(page):
+                if len(lines(page, self._names)) == len(values) and not _OPEN_TEXT.search(page):
                     self._pages = 0
                     return known.layout, values
         return self._scan(page)
@@ -241,14 +187,14 @@ class Scanner:
         """Find every wanted line, whatever was remembered."""
         due = self._known is not None and self._pages > FULL_SCAN_PAGES
         self._known = None
-        found, bad = _find(page, self._names)
+        found, bad = find(page, self._names)
         layout, learnt = self._laid_out(page, found, bad)
         # It takes as long as half a scan, and a layout that is known was looked at when it came.
         if found and (due or learnt is None or not self._layouts.has(learnt)):
             within = _within_texts(page, found)
             if within:
                 found = [line for line in found if line not in within]
-                bad += [BadLine(line.series.name, _show(page[line.start + 1 : line.end])) for line in within]
+                bad += [BadLine(line.series.name, show(page[line.start + 1 : line.end])) for line in within]
                 layout, learnt = self._laid_out(page, found, bad)
         if learnt is not None:
             self._known = self._layouts.shared(learnt)
@@ -256,7 +202,7 @@ class Scanner:
             layout = self._known.layout
         return layout, [line.value for line in found]
 
-    def _laid_out(self, page: bytes, found: Sequence[_Found], bad: Sequence[BadLine]) -> tuple[Layout, _Known | None]:
+    def _laid_out(self, page: bytes, found: Sequence[Found], bad: Sequence[BadLine]) -> tuple[Layout, _Known | None]:
         """The page's layout, and what tells it: None where lines carry more than a value or are indented, for such a
         page is scanned each time."""
         last = next((line.series.name for line in found if line.end + 1 == len(page)), "")
@@ -266,7 +212,7 @@ class Scanner:
         plain = found and found[0].start >= 0 and not bad and all(line.plain for line in found)
         return layout, self._learn(page, found, layout) if plain else None
 
-    def _learn(self, page: bytes, found: Sequence[_Found], layout: Layout) -> _Known:
+    def _learn(self, page: bytes, found: Sequence[Found], layout: Layout) -> _Known:
         keys: list[bytes] = []
         adjacents: list[bool] = []
         tails: list[bytes] = []
@@ -298,12 +244,12 @@ def check(page: bytes) -> None:
     if first.isspace():
         first = page.lstrip()[:1]
     if first and not (first.isalpha() or first in b"#_:"):
-        raise PageRefused("not_metrics", f"the page begins with {_show(page)}: is this the path of the metrics?")
+        raise PageRefused("not_metrics", f"the page begins with {show(page)}: is this the path of the metrics?")
     if b"\0" in page:
         raise PageRefused("not_metrics", "the page holds zero bytes: it is no text")
     if not page.endswith(b"\n") and not page.endswith(b"\n# EOF"):
         last = page[page.rfind(b"\n") + 1 :]
-        raise PageRefused("truncated", f"the last line has no end: {_show(last)}")
+        raise PageRefused("truncated", f"the last line has no end: {show(last)}")
 
 
 def is_metrics(page: bytes) -> bool:
@@ -321,96 +267,9 @@ def help_of(page: bytes, name: str) -> str:
     return page[at : page.find(b"\n", at)].decode("utf-8", "replace")
 
 
-def number(text: bytes) -> float | None:
-    """The value that Prometheus would read here, or None where it would refuse the page."""
-    return float(text) if _NUMBER.fullmatch(text) else None
-
-
-class _Line(NamedTuple):
-    """A line that begins with a wanted name: where the line end in front of it stands (-1: none), where the name ends,
-    and the line's own end."""
-
-    name: str
-    start: int
-    at: int
-    end: int
-
-
-def _lines(page: bytes, names: Iterable[str]) -> list[_Line]:
-    """Every line of these names, in the order of the page."""
-    found: list[_Line] = []
-    wanted = {name.encode(): name for name in names}
-    beginnings = (*wanted, b" ", b"\t")
-    start = -1
-    # One pass: to search for each name by itself reads the whole page as often as there are names.
-    for line in page.split(b"\n"):
-        end = start + 1 + len(line)
-        if line.startswith(beginnings):
-            token = _NAME.match(line)
-            name = wanted.get(token[1]) if token else None
-            if token and name is not None:
-                found.append(_Line(name, start, start + 1 + token.end(), end))
-                if len(found) > MAX_SERIES:
-                    raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and its like")
-        start = end
-    return found
-
-
-def _find(page: bytes, names: Iterable[str]) -> tuple[list[_Found], list[BadLine]]:
-    """Every line of these names in the order of the page, and those among them that cannot be read."""
-    found: list[_Found] = []
-    bad: list[BadLine] = []
-    for line in _lines(page, names):
-        sample = _read(page, line.name, line.start, line.at)
-        if sample is None:
-            bad.append(BadLine(line.name, _show(page[line.start + 1 : line.end])))
-        else:
-            found.append(sample)
-    return found, bad
-
-
-def _within_texts(page: bytes, found: Sequence[_Found]) -> list[_Found]:
+def _within_texts(page: bytes, found: Sequence[Found]) -> list[Found]:
     """Those of the lines that stand in the text of a label."""
     if not _OPEN_TEXT.search(page):
         return []
     texts = [text.span() for text in _COMMENT_OR_TEXT.finditer(page) if b"\n" in text[0]]
     return [line for line in found if any(start <= line.start < end for start, end in texts)]
-
-
-def _read(page: bytes, name: str, start: int, at: int) -> _Found | None:
-    """The line behind the line end at `start` whose name ends at `at`, or None where it is no sample."""
-    labels: dict[str, str] = {}
-    name_at = at - len(name)
-    blank = _BLANK.match(page, at)
-    at = blank.end() if blank else at
-    if page.startswith(b"{", at):
-        at += 1
-        while True:
-            closed = _CLOSED.match(page, at)
-            if closed:
-                at = closed.end()
-                break
-            label = _LABEL.match(page, at)
-            if label is None:
-                return None
-            key, text = label[1].decode(), label[2]
-            if key in labels:
-                return None
-            if b"\\" in text:
-                text = _ESCAPE.sub(lambda found: _ESCAPES[found[0]], text)
-            labels[key] = text.decode("utf-8", "replace")
-            at = label.end()
-            if label[3] == b"}":
-                break
-    value = _VALUE.match(page, at)
-    read = number(value[1]) if value else None
-    if value is None or read is None:
-        return None
-    series = Series(name, labels, page[name_at : min(at, name_at + _SHOWN)].decode("utf-8", "replace"))
-    plain = value.end(1) == value.end() and name_at == start + 1
-    return _Found(start, value.start(1), value.end(), plain, read, series, value[2] or b"")
-
-
-def _show(text: bytes) -> str:
-    shown = text[:_SHOWN].decode("utf-8", "replace")
-    return repr(shown + "..." if len(text) > _SHOWN else shown)

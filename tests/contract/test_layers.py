@@ -39,6 +39,7 @@ PLACES: dict[str, Place] = {
     "agent.scrape.budget": Place(2, P),
     "agent.scrape.http": Place(2, P),
     "agent.scrape.page": Place(2, P),
+    "agent.scrape.samples": Place(2, P),
     "agent.scrape.reasons": Place(2, P),
     "agent.scrape.schedule": Place(2, P),
     "agent.accelerators": Place(2, P),
