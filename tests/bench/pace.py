@@ -5,6 +5,8 @@ A virtual machine whose neighbours share its cores takes up to twice the CPU tim
 
 from __future__ import annotations
 
+import platform
+import sys
 import time
 
 from agent.__main__ import compiled
@@ -29,7 +31,7 @@ class Pace:
         what = "compiled, as `make wheel` builds it" if compiled() else "Python, as it stands in the checkout"
         least, most = min(self._looks), max(self._looks)
         return (
-            f"the agent was {what}\n"
+            f"the agent was {what}; Python {platform.python_version()} of {sys.base_prefix}\n"
             f"{_ADDITIONS:,} additions took {least * 1e3:.1f} to {most * 1e3:.1f} ms of CPU meanwhile: "
             "figures of two runs compare where these do"
         )

@@ -130,3 +130,30 @@ def test_a_machine_without_apt_is_told_which_packages_it_lacks(tmp_path: Path) -
     )
     assert asked.returncode == 1
     assert asked.stderr.startswith("Missing on this machine: some-package (")
+
+
+def python_stub(path: Path, *, lacks: str = "nothing") -> Path:
+    """A Python that makes an environment of one file, with its own name in it, and lacks a module."""
+    path.write_text(
+        f'#!/bin/sh\ncase "$*" in *{lacks}*) exit 1 ;; -m*) mkdir "$3" && echo "{path.name}" > "$3/by" ;; esac\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_a_python_that_can_make_an_environment_comes_before_one_that_needs_a_package(tmp_path: Path) -> None:
+    bare, whole = python_stub(tmp_path / "bare", lacks="ensurepip"), python_stub(tmp_path / "whole")
+    environment = {**os.environ, "PYTHON": f"{bare} {whole}"}
+    subprocess.run([ROOT / ".ci" / "venv", tmp_path / "made"], env=environment, check=True)
+    assert (tmp_path / "made" / "by").read_text() == "whole\n"
+
+
+def test_the_system_s_own_python_comes_before_another_on_the_path(tmp_path: Path) -> None:
+    able = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"
+    system = shutil.which("/usr/bin/python3")
+    has_one = system is not None and subprocess.run([system, "-c", able], check=False).returncode == 0
+    stub = python_stub(tmp_path / "python3")
+    environment = {**os.environ, "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("PYTHON", None)
+    subprocess.run([ROOT / ".ci" / "venv", tmp_path / "made"], env=environment, check=True)
+    assert (tmp_path / "made" / "by").exists() != has_one
