@@ -1,6 +1,6 @@
 """What scraping costs and how old readings are when they are read, beside Prometheus on the same fleet.
 
-    .venv/bin/python -m tests.bench.bench_scrape [--only second,growth] [--seconds 4] [--rounds 3] [--json]
+    .venv/bin/python -m tests.bench.bench_scrape [--only second,growth] [--seconds 4] [--rounds 5] [--json]
 
 The page is the recorded one of a busy vLLM (73 kB, 680 samples). nginx serves it on loopback addresses; each page
 differs from the one before in what is read from it, and in 290 samples altogether. The agent is `igw run`, whole, with
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(ROWS), help=f"rows to measure: {','.join(ROWS)} (default: all)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind; the figure is their median")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each kind; the figure is their median")
     parser.add_argument("--age-seconds", type=float, default=10.0, help="how long ages are looked at")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(arguments)
