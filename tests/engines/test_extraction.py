@@ -335,6 +335,16 @@ def test_a_series_that_comes_as_another_line_goes_is_seen_after_some_pages() -> 
     assert readings[-1] == 7
 
 
+def test_a_series_that_comes_right_behind_its_group_as_another_line_goes_is_seen_at_once() -> None:
+    remembering = Extractor(engine("vllm"))
+    assert remembering.extract(BASE, whole=True).readings[RUNNING] == 4
+    behind = line("# HELP vllm:num_requests_waiting")
+    assert BASE.index(behind) == BASE.index(b"\n", BASE.index(b"\nvllm:num_requests_running") + 1) + 1
+    begins, ends = b'vllm:num_requests_running{engine="1",pad="', b'"} 3'
+    series = begins + b"x" * (len(behind) - len(begins) - len(ends)) + ends
+    assert remembering.extract(BASE.replace(behind, series), whole=True).readings[RUNNING] == 7
+
+
 def test_pages_of_a_fleet_that_started_together_are_not_scanned_whole_at_the_same_time() -> None:
     memory = Memory(engine("vllm"))
     fleet = [Extractor(engine("vllm"), memory) for _ in range(FULL_SCAN_PAGES)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.engines.mapping import Extraction
@@ -426,6 +426,7 @@ def test_a_snapshot_made_step_by_step_is_the_one_made_all_at_once(steps: list[tu
         max_size=40,
     )
 )
+@example([("page", "a", 0.0), ("page", "b", 1.0), ("wait", "a", 2.0), ("wait", "a", 1.0)])
 def test_a_pool_that_nobody_reads_tells_of_what_grows_old_when_one_that_is_read_does(
     steps: list[tuple[str, str, float]],
 ) -> None:
@@ -483,6 +484,40 @@ def test_a_snapshot_gathers_the_adapters_of_all_and_the_models_that_each_lists()
 
 def say(fleet: Fixture, reason: str, at: float) -> None:
     fleet.store.health("a:1", not reason, reason, "what was found", at, 0.001)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["page", "bare page", "restart", "models", "set", "limits"]),
+            st.sampled_from("abc"),
+            st.frozensets(st.sampled_from("xyz")),
+        ),
+        max_size=30,
+    )
+)
+def test_adapters_and_models_of_a_snapshot_are_those_of_its_endpoints(
+    steps: list[tuple[str, str, frozenset[str]]],
+) -> None:
+    fleet = Fixture("a:1", "b:1")
+    for second, (kind, name, names) in enumerate(steps, 1):
+        address, now = f"{name}:1", float(second)
+        if kind == "page":
+            fleet.page(address, now, **{LORA_RUNNING: names, LORA_WAITING: frozenset("x")})
+        elif kind == "bare page":
+            fleet.page(address, now)
+        elif kind == "restart":
+            fleet.page(address, now, **{START_TIME: 100.0 + now})
+        elif kind == "models":
+            fleet.store.served_models(address, names, now)
+        elif kind == "set":
+            fleet.store.set_endpoints(dict.fromkeys({"a:1", address}, "vllm"), now)
+        else:
+            fleet.store.set_limits(stale_after=3.0, rate=RateLimits(fixed=1000.0), now=now)
+        snapshot = fleet.store.snapshot(now)
+        views = snapshot.endpoints
+        assert snapshot.adapters == frozenset().union(*(view.names(LORA_RUNNING, LORA_WAITING) for view in views))
+        assert snapshot.models_everywhere == frozenset("xyz").intersection(*(view.names(MODELS) for view in views))
 
 
 def test_health_is_what_page_and_health_path_both_say() -> None:
