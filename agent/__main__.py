@@ -32,7 +32,7 @@ def installed_version() -> str:
 
 def compiled() -> bool:
     """Whether what runs for each scrape and each request is compiled (`make wheel`)."""
-    found = importlib.util.find_spec("agent.scrape.page")
+    found = importlib.util.find_spec("agent.exposition.page")
     return found is not None and not str(found.origin).endswith(".py")
 
 

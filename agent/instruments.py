@@ -17,27 +17,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics import MetricWrapperBase
 
 from agent.clock import Clock
-from agent.events import (
-    Abandoned,
+from agent.events import Event
+from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.process import Reloaded, WatcherDropped
+from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.scraping import (
     BudgetChanged,
     BudgetOutgrown,
-    DeviceHealthChanged,
-    DevicesFailed,
-    DevicesRead,
-    Ended,
-    Event,
     HealthChanged,
     HealthPathFailed,
-    Picked,
-    Refused,
-    Reloaded,
-    Reported,
     ScrapeDone,
     ScrapeFailed,
     ScrapesPaced,
     ServerRestarted,
-    StreamBroken,
-    WatcherDropped,
 )
 from agent.log_lines import LogLines
 from exporters import accelerators, asking, catalog, work

@@ -14,20 +14,16 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
 from agent.clock import Clock
-from agent.events import (
+from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.process import Reloaded, WatcherDropped
+from agent.events.requests import Refused, StreamBroken
+from agent.events.scraping import (
     BudgetOutgrown,
-    DeviceHealthChanged,
-    DevicesFailed,
-    DevicesRead,
     HealthChanged,
     HealthPathFailed,
-    Refused,
-    Reloaded,
     ScrapeDone,
     ScrapeFailed,
     ServerRestarted,
-    StreamBroken,
-    WatcherDropped,
 )
 
 LOGGER: Final = "igw"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from agent.accelerators.device import Device, Devices
 from agent.accelerators.table import DEVICE_SIGNALS, OF_THE_CARD, Exporter, PodLabels, Source
-from agent.scrape.page import Layout, PageRefused, Scanner, Series, is_metrics
+from agent.exposition.page import Layout, PageRefused, Scanner, Series, is_metrics
 from agent.signals import Refusal
 
 

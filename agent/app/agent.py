@@ -27,13 +27,15 @@ from agent.clock import Clock
 from agent.config import BadConfig, Config, Pool, load
 from agent.config.values import join_address, split_address
 from agent.discovery.static import StaticEndpoints, is_name
-from agent.events import Event, HealthChanged, Reloaded
+from agent.events import Event
+from agent.events.process import Reloaded
+from agent.events.scraping import HealthChanged
 from agent.instruments import Instruments
 from agent.pick.profile import BadProfile
 from agent.scrape.loop import ScrapeLoop
-from agent.serve.admin import AdminServer, CannotListen
-from agent.serve.ext_proc import ExtProcServer
-from agent.serve.watch import WatchLimits
+from agent.serve.admin.server import AdminServer, CannotListen
+from agent.serve.ext_proc.server import ExtProcServer
+from agent.serve.state.watch import WatchLimits
 
 # How often health is looked at where nobody asks for it: a stale endpoint is then told within this time.
 AGING_SECONDS: Final = 0.5

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 
 from agent.clock import Clock
 from agent.config import Budget, Config
-from agent.events import BudgetChanged, BudgetOutgrown, Hook, ScrapesPaced
+from agent.events import Hook
+from agent.events.scraping import BudgetChanged, BudgetOutgrown, ScrapesPaced
 from agent.scrape.budget import GIVEN_OUT, Bounds, Gate, followed, share
 from agent.scrape.loop import ScrapeLoop
 from agent.signals import FINISHED, KV_USAGE, RUNNING, WAITING

@@ -12,7 +12,8 @@ from agent.engines import engine as table_of
 from agent.engines.custom import tables
 from agent.engines.report import ReportRefused, read
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
-from agent.events import Ended, Hook, Picked, Reported
+from agent.events import Hook
+from agent.events.requests import Ended, Picked, Reported
 from agent.pick.picker import pick
 from agent.pick.profile import Profile, build
 from agent.pick.request import NoPick, Pick, PickRequest, Prompt
@@ -21,7 +22,7 @@ from agent.prefix.index import PrefixIndex
 from agent.profiles import ProfileSpec
 from agent.scrape.loop import Target
 from agent.scrape.reach import Reach, ReachSettings
-from agent.serve.admin import untried
+from agent.serve.admin.server import untried
 from agent.state.endpoint import Identity
 from agent.state.inflight import TRANSIT_SECONDS
 from agent.state.rate import RateLimits
@@ -48,7 +49,7 @@ class _FixedSize:
 
 
 class PoolAtWork:
-    """A pool's parts, and the answers to its picker port (`agent.serve.ext_proc.PoolPort`)."""
+    """A pool's parts, and the answers to its picker port (`agent.serve.ext_proc.server.PoolPort`)."""
 
     def __init__(
         self, config: Config, pool: Pool, clock: Clock, hook: Hook, remember: Callable[[str, Pick, float], None]

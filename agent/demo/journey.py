@@ -23,7 +23,7 @@ from agent.demo.screen import Screen
 from agent.demo.workload import MIN_PROMPT_TOKENS, Shape, Turn, best_hit_ratio, plan
 from agent.engines import engine
 from agent.engines.mapping import Extractor
-from agent.scrape.page import PageRefused
+from agent.exposition.page import PageRefused
 from agent.signals import FINISHED, PREFIX_HITS, PREFIX_QUERIES
 
 ROUND_ROBIN: Final = "round robin"

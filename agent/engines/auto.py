@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from agent.engines.mapping import Extraction, Extractor
 from agent.engines.recognition import recognise
-from agent.scrape.page import PageRefused
+from agent.exposition.page import PageRefused
 
 
 class Recogniser:

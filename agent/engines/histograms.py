@@ -12,7 +12,7 @@ from math import isnan
 from typing import Final, NamedTuple
 
 from agent.engines.table import Engine
-from agent.scrape.page import MAX_LAYOUTS, Layout, Layouts, Scanner, Series, number
+from agent.exposition.page import MAX_LAYOUTS, Layout, Layouts, Scanner, Series, number
 from agent.signals import Histogram, Refusal
 
 _INFINITE: Final = float("inf")

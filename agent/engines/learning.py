@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from agent.engines.recognition import advice, other
 from agent.engines.table import Combine, Engine, Source
-from agent.scrape.page import Layout, PageRefused, Series, is_metrics, number
+from agent.exposition.page import Layout, PageRefused, Series, is_metrics, number
 from agent.signals import BLOCK_SIZE, BLOCKS, RUNNING, SIGNALS, Kind, Refusal, Value, admit
 
 Made = Mapping[str, Value | Refusal]

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from agent.engines.histograms import HistogramReader
 from agent.engines.learning import Learnt, learn, let_in
 from agent.engines.table import MARKS, REFUSALS, Combine, Engine, Source
-from agent.scrape.page import MAX_LAYOUTS, Layout, Layouts, PageRefused, Scanner
+from agent.exposition.page import MAX_LAYOUTS, Layout, Layouts, PageRefused, Scanner
 from agent.signals import Histogram, Refusal, Value, admit
 
 __all__ = ["MARKS", "REFUSALS", "Combine", "Engine", "Extraction", "Extractor", "Memory", "Source"]

@@ -7,7 +7,7 @@ Only samples count. A HELP text may speak of another engine, and a name may stan
 from __future__ import annotations
 
 from agent.engines.table import MARKS, STRANGERS
-from agent.scrape.page import PageRefused, is_metrics
+from agent.exposition.page import PageRefused, is_metrics
 
 
 def recognise(page: bytes) -> str:

@@ -14,11 +14,11 @@ from typing import Any, Final
 import orjson
 
 from agent.engine_specs import AUTO
+from agent.exposition.page import PageRefused
 from agent.scrape.budget import Gate
 from agent.scrape.fetch import FetchFailed
 from agent.scrape.http import request
 from agent.scrape.line import Line
-from agent.scrape.page import PageRefused
 from agent.scrape.question import Loop, Question, early
 from agent.scrape.schedule import first_due, next_due, retry_due
 from agent.scrape.target import PageSink, Reader, Sink, Target

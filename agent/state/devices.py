@@ -15,7 +15,8 @@ from agent.accelerators.combine import Accelerators, combine, nothing
 from agent.accelerators.device import Device, Devices
 from agent.accelerators.faults import Fault, fault_of
 from agent.accelerators.join import By, Place, join
-from agent.events import DeviceHealthChanged, DevicesFailed, DevicesRead, Hook, ignore
+from agent.events import Hook, ignore
+from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
 
 
 class ExporterKey(NamedTuple):

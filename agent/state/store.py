@@ -12,15 +12,8 @@ from typing import Final
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
-from agent.events import (
-    HealthChanged,
-    HealthPathFailed,
-    Hook,
-    ScrapeDone,
-    ScrapeFailed,
-    ServerRestarted,
-    ignore,
-)
+from agent.events import Hook, ignore
+from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,

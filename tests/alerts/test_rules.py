@@ -14,7 +14,7 @@ import yaml
 
 from agent.config.options import Admin
 from agent.instruments import Instruments
-from agent.serve.admin import AdminServer
+from agent.serve.admin.server import AdminServer
 from alerts.render import text
 from exporters.catalog import ALIASES, CATALOG
 from tests.fakes.clock import ManualClock

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from agent.events import DevicesRead
+from agent.events.accelerators import DevicesRead
 from tests.app.live import Live, running, servers
 from tests.fakes.schema import check
 from tests.scrape.model_server import ModelServer

@@ -11,7 +11,8 @@ import pytest
 
 from agent.app.budget import LOOK_SECONDS, BudgetAtWork
 from agent.config import Config, parse
-from agent.events import BudgetChanged, BudgetOutgrown, Event, ScrapesPaced
+from agent.events import Event
+from agent.events.scraping import BudgetChanged, BudgetOutgrown, ScrapesPaced
 from agent.scrape.loop import ScrapeLoop, Target
 from agent.state.store import RoutingStore
 from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate

@@ -11,7 +11,7 @@ import pytest
 
 from agent.config import Endpoint
 from agent.discovery.static import StaticEndpoints, is_name
-from agent.events import ScrapeFailed
+from agent.events.scraping import ScrapeFailed
 from tests.app.live import document, running, servers
 from tests.scrape.model_server import ModelServer
 from tests.waiting import eventually

@@ -8,7 +8,8 @@ from agent.app.pool import PoolAtWork
 from agent.app.vocabulary import WORDS
 from agent.config import parse
 from agent.engines.mapping import Extraction
-from agent.events import Ended, Event, Picked, Reported
+from agent.events import Event
+from agent.events.requests import Ended, Picked, Reported
 from agent.pick.request import NoPick, Pick, Prompt
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, RUNNING, WAITING
 from agent.state.inflight import TRANSIT_SECONDS

@@ -13,7 +13,8 @@ from agent.app.devices import wants_of
 from agent.app.probes import Asked, Probes
 from agent.clock import SystemClock
 from agent.config import Accelerators as Entry
-from agent.events import DevicesFailed, Event
+from agent.events import Event
+from agent.events.accelerators import DevicesFailed
 from agent.state.devices import DeviceState, ExporterKey, PoolDevices, Want
 from tests.waiting import eventually
 

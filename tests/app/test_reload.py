@@ -18,7 +18,9 @@ from agent.app.vocabulary import WORDS
 from agent.clock import SystemClock
 from agent.config import from_flags, load, parse
 from agent.config.options import SECTIONS, options, snake
-from agent.events import Ended, Picked, Reloaded, ServerRestarted
+from agent.events.process import Reloaded
+from agent.events.requests import Ended, Picked
+from agent.events.scraping import ServerRestarted
 from agent.instruments import Instruments
 from agent.scrape.budget import GIVEN_OUT
 from tests.app.live import Live, begin, document, end, running, servers

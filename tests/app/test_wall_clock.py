@@ -11,7 +11,8 @@ import apscheduler.schedulers.base
 import pytest
 
 from agent.clock import SystemClock
-from agent.events import HealthChanged, Reloaded
+from agent.events.process import Reloaded
+from agent.events.scraping import HealthChanged
 from tests.app.live import Live, document, servers
 from tests.waiting import eventually
 

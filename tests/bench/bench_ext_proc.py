@@ -33,9 +33,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.envoy import process
 from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
-from agent.serve.actions import Phase, Route
-from agent.serve.health import SERVICE
-from agent.serve.messages import CONTINUE, Answers, streamed
+from agent.serve.ext_proc.actions import Phase, Route
+from agent.serve.ext_proc.messages import CONTINUE, Answers, streamed
+from agent.serve.grpc.health import SERVICE
 from tests.bench.children import ROOT, Child, answers, free_ports, listens, program, tidy
 from tests.bench.pace import Pace
 

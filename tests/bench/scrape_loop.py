@@ -19,7 +19,8 @@ import uvloop
 
 from agent.app.process import collect_seldom
 from agent.clock import SystemClock
-from agent.events import Event, ScrapeDone, ScrapeFailed
+from agent.events import Event
+from agent.events.scraping import ScrapeDone, ScrapeFailed
 from agent.scrape.loop import ScrapeLoop, Target
 from agent.state.store import RoutingStore
 from tests.bench.children import Child

@@ -13,7 +13,7 @@ from agent.accelerators.device import Devices
 from agent.accelerators.mapping import DeviceReader
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS, OF_THE_CARD, REFUSALS
 from agent.engines import ENGINES
-from agent.scrape.page import PageRefused
+from agent.exposition.page import PageRefused
 from agent.signals import SIGNALS
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "accelerators"

@@ -14,27 +14,19 @@ from agent.accelerators.combine import combine
 from agent.accelerators.device import Device
 from agent.accelerators.faults import FATAL_XIDS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
-from agent.events import (
-    Abandoned,
+from agent.events import Event
+from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.process import Reloaded, WatcherDropped
+from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.scraping import (
     BudgetChanged,
     BudgetOutgrown,
-    DeviceHealthChanged,
-    DevicesFailed,
-    DevicesRead,
-    Ended,
-    Event,
     HealthChanged,
     HealthPathFailed,
-    Picked,
-    Refused,
-    Reloaded,
-    Reported,
     ScrapeDone,
     ScrapeFailed,
     ScrapesPaced,
     ServerRestarted,
-    StreamBroken,
-    WatcherDropped,
 )
 from agent.instruments import Instruments
 from agent.scaling.gauges import gauge_set

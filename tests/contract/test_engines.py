@@ -14,7 +14,7 @@ from agent.engines import ENGINES, engine, matrix
 from agent.engines.mapping import MARKS, REFUSALS, Combine, Extractor, Source
 from agent.engines.recognition import recognise
 from agent.engines.report import REASONS as REPORT_REASONS
-from agent.scrape.page import PageRefused
+from agent.exposition.page import PageRefused
 from agent.scrape.reasons import REASONS
 from agent.signals import HISTOGRAMS, SIGNALS, Kind
 

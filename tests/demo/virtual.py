@@ -26,7 +26,7 @@ from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.events import ignore
 from agent.pick.request import Pick
-from agent.route.body import parse
+from agent.requests.body import parse
 from tests.fakes.clock import ManualClock
 
 ROUND_ROBIN = "round robin"

@@ -10,7 +10,7 @@ from agent.engine_specs import ENGINE_LABELS, EngineSpec, MetricSpec, engine_by_
 from agent.engines import ENGINES, engine
 from agent.engines.custom import custom
 from agent.engines.mapping import Combine, Engine, Extraction, Extractor
-from agent.scrape.page import PageRefused
+from agent.exposition.page import PageRefused
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,

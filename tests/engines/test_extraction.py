@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
 from agent.engines.mapping import REFUSALS, Extraction, Extractor, Memory
-from agent.scrape.page import FULL_SCAN_PAGES, MAX_SERIES, PageRefused
+from agent.exposition.page import FULL_SCAN_PAGES, MAX_SERIES, PageRefused
 from agent.scrape.reasons import REASONS
 from agent.signals import (
     BLOCK_SIZE,

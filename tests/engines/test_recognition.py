@@ -10,7 +10,7 @@ from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extractor
 from agent.engines.recognition import recognise
 from agent.engines.table import MARKS, STRANGERS
-from agent.scrape.page import PageRefused
+from agent.exposition.page import PageRefused
 from agent.scrape.reasons import REASONS
 
 EVERY_MARK = pytest.mark.parametrize("mark", sorted(MARKS))

@@ -15,7 +15,7 @@ from agent.envoy import process
 from agent.envoy.render import FailureMode, Listener, Pool, Settings, Way, bootstrap
 from agent.events import Event
 from agent.pick.request import NoPick, Pick, Prompt
-from agent.serve.ext_proc import ExtProcServer
+from agent.serve.ext_proc.server import ExtProcServer
 
 WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
 CHAT = "/v1/chat/completions"

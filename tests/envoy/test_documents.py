@@ -10,9 +10,9 @@ import pytest
 
 from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
 from agent.envoy.text import yaml
-from agent.route import body
-from agent.serve import session
-from agent.serve.session import HOLD_LIMIT
+from agent.requests import body
+from agent.serve.ext_proc import session
+from agent.serve.ext_proc.session import HOLD_LIMIT
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "envoy.md").read_text(encoding="utf-8")
 

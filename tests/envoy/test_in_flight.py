@@ -12,8 +12,9 @@ import pytest
 
 from agent.envoy import process
 from agent.envoy.render import Way, bootstrap
-from agent.events import Abandoned, Event
-from agent.serve.ext_proc import ExtProcServer
+from agent.events import Event
+from agent.events.requests import Abandoned
+from agent.serve.ext_proc.server import ExtProcServer
 from tests.envoy.rig import CHAT, WAYS, ToldPool, chat, envoy_settings
 from tests.waiting import eventually
 

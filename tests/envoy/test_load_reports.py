@@ -13,7 +13,7 @@ from aiohttp import web
 from agent.emulator.settings import Settings as Emulated
 from agent.envoy import process
 from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
-from agent.events import Reported
+from agent.events.requests import Reported
 from agent.signals import RUNNING, WAITING
 from tests.app.live import running
 from tests.emulator.rig import serving

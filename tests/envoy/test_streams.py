@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from agent.envoy.render import Way
-from agent.events import Abandoned
+from agent.events.requests import Abandoned
 from tests.envoy.rig import CHAT, WAYS, Rig, a_rig, chat, raw
 from tests.waiting import eventually
 

@@ -9,22 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import events
-from agent.events import (
-    Abandoned,
+from agent.events.process import Reloaded, WatcherDropped
+from agent.events.requests import Abandoned, Ended, Picked, Refused, StreamBroken
+from agent.events.scraping import (
     BudgetChanged,
     BudgetOutgrown,
-    Ended,
     HealthChanged,
     HealthPathFailed,
-    Picked,
-    Refused,
-    Reloaded,
     ScrapeDone,
     ScrapeFailed,
     ScrapesPaced,
     ServerRestarted,
-    StreamBroken,
-    WatcherDropped,
 )
 from agent.instruments import ENDPOINT_NAMES, MODEL_NAMES, NAME_LENGTH, Instruments, Names
 from agent.signals import Refusal

@@ -11,17 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.events import (
-    BudgetOutgrown,
-    HealthChanged,
-    Refused,
-    Reloaded,
-    ScrapeDone,
-    ScrapeFailed,
-    ServerRestarted,
-    StreamBroken,
-    WatcherDropped,
-)
+from agent.events.process import Reloaded, WatcherDropped
+from agent.events.requests import Refused, StreamBroken
+from agent.events.scraping import BudgetOutgrown, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
 from agent.instruments import Instruments
 from agent.log_lines import DETAIL_LENGTH, LOGGER, QUIET_SECONDS, Repeats, write_log
 from agent.signals import Refusal

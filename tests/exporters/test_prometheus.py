@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from agent.clock import SystemClock
-from agent.events import Ended, Picked, Refused, ScrapeDone
+from agent.events.requests import Ended, Picked, Refused
+from agent.events.scraping import ScrapeDone
 from agent.instruments import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import LORA_RUNNING, SIGNALS, WAITING, Kind, Value

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 
-from agent.serve.openapi import document as openapi_document
+from agent.serve.state.openapi import document as openapi_document
 
 
 def check(content: Any, schema: str) -> None:

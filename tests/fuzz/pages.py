@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extraction, Extractor
-from agent.scrape.page import Layouts, PageRefused, Scanner
+from agent.exposition.page import Layouts, PageRefused, Scanner
 from agent.scrape.reasons import REASONS
 from agent.signals import SIGNALS
 from tests.fuzz.plain import Sample, Spoilt, read

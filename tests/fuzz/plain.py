@@ -1,6 +1,6 @@
 """A page of metrics read slowly and in the plainest way: line by line, character by character, nothing remembered.
 
-It says what `agent.scrape.page` has to find. Written from Prometheus's description of its text format and from what
+It says what `agent.exposition.page` has to find. Written from Prometheus's description of its text format and from what
 its scraper takes (`tests/spec/test_prometheus_agrees.py`), and not from the scanner: two programs that were written
 apart and agree on whatever a fuzzer thinks of are hardly wrong in the same way.
 """

@@ -11,8 +11,8 @@ import uvloop
 
 from agent.clock import SystemClock
 from agent.engines.mapping import Extraction
+from agent.exposition.page import PageRefused
 from agent.scrape.loop import ScrapeLoop, Target
-from agent.scrape.page import PageRefused
 from agent.scrape.question import ANEW_SECONDS
 from agent.scrape.reasons import REASONS
 from agent.scrape.scraper import model_names

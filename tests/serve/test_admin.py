@@ -15,8 +15,8 @@ import pytest
 from agent.events import Event
 from agent.instruments import Instruments
 from agent.pick.request import Pick
-from agent.serve.admin import PICKS_KEPT, AdminServer, CannotListen, RecentPicks
-from agent.serve.watch import WatchLimits
+from agent.serve.admin.server import PICKS_KEPT, AdminServer, CannotListen, RecentPicks
+from agent.serve.state.watch import WatchLimits
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView
 from tests.fakes.clock import ManualClock

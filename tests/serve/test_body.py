@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.pick.request import Prompt
-from agent.route.body import MOST_PARTS, BodyRefused, parse
+from agent.requests.body import MOST_PARTS, BodyRefused, parse
 
 CHAT = "/v1/chat/completions"
 PATHS = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")

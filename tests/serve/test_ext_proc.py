@@ -15,12 +15,13 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from agent.events import Event, StreamBroken
-from agent.serve import wire
-from agent.serve.actions import PIECE_BYTES
-from agent.serve.ext_proc import ExtProcServer
-from agent.serve.frames import DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame
-from agent.serve.http2 import Connection
+from agent.events import Event
+from agent.events.requests import StreamBroken
+from agent.serve.ext_proc.actions import PIECE_BYTES
+from agent.serve.ext_proc.server import ExtProcServer
+from agent.serve.grpc import listener as wire
+from agent.serve.http2.connection import Connection
+from agent.serve.http2.frames import DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame
 from tests.envoy.rig import ToldPool
 from tests.waiting import eventually
 

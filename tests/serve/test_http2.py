@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.serve.calls import Call
-from agent.serve.frames import (
+from agent.serve.grpc.call import Call
+from agent.serve.http2.connection import Connection
+from agent.serve.http2.frames import (
     CALL_WINDOW,
     CONTINUATION,
     DATA,
@@ -43,7 +44,6 @@ from agent.serve.frames import (
     frame,
     literal,
 )
-from agent.serve.http2 import Connection
 
 PATH = "/service/Method"
 FIELDS = [

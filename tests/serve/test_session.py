@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.engines.report import ASKED_BY
 from agent.pick.request import NoPick, Pick
-from agent.serve.actions import (
+from agent.serve.ext_proc.actions import (
     PIECE_BYTES,
     Action,
     Ask,
@@ -29,9 +29,9 @@ from agent.serve.actions import (
     Strip,
     pieces,
 )
-from agent.serve.room import Room
-from agent.serve.session import HOLD_LIMIT, Session, Settings
-from agent.serve.subset import subset_of
+from agent.serve.ext_proc.body_budget import Room
+from agent.serve.ext_proc.headers import subset_of
+from agent.serve.ext_proc.session import HOLD_LIMIT, Session, Settings
 
 HEADERS = {":path": "/v1/chat/completions", ":method": "POST", "x-request-id": "r1"}
 BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]})

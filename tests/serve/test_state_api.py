@@ -15,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.events import Event, WatcherDropped
+from agent.events import Event
+from agent.events.process import WatcherDropped
 from agent.instruments import Instruments
 from agent.scaling.gauges import gauge_set
-from agent.serve import state_json
-from agent.serve.admin import AdminServer
-from agent.serve.openapi import document as openapi_document
-from agent.serve.openapi import text as openapi_text
-from agent.serve.state_json import Moment
-from agent.serve.watch import WatchLimits
+from agent.serve.admin.server import AdminServer
+from agent.serve.state import documents as state_json
+from agent.serve.state.documents import Moment
+from agent.serve.state.openapi import document as openapi_document
+from agent.serve.state.openapi import text as openapi_text
+from agent.serve.state.watch import WatchLimits
 from agent.signals import KV_USAGE, LORA_RUNNING, MODELS, PREFIX_HITS, RUNNING, WAITING
 from agent.state.health import Health
 from agent.state.snapshot import Prefix
@@ -297,7 +298,7 @@ async def test_one_pool_of_a_fleet_over_the_limit_is_told():
 async def test_the_openapi_document_is_served_and_is_the_one_in_the_docs(served):
     assert await served.get("/v1/openapi.json") == openapi_document()
     assert (DOCS / "openapi.json").read_bytes() == openapi_text(), (
-        "run: .venv/bin/python -m agent.serve.openapi > docs/openapi.json"
+        "run: .venv/bin/python -m agent.serve.state.openapi > docs/openapi.json"
     )
 
 

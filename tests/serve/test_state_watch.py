@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.events import Event, WatcherDropped
+from agent.events import Event
+from agent.events.process import WatcherDropped
 from agent.instruments import Instruments
-from agent.serve import state_json
-from agent.serve.admin import AdminServer
-from agent.serve.watch import Feed, History, Message, WatchLimits, event, parse_id
+from agent.serve.admin.server import AdminServer
+from agent.serve.state import documents as state_json
+from agent.serve.state.watch import Feed, History, Message, WatchLimits, event, parse_id
 from agent.signals import KV_USAGE, WAITING
 from tests.fakes import watch_client
 from tests.fakes.clock import ManualClock

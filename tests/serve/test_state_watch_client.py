@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agent.engines.mapping import Extraction
-from agent.events import Event, WatcherDropped
+from agent.events import Event
+from agent.events.process import WatcherDropped
 from agent.instruments import Instruments
 from agent.pick.picker import pick
 from agent.pick.profile import build
 from agent.pick.request import NoPick, Pick, PickRequest
 from agent.profiles import PRESETS
-from agent.serve.admin import AdminServer
-from agent.serve.watch import WatchLimits
+from agent.serve.admin.server import AdminServer
+from agent.serve.state.watch import WatchLimits
 from agent.signals import KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, RUNNING, WAITING, Value
 from agent.state.rate import RateLimits
 from agent.state.snapshot import Snapshot

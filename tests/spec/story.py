@@ -20,7 +20,9 @@ import aiohttp
 import grpc.aio
 import orjson
 
-from agent.events import DevicesFailed, DevicesRead, Event, HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed
+from agent.events import Event
+from agent.events.accelerators import DevicesFailed, DevicesRead
+from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed
 from agent.signals import MODELS
 from tests.app.live import Live, end
 from tests.fakes.clock import ManualClock

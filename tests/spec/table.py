@@ -7,7 +7,7 @@ import gzip
 import re
 from collections.abc import Awaitable, Callable
 
-from agent.scrape.page import MAX_SERIES
+from agent.exposition.page import MAX_SERIES
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,

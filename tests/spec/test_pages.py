@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extractor
-from agent.scrape.page import PageRefused
+from agent.exposition.page import PageRefused
 from tests.fuzz.pages import Readers
 from tests.spec.odd_pages import VALUES
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.scrape.page import Layouts, PageRefused, Scanner
+from agent.exposition.page import Layouts, PageRefused, Scanner
 from tests.fuzz.pages import scanned
 from tests.fuzz.plain import Sample, read
 from tests.journeys.prometheus import Prometheus

@@ -10,7 +10,9 @@ from agent.accelerators.faults import FATAL_XIDS, FAULTS
 from agent.accelerators.join import By, Place
 from agent.accelerators.table import COMBINED, POWER, UTILIZATION
 from agent.engines.mapping import Extraction
-from agent.events import DeviceHealthChanged, DevicesFailed, DevicesRead, Event, HealthChanged
+from agent.events import Event
+from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.scraping import HealthChanged
 from agent.scaling import accelerators as published
 from agent.scaling.rollup import Current, Unknown
 from agent.signals import RUNNING

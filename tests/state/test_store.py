@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.engines.mapping import Extraction
-from agent.events import Event, HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
+from agent.events import Event
+from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,

@@ -45,7 +45,7 @@ def calls(path: str, *names: str) -> Iterator[list[object]]:
 
 def refusals() -> set[tuple[str, str]]:
     """Reason and status of everything that the agent answers itself."""
-    session, body, picker = "agent/serve/session.py", "agent/route/body.py", "agent/pick/picker.py"
+    session, body, picker = "agent/serve/ext_proc/session.py", "agent/requests/body.py", "agent/pick/picker.py"
     found = {(arguments[1], arguments[0]) for arguments in calls(session, "_refuse")}
     found |= {(arguments[0], 503) for arguments in calls(session, "_unavailable")}
     found |= {(arguments[3], arguments[0]) for arguments in calls(body, "BodyRefused")}
@@ -93,9 +93,9 @@ def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
 
 
 def test_every_break_of_a_stream_is_documented() -> None:
-    broken = {arguments[0] for arguments in calls("agent/serve/session.py", "Broken")}
-    broken |= {arguments[2] for arguments in calls("agent/serve/ext_proc.py", "_fail")}
-    broken |= {arguments[1] for arguments in calls("agent/serve/ext_proc.py", "StreamBroken") if arguments[1]}
+    broken = {arguments[0] for arguments in calls("agent/serve/ext_proc/session.py", "Broken")}
+    broken |= {arguments[2] for arguments in calls("agent/serve/ext_proc/server.py", "_fail")}
+    broken |= {arguments[1] for arguments in calls("agent/serve/ext_proc/server.py", "StreamBroken") if arguments[1]}
     assert set(first("Envoy and the agent do not understand each other")) == broken
 
 

@@ -28,14 +28,15 @@ from aiohttp.typedefs import Handler
 
 from agent.clock import Clock
 from agent.config.values import split_address
-from agent.events import Hook, WatcherDropped
+from agent.events import Hook
+from agent.events.process import WatcherDropped
 from agent.instruments import Instruments
 from agent.pick.request import Pick
 from agent.scaling.gauges import age, gauge_set
-from agent.serve import state_json
-from agent.serve.runbooks import pages
-from agent.serve.state_api import StateApi, error, json_bytes, json_response
-from agent.serve.watch import StateSource, WatchLimits
+from agent.serve.admin.runbooks import pages
+from agent.serve.state import documents as state_json
+from agent.serve.state.api import StateApi, error, json_bytes, json_response
+from agent.serve.state.watch import StateSource, WatchLimits
 from agent.state.health import Health
 from agent.state.snapshot import Snapshot
 from exporters.prometheus import page

@@ -12,10 +12,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
-from agent.serve.actions import Actions, Mode, Phase, Refuse, Route
-from agent.serve.headers import DESTINATION, READ
-from agent.serve.session import Session
-from agent.serve.subset import SUBSET, subset_of
+from agent.serve.ext_proc.actions import Actions, Mode, Phase, Refuse, Route
+from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
+from agent.serve.ext_proc.session import Session
 
 __all__ = ["CONTINUE", "STRIP_REPORT", "Answers", "DecodeError", "hear", "immediate", "streamed"]
 

@@ -8,8 +8,8 @@ Whatever ends a conversation (the peer's close or reset, its death, a stop of ou
 `_end`, which gives the pick back: in-flight counts never drift.
 
 Nothing in a conversation waits: a message is read, answered and forgotten before the next one is looked at, so there is
-no task for each request. The wire is our own (`agent.serve.http2`), because the one of grpc.aio costs 300 us of CPU for
-each request, five times what deciding does.
+no task for each request. The wire is our own (`agent.serve.http2.connection`), because the one of grpc.aio costs 300 us
+of CPU for each request, five times what deciding does.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import secrets
 from typing import Final, Protocol
 
 from agent.config.values import Wrong, split_address
-from agent.events import Abandoned, Hook, Refused, StreamBroken
+from agent.events import Hook
+from agent.events.requests import Abandoned, Refused, StreamBroken
 from agent.pick.request import NoPick, Pick, Prompt
-from agent.serve.actions import (
+from agent.serve.ext_proc.actions import (
     Actions,
     Ask,
     Broken,
@@ -35,13 +36,13 @@ from agent.serve.actions import (
     Strip,
     pieces,
 )
-from agent.serve.calls import Call
-from agent.serve.frames import OK, UNAVAILABLE, UNIMPLEMENTED
-from agent.serve.health import CHECK, SERVICE, WATCH, Health
-from agent.serve.messages import CONTINUE, STRIP_REPORT, Answers, DecodeError, hear, immediate, streamed
-from agent.serve.room import Room
-from agent.serve.session import Session, Settings
-from agent.serve.wire import Port
+from agent.serve.ext_proc.body_budget import Room
+from agent.serve.ext_proc.messages import CONTINUE, STRIP_REPORT, Answers, DecodeError, hear, immediate, streamed
+from agent.serve.ext_proc.session import Session, Settings
+from agent.serve.grpc.call import Call
+from agent.serve.grpc.health import CHECK, SERVICE, WATCH, Health
+from agent.serve.grpc.listener import Port
+from agent.serve.http2.frames import OK, UNAVAILABLE, UNIMPLEMENTED
 
 _SLACK: Final = 1 << 20  # room for headers and metadata around a body
 _WATCH_SECONDS: Final = 1.0  # how often those who watch the health are told of a change

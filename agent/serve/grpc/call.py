@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from agent.serve.frames import OK, PREFIX, RESOURCE_EXHAUSTED, UNIMPLEMENTED
+from agent.serve.http2.frames import OK, PREFIX, RESOURCE_EXHAUSTED, UNIMPLEMENTED
 
 
 class Unreadable(Exception):

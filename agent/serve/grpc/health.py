@@ -13,8 +13,8 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from agent.serve.calls import Call
-from agent.serve.frames import NOT_FOUND, OK, UNAVAILABLE
+from agent.serve.grpc.call import Call
+from agent.serve.http2.frames import NOT_FOUND, OK, UNAVAILABLE
 
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS: Final = "liveness"

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-FOLDER: Final = Path(__file__).resolve().parents[2] / "alerts" / "runbooks"  # installed beside this package
+FOLDER: Final = Path(__file__).resolve().parents[3] / "alerts" / "runbooks"  # installed beside this package
 
 
 @cache

@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document of the admin address, made from the tables that the answers are made from.
 
-`python -m agent.serve.openapi` prints it as it stands in `docs/openapi.json`.
+`python -m agent.serve.state.openapi` prints it as it stands in `docs/openapi.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 
 from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
-from agent.serve.schema import (
+from agent.serve.state.schema import (
     AMOUNT,
     COUNT,
     NUMBER,

@@ -42,8 +42,9 @@ from typing import Final, NamedTuple
 
 from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
 from agent.pick.request import NoPick, Pick, Prompt
-from agent.route.body import BodyRefused, parse
-from agent.serve.actions import (
+from agent.requests.body import BodyRefused, parse
+from agent.requests.rejections import error_body
+from agent.serve.ext_proc.actions import (
     Action,
     Actions,
     Ask,
@@ -58,9 +59,8 @@ from agent.serve.actions import (
     Route,
     Strip,
 )
-from agent.serve.headers import CONTROL, DROPPED_REASON, REQUEST_ID
-from agent.serve.openai_error import error_body
-from agent.serve.room import Room
+from agent.serve.ext_proc.body_budget import Room
+from agent.serve.ext_proc.headers import CONTROL, DROPPED_REASON, REQUEST_ID
 
 HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB, at which it stops reading
 

@@ -17,12 +17,14 @@ import orjson
 from aiohttp import web
 
 from agent.clock import Clock
-from agent.events import Hook, WatcherDropped
+from agent.events import Hook
+from agent.events.process import WatcherDropped
+from agent.requests.rejections import error_body
 from agent.scaling.gauges import gauge_set
-from agent.serve import device_json, state_json
-from agent.serve.openai_error import error_body
-from agent.serve.openapi import document as openapi_document
-from agent.serve.watch import Feed, StateSource, Told, WatchLimits, event, parse_id
+from agent.serve.state import accelerators as device_json
+from agent.serve.state import documents as state_json
+from agent.serve.state.openapi import document as openapi_document
+from agent.serve.state.watch import Feed, StateSource, Told, WatchLimits, event, parse_id
 from agent.state.devices import ExporterView
 
 PIECE_BYTES: Final = 1 << 16  # of a message that are written before the reader has to have taken the ones before

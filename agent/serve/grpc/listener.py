@@ -1,4 +1,4 @@
-"""A port that speaks gRPC: sockets and timers around `agent.serve.http2`.
+"""A port that speaks gRPC: sockets and timers around `agent.serve.http2.connection`.
 
 What comes in is handled to its end before the next read, and everything that this gives rise to is written at once, so
 a hundred calls that come together cost one write. A peer that vanished without a word is noticed by pings.
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
 
-from agent.serve.calls import Calls
-from agent.serve.frames import Broken
-from agent.serve.http2 import Connection
+from agent.serve.grpc.call import Calls
+from agent.serve.http2.connection import Connection
+from agent.serve.http2.frames import Broken
 
 # A silent peer is asked whether it is there. It is looked for this often, and one that is not there is given up within
 # twice this time and `PATIENCE_SECONDS`.

@@ -19,8 +19,8 @@ from typing import Final, NamedTuple, Protocol
 import orjson
 
 from agent.clock import Clock
-from agent.serve import state_json
-from agent.serve.state_json import Moment
+from agent.serve.state import documents as state_json
+from agent.serve.state.documents import Moment
 from agent.state.snapshot import EndpointView, Snapshot
 
 

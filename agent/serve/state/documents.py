@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
 from agent.scaling.rollup import Unknown, current, histogram
-from agent.serve import device_json
+from agent.serve.state import accelerators as device_json
 from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS, Value
 from agent.state.rates import RATES, Rate
 from agent.state.snapshot import EndpointView, Snapshot

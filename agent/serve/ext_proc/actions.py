@@ -1,8 +1,8 @@
 """What an ext_proc conversation may ask of the wire that carries it, in our own words.
 
-`agent.serve.session` returns these. A wire turns each into one message of its protocol (Route, Continue, Strip, Refuse,
-one or more for Echo), or into a call (Ask, Report, End, Broken). Mode and Phase are the protocol's own distinctions,
-named once for every wire.
+`agent.serve.ext_proc.session` returns these. A wire turns each into one message of its protocol (Route, Continue,
+Strip, Refuse, one or more for Echo), or into a call (Ask, Report, End, Broken). Mode and Phase are the protocol's own
+distinctions, named once for every wire.
 """
 
 from __future__ import annotations

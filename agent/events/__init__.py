@@ -1,0 +1,49 @@
+"""What happened, as frozen values: the pure core returns or emits these; hooks turn them into counts and log lines.
+
+No pure module holds a logger or a counter. A hook must be cheap, must not raise and must not block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.process import Reloaded, WatcherDropped
+from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.scraping import (
+    BudgetChanged,
+    BudgetOutgrown,
+    HealthChanged,
+    HealthPathFailed,
+    ScrapeDone,
+    ScrapeFailed,
+    ScrapesPaced,
+    ServerRestarted,
+)
+
+Event = (
+    ScrapeDone
+    | ScrapeFailed
+    | DevicesRead
+    | DevicesFailed
+    | DeviceHealthChanged
+    | HealthPathFailed
+    | HealthChanged
+    | ServerRestarted
+    | Picked
+    | Refused
+    | Reported
+    | Ended
+    | Abandoned
+    | StreamBroken
+    | Reloaded
+    | ScrapesPaced
+    | BudgetChanged
+    | BudgetOutgrown
+    | WatcherDropped
+)
+Hook = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The hook of those who want none."""
