@@ -19,7 +19,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from agent.clock import Clock
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
-from agent.events.process import Reloaded, WatcherDropped
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
@@ -145,6 +145,7 @@ class Instruments:
             ScrapesPaced: self._scrapes_paced,
             ServerRestarted: self._server_restarted,
             StreamBroken: self._stream_broken,
+            TaskFailed: lambda _: None,
             WatcherDropped: self._watcher_dropped,
         }
 

@@ -1,240 +1,315 @@
-"""One pool at work: its store, its index of prefixes, its profile; what its picker port asks, it answers here."""
+"""One pool as a component: its discovery, its routing state, its scrape targets, its pipeline, and its picker port."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from agent.app.component import CannotStart
+from agent.app.listen import check_address
+from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
-from agent.config import Config, Endpoint, Pool, PrefillRate
+from agent.config import Config, Endpoint, PrefillRate
+from agent.config import Pool as PoolConfig
+from agent.config.values import join_address, split_address
+from agent.discovery.endpoints import EndpointSet
+from agent.discovery.static import StaticDiscovery
 from agent.engine_specs import AUTO
 from agent.engines import engine as table_of
 from agent.engines.custom import tables
-from agent.engines.report import ReportRefused, read
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
-from agent.events import Hook
-from agent.events.requests import Ended, Picked, Reported
-from agent.pick.picker import pick
-from agent.pick.profile import Profile, build
-from agent.pick.request import NoPick, Pick, PickRequest, Prompt
-from agent.prefix.blocks import chain, seed
+from agent.events import Event, Hook
+from agent.events.scraping import HealthChanged
+from agent.pick.profile import BadProfile, Profile, build
+from agent.pick.request import Pick
 from agent.prefix.index import PrefixIndex
-from agent.profiles import ProfileSpec
-from agent.scrape.loop import Target
+from agent.requests.load_reports import LoadReports
+from agent.requests.pipeline import OnDecision, Pipeline, Stage
+from agent.requests.stages.parse import ParseStage
+from agent.requests.stages.pick import PickStage
+from agent.requests.stages.tokens import TokensStage
+from agent.requests.ticket import Request, Ticket
+from agent.scrape.loop import ScrapeLoop
 from agent.scrape.reach import Reach, ReachSettings
-from agent.serve.admin.server import untried
+from agent.scrape.target import Target
+from agent.serve.ext_proc.server import ExtProcServer
 from agent.state.endpoint import Identity
-from agent.state.inflight import TRANSIT_SECONDS
+from agent.state.health import Health
 from agent.state.rate import RateLimits
+from agent.state.snapshot import Snapshot
 from agent.state.store import RoutingStore
 
+# How long a start or a reload waits for the first set of endpoints before it goes on without.
+FIRST_ENDPOINTS_SECONDS: Final = 5.0
 
-class _Running(NamedTuple):
-    """A pick whose request is not over: the pick itself is kept, so that its identity stays its own."""
 
-    pick: Pick
-    ticket: int
-    model: str
-    started: float
+class PoolParts(NamedTuple):
+    """What all pools of the process share.
+
+    `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
+    endpoints.
+    """
+
+    clock: Clock
+    hook: Hook
+    tasks: Tasks
+    scrape_loop: ScrapeLoop
+    remember: Callable[[str, Pick, float], None]
+    on_endpoints: Callable[[], None]
 
 
 class _FixedSize:
-    """What the store is given in place of an index that may not follow the cache sizes that servers report."""
+    """Stands in for an index that may not follow the cache sizes that servers report."""
 
     def __init__(self, index: PrefixIndex) -> None:
         self.forget = index.forget
 
     def resize(self, address: str, capacity_blocks: int) -> None:
-        """Nothing: every endpoint keeps the configured capacity."""
+        """Every endpoint keeps the configured capacity."""
 
 
-class PoolAtWork:
-    """A pool's parts, and the answers to its picker port (`agent.serve.ext_proc.server.PoolPort`)."""
+class Pool:
+    """A component for one entry of `pools:`; also what its picker port calls (`agent.serve.ext_proc.server.PoolPort`).
 
-    def __init__(
-        self, config: Config, pool: Pool, clock: Clock, hook: Hook, remember: Callable[[str, Pick, float], None]
-    ) -> None:
-        self.name = pool.name
-        self.settings = pool
+    `address` is where the picker port listens, once it is started.
+    """
+
+    def __init__(self, config: Config, settings: PoolConfig, parts: PoolParts) -> None:
+        """Raises CannotStart for a profile that cannot be built."""
+        self.name = settings.name
+        self.address = ""
+        self.endpoints: Mapping[str, Endpoint] = {}
+        self._config = config
+        self._settings = settings
+        self._parts = parts
+        self._access = access_of(settings)
         index = config.prefix_index
         self.index = PrefixIndex(index.capacity_blocks, index.most_blocks)
         self.store = RoutingStore(
-            pool.name,
+            settings.name,
             stale_after=config.state.stale_after,
-            rate=limits(config.prefill_rate),
-            hook=hook,
+            rate=rate_limits(config.prefill_rate),
+            hook=self._observe,
             prefix=self.index if index.auto_size else _FixedSize(self.index),
             index_block_tokens=index.block_tokens,
         )
-        self.profile = profile_of(config, pool)
-        self.reach = reach_of(pool)
-        self._clock = clock
-        self._hook = hook
-        self._remember = remember
-        self._block_tokens = index.block_tokens
-        self._bytes_per_token = index.bytes_per_token
-        self._block_bytes = index.block_tokens * index.bytes_per_token
-        self._fallbacks = config.ext_proc.fallbacks
-        self._max_blocks = index.max_tokens // index.block_tokens
-        self._running: dict[int, _Running] = {}
-        self._tables = tables(config.engines)
-        self._tried_all = False
-
-    # -- what the picker port asks -----------------------------------------------------------------------------------
-
-    def pick(self, request_id: str, prompt: Prompt, subset: frozenset[str] | None) -> Pick | NoPick:
-        """An endpoint for this request, counted as in flight from now on, or the reason for none."""
-        clock = self._clock
-        began = clock.now()
-        text = prompt.text
-        # A whole text is only counted, its beginning is compared: tokens are estimated from bytes, as nobody has the
-        # tokenizer of every model at hand.
-        tokens = -(-len(text) // self._bytes_per_token)
-        hashes = chain(text, self._block_bytes, seed(prompt.model, prompt.salt), self._max_blocks)
-        request = PickRequest(request_id, prompt.model, tokens, hashes, self._block_tokens, subset)
-        store = self.store
-        answer = pick(store.snapshot(began), request, self.profile, self.index, began, self._fallbacks)
-        if isinstance(answer, NoPick):
-            return answer
-        ticket = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, began)
-        if hashes:
-            self.index.record(answer.endpoint, hashes)
-        self._running[id(answer)] = _Running(answer, ticket, prompt.model, began)
-        self._remember(self.name, answer, began)
-        self._hook(
-            Picked(
-                self.name,
-                self.profile.name,
-                prompt.model,
-                answer.endpoint,
-                tokens,
-                answer.hit_tokens,
-                answer.left_warmest,
-                clock.now() - began,
-            )
+        self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
+        self._pick = PickStage(
+            self.store,
+            self.index,
+            profile_of(config, settings),
+            parts.clock.now,
+            parts.hook,
+            parts.remember,
+            config.ext_proc.fallbacks,
         )
-        return answer
+        # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
+        stages: list[Stage] = [
+            ParseStage(),
+            TokensStage(index.block_tokens, index.bytes_per_token, index.max_tokens),
+            self._pick,
+        ]
+        self.pipeline = Pipeline(settings.name, stages, parts.clock.now, parts.hook, self._reports)
+        self._server = ExtProcServer(
+            self,
+            parts.hook,
+            address=settings.ext_proc_address,
+            max_body=config.ext_proc.max_body,
+            max_buffered=config.ext_proc.max_held,
+        )
+        self._discovery = StaticDiscovery(settings.endpoints, config.reload.interval)
+        self._watching: Task | None = None
+        self._known: EndpointSet | None = None
+        self._applied = asyncio.Event()  # a set of endpoints has been applied since the stream began
+        self._all_scraped = False
+
+    # -- component ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the picker port and apply the first set of endpoints."""
+        address = self._settings.ext_proc_address
+        check_address(address, f"picker address of pool {self.name}", "--ext-proc-address or extProcAddress")
+        try:
+            port = await self._server.start()
+        except OSError as error:
+            raise CannotStart(str(error)) from error
+        self.address = join_address(split_address(address)[0], port)
+        await self._watch()
+
+    async def apply(self, config: Config) -> None:
+        """Take over limits, profile and endpoints: the next pick goes by the new profile; open streams continue."""
+        settings = next(pool for pool in config.pools if pool.name == self.name)
+        profile = profile_of(config, settings)
+        if settings.reach != self._settings.reach:
+            self._access = access_of(settings)
+        self._config, self._settings = config, settings
+        self._pick.profile = profile
+        self._reports.tables = tables(config.engines)
+        self.store.set_limits(
+            stale_after=config.state.stale_after,
+            rate=rate_limits(config.prefill_rate),
+            now=self._parts.clock.now(),
+        )
+        self._known = None  # targets depend on the whole configuration
+        self._discovery.replace(settings.endpoints, config.reload.interval)
+        await self._watch()
+
+    def readiness(self) -> list[str]:
+        """Endpoints that no scrape has reached yet. A pool that was ready once stays ready: an endpoint that comes or
+        fails later must not take the agent out of service, because it can say why there is no pick."""
+        if self._all_scraped:
+            return []
+        if self._known is None:
+            return [f"pool {self.name}: its endpoints are not known yet"]
+        snapshot = self.store.snapshot(self._parts.clock.now())
+        left = unscraped(snapshot)
+        self._all_scraped = not left
+        return [f"pool {self.name}: {left} of {len(snapshot.endpoints)} endpoints were not scraped yet"] if left else []
+
+    async def stop(self, grace: float) -> None:
+        """Stop scraping, wait for requests without a decision, and close the picker port."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        self._parts.scrape_loop.set_targets(self.name, [], self.store)
+        await self._server.stop(grace)
+
+    # -- what the picker port calls ----------------------------------------------------------------------------------
+
+    def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
+        """Submit a request to the pipeline."""
+        return self.pipeline.submit(request, on_decision)
 
     @property
     def reports(self) -> bool:
-        """Whether model servers are to be asked for a load report with each answer."""
-        return self.settings.orca
-
-    def reported(self, pick: Pick, report: str, served: str) -> None:
-        """A load report came with the answer to a pick that is not over, from `served` (empty: nobody told whom)."""
-        running = self._running[id(pick)]
-        now = self._clock.now()
-        reason = ""
-        if served != pick.endpoint:
-            reason = "another_server" if served else "unattributed"
-        else:
-            engine = self.store.engine(served)
-            table = None if engine in {"", AUTO} else self._tables.get(engine) or table_of(engine)
-            try:
-                values = read(report, table.reports if table is not None else {})
-            except ReportRefused as refused:
-                reason = refused.reason
-            else:
-                # It was written before it came here, by no more than what a request is taken to need for its way.
-                self.store.reported(running.ticket, values, now - TRANSIT_SECONDS, now)
-        self._hook(Reported(self.name, pick.endpoint, reason))
-
-    def ended(self, pick: Pick, how: str) -> None:
-        """A pick is over; called exactly once for each. KeyError for one that is not running."""
-        running = self._running.pop(id(pick))
-        now = self._clock.now()
-        self.store.ended(running.ticket, now)
-        self._hook(Ended(self.name, running.model, pick.endpoint, now - running.started, how))
+        """Whether model servers are requested to send a load report with each response."""
+        return self._settings.orca
 
     def ready(self) -> bool:
-        """True once every endpoint was asked, whatever came of it: from then on an answer rests on knowledge."""
-        if not self._tried_all:
-            self._tried_all = not untried(self.store.snapshot(self._clock.now()))
-        return self._tried_all
+        """True once every endpoint was scraped, with whatever result: from then on a decision rests on knowledge."""
+        return self._all_scraped or not self.readiness()
 
     @property
     def in_flight(self) -> int:
-        """Requests that were picked for and are not over."""
-        return len(self._running)
+        """Requests that were picked and have not ended."""
+        return self.pipeline.in_flight
 
-    # -- what a changed configuration tells --------------------------------------------------------------------------
+    @property
+    def profile(self) -> Profile:
+        """The profile of the next pick."""
+        return self._pick.profile
 
-    def change(self, config: Config, pool: Pool, profile: Profile) -> None:
-        """From now on these limits and this profile hold; streams that run go on."""
-        if pool.reach != self.settings.reach:
-            self.reach = reach_of(pool)
-        self.settings = pool
-        self.profile = profile
-        self._tables = tables(config.engines)
-        self.store.set_limits(
-            stale_after=config.state.stale_after, rate=limits(config.prefill_rate), now=self._clock.now()
-        )
+    # -- endpoints ---------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Begin a new stream of endpoints and wait for its first set."""
+        if self._watching is not None:
+            self._watching.cancel()
+        self._applied.clear()
+        self._watching = self._parts.tasks.run(f"discovery/{self.name}", self._follow)
+        try:
+            async with asyncio.timeout(FIRST_ENDPOINTS_SECONDS):
+                await self._applied.wait()
+        except TimeoutError:
+            return
+
+    async def _follow(self) -> None:
+        async for endpoints in self._discovery.watch():
+            self._set_endpoints(endpoints)
+            self._applied.set()
+
+    def _set_endpoints(self, found: EndpointSet) -> None:
+        """Apply a set of endpoints to the routing state and the scrape loop."""
+        now, store = self._parts.clock.now(), self.store
+        if found != self._known:
+            self._known = found
+            self.endpoints = found.endpoints
+            identities = {address: identity_of(endpoint) for address, endpoint in found.endpoints.items()}
+            store.set_endpoints(found.engines, now, identities)
+            targets = targets_of(self._config, self._settings, found, self._access)
+            self._parts.scrape_loop.set_targets(self.name, targets, store)
+            self._parts.on_endpoints()
+        for name, each in found.unresolved.items():
+            store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
+
+    def _observe(self, event: Event) -> None:
+        """Events of the routing state. An endpoint that goes down may have been replaced under the same name."""
+        self._parts.hook(event)
+        if type(event) is HealthChanged and event.new == Health.DOWN:
+            self._discovery.refresh()
 
 
-def limits(rate: PrefillRate) -> RateLimits:
-    """The bounds of the learnt prefill rate, as the state wants them."""
+def unscraped(snapshot: Snapshot) -> int:
+    """Endpoints of which no scrape has ended yet, with whatever result."""
+    return sum(
+        view.health is Health.UNKNOWN and view.page_at is None and view.failures == 0 for view in snapshot.endpoints
+    )
+
+
+def rate_limits(rate: PrefillRate) -> RateLimits:
+    """The bounds of the learnt prefill rate."""
     return RateLimits(rate.fixed, rate.default, rate.low, rate.high)
 
 
-def reach_of(pool: Pool) -> Reach:
-    """The way to the pool's servers, as the scrape loop wants it."""
-    said = pool.reach
+def access_of(settings: PoolConfig) -> Reach:
+    """How the pool's servers are reached: scheme, certificates, token."""
+    reach = settings.reach
     return Reach(
         ReachSettings(
-            https=said.scheme == "https",
-            ca_file=said.ca_file,
-            cert_file=said.cert_file,
-            key_file=said.key_file,
-            token_file=said.token_file,
-            server_name=said.server_name,
-            insecure_skip_verify=said.insecure_skip_verify,
+            https=reach.scheme == "https",
+            ca_file=reach.ca_file,
+            cert_file=reach.cert_file,
+            key_file=reach.key_file,
+            token_file=reach.token_file,
+            server_name=reach.server_name,
+            insecure_skip_verify=reach.insecure_skip_verify,
         )
     )
 
 
-def profile_of(config: Config, pool: Pool) -> Profile:
-    """The profile that a pool names, ready to pick."""
-    spec: ProfileSpec = config.profiles[pool.profile]
-    return build(spec)
+def profile_of(config: Config, settings: PoolConfig) -> Profile:
+    """The profile that a pool names. Raises CannotStart."""
+    try:
+        return build(config.profiles[settings.profile])
+    except BadProfile as bad:
+        raise CannotStart(str(bad)) from bad
 
 
-def identity(endpoint: Endpoint) -> Identity:
-    """Who serves at an endpoint's address, as far as the configuration says."""
+def identity_of(endpoint: Endpoint) -> Identity:
+    """The pod and node behind an endpoint's address, as far as they are known."""
     return Identity(endpoint.pod, endpoint.node)
 
 
-def targets(
-    config: Config, pool: Pool, endpoints: Mapping[str, Endpoint], reach: Reach, names: Mapping[str, str]
-) -> list[Target]:
-    """What the scrape loop is to ask of a pool's endpoints, by address, and how; `names` has the host's name of each
-    address that has one."""
-    scrape = config.scrape
-    told = tables(config.engines)
+def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: Reach) -> list[Target]:
+    """What the scrape loop scrapes of a pool's endpoints, and how."""
+    scrape, reach = config.scrape, settings.reach
+    custom = tables(config.engines)
     return [
         Target(
             address,
             endpoint.engine,
-            path=pool.reach.metrics_path or scrape.path or _page_path(endpoint.engine, told),
+            path=reach.metrics_path or scrape.path or _page_path(endpoint.engine, custom),
             interval=scrape.interval,
             timeout=scrape.timeout,
             max_page_bytes=scrape.max_page_bytes,
             models_interval=scrape.models_interval,
-            table=told.get(endpoint.engine),
+            table=custom.get(endpoint.engine),
             histograms=scrape.histograms,
             health_interval=scrape.health_interval,
-            health_path=pool.reach.health_path,
-            reach=reach,
-            name=names.get(address, ""),
-            metrics_port=pool.reach.metrics_port,
-            health_port=pool.reach.health_port,
-            identity=identity(endpoint),
+            health_path=reach.health_path,
+            reach=access,
+            name=found.names.get(address, ""),
+            metrics_port=reach.metrics_port,
+            health_port=reach.health_port,
+            identity=identity_of(endpoint),
         )
-        for address, endpoint in endpoints.items()
+        for address, endpoint in found.endpoints.items()
     ]
 
 
-def _page_path(engine: str, told: Mapping[str, Engine]) -> str:
-    """Where the engine has its page, or where most have it."""
+def _page_path(engine: str, custom: Mapping[str, Engine]) -> str:
+    """The path of the engine's page; the usual one while the engine is unknown."""
     if engine == AUTO:
         return DEFAULT_PAGE_PATH
-    return (told.get(engine) or table_of(engine)).page_path
+    return (custom.get(engine) or table_of(engine)).page_path

@@ -1,4 +1,4 @@
-"""A process around the agent: event loop, signals, what it prints at its start and its end."""
+"""The process of the agent: event loop, signals, what it prints at its start and its end."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from pathlib import Path
 
 import uvloop
 
-from agent.app.agent import Agent, CannotStart, Ports
+from agent.app.agent import Agent, ListenAddresses
+from agent.app.component import CannotStart
 from agent.clock import SystemClock
 from agent.config import Config
 from agent.instruments import Instruments
 from agent.log_lines import write_log
 
-# Objects made and not given back, collections of the young, and of the middle-aged. With Python's own 700, 10, 10 the
-# young are looked at some twenty times a second, when what a page brought still lives, and all there is in seconds. So
-# most are gone by themselves before, and one of all is the work of minutes; to look at 10,000 takes half a millisecond.
-_COLLECT_AFTER = (10_000, 10, 70)
+# Thresholds of the three generations of the garbage collector. With Python's default of 700, 10, 10 the youngest
+# generation is collected about twenty times a second, while the values of the last pages are still in use, and the
+# oldest every few seconds. With these most objects are freed by reference counting first; a collection of the youngest
+# 10,000 takes half a millisecond, and one of everything happens every few minutes.
+_GC_THRESHOLDS = (10_000, 10, 70)
 
 
 def run(config: Config, path: Path | None, version: str) -> int:
-    """Run the agent until it is told to stop; returns the exit status."""
+    """Run the agent until a signal stops it; returns the exit status."""
     write_log(
         sys.stderr, "json" if config.log.format == "json" else "text", config.log.level, warnings_of_libraries=True
     )
@@ -38,9 +40,9 @@ def run(config: Config, path: Path | None, version: str) -> int:
 
 
 def _allow_connections() -> None:
-    """Each endpoint takes a connection, and the usual soft limit of 1,024 is for old programs: take the hard one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the soft limit of open files (usually 1,024) to the hard one: each endpoint needs a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def serve(config: Config, path: Path | None, version: str) -> None:
@@ -48,7 +50,7 @@ async def serve(config: Config, path: Path | None, version: str) -> None:
     clock = SystemClock()
     agent = Agent(config, clock, path=path, instruments=Instruments(clock))
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    stop = asyncio.Event()
     reloads: set[asyncio.Task[bool]] = set()
 
     def reload() -> None:
@@ -56,36 +58,35 @@ async def serve(config: Config, path: Path | None, version: str) -> None:
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    # Before the first port is open, so that nobody who saw one can send a signal that would kill us.
+    # Before the first port is open: a signal that arrives then must not kill the process.
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, told.set)
+        loop.add_signal_handler(name, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
-    ports = await agent.start()
-    print("\n".join(greeting(config, ports, version)), flush=True)
-    collect_seldom()
-    await told.wait()
-    in_flight = sum(pool.in_flight for pool in agent.pools.values())
-    print(f"igw: stopping; {in_flight} requests in flight are let go of unharmed", flush=True)
+    addresses = await agent.start()
+    print("\n".join(greeting(config, addresses, version)), flush=True)
+    tune_garbage_collector()
+    await stop.wait()
+    print(f"igw: stopping; {agent.in_flight} requests in flight continue undisturbed", flush=True)
     await agent.stop()
 
 
-def collect_seldom() -> None:
-    """What lives now lives until the end: the collector need not look at it again. And it looks seldom at all that
-    came since: that takes a fifth of a second where there are 10,000 endpoints, in which no request is picked for."""
+def tune_garbage_collector() -> None:
+    """Exempt the objects that live as long as the process, and collect the others rarely: a full collection takes
+    0.2 s at 10,000 endpoints, during which no request is picked."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def greeting(config: Config, ports: Ports, version: str) -> list[str]:
-    """What a person wants to know when the agent has started."""
+def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[str]:
+    """The lines that are printed when the agent has started."""
     lines = [f"igw {version} is listening; configuration: {config.source}"]
     for pool in config.pools:
         count = len(pool.endpoints)
         lines.append(
-            f"  pool {pool.name}: ext_proc on {ports.pickers[pool.name]}, profile {pool.profile}, "
+            f"  pool {pool.name}: ext_proc on {addresses.pickers[pool.name]}, profile {pool.profile}, "
             f"{count} endpoint{'' if count == 1 else 's'}"
         )
-    lines.append(f"  admin: http://{ports.admin}  /metrics /v1/state /v1/state/watch /v1/gauges /healthz /readyz")
+    lines.append(f"  admin: http://{addresses.admin}  /metrics /v1/state /v1/state/watch /v1/gauges /healthz /readyz")
     lines += [f"  note: {note}" for note in config.notes]
     return lines

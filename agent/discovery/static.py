@@ -1,98 +1,112 @@
-"""Endpoints that the configuration lists: addresses as they stand, names as what they resolve to right now.
+"""Endpoints that the configuration lists: addresses as they are, names as what they resolve to.
 
-A proxy is told `ip:port` and never a name, so names are resolved here, and again from time to time: the name of a
-headless service stands for all its pods. A name that cannot be resolved keeps what it stood for last; one that never
-could is an endpoint that nobody can reach, and is told as such with the reason.
+A proxy is given `ip:port` and never a name, so names are resolved here, and again at an interval: the name of a
+headless service stands for all its pods. A name whose resolution fails keeps its last addresses; one that never had any
+is an unresolved endpoint, with the reason.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from agent.config import Endpoint
 from agent.config.values import join_address, split_address
+from agent.discovery.endpoints import EndpointSet, Unresolved
 
-LOOK_UP_SECONDS: Final = 2.0
-
-
-class Resolved(NamedTuple):
-    """What can be reached, by address, each with what is known of it beside its address (engine, labels, node, pod);
-    `unknown`, the names that stand for nothing: name -> engine and why; `names`, the host's name of each
-    address that was looked up."""
-
-    endpoints: dict[str, Endpoint]
-    unknown: dict[str, tuple[str, str]]
-    names: dict[str, str]
-
-    @property
-    def engines(self) -> dict[str, str]:
-        """Address -> engine."""
-        return {address: endpoint.engine for address, endpoint in self.endpoints.items()}
+RESOLVE_TIMEOUT_SECONDS: Final = 2.0
 
 
 def is_name(address: str) -> bool:
-    """True when the host of `HOST:PORT` has to be looked up."""
+    """True when the host of `HOST:PORT` has to be resolved."""
     host, _ = split_address(address)
     return not (":" in host or host.replace(".", "").isdecimal())
 
 
-class StaticEndpoints:
-    """The resolver of one pool's list; it remembers the last answer for each name."""
+class StaticDiscovery:
+    """The endpoints of one pool's list; names are resolved every `interval` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], interval: float) -> None:
+        self._endpoints = tuple(endpoints)
+        self._interval = interval
         self._last: dict[str, tuple[str, ...]] = {}
-        self._asked: dict[str, asyncio.Task[tuple[str, ...]]] = {}
+        self._lookups: dict[str, asyncio.Task[tuple[str, ...]]] = {}
+        self._wake = asyncio.Event()
 
-    async def resolve(self, endpoints: Sequence[Endpoint]) -> Resolved:
-        """What these endpoints stand for now. An address that two of them stand for keeps the first one's words."""
+    def replace(self, endpoints: Sequence[Endpoint], interval: float) -> None:
+        """Another list from the next stream on; names that stay keep their last addresses."""
+        self._endpoints = tuple(endpoints)
+        self._interval = interval
+
+    def refresh(self) -> None:
+        """Resolve names now."""
+        self._wake.set()
+
+    async def watch(self) -> AsyncIterator[EndpointSet]:
+        """The endpoints now, and again whenever a name resolves to other addresses or still to none."""
+        known: EndpointSet | None = None
+        names = any(is_name(endpoint.address) for endpoint in self._endpoints)
+        while True:
+            self._wake.clear()
+            found = await self.resolve(self._endpoints)
+            if found != known or found.unresolved:
+                known = found
+                yield found
+            try:
+                async with asyncio.timeout(self._interval if names else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def resolve(self, endpoints: Sequence[Endpoint]) -> EndpointSet:
+        """The endpoints with their names resolved. Of two entries with one address the first counts."""
         names = [endpoint.address for endpoint in endpoints if is_name(endpoint.address)]
-        answers = await asyncio.gather(*map(self._ask, names), return_exceptions=True)
-        why: dict[str, str] = {}
-        found: dict[str, tuple[str, ...]] = {}
+        answers = await asyncio.gather(*map(self._addresses, names), return_exceptions=True)
+        failed: dict[str, str] = {}
+        resolved: dict[str, tuple[str, ...]] = {}
         for name, answer in zip(names, answers, strict=True):
             if isinstance(answer, OSError | UnicodeError):
-                why[name] = getattr(answer, "strerror", None) or str(answer)
-                found[name] = self._last.get(name, ())
+                failed[name] = getattr(answer, "strerror", None) or str(answer)
+                resolved[name] = self._last.get(name, ())
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                found[name] = answer
-        self._last = found
-        reached: dict[str, Endpoint] = {}
-        unknown: dict[str, tuple[str, str]] = {}
-        called: dict[str, str] = {}
+                resolved[name] = answer
+        self._last = resolved
+        found: dict[str, Endpoint] = {}
+        unresolved: dict[str, Unresolved] = {}
+        hosts: dict[str, str] = {}
         for endpoint in endpoints:
-            if endpoint.address in why and not found[endpoint.address]:
-                unknown[endpoint.address] = endpoint.engine, why[endpoint.address]
-            for address in found.get(endpoint.address, (endpoint.address,)):
-                if address not in reached and endpoint.address in found:
-                    called[address] = split_address(endpoint.address)[0]
-                reached.setdefault(address, replace(endpoint, address=address))
-        return Resolved(reached, unknown, called)
+            name = endpoint.address
+            if name in failed and not resolved[name]:
+                unresolved[name] = Unresolved(endpoint.engine, failed[name])
+            for address in resolved.get(name, (name,)):
+                if address not in found and name in resolved:
+                    hosts[address] = split_address(name)[0]
+                found.setdefault(address, replace(endpoint, address=address))
+        return EndpointSet(found, unresolved, hosts)
 
-    async def _ask(self, name: str) -> tuple[str, ...]:
-        """What the name stands for; TimeoutError when nobody says so in time, be it that many names wait before it: the
-        event loop looks up a few at a time (uvloop: four), on threads that nothing else needs.
+    async def _addresses(self, name: str) -> tuple[str, ...]:
+        """The addresses of a name. TimeoutError after RESOLVE_TIMEOUT_SECONDS.
 
-        A name is asked for once at a time, as the system's resolver cannot be told to stop; an answer that comes late
-        is taken at the next look.
+        The event loop resolves a few names at a time (uvloop: four), and a lookup cannot be cancelled. So a name has
+        one lookup at a time, and an answer that is late counts at the next resolution.
         """
-        task = self._asked.get(name)
+        task = self._lookups.get(name)
         if task is None:
-            task = self._asked[name] = asyncio.get_running_loop().create_task(_look_up(name))
-        done, _ = await asyncio.wait({task}, timeout=LOOK_UP_SECONDS)
+            task = self._lookups[name] = asyncio.get_running_loop().create_task(_look_up(name))
+        done, _ = await asyncio.wait({task}, timeout=RESOLVE_TIMEOUT_SECONDS)
         if not done:
-            raise TimeoutError(f"no answer within {LOOK_UP_SECONDS:g} s")
-        self._asked.pop(name, None)
+            raise TimeoutError(f"no answer within {RESOLVE_TIMEOUT_SECONDS:g} s")
+        self._lookups.pop(name, None)
         return task.result()
 
 
 async def _look_up(name: str) -> tuple[str, ...]:
-    """Every address that the name stands for; those of IPv4 alone where it has some. Raises OSError or UnicodeError."""
+    """Every address of a name; its IPv4 addresses alone where it has some. Raises OSError or UnicodeError."""
     host, port = split_address(name)
     rows = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     by_family = {

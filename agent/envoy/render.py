@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from agent.requests.rejections import PICKER_UNAVAILABLE, error_type, proxy_replies
+
 Data = dict[str, Any]
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
@@ -264,38 +266,22 @@ def _no_limits() -> Data:
 
 
 def _local_replies(max_body: int) -> Iterable[Data]:
-    """Envoy's own answers as OpenAI errors; the first that fits is taken. The picker's answers are left as they are."""
-    ours = "response.code_details.contains('endpoint_picker_')"
-    body = "%LOCAL_REPLY_BODY%"
-    yield _reply(
-        "response.code_details.startsWith('ext_proc_error')",
-        "The gateway's endpoint picker does not answer.",
-        "server_error",
-        "picker_unavailable",
-        status_code=503,
-        headers_to_add=[{"header": {"key": "retry-after", "value": "1"}}],
-    )
-    too_large = f"The body of your request is over the limit of {max_body} bytes."
-    yield _reply("response.code == 413", too_large, "invalid_request_error", "request_too_large", unless=ours)
-    yield _reply("response.code == 504 || response.code == 408", body, "server_error", "timeout", unless=ours)
-    no_route = "No route of the gateway fits this request: %RESPONSE_CODE_DETAILS%"
-    yield _reply("response.code == 404", no_route, "not_found_error", "not_found", unless=ours)
-    yield _reply("response.code == 429", body, "rate_limit_error", "overloaded", unless=ours)
-    yield _reply("response.code >= 500", body, "server_error", "upstream_unavailable", unless=ours)
-    # Envoy's own words are none where a host is missing or an upgrade is asked for; its details always are.
-    refused = "The gateway does not take this request: %RESPONSE_CODE_DETAILS%"
-    yield _reply("response.code >= 400", refused, "invalid_request_error", "bad_request", unless=ours)
-
-
-def _reply(condition: str, message: str, kind: str, code: str, *, unless: str = "", **more: Any) -> Data:
-    expression = f"!{unless} && ({condition})" if unless else condition
-    cel = {"@type": f"{_TYPE}access_loggers.filters.cel.v3.ExpressionFilter", "expression": expression}
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    return {
-        "filter": {"extension_filter": _named("envoy.access_loggers.extension_filters.cel", cel)},
-        "body_format_override": {"content_type": "application/json", "json_format": {"error": error}},
-        **more,
-    }
+    """Envoy's own errors as OpenAI errors; the first that matches applies. The picker's answers stay as they are."""
+    for reply in proxy_replies(max_body):
+        unless = "" if reply is PICKER_UNAVAILABLE else "!response.code_details.contains('endpoint_picker_') && "
+        condition = f"{unless}({reply.condition})" if unless else reply.condition
+        cel = {"@type": f"{_TYPE}access_loggers.filters.cel.v3.ExpressionFilter", "expression": condition}
+        kind = error_type(reply.status)
+        error = {"message": reply.message, "type": kind, "param": None, "code": reply.code}
+        mapped: Data = {
+            "filter": {"extension_filter": _named("envoy.access_loggers.extension_filters.cel", cel)},
+            "body_format_override": {"content_type": "application/json", "json_format": {"error": error}},
+        }
+        if reply.replaces_status:
+            mapped["status_code"] = reply.status
+        if reply.retry_after:
+            mapped["headers_to_add"] = [{"header": {"key": "retry-after", "value": str(reply.retry_after)}}]
+        yield mapped
 
 
 def _assignment(cluster: str, addresses: Iterable[str]) -> Data:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
-from agent.events.process import Reloaded, WatcherDropped
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
@@ -40,6 +40,7 @@ Event = (
     | ScrapesPaced
     | BudgetChanged
     | BudgetOutgrown
+    | TaskFailed
     | WatcherDropped
 )
 Hook = Callable[[Event], None]

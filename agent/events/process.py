@@ -20,3 +20,11 @@ class WatcherDropped(NamedTuple):
     """A reader of the shared state endpoint was let go, and why (`slow`, `too_many`, `too_large`)."""
 
     reason: str
+
+
+class TaskFailed(NamedTuple):
+    """A long-running task ended, or a component did not stop in time; the task restarts after `backoff` seconds."""
+
+    task: str
+    detail: str
+    backoff: float

@@ -46,9 +46,11 @@ class Ended(NamedTuple):
 
 
 class Abandoned(NamedTuple):
-    """A request that was over before it was picked for or refused: its client left, or the proxy refused its body."""
+    """A request ended before its decision: the client left, or the proxy rejected its body. `stage` is the stage that
+    held it, or `body` while its body was arriving."""
 
     pool: str
+    stage: str
 
 
 class StreamBroken(NamedTuple):

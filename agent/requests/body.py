@@ -38,14 +38,13 @@ MOST_PARTS: Final = 65_536
 
 
 class BodyRefused(Exception):
-    """A body that cannot be routed: the HTTP status, and message, param and code of the OpenAI error that says why."""
+    """A body that cannot be routed: `reason` is a row of the table of rejections, `param` the member at fault."""
 
-    def __init__(self, status: int, message: str, param: str | None, code: str) -> None:
+    def __init__(self, reason: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.reason = reason
         self.message = message
         self.param = param
-        self.code = code
 
 
 # Marks of the ASCII control range, which hardly occurs in prompts; one that does merely makes two texts look alike.
@@ -65,7 +64,7 @@ def parse(body: bytes, path: str, encoding: str = "") -> Prompt:
 
     `encoding` is its content-encoding, if it has one: a body is not unpacked, and the refusal says so.
 
-    Raises BodyRefused with status 400 on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON
+    Raises BodyRefused on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON
     object in UTF-8 (`invalid_json`), is nested too deep (`invalid_json`), or names no model (`model_required`: a server
     with a single model would answer without one, but a pool that holds several cannot tell which is meant). Raises
     nothing else.
@@ -76,24 +75,24 @@ def parse(body: bytes, path: str, encoding: str = "") -> Prompt:
     except orjson.JSONDecodeError as error:
         if read is None:
             return Prompt("", b"")
-        raise BodyRefused(400, _unreadable(error, encoding), None, "invalid_json") from None
+        raise BodyRefused("invalid_json", _unreadable(error, encoding)) from None
     if not isinstance(document, dict):
         if read is None:
             return Prompt("", b"")
         message = f"The body of your request must be a JSON object, not {_kind(document)}."
-        raise BodyRefused(400, message, None, "invalid_json")
+        raise BodyRefused("invalid_json", message)
     model = document.get("model")
     if read is None:
         read, model = _any, model if isinstance(model, str) else ""
     elif not isinstance(model, str) or not model:
         message = "You must provide a model parameter." if not model else f"model must be a string, not {_kind(model)}."
-        raise BodyRefused(400, message, "model", "model_required")
+        raise BodyRefused("model_required", message, "model")
     out: list[bytes] = []
     salt = document.get("cache_salt")
     try:
         read(document, out)
     except RecursionError:
-        raise BodyRefused(400, "The body of your request is nested too deep.", None, "invalid_json") from None
+        raise BodyRefused("invalid_json", "The body of your request is nested too deep.") from None
     return Prompt(model, b"".join(out), salt.encode() if isinstance(salt, str) else b"")
 
 

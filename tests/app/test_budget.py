@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from agent.app.budget import LOOK_SECONDS, BudgetAtWork
+from agent.app.scrape_budget import LOOK_SECONDS, ScrapeBudget
 from agent.config import Config, parse
 from agent.events import Event
 from agent.events.scraping import BudgetChanged, BudgetOutgrown, ScrapesPaced
@@ -85,7 +85,7 @@ class World:
         self.clock = LoopClock(loop, self._cpu)
         self.scrapes = ScrapeLoop(self.clock)
         self.store = RoutingStore("pool", stale_after=3.0)
-        self.budget = BudgetAtWork(self.scrapes, self.clock, lambda now: [self.store.snapshot(now)], self.events.append)
+        self.budget = ScrapeBudget(self.scrapes, self.clock, lambda now: [self.store.snapshot(now)], self.events.append)
 
     def _cpu(self) -> float:
         return COST * sum(len(server.pages) for server in self.fleet) + self.beside * self.clock.now()

@@ -30,4 +30,4 @@ async def test_a_stop_lets_go_of_the_streams_that_are_on_their_way(tmp_path: Pat
                 assert await conversation.code() is grpc.StatusCode.OK
         await eventually(lambda: not agent.running(), within=40)
         assert agent.wait() == 0
-        assert "3 requests in flight are let go of unharmed" in agent.output()
+        assert "3 requests in flight continue undisturbed" in agent.output()

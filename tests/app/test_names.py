@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.config import Endpoint
-from agent.discovery.static import StaticEndpoints, is_name
+from agent.discovery.static import StaticDiscovery, is_name
 from agent.events.scraping import ScrapeFailed
 from tests.app.live import document, running, servers
 from tests.scrape.model_server import ModelServer
@@ -50,14 +50,14 @@ def test_a_name_is_told_from_an_address(address: str, name: bool) -> None:
 
 async def test_a_name_stands_for_all_its_addresses_of_ipv4(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1"]
-    found = await StaticEndpoints().resolve(endpoints("pods:80"))
+    found = await StaticDiscovery((), 1.0).resolve(endpoints("pods:80"))
     assert found.engines == {"10.0.0.1:80": "vllm", "10.0.0.2:80": "vllm"}
 
 
 async def test_each_address_of_a_name_has_the_words_of_its_entry(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.1", "10.0.0.2"]
     entry = Endpoint("pods:80", "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
-    found = await StaticEndpoints().resolve([entry])
+    found = await StaticDiscovery((), 1.0).resolve([entry])
     assert found.endpoints == {
         address: Endpoint(address, "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
         for address in ("10.0.0.1:80", "10.0.0.2:80")
@@ -66,11 +66,11 @@ async def test_each_address_of_a_name_has_the_words_of_its_entry(answers: Answer
 
 async def test_a_name_with_ipv6_only_stands_for_that(answers: Answers) -> None:
     answers["pods"] = ["fd00::1"]
-    assert (await StaticEndpoints().resolve(endpoints("pods:80"))).engines == {"[fd00::1]:80": "vllm"}
+    assert (await StaticDiscovery((), 1.0).resolve(endpoints("pods:80"))).engines == {"[fd00::1]:80": "vllm"}
 
 
 async def test_a_name_that_fails_keeps_what_it_stood_for_last(answers: Answers) -> None:
-    static = StaticEndpoints()
+    static = StaticDiscovery((), 1.0)
     answers["pods"] = ["10.0.0.1"]
     first = await static.resolve(endpoints("pods:80"))
     answers["pods"] = socket.gaierror(-3, "Temporary failure in name resolution")
@@ -80,9 +80,9 @@ async def test_a_name_that_fails_keeps_what_it_stood_for_last(answers: Answers) 
 
 async def test_a_name_that_never_stood_for_anything_is_unknown_with_the_reason(answers: Answers) -> None:
     answers["typo"] = socket.gaierror(-2, "Name or service not known")
-    found = await StaticEndpoints().resolve(endpoints("10.0.0.9:80", "typo:80"))
-    assert found.engines == {"10.0.0.9:80": "vllm"}
-    assert found.unknown == {"typo:80": ("vllm", "Name or service not known")}
+    found = await StaticDiscovery((), 1.0).resolve(endpoints("10.0.0.9:80", "typo:80"))
+    assert list(found.endpoints) == ["10.0.0.9:80"]
+    assert found.unresolved == {"typo:80": ("vllm", "Name or service not known")}
 
 
 async def test_a_name_that_cannot_be_looked_up_is_down_and_the_others_serve(tmp_path: Path) -> None:
@@ -111,16 +111,16 @@ async def test_a_resolver_that_hangs_holds_up_no_other_name_and_is_asked_once(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look_up)
-    monkeypatch.setattr("agent.discovery.static.LOOK_UP_SECONDS", 0.05)
-    static = StaticEndpoints()
+    monkeypatch.setattr("agent.discovery.static.RESOLVE_TIMEOUT_SECONDS", 0.05)
+    static = StaticDiscovery((), 1.0)
     for _ in range(2):
         found = await static.resolve(endpoints("slow:1", "quick:2"))
-        assert found.engines == {"10.0.0.1:2": "vllm"}
+        assert list(found.endpoints) == ["10.0.0.1:2"]
         assert found.names == {"10.0.0.1:2": "quick"}
-        assert found.unknown == {"slow:1": ("vllm", "no answer within 0.05 s")}
+        assert found.unresolved == {"slow:1": ("vllm", "no answer within 0.05 s")}
     assert asked.count("slow") == 1
     answered.set()
-    monkeypatch.setattr("agent.discovery.static.LOOK_UP_SECONDS", 20.0)
+    monkeypatch.setattr("agent.discovery.static.RESOLVE_TIMEOUT_SECONDS", 20.0)
     assert (await static.resolve(endpoints("slow:1"))).engines == {"10.0.0.1:1": "vllm"}
 
 

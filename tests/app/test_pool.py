@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
-from agent.app.pool import PoolAtWork
+from agent.app.pool import Pool, PoolParts
+from agent.app.tasks import Tasks
 from agent.app.vocabulary import WORDS
 from agent.config import parse
+from agent.discovery.endpoints import EndpointSet
 from agent.engines.mapping import Extraction
 from agent.events import Event
 from agent.events.requests import Ended, Picked, Reported
-from agent.pick.request import NoPick, Pick, Prompt
+from agent.pick.request import Pick
+from agent.requests.rejections import Rejection
+from agent.requests.ticket import Request, Ticket
+from agent.scrape.loop import ScrapeLoop
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, RUNNING, WAITING
 from agent.state.inflight import TRANSIT_SECONDS
 from tests.fakes.clock import ManualClock
 
 A, B = "10.0.0.1:8000", "10.0.0.2:8000"
+EMPTY = EndpointSet({}, {}, {})
 IDLE = {RUNNING: 0.0, WAITING: 0.0, KV_USAGE: 0.0}
-LONG = Prompt("m", b"x" * 64 * 4 * 10)
+
+
+def completion(model: str = "m", token: int = 7, **more: str) -> Request:
+    """A request with a prompt of 640 tokens, which are four bytes each."""
+    body = orjson.dumps({"model": model, "prompt": [token] * 640, **more})
+    return Request("r", "/v1/completions", body)
+
+
+LONG = completion()
 
 
 class Bench:
+    """A pool that is not started: its routing state and its pipeline, by a clock of the test."""
+
     def __init__(self, more: str = "") -> None:
         config = parse(
             f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: ['{A}', '{B}']\n{more}",
@@ -30,9 +47,15 @@ class Bench:
         self.clock = ManualClock(100.0)
         self.events: list[Event] = []
         self.remembered: list[Pick] = []
-        self.pool = PoolAtWork(
-            config, config.pools[0], self.clock, self.events.append, lambda _, pick, __: self.remembered.append(pick)
+        parts = PoolParts(
+            self.clock,
+            self.events.append,
+            Tasks(self.clock, self.events.append),
+            ScrapeLoop(self.clock),
+            lambda _, pick, __: self.remembered.append(pick),
+            lambda: None,
         )
+        self.pool = Pool(config, config.pools[0], parts)
         self.pool.store.set_endpoints({A: "vllm", B: "vllm"}, 100.0)
 
     def scraped(self, *addresses: str, **values: float) -> None:
@@ -42,10 +65,16 @@ class Bench:
     def of(self, kind: type) -> list:
         return [event for event in self.events if isinstance(event, kind)]
 
-    def pick(self, prompt: Prompt = LONG, subset: frozenset[str] | None = None) -> Pick:
-        answer = self.pool.pick("r", prompt, subset)
-        assert isinstance(answer, Pick)
-        return answer
+    def submit(self, request: Request) -> tuple[Ticket, Pick | Rejection]:
+        decisions: list[Pick | Rejection] = []
+        ticket = self.pool.submit(request, lambda _, decision: decisions.append(decision))
+        (decision,) = decisions
+        return ticket, decision
+
+    def pick(self, request: Request = LONG, subset: frozenset[str] | None = None) -> tuple[Ticket, Pick]:
+        ticket, decision = self.submit(request._replace(subset=subset))
+        assert isinstance(decision, Pick)
+        return ticket, decision
 
 
 def test_a_pick_is_in_flight_until_it_ends_and_no_longer() -> None:
@@ -54,55 +83,56 @@ def test_a_pick_is_in_flight_until_it_ends_and_no_longer() -> None:
     picks = [bench.pick() for _ in range(5)]
     assert bench.pool.in_flight == bench.pool.store.in_flight == 5
     bench.clock.advance(2.5)
-    for pick in picks:
-        bench.pool.ended(pick, "closed")
+    for ticket, _ in picks:
+        assert ticket.end("closed")
     assert bench.pool.in_flight == bench.pool.store.in_flight == 0
     assert [(event.took, event.how, event.model) for event in bench.of(Ended)] == [(2.5, "closed", "m")] * 5
-    assert bench.remembered == picks
+    assert bench.remembered == [pick for _, pick in picks]
 
 
 def test_a_pick_ends_once() -> None:
     bench = Bench()
     bench.scraped(A, B)
-    pick = bench.pick()
-    bench.pool.ended(pick, "closed")
-    with pytest.raises(KeyError):
-        bench.pool.ended(pick, "closed")
+    ticket, _ = bench.pick()
+    assert ticket.end("closed")
+    assert not ticket.end("closed")
+    assert bench.pool.in_flight == 0
+    assert len(bench.of(Ended)) == 1
 
 
 def test_no_pick_counts_as_nothing() -> None:
     bench = Bench()
-    answer = bench.pool.pick("r", LONG, None)
-    assert isinstance(answer, NoPick)
-    assert answer.reason == "none_healthy"
+    _, decision = bench.submit(LONG)
+    assert isinstance(decision, Rejection)
+    assert decision.reason == "none_healthy"
     assert (bench.pool.in_flight, bench.of(Picked), bench.remembered) == (0, [], [])
 
 
 def test_the_same_prompt_is_expected_where_it_went() -> None:
     bench = Bench()
     bench.scraped(A, B)
-    first = bench.pick()
-    bench.pool.ended(first, "closed")
+    ticket, first = bench.pick()
+    ticket.end("closed")
     bench.clock.advance(1)
     bench.scraped(A, B)
-    second = bench.pick()
+    _, second = bench.pick()
     assert (first.hit_tokens, second.hit_tokens) == (0, 640)
     assert second.endpoint == first.endpoint
     assert [event.predicted_hit_tokens for event in bench.of(Picked)] == [0, 640]
 
 
-@pytest.mark.parametrize("other", [Prompt("n", LONG.text), Prompt("m", LONG.text, b"salt"), Prompt("m", b"y" * 2560)])
-def test_another_model_salt_or_text_shares_nothing(other: Prompt) -> None:
+@pytest.mark.parametrize("other", [completion("n"), completion(cache_salt="salt"), completion(token=8)])
+def test_another_model_salt_or_text_shares_nothing(other: Request) -> None:
     bench = Bench()
     bench.scraped(A, B)
     bench.pick()
-    assert bench.pick(other).best_hit_tokens == 0
+    assert bench.pick(other)[1].best_hit_tokens == 0
 
 
 def test_only_the_beginning_of_a_very_long_prompt_is_compared() -> None:
     bench = Bench("prefixIndex: {maxTokens: 128}\n")
     bench.scraped(A, B)
-    first = bench.pick()
+    _, first = bench.pick()
     assert bench.pool.index.blocks(first.endpoint) == 2
     assert first.prompt_tokens == 640
 
@@ -110,27 +140,28 @@ def test_only_the_beginning_of_a_very_long_prompt_is_compared() -> None:
 def test_a_request_without_a_prompt_is_picked_for() -> None:
     bench = Bench()
     bench.scraped(A, B)
-    pick = bench.pick(Prompt("", b""))
+    ticket, pick = bench.pick(Request("r"))
     assert pick.prompt_tokens == 0
-    bench.pool.ended(pick, "closed")
+    assert ticket.end("closed")
 
 
 def test_the_proxys_subset_is_kept() -> None:
     bench = Bench()
     bench.scraped(A, B)
-    assert {bench.pick(subset=frozenset({B})).endpoint for _ in range(3)} == {B}
+    assert {bench.pick(subset=frozenset({B}))[1].endpoint for _ in range(3)} == {B}
 
 
 @pytest.mark.parametrize(("auto", "held"), [("true", 4), ("false", 10)])
 def test_the_index_follows_the_reported_cache_only_where_it_may(auto: str, held: int) -> None:
     bench = Bench(f"prefixIndex: {{autoSize: {auto}}}\n")
     bench.scraped(A, B, **{BLOCKS: 16.0, BLOCK_SIZE: 16.0})
-    pick = bench.pick()
+    _, pick = bench.pick()
     assert bench.pool.index.blocks(pick.endpoint) == held
 
 
-def test_a_pool_is_ready_when_every_endpoint_was_asked() -> None:
+def test_a_pool_is_ready_when_every_endpoint_was_scraped() -> None:
     bench = Bench()
+    bench.pool._known = EMPTY
     assert not bench.pool.ready()
     bench.scraped(A)
     assert not bench.pool.ready()
@@ -140,6 +171,8 @@ def test_a_pool_is_ready_when_every_endpoint_was_asked() -> None:
 
 def test_an_empty_pool_is_ready_to_say_so() -> None:
     bench = Bench()
+    assert bench.pool.readiness() == ["pool default: its endpoints are not known yet"]
+    bench.pool._known = EMPTY
     bench.pool.store.set_endpoints({}, 100.0)
     assert bench.pool.ready()
 
@@ -163,10 +196,9 @@ def test_a_load_report_is_a_reading_of_who_answered_or_it_is_counted_and_dropped
     bench = Bench()
     bench.scraped(A, B)
     bench.clock.advance(1.0)
-    pick = bench.pool.pick("r", LONG, frozenset({A}))
-    assert isinstance(pick, Pick)
+    ticket, _ = bench.pick(subset=frozenset({A}))
     bench.clock.advance(1.0)
-    bench.pool.reported(pick, report, served)
+    assert ticket.report(report, served)
     assert [(event.pool, event.endpoint, event.reason) for event in bench.of(Reported)] == [("default", A, reason)]
     one, other = bench.pool.store.snapshot(102.0).endpoints
     assert one.reading(WAITING) == ((0.0, 100.0) if reason else (4.0, 102.0 - TRANSIT_SECONDS))
@@ -178,9 +210,8 @@ def test_a_load_report_of_an_engine_that_is_not_known_is_nobody_s() -> None:
     bench.pool.store.set_endpoints({A: "auto", B: "tgi"}, 100.0)
     bench.scraped(A, B)
     for address in (A, B):
-        pick = bench.pool.pick("r", LONG, frozenset({address}))
-        assert isinstance(pick, Pick)
-        bench.pool.reported(pick, REPORT, address)
+        ticket, _ = bench.pick(subset=frozenset({address}))
+        assert ticket.report(REPORT, address)
     assert [event.reason for event in bench.of(Reported)] == ["nothing_known"] * 2
 
 

@@ -9,8 +9,8 @@ from agent.accelerators.device import Device
 from agent.accelerators.join import By, Place
 from agent.accelerators.probe import ProbeFailed
 from agent.accelerators.table import UTILIZATION
-from agent.app.devices import wants_of
-from agent.app.probes import Asked, Probes
+from agent.app.accelerators import wants_of
+from agent.app.device_probes import Asked, Probes
 from agent.clock import SystemClock
 from agent.config import Accelerators as Entry
 from agent.events import Event

@@ -34,7 +34,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from agent.envoy import process
 from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
 from agent.serve.ext_proc.actions import Phase, Route
-from agent.serve.ext_proc.messages import CONTINUE, Answers, streamed
+from agent.serve.ext_proc.messages import CONTINUE, RouteCache, streamed
 from agent.serve.grpc.health import SERVICE
 from tests.bench.children import ROOT, Child, answers, free_ports, listens, program, tidy
 from tests.bench.pace import Pace
@@ -61,7 +61,7 @@ class Figure(NamedTuple):
 
 async def serve_bare(port: int, destination: str) -> None:
     """The least that a picker on grpc.aio can do: prebuilt answers, messages read only where a body is sent back."""
-    prebuilt = Answers()
+    prebuilt = RouteCache()
     routes = {
         phase: prebuilt.route(Route(phase, destination, (), ()))
         for phase in (Phase.REQUEST_HEADERS, Phase.REQUEST_BODY)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from agent.app.process import collect_seldom
+from agent.app.process import tune_garbage_collector
 from agent.clock import SystemClock
 from agent.events import Event
 from agent.events.scraping import ScrapeDone, ScrapeFailed
@@ -56,7 +56,7 @@ async def scrape(port: int, seconds: float) -> Run:
     store.set_endpoints(dict.fromkeys(where, "vllm"), clock.now())
     loop = ScrapeLoop(clock)
     loop.set_targets("bench", [Target(address, "vllm", models_interval=1e9) for address in where], store)
-    collect_seldom()  # as the agent does
+    tune_garbage_collector()  # as the agent does
     await asyncio.sleep(WARM_SECONDS)
     pages, failures, cpu, began = 0, 0, time.process_time(), clock.now()
     while clock.now() - began < seconds:

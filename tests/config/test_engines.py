@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agent.app.pool import targets
+from agent.app.pool import targets_of
 from agent.app.vocabulary import WORDS
 from agent.config import Config, Endpoint, parse
+from agent.discovery.endpoints import EndpointSet
 from agent.engine_specs import ENGINE_LABELS, EngineSpec, MetricSpec
 from agent.scrape.reach import PLAIN
 from agent.scrape.target import Target
@@ -36,7 +37,7 @@ def engines(text: str) -> list[str]:
 def asked(config: Config, engines: dict[str, str]) -> list[Target]:
     """What is asked of the first pool with these endpoints."""
     endpoints = {address: Endpoint(address, engine) for address, engine in engines.items()}
-    return targets(config, config.pools[0], endpoints, PLAIN, {})
+    return targets_of(config, config.pools[0], EndpointSet(endpoints, {}, {}), PLAIN)
 
 
 def test_engines_are_told_in_the_fields_words() -> None:

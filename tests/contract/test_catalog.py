@@ -16,7 +16,7 @@ from agent.accelerators.faults import FATAL_XIDS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
-from agent.events.process import Reloaded, WatcherDropped
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
@@ -49,7 +49,8 @@ EVERYTHING: tuple[Event, ...] = (
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
     Refused("pool", "m", 503, "none_healthy"),
     Ended("pool", "m", "a:1", 1.0, "closed"),
-    Abandoned("pool"),
+    Abandoned("pool", "body"),
+    TaskFailed("discovery/pool", "it returned", 0.5),
     StreamBroken("pool", "protocol", "x"),
     ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (Refusal("kv_usage_ratio", "not_finite", "NaN"),)),
     ScrapeFailed("pool", "a:1", 0.0, 0.01, "timeout", "x"),

@@ -110,7 +110,7 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
     "datetime": frozenset(
-        {"agent.app.agent", "agent.log_lines", "agent.serve.state.documents"}
+        {"agent.app.jobs", "agent.log_lines", "agent.serve.state.documents"}
     ),  # words for a wall time that it is handed
     "sched": frozenset(),
     "threading": frozenset(),
@@ -130,10 +130,12 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.serve.state.api",
         }
     ),
-    "apscheduler": frozenset({"agent.app.agent"}),
+    "apscheduler": frozenset({"agent.app.jobs"}),
     "envoy": frozenset({"agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
-    "google.protobuf": frozenset({"agent.serve.grpc.health", "agent.serve.ext_proc.messages"}),
+    "google.protobuf": frozenset(
+        {"agent.serve.grpc.health", "agent.serve.ext_proc.messages", "agent.serve.ext_proc.server"}
+    ),
     "grpc": frozenset(),
     "grpc_health": frozenset({"agent.serve.grpc.health"}),
     "pynvml": frozenset({"agent.accelerators.nvml"}),

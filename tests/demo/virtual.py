@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import orjson
 
-from agent.app.pool import PoolAtWork
+from agent.app.pool import Pool, PoolParts
+from agent.app.tasks import Tasks
 from agent.app.vocabulary import WORDS
 from agent.config import from_flags
 from agent.demo.workload import Turn
@@ -26,7 +27,8 @@ from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.events import ignore
 from agent.pick.request import Pick
-from agent.requests.body import parse
+from agent.requests.ticket import Request, Ticket
+from agent.scrape.loop import ScrapeLoop
 from tests.fakes.clock import ManualClock
 
 ROUND_ROBIN = "round robin"
@@ -61,7 +63,9 @@ def run(
     chosen = "least-cost" if profile == ROUND_ROBIN else profile
     config = from_flags(addresses, words=WORDS, profile=chosen)
     picks: list[Pick] = []
-    pool = PoolAtWork(config, config.pools[0], clock, ignore, lambda _, pick, __: picks.append(pick))
+    remember = lambda _, pick, __: picks.append(pick)
+    parts = PoolParts(clock, ignore, Tasks(clock, ignore), ScrapeLoop(clock), remember, lambda: None)
+    pool = Pool(config, config.pools[0], parts)
     pool.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)
     fleet = {address: Server(settings, 0.0) for address in addresses}
     pages = {address: PageWriter(settings, "m", now=0.0, wall=1.0) for address in addresses}
@@ -69,7 +73,7 @@ def run(
     rotation = cycle(addresses)
 
     began: dict[tuple[str, int], float] = {}
-    picked: dict[tuple[str, int], Pick] = {}
+    picked: dict[tuple[str, int], Ticket] = {}
     ttft: list[float] = []
     hit_tokens = 0
     events: list[tuple[float, int, Turn | None]] = [(turn.at, 1, turn) for turn in turns]
@@ -88,7 +92,7 @@ def run(
                 elif isinstance(event, Finished):
                     left -= 1
                     if key in picked:
-                        pool.ended(picked.pop(key), "closed")
+                        picked.pop(key).end("closed")
 
     while left:
         at = min([events[0][0] if events else float("inf"), *_due(fleet.values())])
@@ -102,19 +106,19 @@ def run(
                     pool.store.observed(address, readers[address].extract(page), at, 0.0, len(page))
                 heapq.heappush(events, (at + interval, 0, None))
                 continue
-            pick = None
+            ticket = None
             if profile == ROUND_ROBIN:
                 address = next(rotation)
             else:
-                answer = pool.pick("r", parse(_body(turn), CHAT), None)
-                assert isinstance(answer, Pick)
-                pick, address = answer, answer.endpoint
+                ticket = pool.submit(Request("r", CHAT, _body(turn)), lambda _, __: None)
+                assert ticket.pick is not None
+                address = ticket.pick.endpoint
             tokens = chat_tokens([(message.role, message.content) for message in turn.messages])
             hashes = block_hashes(tokens, settings.block_size)
             number = fleet[address].submit(at, Order(len(tokens), answer_tokens, hashes, stream=True))
             began[address, number] = at
-            if pick is not None:
-                picked[address, number] = pick
+            if ticket is not None:
+                picked[address, number] = ticket
     served = [sum(1 for where, _ in began if where == address) for address in addresses]
     return Outcome(
         ttft,

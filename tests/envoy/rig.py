@@ -15,6 +15,10 @@ from agent.envoy import process
 from agent.envoy.render import FailureMode, Listener, Pool, Settings, Way, bootstrap
 from agent.events import Event
 from agent.pick.request import NoPick, Pick, Prompt
+from agent.requests.body import parse
+from agent.requests.pipeline import OnDecision
+from agent.requests.rejections import Rejection
+from agent.requests.ticket import Request, Ticket
 from agent.serve.ext_proc.server import ExtProcServer
 
 WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
@@ -44,33 +48,39 @@ class ToldPool:
         self.is_ready = True
         self.reports = False
         self.heard: list[tuple[str, str, str]] = []  # endpoint, report, served
-        self._open: set[int] = set()
-        self._kept: list[Pick] = []  # so that no two picks have one identity
+        self._open: set[Ticket] = set()
 
     @property
     def in_flight(self) -> int:
         return len(self._open)
 
-    def pick(self, request_id: str, prompt: Prompt, subset: frozenset[str] | None) -> Pick | NoPick:
-        self.asked.append((request_id, prompt, subset))
-        chosen = self.choose(prompt, subset)
+    def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
+        ticket = Ticket(self, request, on_decision, 0.0)
+        prompt = parse(request.body, request.path, request.encoding) if request.body is not None else Prompt("", b"")
+        ticket.model = prompt.model
+        self.asked.append((request.request_id, prompt, request.subset))
+        chosen = self.choose(prompt, request.subset)
         if isinstance(chosen, Exception):
             raise chosen
         if isinstance(chosen, NoPick):
-            return chosen
-        pick = Pick(request_id, chosen, self.fallbacks, 1, 0, 0, "tie", (chosen,), (0.0,), {}, 1)
+            ticket.decide(Rejection(chosen.reason, chosen.detail))
+            return ticket
         self.begun += 1
-        self._open.add(id(pick))
-        self._kept.append(pick)
-        return pick
+        self._open.add(ticket)
+        ticket.decide(Pick(request.request_id, chosen, self.fallbacks, 1, 0, 0, "tie", (chosen,), (0.0,), {}, 1))
+        return ticket
 
-    def reported(self, pick: Pick, report: str, served: str) -> None:
-        assert id(pick) in self._open
-        self.heard.append((pick.endpoint, report, served))
+    def cancelled(self, ticket: Ticket) -> None:
+        raise AssertionError("every ticket is decided at once")
 
-    def ended(self, pick: Pick, how: str) -> None:
-        if id(pick) in self._open:
-            self._open.remove(id(pick))
+    def reported(self, ticket: Ticket, report: str, served: str) -> None:
+        assert ticket in self._open
+        assert ticket.pick is not None
+        self.heard.append((ticket.pick.endpoint, report, served))
+
+    def ended(self, ticket: Ticket, how: str) -> None:
+        if ticket in self._open:
+            self._open.remove(ticket)
         else:
             self.wrongly_ended += 1
         self.ended_as.append(how)
@@ -141,7 +151,7 @@ async def a_rig(
     servers: int = 3,
     max_body: int = 16 << 20,
     failure_mode: FailureMode = FailureMode.CLOSE,
-    max_held: int = 1 << 30,
+    max_buffered: int = 1 << 30,
     processing_mode: Mapping[str, str] | None = None,
     filter_options: Mapping[str, Any] | None = None,
     envoy_buffer: int = 0,
@@ -165,7 +175,7 @@ async def a_rig(
             events.append,
             address="127.0.0.1:0",
             max_body=max_body,
-            max_held=max_held,
+            max_buffered=max_buffered,
         )
         port = await rig.picker.start()
         stack.push_async_callback(rig.picker.stop, 0.0)

@@ -166,7 +166,7 @@ async def test_after_10_000_requests_of_which_1_000_were_aborted_nothing_is_in_f
         assert pool.wrongly_ended == 0
         assert len(pool.ended_as) == pool.begun
         assert pool.ended_as.count("closed") == pool.begun
-        assert set(events) <= {Abandoned("pool")}
+        assert set(events) <= {Abandoned("pool", "body")}
         # The storm was one: whole requests were served, and the servers did drop theirs.
         assert pool.begun >= REQUESTS - LEAVING_CLIENTS
         assert servers.served >= REQUESTS - LEAVING_CLIENTS - DROPPED_BY_SERVERS

@@ -116,20 +116,20 @@ async def test_bodies_that_arrive_slowly_are_held_within_a_bound_and_a_refused_o
     tmp_path: Path,
 ) -> None:
     way = Way.FULL_DUPLEX
-    async with a_rig(tmp_path, max_held=100_000) as rig:
+    async with a_rig(tmp_path, max_buffered=100_000) as rig:
         _, writer = await raw(rig.port(way))
         writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: 90000\r\n\r\n".encode() + b" " * 80_000)
-        await eventually(lambda: rig.picker.held_bytes == 80_000)
+        await eventually(lambda: rig.picker.buffered_bytes == 80_000)
         async with rig.client.post(rig.url(way), json=chat("x" * 30_000)) as answer:
             assert (answer.status, (await error_of(answer))["code"]) == (429, "overloaded")
             assert answer.headers["retry-after"] == "1"
         async with rig.client.post(rig.url(way), json=chat()) as answer:
             assert answer.status == 200
         writer.close()
-        await eventually(lambda: rig.picker.held_bytes == 0)
+        await eventually(lambda: rig.picker.buffered_bytes == 0)
         async with rig.client.post(rig.url(way), json=chat("x" * 30_000)) as answer:
             assert answer.status == 200
-        assert Refused("pool", "", 429, "no_room") in rig.events
+        assert Refused("pool", "", 429, "body_budget") in rig.events
 
 
 @both

@@ -102,7 +102,7 @@ async def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(tmp_
         await eventually(lambda: rig.picker.open_streams == 1)
         writer.transport.abort()
         await eventually(lambda: rig.picker.open_streams == 0)
-        assert (rig.pool.asked, rig.events) == ([], [Abandoned("pool")])
+        assert (rig.pool.asked, rig.events) == ([], [Abandoned("pool", "body")])
         async with rig.client.post(rig.url(way), json=chat()) as answer:
             assert answer.status == 200
 

@@ -107,7 +107,7 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             "igw_server_restarts_total",
             {"pool": "pool", "reason": "new_start_time"},
         ),
-        (Abandoned("pool"), "igw_requests_abandoned_total", {"pool": "pool"}),
+        (Abandoned("pool", "body"), "igw_requests_abandoned_total", {"pool": "pool"}),
         (StreamBroken("pool", "protocol", "x"), "igw_stream_breaks_total", {"pool": "pool", "reason": "protocol"}),
         (Reloaded(ok=True, detail="x"), "igw_reloads_total", {"result": "ok"}),
         (Reloaded(ok=False, detail="x"), "igw_reloads_total", {"result": "failed"}),

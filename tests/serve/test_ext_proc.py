@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.events import Event
 from agent.events.requests import StreamBroken
-from agent.serve.ext_proc.actions import PIECE_BYTES
+from agent.serve.ext_proc.actions import CHUNK_BYTES
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.serve.grpc import listener as wire
 from agent.serve.http2.connection import Connection
@@ -139,7 +139,7 @@ async def test_a_full_duplex_conversation_gets_its_body_back_in_pieces(port: Por
         pieces.append(streamed.body)
         last = streamed.end_of_stream
     assert b"".join(pieces) == text
-    assert max(map(len, pieces)) <= PIECE_BYTES
+    assert max(map(len, pieces)) <= CHUNK_BYTES
 
 
 @pytest.mark.parametrize(

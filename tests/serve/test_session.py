@@ -12,26 +12,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines.report import ASKED_BY
-from agent.pick.request import NoPick, Pick
+from agent.pick.request import Pick
+from agent.requests.rejections import Rejection
+from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
-    PIECE_BYTES,
+    CHUNK_BYTES,
     Action,
-    Ask,
-    Broken,
     Continue,
-    Echo,
-    End,
     Mode,
     Phase,
-    Refuse,
+    ProtocolViolation,
+    RemoveHeader,
     Report,
+    Respond,
     Route,
-    Strip,
-    pieces,
+    Schedule,
+    SendBody,
+    chunks,
 )
-from agent.serve.ext_proc.body_budget import Room
+from agent.serve.ext_proc.body_budget import BodyBudget
 from agent.serve.ext_proc.headers import subset_of
-from agent.serve.ext_proc.session import HOLD_LIMIT, Session, Settings
+from agent.serve.ext_proc.session import HOLD_LIMIT, Session, SessionConfig
 
 HEADERS = {":path": "/v1/chat/completions", ":method": "POST", "x-request-id": "r1"}
 BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]})
@@ -42,21 +43,21 @@ def a_pick(endpoint: str = "10.0.0.1:8000", fallbacks: tuple[str, ...] = ()) -> 
     return Pick("r1", endpoint, fallbacks, 1, 0, 0, "tie", (endpoint,), (0.0,), {}, 1)
 
 
-def a_session(room: Room | None = None, **settings: Any) -> Session:
-    return Session(Settings(**settings), lambda: "made-up", room or Room(1 << 30))
+def a_session(budget: BodyBudget | None = None, **settings: Any) -> Session:
+    return Session(SessionConfig(**settings), lambda: "made-up", budget or BodyBudget(1 << 30))
 
 
-def asked(session: Session, mode: Mode, body: bytes = BODY) -> list[Action]:
+def scheduled(session: Session, mode: Mode, body: bytes = BODY) -> list[Action]:
     actions = list(session.request_headers(HEADERS, end_of_stream=False, mode=mode))
     return [*actions, *session.request_body(body, end_of_stream=True)]
 
 
-def refusal(actions: Any) -> tuple[Refuse, dict[str, Any]]:
-    (refused,) = [action for action in actions if isinstance(action, Refuse)]
-    error = orjson.loads(refused.body)["error"]
+def refusal(actions: Any) -> tuple[Respond, dict[str, Any]]:
+    (respond,) = [action for action in actions if isinstance(action, Respond)]
+    error = orjson.loads(respond.body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert ("content-type", "application/json") in refused.headers
-    return refused, error
+    assert ("content-type", "application/json") in respond.headers
+    return respond, error
 
 
 def test_a_buffered_body_is_asked_for_and_routed_with_the_answer_to_the_body() -> None:
@@ -64,30 +65,30 @@ def test_a_buffered_body_is_asked_for_and_routed_with_the_answer_to_the_body() -
     assert session.request_headers(HEADERS, end_of_stream=False, mode=Mode.BUFFERED) == (
         Continue(Phase.REQUEST_HEADERS),
     )
-    (ask,) = session.request_body(BODY, end_of_stream=True)
-    assert isinstance(ask, Ask)
-    assert (ask.request_id, ask.prompt.model, ask.subset) == ("r1", "m", None)
-    assert session.picked(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
+    (schedule,) = session.request_body(BODY, end_of_stream=True)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request == Request("r1", "/v1/chat/completions", BODY)
+    assert session.decided(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
 
 
 def test_in_full_duplex_the_headers_wait_for_the_body_and_the_body_comes_back() -> None:
     session = a_session()
     assert session.request_headers(HEADERS, end_of_stream=False, mode=Mode.FULL_DUPLEX) == ()
     assert session.request_body(BODY[:5], end_of_stream=False) == ()
-    (ask,) = session.request_body(BODY[5:], end_of_stream=True)
-    assert isinstance(ask, Ask)
+    (schedule,) = session.request_body(BODY[5:], end_of_stream=True)
+    assert isinstance(schedule, Schedule)
     route = Route(Phase.REQUEST_HEADERS, "10.0.0.1:8000", (), ())
-    assert session.picked(a_pick()) == (route, Echo(Phase.REQUEST_BODY, BODY, end_of_stream=True))
+    assert session.decided(a_pick()) == (route, SendBody(Phase.REQUEST_BODY, BODY, end_of_stream=True))
 
 
 def test_trailers_end_a_body_and_are_answered_after_it() -> None:
     session = a_session()
     session.request_headers(HEADERS, end_of_stream=False, mode=Mode.FULL_DUPLEX)
     assert session.request_body(BODY, end_of_stream=False) == ()
-    (ask,) = session.request_trailers()
-    assert isinstance(ask, Ask)
-    _, echo, trailers = session.picked(a_pick())
-    assert echo == Echo(Phase.REQUEST_BODY, BODY, end_of_stream=False)
+    (schedule,) = session.request_trailers()
+    assert isinstance(schedule, Schedule)
+    _, echo, trailers = session.decided(a_pick())
+    assert echo == SendBody(Phase.REQUEST_BODY, BODY, end_of_stream=False)
     assert trailers == Continue(Phase.REQUEST_TRAILERS)
 
 
@@ -95,7 +96,7 @@ def test_a_conversation_that_does_not_say_its_mode_is_full_duplex() -> None:
     session = a_session()
     assert session.request_headers(HEADERS, end_of_stream=False) == ()
     session.request_body(BODY, end_of_stream=True)
-    assert [type(action) for action in session.picked(a_pick())] == [Route, Echo]
+    assert [type(action) for action in session.decided(a_pick())] == [Route, SendBody]
 
 
 def test_a_held_stream_gets_the_pick_and_then_one_answer_per_chunk() -> None:
@@ -103,7 +104,7 @@ def test_a_held_stream_gets_the_pick_and_then_one_answer_per_chunk() -> None:
     session.request_headers(HEADERS, end_of_stream=False, mode=Mode.HOLD)
     session.request_body(BODY[:5], end_of_stream=False)
     session.request_body(BODY[5:], end_of_stream=True)
-    route, *answers = session.picked(a_pick())
+    route, *answers = session.decided(a_pick())
     assert isinstance(route, Route)
     assert route.phase is Phase.REQUEST_HEADERS
     assert answers == [Continue(Phase.REQUEST_BODY)] * 2
@@ -112,10 +113,10 @@ def test_a_held_stream_gets_the_pick_and_then_one_answer_per_chunk() -> None:
 def test_a_held_stream_is_picked_for_before_the_proxy_has_to_stop_reading() -> None:
     session = a_session()
     session.request_headers(HEADERS, end_of_stream=False, mode=Mode.HOLD)
-    (ask,) = session.request_body(b" " * (HOLD_LIMIT + 1), end_of_stream=False)
-    assert isinstance(ask, Ask)
-    assert ask.prompt.text == b""
-    assert len(session.picked(a_pick())) == 2
+    (schedule,) = session.request_body(b" " * (HOLD_LIMIT + 1), end_of_stream=False)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request.body is None
+    assert len(session.decided(a_pick())) == 2
     assert session.request_body(b"}", end_of_stream=True) == (Continue(Phase.REQUEST_BODY),)
 
 
@@ -127,18 +128,18 @@ def test_a_part_of_a_body_is_picked_for_without_the_prompt_and_never_taken_for_u
     assert session.request_headers(HEADERS, end_of_stream=False, mode=Mode.PARTIAL) == (
         Continue(Phase.REQUEST_HEADERS),
     )
-    (ask,) = session.request_body(body, end_of_stream=whole)
-    assert isinstance(ask, Ask)
-    assert bool(ask.prompt.text) is whole
-    assert session.picked(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
+    (schedule,) = session.request_body(body, end_of_stream=whole)
+    assert isinstance(schedule, Schedule)
+    assert (schedule.request.body is not None) is whole
+    assert session.decided(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
 
 
 @pytest.mark.parametrize("mode", [Mode.NONE, Mode.STREAMED])
 def test_where_the_body_comes_after_the_pick_the_headers_decide(mode: Mode) -> None:
     session = a_session()
-    (ask,) = session.request_headers(HEADERS, end_of_stream=False, mode=mode)
-    assert isinstance(ask, Ask)
-    (route,) = session.picked(a_pick())
+    (schedule,) = session.request_headers(HEADERS, end_of_stream=False, mode=mode)
+    assert isinstance(schedule, Schedule)
+    (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert route.phase is Phase.REQUEST_HEADERS
 
@@ -146,33 +147,26 @@ def test_where_the_body_comes_after_the_pick_the_headers_decide(mode: Mode) -> N
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_request_without_a_body_is_picked_for_at_its_headers(mode: Mode) -> None:
     session = a_session()
-    (ask,) = session.request_headers({":method": "GET", ":path": "/v1/models"}, end_of_stream=True, mode=mode)
-    assert isinstance(ask, Ask)
-    assert (ask.prompt.model, ask.prompt.text) == ("", b"")
-    (route,) = session.picked(a_pick())
+    (schedule,) = session.request_headers({":method": "GET", ":path": "/v1/models"}, end_of_stream=True, mode=mode)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request.body is None
+    (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert (route.phase, route.add) == (Phase.REQUEST_HEADERS, (("x-request-id", "made-up"),))
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_a_post_that_should_have_a_body_and_has_none_is_refused(mode: Mode) -> None:
-    refused, error = refusal(a_session().request_headers(HEADERS, end_of_stream=True, mode=mode))
-    assert (refused.status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_json")
-
-
-@pytest.mark.parametrize("mode", READING)
-def test_an_unreadable_body_is_refused_with_400(mode: Mode) -> None:
-    session = a_session()
-    refused, error = refusal(asked(session, mode, b"{"))
-    assert (refused.status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_json")
-    assert session.over
+def test_a_post_whose_headers_end_the_stream_is_scheduled_with_an_empty_body(mode: Mode) -> None:
+    (schedule,) = a_session().request_headers(HEADERS, end_of_stream=True, mode=mode)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request.body == b""
 
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_body_that_announces_to_be_too_long_is_refused_before_it_is_sent(mode: Mode) -> None:
     headers = {**HEADERS, "content-length": "101"}
-    refused, error = refusal(a_session(max_body=100).request_headers(headers, end_of_stream=False, mode=mode))
-    assert (refused.status, error["code"]) == (413, "request_too_large")
+    respond, error = refusal(a_session(max_body=100).request_headers(headers, end_of_stream=False, mode=mode))
+    assert (respond.status, error["code"]) == (413, "request_too_large")
     assert "100 bytes" in error["message"]
 
 
@@ -193,7 +187,7 @@ def test_a_body_of_exactly_the_limit_is_read(mode: Mode) -> None:
     session = a_session(max_body=len(BODY))
     headers = {**HEADERS, "content-length": str(len(BODY))}
     session.request_headers(headers, end_of_stream=False, mode=mode)
-    assert isinstance(session.request_body(BODY, end_of_stream=True)[0], Ask)
+    assert isinstance(session.request_body(BODY, end_of_stream=True)[0], Schedule)
 
 
 @pytest.mark.parametrize("length", ["", "-1", "many", "1" * 5000, "²"])
@@ -204,27 +198,27 @@ def test_a_content_length_that_is_no_number_changes_nothing(length: str) -> None
 
 def test_no_pick_is_a_503_that_says_when_to_come_back_and_why() -> None:
     session = a_session()
-    asked(session, Mode.BUFFERED)
-    refused, error = refusal(session.not_picked(NoPick("r1", "none_healthy", "2 of 2 are down")))
-    assert (refused.status, refused.reason, error["type"], error["code"]) == (
+    scheduled(session, Mode.BUFFERED)
+    respond, error = refusal(session.decided(Rejection("none_healthy", "2 of 2 are down")))
+    assert (respond.status, respond.reason, error["type"], error["code"]) == (
         503,
         "none_healthy",
         "server_error",
         "no_endpoint",
     )
     assert "2 of 2 are down" in error["message"]
-    assert ("retry-after", "1") in refused.headers
-    assert ("x-llm-d-request-dropped-reason", "rejected-no-endpoints") in refused.headers
-    assert ("x-request-id", "r1") in refused.headers
+    assert ("retry-after", "1") in respond.headers
+    assert ("x-llm-d-request-dropped-reason", "rejected-no-endpoints") in respond.headers
+    assert ("x-request-id", "r1") in respond.headers
 
 
 def test_a_subset_is_handed_to_the_picker_and_an_empty_one_is_a_503() -> None:
     subset = frozenset({"10.0.0.1:8000"})
-    (ask,) = a_session().request_headers({":method": "GET"}, end_of_stream=True, subset=subset)
-    assert isinstance(ask, Ask)
-    assert ask.subset == subset
-    refused, _ = refusal(a_session().request_headers({":method": "GET"}, end_of_stream=True, subset=frozenset()))
-    assert (refused.status, refused.reason) == (503, "subset_empty")
+    (schedule,) = a_session().request_headers({":method": "GET"}, end_of_stream=True, subset=subset)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request.subset == subset
+    respond, _ = refusal(a_session().request_headers({":method": "GET"}, end_of_stream=True, subset=frozenset()))
+    assert (respond.status, respond.reason) == (503, "subset_empty")
 
 
 @pytest.mark.parametrize(
@@ -251,8 +245,8 @@ def test_no_subset_hint_is_not_an_empty_one() -> None:
 def test_the_fallbacks_of_a_pick_are_listed_after_it_in_their_order() -> None:
     for fallbacks, destination in (((), "10.0.0.1:8000"), (("b:1", "a:1"), "10.0.0.1:8000,b:1,a:1")):
         session = a_session()
-        asked(session, Mode.BUFFERED)
-        (route,) = session.picked(a_pick(fallbacks=fallbacks))
+        scheduled(session, Mode.BUFFERED)
+        (route,) = session.decided(a_pick(fallbacks=fallbacks))
         assert isinstance(route, Route)
         assert route.destination == destination
 
@@ -260,61 +254,59 @@ def test_the_fallbacks_of_a_pick_are_listed_after_it_in_their_order() -> None:
 @pytest.mark.parametrize("mode", READING)
 @pytest.mark.parametrize("how", ["routed", "refused", "left", "failed", "not picked"])
 def test_however_a_conversation_goes_on_its_body_is_held_no_longer(mode: Mode, how: str) -> None:
-    room = Room(1000)
-    session = a_session(room)
+    budget = BodyBudget(1000)
+    session = a_session(budget)
     session.request_headers(HEADERS, end_of_stream=False, mode=mode)
     session.request_body(BODY if mode is Mode.BUFFERED else BODY[:9], end_of_stream=False)
-    assert room.held > 0
+    assert budget.used == (0 if mode is Mode.BUFFERED else 9)  # a whole body is released when it is scheduled
     if how == "left":
-        session.closed("closed")
+        session.closed()
     elif how == "failed":
         session.failed()
     elif how == "refused":
+        session.request_body(bytes(2000), end_of_stream=True)
         if mode is Mode.BUFFERED:
-            session.not_picked(NoPick("r1", "none_healthy", ""))
-        else:
-            session.request_body(b"}", end_of_stream=True)
+            session.decided(Rejection("none_healthy", ""))
     else:
         if mode is not Mode.BUFFERED:
             session.request_body(BODY[9:], end_of_stream=True)
         if how == "routed":
-            session.picked(a_pick())
-            assert room.held == (len(BODY) if mode is Mode.FULL_DUPLEX else 0)  # until all of it was sent back
-            session.sent()
+            session.decided(a_pick())
+            assert budget.used == (len(BODY) if mode is Mode.FULL_DUPLEX else 0)  # until all of it was sent back
+            session.body_sent()
         else:
-            session.not_picked(NoPick("r1", "none_healthy", ""))
-    assert room.held == 0
-    session.closed("closed")
-    assert room.held == 0
+            session.decided(Rejection("none_healthy", ""))
+    assert budget.used == 0
+    session.closed()
+    assert budget.used == 0
 
 
 def test_a_body_for_which_there_is_no_room_is_told_to_come_back_and_harms_no_other() -> None:
-    room = Room(len(BODY) + 5)
-    first, second = a_session(room), a_session(room)
+    budget = BodyBudget(len(BODY) + 5)
+    first, second = a_session(budget), a_session(budget)
     for session in (first, second):
         session.request_headers(HEADERS, end_of_stream=False, mode=Mode.FULL_DUPLEX)
     assert first.request_body(BODY[:-1], end_of_stream=False) == ()
-    refused, error = refusal(second.request_body(BODY, end_of_stream=True))
-    assert (refused.status, refused.reason, error["type"]) == (429, "no_room", "rate_limit_error")
-    assert ("retry-after", "1") in refused.headers
-    (ask,) = first.request_body(BODY[-1:], end_of_stream=True)
-    assert isinstance(ask, Ask)
+    respond, error = refusal(second.request_body(BODY, end_of_stream=True))
+    assert (respond.status, respond.reason, error["type"]) == (429, "body_budget", "rate_limit_error")
+    assert ("retry-after", "1") in respond.headers
+    (schedule,) = first.request_body(BODY[-1:], end_of_stream=True)
+    assert isinstance(schedule, Schedule)
 
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_connect_is_refused_because_what_follows_it_has_no_end(mode: Mode) -> None:
     headers = {":method": "CONNECT", "x-request-id": "r1"}
-    refused, error = refusal(a_session().request_headers(headers, end_of_stream=False, mode=mode))
-    assert (refused.status, refused.reason, error["code"]) == (405, "method", "method_not_allowed")
+    respond, error = refusal(a_session().request_headers(headers, end_of_stream=False, mode=mode))
+    assert (respond.status, respond.reason, error["code"]) == (405, "method", "method_not_allowed")
 
 
-def test_a_compressed_body_is_refused_with_the_way_to_send_it() -> None:
+def test_the_encoding_of_a_body_is_scheduled_with_it() -> None:
     session = a_session()
     session.request_headers({**HEADERS, "content-encoding": "gzip"}, end_of_stream=False, mode=Mode.BUFFERED)
-    refused, error = refusal(session.request_body(gzip.compress(BODY), end_of_stream=True))
-    assert refused.status == 400
-    assert "gzip" in error["message"]
-    assert "plain" in error["message"]
+    (schedule,) = session.request_body(gzip.compress(BODY), end_of_stream=True)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request.encoding == "gzip"
 
 
 def test_headers_that_steer_the_gateway_do_not_reach_the_model_server() -> None:
@@ -326,7 +318,7 @@ def test_headers_that_steer_the_gateway_do_not_reach_the_model_server() -> None:
     }
     session = a_session()
     session.request_headers(headers, end_of_stream=True)
-    (route,) = session.picked(a_pick())
+    (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert set(route.remove) == {"x-gateway-inference-objective", "x-prefiller-host-port"}
 
@@ -337,41 +329,40 @@ def test_messages_without_request_headers_say_which_setting_is_wrong() -> None:
         (body, body.request_body(b"", end_of_stream=True)),
         (trailers, trailers.request_trailers()),
     ]:
-        broken, refused = actions
-        assert isinstance(broken, Broken)
+        broken, respond = actions
+        assert isinstance(broken, ProtocolViolation)
         assert "request_header_mode" in broken.detail
-        assert isinstance(refused, Refuse)
-        assert refused.status == 500
+        assert isinstance(respond, Respond)
+        assert respond.status == 500
         assert session.over
 
 
 def test_an_end_said_twice_is_no_disorder_but_bytes_after_the_end_are_counted_once() -> None:
     session = a_session()
-    asked(session, Mode.FULL_DUPLEX)
-    session.picked(a_pick())
+    scheduled(session, Mode.FULL_DUPLEX)
+    session.decided(a_pick())
     assert session.request_body(b"", end_of_stream=True) == ()
     (broken,) = session.request_body(b"more", end_of_stream=True)
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, ProtocolViolation)
     assert session.request_body(b"more", end_of_stream=True) == ()
 
 
-def test_a_pick_that_comes_after_the_close_is_given_back_at_once() -> None:
+def test_a_decision_after_the_end_of_the_stream_leads_to_nothing() -> None:
     session = a_session()
-    asked(session, Mode.BUFFERED)
-    assert session.closed("closed") == ()
-    assert session.picked(a_pick()) == (End(a_pick(), "closed"),)
-    assert session.closed("closed") == ()
+    scheduled(session, Mode.BUFFERED)
+    session.closed()
+    assert session.decided(a_pick()) == ()
 
 
 def test_the_response_is_let_through_and_sent_back_only_where_the_proxy_asks_for_it() -> None:
     for echo in (False, True):
         session = a_session()
         session.request_headers({":method": "GET"}, end_of_stream=True, response_echo=echo)
-        session.picked(a_pick())
+        session.decided(a_pick())
         assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
         body = session.response_body(b"data", end_of_stream=False)
         assert body == (
-            (Echo(Phase.RESPONSE_BODY, b"data", end_of_stream=False),) if echo else (Continue(Phase.RESPONSE_BODY),)
+            (SendBody(Phase.RESPONSE_BODY, b"data", end_of_stream=False),) if echo else (Continue(Phase.RESPONSE_BODY),)
         )
         assert session.response_trailers() == (Continue(Phase.RESPONSE_TRAILERS),)
 
@@ -382,18 +373,18 @@ def test_an_error_of_ours_is_told_unless_the_request_is_on_its_way() -> None:
     assert refusal(session.failed())[0].status == 500
     assert session.failed() == ()
     session = a_session()
-    asked(session, Mode.BUFFERED)
-    session.picked(a_pick())
+    scheduled(session, Mode.BUFFERED)
+    session.decided(a_pick())
     assert session.failed() == ()
 
 
-@given(size=st.integers(0, 4 * PIECE_BYTES))
-def test_pieces_make_up_the_body_and_only_the_last_is_the_last(size: int) -> None:
+@given(size=st.integers(0, 4 * CHUNK_BYTES))
+def test_chunks_make_up_the_body_and_only_the_last_is_the_last(size: int) -> None:
     body = bytes(size)
-    cut = list(pieces(body))
+    cut = list(chunks(body))
     assert b"".join(piece for piece, _ in cut) == body
     assert [last for _, last in cut] == [False] * (len(cut) - 1) + [True]
-    assert all(len(piece) <= PIECE_BYTES for piece, _ in cut)
+    assert all(len(piece) <= CHUNK_BYTES for piece, _ in cut)
 
 
 @given(
@@ -413,11 +404,11 @@ def test_however_a_body_is_cut_the_decision_and_the_bytes_sent_on_are_the_same(
     if trailers:
         actions += session.request_trailers()
     whole = a_session()
-    assert actions == asked(whole, mode)
-    answers = session.picked(a_pick())
-    assert answers[0] == whole.picked(a_pick())[0]
+    assert actions == scheduled(whole, mode)
+    answers = session.decided(a_pick())
+    assert answers[0] == whole.decided(a_pick())[0]
     if mode is Mode.FULL_DUPLEX:
-        (echo,) = [action for action in answers if isinstance(action, Echo)]
+        (echo,) = [action for action in answers if isinstance(action, SendBody)]
         assert (echo.body, echo.end_of_stream) == (BODY, not trailers)
     else:
         assert answers.count(Continue(Phase.REQUEST_BODY)) == len(chunks)
@@ -428,14 +419,14 @@ steps = st.one_of(
     st.tuples(st.just("request_body"), st.sampled_from([b"", b"x", BODY, bytes(300)]), st.booleans()),
     st.sampled_from([(name,) for name in ("request_trailers", "response_headers", "response_trailers", "failed")]),
     st.tuples(st.just("response_body"), st.just(b"x"), st.booleans()),
-    st.sampled_from([("picked",), ("not_picked",), ("closed",)]),
+    st.sampled_from([("picked",), ("rejected",), ("closed",)]),
 )
 
 
 @given(script=st.lists(steps, max_size=14))
-def test_no_order_of_events_raises_or_keeps_a_pick(script: list[tuple[Any, ...]]) -> None:
-    session = a_session(max_body=250)
-    begun: list[Pick] = []
+def test_no_order_of_events_raises_answers_twice_or_keeps_bytes(script: list[tuple[Any, ...]]) -> None:
+    budget = BodyBudget(1 << 30)
+    session = a_session(budget, max_body=250)
     done: list[Action] = []
     for name, *arguments in [*script, ("closed",)]:
         if name == "request_headers":
@@ -443,47 +434,45 @@ def test_no_order_of_events_raises_or_keeps_a_pick(script: list[tuple[Any, ...]]
         elif name in ("request_body", "response_body"):
             done += getattr(session, name)(arguments[0], end_of_stream=arguments[1])
         elif name == "picked":
-            begun.append(a_pick(f"10.0.0.{len(begun)}:80"))
-            done += session.picked(begun[-1])
-        elif name == "not_picked":
-            done += session.not_picked(NoPick("r1", "none_healthy", ""))
+            done += session.decided(a_pick())
+        elif name == "rejected":
+            done += session.decided(Rejection("none_healthy", ""))
         elif name == "closed":
-            done += session.closed("closed")
+            session.closed()
         else:
             done += getattr(session, name)()
-    ended = [action.pick for action in done if isinstance(action, End)]
-    assert sorted(ended) == sorted(begun)
-    answers = [action for action in done if isinstance(action, Refuse | Route)]
-    assert len(answers) <= 1
-    assert sum(isinstance(action, Broken) for action in done) <= 1
+    assert budget.used == 0
+    assert sum(isinstance(action, Schedule) for action in done) <= 1
+    assert sum(isinstance(action, Respond | Route) for action in done) <= 1
+    assert sum(isinstance(action, ProtocolViolation) for action in done) <= 1
 
 
 @pytest.mark.parametrize("mode", READING)
 def test_a_load_report_is_asked_for_where_the_pool_wants_it_and_is_kept_from_the_client(mode: Mode) -> None:
     session = a_session(reports=True)
-    asked(session, mode)
-    (route,) = [action for action in session.picked(a_pick()) if isinstance(action, Route)]
+    scheduled(session, mode)
+    (route,) = [action for action in session.decided(a_pick()) if isinstance(action, Route)]
     assert route.add == ((ASKED_BY, "TEXT"),)
     pick = session.response_headers("TEXT x=1", "10.0.0.1:8000")
-    assert pick == (Strip("endpoint-load-metrics"), Report(a_pick(), "TEXT x=1", "10.0.0.1:8000"))
+    assert pick == (RemoveHeader("endpoint-load-metrics"), Report("TEXT x=1", "10.0.0.1:8000"))
     assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
 
 
 def test_a_client_that_asks_for_a_load_report_itself_gets_it_as_it_asked() -> None:
     session = a_session(reports=True)
     session.request_headers({**HEADERS, ":method": "GET", ASKED_BY: "JSON"}, end_of_stream=True)
-    (route,) = session.picked(a_pick())
+    (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert (route.add, route.remove) == ((), ())
     assert session.response_headers("JSON {}", "") == (
         Continue(Phase.RESPONSE_HEADERS),
-        Report(a_pick(), "JSON {}", ""),
+        Report("JSON {}", ""),
     )
 
 
 def test_where_no_report_is_wanted_none_is_asked_for() -> None:
     session = a_session()
-    asked(session, Mode.BUFFERED)
-    (route,) = session.picked(a_pick())
+    scheduled(session, Mode.BUFFERED)
+    (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert route.add == ()

@@ -1,8 +1,8 @@
-"""What an ext_proc conversation may ask of the wire that carries it, in our own words.
+"""What the ext_proc session of one request asks its server to do.
 
-`agent.serve.ext_proc.session` returns these. A wire turns each into one message of its protocol (Route, Continue,
-Strip, Refuse, one or more for Echo), or into a call (Ask, Report, End, Broken). Mode and Phase are the protocol's own
-distinctions, named once for every wire.
+`agent.serve.ext_proc.session` returns these. The server sends Route, Continue, RemoveHeader and Respond as one message
+each and SendBody as one or more; Schedule, Report and ProtocolViolation become calls. `Mode` and `Phase` are the
+distinctions that Envoy's protocol makes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
-from agent.pick.request import Pick, Prompt
+from agent.requests.ticket import Request
 
-PIECE_BYTES: Final = 62_000  # Envoy takes gRPC messages of up to 64 KiB; the rest is room for what surrounds the body
+CHUNK_BYTES: Final = 62_000  # Envoy accepts gRPC messages of up to 64 KiB; the rest is for what surrounds the body
 
 
 class Mode(Enum):
-    """How Envoy hands over the request's body."""
+    """How Envoy sends the request body."""
 
     NONE = "none"
     STREAMED = "streamed"
@@ -28,7 +28,7 @@ class Mode(Enum):
 
 
 class Phase(Enum):
-    """Which of Envoy's messages an action answers; the values are the names of the answers in its protocol."""
+    """The message of Envoy that an action answers; the values are the field names of the answers."""
 
     REQUEST_HEADERS = "request_headers"
     REQUEST_BODY = "request_body"
@@ -38,12 +38,10 @@ class Phase(Enum):
     RESPONSE_TRAILERS = "response_trailers"
 
 
-class Ask(NamedTuple):
-    """Ask the picker; answer with `picked` or `not_picked`."""
+class Schedule(NamedTuple):
+    """Submit the request to the pool's pipeline; answer with `decided`."""
 
-    request_id: str
-    prompt: Prompt
-    subset: frozenset[str] | None
+    request: Request
 
 
 class Route(NamedTuple):
@@ -56,35 +54,34 @@ class Route(NamedTuple):
 
 
 class Continue(NamedTuple):
-    """Answer `phase`: go on, nothing to change."""
+    """Answer `phase` without a change."""
 
     phase: Phase
 
 
-class Strip(NamedTuple):
-    """Answer the response's headers: go on, without the header of this name."""
+class RemoveHeader(NamedTuple):
+    """Answer the response headers: remove the header of this name."""
 
     header: str
 
 
 class Report(NamedTuple):
-    """A load report came with the answer to what was picked, from `served` (`ip:port`; empty: nobody told whom)."""
+    """A load report arrived with the response of `served` (`ip:port`; empty: the proxy did not name it)."""
 
-    pick: Pick
     report: str
     served: str
 
 
-class Echo(NamedTuple):
-    """Send this body on, in `pieces`; `end_of_stream` goes with the last."""
+class SendBody(NamedTuple):
+    """Send this body on, in `chunks`; `end_of_stream` goes with the last."""
 
     phase: Phase
     body: bytes
     end_of_stream: bool
 
 
-class Refuse(NamedTuple):
-    """Answer the client ourselves, with JSON; `reason` is one word for a count."""
+class Respond(NamedTuple):
+    """Answer the client in place of a model server. `reason` is a row of `agent.requests.rejections.REJECTIONS`."""
 
     status: int
     reason: str
@@ -92,26 +89,19 @@ class Refuse(NamedTuple):
     body: bytes
 
 
-class End(NamedTuple):
-    """A pick is over: `closed` by the peer, or `lost` when we let go of it."""
-
-    pick: Pick
-    how: str
-
-
-class Broken(NamedTuple):
-    """The peer broke the order of the protocol: to be counted, once per conversation."""
+class ProtocolViolation(NamedTuple):
+    """Envoy broke the order of the protocol; reported once per session."""
 
     reason: str
     detail: str
 
 
-Action = Ask | Route | Continue | Strip | Report | Echo | Refuse | End | Broken
+Action = Schedule | Route | Continue | RemoveHeader | Report | SendBody | Respond | ProtocolViolation
 Actions = tuple[Action, ...]
 
 
-def pieces(body: bytes) -> Iterator[tuple[bytes, bool]]:
-    """The body cut for Envoy, each piece with whether it is the last; an empty body is one empty piece."""
-    last = max(0, len(body) - 1) // PIECE_BYTES
+def chunks(body: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The body in chunks of at most CHUNK_BYTES, each with whether it is the last; an empty body is one empty chunk."""
+    last = max(0, len(body) - 1) // CHUNK_BYTES
     for number in range(last + 1):
-        yield body[number * PIECE_BYTES : (number + 1) * PIECE_BYTES], number == last
+        yield body[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES], number == last

@@ -1,29 +1,28 @@
-"""The memory that the request bodies of one picker port share.
+"""The limit of request bodies that one picker port buffers.
 
-In full duplex Envoy hands us a body in chunks and forgets them: until its end is here we hold it, however slowly it
-comes, and then until Envoy has taken it back. Many slow uploads at a time would be held without bound. A body that
-Envoy buffers comes in one message and is let go of in the same step.
+In full duplex Envoy sends a body in chunks and keeps none: the agent buffers it until its end has arrived, and then
+until Envoy has taken it back. Without a limit many slow uploads would exhaust the memory.
 """
 
 from __future__ import annotations
 
 
-class Room:
-    """At most `most_bytes` held at a time; `held` says how many are now."""
+class BodyBudget:
+    """At most `max_bytes` are buffered at a time; `used` is the number that are now."""
 
-    __slots__ = ("held", "most_bytes")
+    __slots__ = ("max_bytes", "used")
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self.held = 0
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used = 0
 
-    def take(self, size: int) -> bool:
-        """True, and so many more bytes are held; False, and nothing has changed, where they would be too many."""
-        if self.held + size > self.most_bytes:
+    def acquire(self, size: int) -> bool:
+        """True, and `size` more bytes are in use; False, and nothing has changed, where they would exceed the limit."""
+        if self.used + size > self.max_bytes:
             return False
-        self.held += size
+        self.used += size
         return True
 
-    def give(self, size: int) -> None:
-        """So many bytes less are held."""
-        self.held -= size
+    def release(self, size: int) -> None:
+        """`size` bytes are no longer in use."""
+        self.used -= size

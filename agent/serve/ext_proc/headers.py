@@ -30,7 +30,6 @@ def _address(text: str) -> str:
 
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
-DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 REQUEST_ID: Final = "x-request-id"
 
 # Headers by which a client steers the gateway or its sidecars. They are for us alone: a model server that trusted

@@ -1,7 +1,7 @@
-"""Envoy's ext_proc messages <-> the calls and actions of a session: protobuf stays in this module.
+"""Envoy's ext_proc messages <-> the calls and actions of a session: the only module that knows the protobuf types.
 
-An answer that sends a request to an endpoint is the same for every request unless headers are set or removed, so it is
-serialised once per endpoint and kept.
+The answer that routes a request is the same for every request to an endpoint unless headers are set or removed, so it
+is serialised once per endpoint and kept.
 """
 
 from __future__ import annotations
@@ -9,30 +9,27 @@ from __future__ import annotations
 from typing import Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from google.protobuf.message import DecodeError
 
 from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
-from agent.serve.ext_proc.actions import Actions, Mode, Phase, Refuse, Route
+from agent.serve.ext_proc.actions import Actions, Mode, Phase, Respond, Route
 from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
 from agent.serve.ext_proc.session import Session
 
-__all__ = ["CONTINUE", "STRIP_REPORT", "Answers", "DecodeError", "hear", "immediate", "streamed"]
-
-_ROUTES_KEPT: Final = 4096  # past it all are forgotten and made anew
+_MAX_ROUTES: Final = 4096  # past it the cache is emptied
 
 # ProcessingMode.BodySendMode.
 _MODES: Final = {0: Mode.NONE, 1: Mode.STREAMED, 2: Mode.BUFFERED, 3: Mode.PARTIAL, 4: Mode.FULL_DUPLEX}
 _FULL_DUPLEX: Final = 4
-_OVERWRITE: Final = 2  # HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD: what a client sent does not survive
+_OVERWRITE: Final = 2  # HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD: replaces what the client sent
 _SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 _PICK_NAMESPACE: Final = "envoy.lb"
 _ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
-SERVED: Final = "upstream.address"  # the attribute that names who answered
-_ASKING: Final = ((ASKED_BY, ASKED_FOR),)
+SERVED: Final = "upstream.address"  # the attribute that names the endpoint that answered
+_REQUEST_REPORT: Final = ((ASKED_BY, ASKED_FOR),)
 
 
-def hear(session: Session, data: bytes) -> Actions:
-    """Hand one serialised message of Envoy's to the session; what the session answers. Raises DecodeError."""
+def dispatch(session: Session, data: bytes) -> Actions:
+    """Pass one serialised message of Envoy to the session; the actions that follow. Raises DecodeError (protobuf)."""
     message = pb.ProcessingRequest.FromString(data)
     match message.WhichOneof("request"):
         case "request_headers":
@@ -58,11 +55,11 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
     }
     mode, response_echo = None, False
     if message.HasField("protocol_config"):
-        told = message.protocol_config
-        mode = _MODES.get(told.request_body_mode)
-        if mode is Mode.STREAMED and told.send_body_without_waiting_for_header_response:
+        protocol = message.protocol_config
+        mode = _MODES.get(protocol.request_body_mode)
+        if mode is Mode.STREAMED and protocol.send_body_without_waiting_for_header_response:
             mode = Mode.HOLD
-        response_echo = told.response_body_mode == _FULL_DUPLEX
+        response_echo = protocol.response_body_mode == _FULL_DUPLEX
     return session.request_headers(
         headers,
         end_of_stream=message.request_headers.end_of_stream,
@@ -97,30 +94,30 @@ def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
     return subset_of(value.string_value)
 
 
-class Answers:
-    """The serialised answers that send a request to an endpoint."""
+class RouteCache:
+    """The serialised answers that route a request to an endpoint."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Phase, str, bool], bytes] = {}
+        self._serialised: dict[tuple[Phase, str, bool], bytes] = {}
 
     def route(self, route: Route) -> bytes:
-        """The destination as header and as metadata, the same value in both."""
-        asking = route.add == _ASKING
-        if (route.add and not asking) or route.remove:
+        """The destination as a header and as metadata, the same value in both."""
+        report = route.add == _REQUEST_REPORT
+        if (route.add and not report) or route.remove:
             return _route(route)
-        key = (route.phase, route.destination, asking)
-        made = self._made.get(key)
-        if made is None:
-            if len(self._made) >= _ROUTES_KEPT:
-                self._made.clear()
-            made = self._made[key] = _route(route)
-        return made
+        key = (route.phase, route.destination, report)
+        known = self._serialised.get(key)
+        if known is None:
+            if len(self._serialised) >= _MAX_ROUTES:
+                self._serialised.clear()
+            known = self._serialised[key] = _route(route)
+        return known
 
 
 def _route(route: Route) -> bytes:
     response = pb.ProcessingResponse()
     common = getattr(response, route.phase.value).response
-    # A gateway's routes may match on what a picker sets, and expect the route to be looked up again.
+    # A route of the gateway may match on a header that the picker sets.
     common.clear_route_cache = True
     _set_headers(common.header_mutation, ((DESTINATION, route.destination), *route.add))
     common.header_mutation.remove_headers.extend(route.remove)
@@ -128,35 +125,35 @@ def _route(route: Route) -> bytes:
     return _serialised(response)
 
 
-def _plain(phase: Phase) -> bytes:
+def _continue(phase: Phase) -> bytes:
     response = pb.ProcessingResponse()
     getattr(response, phase.value).SetInParent()
     return _serialised(response)
 
 
-def _stripped(header: str) -> bytes:
+def _remove(header: str) -> bytes:
     response = pb.ProcessingResponse()
     response.response_headers.response.header_mutation.remove_headers.append(header)
     return _serialised(response)
 
 
 def streamed(phase: Phase, body: bytes, *, end_of_stream: bool) -> bytes:
-    """One piece of a body that is sent back in full duplex."""
+    """One chunk of a body that is sent back in full duplex."""
     response = pb.ProcessingResponse()
-    piece = getattr(response, phase.value).response.body_mutation.streamed_response
-    piece.body = body
-    piece.end_of_stream = end_of_stream
+    chunk = getattr(response, phase.value).response.body_mutation.streamed_response
+    chunk.body = body
+    chunk.end_of_stream = end_of_stream
     return _serialised(response)
 
 
-def immediate(refuse: Refuse) -> bytes:
-    """An answer of ours to the client; its details stand in Envoy's access log as %RESPONSE_CODE_DETAILS%."""
+def immediate(respond: Respond) -> bytes:
+    """The agent's own answer to the client; `details` appears in Envoy's access log as %RESPONSE_CODE_DETAILS%."""
     response = pb.ProcessingResponse()
     answer = response.immediate_response
-    answer.status.code = refuse.status
-    answer.body = refuse.body
-    answer.details = f"endpoint_picker_{refuse.reason}"
-    _set_headers(answer.headers, refuse.headers)
+    answer.status.code = respond.status
+    answer.body = respond.body
+    answer.details = f"endpoint_picker_{respond.reason}"
+    _set_headers(answer.headers, respond.headers)
     return _serialised(response)
 
 
@@ -164,7 +161,7 @@ def _set_headers(mutation: pb.HeaderMutation, headers: tuple[tuple[str, str], ..
     for name, value in headers:
         option = mutation.set_headers.add(append_action=_OVERWRITE)
         option.header.key = name
-        # As headers are read: a client's request id may hold bytes that are not ASCII, and comes out as it came in.
+        # As headers are decoded: a request id of a client may hold bytes that are not ASCII.
         option.header.raw_value = value.encode("latin-1", "replace")
 
 
@@ -173,6 +170,5 @@ def _serialised(response: pb.ProcessingResponse) -> bytes:
     return data
 
 
-# Made here, once all that makes them is defined.
-CONTINUE: Final = {phase: _plain(phase) for phase in Phase}
-STRIP_REPORT: Final = _stripped(HEADER)
+CONTINUE: Final = {phase: _continue(phase) for phase in Phase}
+REMOVE_REPORT: Final = _remove(HEADER)

@@ -15,6 +15,7 @@ from agent.clock import SystemClock
 from agent.engines.mapping import REFUSALS
 from agent.envoy.render import Listener, Pool, Settings, bootstrap
 from agent.instruments import Instruments
+from agent.requests.rejections import REJECTIONS
 from agent.scrape.reasons import REASONS
 from agent.state.health import HEALTH_REASONS, judge
 from exporters.catalog import CATALOG
@@ -45,12 +46,15 @@ def calls(path: str, *names: str) -> Iterator[list[object]]:
 
 def refusals() -> set[tuple[str, str]]:
     """Reason and status of everything that the agent answers itself."""
-    session, body, picker = "agent/serve/ext_proc/session.py", "agent/requests/body.py", "agent/pick/picker.py"
-    found = {(arguments[1], arguments[0]) for arguments in calls(session, "_refuse")}
-    found |= {(arguments[0], 503) for arguments in calls(session, "_unavailable")}
-    found |= {(arguments[3], arguments[0]) for arguments in calls(body, "BodyRefused")}
-    found |= {(arguments[1], 503) for arguments in calls(picker, "NoPick")}
-    return {(str(reason), str(status)) for reason, status in found if reason}
+    return {(reason, str(row.status)) for reason, row in REJECTIONS.items()}
+
+
+def rejected() -> set[str]:
+    """The reasons with which the code rejects requests."""
+    found = {arguments[0] for arguments in calls("agent/serve/ext_proc/session.py", "Rejection")}
+    found |= {arguments[0] for arguments in calls("agent/requests/body.py", "BodyRefused")}
+    found |= {arguments[1] for arguments in calls("agent/pick/picker.py", "NoPick")}
+    return {str(reason) for reason in found}
 
 
 def codes(data: object) -> Iterator[str]:
@@ -86,6 +90,10 @@ def test_every_refusal_is_documented_with_its_status() -> None:
     assert {(row[0], row[1]) for row in documented("A request is refused", "reason")} == refusals()
 
 
+def test_the_table_of_rejections_holds_every_reason_and_no_other() -> None:
+    assert rejected() == set(REJECTIONS)
+
+
 def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
     settings = Settings((Pool("pool", ("127.0.0.1:1",), "127.0.0.1:2"),), (Listener("in", "127.0.0.1:0", "pool"),))
     rendered = json.loads(json.dumps(bootstrap(settings)))
@@ -93,8 +101,8 @@ def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
 
 
 def test_every_break_of_a_stream_is_documented() -> None:
-    broken = {arguments[0] for arguments in calls("agent/serve/ext_proc/session.py", "Broken")}
-    broken |= {arguments[2] for arguments in calls("agent/serve/ext_proc/server.py", "_fail")}
+    broken = {arguments[0] for arguments in calls("agent/serve/ext_proc/session.py", "ProtocolViolation")}
+    broken |= {arguments[0] for arguments in calls("agent/serve/ext_proc/server.py", "_fail")}
     broken |= {arguments[1] for arguments in calls("agent/serve/ext_proc/server.py", "StreamBroken") if arguments[1]}
     assert set(first("Envoy and the agent do not understand each other")) == broken
 

@@ -1,91 +1,122 @@
-"""The accelerators of all pools at work: which exporters there are, one scrape for each, and who is told.
+"""The sources of accelerator readings as one component: which there are, one scrape for each, and its endpoints.
 
-However many endpoints and pools hang on an exporter, it is asked once: at the shortest interval that any of them wants.
+An exporter is scraped once however many endpoints and pools use it, at the shortest interval that any of them sets.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from agent.accelerators import EXPORTERS, PROBES, exporter
+from agent.accelerators.combine import Accelerators as Readings
 from agent.accelerators.device import Devices
 from agent.accelerators.gke import Gke
 from agent.accelerators.join import By, Place
 from agent.accelerators.mapping import DeviceReader
 from agent.accelerators.nvml import Nvml
-from agent.app.probes import Asked, Probes
+from agent.app.device_probes import Asked, Probes
+from agent.app.pool import Pool
 from agent.clock import Clock
 from agent.config import Accelerators, Config, Endpoint
 from agent.config.accelerators import NODE, expand
 from agent.config.values import split_address
 from agent.events import Hook
-from agent.scrape.loop import ScrapeLoop, Target
-from agent.state.devices import Deliver, DeviceState, ExporterKey, ExporterView, PoolDevices, Want
+from agent.scrape.loop import ScrapeLoop
+from agent.scrape.target import Target
+from agent.state.devices import DeviceState, ExporterKey, ExporterView, PoolDevices, Want
 
 
 class _Group:
-    """The exporters of one kind, which differ in their address alone: what the scrape loop tells of their pages."""
+    """The exporters of one kind, which differ in their address alone: the sink of their pages."""
 
     def __init__(self, state: DeviceState, any_key: ExporterKey) -> None:
         self._state = state
         self._any_key = any_key
 
     def observed(self, address: str, extraction: Devices, at: float, took: float, size: int) -> bool:
-        """A page was read; whose it is, is all the same."""
+        """A page was read. An exporter that was replaced needs no reset."""
         self._state.observed(self._any_key._replace(address=address), extraction, at, took, size)
         return False
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
-        """No page came."""
+        """A scrape failed."""
         self._state.failed(self._any_key._replace(address=address), reason, detail, at, took)
 
     def reader(self, target: Target) -> DeviceReader:
-        """What reads the pages of one of them."""
+        """The reader of one exporter's pages."""
         return DeviceReader(exporter(self._any_key.source), self._any_key.prefix)
 
 
-class DevicesAtWork:
-    """Asks exporters and hands what they say to the pools, by `deliver`."""
+class AcceleratorScraping:
+    """Scrapes exporters, calls device sources, and hands their readings to the pools. `pools` returns those by name."""
 
-    def __init__(self, loop: ScrapeLoop, clock: Clock, hook: Hook, deliver: Deliver) -> None:
+    name = "accelerators"
+
+    def __init__(
+        self, config: Config, loop: ScrapeLoop, clock: Clock, hook: Hook, pools: Callable[[], Mapping[str, Pool]]
+    ) -> None:
+        self._config = config
         self._loop = loop
         self._clock = clock
-        self._state = DeviceState(deliver, hook)
+        self._pools = pools
+        self._state = DeviceState(self._deliver, hook)
         self._probes = Probes(self._state, clock)
         self._groups: set[ExporterKey] = set()
-        self._asked: dict[ExporterKey, list[Accelerators]] = {}
+        self._sources: dict[ExporterKey, list[Accelerators]] = {}
 
-    def set_pools(self, config: Config, endpoints: Mapping[str, Mapping[str, Endpoint]]) -> None:
-        """The pools from now on, with their endpoints (pool -> address -> endpoint)."""
+    async def start(self) -> None:
+        """Begin with the endpoints that are known; `refresh` brings the others."""
+        self.refresh()
+
+    async def apply(self, config: Config) -> None:
+        """Other sources; pools that change their endpoints with it call `refresh` again."""
+        self._config = config
+        self.refresh()
+
+    def readiness(self) -> list[str]:
+        """Always ready: without readings of accelerators the agent picks by those of the servers."""
+        return []
+
+    async def stop(self, grace: float) -> None:
+        """Call no device source any more; the scrape loop is a component of its own."""
+        await self._probes.stop()
+
+    def refresh(self) -> None:
+        """Join sources and endpoints again: the endpoints of a pool have changed."""
+        config, known = self._config, self._pools()
         pools: list[PoolDevices] = []
-        asked: dict[ExporterKey, list[Accelerators]] = {}
+        wanted: dict[ExporterKey, list[Accelerators]] = {}
         for pool in config.pools:
-            places = tuple(place_of(endpoint) for endpoint in endpoints[pool.name].values())
+            if pool.name not in known:
+                continue
+            places = tuple(place_of(endpoint) for endpoint in known[pool.name].endpoints.values())
             wants: list[Want] = []
             for entry in pool.accelerators:
                 for want in wants_of(entry, places):
                     wants.append(want)
-                    asked.setdefault(want.key, []).append(entry)
+                    wanted.setdefault(want.key, []).append(entry)
             pools.append(PoolDevices(pool.name, places, tuple(wants)))
         self._state.set_pools(pools, self._clock.now())
-        self._ask({key: each for key, each in asked.items() if key.source in EXPORTERS}, config.scrape.max_page_bytes)
-        probes = {key: each for key, each in asked.items() if key.source in PROBES}
-        if probes != self._asked:
-            self._asked = probes
-            self._probes.set_probes({key: _probe(key, entries) for key, entries in probes.items()})
-
-    async def stop(self) -> None:
-        """Ask no library any more; the scrape loop is stopped by who owns it."""
-        await self._probes.stop()
+        exporters = {key: each for key, each in wanted.items() if key.source in EXPORTERS}
+        self._scrape(exporters, config.scrape.max_page_bytes)
+        sources = {key: each for key, each in wanted.items() if key.source in PROBES}
+        if sources != self._sources:
+            self._sources = sources
+            self._probes.set_probes({key: _probe(key, entries) for key, entries in sources.items()})
 
     def exporters(self) -> list[ExporterView]:
-        """Every exporter and what it said last."""
+        """Every exporter and its last readings."""
         return self._state.exporters()
 
-    def _ask(self, asked: Mapping[ExporterKey, list[Accelerators]], max_page_bytes: int) -> None:
+    def _deliver(self, pool: str, address: str, accelerators: tuple[Readings, ...], now: float) -> None:
+        pools = self._pools()
+        if pool in pools:
+            pools[pool].store.run_on(address, accelerators, now)
+
+    def _scrape(self, wanted: Mapping[ExporterKey, list[Accelerators]], max_page_bytes: int) -> None:
         groups: dict[ExporterKey, list[Target]] = {key: [] for key in self._groups}
-        for key, entries in asked.items():
+        for key, entries in wanted.items():
             target = Target(
                 key.address,
                 "",

@@ -52,7 +52,7 @@ class _Used(NamedTuple):
     cores: float
 
 
-class BudgetAtWork:
+class ScrapeBudget:
     """Paces the model servers of a scrape loop. `snapshots` gives those of all pools at a time."""
 
     def __init__(

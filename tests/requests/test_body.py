@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agent.pick.request import Prompt
 from agent.requests.body import MOST_PARTS, BodyRefused, parse
+from agent.requests.rejections import REJECTIONS
 
 CHAT = "/v1/chat/completions"
 PATHS = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
@@ -66,7 +67,7 @@ def test_any_bytes_are_read_or_refused_with_400_and_nothing_else(body: bytes, pa
         outcome = parse(body, path)
     except BodyRefused as refused:
         outcome = refused
-    assert isinstance(outcome, Prompt) or (outcome.status == 400 and outcome.message)
+    assert isinstance(outcome, Prompt) or (REJECTIONS[outcome.reason].status == 400 and outcome.message)
 
 
 @given(document=documents, path=paths)
@@ -145,7 +146,7 @@ def test_what_cannot_be_routed_is_refused_with_what_is_wrong(
     path: str, body: bytes, param: str | None, code: str, word: str
 ) -> None:
     refused = refusal(body, path)
-    assert (refused.status, refused.param, refused.code) == (400, param, code)
+    assert (refused.param, refused.reason, REJECTIONS[refused.reason].code) == (param, code, code)
     assert word in refused.message
 
 

@@ -1,0 +1,40 @@
+"""The admin port as a component."""
+
+from __future__ import annotations
+
+from agent.app.component import CannotStart
+from agent.app.listen import check_address
+from agent.config import Config
+from agent.config.values import join_address, split_address
+from agent.serve.admin.server import AdminServer, CannotListen
+
+
+class AdminPort:
+    """Runs an AdminServer; `address` is where it listens, once it is started."""
+
+    name = "admin"
+
+    def __init__(self, config: Config, server: AdminServer) -> None:
+        self.address = ""
+        self._configured = config.admin.address
+        self._server = server
+
+    async def start(self) -> None:
+        """Listen."""
+        check_address(self._configured, "admin address", "--admin-address or admin.address")
+        try:
+            port = await self._server.start()
+        except CannotListen as error:  # another program took the address since it was checked
+            raise CannotStart(str(error)) from error
+        self.address = join_address(split_address(self._configured)[0], port)
+
+    async def apply(self, config: Config) -> None:
+        """Nothing: every option of the port needs a restart."""
+
+    def readiness(self) -> list[str]:
+        """Always ready."""
+        return []
+
+    async def stop(self, grace: float) -> None:
+        """Disconnect the watchers, finish the responses under way, close."""
+        await self._server.stop()

@@ -1,0 +1,50 @@
+"""What discovery yields: sets of endpoints, in a stream that never ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple, Protocol
+
+from agent.config import Endpoint
+
+
+class Unresolved(NamedTuple):
+    """A configured endpoint that has no address at present: what it runs, and why it has none."""
+
+    engine: str
+    reason: str
+
+
+class EndpointSet(NamedTuple):
+    """All endpoints of a pool at one instant.
+
+    `endpoints` by address, each with what is known of it beside its address; `unresolved` by the configured name;
+    `names`: the host name of each address that was resolved from one.
+    """
+
+    endpoints: Mapping[str, Endpoint]
+    unresolved: Mapping[str, Unresolved]
+    names: Mapping[str, str]
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """Address, or unresolved name -> engine."""
+        return {
+            **{address: endpoint.engine for address, endpoint in self.endpoints.items()},
+            **{name: each.engine for name, each in self.unresolved.items()},
+        }
+
+
+class Discovery(Protocol):
+    """A source of endpoints."""
+
+    def watch(self) -> AsyncIterator[EndpointSet]:
+        """The endpoints now, and again whenever they change or a name is still unresolved; it never ends.
+
+        A second call begins a stream of its own.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Look for changes now: an endpoint has gone down, and another may have taken its place."""
+        ...

@@ -1,0 +1,80 @@
+"""The last stage: an endpoint is picked, and the request counts as in flight there until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.events import Hook
+from agent.events.requests import Ended, Picked
+from agent.pick.picker import pick
+from agent.pick.profile import Profile
+from agent.pick.request import NoPick, Pick
+from agent.prefix.index import PrefixIndex
+from agent.requests.pipeline import Result
+from agent.requests.rejections import Rejection
+from agent.requests.ticket import Ticket
+from agent.state.store import RoutingStore
+
+
+class PickStage:
+    """Picks by `profile`, which may be replaced at any time and holds for the next pick.
+
+    `now` measures what the decision takes; `remember` keeps picks for people to read: pool, pick, time.
+    """
+
+    name = "pick"
+
+    def __init__(
+        self,
+        store: RoutingStore,
+        index: PrefixIndex,
+        profile: Profile,
+        now: Callable[[], float],
+        hook: Hook,
+        remember: Callable[[str, Pick, float], None],
+        fallbacks: int,
+    ) -> None:
+        self.profile = profile
+        self._store = store
+        self._index = index
+        self._now = now
+        self._hook = hook
+        self._remember = remember
+        self._fallbacks = fallbacks
+
+    def process(self, ticket: Ticket, now: float) -> Result:
+        """The pick, counted as in flight and in the prefix index, or the rejection that says why there is none."""
+        wanted = ticket.wanted
+        if wanted is None:
+            raise ValueError("the stage needs tokens; put it behind the stage that counts them")
+        store, profile = self._store, self.profile
+        answer = pick(store.snapshot(now), wanted, profile, self._index, now, self._fallbacks)
+        if isinstance(answer, NoPick):
+            return Rejection(answer.reason, f"No model server is available: {answer.detail}")
+        ticket.work = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
+        ticket.picked_at = now
+        if wanted.chain:
+            self._index.record(answer.endpoint, wanted.chain)
+        self._remember(store.pool, answer, now)
+        self._hook(
+            Picked(
+                store.pool,
+                profile.name,
+                wanted.model,
+                answer.endpoint,
+                wanted.prompt_tokens,
+                answer.hit_tokens,
+                answer.left_warmest,
+                self._now() - now,
+            )
+        )
+        return answer
+
+    def cancelled(self, ticket: Ticket, now: float) -> None:
+        """Never called: the stage does not wait."""
+
+    def ended(self, ticket: Ticket, how: str, now: float) -> None:
+        """The request leaves the endpoint's work in flight."""
+        self._store.ended(ticket.work, now)
+        if ticket.pick is not None:
+            self._hook(Ended(self._store.pool, ticket.model, ticket.pick.endpoint, now - ticket.picked_at, how))

@@ -1,0 +1,140 @@
+"""One request between its submission and its end.
+
+    submit --> PENDING --+--> PICKED ----> ENDED        `end`: the request is over
+                         +--> REJECTED
+                         +--> CANCELLED                 `cancel`: the client left before the decision
+
+A ticket is decided at most once and ends at most once; `on_decision` is called exactly once unless the ticket is
+cancelled before. Whatever is called in a state that does not allow it changes nothing and returns False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from agent.pick.request import Pick, PickRequest, Prompt
+from agent.requests.rejections import Rejection
+
+# States. Integers because a ticket changes state twice for each request.
+PENDING: Final = 0
+PICKED: Final = 1
+REJECTED: Final = 2
+CANCELLED: Final = 3
+ENDED: Final = 4
+
+
+class Request(NamedTuple):
+    """What a proxy knows of a request when it asks for a decision.
+
+    `body` is None where there is none to read: the method has none, or the proxy does not hand it over. `subset` holds
+    the only addresses (`ip:port`) that the proxy allows, None for any. `encoding` is the content-encoding.
+    """
+
+    request_id: str
+    path: str = ""
+    body: bytes | None = None
+    encoding: str = ""
+    subset: frozenset[str] | None = None
+
+
+class TicketOwner(Protocol):
+    """The pipeline, as far as a ticket calls it."""
+
+    def cancelled(self, ticket: Ticket) -> None:
+        """The ticket was cancelled before its decision."""
+        ...
+
+    def reported(self, ticket: Ticket, report: str, served: str) -> None:
+        """A load report arrived with the response of a picked ticket."""
+        ...
+
+    def ended(self, ticket: Ticket, how: str) -> None:
+        """A picked ticket ended."""
+        ...
+
+
+class Ticket:
+    """One submitted request; `request_id` to `subset` are those of the `Request`.
+
+    `stage` is the index of the stage that processes or holds it. `body`, `prompt` and `wanted` are the results of the
+    stages so far; each is released by the stage that consumes it. `work` identifies the request in the routing state
+    while it is in flight.
+    """
+
+    __slots__ = (
+        "_on_decision", "_owner", "body", "encoding", "model", "path", "pick", "picked_at", "prompt", "request_id",
+        "stage", "state", "submitted_at", "subset", "wanted", "work",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        owner: TicketOwner,
+        request: Request,
+        on_decision: Callable[[Ticket, Pick | Rejection], None],
+        now: float,
+    ) -> None:
+        self._owner = owner
+        self._on_decision = on_decision
+        self.request_id, self.path, self.body, self.encoding, self.subset = request
+        self.submitted_at = now
+        self.state = PENDING
+        self.stage = 0
+        self.model = ""
+        self.prompt: Prompt | None = None
+        self.wanted: PickRequest | None = None
+        self.pick: Pick | None = None
+        self.picked_at = now
+        self.work = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is no decision yet."""
+        return self.state == PENDING
+
+    @property
+    def picked(self) -> bool:
+        """Whether the request is in flight at an endpoint."""
+        return self.state == PICKED
+
+    def decide(self, decision: Pick | Rejection) -> bool:
+        """Record the decision and report it; called by the pipeline alone."""
+        if self.state != PENDING:
+            return False
+        if isinstance(decision, Pick):
+            self.state = PICKED
+            self.pick = decision
+        else:
+            self.state = REJECTED
+        self._release()
+        self._on_decision(self, decision)
+        return True
+
+    def cancel(self) -> bool:
+        """The client left before the decision."""
+        if self.state != PENDING:
+            return False
+        self.state = CANCELLED
+        self._release()
+        self._owner.cancelled(self)
+        return True
+
+    def report(self, report: str, served: str) -> bool:
+        """A load report arrived with the response, from the endpoint `served` (empty: unknown)."""
+        if self.state != PICKED:
+            return False
+        self._owner.reported(self, report, served)
+        return True
+
+    def end(self, how: str) -> bool:
+        """The request is over: `closed` by the proxy, or `lost` by the agent."""
+        if self.state != PICKED:
+            return False
+        self.state = ENDED
+        self._owner.ended(self, how)
+        return True
+
+    def _release(self) -> None:
+        self.body = None
+        self.prompt = None
+        self.wanted = None
