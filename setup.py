@@ -23,6 +23,8 @@ COMPILED = (
     "agent/serve/ext_proc/*.py",
     "agent/serve/grpc/call.py",
     "agent/serve/grpc/listener.py",
+    "agent/serve/grpc/router.py",
+    "agent/serve/grpc/status.py",
     "agent/serve/http2/*.py",
     "agent/state/*.py",
 )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from agent.config.values import Wrong, split_address
@@ -39,14 +40,14 @@ from agent.serve.ext_proc.actions import (
 from agent.serve.ext_proc.body_budget import Room
 from agent.serve.ext_proc.messages import CONTINUE, STRIP_REPORT, Answers, DecodeError, hear, immediate, streamed
 from agent.serve.ext_proc.session import Session, Settings
-from agent.serve.grpc.call import Call
-from agent.serve.grpc.health import CHECK, SERVICE, WATCH, Health
-from agent.serve.grpc.listener import Port
-from agent.serve.http2.frames import OK, UNAVAILABLE, UNIMPLEMENTED
+from agent.serve.grpc.call import Call, CallHandler
+from agent.serve.grpc.health import HealthService
+from agent.serve.grpc.listener import GrpcListener
+from agent.serve.grpc.router import BidiMethod, GrpcMethod, GrpcRouter
+from agent.serve.grpc.status import StatusCode
 
 _SLACK: Final = 1 << 20  # room for headers and metadata around a body
-_WATCH_SECONDS: Final = 1.0  # how often those who watch the health are told of a change
-PROCESS: Final = f"/{SERVICE}/Process"
+SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 
 class PoolPort(Protocol):
@@ -76,37 +77,27 @@ class PoolPort(Protocol):
         ...
 
 
-class ExtProcServer:
-    """The picker port of one pool. `address` is `host:port`; port 0 takes a free one.
+class ExternalProcessor:
+    """The gRPC service of Envoy's external processing filter, for one pool.
 
     `max_body` and `max_held` in bytes: of one request's body, and of all bodies that are held at a time.
     """
 
-    def __init__(
-        self,
-        pool: PoolPort,
-        hook: Hook,
-        *,
-        address: str,
-        max_body: int = 16 << 20,
-        max_held: int = 1 << 30,
-    ) -> None:
+    name = SERVICE
+
+    def __init__(self, pool: PoolPort, hook: Hook, *, max_body: int, max_held: int) -> None:
         self._pool = pool
         self._hook = hook
-        self._address = address
+        # Envoy sends a buffered body in one message, and its buffer may be set above our limit: such a body must still
+        # arrive to be refused by us, in JSON.
+        self._max_message_bytes = 2 * max_body + _SLACK
         self._settings = Settings(max_body=max_body)
         self._reporting = self._settings._replace(reports=True)
         self._room = Room(max_held)
         self._answers = Answers()
-        self._health = Health(pool.ready)
-        self._watch: asyncio.TimerHandle | None = None
-        self._open: set[Call] = set()  # conversations that have begun and not ended
+        self._open: set[ProcessCall] = set()  # calls that have begun and not ended
         self._stopping = False
         self._over: asyncio.Event | None = None
-        # Envoy sends a buffered body in one message, and its buffer may be set above our limit: such a body must still
-        # arrive to be refused by us, in JSON.
-        self._port = Port(self, 2 * max_body + _SLACK, self._broken)
-        self._started = False
 
     @property
     def held_bytes(self) -> int:
@@ -115,89 +106,59 @@ class ExtProcServer:
 
     @property
     def open_streams(self) -> int:
-        """Conversations that have begun and not ended."""
+        """Calls that have begun and not ended."""
         return len(self._open)
 
-    async def start(self) -> int:
-        """Serve; the port that was bound. Raises OSError when the address is taken or not ours."""
-        try:
-            port = await self._port.listen(*split_address(self._address))
-        except (OSError, Wrong) as error:
-            raise OSError(f"the picker port of pool {self._pool.name} cannot listen on {self._address}") from error
-        self._started = True
-        return port
+    def methods(self) -> Mapping[str, GrpcMethod]:
+        """The methods by name."""
+        return {"Process": BidiMethod(self._begin, self._max_message_bytes)}
 
-    async def stop(self, grace: float) -> None:
-        """Take no more requests, let those being picked for finish within `grace` seconds, and close.
-
-        Requests that are on their way to a model server are let go of at once and unharmed: their calls are closed in
-        good order, which Envoy takes as "nothing more to say".
-        """
-        if not self._started:
-            return
-        self._started = False
+    async def drain(self, grace: float) -> None:
+        """End the calls whose request is routed now, and the others when they are, or after `grace` seconds."""
         self._stopping = True
         self._over = asyncio.Event()
-        self._health.stop()
-        if self._watch is not None:
-            self._watch.cancel()
-        self._port.go_away()
-        for call in tuple(self._open):
-            if call.of.routed:
-                self._end(call, "lost", OK)
+        for process in tuple(self._open):
+            if process.session.routed:
+                self._end(process, "lost", StatusCode.OK)
         if self._open and grace > 0:
             try:
                 async with asyncio.timeout(grace):
                     await self._over.wait()
             except TimeoutError:
                 pass
-        for call in tuple(self._open):
-            self._end(call, "lost", UNAVAILABLE)
-        await self._port.close()
+        for process in tuple(self._open):
+            self._end(process, "lost", StatusCode.UNAVAILABLE)
 
-    # -- what the wire tells -----------------------------------------------------------------------------------------
+    # -- events of calls ---------------------------------------------------------------------------------------------
 
-    def began(self, call: Call, path: str) -> None:
-        """A call of this method."""
-        if path == PROCESS:
-            call.of = Session(self._reporting if self._pool.reports else self._settings, _new_id, self._room)
-            self._open.add(call)
-        elif path in (CHECK, WATCH):
-            call.of = path
-        else:
-            call.finish(UNIMPLEMENTED, f"there is no method {path[:128]} here")
+    def _begin(self, call: Call) -> CallHandler:
+        settings = self._reporting if self._pool.reports else self._settings
+        process = ProcessCall(self, call, Session(settings, _new_id, self._room))
+        self._open.add(process)
+        return process
 
-    def message(self, call: Call, message: bytes) -> None:
-        """A message of the peer's."""
-        session = call.of
-        if not isinstance(session, Session):
-            self._health.asked(call, message, watch=session == WATCH)
-            self._watch_health()
-            return
+    def message(self, process: ProcessCall, message: bytes) -> None:
+        """A message from Envoy."""
+        session = process.session
         try:
-            self._do(call, session, hear(session, message))
+            self._do(process.call, session, hear(session, message))
         except DecodeError as error:
-            self._fail(call, session, "malformed", str(error))
+            self._fail(process, "malformed", str(error))
         except Exception as error:  # noqa: BLE001  the port must outlive any one request: it is counted and answered
-            self._fail(call, session, "error", repr(error))
+            self._fail(process, "error", repr(error))
         else:
             if session.over:
-                self._end(call, "closed", OK)
+                self._end(process, "closed", StatusCode.OK)
             elif self._stopping and session.routed:
-                self._end(call, "lost", OK)
+                self._end(process, "lost", StatusCode.OK)
 
-    def half_closed(self, call: Call) -> None:
-        """The peer says no more."""
-        if call in self._open:
-            self._end(call, "closed", OK)
-        elif call.of == CHECK:
-            call.finish(UNAVAILABLE, "no question for health")
+    def half_closed(self, process: ProcessCall) -> None:
+        """Envoy sends no more messages."""
+        self._end(process, "closed", StatusCode.OK)
 
-    def gone(self, call: Call) -> None:
-        """The peer has broken it off, or the connection has ended."""
-        self._health.leave(call)
-        if call in self._open:
-            self._end(call, "lost" if self._stopping and call.of.routed else "closed", None)
+    def closed(self, process: ProcessCall) -> None:
+        """Envoy reset the call, or the connection ended."""
+        self._end(process, "lost" if self._stopping and process.session.routed else "closed", None)
 
     # -- within ------------------------------------------------------------------------------------------------------
 
@@ -211,7 +172,7 @@ class ExtProcServer:
                 for piece, last in pieces(action.body):
                     call.send(streamed(action.phase, piece, end_of_stream=last and action.end_of_stream))
                 if action.phase is Phase.REQUEST_BODY:
-                    call.then(session.sent)
+                    call.when_sent(session.sent)
             elif isinstance(action, Ask):
                 answer = self._pool.pick(action.request_id, action.prompt, action.subset)
                 more = session.picked(answer) if isinstance(answer, Pick) else session.not_picked(answer)
@@ -228,36 +189,107 @@ class ExtProcServer:
             elif isinstance(action, Broken):
                 self._hook(StreamBroken(self._pool.name, action.reason, action.detail))
 
-    def _fail(self, call: Call, session: Session, reason: str, detail: str) -> None:
+    def _fail(self, process: ProcessCall, reason: str, detail: str) -> None:
         """An error of theirs or ours: it is counted, the client is told where it can be, and the call is over."""
         self._hook(StreamBroken(self._pool.name, reason, detail))
-        self._do(call, session, session.failed())
-        self._end(call, "lost", OK)
+        self._do(process.call, process.session, process.session.failed())
+        self._end(process, "lost", StatusCode.OK)
 
-    def _end(self, call: Call, how: str, status: int | None) -> None:
+    def _end(self, process: ProcessCall, how: str, status: StatusCode | None) -> None:
         """The one end of a conversation; `status` is what the peer is told, None where there is nobody to be told."""
-        session: Session = call.of
-        self._open.discard(call)
+        session = process.session
+        self._open.discard(process)
         if session.undecided and how == "closed":
             self._hook(Abandoned(self._pool.name))
-        self._do(call, session, session.closed(how))
+        self._do(process.call, session, session.closed(how))
         if status is not None:
-            call.finish(status, "" if status == OK else "the agent stops")
+            process.call.finish(status, "" if status == StatusCode.OK else "the agent stops")
         if self._over is not None and not self._open:
             self._over.set()
 
-    def _broken(self, detail: str) -> None:
-        """A connection ended against HTTP/2: what spoke was no gRPC."""
+
+class ProcessCall:
+    """The handler of one Process call."""
+
+    __slots__ = ("_processor", "call", "session")
+
+    def __init__(self, processor: ExternalProcessor, call: Call, session: Session) -> None:
+        self._processor = processor
+        self.call = call
+        self.session = session
+
+    def on_message(self, message: bytes) -> None:
+        """A message from Envoy."""
+        self._processor.message(self, message)
+
+    def on_half_close(self) -> None:
+        """Envoy sends no more messages."""
+        self._processor.half_closed(self)
+
+    def on_close(self) -> None:
+        """Envoy reset the call, or the connection ended."""
+        self._processor.closed(self)
+
+
+class ExtProcServer:
+    """The picker port of one pool. `address` is `host:port`; port 0 takes a free one."""
+
+    def __init__(
+        self,
+        pool: PoolPort,
+        hook: Hook,
+        *,
+        address: str,
+        max_body: int = 16 << 20,
+        max_held: int = 1 << 30,
+    ) -> None:
+        self._pool = pool
+        self._hook = hook
+        self._address = address
+        self._processor = ExternalProcessor(pool, hook, max_body=max_body, max_held=max_held)
+        self._health = HealthService(pool.ready, (SERVICE,))
+        router = GrpcRouter((self._processor, self._health), self._handler_failed)
+        self._listener = GrpcListener(router, self._connection_failed)
+        self._started = False
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of request bodies that are held now."""
+        return self._processor.held_bytes
+
+    @property
+    def open_streams(self) -> int:
+        """Process calls that have begun and not ended."""
+        return self._processor.open_streams
+
+    async def start(self) -> int:
+        """Serve; the port that was bound. Raises OSError when the address is taken or not ours."""
+        try:
+            port = await self._listener.listen(*split_address(self._address))
+        except (OSError, Wrong) as error:
+            raise OSError(f"the picker port of pool {self._pool.name} cannot listen on {self._address}") from error
+        self._started = True
+        return port
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more requests, let those being picked for finish within `grace` seconds, and close.
+
+        Requests that are on their way to a model server continue undisturbed: their calls end with OK at once, after
+        which Envoy sends no more messages.
+        """
+        if not self._started:
+            return
+        self._started = False
+        self._health.stop()
+        self._listener.goaway()
+        await self._processor.drain(grace)
+        await self._listener.close()
+
+    def _handler_failed(self, path: str, error: Exception) -> None:
+        self._hook(StreamBroken(self._pool.name, "error", f"{path}: {error!r}"))
+
+    def _connection_failed(self, detail: str) -> None:
         self._hook(StreamBroken(self._pool.name, "http2", detail))
-
-    def _watch_health(self) -> None:
-        if self._watch is None and self._health.watched and not self._stopping:
-            self._watch = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._tell_health)
-
-    def _tell_health(self) -> None:
-        self._watch = None
-        self._health.tell()
-        self._watch_health()
 
 
 def _new_id() -> str:
