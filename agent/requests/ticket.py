@@ -75,7 +75,7 @@ class Ticket:
         now: float,
     ) -> None:
         self._owner = owner
-        self._on_decision = on_decision
+        self._on_decision: Callable[[Ticket, Pick | Rejection], None] | None = on_decision
         self.request_id, self.path, self.body, self.encoding, self.subset = request
         self.submitted_at = now
         self.state = PENDING
@@ -106,8 +106,10 @@ class Ticket:
             self.pick = decision
         else:
             self.state = REJECTED
+        on_decision = self._on_decision
         self._release()
-        self._on_decision(self, decision)
+        if on_decision is not None:
+            on_decision(self, decision)
         return True
 
     def cancel(self) -> bool:
@@ -135,6 +137,8 @@ class Ticket:
         return True
 
     def _release(self) -> None:
+        """Drop what no stage needs any more; the callback too, which would close a reference cycle."""
+        self._on_decision = None
         self.body = None
         self.prompt = None
         self.wanted = None

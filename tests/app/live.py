@@ -84,19 +84,29 @@ class Live:
 
 
 async def converse(channel: Any, request_id: str, body: bytes = BODY) -> tuple[Any, str]:
-    """Begin a request; the conversation that stays open, and the endpoint that was picked (or the refusal's status)."""
+    """Begin a request; the call, which stays open, and the picked endpoint (or the status of the rejection)."""
     conversation = await begin(channel, request_id)
+    return conversation, await send_body(conversation, body)
+
+
+async def send_body(conversation: Any, body: bytes = BODY) -> str:
+    """Send the whole body; the picked endpoint, or the status of the rejection."""
     whole = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
     await conversation.write(whole.SerializeToString())
     answer = await _read(conversation)
     if answer.HasField("immediate_response"):
-        return conversation, str(answer.immediate_response.status.code)
+        return str(answer.immediate_response.status.code)
     (picked,) = (
         option.header.raw_value.decode()
         for option in answer.request_body.response.header_mutation.set_headers
         if option.header.key == DESTINATION
     )
-    return conversation, picked
+    return picked
+
+
+async def ended(conversation: Any) -> None:
+    """Wait until the agent has ended the call."""
+    assert await asyncio.wait_for(conversation.read(), 20) is grpc.aio.EOF
 
 
 async def begin(channel: Any, request_id: str) -> Any:

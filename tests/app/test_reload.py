@@ -23,7 +23,7 @@ from agent.events.requests import Ended, Picked
 from agent.events.scraping import ServerRestarted
 from agent.instruments import Instruments
 from agent.scrape.budget import GIVEN_OUT
-from tests.app.live import Live, begin, document, end, running, servers
+from tests.app.live import Live, begin, document, end, ended, running, send_body, servers
 from tests.waiting import eventually
 
 
@@ -290,11 +290,11 @@ async def test_a_pool_that_goes_holds_up_no_other_change_while_a_body_of_its_sti
         async with running(path, healthy=1) as live, grpc.aio.insecure_channel(live.pickers["old"]) as channel:
             conversation = await begin(channel, "slow")
             path.write_text(alone)
-            await eventually(lambda: live.pool.profile.name == "blend")
-            assert live.recorder.of(Reloaded) == []
-            await end(conversation)
             await eventually(lambda: live.recorder.of(Reloaded))
+            assert live.pool.profile.name == "blend"
             assert list(live.agent.pools) == ["default"]
+            assert await send_body(conversation) == one.address  # the pool that is gone still decides
+            await ended(conversation)
 
 
 async def test_a_change_between_the_reading_of_the_file_and_the_start_is_noticed(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from agent.envoy import process
 from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
 from agent.serve.ext_proc.actions import Phase, Route
 from agent.serve.ext_proc.messages import CONTINUE, RouteCache, streamed
-from agent.serve.grpc.health import SERVICE
+from agent.serve.ext_proc.server import SERVICE
 from tests.bench.children import ROOT, Child, answers, free_ports, listens, program, tidy
 from tests.bench.pace import Pace
 

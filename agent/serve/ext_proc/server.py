@@ -1,20 +1,21 @@
 """The endpoint picker protocol for Envoy over gRPC: one port per pool, one session and one ticket per request.
 
 The server decides nothing: it passes Envoy's messages to the session, performs the session's actions, and submits
-scheduled requests to the pool's pipeline. The response never passes through here. Envoy keeps the stream open until the
-response ends, so the end of the stream is the end of the request and costs no message however long the response is.
+scheduled requests to the pool's pipeline. The response never passes through here. Envoy keeps the call open until the
+response ends, so the end of the call is the end of the request and costs no message however long the response is.
 
-However a stream ends (Envoy closes or resets it, the connection breaks, the agent stops or fails), `_end` runs once: it
+However a call ends (Envoy closes or resets it, the connection breaks, the agent stops or fails), `end` runs once: it
 cancels a ticket without a decision and ends one with a pick, so in-flight counts never drift.
 
-No stream has a task of its own: a message is processed to its end before the next one. gRPC runs on the agent's own
-HTTP/2 (`agent.serve.http2`), because grpc.aio costs 300 us of CPU per request, five times the cost of the decision.
+No call has a task of its own: a message is processed to its end before the next one. gRPC runs on the agent's own
+HTTP/2 (`agent.serve.grpc`), because grpc.aio costs 300 us of CPU per request, five times the cost of the decision.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -42,15 +43,15 @@ from agent.serve.ext_proc.actions import (
 from agent.serve.ext_proc.body_budget import BodyBudget
 from agent.serve.ext_proc.messages import CONTINUE, REMOVE_REPORT, RouteCache, dispatch, immediate, streamed
 from agent.serve.ext_proc.session import Session, SessionConfig
-from agent.serve.grpc.call import Call
-from agent.serve.grpc.health import CHECK, SERVICE, WATCH, Health
-from agent.serve.grpc.listener import Port
-from agent.serve.http2.frames import OK, UNAVAILABLE, UNIMPLEMENTED
+from agent.serve.grpc.call import Call, CallHandler
+from agent.serve.grpc.health import HealthService
+from agent.serve.grpc.listener import GrpcListener
+from agent.serve.grpc.router import BidiMethod, GrpcMethod, GrpcRouter
+from agent.serve.grpc.status import StatusCode
 
+SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 _MESSAGE_SLACK: Final = 1 << 20  # bytes of headers and metadata around a body
-_WATCH_SECONDS: Final = 1.0  # how often a change of health is reported to those who watch it
 _BODY_STAGE: Final = "body"  # what `Abandoned` names while the body is arriving
-PROCESS: Final = f"/{SERVICE}/Process"
 
 
 class PoolPort(Protocol):
@@ -72,20 +73,20 @@ class PoolPort(Protocol):
         ...
 
 
-class Stream:
-    """The ext_proc stream of one request: its gRPC call, its session, and its ticket once it is scheduled."""
+class ProcessCall:
+    """The handler of one Process call: the session of its request, and the ticket once the request is scheduled."""
 
-    __slots__ = ("_call", "_server", "_submitting", "session", "ticket")
+    __slots__ = ("_call", "_processor", "_submitting", "session", "ticket")
 
-    def __init__(self, server: ExtProcServer, call: Call, session: Session) -> None:
-        self._server = server
+    def __init__(self, processor: ExternalProcessor, call: Call, session: Session) -> None:
+        self._processor = processor
         self._call = call
         self._submitting = False
         self.session = session
         self.ticket: Ticket | None = None
 
-    def message(self, message: bytes) -> None:
-        """A message of Envoy."""
+    def on_message(self, message: bytes) -> None:
+        """A message from Envoy."""
         try:
             self._do(dispatch(self.session, message))
         except DecodeError as error:
@@ -95,13 +96,13 @@ class Stream:
         else:
             self._end_if_over()
 
-    def half_closed(self) -> None:
+    def on_half_close(self) -> None:
         """Envoy sends no more messages."""
-        self.end("closed", OK)
+        self.end("closed", StatusCode.OK)
 
-    def gone(self) -> None:
+    def on_close(self) -> None:
         """Envoy has reset the stream, or the connection has ended."""
-        self.end("lost" if self._server.stopping and self.session.routed else "closed", None)
+        self.end("lost" if self._processor.stopping and self.session.routed else "closed", None)
 
     def decided(self, ticket: Ticket, decision: Pick | Rejection) -> None:
         """The decision on the request, within `submit` or later."""
@@ -111,40 +112,41 @@ class Stream:
             return
         try:
             self._do(self.session.decided(decision))
-        except Exception as error:  # noqa: BLE001  as in `message`
+        except Exception as error:  # noqa: BLE001  as in `on_message`
             self._fail("error", repr(error))
         else:
             self._end_if_over()
 
-    def end(self, how: str, status: int | None) -> None:
+    def end(self, how: str, status: StatusCode | None) -> None:
         """End the stream, once; `status` is sent to Envoy, None where it has left."""
-        server, session, ticket = self._server, self.session, self.ticket
-        if self not in server.streams:
+        processor, session, ticket = self._processor, self.session, self.ticket
+        if self not in processor.calls:
             return
+        self.ticket = None  # it is over, and refers to this call
         if session.undecided and how == "closed":
-            server.hook(Abandoned(server.pool.name, _BODY_STAGE))
+            processor.hook(Abandoned(processor.pool.name, _BODY_STAGE))
         session.closed()
         if ticket is not None and not ticket.cancel():
             ticket.end(how)
         if status is not None:
-            self._call.finish(status, "" if status == OK else "the agent stops")
-        server.ended(self)
+            self._call.finish(status, "" if status is StatusCode.OK else "the agent stops")
+        processor.ended(self)
 
     def _do(self, actions: Actions) -> None:
-        call, server = self._call, self._server
+        call, processor = self._call, self._processor
         for action in actions:
             if isinstance(action, Continue):
                 call.send(CONTINUE[action.phase])
             elif isinstance(action, Route):
-                call.send(server.routes.route(action))
+                call.send(processor.routes.route(action))
             elif isinstance(action, SendBody):
                 for chunk, last in chunks(action.body):
                     call.send(streamed(action.phase, chunk, end_of_stream=last and action.end_of_stream))
                 if action.phase is Phase.REQUEST_BODY:
-                    call.then(self.session.body_sent)
+                    call.when_sent(self.session.body_sent)
             elif isinstance(action, Schedule):
                 self._submitting = True
-                self.ticket = server.pool.submit(action.request, self.decided)
+                self.ticket = processor.pool.submit(action.request, self.decided)
                 self._submitting = False
             elif isinstance(action, RemoveHeader):
                 call.send(REMOVE_REPORT)
@@ -153,29 +155,90 @@ class Stream:
                     self.ticket.report(action.report, action.served)
             elif isinstance(action, Respond):
                 model = "" if self.ticket is None else self.ticket.model
-                server.hook(Refused(server.pool.name, model, action.status, action.reason))
+                processor.hook(Refused(processor.pool.name, model, action.status, action.reason))
                 call.send(immediate(action))
             elif isinstance(action, ProtocolViolation):
-                server.hook(StreamBroken(server.pool.name, action.reason, action.detail))
+                processor.hook(StreamBroken(processor.pool.name, action.reason, action.detail))
 
     def _end_if_over(self) -> None:
         """End a stream on which nothing more is to be sent."""
         if self.session.over:
-            self.end("closed", OK)
-        elif self._server.stopping and self.session.routed:
-            self.end("lost", OK)
+            self.end("closed", StatusCode.OK)
+        elif self._processor.stopping and self.session.routed:
+            self.end("lost", StatusCode.OK)
 
     def _fail(self, reason: str, detail: str) -> None:
         """Count a failure of Envoy or the agent, answer the client where that is possible, and end the stream."""
-        self._server.hook(StreamBroken(self._server.pool.name, reason, detail))
+        self._processor.hook(StreamBroken(self._processor.pool.name, reason, detail))
         self._do(self.session.failed())
-        self.end("lost", OK)
+        self.end("lost", StatusCode.OK)
+
+
+class ExternalProcessor:
+    """The gRPC service of Envoy's external processing filter, for one pool.
+
+    `max_body` and `max_buffered` in bytes: of one request body, and of all bodies that are buffered at a time.
+    """
+
+    name = SERVICE
+
+    def __init__(self, pool: PoolPort, hook: Hook, *, max_body: int, max_buffered: int) -> None:
+        self.pool = pool
+        self.hook = hook
+        self.routes = RouteCache()
+        self.calls: set[ProcessCall] = set()
+        self.stopping = False
+        # Envoy sends a buffered body in one message, and its buffer may exceed the agent's limit: such a body must
+        # arrive to be rejected as an OpenAI error.
+        self._max_message_bytes = 2 * max_body + _MESSAGE_SLACK
+        self._config = SessionConfig(max_body=max_body)
+        self._config_with_reports = self._config._replace(reports=True)
+        self._budget = BodyBudget(max_buffered)
+        self._drained: asyncio.Event | None = None
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of request bodies that are buffered now."""
+        return self._budget.used
+
+    def methods(self) -> Mapping[str, GrpcMethod]:
+        """The methods by name."""
+        return {"Process": BidiMethod(self._begin, self._max_message_bytes)}
+
+    def ended(self, call: ProcessCall) -> None:
+        """A call has ended."""
+        self.calls.discard(call)
+        if self._drained is not None and not self.calls:
+            self._drained.set()
+
+    async def drain(self, grace: float) -> None:
+        """End the calls whose request is routed now, and the others when they are, or after `grace` seconds."""
+        self.stopping = True
+        self._drained = asyncio.Event()
+        for call in tuple(self.calls):
+            if call.session.routed:
+                call.end("lost", StatusCode.OK)
+        try:
+            if self.calls and grace > 0:
+                async with asyncio.timeout(grace):
+                    await self._drained.wait()
+        except TimeoutError:
+            pass
+        finally:  # a second stop cancels the wait of the first
+            for call in tuple(self.calls):
+                call.end("lost", StatusCode.UNAVAILABLE)
+
+    def _begin(self, call: Call) -> CallHandler:
+        config = self._config_with_reports if self.pool.reports else self._config
+        process = ProcessCall(self, call, Session(config, _new_id, self._budget))
+        self.calls.add(process)
+        return process
 
 
 class ExtProcServer:
     """The picker port of one pool. `address` is `host:port`; port 0 takes a free one.
 
-    `max_body` and `max_buffered` in bytes: of one request body, and of all bodies that are buffered at a time.
+    `max_body` and `max_buffered` as those of ExternalProcessor.
     """
 
     def __init__(
@@ -187,128 +250,54 @@ class ExtProcServer:
         max_body: int = 16 << 20,
         max_buffered: int = 1 << 30,
     ) -> None:
-        self.pool = pool
-        self.hook = hook
+        self._pool = pool
+        self._hook = hook
         self._address = address
-        self._config = SessionConfig(max_body=max_body)
-        self._config_with_reports = self._config._replace(reports=True)
-        self._budget = BodyBudget(max_buffered)
-        self.routes = RouteCache()
-        self._health = Health(pool.ready)
-        self._watch: asyncio.TimerHandle | None = None
-        self.streams: set[Stream] = set()
-        self.stopping = False
-        self._drained: asyncio.Event | None = None
-        # Envoy sends a buffered body in one message, and its buffer may exceed the agent's limit: such a body must
-        # arrive to be rejected as an OpenAI error.
-        self._port = Port(self, 2 * max_body + _MESSAGE_SLACK, self._broken)
+        self._processor = ExternalProcessor(pool, hook, max_body=max_body, max_buffered=max_buffered)
+        self._health = HealthService(pool.ready, (SERVICE,))
+        # The services of the port: a new one is a class with a table of methods, and a name here.
+        router = GrpcRouter((self._processor, self._health), self._handler_failed)
+        self._listener = GrpcListener(router, self._connection_failed)
         self._started = False
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of request bodies that are buffered now."""
-        return self._budget.used
+        return self._processor.buffered_bytes
 
     @property
     def open_streams(self) -> int:
-        """Streams that have begun and not ended."""
-        return len(self.streams)
+        """Process calls that have begun and not ended."""
+        return len(self._processor.calls)
 
     async def start(self) -> int:
         """Listen; returns the bound port. Raises OSError when the address is in use or not of this machine."""
         try:
-            port = await self._port.listen(*split_address(self._address))
+            port = await self._listener.listen(*split_address(self._address))
         except (OSError, Wrong) as error:
-            raise OSError(f"the picker port of pool {self.pool.name} cannot listen on {self._address}") from error
+            raise OSError(f"the picker port of pool {self._pool.name} cannot listen on {self._address}") from error
         self._started = True
         return port
 
     async def stop(self, grace: float) -> None:
         """Accept no more requests, wait up to `grace` seconds for those without a decision, and close.
 
-        Requests that are at a model server continue undisturbed: their streams are closed with status OK, after which
-        Envoy expects no more of the picker.
+        Requests that are at a model server continue undisturbed: their calls end with status OK, after which Envoy
+        expects no more of the picker.
         """
         if not self._started:
             return
         self._started = False
-        self.stopping = True
-        self._drained = asyncio.Event()
         self._health.stop()
-        if self._watch is not None:
-            self._watch.cancel()
-        self._port.go_away()
-        for stream in tuple(self.streams):
-            if stream.session.routed:
-                stream.end("lost", OK)
-        try:
-            if self.streams and grace > 0:
-                async with asyncio.timeout(grace):
-                    await self._drained.wait()
-        except TimeoutError:
-            pass
-        finally:  # a second stop cancels the wait of the first
-            for stream in tuple(self.streams):
-                stream.end("lost", UNAVAILABLE)
-        await self._port.close()
+        self._listener.goaway()
+        await self._processor.drain(grace)
+        await self._listener.close()
 
-    def ended(self, stream: Stream) -> None:
-        """A stream has ended."""
-        self.streams.discard(stream)
-        if self._drained is not None and not self.streams:
-            self._drained.set()
+    def _handler_failed(self, path: str, error: Exception) -> None:
+        self._hook(StreamBroken(self._pool.name, "error", f"{path}: {error!r}"))
 
-    # -- calls of the gRPC connection --------------------------------------------------------------------------------
-
-    def began(self, call: Call, path: str) -> None:
-        """A call of this method."""
-        if path == PROCESS:
-            config = self._config_with_reports if self.pool.reports else self._config
-            call.of = stream = Stream(self, call, Session(config, _new_id, self._budget))
-            self.streams.add(stream)
-        elif path in (CHECK, WATCH):
-            call.of = path
-        else:
-            call.finish(UNIMPLEMENTED, f"there is no method {path[:128]} here")
-
-    def message(self, call: Call, message: bytes) -> None:
-        """A message of the peer."""
-        of = call.of
-        if isinstance(of, Stream):
-            of.message(message)
-        else:
-            self._health.asked(call, message, watch=of == WATCH)
-            self._watch_health()
-
-    def half_closed(self, call: Call) -> None:
-        """The peer sends no more messages."""
-        of = call.of
-        if isinstance(of, Stream):
-            of.half_closed()
-        elif of == CHECK:
-            call.finish(UNAVAILABLE, "no question for health")
-
-    def gone(self, call: Call) -> None:
-        """The peer has reset the call, or the connection has ended."""
-        self._health.leave(call)
-        of = call.of
-        if isinstance(of, Stream):
-            of.gone()
-
-    # -- within ------------------------------------------------------------------------------------------------------
-
-    def _broken(self, detail: str) -> None:
-        """A connection ended with an HTTP/2 connection error."""
-        self.hook(StreamBroken(self.pool.name, "http2", detail))
-
-    def _watch_health(self) -> None:
-        if self._watch is None and self._health.watched and not self.stopping:
-            self._watch = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._tell_health)
-
-    def _tell_health(self) -> None:
-        self._watch = None
-        self._health.tell()
-        self._watch_health()
+    def _connection_failed(self, detail: str) -> None:
+        self._hook(StreamBroken(self._pool.name, "http2", detail))
 
 
 def _new_id() -> str:

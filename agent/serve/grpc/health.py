@@ -1,88 +1,127 @@
-"""gRPC health of a picker port: may Envoy send requests here, and should Kubernetes restart us?
+"""The gRPC health service, grpc.health.v1.Health, of a port that serves Envoy: Check, List and Watch.
 
-Three services say whether requests should come (the empty name, `readiness`, and the ext_proc service itself, which is
-the one that Envoy's health check names): true while the pool is ready and we are not stopping. `liveness` is true as
-long as we can answer at all.
+The empty name, `readiness` and the port's own services (Envoy's health check names one) are SERVING while the pool is
+ready and the server is not stopping. `liveness` is SERVING as long as the process can answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from agent.serve.grpc.call import Call
-from agent.serve.http2.frames import NOT_FOUND, OK, UNAVAILABLE
+from agent.serve.grpc.router import GrpcMethod, ServerStreamingMethod, UnaryMethod
+from agent.serve.grpc.status import StatusCode, StatusError
 
-SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
-CHECK: Final = "/grpc.health.v1.Health/Check"
-WATCH: Final = "/grpc.health.v1.Health/Watch"
+WATCH_SECONDS: Final = 1.0  # how often readiness is read for the watchers
+_MAX_REQUEST_BYTES: Final = 64 << 10
+_MAX_LISTED: Final = 100  # health.proto: a server may answer RESOURCE_EXHAUSTED over its limit; grpc-go's is 100
 
-_Status = health_pb2.HealthCheckResponse
+_Response = health_pb2.HealthCheckResponse
 
 
-class Health:
-    """The health service; `stopping` turns it to NOT_SERVING for good."""
+class HealthService:
+    """The service. `ready` is read for each answer; `services` are the names that follow readiness."""
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
+    name = "grpc.health.v1.Health"
+
+    def __init__(self, ready: Callable[[], bool], services: Iterable[str] = ()) -> None:
         self._ready = ready
-        self._watching: dict[Call, tuple[str, int | None]] = {}  # what is watched, and what was told of it last
-        self.stopping = False
+        self._readiness_names = ("", READINESS, *services)
+        self._watchers: dict[Call, tuple[str, int]] = {}  # the service that each watches, and the status it has
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
 
-    @property
-    def watched(self) -> bool:
-        """Whether anybody waits for a change."""
-        return bool(self._watching)
-
-    def asked(self, call: Call, message: bytes, *, watch: bool) -> None:
-        """Answer a question: with the status now, and where it is to be watched, with each change.
-
-        An unknown service is NOT_FOUND, or SERVICE_UNKNOWN where it is watched, as the health protocol has it.
-        """
-        try:
-            service = health_pb2.HealthCheckRequest.FromString(message).service
-        except DecodeError as error:
-            call.finish(UNAVAILABLE, f"no question for health: {error}")
-            return
-        if watch:
-            self._watching[call] = (service, None)
-            self.tell()
-            return
-        status = self._status(service)
-        if status == _Status.SERVICE_UNKNOWN:
-            call.finish(NOT_FOUND, f"unknown service {service!r}")
-            return
-        call.send(_Status(status=status).SerializeToString())
-        call.finish(OK)
-
-    def tell(self) -> None:
-        """Tell those who watch what has changed."""
-        for call, (service, told) in list(self._watching.items()):
-            status = self._status(service)
-            if status != told:
-                self._watching[call] = (service, status)
-                call.send(_Status(status=status).SerializeToString())
-
-    def leave(self, call: Call) -> None:
-        """Somebody watches no more."""
-        self._watching.pop(call, None)
+    def methods(self) -> Mapping[str, GrpcMethod]:
+        """The methods by name."""
+        return {
+            "Check": UnaryMethod(self._check, _MAX_REQUEST_BYTES),
+            "List": UnaryMethod(self._list, _MAX_REQUEST_BYTES),
+            "Watch": ServerStreamingMethod(self._watch, _MAX_REQUEST_BYTES),
+        }
 
     def stop(self) -> None:
-        """We are stopping: nobody is told anything any more."""
-        self.stopping = True
-        for call in list(self._watching):
-            call.finish(OK)
-        self._watching.clear()
+        """Answer NOT_SERVING from now on, and finish every Watch."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        watchers, self._watchers = self._watchers, {}
+        for call in watchers:
+            call.finish(StatusCode.OK)
 
-    def _status(self, service: str) -> int:
-        if service == LIVENESS:
-            status = _Status.SERVING
-        elif service not in ("", SERVICE, READINESS):
-            status = _Status.SERVICE_UNKNOWN
+    def publish(self) -> None:
+        """Send each watcher its status if it changed. A watcher that does not read gets the latest once it does."""
+        readiness = self._readiness()
+        for call, (service, sent) in self._watchers.items():
+            status = self._status(service, readiness)
+            if status != sent and not call.queue:
+                self._watchers[call] = (service, status)
+                call.send(_serialised(_Response(status=status)))
+
+    def _check(self, data: bytes) -> bytes:
+        service = _parsed(health_pb2.HealthCheckRequest, data).service
+        status = self._status(service, self._readiness())
+        if status == _Response.SERVICE_UNKNOWN:
+            raise StatusError(StatusCode.NOT_FOUND, f"unknown service {service!r}")
+        return _serialised(_Response(status=status))
+
+    def _list(self, data: bytes) -> bytes:
+        _parsed(health_pb2.HealthListRequest, data)
+        names = (*self._readiness_names, LIVENESS)
+        if len(names) > _MAX_LISTED:
+            raise StatusError(StatusCode.RESOURCE_EXHAUSTED, f"{len(names)} services, over the limit of {_MAX_LISTED}")
+        readiness = self._readiness()
+        response = health_pb2.HealthListResponse()
+        for name in names:
+            response.statuses[name].status = self._status(name, readiness)
+        return _serialised(response)
+
+    def _watch(self, call: Call, data: bytes) -> Callable[[], None]:
+        service = _parsed(health_pb2.HealthCheckRequest, data).service
+        status = self._status(service, self._readiness())
+        call.send(_serialised(_Response(status=status)))
+        if self._stopping:
+            call.finish(StatusCode.OK)
         else:
-            status = _Status.SERVING if self._ready() and not self.stopping else _Status.NOT_SERVING
-        return int(status)
+            self._watchers[call] = (service, status)
+            if self._timer is None:
+                self._schedule()
+        return lambda: self._leave(call)
+
+    def _leave(self, call: Call) -> None:
+        self._watchers.pop(call, None)
+
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.publish()
+        if self._watchers:
+            self._schedule()
+
+    def _readiness(self) -> int:
+        return int(_Response.SERVING if self._ready() and not self._stopping else _Response.NOT_SERVING)
+
+    def _status(self, service: str, readiness: int) -> int:
+        if service == LIVENESS:
+            return int(_Response.SERVING)
+        return readiness if service in self._readiness_names else int(_Response.SERVICE_UNKNOWN)
+
+
+def _parsed(message: Any, data: bytes) -> Any:
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise StatusError(StatusCode.INTERNAL, f"the request cannot be parsed: {error}") from error
+
+
+def _serialised(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data

@@ -1,459 +1,487 @@
-"""The server's side of gRPC over HTTP/2, without a socket: bytes come in as calls and messages, answers go out.
+"""The server side of one HTTP/2 connection (RFC 9113), without a socket: bytes in, events of streams and bytes out.
 
-Of HTTP/2 (RFC 9113) it is what a gRPC client and Envoy use of it: no push, no priorities. Of gRPC's own protocol (its
-PROTOCOL-HTTP2.md) all but compression. Header fields are decoded by the library `hpack`; of a connection's calls nearly
-all have the same few bytes of indexes, so what these stand for is kept until the table behind them changes.
+    receive(bytes) --> Stream.on_headers, on_data ..., then one of on_half_close and on_close
+    send_headers, send_data, end_stream --> outgoing(): read it after `receive`, and when `wake` was called
 
-    receive(bytes) --> Calls.began, .message ..., then one of .half_closed and .gone
-    send, finish   --> outgoing(), at the end of `receive`, or when `wake` was called
+It implements what gRPC clients and Envoy use: no server push, no priorities. Sending respects the peer's flow-control
+windows: data that does not fit waits at its stream, in order. Received data is handed on at once, so windows are
+returned as data arrives. A connection error raises `ConnectionFailed`; a stream error ends that stream alone.
 
-Sending keeps to the peer's windows: what does not fit waits at its call, in order. Receiving gives back what was taken,
-as messages are handed on at once. Whatever breaks the protocol ends the connection (`Broken`), or where HTTP/2 says so
-only the one call. Pure: a socket and a clock are somebody else's.
+This module does not know gRPC: `agent.serve.grpc.call` subclasses `Stream`, so that a DATA frame which holds one whole
+gRPC message reaches its handler in one call. Pure: the socket and the clock belong to `agent.serve.grpc.listener`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from agent.serve.grpc.call import Call, Calls, Unreadable
 from agent.serve.http2.frames import (
     ACK,
-    ANSWER,
-    CALL_WINDOW,
     CONTINUATION,
     DATA,
+    DEFAULT_WINDOW_SIZE,
     END_HEADERS,
     END_STREAM,
-    ENHANCE_YOUR_CALM,
-    FIRST_WINDOW,
-    FLOW_CONTROL_ERROR,
-    FRAME_BYTES,
-    FRAME_SIZE_ERROR,
+    FRAME_HEADER,
+    FRAME_HEADER_SIZE,
     GOAWAY,
-    HAS_PRIORITY,
-    HEAD,
-    HEADER_BYTES,
     HEADERS,
-    MOST_CALLS,
-    MOST_CONTINUATIONS,
-    MOST_ENDED,
-    MOST_WINDOW,
-    NO_ERROR,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    MAX_CONTINUATION_FRAMES,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    MAX_MAX_FRAME_SIZE,
+    MAX_RESET_STREAMS,
+    MAX_WINDOW_SIZE,
     PADDED,
     PING,
     PREFACE,
-    PREFIX,
     PRIORITY,
-    PROTOCOL_ERROR,
+    PRIORITY_FLAG,
     PUSH_PROMISE,
-    REFUSED_STREAM,
     RST_STREAM,
     SETTING,
     SETTINGS,
-    STREAM_CLOSED,
+    SETTINGS_ENABLE_PUSH,
+    SETTINGS_INITIAL_WINDOW_SIZE,
+    SETTINGS_MAX_CONCURRENT_STREAMS,
+    SETTINGS_MAX_FRAME_SIZE,
+    SETTINGS_MAX_HEADER_LIST_SIZE,
+    UINT32,
     WINDOW_UPDATE,
-    WORD,
-    Broken,
-    Fields,
-    Malformed,
+    ConnectionFailed,
+    ErrorCode,
+    StreamFailed,
+    check_size,
     frame,
-    literal,
-    percent_encoded,
-    sized,
-    unpadded,
+    without_padding,
 )
+from agent.serve.http2.header_fields import FieldDecoder
 
 
-class Outgoing:
-    """The side that speaks. `wake` is called when there is something to take from `outgoing` that no reading led to."""
+class Stream:
+    """One request and its response. A subclass overrides the events, which its connection calls.
 
-    def __init__(self, calls: Calls, wake: Callable[[], None]) -> None:
-        self._owner = calls
+    No event follows once `done` is true, and nothing may be sent. `on_close` comes only where the peer reset the stream
+    or the connection ended before the response did. Events must not raise.
+    """
+
+    __slots__ = ("connection", "done", "half_closed", "queue", "receive_window", "send_window", "stream_id")
+
+    def __init__(self, connection: Connection, stream_id: int, send_window: int) -> None:
+        self.connection = connection
+        self.stream_id = stream_id
+        self.done = False
+        self.half_closed = False  # the peer has sent END_STREAM
+        self.receive_window = INITIAL_WINDOW_SIZE  # bytes that the peer may send
+        self.send_window = send_window  # bytes that the peer accepts
+        self.queue: deque[bytes | Callable[[], None]] = deque()  # data that waits for a window, and what follows it
+
+    def on_headers(self, path: str) -> None:
+        """The request began; `path` is its `:path`."""
+        raise NotImplementedError
+
+    def on_data(self, data: bytes) -> None:
+        """The payload of one DATA frame."""
+        raise NotImplementedError
+
+    def on_half_close(self) -> None:
+        """The peer sent END_STREAM."""
+        raise NotImplementedError
+
+    def on_close(self) -> None:
+        """The stream was reset, or its connection ended."""
+        raise NotImplementedError
+
+    def when_sent(self, action: Callable[[], None]) -> None:
+        """Call `action` once all data sent so far is out of the queue; at once if nothing waits."""
+        if self.queue:
+            self.queue.append(action)
+        else:
+            action()
+
+
+class Connection:
+    """One connection. `new_stream(connection, stream_id, send_window)` makes a stream for each request.
+
+    `wake` is called when `outgoing` has bytes that no call of `receive` produced.
+    """
+
+    def __init__(self, new_stream: Callable[[Connection, int, int], Stream], wake: Callable[[], None]) -> None:
+        self._new_stream = new_stream
         self._wake = wake
         self._receiving = False
-        self._calls: dict[int, Call] = {}
-        self._blocked: dict[int, Call] = {}  # those with something that waits
-        self._last = 0  # the newest call's number
-        self._ended: dict[int, None] = {}  # what we ended while the peer spoke, the latest: it may speak for a while
-        self._closing = False
-        self._window = FIRST_WINDOW
-        self._frame_bytes = FRAME_BYTES
+        self._going_away = False
+        self._preface_received = self._settings_received = False
+        self._input = b""  # an incomplete frame
+        self._block = b""  # a field block whose END_HEADERS has not come
+        self._block_flags = self._block_stream_id = self._block_frames = 0
+        self._fields = FieldDecoder()
+        self._streams: dict[int, Stream] = {}
+        self._blocked: dict[int, Stream] = {}  # those whose queue is not empty
+        self._last_stream_id = 0  # the highest that the peer has opened
+        # The latest streams that were reset here: the peer may not know it yet, so their frames are ignored.
+        self._reset_streams: dict[int, None] = {}
+        self._receive_window = MAX_WINDOW_SIZE
+        self._send_window = DEFAULT_WINDOW_SIZE
+        self._initial_send_window = DEFAULT_WINDOW_SIZE
+        self._max_frame_size = MAX_FRAME_SIZE  # of frames to the peer
         self._paused = False
+        self._on_frame: Final[dict[int, Callable[[int, int, bytes], None]]] = {
+            DATA: self._on_data,
+            HEADERS: self._on_headers,
+            PRIORITY: self._on_priority,
+            RST_STREAM: self._on_rst_stream,
+            SETTINGS: self._on_settings,
+            PUSH_PROMISE: self._on_push_promise,
+            PING: self._on_ping,
+            GOAWAY: self._on_goaway,
+            WINDOW_UPDATE: self._on_window_update,
+            CONTINUATION: self._on_continuation,
+        }
         self._out: list[bytes] = [
-            frame(SETTINGS, 0, 0, SETTING.pack(3, MOST_CALLS) + SETTING.pack(4, CALL_WINDOW)
-                   + SETTING.pack(6, HEADER_BYTES)),
-            frame(WINDOW_UPDATE, 0, 0, WORD.pack(MOST_WINDOW - FIRST_WINDOW)),
-        ]  # fmt: skip
+            frame(
+                SETTINGS,
+                0,
+                0,
+                SETTING.pack(SETTINGS_MAX_CONCURRENT_STREAMS, MAX_CONCURRENT_STREAMS)
+                + SETTING.pack(SETTINGS_INITIAL_WINDOW_SIZE, INITIAL_WINDOW_SIZE)
+                + SETTING.pack(SETTINGS_MAX_HEADER_LIST_SIZE, MAX_HEADER_LIST_SIZE),
+            ),
+            frame(WINDOW_UPDATE, 0, 0, UINT32.pack(MAX_WINDOW_SIZE - DEFAULT_WINDOW_SIZE)),
+        ]
+
+    # -- the socket calls these --------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Process bytes from the peer. Raises `ConnectionFailed`, after which `outgoing` ends with GOAWAY."""
+        self._receiving = True
+        try:
+            self._process(self._input + data if self._input else data)
+        except ConnectionFailed as error:
+            self._out.append(self._goaway_frame(error.code))
+            raise
+        finally:
+            self._receiving = False
 
     def outgoing(self) -> bytes:
-        """What is to be written now."""
+        """The bytes to write now; they are returned once."""
         out, self._out = self._out, []
         return out[0] if len(out) == 1 else b"".join(out)
 
     def pause(self, *, paused: bool) -> None:
-        """The socket takes no more, or takes more again."""
+        """Hold back DATA while the socket's write buffer is full."""
         self._paused = paused
         if not paused:
             self._flush_all()
 
     def ping(self) -> None:
-        """Ask whether the peer is there."""
-        self._say(frame(PING, 0, 0, bytes(8)))
+        """Send PING."""
+        self._write(frame(PING, 0, 0, bytes(8)))
 
-    def go_away(self) -> None:
-        """Take no more calls."""
-        if not self._closing:
-            self._closing = True
-            self._say(frame(GOAWAY, 0, 0, WORD.pack(self._last) + WORD.pack(NO_ERROR)))
+    def goaway(self) -> None:
+        """Send GOAWAY (NO_ERROR) and refuse new streams; open streams continue."""
+        if not self._going_away:
+            self._going_away = True
+            self._write(self._goaway_frame(ErrorCode.NO_ERROR))
 
-    # -- what the calls' owner says, through `Call` ---------------------------------------------------------------
+    def closed(self) -> None:
+        """The socket was closed: close every stream."""
+        streams, self._streams = self._streams, {}
+        self._blocked.clear()
+        for stream in streams.values():
+            if not stream.done:
+                stream.done = True
+                stream.on_close()
 
-    def send(self, call: Call, message: bytes) -> None:
-        """A message of this call."""
-        if not call.answered:
-            call.answered = True
-            self._say(frame(HEADERS, END_HEADERS, call.stream, ANSWER))
-        data = PREFIX.pack(0, len(message)) + message
+    # -- streams call these ------------------------------------------------------------------------------------------
+
+    def send_headers(self, stream: Stream, block: bytes) -> None:
+        """Send the response's header fields, encoded."""
+        self._write(frame(HEADERS, END_HEADERS, stream.stream_id, block))
+
+    def send_data(self, stream: Stream, data: bytes) -> None:
+        """Send data, or queue what the peer's windows do not admit."""
         size = len(data)
-        fits = size <= call.window and size <= self._window and size <= self._frame_bytes
-        if fits and not call.waiting and not self._paused:
-            call.window -= size
-            self._window -= size
-            self._say(frame(DATA, 0, call.stream, data))
+        fits = size <= stream.send_window and size <= self._send_window and size <= self._max_frame_size
+        if fits and not stream.queue and not self._paused:
+            stream.send_window -= size
+            self._send_window -= size
+            self._write(frame(DATA, 0, stream.stream_id, data))
         else:
-            call.waiting.append(data)
-            self._blocked[call.stream] = call
-            self._flush(call)
+            stream.queue.append(data)
+            self._blocked[stream.stream_id] = stream
+            self._flush(stream)
 
-    def finish(self, call: Call, status: int, text: str) -> None:
-        """The end of this call."""
-        fields = b"" if call.answered else ANSWER
-        fields += literal(b"grpc-status", b"%d" % status)
-        if text:
-            fields += literal(b"grpc-message", percent_encoded(text))
-        call.done = True
-        if call.waiting:
-            call.waiting.append(lambda: self._close(call, fields))
+    def end_stream(self, stream: Stream, trailers: bytes) -> None:
+        """End the response with trailers, encoded, behind all queued data."""
+        stream.done = True
+        if stream.queue:
+            stream.queue.append(lambda: self._end_stream(stream, trailers))
         else:
-            self._close(call, fields)
+            self._end_stream(stream, trailers)
 
-    def _close(self, call: Call, fields: bytes) -> None:
-        self._say(frame(HEADERS, END_HEADERS | END_STREAM, call.stream, fields))
-        if not call.half_closed:  # nothing that may still come is of interest
-            self._end(call.stream, NO_ERROR)
-        self._drop(call)
+    # -- sending -----------------------------------------------------------------------------------------------------
 
-    def _end(self, stream: int, code: int) -> None:
-        self._say(frame(RST_STREAM, 0, stream, WORD.pack(code)))
-        self._ended[stream] = None
-        if len(self._ended) > MOST_ENDED:
-            del self._ended[next(iter(self._ended))]
+    def _end_stream(self, stream: Stream, trailers: bytes) -> None:
+        self._write(frame(HEADERS, END_HEADERS | END_STREAM, stream.stream_id, trailers))
+        if not stream.half_closed:  # the rest of the request is not needed (RFC 9113, 8.1)
+            self._rst_stream(stream.stream_id, ErrorCode.NO_ERROR)
+        self._forget(stream)
 
-    def _reset(self, call: Call, code: int) -> None:
-        self._end(call.stream, code)
-        self._drop(call)
-        if not call.done:
-            call.done = True
-            self._owner.gone(call)
+    def _rst_stream(self, stream_id: int, code: ErrorCode) -> None:
+        self._write(frame(RST_STREAM, 0, stream_id, UINT32.pack(code)))
+        self._reset_streams[stream_id] = None
+        if len(self._reset_streams) > MAX_RESET_STREAMS:
+            del self._reset_streams[next(iter(self._reset_streams))]
 
-    def _drop(self, call: Call) -> None:
-        self._calls.pop(call.stream, None)
-        self._blocked.pop(call.stream, None)
-        call.rest = bytearray()
+    def _reset(self, stream: Stream, code: ErrorCode) -> None:
+        """A stream error."""
+        self._rst_stream(stream.stream_id, code)
+        self._close(stream)
 
-    def _say(self, frame: bytes) -> None:
-        self._out.append(frame)
+    def _close(self, stream: Stream) -> None:
+        self._forget(stream)
+        if not stream.done:
+            stream.done = True
+            stream.on_close()
+
+    def _forget(self, stream: Stream) -> None:
+        self._streams.pop(stream.stream_id, None)
+        self._blocked.pop(stream.stream_id, None)
+
+    def _goaway_frame(self, code: ErrorCode) -> bytes:
+        return frame(GOAWAY, 0, 0, UINT32.pack(self._last_stream_id) + UINT32.pack(code))
+
+    def _write(self, data: bytes) -> None:
+        self._out.append(data)
         if not self._receiving and len(self._out) == 1:
             self._wake()
 
     def _flush_all(self) -> None:
-        for call in list(self._blocked.values()):
-            self._flush(call)
+        for stream in list(self._blocked.values()):
+            self._flush(stream)
 
-    def _flush(self, call: Call) -> None:
-        """Say what waits at this call, as far as the windows go."""
-        waiting = call.waiting
-        while waiting:
-            first = waiting[0]
+    def _flush(self, stream: Stream) -> None:
+        """Send from the stream's queue what the windows admit."""
+        queue = stream.queue
+        while queue:
+            first = queue[0]
             if not isinstance(first, bytes):
-                waiting.popleft()
+                queue.popleft()
                 first()
                 continue
-            room = min(call.window, self._window, self._frame_bytes)
-            if room <= 0 or self._paused:
+            admitted = min(stream.send_window, self._send_window, self._max_frame_size)
+            if admitted <= 0 or self._paused:
                 return
-            piece = first[:room]
+            piece = first[:admitted]
             if len(piece) == len(first):
-                waiting.popleft()
+                queue.popleft()
             else:
-                waiting[0] = first[room:]
-            call.window -= len(piece)
-            self._window -= len(piece)
-            self._say(frame(DATA, 0, call.stream, piece))
-        self._blocked.pop(call.stream, None)
+                queue[0] = first[admitted:]
+            stream.send_window -= len(piece)
+            self._send_window -= len(piece)
+            self._write(frame(DATA, 0, stream.stream_id, piece))
+        self._blocked.pop(stream.stream_id, None)
 
+    # -- receiving ---------------------------------------------------------------------------------------------------
 
-class Connection(Outgoing):
-    """One connection; a message of more than `most_bytes` ends its call. `wake` is called when there is something to
-    take from `outgoing` outside of `receive`."""
-
-    def __init__(self, calls: Calls, most_bytes: int, wake: Callable[[], None]) -> None:
-        super().__init__(calls, wake)
-        self._most_bytes = most_bytes
-        self._greeted = self._settled = False
-        self._input = b""
-        self._block = b""  # header fields whose end has not come
-        self._block_flags = self._block_id = self._block_frames = 0
-        self._fields = Fields()
-        self._takers: Final[dict[int, Callable[[int, int, bytes], None]]] = {
-            DATA: self._take_data,
-            HEADERS: self._take_headers,
-            RST_STREAM: self._take_reset,
-            SETTINGS: self._take_settings,
-            PUSH_PROMISE: self._refuse_push,
-            PING: self._take_ping,
-            GOAWAY: self._take_goodbye,
-            PRIORITY: self._take_priority,
-            WINDOW_UPDATE: self._take_window,
-            CONTINUATION: self._take_continuation,
-        }
-        self._taken = 0
-        self._first_window = FIRST_WINDOW
-
-    # -- what the socket tells -----------------------------------------------------------------------------------
-
-    def receive(self, data: bytes) -> None:
-        """Bytes came in. Raises `Broken`, after which `outgoing` has the last words."""
-        self._receiving = True
-        try:
-            self._frames(self._input + data if self._input else data)
-        except Broken as broken:
-            self._out.append(frame(GOAWAY, 0, 0, WORD.pack(self._last) + WORD.pack(broken.code)))
-            raise
-        finally:
-            self._receiving = False
-
-    def lost(self) -> None:
-        """The connection has ended."""
-        calls, self._calls = self._calls, {}
-        self._blocked.clear()
-        for call in calls.values():
-            if not call.done:
-                call.done = True
-                self._owner.gone(call)
-
-    # -- frames ---------------------------------------------------------------------------------------------------
-
-    def _frames(self, data: bytes) -> None:
+    def _process(self, data: bytes) -> None:
         at, size = 0, len(data)
         self._input = b""
-        if not self._greeted:
+        if not self._preface_received:
             if not data.startswith(PREFACE[:size]):
-                raise Broken(PROTOCOL_ERROR, "it does not begin as HTTP/2 does")
+                raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "invalid connection preface")
             if size < len(PREFACE):
                 self._input = data
                 return
-            self._greeted, at = True, len(PREFACE)
-        while size - at >= 9:
-            high, low, kind, flags, stream = HEAD.unpack_from(data, at)
+            self._preface_received, at = True, len(PREFACE)
+        while size - at >= FRAME_HEADER_SIZE:
+            high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(data, at)
             length = high << 8 | low
-            if length > FRAME_BYTES:
-                raise Broken(FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-            end = at + 9 + length
+            if length > MAX_FRAME_SIZE:
+                raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} bytes, over {MAX_FRAME_SIZE}")
+            end = at + FRAME_HEADER_SIZE + length
             if end > size:
                 break
-            payload = data[at + 9 : end]
+            payload = data[at + FRAME_HEADER_SIZE : end]
             at = end
-            if self._block_id and (kind != CONTINUATION or stream != self._block_id):
-                raise Broken(PROTOCOL_ERROR, "header fields that do not end")
-            if not self._settled and kind != SETTINGS:
-                raise Broken(PROTOCOL_ERROR, "no settings at its beginning")
-            take = self._takers.get(kind)
-            if take is not None:  # what nobody knows is passed over
-                take(stream & MOST_WINDOW, flags, payload)
+            if self._block_stream_id and (kind != CONTINUATION or stream_id != self._block_stream_id):
+                raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "HEADERS not followed by CONTINUATION")
+            if not self._settings_received and kind != SETTINGS:
+                raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "first frame is not SETTINGS")
+            handle = self._on_frame.get(kind)
+            if handle is not None:  # frames of unknown types are ignored (RFC 9113, 5.5)
+                handle(stream_id & MAX_WINDOW_SIZE, flags, payload)  # the highest bit is reserved
         self._input = data[at:]
 
-    def _take_data(self, stream: int, flags: int, payload: bytes) -> None:
+    def _on_data(self, stream_id: int, flags: int, payload: bytes) -> None:
         size = len(payload)
-        self._taken += size
-        if self._taken >= CALL_WINDOW:
-            self._say(frame(WINDOW_UPDATE, 0, 0, WORD.pack(self._taken)))
-            self._taken = 0
-        call = self._calls.get(stream)
-        if call is None:
-            if not 0 < stream <= self._last:
-                raise Broken(PROTOCOL_ERROR, "data of no call")
-            if stream not in self._ended:
-                self._end(stream, STREAM_CLOSED)
+        self._receive_window -= size
+        if self._receive_window <= MAX_WINDOW_SIZE - INITIAL_WINDOW_SIZE:
+            self._write(frame(WINDOW_UPDATE, 0, 0, UINT32.pack(MAX_WINDOW_SIZE - self._receive_window)))
+            self._receive_window = MAX_WINDOW_SIZE
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if not 0 < stream_id <= self._last_stream_id:
+                raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "DATA on an idle stream")
+            if stream_id not in self._reset_streams:
+                self._rst_stream(stream_id, ErrorCode.STREAM_CLOSED)
             return
-        if call.half_closed:
-            self._reset(call, STREAM_CLOSED)
+        if stream.half_closed:
+            self._reset(stream, ErrorCode.STREAM_CLOSED)
             return
         if flags & PADDED:
-            payload = unpadded(payload)
-        call.taken += size
-        if call.taken > CALL_WINDOW:
-            raise Broken(FLOW_CONTROL_ERROR, "more than the window")
-        if call.taken >= CALL_WINDOW // 2 and not flags & END_STREAM:
-            self._say(frame(WINDOW_UPDATE, 0, stream, WORD.pack(call.taken)))
-            call.taken = 0
+            payload = without_padding(payload)
+        stream.receive_window -= size
+        if stream.receive_window < 0:
+            raise ConnectionFailed(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+        if stream.receive_window <= INITIAL_WINDOW_SIZE // 2 and not flags & END_STREAM:
+            self._write(frame(WINDOW_UPDATE, 0, stream_id, UINT32.pack(INITIAL_WINDOW_SIZE - stream.receive_window)))
+            stream.receive_window = INITIAL_WINDOW_SIZE
         if flags & END_STREAM:
-            call.half_closed = True
-        if not call.done:
-            self._messages(call, payload)
-        if call.half_closed and not call.done:
-            self._owner.half_closed(call)
+            stream.half_closed = True
+        if not stream.done:
+            stream.on_data(payload)
+        if stream.half_closed and not stream.done:
+            stream.on_half_close()
 
-    def _messages(self, call: Call, payload: bytes) -> None:
-        if not call.rest and len(payload) >= 5:
-            compressed, length = PREFIX.unpack_from(payload)
-            if len(payload) == 5 + length and not compressed and length <= self._most_bytes:
-                self._owner.message(call, payload[5:])
-                return
-        try:
-            for message in call.messages(payload, self._most_bytes):
-                self._owner.message(call, message)
-        except Unreadable as bad:
-            self.finish(call, bad.status, str(bad))
-            self._owner.gone(call)
-
-    def _take_headers(self, stream: int, flags: int, payload: bytes) -> None:
-        if not stream & 1:
-            raise Broken(PROTOCOL_ERROR, "a call with an even number")
+    def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if not stream_id & 1:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream with an even identifier")
         if flags & PADDED:
-            payload = unpadded(payload)
-        if flags & HAS_PRIORITY:
+            payload = without_padding(payload)
+        if flags & PRIORITY_FLAG:
             payload = payload[5:]
         if flags & END_HEADERS:
-            self._open(stream, flags, payload)
+            self._on_field_block(stream_id, flags, payload)
         else:
-            self._block, self._block_flags, self._block_id, self._block_frames = payload, flags, stream, 1
+            self._block, self._block_flags, self._block_stream_id, self._block_frames = payload, flags, stream_id, 1
 
-    def _take_continuation(self, stream: int, flags: int, payload: bytes) -> None:
-        if not self._block_id:
-            raise Broken(PROTOCOL_ERROR, "the continuation of nothing")
+    def _on_continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if not self._block_stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         self._block += payload
         self._block_frames += 1
-        if len(self._block) > HEADER_BYTES or self._block_frames > MOST_CONTINUATIONS:
-            raise Broken(ENHANCE_YOUR_CALM, "header fields without end")
+        if len(self._block) > MAX_HEADER_LIST_SIZE or self._block_frames > MAX_CONTINUATION_FRAMES:
+            raise ConnectionFailed(ErrorCode.ENHANCE_YOUR_CALM, "field block over the limit")
         if flags & END_HEADERS:
-            block, self._block, self._block_id = self._block, b"", 0
-            self._open(stream, self._block_flags, block)
+            block, self._block, self._block_stream_id = self._block, b"", 0
+            self._on_field_block(stream_id, self._block_flags, block)
 
-    def _open(self, stream: int, flags: int, block: bytes) -> None:
-        if stream <= self._last:
-            self._take_trailers(stream, flags, block)
+    def _on_field_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        if stream_id <= self._last_stream_id:
+            self._on_trailers(stream_id, flags, block)
             return
-        self._last = stream
+        self._last_stream_id = stream_id
         try:
-            path = self._fields.path(block)
-        except Malformed:
-            self._end(stream, PROTOCOL_ERROR)
+            path = self._fields.request_path(block)
+        except StreamFailed:
+            self._rst_stream(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
-        if self._closing or len(self._calls) >= MOST_CALLS:
-            self._end(stream, REFUSED_STREAM)
+        if self._going_away or len(self._streams) >= MAX_CONCURRENT_STREAMS:
+            self._rst_stream(stream_id, ErrorCode.REFUSED_STREAM)
             return
-        call = self._calls[stream] = Call(self, stream, self._first_window)
-        call.half_closed = bool(flags & END_STREAM)
-        self._owner.began(call, path)
-        if call.half_closed and not call.done:
-            self._owner.half_closed(call)
+        stream = self._streams[stream_id] = self._new_stream(self, stream_id, self._initial_send_window)
+        stream.half_closed = bool(flags & END_STREAM)
+        stream.on_headers(path)
+        if stream.half_closed and not stream.done:
+            stream.on_half_close()
 
-    def _take_trailers(self, stream: int, flags: int, block: bytes) -> None:
-        """Fields that end what the peer has to say."""
+    def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
+        malformed = False
         try:
             self._fields.trailers(block)
-            code = NO_ERROR
-        except Malformed:
-            code = PROTOCOL_ERROR
-        call = self._calls.get(stream)
-        if call is None:
-            if stream not in self._ended:
-                raise Broken(STREAM_CLOSED, "header fields of a call that is over")
-        elif call.half_closed or code:
-            self._reset(call, STREAM_CLOSED if call.half_closed else code)
+        except StreamFailed:
+            malformed = True
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if stream_id not in self._reset_streams:
+                raise ConnectionFailed(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
+        elif stream.half_closed:
+            self._reset(stream, ErrorCode.STREAM_CLOSED)
+        elif malformed:
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
         elif not flags & END_STREAM:
-            raise Broken(PROTOCOL_ERROR, "header fields in the middle of a call")
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "trailers without END_STREAM")
         else:
-            call.half_closed = True
-            if not call.done:
-                self._owner.half_closed(call)
+            stream.half_closed = True
+            if not stream.done:
+                stream.on_half_close()
 
-    def _take_priority(self, stream: int, flags: int, payload: bytes) -> None:
-        if not stream:
-            raise Broken(PROTOCOL_ERROR, "the priority of no call")
-        call = self._calls.get(stream)
-        if len(payload) != 5 and call is not None:
-            self._reset(call, FRAME_SIZE_ERROR)
+    def _on_priority(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if not stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        stream = self._streams.get(stream_id)
+        if len(payload) != 5 and stream is not None:
+            self._reset(stream, ErrorCode.FRAME_SIZE_ERROR)
 
-    def _take_goodbye(self, stream: int, flags: int, payload: bytes) -> None:
-        if stream:
-            raise Broken(PROTOCOL_ERROR, "a call that says goodbye")
+    def _on_rst_stream(self, stream_id: int, flags: int, payload: bytes) -> None:
+        check_size("RST_STREAM", payload, 4)
+        if not 0 < stream_id <= self._last_stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._close(stream)
 
-    def _take_reset(self, stream: int, flags: int, payload: bytes) -> None:
-        sized(payload, 4)
-        if not 0 < stream <= self._last:
-            raise Broken(PROTOCOL_ERROR, "a reset of no call")
-        call = self._calls.get(stream)
-        if call is not None:
-            self._drop(call)
-            if not call.done:
-                call.done = True
-                self._owner.gone(call)
-
-    def _take_settings(self, stream: int, flags: int, payload: bytes) -> None:
-        self._settled = True
-        if len(payload) % 6 or (flags & ACK and payload):
-            raise Broken(FRAME_SIZE_ERROR, "settings that are none")
-        if stream:
-            raise Broken(PROTOCOL_ERROR, "settings of one call")
+    def _on_settings(self, stream_id: int, flags: int, payload: bytes) -> None:
+        self._settings_received = True
+        if len(payload) % SETTING.size or (flags & ACK and payload):
+            raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS with a payload of {len(payload)} bytes")
+        if stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream other than 0")
         if flags & ACK:
             return
         for name, value in SETTING.iter_unpack(payload):
-            if name == 2 and value > 1:
-                raise Broken(PROTOCOL_ERROR, "neither push nor no push")
-            if name == 4:
-                if value > MOST_WINDOW:
-                    raise Broken(FLOW_CONTROL_ERROR, "a window that is too large")
-                more, self._first_window = value - self._first_window, value
-                for call in self._calls.values():
-                    call.window += more
-            elif name == 5:
-                if not FRAME_BYTES <= value < 1 << 24:
-                    raise Broken(PROTOCOL_ERROR, "a size of frames that is none")
-                self._frame_bytes = value
-        self._say(frame(SETTINGS, ACK, 0, b""))
+            if name == SETTINGS_ENABLE_PUSH and value > 1:
+                raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH of {value}")
+            if name == SETTINGS_INITIAL_WINDOW_SIZE:
+                if value > MAX_WINDOW_SIZE:
+                    raise ConnectionFailed(ErrorCode.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE of {value}")
+                change, self._initial_send_window = value - self._initial_send_window, value
+                for stream in self._streams.values():
+                    stream.send_window += change
+            elif name == SETTINGS_MAX_FRAME_SIZE:
+                if not MAX_FRAME_SIZE <= value <= MAX_MAX_FRAME_SIZE:
+                    raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE of {value}")
+                self._max_frame_size = value
+        self._write(frame(SETTINGS, ACK, 0, b""))
         self._flush_all()
 
-    def _take_ping(self, stream: int, flags: int, payload: bytes) -> None:
-        sized(payload, 8)
-        if stream:
-            raise Broken(PROTOCOL_ERROR, "a ping of one call")
-        if not flags & ACK:
-            self._say(frame(PING, ACK, 0, payload))
+    def _on_push_promise(self, stream_id: int, flags: int, payload: bytes) -> None:
+        raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
 
-    def _take_window(self, stream: int, flags: int, payload: bytes) -> None:
-        sized(payload, 4)
-        more = WORD.unpack(payload)[0] & MOST_WINDOW
-        code = FLOW_CONTROL_ERROR if more else PROTOCOL_ERROR
-        if not stream:
-            self._window += more
-            if not more or self._window > MOST_WINDOW:
-                raise Broken(code, "a window that is none")
+    def _on_ping(self, stream_id: int, flags: int, payload: bytes) -> None:
+        check_size("PING", payload, 8)
+        if stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "PING on a stream other than 0")
+        if not flags & ACK:
+            self._write(frame(PING, ACK, 0, payload))
+
+    def _on_goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream other than 0")
+
+    def _on_window_update(self, stream_id: int, flags: int, payload: bytes) -> None:
+        check_size("WINDOW_UPDATE", payload, 4)
+        increment = UINT32.unpack(payload)[0] & MAX_WINDOW_SIZE
+        code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
+        if not stream_id:
+            self._send_window += increment
+            if not increment or self._send_window > MAX_WINDOW_SIZE:
+                raise ConnectionFailed(code, f"WINDOW_UPDATE by {increment} on stream 0")
             self._flush_all()
             return
-        if stream > self._last:
-            raise Broken(PROTOCOL_ERROR, "the window of no call")
-        call = self._calls.get(stream)
-        if call is None:
+        if stream_id > self._last_stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
+        stream = self._streams.get(stream_id)
+        if stream is None:
             return
-        call.window += more
-        if not more or call.window > MOST_WINDOW:
-            self._reset(call, code)
+        stream.send_window += increment
+        if not increment or stream.send_window > MAX_WINDOW_SIZE:
+            self._reset(stream, code)
         else:
-            self._flush(call)
-
-    def _refuse_push(self, stream: int, flags: int, payload: bytes) -> None:
-        raise Broken(PROTOCOL_ERROR, "a push from a client")
+            self._flush(stream)

@@ -19,7 +19,7 @@ from agent.events import Event
 from agent.events.requests import StreamBroken
 from agent.serve.ext_proc.actions import CHUNK_BYTES
 from agent.serve.ext_proc.server import ExtProcServer
-from agent.serve.grpc import listener as wire
+from agent.serve.grpc import listener as grpc_listener
 from agent.serve.http2.connection import Connection
 from agent.serve.http2.frames import DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame
 from tests.envoy.rig import ToldPool
@@ -285,7 +285,7 @@ async def test_a_connection_that_is_no_http2_is_closed_and_counted_and_no_other(
     await said_back(port, data)
     (event,) = port.events
     assert isinstance(event, StreamBroken)
-    assert (event.reason, event.detail) == ("http2", "it does not begin as HTTP/2 does")
+    assert (event.reason, event.detail) == ("http2", "PROTOCOL_ERROR: invalid connection preface")
     await conversation.write(body())
     assert picked(await read(conversation)) == "10.0.0.1:8000"
     conversation.cancel()
@@ -301,8 +301,8 @@ async def test_a_method_that_there_is_not_is_unimplemented(port: Port) -> None:
 async def test_a_proxy_that_vanished_without_a_word_is_noticed_and_its_requests_end(
     port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.05)
-    monkeypatch.setattr(wire, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(grpc_listener, "KEEPALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(grpc_listener, "KEEPALIVE_TIMEOUT_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
     call = frame(HEADERS, END_HEADERS, 1, b"\x83\x86\x44%c%s" % (len(PROCESS), PROCESS.encode()))
     message = headers(end=True)
@@ -316,8 +316,8 @@ async def test_a_proxy_that_vanished_without_a_word_is_noticed_and_its_requests_
 
 @pytest.mark.source
 async def test_a_proxy_that_answers_when_it_is_asked_may_be_silent(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.01)
-    monkeypatch.setattr(wire, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(grpc_listener, "KEEPALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(grpc_listener, "KEEPALIVE_TIMEOUT_SECONDS", 0.5)
     asked: list[Connection] = []
     ping = Connection.ping
 

@@ -1,0 +1,171 @@
+"""A stage that decides later: the picker port waits, and a client that leaves meanwhile cancels its request there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import orjson
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from agent.events import Event
+from agent.events.requests import Abandoned, Refused
+from agent.pick.request import Pick
+from agent.requests.pipeline import WAIT, OnDecision, Pipeline, Result
+from agent.requests.rejections import Rejection
+from agent.requests.ticket import Request, Ticket
+from agent.serve.ext_proc.server import ExtProcServer, ProcessCall
+from tests.waiting import eventually
+
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+PICK = Pick("r", "10.0.0.1:8000", (), 1, 0, 0, "tie", ("10.0.0.1:8000",), (0.0,), {}, 1)
+
+
+class Queue:
+    """The only stage: it keeps every ticket until the test decides, and counts what it is told of their ends."""
+
+    name = "queue"
+
+    def __init__(self) -> None:
+        self.at_once: Pick | None = None
+        self.waiting: list[Ticket] = []
+        self.cancels: list[Ticket] = []
+        self.ends: list[str] = []
+
+    def process(self, ticket: Ticket, now: float) -> Result:
+        if self.at_once is not None:
+            return self.at_once
+        self.waiting.append(ticket)
+        return WAIT
+
+    def cancelled(self, ticket: Ticket, now: float) -> None:
+        self.cancels.append(ticket)
+
+    def ended(self, ticket: Ticket, how: str, now: float) -> None:
+        self.ends.append(how)
+
+
+class QueueingPool:
+    """A pool whose pipeline is that queue."""
+
+    name = "pool"
+    reports = False
+
+    def __init__(self, events: list[Event]) -> None:
+        self.queue = Queue()
+        self.pipeline = Pipeline("pool", [self.queue], lambda: 0.0, events.append, self)
+
+    def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
+        return self.pipeline.submit(request, on_decision)
+
+    def reported(self, ticket: Ticket, report: str, served: str, now: float) -> None:
+        raise AssertionError("no report is expected")
+
+    def ready(self) -> bool:
+        return True
+
+
+class Port:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.pool = QueueingPool(self.events)
+        self.server = ExtProcServer(self.pool, self.events.append, address="127.0.0.1:0")
+        self.channel: Any = None
+
+    async def get(self) -> Any:
+        """A call with a request that has no body."""
+        call = self.channel.stream_stream(PROCESS)()
+        message = pb.ProcessingRequest()
+        for name, value in ((":method", "GET"), (":path", "/v1/models"), ("x-request-id", "r")):
+            message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+        message.request_headers.end_of_stream = True
+        await call.write(message.SerializeToString())
+        return call
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[Port]:
+    one = Port()
+    number = await one.server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
+        one.channel = channel
+        yield one
+    await one.server.stop(0.0)
+
+
+async def read(call: Any) -> pb.ProcessingResponse:
+    data = await asyncio.wait_for(call.read(), 10)
+    assert data is not grpc.aio.EOF
+    return pb.ProcessingResponse.FromString(data)
+
+
+async def test_a_pick_that_comes_later_routes_the_request(port: Port) -> None:
+    call = await port.get()
+    await eventually(lambda: port.pool.pipeline.waiting == 1)
+    port.pool.pipeline.resume(port.pool.queue.waiting[0], PICK)
+    assert (await read(call)).WhichOneof("response") == "request_headers"
+    assert port.pool.pipeline.in_flight == 1
+    await call.done_writing()
+    await eventually(lambda: port.pool.queue.ends == ["closed"])
+
+
+async def test_a_rejection_that_comes_later_answers_the_client_and_ends_the_call(port: Port) -> None:
+    call = await port.get()
+    await eventually(lambda: port.pool.pipeline.waiting == 1)
+    port.pool.pipeline.resume(port.pool.queue.waiting[0], Rejection("none_healthy", "all are down"))
+    answer = (await read(call)).immediate_response
+    assert (answer.status.code, orjson.loads(answer.body)["error"]["message"]) == (503, "all are down")
+    assert await asyncio.wait_for(call.read(), 10) is grpc.aio.EOF
+    assert port.events == [Refused("pool", "", 503, "none_healthy")]
+
+
+async def test_a_client_that_leaves_meanwhile_cancels_its_request_at_the_stage_that_has_it(port: Port) -> None:
+    call = await port.get()
+    await eventually(lambda: port.pool.pipeline.waiting == 1)
+    call.cancel()
+    await eventually(lambda: port.pool.queue.cancels == port.pool.queue.waiting)
+    assert port.events == [Abandoned("pool", "queue")]
+    assert not port.pool.pipeline.resume(port.pool.queue.waiting[0], PICK)
+    assert (port.pool.pipeline.waiting, port.pool.pipeline.in_flight) == (0, 0)
+
+
+async def test_a_stop_waits_for_the_decision_and_then_ends_the_call(port: Port) -> None:
+    call = await port.get()
+    await eventually(lambda: port.pool.pipeline.waiting == 1)
+    stopping = asyncio.ensure_future(port.server.stop(20.0))
+    await asyncio.sleep(0)
+    port.pool.pipeline.resume(port.pool.queue.waiting[0], PICK)
+    assert (await read(call)).WhichOneof("response") == "request_headers"
+    await asyncio.wait_for(stopping, 10)
+    assert port.pool.queue.ends == ["lost"]
+
+
+async def test_a_stop_that_waits_no_longer_cancels_what_is_not_decided(port: Port) -> None:
+    call = await port.get()
+    await eventually(lambda: port.pool.pipeline.waiting == 1)
+    await port.server.stop(0.0)
+    assert port.pool.queue.cancels == port.pool.queue.waiting
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_request_leaves_nothing_for_the_garbage_collector(port: Port) -> None:
+    """The collector runs rarely in the agent, so cycles of each request would fill the memory between its runs."""
+    port.pool.queue.at_once = PICK
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            call = await port.get()
+            await read(call)
+            await call.done_writing()
+            assert await asyncio.wait_for(call.read(), 10) is grpc.aio.EOF
+        await eventually(lambda: port.server.open_streams == 0)
+        kept = [each for each in gc.get_objects() if isinstance(each, ProcessCall | Ticket)]
+    finally:
+        gc.enable()
+    assert kept == []
