@@ -1,15 +1,17 @@
-"""Names among the endpoints are looked up; what stands for nothing is told and harms nobody else."""
+"""Names among the endpoints are resolved; one that does not resolve is reported and affects no other endpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.config import Endpoint
+from agent.discovery.endpoints import EndpointSet, Unresolved
 from agent.discovery.static import StaticDiscovery, is_name
 from agent.events.scraping import ScrapeFailed
 from tests.app.live import document, running, servers
@@ -21,7 +23,7 @@ Answers = dict[str, list[str] | OSError]
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
-    """What names stand for: a table in place of the resolver."""
+    """The addresses of names: a table in place of the resolver."""
     table: Answers = {}
 
     async def look_up(self: Any, host: str, port: int, **_: Any) -> list[Any]:
@@ -44,17 +46,17 @@ def endpoints(*addresses: str) -> list[Endpoint]:
     ("address", "name"),
     [("localhost:1", True), ("a.b:1", True), ("10.0.0.1:1", False), ("[::1]:1", False), ("10.0.0.1.example:1", True)],
 )
-def test_a_name_is_told_from_an_address(address: str, name: bool) -> None:
+def test_a_name_is_distinguished_from_an_address(address: str, name: bool) -> None:
     assert is_name(address) is name
 
 
-async def test_a_name_stands_for_all_its_addresses_of_ipv4(answers: Answers) -> None:
+async def test_a_name_resolves_to_all_its_ipv4_addresses(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1"]
     found = await StaticDiscovery((), 1.0).resolve(endpoints("pods:80"))
     assert found.engines == {"10.0.0.1:80": "vllm", "10.0.0.2:80": "vllm"}
 
 
-async def test_each_address_of_a_name_has_the_words_of_its_entry(answers: Answers) -> None:
+async def test_each_address_of_a_name_has_the_facts_of_its_entry(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.1", "10.0.0.2"]
     entry = Endpoint("pods:80", "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
     found = await StaticDiscovery((), 1.0).resolve([entry])
@@ -64,12 +66,12 @@ async def test_each_address_of_a_name_has_the_words_of_its_entry(answers: Answer
     }
 
 
-async def test_a_name_with_ipv6_only_stands_for_that(answers: Answers) -> None:
+async def test_a_name_with_ipv6_addresses_only_resolves_to_them(answers: Answers) -> None:
     answers["pods"] = ["fd00::1"]
     assert (await StaticDiscovery((), 1.0).resolve(endpoints("pods:80"))).engines == {"[fd00::1]:80": "vllm"}
 
 
-async def test_a_name_that_fails_keeps_what_it_stood_for_last(answers: Answers) -> None:
+async def test_a_name_whose_resolution_fails_keeps_its_last_addresses(answers: Answers) -> None:
     static = StaticDiscovery((), 1.0)
     answers["pods"] = ["10.0.0.1"]
     first = await static.resolve(endpoints("pods:80"))
@@ -78,14 +80,14 @@ async def test_a_name_that_fails_keeps_what_it_stood_for_last(answers: Answers) 
     assert await static.resolve(endpoints("pods:80")) == first
 
 
-async def test_a_name_that_never_stood_for_anything_is_unknown_with_the_reason(answers: Answers) -> None:
+async def test_a_name_that_never_resolved_is_unresolved_with_the_reason(answers: Answers) -> None:
     answers["typo"] = socket.gaierror(-2, "Name or service not known")
     found = await StaticDiscovery((), 1.0).resolve(endpoints("10.0.0.9:80", "typo:80"))
     assert list(found.endpoints) == ["10.0.0.9:80"]
     assert found.unresolved == {"typo:80": ("vllm", "Name or service not known")}
 
 
-async def test_a_name_that_cannot_be_looked_up_is_down_and_the_others_serve(tmp_path: Path) -> None:
+async def test_a_name_that_cannot_be_resolved_is_down_and_the_others_serve(tmp_path: Path) -> None:
     async with servers(1) as (one,):
         path = tmp_path / "igw.yaml"
         path.write_text(document([one.address, "nobody.invalid:80"]))
@@ -98,14 +100,14 @@ async def test_a_name_that_cannot_be_looked_up_is_down_and_the_others_serve(tmp_
             assert picked == one.address
 
 
-async def test_a_resolver_that_hangs_holds_up_no_other_name_and_is_asked_once(
+async def test_a_resolver_that_hangs_delays_no_other_name_and_has_one_lookup_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[str] = []
+    lookups: list[str] = []
     answered = asyncio.Event()
 
     async def look_up(self: Any, host: str, port: int, **_: Any) -> list[Any]:
-        asked.append(host)
+        lookups.append(host)
         if host == "slow":
             await answered.wait()
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
@@ -118,13 +120,13 @@ async def test_a_resolver_that_hangs_holds_up_no_other_name_and_is_asked_once(
         assert list(found.endpoints) == ["10.0.0.1:2"]
         assert found.names == {"10.0.0.1:2": "quick"}
         assert found.unresolved == {"slow:1": ("vllm", "no answer within 0.05 s")}
-    assert asked.count("slow") == 1
+    assert lookups.count("slow") == 1
     answered.set()
     monkeypatch.setattr("agent.discovery.static.RESOLVE_TIMEOUT_SECONDS", 20.0)
     assert (await static.resolve(endpoints("slow:1"))).engines == {"10.0.0.1:1": "vllm"}
 
 
-async def test_who_comes_to_stand_behind_a_name_is_another_server_and_is_found_when_the_old_one_goes_down(
+async def test_the_server_that_replaces_another_behind_a_name_is_found_when_the_old_one_goes_down(
     tmp_path: Path, answers: Answers
 ) -> None:
     old, new = ModelServer(), ModelServer()
@@ -142,9 +144,63 @@ async def test_who_comes_to_stand_behind_a_name_is_another_server_and_is_found_w
             await old.stop()
             await eventually(lambda: live.healthy() == [f"127.0.0.2:{old.port}"], what="the new one")
             (view,) = store.snapshot(live.clock.now()).endpoints
-            assert view.work.requests == 0  # what the old one has is its own, and still ends
+            assert view.work.requests == 0  # the request of the old server is still in flight there
             assert store.in_flight == 1
             store.ended(ticket, live.clock.now())
     finally:
         await old.stop()
         await new.stop()
+
+
+async def first(stream: AsyncIterator[EndpointSet]) -> EndpointSet:
+    return await asyncio.wait_for(anext(stream), 10)
+
+
+async def test_a_list_of_addresses_is_one_set_and_then_a_stream_without_end() -> None:
+    stream = StaticDiscovery(endpoints("10.0.0.1:80", "10.0.0.2:80"), 0.001).watch()
+    assert list((await first(stream)).endpoints) == ["10.0.0.1:80", "10.0.0.2:80"]
+    more = asyncio.ensure_future(anext(stream))
+    done, _ = await asyncio.wait({more}, timeout=0.05)
+    assert not done
+    more.cancel()
+
+
+async def test_a_name_yields_a_set_when_it_resolves_to_other_addresses_and_none_in_between(answers: Answers) -> None:
+    answers["pods"] = ["10.0.0.1"]
+    stream = StaticDiscovery(endpoints("pods:80"), 0.001).watch()
+    assert list((await first(stream)).endpoints) == ["10.0.0.1:80"]
+    waiting = asyncio.ensure_future(anext(stream))
+    done, _ = await asyncio.wait({waiting}, timeout=0.05)  # many resolutions with the same answer
+    assert not done
+    answers["pods"] = ["10.0.0.1", "10.0.0.2"]
+    assert list((await asyncio.wait_for(waiting, 10)).endpoints) == ["10.0.0.1:80", "10.0.0.2:80"]
+
+
+async def test_an_unresolved_name_yields_a_set_at_every_interval_so_that_its_failures_are_counted(
+    answers: Answers,
+) -> None:
+    answers["typo"] = socket.gaierror(-2, "Name or service not known")
+    stream = StaticDiscovery(endpoints("typo:80"), 0.001).watch()
+    for _ in range(3):
+        assert (await first(stream)).unresolved == {"typo:80": Unresolved("vllm", "Name or service not known")}
+
+
+async def test_a_refresh_resolves_at_once(answers: Answers) -> None:
+    answers["pods"] = ["10.0.0.1"]
+    discovery = StaticDiscovery(endpoints("pods:80"), 3600.0)
+    stream = discovery.watch()
+    await first(stream)
+    answers["pods"] = ["10.0.0.2"]
+    more = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    discovery.refresh()
+    assert list((await asyncio.wait_for(more, 10)).endpoints) == ["10.0.0.2:80"]
+
+
+async def test_a_list_that_is_replaced_holds_from_the_next_stream_on(answers: Answers) -> None:
+    answers["pods"] = ["10.0.0.1"]
+    discovery = StaticDiscovery(endpoints("pods:80"), 1.0)
+    await first(discovery.watch())
+    answers["pods"] = socket.gaierror(-3, "Temporary failure in name resolution")
+    discovery.replace(endpoints("pods:80", "10.0.0.9:80"), 1.0)
+    assert list((await first(discovery.watch())).endpoints) == ["10.0.0.1:80", "10.0.0.9:80"]  # its last addresses
