@@ -115,10 +115,10 @@ class Call(Stream):
 
     def on_half_close(self) -> None:
         """Hand it on, unless the last message is incomplete."""
-        if self.handler is not None:
+        if self._partial:
+            self._fail(StatusError(StatusCode.INTERNAL, "the last message is incomplete"))
+        elif self.handler is not None:
             try:
-                if self._partial:
-                    raise StatusError(StatusCode.INTERNAL, "the last message is incomplete")
                 self.handler.on_half_close()
             except Exception as error:  # noqa: BLE001  as above
                 self._fail(error)
