@@ -124,7 +124,7 @@ ENDPOINTS: Final = Row(
             "none",
             (
                 Query(
-                    'igw_endpoint_accelerators_sick{pool=~"$pool"}',
+                    'igw_endpoint_accelerators_unhealthy{pool=~"$pool"}',
                     "{{endpoint}} {{source}}",
                     f"0 * {RUNNING}",
                 ),
@@ -150,7 +150,7 @@ ENDPOINTS: Final = Row(
             "s",
             (
                 Query(
-                    'igw_endpoint_prefill_ahead_seconds{pool=~"$pool"}'
+                    'igw_endpoint_prefill_backlog_seconds{pool=~"$pool"}'
                     ' and on (pool, endpoint) igw_endpoint_health{state="healthy"} == 1',
                     "{{endpoint}}",
                     f"30 * ({RUNNING} + {WAITING})",  # an estimate: bounded by what is there, and 0 where nothing is

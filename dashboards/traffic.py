@@ -159,7 +159,7 @@ REQUESTS: Final = Row(
             "reqps",
             (
                 Query(
-                    agent_rate("igw_refusals_total", "status, reason"),
+                    agent_rate("igw_requests_rejected_total", "status, reason"),
                     "{{status}} {{reason}}",
                     labelled("vector($refused / $window_seconds)", status="400", reason="invalid_json"),
                     within=RATE,

@@ -22,7 +22,7 @@ from agent.app.supervisor import Supervisor
 from agent.app.tasks import Tasks
 from agent.clock import Clock
 from agent.config import Config
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from agent.config.options import Admin
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from alerts.render import text
 from exporters.catalog import ALIASES, CATALOG

@@ -20,7 +20,7 @@ from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
-    BudgetOutgrown,
+    BudgetExceeded,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -28,15 +28,15 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import HISTOGRAMS, SIGNALS, Histogram, Kind, Refusal, Value
 from agent.state.devices import ExporterKey, ExporterView
 from agent.state.rates import COUNTERS, Counters
 from agent.state.snapshot import Prefix
 from exporters.catalog import ALIASES, CATALOG
+from exporters.catalog.metric import Metric
 from exporters.gauge import REASONS
-from exporters.metric import Metric
 from exporters.prometheus import page
 from tests.fakes.clock import ManualClock
 from tests.fakes.views import snapshot, view
@@ -63,7 +63,7 @@ EVERYTHING: tuple[Event, ...] = (
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
-    BudgetOutgrown("scrapes", 4, 3.0, 2.0),
+    BudgetExceeded("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
 )
 

@@ -267,7 +267,7 @@ def test_prometheus_evaluates_every_rule_without_an_error(fleet: Fleet) -> None:
 def test_an_alert_sees_the_server_that_is_not_there(fleet: Fleet) -> None:
     pending = {rule["name"] for rule in fleet.prometheus.rules() if rule.get("state") in {"pending", "firing"}}
     assert {"InferencePoolBlind", "InferenceServerNotHealthy"} <= pending
-    assert not pending & {"InferencePoolNoReadyEndpoints", "InferenceAgentAbsent", "InferenceRequestsRefused"}
+    assert not pending & {"InferencePoolNoReadyEndpoints", "InferenceAgentAbsent", "InferenceRequestsRejected"}
 
 
 def test_all_metrics_of_the_dashboard_are_on_the_agents_page(fleet: Fleet) -> None:
