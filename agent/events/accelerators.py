@@ -20,7 +20,7 @@ class DevicesRead(NamedTuple):
 
 
 class DevicesFailed(NamedTuple):
-    """A scrape of an accelerator exporter failed. `reason` is one of `agent.scrape.reasons.REASONS`, or `client_error`."""
+    """A scrape of an accelerator exporter failed: one of `agent.scrape.reasons.REASONS`, or `client_error`."""
 
     source: str
     exporter: str

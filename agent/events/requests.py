@@ -28,7 +28,7 @@ class Refused(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A response had a load report: used if `reason` is empty, else refused for one of `agent.engines.report.REASONS`."""
+    """A response had a load report: used if `reason` is empty, else refused (`agent.engines.report.REASONS`)."""
 
     pool: str
     endpoint: str
@@ -36,7 +36,7 @@ class Reported(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A picked request ended. `how`: `closed` (the ext_proc stream ended) or `lost` (the agent stopped following it)."""
+    """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it)."""
 
     pool: str
     model: str

@@ -16,7 +16,7 @@ def _of_endpoint(what: str, unit: str, help: str) -> Metric:
 UTILIZATION: Final = _of_endpoint(
     "_utilization_ratio",
     "ratio",
-    "Share of time in which the busiest of the endpoint's accelerators ran any work, 0 to 1; not how much of it is used",
+    "Share of time in which the busiest of the endpoint's accelerators ran any work, 0 to 1; not a measure of load",
 )
 MEMORY_USED: Final = _of_endpoint(
     "_memory_used_bytes",

@@ -134,7 +134,7 @@ PREFILL_RATE: Final = ROWS.gauge(
     "igw_endpoint_prefill_rate_tokens_per_second",
     "tokens per second",
     "pool server source",
-    "Prefill rate that estimates use, in uncached prompt tokens per second; source is configured, learnt, pool or default",
+    "Uncached prompt tokens per second that estimates assume; source is configured, learnt, pool or default",
 )
 PREDICTED_HITS: Final = _counter(
     "igw_endpoint_predicted_prefix_hit_tokens_total",

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from agent.events.process import Reloaded, WatcherDropped
 from agent.events.requests import Refused, StreamBroken
 from agent.events.scraping import BudgetExceeded, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
-from agent.instruments.hook import Instruments
 from agent.instruments.event_log import DETAIL_LENGTH, LOGGER, QUIET_SECONDS, Repeats
+from agent.instruments.hook import Instruments
 from agent.instruments.log_format import write_log
 from agent.signals import Refusal
 from tests.fakes.clock import ManualClock

@@ -72,7 +72,7 @@ class StateApi:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self._hook = hook
         self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # what is known of accelerator exporters
-        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)
+        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)  # noqa: PLW0108 - replaced later
 
     def set_sources(self, sources: Sequence[StateSource]) -> None:
         """The pools from now on."""

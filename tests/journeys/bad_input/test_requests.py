@@ -133,7 +133,9 @@ async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothi
     await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)
     assert (await fleet.counts()).of("igw_pool_in_flight_requests", pool=POOL) == 1
     writer.transport.abort()
-    await found(fleet.counts, lambda seen: seen.of("igw_requests_ended_total", pool=POOL, result="closed") == before + 1)
+    await found(
+        fleet.counts, lambda seen: seen.of("igw_requests_ended_total", pool=POOL, result="closed") == before + 1
+    )
     await is_served(fleet, way)
 
 
