@@ -53,9 +53,9 @@ def test_panels_lie_within_the_grid_and_none_covers_another() -> None:
 def test_every_query_goes_to_the_selected_data_source() -> None:
     document = dashboard()
     assert [one["name"] for one in document["templating"]["list"]] == ["datasource", "pool"]
-    asked = [panel["datasource"] for panel in SHOWN if panel["type"] != "row"]
-    asked += [target["datasource"] for panel in SHOWN for target in panel.get("targets", ())]
-    assert all(one == {"type": "prometheus", "uid": "${datasource}"} for one in asked)
+    sources = [panel["datasource"] for panel in SHOWN if panel["type"] != "row"]
+    sources += [target["datasource"] for panel in SHOWN for target in panel.get("targets", ())]
+    assert all(one == {"type": "prometheus", "uid": "${datasource}"} for one in sources)
 
 
 def test_the_targets_of_a_panel_have_names_of_their_own() -> None:

@@ -275,5 +275,5 @@ def test_one_of_three_servers_down_is_a_warning_and_pages_for_nothing(fleet: Fle
 
 
 def test_all_metrics_of_the_dashboard_are_on_the_agents_page(fleet: Fleet) -> None:
-    asked = {family(name) for _, query in QUERIES for name in metrics(query.expr)}
-    assert asked - fleet.known == set()
+    selected = {family(name) for _, query in QUERIES for name in metrics(query.expr)}
+    assert selected - fleet.known == set()
