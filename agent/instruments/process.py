@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent.events.process import Reloaded, WatcherDropped
-from agent.instruments.event_log import EventLog
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
 from exporters.catalog import process as rows
 
@@ -25,10 +25,12 @@ class ProcessInstruments:
             metrics.child(rows.WATCHERS_DROPPED, reason)
         self.counts: Mapping[type, Callable[[Any], None]] = {
             Reloaded: self._count_reloaded,
+            TaskFailed: self._count_task_failed,
             WatcherDropped: self._count_watcher_dropped,
         }
         self.lines: Mapping[type, Callable[[Any], None]] = {
             Reloaded: self._log_reloaded,
+            TaskFailed: self._log_task_failed,
             WatcherDropped: self._log_watcher_dropped,
         }
 
@@ -41,6 +43,16 @@ class ProcessInstruments:
             self._log.info(f"configuration reloaded: {event.detail}")
         else:
             self._log.error(f"configuration not reloaded, the old one stays: {event.detail}")
+
+    def _count_task_failed(self, event: TaskFailed) -> None:
+        self._metrics.count(rows.TASK_FAILURES, event.task)
+
+    def _log_task_failed(self, event: TaskFailed) -> None:
+        due = self._log.failed(("task", event.task))
+        if due:
+            restart = f"; restarting in {event.backoff:g} s" if event.backoff else ""
+            text = f"task {event.task} failed: {shortened(event.detail)}{restart}{due.times}"
+            self._log.error(text, task=event.task)
 
     def _count_watcher_dropped(self, event: WatcherDropped) -> None:
         self._metrics.count(rows.WATCHERS_DROPPED, event.reason)

@@ -108,7 +108,7 @@ class RequestInstruments:
         self._ends(event.pool, event.how).inc()
 
     def _count_abandoned(self, event: Abandoned) -> None:
-        self._metrics.count(rows.ABANDONED, event.pool)
+        self._metrics.count(rows.ABANDONED, event.pool, event.stage)
 
     def _count_stream_broken(self, event: StreamBroken) -> None:
         self._metrics.count(rows.STREAM_ERRORS, event.pool, event.reason)

@@ -19,6 +19,12 @@ RELOAD_GOOD: Final = ROWS.add(
     "events",
     "1 if the configuration file was valid when it was last read, 0 if it was refused",
 )
+TASK_FAILURES: Final = ROWS.counter(
+    "igw_task_failures_total",
+    "failures",
+    "task",
+    "Failures of the agent's long-running tasks and periodic jobs, which are then restarted",
+)
 WATCHERS_DROPPED: Final = ROWS.counter(
     "igw_watchers_dropped_total",
     "watchers",

@@ -89,7 +89,10 @@ ENDED: Final = _counter(
     "Picked requests that ended: closed (by the proxy) or lost (the agent stopped following them)",
 )
 ABANDONED: Final = _counter(
-    "igw_requests_abandoned_total", "requests", "pool", "Requests that ended before they were picked or rejected"
+    "igw_requests_abandoned_total",
+    "requests",
+    "pool stage",
+    "Requests that ended before they were picked or rejected, by the stage that held them",
 )
 LOAD_REPORTS: Final = _counter(
     "igw_load_reports_total",

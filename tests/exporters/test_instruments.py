@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import events
-from agent.events.process import Reloaded, WatcherDropped
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
@@ -112,7 +112,8 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             "igw_server_restarts_total",
             {"pool": "pool", "reason": "new_start_time"},
         ),
-        (Abandoned("pool", "body"), "igw_requests_abandoned_total", {"pool": "pool"}),
+        (Abandoned("pool", "body"), "igw_requests_abandoned_total", {"pool": "pool", "stage": "body"}),
+        (TaskFailed("discovery/pool", "it returned", 0.5), "igw_task_failures_total", {"task": "discovery/pool"}),
         (StreamBroken("pool", "protocol", "x"), "igw_stream_errors_total", {"pool": "pool", "reason": "protocol"}),
         (Reloaded(ok=True, detail="x"), "igw_reloads_total", {"result": "ok"}),
         (Reloaded(ok=False, detail="x"), "igw_reloads_total", {"result": "failed"}),

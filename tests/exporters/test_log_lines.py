@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.events.process import Reloaded, WatcherDropped
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Refused, StreamBroken
 from agent.events.scraping import BudgetExceeded, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
 from agent.instruments.event_log import DETAIL_LENGTH, LOGGER, QUIET_SECONDS, Repeats
@@ -91,6 +91,7 @@ def test_each_change_of_state_has_its_line(clock, log):
     hook(ServerRestarted("pool", "a:1", "new_start_time"))
     hook(Reloaded(ok=True, detail="pool pool: 2 endpoints added"))
     hook(Reloaded(ok=False, detail="line 3: unknown key"))
+    hook(TaskFailed("discovery/pool", "it returned", 0.5))
     hook(WatcherDropped("slow"))
     hook(StreamBroken("pool", "protocol", "a body before the headers"))
     hook(done(0.0, Refusal("kv_usage_ratio", "not_finite", "NaN")))
@@ -99,6 +100,7 @@ def test_each_change_of_state_has_its_line(clock, log):
         "pool pool: new server at a:1 (new_start_time): the state of the previous one is discarded",
         "configuration reloaded: pool pool: 2 endpoints added",
         "configuration not reloaded, the old one stays: line 3: unknown key",
+        "task discovery/pool failed: it returned; restarting in 0.5 s",
         "client of the admin address dropped: slow",
         "pool pool: ext_proc stream failed: protocol: a body before the headers",
         "pool pool: a:1 reports NaN for kv_usage_ratio: not_finite, value discarded",
