@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, Row
+from dashboards.panel import Panel, Query, DashboardRow
 from dashboards.queries import RATE, UP, labelled
 
-FRESHNESS: Final = Row(
+FRESHNESS: Final = DashboardRow(
     "Freshness: is the data current?",
     (
         Panel(

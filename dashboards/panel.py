@@ -45,7 +45,7 @@ class Panel(NamedTuple):
     thresholds: tuple[float, ...] = ()
 
 
-class Row(NamedTuple):
+class DashboardRow(NamedTuple):
     """Panels under one heading."""
 
     title: str

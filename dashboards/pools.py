@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, Row
+from dashboards.panel import Panel, Query, DashboardRow
 from dashboards.queries import KV, RATE, RUNNING, UP, WAITING, agent_rate, labelled, servers_rate
 
-POOLS: Final = Row(
+POOLS: Final = DashboardRow(
     "Pools: are they healthy?",
     (
         Panel(
@@ -83,7 +83,7 @@ POOLS: Final = Row(
     ),
 )
 
-ENDPOINTS: Final = Row(
+ENDPOINTS: Final = DashboardRow(
     "Endpoints: which one differs?",
     (
         Panel(

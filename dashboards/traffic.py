@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, Row
+from dashboards.panel import Panel, Query, DashboardRow
 from dashboards.queries import INTO_EACH, RATE, SERVERS, UP, agent_rate, labelled, quantile, servers_rate
 
 
@@ -26,7 +26,7 @@ def _as_servers_count(title: str, question: str, ours: str, theirs: str) -> Pane
     )
 
 
-PREFIXES: Final = Row(
+PREFIXES: Final = DashboardRow(
     "Routing: do requests reach servers that have their prefix?",
     (
         Panel(
@@ -136,7 +136,7 @@ PREFIXES: Final = Row(
     ),
 )
 
-REQUESTS: Final = Row(
+REQUESTS: Final = DashboardRow(
     "Requests: are they served?",
     (
         Panel(
