@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, DashboardRow
+from dashboards.panel import DashboardRow, Panel, Query
 from dashboards.queries import KV, RATE, RUNNING, UP, WAITING, agent_rate, labelled, servers_rate
 
 POOLS: Final = DashboardRow(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, DashboardRow
+from dashboards.panel import DashboardRow, Panel, Query
 from dashboards.queries import INTO_EACH, RATE, SERVERS, UP, agent_rate, labelled, quantile, servers_rate
 
 
