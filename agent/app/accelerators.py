@@ -18,9 +18,9 @@ from agent.accelerators.nvml import Nvml
 from agent.app.device_probes import Asked, Probes
 from agent.app.pool import Pool
 from agent.clock import Clock
-from agent.config import Accelerators, Config, Endpoint
-from agent.config.accelerators import NODE, expand
-from agent.config.values import split_address
+from agent.config.addresses import NODE_PLACEHOLDER, expand, split_address
+from agent.config.config import Config
+from agent.config.pools import AcceleratorConfig, EndpointConfig
 from agent.events import Hook
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
@@ -63,7 +63,7 @@ class AcceleratorScraping:
         self._state = DeviceState(self._deliver, hook)
         self._probes = Probes(self._state, clock)
         self._groups: set[ExporterKey] = set()
-        self._sources: dict[ExporterKey, list[Accelerators]] = {}
+        self._sources: dict[ExporterKey, list[AcceleratorConfig]] = {}
 
     async def start(self) -> None:
         """Begin with the endpoints that are known; `refresh` brings the others."""
@@ -86,7 +86,7 @@ class AcceleratorScraping:
         """Join sources and endpoints again: the endpoints of a pool have changed."""
         config, known = self._config, self._pools()
         pools: list[PoolDevices] = []
-        wanted: dict[ExporterKey, list[Accelerators]] = {}
+        wanted: dict[ExporterKey, list[AcceleratorConfig]] = {}
         for pool in config.pools:
             if pool.name not in known:
                 continue
@@ -114,7 +114,7 @@ class AcceleratorScraping:
         if pool in pools:
             pools[pool].store.run_on(address, accelerators, now)
 
-    def _scrape(self, wanted: Mapping[ExporterKey, list[Accelerators]], max_page_bytes: int) -> None:
+    def _scrape(self, wanted: Mapping[ExporterKey, list[AcceleratorConfig]], max_page_bytes: int) -> None:
         groups: dict[ExporterKey, list[Target]] = {key: [] for key in self._groups}
         for key, entries in wanted.items():
             target = Target(
@@ -132,17 +132,17 @@ class AcceleratorScraping:
         self._groups = {any_key for any_key, targets in groups.items() if targets}
 
 
-def place_of(endpoint: Endpoint) -> Place:
+def place_of(endpoint: EndpointConfig) -> Place:
     """Where an endpoint runs; on the host of its address where it does not say."""
     host, _ = split_address(endpoint.address)
     return Place(endpoint.address, endpoint.node or host, endpoint.pod, frozenset(endpoint.devices))
 
 
-def wants_of(entry: Accelerators, places: tuple[Place, ...]) -> list[Want]:
+def wants_of(entry: AcceleratorConfig, places: tuple[Place, ...]) -> list[Want]:
     """The exporters that an entry stands for, given where the pool's endpoints run."""
     if entry.source in PROBES:
         return [_of_probe(entry, places)]
-    nodes = list(dict.fromkeys(place.node for place in places)) if NODE in entry.address else [""]
+    nodes = list(dict.fromkeys(place.node for place in places)) if NODE_PLACEHOLDER in entry.address else [""]
     return [
         Want(
             ExporterKey(entry.source, expand(entry.address, node), entry.path, entry.prefix),
@@ -155,7 +155,7 @@ def wants_of(entry: Accelerators, places: tuple[Place, ...]) -> list[Want]:
     ]
 
 
-def _of_probe(entry: Accelerators, places: tuple[Place, ...]) -> Want:
+def _of_probe(entry: AcceleratorConfig, places: tuple[Place, ...]) -> Want:
     """What an entry without a page stands for: this machine, by the name that endpoints have for it, or a cluster."""
     limits = (By(entry.join), entry.stale_after, frozenset(entry.fatal_xids))
     if entry.source == "gke":
@@ -165,7 +165,7 @@ def _of_probe(entry: Accelerators, places: tuple[Place, ...]) -> Want:
     return Want(ExporterKey("nvml", names[0]), *limits, node)
 
 
-def _probe(key: ExporterKey, entries: list[Accelerators]) -> Asked:
+def _probe(key: ExporterKey, entries: list[AcceleratorConfig]) -> Asked:
     """What asks the library, at the shortest interval that anybody wants."""
     interval, timeout = min(entry.interval for entry in entries), min(entry.timeout for entry in entries)
     if key.source == "gke":

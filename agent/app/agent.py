@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
-from agent.app.changes import differences
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
 from agent.app.pool import Pool, PoolParts
@@ -22,7 +21,8 @@ from agent.app.scraping import Scraping
 from agent.app.supervisor import Supervisor
 from agent.app.tasks import Tasks
 from agent.clock import Clock
-from agent.config import Config
+from agent.config.config import Config
+from agent.config.difference import differences
 from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits

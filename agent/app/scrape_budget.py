@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from agent.clock import Clock
-from agent.config import Budget, Config
+from agent.config.config import Config
+from agent.config.scrape import BudgetConfig
 from agent.events import Hook
 from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
 from agent.scrape.budget import GIVEN_OUT, Bounds, Gate, followed, share
@@ -62,7 +63,7 @@ class ScrapeBudget:
         self._clock = clock
         self._snapshots = snapshots
         self._hook = hook
-        self._budget = Budget()
+        self._budget = BudgetConfig()
         self._bounds = Bounds(1.0, 1.0)
         self._latest = 1.0
         self._gate: Gate | None = None

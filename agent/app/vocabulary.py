@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from agent.accelerators import EXPORTERS, PROBES
-from agent.config import Vocabulary
+from agent.config.vocabulary import Vocabulary
 from agent.engine_specs import AUTO
 from agent.engines import ENGINES
 from agent.pick.filters import FILTERS

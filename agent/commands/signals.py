@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from agent.app.vocabulary import WORDS
-from agent.config import BadConfig, load
-from agent.config.values import meant
+from agent.config.file import load
+from agent.config.nodes import BadConfig
+from agent.config.values import suggestion
 from agent.engines import ENGINES, engine, matrix
 from agent.engines.custom import tables
 from agent.engines.table import Engine
@@ -39,7 +40,10 @@ def main(args: argparse.Namespace) -> int:
             print("\n".join(bad.lines()), file=sys.stderr)
             return 1
     if args.engine is not None and args.engine not in known:
-        print(f"igw signals: there is no engine {args.engine!r}; {meant(args.engine, sorted(known))}", file=sys.stderr)
+        print(
+            f"igw signals: there is no engine {args.engine!r}; {suggestion(args.engine, sorted(known))}",
+            file=sys.stderr,
+        )
         return 2
     wanted = [known[name] for name in sorted(known) if args.engine in {None, name}]
     print("\n".join(_lines(wanted, args.format, one=args.engine is not None)))

@@ -10,7 +10,8 @@ from itertools import pairwise
 import pytest
 
 from agent.app.scrape_budget import LOOK_SECONDS, ScrapeBudget
-from agent.config import Config, parse
+from agent.config import parse
+from agent.config.config import Config
 from agent.events import Event
 from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
 from agent.scrape.loop import ScrapeLoop, Target

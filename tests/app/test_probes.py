@@ -12,7 +12,7 @@ from agent.accelerators.table import UTILIZATION
 from agent.app.accelerators import wants_of
 from agent.app.device_probes import Asked, Probes
 from agent.clock import SystemClock
-from agent.config import Accelerators as Entry
+from agent.config.pools import AcceleratorConfig
 from agent.events import Event
 from agent.events.accelerators import DevicesFailed
 from agent.state.devices import DeviceState, ExporterKey, PoolDevices, Want
@@ -110,7 +110,7 @@ async def test_a_library_that_breaks_in_a_way_of_its_own_is_told_and_asked_again
 
 def test_what_google_says_is_shown_and_never_picked_on_and_nvml_is_this_machine() -> None:
     places = (Place("127.0.0.1:8000", "127.0.0.1"),)
-    (gke,) = wants_of(Entry(source="gke", project="p", location="l", cluster="c"), places)
+    (gke,) = wants_of(AcceleratorConfig(source="gke", project="p", location="l", cluster="c"), places)
     assert (gke.picked_on, gke.key.address) == (False, "p/l/c")
-    (nvml,) = wants_of(Entry(source="nvml", join="node"), places)
+    (nvml,) = wants_of(AcceleratorConfig(source="nvml", join="node"), places)
     assert (nvml.picked_on, nvml.node, nvml.by) == (True, "127.0.0.1", By.NODE)

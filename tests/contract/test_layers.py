@@ -29,7 +29,8 @@ P, S = True, False
 # The longest prefix of a module's name counts.
 PLACES: dict[str, Place] = {
     "agent": Place(1, P),
-    "agent.config": Place(1, S),
+    "agent.config": Place(1, P),
+    "agent.config.file": Place(1, S),
     "agent.clock": Place(1, S),
     "agent.signals": Place(1, P),
     "agent.events": Place(1, P),
@@ -147,7 +148,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "yaml": frozenset({"agent.config.document"}),
 }
 # Numbers, hashes and codecs, without a clock, a socket or a file: anybody's.
-OF_VALUES: frozenset[str] = frozenset({"hpack", "orjson", "xxhash"})
+OF_VALUES: frozenset[str] = frozenset({"hpack", "orjson", "xxhash", "yaml"})
 SHIPPED = ("agent", "exporters", "dashboards")
 SAY_NOTHING: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()

@@ -27,7 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from agent.clock import Clock
-from agent.config.values import split_address
+from agent.config.addresses import split_address
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.instruments.hook import Instruments

@@ -1,4 +1,4 @@
-"""A file of the field loads as it is: types by their names, what they ask for carried over, the rest told."""
+"""A configuration of llm-d's router loads unchanged: plugins by type, their parameters imported, the rest noted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from agent.app.vocabulary import WORDS
-from agent.config import Config, load, parse
-from agent.config.names import API_VERSIONS, BUILT_IN, NOT_YET
+from agent.config import parse
+from agent.config.config import Config
+from agent.config.epp.names import API_VERSIONS, BUILT_IN, NOT_SUPPORTED
+from agent.config.file import load
 from agent.pick.profile import build
 from agent.profiles import PRESETS
 
@@ -21,8 +23,8 @@ def read(text: str) -> Config:
     return parse(HEAD + text, "file.yaml", WORDS)
 
 
-def test_the_fields_default_configuration_becomes_a_profile_of_the_same_weights() -> None:
-    config = load(ROOT / "deploy/examples/field.yaml", WORDS)
+def test_the_default_configuration_of_llm_d_s_router_becomes_a_profile_of_the_same_weights() -> None:
+    config = load(ROOT / "deploy/examples/llm-d.yaml", WORDS)
     profile = config.profiles["default"]
     assert [(spec.type, weight) for spec, weight in profile.scorers] == [
         ("queue-scorer", 2),
@@ -32,7 +34,7 @@ def test_the_fields_default_configuration_becomes_a_profile_of_the_same_weights(
     assert config.pools == ()
 
 
-def test_the_profiles_written_out_in_the_full_example_are_the_ready_made_ones() -> None:
+def test_the_profiles_written_out_in_the_full_example_are_the_built_in_ones() -> None:
     config = load(ROOT / "deploy/examples/full.yaml", WORDS)
     assert dict(config.profiles) == dict(PRESETS)
     assert config.notes == ()
@@ -49,20 +51,20 @@ def test_every_api_version_of_the_document_loads(version: str) -> None:
     assert parse(f"apiVersion: {version}\nkind: EndpointPickerConfig\n", "x", WORDS).pools == ()
 
 
-def test_no_type_is_both_done_and_not_done() -> None:
+def test_no_type_is_both_supported_and_not_supported() -> None:
     ours = {*WORDS.filters, *WORDS.scorers}
     assert not ours & set(BUILT_IN)
-    assert not ours & set(NOT_YET)
-    assert not set(BUILT_IN) & set(NOT_YET)
+    assert not ours & set(NOT_SUPPORTED)
+    assert not set(BUILT_IN) & set(NOT_SUPPORTED)
 
 
 @pytest.mark.parametrize("type_", [*WORDS.scorers, *WORDS.filters, *BUILT_IN])
-def test_every_type_that_we_do_loads_without_parameters(type_: str) -> None:
+def test_every_supported_type_loads_without_parameters(type_: str) -> None:
     assert read(f"plugins: [{{type: {type_}}}]\n").notes == ()
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_ready_made_profile_can_be_built(name: str) -> None:
+def test_a_built_in_profile_can_be_built(name: str) -> None:
     assert build(PRESETS[name]).name == name
 
 
@@ -78,7 +80,7 @@ def test_a_missing_weight_is_one() -> None:
     assert read(text).profiles["x"].scorers[0][1] == 1.0
 
 
-def test_a_scorer_may_stand_twice_under_two_names() -> None:
+def test_a_scorer_may_be_used_twice_under_two_names() -> None:
     config = read(
         "plugins: [{type: queue-scorer, name: a}, {type: queue-scorer, name: b}]\n"
         "schedulingProfiles: [{name: x, plugins: [{pluginRef: a}, {pluginRef: b, weight: 3}]}]\n"
@@ -89,7 +91,7 @@ def test_a_scorer_may_stand_twice_under_two_names() -> None:
     ]
 
 
-def test_what_the_producer_of_the_prefix_index_is_told_becomes_our_index() -> None:
+def test_the_parameters_of_the_prefix_cache_producer_set_the_prefix_index() -> None:
     config = read(
         "plugins:\n- type: approx-prefix-cache-producer\n  parameters:\n    blockSizeTokens: 128\n"
         "    maxPrefixTokensToMatch: 65536\n    lruCapacityPerServer: 1000\n    autoTune: false\n"
@@ -98,18 +100,18 @@ def test_what_the_producer_of_the_prefix_index_is_told_becomes_our_index() -> No
     assert (index.block_tokens, index.max_tokens, index.capacity_blocks, index.auto_size) == (128, 65536, 1000, False)
 
 
-def test_old_blocks_in_characters_are_taken_as_tokens_and_raised_to_what_the_field_uses() -> None:
+def test_block_sizes_in_characters_are_converted_to_tokens_and_raised_to_the_minimum() -> None:
     config = read(
         "plugins: [{type: prefix-cache-scorer, parameters: {hashBlockSize: 64, maxPrefixBlocksToMatch: 256}}]\n"
     )
     assert config.prefix_index.block_tokens == 64
     assert [note.partition(":")[0] for note in config.notes] == [
         "plugins[0].parameters.hashBlockSize of prefix-cache-scorer",
-        "plugins[0].parameters.maxPrefixBlocksToMatch of prefix-cache-scorer",
+        "plugins[0].parameters.maxPrefixBlocksToMatch of prefix-cache-scorer has no effect",
     ]
 
 
-def test_the_engine_and_the_page_of_the_data_layer_become_ours() -> None:
+def test_the_engine_the_path_and_the_interval_of_the_data_layer_are_imported() -> None:
     config = read(
         "plugins:\n- {type: core-metrics-extractor, parameters: {defaultEngine: vllm}}\n"
         "- {type: metrics-data-source, parameters: {path: /stats}}\n"
@@ -119,28 +121,26 @@ def test_the_engine_and_the_page_of_the_data_layer_become_ours() -> None:
     assert (config.scrape.path, config.scrape.interval, config.pools[0].engine) == ("/stats", 0.2, "vllm")
 
 
-def test_models_that_the_field_asks_for_at_every_tick_are_asked_for_as_often_as_we_can() -> None:
+def test_the_interval_of_models_is_raised_to_the_minimum() -> None:
     config = read(
         "plugins: [{type: models-data-source}]\n"
         "dataLayer: {sources: [{pluginRef: models-data-source, interval: 50ms}]}\n"
     )
     assert config.scrape.models_interval == 1
-    assert config.notes == (
-        "dataLayer.sources[0].interval: models change too rarely to be asked for so often, 1s is used",
-    )
+    assert config.notes == ("dataLayer.sources[0].interval: models change too rarely for this; 1s is used",)
 
 
-def test_what_has_no_effect_is_told() -> None:
+def test_what_has_no_effect_is_noted() -> None:
     config = read(
         "featureGates: [flowControl=false]\nflowControl: {maxRequests: 5}\n"
         "plugins: [{type: prefix-cache-affinity-filter, parameters: {peakPrefillThroughput: 15928}}]\n"
     )
     assert config.notes == (
         (
-            "plugins[0].parameters.peakPrefillThroughput of prefix-cache-affinity-filter: without effect, "
-            "as the prefill rate is learnt; prefillRate.fixed sets one"
+            "plugins[0].parameters.peakPrefillThroughput of prefix-cache-affinity-filter has no effect: "
+            "the prefill rate is estimated; prefillRate.fixed sets one"
         ),
-        "flowControl: without effect, as its feature gate is off",
+        "flowControl has no effect: its feature gate is off",
     )
 
 

@@ -1,27 +1,26 @@
-"""The names of the field's document: what we do, what is built in, and what this version does not do yet.
+"""The names of an EndpointPickerConfig document (EPP): which plugins are built in, and which are not supported yet.
 
-Names: llm-d router v0.10, EndpointPickerConfig v1alpha1; older spellings: Gateway API Inference Extension 1.0.
+Sources: llm-d router v0.10, EndpointPickerConfig v1alpha1; older spellings: Gateway API Inference Extension (GIE) 1.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking.x-k8s.io/v1alpha1")
 KIND: Final = "EndpointPickerConfig"
-FIELD_KEYS: Final = (
+EPP_KEYS: Final = (
     "apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", "data", "flowControl",
     "requestHandler", "parser", "saturationDetector",
 )  # fmt: skip
 
-# What these do is built in: the index of prefixes, the work in flight, the scrape, the reading of bodies.
+# The agent does what these plugins do: prefix index, in-flight load, scraping, parsing of bodies.
 BUILT_IN: Final = (
     "anthropic-parser", "approx-prefix-cache-producer", "core-metrics-extractor", "inflight-load-producer",
     "max-score-picker", "metrics-data-source", "models-data-extractor", "models-data-source", "openai-parser",
     "passthrough-parser", "single-profile-handler", "token-producer", "vllmhttp-parser",
 )  # fmt: skip
-NOT_YET: Final = (
+NOT_SUPPORTED: Final = (
     "active-request-scorer", "agent-identity", "always-disagg-multimodal-decider", "always-disagg-pd-decider",
     "burst-prefix-cache-producer", "by-label", "by-label-selector", "concurrency-detector", "context-length-aware",
     "data-parallel-profile-handler", "dcgm-data-source", "decode-filter", "disagg-headers-handler",
@@ -41,19 +40,6 @@ NOT_YET: Final = (
 )  # fmt: skip
 RENAMED: Final = {"kv-cache-scorer": "kv-cache-utilization-scorer"}  # the name until GIE 1.0
 
-GATES_NOT_YET: Final = ("flowControl", "HAPopulateNonLeaderDatastore")
+GATES_NOT_SUPPORTED: Final = ("flowControl", "HAPopulateNonLeaderDatastore")
 GATES_BUILT_IN: Final = ("dataLayer", "prepareDataPlugins")
-FIELD_MIN_BLOCK_TOKENS: Final = 64  # the field raises smaller blocks to this
-
-
-class Vocabulary(NamedTuple):
-    """The names that the parts above the configuration know, and how a plugin's parameters are checked.
-
-    `check(type, parameters)` returns None or the name of a parameter and what is wrong with it.
-    """
-
-    engines: tuple[str, ...]
-    accelerators: tuple[str, ...]
-    filters: tuple[str, ...]
-    scorers: tuple[str, ...]
-    check: Callable[[str, Mapping[str, object]], tuple[str, str] | None]
+MIN_BLOCK_TOKENS: Final = 64  # llm-d's router raises smaller blocks to this
