@@ -90,7 +90,7 @@ SINGLE = re.compile(
 )
 
 
-@pytest.mark.parametrize("text", [text for text, said in BAD.items() if SINGLE.search(str(said))])
+@pytest.mark.parametrize("text", [text for text, problems in BAD.items() if SINGLE.search(str(problems))])
 def test_the_schema_refuses_unknown_keys_wrong_types_numbers_out_of_range_and_unknown_words(text: str) -> None:
     assert schema_problems(data_of(text))
 

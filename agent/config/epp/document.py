@@ -1,4 +1,4 @@
-"""The EPP part of a document: plugins, scheduling profiles, data layer, feature gates.
+"""The EPP (endpoint picker) part of a document: plugins, scheduling profiles, data layer, feature gates.
 
 An EndpointPickerConfig of llm-d's router loads unchanged. Filters and scorers become a `ProfileSpec`. Other plugins are
 accepted where the agent does the same without them, and their parameters set the agent's own options

@@ -1,4 +1,4 @@
-"""What the EPP part of a document comes to."""
+"""The values that the EPP part of a document sets."""
 
 from __future__ import annotations
 
