@@ -1,4 +1,4 @@
-"""The admin address: GET and HEAD only, every error JSON, ready when the fleet was looked at once."""
+"""The admin address: GET and HEAD only, every error JSON, ready once the fleet was scraped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 from agent.events import Event
 from agent.instruments.hook import Instruments
 from agent.pick.request import Pick
-from agent.serve.admin.server import PICKS_KEPT, AdminServer, CannotListen, RecentPicks
+from agent.serve.admin.recent_picks import PICKS_KEPT, RecentPicks
+from agent.serve.admin.server import AdminServer
+from agent.serve.http.server import CannotListen
 from agent.serve.state.watch import WatchLimits
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView
@@ -40,7 +42,7 @@ PATHS = [
 ]
 
 
-def untried(address: str) -> EndpointView:
+def unscraped(address: str) -> EndpointView:
     return view(address, {}, health=Health.UNKNOWN)._replace(page_at=None)
 
 
@@ -67,11 +69,11 @@ async def served() -> AsyncIterator[Served]:
     await server.stop()
 
 
-async def test_it_lists_what_there_is(served):
+async def test_the_index_lists_every_path(served):
     assert await served.get("/") == (200, {"paths": PATHS})
 
 
-async def test_every_runbook_that_is_listed_is_there_and_no_other_file(served):
+async def test_every_listed_runbook_is_served_and_no_other_file(served):
     _, listed = await served.get("/runbooks/")
     assert "InferencePoolBlind.md" in listed["runbooks"]
     for name in listed["runbooks"]:
@@ -82,36 +84,36 @@ async def test_every_runbook_that_is_listed_is_there_and_no_other_file(served):
         assert (status, refused["error"]["code"]) == (404, "no_such_runbook")
 
 
-async def test_it_is_alive_before_anything_is_known(served):
+async def test_it_is_alive_before_the_first_scrape(served):
     assert await served.get("/healthz") == (200, {"status": "ok"})
 
 
-async def test_it_is_ready_once_every_endpoint_was_asked_whatever_came_of_it(served):
-    source = FakeSource("pool", untried("a:1"), untried("b:1"))
+async def test_it_is_ready_once_every_endpoint_was_scraped_successfully_or_not(served):
+    source = FakeSource("pool", unscraped("a:1"), unscraped("b:1"))
     served.server.set_pools([source])
-    reasons = ["pool pool: 2 of 2 endpoints were not asked yet"]
+    reasons = ["pool pool: 2 of 2 endpoints are not scraped yet"]
     assert await served.get("/readyz") == (503, {"ready": False, "reasons": reasons})
     check((await served.get("/readyz"))[1], "Readiness")
-    source.put(view("a:1"), untried("b:1")._replace(failures=1, health=Health.DOWN))
+    source.put(view("a:1"), unscraped("b:1")._replace(failures=1, health=Health.DOWN))
     assert await served.get("/readyz") == (200, {"ready": True, "reasons": []})
 
 
-async def test_a_pool_that_was_ready_stays_ready_when_endpoints_come_or_die(served):
+async def test_a_pool_that_was_ready_stays_ready_when_endpoints_are_added_or_fail(served):
     source = FakeSource("pool", view("a:1"))
     served.server.set_pools([source])
     assert (await served.get("/readyz"))[0] == 200
-    source.put(view("a:1", health=Health.DOWN), untried("new:1"))
+    source.put(view("a:1", health=Health.DOWN), unscraped("new:1"))
     assert (await served.get("/readyz"))[0] == 200
 
 
 @pytest.fixture
-async def crowd() -> AsyncIterator[tuple[Served, list[Event]]]:
-    """An agent with a state of many megabytes, and as many readers that take nothing as are answered at a time."""
+async def overloaded() -> AsyncIterator[tuple[Served, list[Event]]]:
+    """An agent with a state of many megabytes, and as many readers that receive nothing as the limit of responses."""
     clock = ManualClock()
     events: list[Event] = []
     limits = WatchLimits(drain_seconds=3.0)
     server = AdminServer(
-        "127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=events.append, limits=limits, answers=2
+        "127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=events.append, limits=limits, max_responses=2
     )
     server.set_pools([FakeSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(5000)))])
     port = await server.start()
@@ -128,41 +130,41 @@ async def crowd() -> AsyncIterator[tuple[Served, list[Event]]]:
     await server.stop()
 
 
-async def test_a_reader_that_does_not_take_its_document_is_let_go_and_meanwhile_others_are_told_to_come_back(crowd):
-    served, events = crowd
-    await eventually(lambda: served.server.answering == 2)
+async def test_a_reader_that_does_not_receive_its_document_is_dropped_and_other_requests_get_503_until_then(overloaded):
+    served, events = overloaded
+    await eventually(lambda: served.server.http.in_progress == 2)
     async with served.http.get("/v1/state") as refused:
         assert (refused.status, (await refused.json())["error"]["code"]) == (503, "too_many_requests")
         assert refused.headers["Retry-After"] == "1"
     assert await served.get("/healthz") == (200, {"status": "ok"})
-    await eventually(lambda: served.server.answering == 0)
+    await eventually(lambda: served.server.http.in_progress == 0)
     assert sorted(event.reason for event in events) == ["slow", "slow", "too_many"]
     assert (await served.get("/v1/state"))[0] == 200
 
 
-async def test_a_reader_that_leaves_before_its_answer_is_no_error(served, caplog):
+async def test_a_reader_that_leaves_before_its_response_is_not_an_error(served, caplog):
     served.server.set_pools([FakeSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(2000)))])
     _, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(b"GET /v1/state HTTP/1.1\r\nHost: agent\r\n\r\n")
-    await eventually(lambda: served.server.answering == 1)
+    await eventually(lambda: served.server.http.in_progress == 1)
     writer.transport.abort()
-    await eventually(lambda: served.server.answering == 0)
+    await eventually(lambda: served.server.http.in_progress == 0)
     assert await served.get("/healthz") == (200, {"status": "ok"})
     assert caplog.records == []
 
 
-async def test_a_pool_that_comes_later_has_to_be_looked_at_too(served):
+async def test_a_pool_that_is_added_later_has_to_be_scraped_too(served):
     old = FakeSource("old", view("a:1"))
     served.server.set_pools([old])
     await served.get("/readyz")
-    served.server.set_pools([old, FakeSource("new", untried("b:1"))])
+    served.server.set_pools([old, FakeSource("new", unscraped("b:1"))])
     assert await served.get("/readyz") == (
         503,
-        {"ready": False, "reasons": ["pool new: 1 of 1 endpoints were not asked yet"]},
+        {"ready": False, "reasons": ["pool new: 1 of 1 endpoints are not scraped yet"]},
     )
 
 
-async def test_others_may_have_reasons_not_to_be_ready_too():
+async def test_further_reasons_not_to_be_ready_are_shown():
     clock = ManualClock()
     reasons = ["the picker of pool x does not listen yet"]
     server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock), not_ready=lambda: reasons)
@@ -174,7 +176,7 @@ async def test_others_may_have_reasons_not_to_be_ready_too():
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("path", PATHS)
-async def test_only_get_and_head_are_offered(served, method, path):
+async def test_only_get_and_head_are_allowed(served, method, path):
     async with served.http.request(method, path) as response:
         assert response.status == 405
         assert response.headers["Allow"] == "GET,HEAD"
@@ -182,8 +184,8 @@ async def test_only_get_and_head_are_offered(served, method, path):
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/v1/state?pool=none", "/v1/picks?limit=x", "/nope"])
-async def test_head_answers_as_get_does_without_a_body(served, path):
-    served.server.set_pools([FakeSource("pool", untried("a:1"))])
+async def test_head_returns_what_get_returns_without_a_body(served, path):
+    served.server.set_pools([FakeSource("pool", unscraped("a:1"))])
     async with served.http.get(path) as got:
         pass  # the stream has no end
     request = (
@@ -211,7 +213,7 @@ async def test_a_path_that_does_not_exist_is_a_json_error(served, path):
     assert content["error"]["code"] == "not_found"
 
 
-async def test_a_handler_that_fails_answers_json_and_says_so_in_the_log(served, caplog, monkeypatch):
+async def test_a_handler_that_fails_returns_json_and_logs_the_reason(served, caplog, monkeypatch):
     source = FakeSource("pool")
     served.server.set_pools([source])
     monkeypatch.setattr(source, "snapshot", lambda _: 1 / 0)
@@ -230,9 +232,9 @@ async def test_a_handler_that_fails_answers_json_and_says_so_in_the_log(served, 
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
         b"\x16\x03\x01\x02\x00 this is TLS\r\n\r\n",
     ],
-    ids=["a path of 100 kB", "a header of 100 kB", "no HTTP"],
+    ids=["a path of 100 kB", "a header of 100 kB", "not HTTP"],
 )
-async def test_a_request_beyond_all_measure_is_refused_without_a_word_and_the_rest_goes_on(
+async def test_input_that_the_http_library_refuses_gets_400_and_is_not_logged(
     served, request_bytes, caplog, monkeypatch
 ):
     monkeypatch.setattr(logging.getLogger("igw"), "propagate", True)
@@ -253,14 +255,16 @@ async def test_a_port_in_use_is_reported_by_name():
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         clock = ManualClock()
         server = AdminServer(address, clock=clock, instruments=Instruments(clock))
-        with pytest.raises(CannotListen, match=f"{address} is in use by another program: .* choose another"):
+        with pytest.raises(
+            CannotListen, match=f"{address} is in use by another program: .* choose another admin address"
+        ):
             await server.start()
 
 
-async def test_an_address_that_is_not_ours_is_reported_by_name():
+async def test_an_address_of_another_machine_is_reported_by_name():
     clock = ManualClock()
     server = AdminServer("192.0.2.1:9090", clock=clock, instruments=Instruments(clock))
-    with pytest.raises(CannotListen, match=r"192\.0\.2\.1:9090 is no address of this machine"):
+    with pytest.raises(CannotListen, match=r"192\.0\.2\.1:9090 is not an address of this machine"):
         await server.start()
 
 
@@ -280,7 +284,7 @@ def a_pick(request_id: str) -> Pick:
     )
 
 
-async def test_the_last_picks_are_explained_newest_first(served):
+async def test_the_last_picks_are_explained_the_newest_first(served):
     served.server.picks.add("pool", a_pick("first"), 0.0)
     served.server.picks.add("pool", a_pick("second"), 0.0)
     _, content = await served.get("/v1/picks")
@@ -305,7 +309,7 @@ async def test_the_last_picks_are_explained_newest_first(served):
     }
 
 
-async def test_so_many_picks_are_shown_as_are_asked_for(served):
+async def test_limit_is_the_number_of_picks(served):
     for number in range(50):
         served.server.picks.add("pool", a_pick(str(number)), 0.0)
     assert len((await served.get("/v1/picks"))[1]["picks"]) == 20
@@ -314,20 +318,20 @@ async def test_so_many_picks_are_shown_as_are_asked_for(served):
 
 
 @pytest.mark.parametrize("limit", ["0", "257", "-1", "many", "", "9" * 5000])
-async def test_a_limit_that_is_none_is_refused_with_what_to_write(served, limit):
+async def test_an_invalid_limit_is_refused_with_what_to_write(served, limit):
     status, content = await served.get(f"/v1/picks?limit={limit}")
     assert status == 400
     assert content["error"]["message"].endswith("write a number from 1 to 256")
 
 
-def test_picks_are_kept_within_a_bound():
-    picks = RecentPicks(ManualClock())
+def test_the_number_of_kept_picks_is_bounded():
+    picks = RecentPicks(ManualClock(), list)
     for number in range(PICKS_KEPT + 10):
         picks.add("pool", a_pick(str(number)), 0.0)
     assert len(picks._picks) == PICKS_KEPT
 
 
-async def test_a_reader_that_asks_for_openmetrics_gets_it(served):
+async def test_a_reader_that_accepts_openmetrics_gets_it(served):
     async with served.http.get(
         "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
     ) as response:
@@ -335,7 +339,7 @@ async def test_a_reader_that_asks_for_openmetrics_gets_it(served):
         assert (await response.text()).endswith("# EOF\n")
 
 
-async def test_answers_are_not_to_be_kept(served):
+async def test_no_cache_stores_a_response(served):
     for path in ("/metrics", "/v1/state", "/v1/gauges", "/readyz"):
         async with served.http.get(path) as response:
             assert response.headers["Cache-Control"] == "no-store"

@@ -190,7 +190,7 @@ async def test_it_lives_through_a_restart_of_the_agent(follow):
 
 
 async def test_it_lives_through_reading_too_slowly_and_being_dropped(follow):
-    fleet, client = await follow(2, 100, WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_messages=4))
+    fleet, client = await follow(2, 100, WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_events=4))
     await fleet.agrees(client)
     client.pause()
     witness = WatchClient(f"http://127.0.0.1:{fleet.port}", fleet.clock.now)
