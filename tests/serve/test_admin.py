@@ -23,7 +23,7 @@ from agent.state.health import Health
 from agent.state.snapshot import EndpointView
 from tests.fakes.clock import ManualClock
 from tests.fakes.schema import check
-from tests.fakes.state_source import FakeSource
+from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import view
 from tests.waiting import eventually
 
@@ -89,7 +89,7 @@ async def test_it_is_alive_before_the_first_scrape(served):
 
 
 async def test_it_is_ready_once_every_endpoint_was_scraped_successfully_or_not(served):
-    source = FakeSource("pool", unscraped("a:1"), unscraped("b:1"))
+    source = FakeStateSource("pool", unscraped("a:1"), unscraped("b:1"))
     served.server.set_pools([source])
     reasons = ["pool pool: 2 of 2 endpoints are not scraped yet"]
     assert await served.get("/readyz") == (503, {"ready": False, "reasons": reasons})
@@ -99,7 +99,7 @@ async def test_it_is_ready_once_every_endpoint_was_scraped_successfully_or_not(s
 
 
 async def test_a_pool_that_was_ready_stays_ready_when_endpoints_are_added_or_fail(served):
-    source = FakeSource("pool", view("a:1"))
+    source = FakeStateSource("pool", view("a:1"))
     served.server.set_pools([source])
     assert (await served.get("/readyz"))[0] == 200
     source.put(view("a:1", health=Health.DOWN), unscraped("new:1"))
@@ -115,7 +115,7 @@ async def overloaded() -> AsyncIterator[tuple[Served, list[Event]]]:
     server = AdminServer(
         "127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=events.append, limits=limits, max_responses=2
     )
-    server.set_pools([FakeSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(5000)))])
+    server.set_pools([FakeStateSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(5000)))])
     port = await server.start()
     silent = [socket.socket() for _ in range(2)]
     for one in silent:
@@ -143,7 +143,7 @@ async def test_a_reader_that_does_not_receive_its_document_is_dropped_and_other_
 
 
 async def test_a_reader_that_leaves_before_its_response_is_not_an_error(served, caplog):
-    served.server.set_pools([FakeSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(2000)))])
+    served.server.set_pools([FakeStateSource("pool", *(view(f"10.0.{n >> 8}.{n & 255}:8000") for n in range(2000)))])
     _, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(b"GET /v1/state HTTP/1.1\r\nHost: agent\r\n\r\n")
     await eventually(lambda: served.server.http.in_progress == 1)
@@ -154,10 +154,10 @@ async def test_a_reader_that_leaves_before_its_response_is_not_an_error(served, 
 
 
 async def test_a_pool_that_is_added_later_has_to_be_scraped_too(served):
-    old = FakeSource("old", view("a:1"))
+    old = FakeStateSource("old", view("a:1"))
     served.server.set_pools([old])
     await served.get("/readyz")
-    served.server.set_pools([old, FakeSource("new", unscraped("b:1"))])
+    served.server.set_pools([old, FakeStateSource("new", unscraped("b:1"))])
     assert await served.get("/readyz") == (
         503,
         {"ready": False, "reasons": ["pool new: 1 of 1 endpoints are not scraped yet"]},
@@ -185,7 +185,7 @@ async def test_only_get_and_head_are_allowed(served, method, path):
 
 @pytest.mark.parametrize("path", [*PATHS, "/v1/state?pool=none", "/v1/picks?limit=x", "/nope"])
 async def test_head_returns_what_get_returns_without_a_body(served, path):
-    served.server.set_pools([FakeSource("pool", unscraped("a:1"))])
+    served.server.set_pools([FakeStateSource("pool", unscraped("a:1"))])
     async with served.http.get(path) as got:
         pass  # the stream has no end
     request = (
@@ -214,7 +214,7 @@ async def test_a_path_that_does_not_exist_is_a_json_error(served, path):
 
 
 async def test_a_handler_that_fails_returns_json_and_logs_the_reason(served, caplog, monkeypatch):
-    source = FakeSource("pool")
+    source = FakeStateSource("pool")
     served.server.set_pools([source])
     monkeypatch.setattr(source, "snapshot", lambda _: 1 / 0)
     logger = logging.getLogger("igw")

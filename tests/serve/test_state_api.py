@@ -30,7 +30,7 @@ from agent.state.health import Health
 from agent.state.snapshot import Prefix
 from tests.fakes.clock import ManualClock
 from tests.fakes.schema import check
-from tests.fakes.state_source import FakeSource
+from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import STALE_AFTER, snapshot, view, views
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -88,7 +88,7 @@ def test_differences_applied_to_the_old_state_give_the_new_one(before, after):
 class Served:
     """An admin server over one pool, and a client of it."""
 
-    def __init__(self, clock: ManualClock, source: FakeSource, http: aiohttp.ClientSession) -> None:
+    def __init__(self, clock: ManualClock, source: FakeStateSource, http: aiohttp.ClientSession) -> None:
         self.clock = clock
         self.source = source
         self.http = http
@@ -108,7 +108,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     clock = ManualClock(100.0)
-    source = FakeSource(
+    source = FakeStateSource(
         "llama", view("a:1", {WAITING: 3.0, RUNNING: 2.0, KV_USAGE: 0.4}, at=99.0), view("b:1", at=99.5)
     )
     server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits())
@@ -290,7 +290,7 @@ async def test_a_state_over_the_size_limit_is_refused_with_advice_and_counted(po
     events: list[Event] = []
     limits = WatchLimits(message_bytes=1000)
     server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=events.append, limits=limits)
-    server.set_pools([FakeSource(f"p{n}", view("a:1")) for n in range(pools)])
+    server.set_pools([FakeStateSource(f"p{n}", view("a:1")) for n in range(pools)])
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http, http.get(path) as response:
         refused = await response.json()
@@ -305,7 +305,7 @@ async def test_one_pool_of_a_fleet_over_the_limit_is_served():
     server = AdminServer(
         "127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits(message_bytes=10_000)
     )
-    server.set_pools([FakeSource(f"p{n}", view("a:1"), view("b:1")) for n in range(10)])
+    server.set_pools([FakeStateSource(f"p{n}", view("a:1"), view("b:1")) for n in range(10)])
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
         async with http.get("/v1/state") as whole:

@@ -21,7 +21,7 @@ from agent.serve.state.watch import ChangeEvent, Feed, History, WatchLimits, eve
 from agent.signals import KV_USAGE, WAITING
 from tests.fakes import watch_client
 from tests.fakes.clock import ManualClock
-from tests.fakes.state_source import FakeSource
+from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import STALE_AFTER, view
 from tests.fakes.watch_client import PATIENCE, Rebuilt, WatchClient, parse_event
 from tests.waiting import eventually
@@ -75,7 +75,7 @@ class Fleet:
 
     def __init__(self, limits: WatchLimits, clock: ManualClock) -> None:
         self.clock = clock
-        self.source = FakeSource("pool", view("a:1"), view("b:1"))
+        self.source = FakeStateSource("pool", view("a:1"), view("b:1"))
         self.events: list[Event] = []
         self.server = AdminServer(
             "127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=self.events.append, limits=limits
@@ -363,7 +363,7 @@ async def test_pools_may_be_added_and_removed(start):
     fleet = await start()
     client = fleet.client()
     await fleet.agrees(client)
-    other = FakeSource("other", view("x:1"))
+    other = FakeStateSource("other", view("x:1"))
     fleet.server.set_pools([fleet.source, other])
     await fleet.agrees(client)
     assert set(client.rebuilt.pools) == {"pool", "other"}
