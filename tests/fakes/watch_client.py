@@ -16,7 +16,7 @@ from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
 PATIENCE = 30.0  # seconds until a test that waits for an event fails
 
 
-class Event:
+class StreamEvent:
     """One server-sent event, or a comment (kind is empty)."""
 
     def __init__(self, kind: str, id: str, data: str) -> None:
@@ -25,7 +25,7 @@ class Event:
         self.data = data
 
 
-def parse_event(text: str) -> Event:
+def parse_event(text: str) -> StreamEvent:
     """The event in one block of lines."""
     fields = {"event": "", "id": "", "data": ""}
     for line in text.splitlines():
@@ -34,10 +34,10 @@ def parse_event(text: str) -> Event:
             fields[name] += value.removeprefix(" ")
         elif line.startswith(":"):
             fields["data"] = value.strip()
-    return Event(fields["event"], fields["id"], fields["data"])
+    return StreamEvent(fields["event"], fields["id"], fields["data"])
 
 
-class Rebuilt:
+class RebuiltState:
     """The state after the events so far. `now` is the client's own clock, which need not be the agent's."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -50,7 +50,7 @@ class Rebuilt:
         self.uptime_zero = float("inf")
         self.pools: dict[str, dict[str, tuple[dict[str, Any], float]]] = {}
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: StreamEvent) -> None:
         """Apply one event or comment."""
         if not event.data:
             return
@@ -75,9 +75,9 @@ class Rebuilt:
             for pool in document["pools"]:
                 known = self.pools.setdefault(pool["pool"], {})
                 known.update({each["address"]: (each, uptime) for each in pool["changed"]})
-                for address in pool["readvanced"]:
+                for address in pool["removed"]:
                     known.pop(address, None)
-            for name in document["readvanced_pools"]:
+            for name in document["removed_pools"]:
                 self.pools.pop(name, None)
         self.epoch, self.version, self.last_id = document["epoch"], document["version"], event.id
 
@@ -155,7 +155,7 @@ class WatchClient:
     """Follows the stream of one agent; reconnects with the id of the last event whenever it is disconnected."""
 
     def __init__(self, base_url: str, now: Callable[[], float]) -> None:
-        self.rebuilt = Rebuilt(now)
+        self.rebuilt = RebuiltState(now)
         self.connections = 0
         self._url = f"{base_url}/v1/state/watch"
         self._applied = asyncio.Condition()
@@ -163,7 +163,7 @@ class WatchClient:
         self._reading.set()
         self._task = asyncio.create_task(self._follow())
 
-    async def wait(self, condition: Callable[[Rebuilt], bool]) -> None:
+    async def wait(self, condition: Callable[[RebuiltState], bool]) -> None:
         """Wait until the state fulfils the condition."""
         async with asyncio.timeout(PATIENCE), self._applied:
             await self._applied.wait_for(lambda: self._task.done() or condition(self.rebuilt))

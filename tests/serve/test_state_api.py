@@ -85,7 +85,7 @@ def test_differences_applied_to_the_old_state_give_the_new_one(before, after):
     assert rebuilt == new
 
 
-class Served:
+class StateServed:
     """An admin server over one pool, and a client of it."""
 
     def __init__(self, clock: ManualClock, source: FakeStateSource, http: aiohttp.ClientSession) -> None:
@@ -106,7 +106,7 @@ class Served:
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
+async def served() -> AsyncIterator[StateServed]:
     clock = ManualClock(100.0)
     source = FakeStateSource(
         "llama", view("a:1", {WAITING: 3.0, RUNNING: 2.0, KV_USAGE: 0.4}, at=99.0), view("b:1", at=99.5)
@@ -115,7 +115,7 @@ async def served() -> AsyncIterator[Served]:
     server.set_pools([source])
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield Served(clock, source, http)
+        yield StateServed(clock, source, http)
     await server.stop()
 
 

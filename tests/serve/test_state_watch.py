@@ -23,7 +23,7 @@ from tests.fakes import watch_client
 from tests.fakes.clock import ManualClock
 from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import STALE_AFTER, view
-from tests.fakes.watch_client import PATIENCE, Rebuilt, WatchClient, parse_event
+from tests.fakes.watch_client import PATIENCE, RebuiltState, WatchClient, parse_event
 from tests.waiting import eventually
 
 QUICK = WatchLimits(gather_seconds=0.001, heartbeat_seconds=0.01, drain_seconds=PATIENCE)
@@ -70,7 +70,7 @@ def test_a_history_returns_every_missed_event_or_none(steps, max_bytes, max_even
 # -- a server and its watchers ----------------------------------------------------------------------------------------
 
 
-class Fleet:
+class WatchedFleet:
     """An admin server over one fake pool; `events` are those that its hook received."""
 
     def __init__(self, limits: WatchLimits, clock: ManualClock) -> None:
@@ -110,10 +110,10 @@ class Fleet:
 
 @pytest.fixture
 async def start() -> AsyncIterator[Callable]:
-    started: list[Fleet] = []
+    started: list[WatchedFleet] = []
 
-    async def start(limits: WatchLimits = QUICK, clock: ManualClock | None = None) -> Fleet:
-        fleet = Fleet(limits, clock or ManualClock())
+    async def start(limits: WatchLimits = QUICK, clock: ManualClock | None = None) -> WatchedFleet:
+        fleet = WatchedFleet(limits, clock or ManualClock())
         fleet.port = await fleet.server.start()
         started.append(fleet)
         return fleet
@@ -200,7 +200,9 @@ async def test_the_last_watcher_that_leaves_cancels_the_timers(start):
     assert (fleet.feed._gathering, fleet.feed._expiry) == (None, None)
 
 
-async def first_events(fleet: Fleet, count: int, query: str = "", **headers: str) -> list[watch_client.Event]:
+async def first_events(
+    fleet: WatchedFleet, count: int, query: str = "", **headers: str
+) -> list[watch_client.StreamEvent]:
     """The first events of a new connection, comments included."""
     async with (
         asyncio.timeout(PATIENCE),
@@ -259,8 +261,8 @@ async def test_a_watcher_that_resumes_from_an_id_outside_the_history_gets_the_fu
     for depth in range(3):
         fleet.source.put(view("a:1", {WAITING: float(depth)}))
         await fleet.agrees(witness)
-    (answered,) = await first_events(fleet, 1, **{"Last-Event-ID": seen.format(epoch=fleet.feed.epoch)})
-    assert answered.kind == "state"
+    (first,) = await first_events(fleet, 1, **{"Last-Event-ID": seen.format(epoch=fleet.feed.epoch)})
+    assert first.kind == "state"
 
 
 async def test_a_watcher_cannot_resume_from_a_version_between_two_events(start):
@@ -272,8 +274,8 @@ async def test_a_watcher_cannot_resume_from_a_version_between_two_events(start):
     fleet.source.drop("c:1")
     fleet.source.put(view("a:1", {WAITING: 1.0}))
     await fleet.agrees(witness)
-    (answered,) = await first_events(fleet, 1, **{"Last-Event-ID": between})
-    assert answered.kind == "state"
+    (first,) = await first_events(fleet, 1, **{"Last-Event-ID": between})
+    assert first.kind == "state"
 
 
 async def test_a_since_that_is_not_an_id_is_refused(start):
@@ -287,7 +289,7 @@ async def test_heartbeats_contain_the_time_until_which_nothing_changed(start):
     fleet = await start()
     events = await first_events(fleet, 3)
     assert [each.kind for each in events] == ["state", "", ""]
-    rebuilt = Rebuilt(fleet.clock.now)
+    rebuilt = RebuiltState(fleet.clock.now)
     fleet.clock.advance(7.0)
     (_, heartbeat) = await first_events(fleet, 2)
     rebuilt.epoch = fleet.feed.epoch
@@ -330,8 +332,8 @@ def big_fleet(depth: float) -> list:
 async def test_a_watcher_that_does_not_read_is_dropped_and_no_other_is_affected(start):
     fleet = await start(WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_events=4))
     fleet.source.put(*big_fleet(0.0))
-    good = fleet.client()
-    await fleet.agrees(good)
+    reader = fleet.client()
+    await fleet.agrees(reader)
     loop = asyncio.get_running_loop()
     with socket.socket() as silent:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -343,11 +345,11 @@ async def test_a_watcher_that_does_not_read_is_dropped_and_no_other_is_affected(
             while not fleet.events:
                 depth += 1.0
                 fleet.source.put(*big_fleet(depth))
-                await good.wait(lambda rebuilt: rebuilt.version == fleet.feed.version)
+                await reader.wait(lambda rebuilt: rebuilt.version == fleet.feed.version)
     assert fleet.events == [WatcherDropped("slow")]
     await eventually(lambda: fleet.feed.watchers == 1)
-    await fleet.agrees(good)
-    assert good.connections == 1
+    await fleet.agrees(reader)
+    assert reader.connections == 1
 
 
 async def test_a_change_over_the_size_limit_drops_the_watchers_and_is_counted(start):

@@ -33,7 +33,7 @@ MODELS = ("base", "adapter-1", "adapter-2")
 EIGHTH = 0.125
 
 
-class Fleet:
+class RandomFleet:
     """The store and the admin address of an agent, with random changes from one seed."""
 
     def __init__(self, seed: int, size: int, limits: WatchLimits) -> None:
@@ -130,10 +130,10 @@ def choices(snapshot: Snapshot, now: float) -> list[str]:
 
 @pytest.fixture
 async def follow() -> AsyncIterator:
-    fleets: list[tuple[Fleet, WatchClient]] = []
+    fleets: list[tuple[RandomFleet, WatchClient]] = []
 
-    async def follow(seed: int, size: int, limits: WatchLimits) -> tuple[Fleet, WatchClient]:
-        fleet = Fleet(seed, size, limits)
+    async def follow(seed: int, size: int, limits: WatchLimits) -> tuple[RandomFleet, WatchClient]:
+        fleet = RandomFleet(seed, size, limits)
         await fleet.start()
         client = WatchClient(f"http://127.0.0.1:{fleet.port}", lambda: fleet.clock.now() + CLOCKS_APART)
         fleets.append((fleet, client))
