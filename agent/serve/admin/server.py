@@ -33,10 +33,7 @@ class AdminServer:
         not_ready: Callable[[], list[str]] = list,
         max_responses: int = MAX_RESPONSES,
     ) -> None:
-        """`not_ready` returns further reasons why the agent is not ready, none when it is.
-
-        `max_responses` limits the responses in progress.
-        """
+        """`not_ready` returns the reasons why the agent is not ready; `max_responses` are in progress at a time."""
         hook = hook or instruments
         prometheus = PrometheusExporter()
         push = [make_exporter(name) for name in EXPORTERS if name != prometheus.name]
@@ -44,10 +41,9 @@ class AdminServer:
         self.state = StateApi(clock, hook, limits, gauge_exporters=self.exporters)
         feed = self.state.feed
         self.picks = RecentPicks(clock, feed.pools)
-        self._health = HealthPages(lambda: feed.snapshots(clock.now()), not_ready)
         self.routes = [
             *MetricsPage(self.state.gauge_feed, prometheus, instruments).routes(),
-            *self._health.routes(),
+            *HealthPages(not_ready).routes(),
             *self.picks.routes(),
             *runbooks.routes(),
             *self.state.routes(),
@@ -65,7 +61,6 @@ class AdminServer:
     def set_pools(self, sources: Sequence[StateSource]) -> None:
         """Replace the pools that are served."""
         self.state.set_sources(sources)
-        self._health.keep([source.pool for source in sources])
 
     async def start(self) -> int:
         """Listen; returns the port. `CannotListen` when the address is in use or cannot be used."""

@@ -344,7 +344,7 @@ class LivenessJson(JsonObject):
 
 
 class ReadinessJson(JsonObject):
-    """Whether the agent has scraped every endpoint of every pool once, and has no other reason to be not ready."""
+    """Whether the agent is ready, and the reasons when it is not."""
 
     ready: bool
     reasons: list[str]
