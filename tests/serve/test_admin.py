@@ -14,8 +14,6 @@ import pytest
 
 from agent.events import Event
 from agent.instruments.hook import Instruments
-from agent.pick.request import Pick
-from agent.serve.admin.recent_picks import PICKS_KEPT, RecentPicks
 from agent.serve.admin.server import AdminServer
 from agent.serve.http.server import CannotListen
 from agent.serve.state.watch import WatchLimits
@@ -237,69 +235,6 @@ async def test_an_address_of_another_machine_is_reported_by_name():
     server = AdminServer("192.0.2.1:9090", clock=clock, instruments=Instruments(clock))
     with pytest.raises(CannotListen, match=r"192\.0\.2\.1:9090 is not an address of this machine"):
         await server.start()
-
-
-def a_pick(request_id: str) -> Pick:
-    return Pick(
-        request_id,
-        "b:1",
-        (),
-        100,
-        64,
-        96,
-        "least-cost-scorer",
-        ["a:1", "b:1"],
-        [0.5, 0.75],
-        {"least-cost-scorer": [0.5, 0.75]},
-        7,
-    )
-
-
-async def test_the_last_picks_are_explained_the_newest_first(served):
-    served.server.picks.add("pool", a_pick("first"), 0.0)
-    served.server.picks.add("pool", a_pick("second"), 0.0)
-    _, content = await served.get("/v1/picks")
-    assert [each["request_id"] for each in content["picks"]] == ["second", "first"]
-    check(content, "Picks")
-    assert content["picks"][0] == {
-        "pool": "pool",
-        "request_id": "second",
-        "time": content["as_of"],
-        "age_seconds": 0.0,
-        "endpoint": "b:1",
-        "decided_by": "least-cost-scorer",
-        "left_warmest": True,
-        "prompt_tokens": 100,
-        "hit_tokens": 64,
-        "best_hit_tokens": 96,
-        "state_version": 7,
-        "candidates": [
-            {"address": "b:1", "total": 0.75, "scores": {"least-cost-scorer": 0.75}},
-            {"address": "a:1", "total": 0.5, "scores": {"least-cost-scorer": 0.5}},
-        ],
-    }
-
-
-async def test_limit_is_the_number_of_picks(served):
-    for number in range(50):
-        served.server.picks.add("pool", a_pick(str(number)), 0.0)
-    assert len((await served.get("/v1/picks"))[1]["picks"]) == 20
-    shown = (await served.get("/v1/picks?limit=3"))[1]["picks"]
-    assert [each["request_id"] for each in shown] == ["49", "48", "47"]
-
-
-@pytest.mark.parametrize("limit", ["0", "257", "-1", "many", "", "9" * 5000])
-async def test_an_invalid_limit_is_refused_with_what_to_write(served, limit):
-    status, content = await served.get(f"/v1/picks?limit={limit}")
-    assert status == 400
-    assert content["error"]["message"].endswith("write a number from 1 to 256")
-
-
-def test_the_number_of_kept_picks_is_bounded():
-    picks = RecentPicks(ManualClock(), list)
-    for number in range(PICKS_KEPT + 10):
-        picks.add("pool", a_pick(str(number)), 0.0)
-    assert len(picks._picks) == PICKS_KEPT
 
 
 async def test_a_reader_that_accepts_openmetrics_gets_it(served):

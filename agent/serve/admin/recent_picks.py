@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from agent.clock import Clock
-from agent.pick.request import Pick
+from agent.pick.decision import CandidateResult, Pick, explain
 from agent.scaling.gauges import age
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute
 from agent.serve.state.api import check_pool
 from agent.serve.state.documents import encode, printable, rfc3339
-from agent.serve.state.schema import CandidateJson, PickJson, PicksJson
+from agent.serve.state.schema import CandidateJson, CostJson, FilterJson, PickJson, PicksJson
 
 PICKS_KEPT: Final = 256
 PICKS_SHOWN: Final = 20
@@ -58,7 +58,7 @@ class RecentPicks:
         selected = (
             each
             for each in reversed(self._picks)
-            if (pool is None or each.pool == pool) and (request_id is None or each.pick.request_id == request_id)
+            if (pool is None or each.pool == pool) and (request_id is None or printable(each.pick.request_id) == request_id)
         )
         newest = list(islice(selected, int(limit)))
         now, wall = self._clock.now(), self._clock.wall()
@@ -71,11 +71,7 @@ class RecentPicks:
 
 def _pick(recent: RecentPick, pick_age: float, wall: float) -> PickJson:
     pick = recent.pick
-    candidates = [
-        CandidateJson(address, pick.totals[place], {name: scores[place] for name, scores in pick.scores.items()})
-        for place, address in enumerate(pick.addresses)
-    ]
-    candidates.sort(key=lambda each: each.total, reverse=True)
+    explanation = explain(pick)
     return PickJson(
         recent.pool,
         printable(pick.request_id),
@@ -88,5 +84,12 @@ def _pick(recent: RecentPick, pick_age: float, wall: float) -> PickJson:
         pick.hit_tokens,
         pick.best_hit_tokens,
         pick.version,
-        candidates,
+        [FilterJson(each.name, list(each.removed)) for each in explanation.filters],
+        dict(explanation.weights),
+        [_candidate(each) for each in explanation.candidates],
     )
+
+
+def _candidate(found: CandidateResult) -> CandidateJson:
+    cost = None if found.cost is None else CostJson(*found.cost)
+    return CandidateJson(found.address, found.total, dict(found.scores), found.hit_tokens, cost)

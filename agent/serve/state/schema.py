@@ -302,12 +302,30 @@ class ExportersJson(JsonObject):
 # -- /v1/picks ---------------------------------------------------------------------------------------------------------
 
 
+class FilterJson(JsonObject):
+    """A filter and the endpoints that it removed."""
+
+    name: str
+    removed: list[str]
+
+
+class CostJson(JsonObject):
+    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts."""
+
+    backlog_seconds: Annotated[Seconds, Meta(description="w: prefill that is before the request there")]
+    prefill_seconds: Annotated[Seconds, Meta(description="u: prefill that the request adds there")]
+    requests: Annotated[Count, Meta(description="n: requests of the agent in flight there")]
+    cost_seconds: Annotated[Seconds, Meta(description="the cost; `W` is the mean backlog of the candidates")]
+
+
 class CandidateJson(JsonObject):
     """An endpoint that every filter kept."""
 
     address: str
-    total: Annotated[float, Meta(description="sum of the weighted scores")]
+    total: Annotated[float, Meta(description="sum of the scores times their weights")]
     scores: Annotated[dict[str, float], Meta(description="scorer -> its score, 0 to 1")]
+    hit_tokens: Annotated[Count | None, Meta(description="prompt tokens expected in its cache")]
+    cost: Annotated[CostJson | None, Meta(description="null unless the profile has the least-cost scorer")]
 
 
 class PickJson(JsonObject):
@@ -324,7 +342,9 @@ class PickJson(JsonObject):
     hit_tokens: Annotated[Count, Meta(description="expected in the cache of the endpoint")]
     best_hit_tokens: Annotated[Count, Meta(description="the most expected in the cache of any candidate")]
     state_version: Annotated[Count, Meta(description="of the pool's state, not that of /v1/state")]
-    candidates: Annotated[list[CandidateJson], Meta(description="the best one first")]
+    filters: Annotated[list[FilterJson], Meta(description="in the order in which they were applied")]
+    weights: Annotated[dict[str, float], Meta(description="scorer -> its weight; a scorer without a score is left out")]
+    candidates: Annotated[list[CandidateJson], Meta(description="the picked one first, then by falling total")]
 
 
 class PicksJson(JsonObject):
