@@ -154,7 +154,7 @@ async def test_the_gap_of_prefix_hits_is_known_while_the_servers_count_is_fresh(
 
 
 async def test_the_backlog_is_that_at_the_time_of_the_document(served):
-    served.source.put(view("a:1", at=99.0, ahead_seconds=104.0, rate=500.0, requests=2))
+    served.source.put(view("a:1", at=99.0, backlog_seconds=104.0, rate=500.0, requests=2))
     served.clock.advance(1.0)
     work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
     assert work == {

@@ -58,7 +58,8 @@ class RecentPicks:
         selected = (
             each
             for each in reversed(self._picks)
-            if (pool is None or each.pool == pool) and (request_id is None or printable(each.pick.request_id) == request_id)
+            if (pool is None or each.pool == pool)
+            and (request_id is None or printable(each.pick.request_id) == request_id)
         )
         newest = list(islice(selected, int(limit)))
         now, wall = self._clock.now(), self._clock.wall()
