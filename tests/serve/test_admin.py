@@ -38,7 +38,7 @@ PATHS = [
 ]
 
 
-class Served:
+class AdminClient:
     """A running admin server and a client of it."""
 
     def __init__(self, server: AdminServer, port: int, http: aiohttp.ClientSession) -> None:
@@ -52,12 +52,12 @@ class Served:
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
+async def served() -> AsyncIterator[AdminClient]:
     clock = ManualClock()
     server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock))
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield Served(server, port, http)
+        yield AdminClient(server, port, http)
     await server.stop()
 
 
@@ -81,7 +81,7 @@ async def test_it_is_alive_before_the_first_scrape(served):
 
 
 @pytest.fixture
-async def overloaded() -> AsyncIterator[tuple[Served, list[Event]]]:
+async def overloaded() -> AsyncIterator[tuple[AdminClient, list[Event]]]:
     """An agent with a state of many megabytes, and as many readers that receive nothing as the limit of responses."""
     clock = ManualClock()
     events: list[Event] = []
@@ -98,7 +98,7 @@ async def overloaded() -> AsyncIterator[tuple[Served, list[Event]]]:
         await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", port))
         await asyncio.get_running_loop().sock_sendall(one, b"GET /v1/state HTTP/1.1\r\nHost: agent\r\n\r\n")
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield Served(server, port, http), events
+        yield AdminClient(server, port, http), events
     for one in silent:
         one.close()
     await server.stop()

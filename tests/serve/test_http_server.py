@@ -17,7 +17,7 @@ from agent.serve.http.server import HttpRoute, HttpServer, HttpStream
 from tests.waiting import eventually
 
 
-class Pages:
+class ServedPages:
     """A server of a few pages; `/held` and `/stream` last until `released` is set."""
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class Pages:
         return stream.response
 
 
-class Client:
+class PagesClient:
     """The pages and a client of them."""
 
-    def __init__(self, pages: Pages, http: aiohttp.ClientSession) -> None:
+    def __init__(self, pages: ServedPages, http: aiohttp.ClientSession) -> None:
         self.pages = pages
         self.http = http
 
@@ -69,11 +69,11 @@ class Client:
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[Client]:
-    pages = Pages()
+async def client() -> AsyncIterator[PagesClient]:
+    pages = ServedPages()
     port = await pages.server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield Client(pages, http)
+        yield PagesClient(pages, http)
     await pages.server.stop()
 
 
