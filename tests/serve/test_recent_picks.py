@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 import pytest
 
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.pick.decision import Pick
 from agent.pick.picker import pick
 from agent.pick.profile import build

@@ -54,7 +54,7 @@ class StateApi:
     ) -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # the state of the accelerator exporters
-        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)  # noqa: PLW0108 - replaced later
+        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)  # noqa: PLW0108 - set later
         self._hook = hook
 
     def set_sources(self, sources: Sequence[StateSource]) -> None:
