@@ -157,8 +157,8 @@ def _pool(maker: _Maker, load: Load) -> None:
     for health, count in load.by_health.items():
         maker.known(pools.BY_HEALTH, (load.pool, health.value), count)
     maker.known(pools.IN_FLIGHT, pool, load.in_flight)
-    maker.known(pools.BACKLOG_TOKENS, pool, load.ahead_tokens)
-    maker.known(pools.BACKLOG_SECONDS, pool, load.ahead_seconds)
+    maker.known(pools.BACKLOG_TOKENS, pool, load.backlog_tokens)
+    maker.known(pools.BACKLOG_SECONDS, pool, load.backlog_seconds)
 
 
 def _endpoint(maker: _Maker, pool: str, view: EndpointView) -> None:

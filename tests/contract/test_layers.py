@@ -64,6 +64,7 @@ PLACES: dict[str, Place] = {
     "agent.serve.grpc.health": Place(5, S),
     "agent.serve.grpc.listener": Place(5, S),
     "agent.serve.http2": Place(4, P),
+    "agent.serve.state.schema": Place(5, P),
     "agent.instruments": Place(5, S),
     "agent.emulator": Place(5, P),
     "agent.emulator.drive": Place(5, S),
@@ -117,7 +118,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.emulator.server",
             "agent.instruments.event_log",
             "agent.instruments.log_format",
-            "agent.serve.admin.server",
+            "agent.serve.http.server",
         }
     ),
     "aiohttp": frozenset(
@@ -129,7 +130,8 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.emulator.server",
             "agent.emulator.streams",
             "agent.envoy.process",
-            "agent.serve.admin.server",
+            "agent.serve.admin",
+            "agent.serve.http",
             "agent.serve.state.api",
         }
     ),
@@ -148,7 +150,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "yaml": frozenset({"agent.config.document"}),
 }
 # Numbers, hashes and codecs, without a clock, a socket or a file: anybody's.
-OF_VALUES: frozenset[str] = frozenset({"hpack", "orjson", "xxhash", "yaml"})
+OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml"})
 SHIPPED = ("agent", "exporters", "dashboards")
 SAY_NOTHING: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()

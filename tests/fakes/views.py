@@ -1,4 +1,4 @@
-"""Endpoint views and snapshots made by hand, for tests of what reads them."""
+"""Endpoint views and snapshots for tests of the code that reads them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def view(
     *,
     at: float = 0.0,
     health: Health = Health.HEALTHY,
-    ahead_seconds: float = 0.0,
+    backlog_seconds: float = 0.0,
     rate: float = 1000.0,
     requests: int = 0,
     corrected: bool = True,
 ) -> EndpointView:
-    """An endpoint as a snapshot taken at time 0 would show it; its readings were asked for at `at`."""
+    """An endpoint in a snapshot taken at time 0; its page was requested at `at`."""
     return EndpointView(
         address,
         "vllm",
@@ -36,7 +36,7 @@ def view(
         at,
         0,
         STALE_AFTER,
-        Work(requests, ahead_seconds, rate, "configured", corrected),
+        Work(requests, backlog_seconds, rate, "configured", corrected),
         Prefix(0.0, None),
     )
 
@@ -47,13 +47,13 @@ def snapshot(*views: EndpointView, pool: str = "pool") -> Snapshot:
 
 
 class FixedIndex:
-    """An index of prefixes that answers from a table: address -> leading blocks."""
+    """A prefix index with fixed content: address -> leading blocks."""
 
     def __init__(self, blocks: Mapping[str, int] | None = None) -> None:
         self.blocks = blocks or {}
 
     def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
-        """The table's number for each address, at most the length of the chain."""
+        """The number of each address, at most the length of the chain."""
         return [min(len(chain), self.blocks.get(address, 0)) for address in addresses]
 
 
@@ -62,14 +62,14 @@ def _values(name: str) -> st.SearchStrategy[Value]:
     return st.frozensets(st.text(max_size=5), max_size=4) if row.kind is Kind.NAMES else st.floats(row.low, row.high)
 
 
-# Any endpoint: each signal known or not, in any health, with any work.
+# Any endpoint: each signal known or not, any health, any work.
 views = st.builds(
     view,
     st.text(min_size=1, max_size=9),
     st.fixed_dictionaries({}, optional={name: _values(name) for name in SIGNALS}),
     at=st.floats(-10, 0),
     health=st.sampled_from(list(Health)),
-    ahead_seconds=st.floats(0, 1e6),
+    backlog_seconds=st.floats(0, 1e6),
     rate=st.floats(1, 1e6),
     requests=st.integers(0, 10**6),
 )

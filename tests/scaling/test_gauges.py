@@ -146,7 +146,7 @@ def test_exactly_one_state_of_health_is_one():
 
 
 def test_the_prefill_backlog_shrinks_with_time_without_any_change_of_state():
-    fleet = snapshot(view("a:1", ahead_seconds=2.0, rate=1000.0))
+    fleet = snapshot(view("a:1", backlog_seconds=2.0, rate=1000.0))
     assert values(gauge_set([fleet], 0.5), endpoints.BACKLOG_SECONDS) == {("pool", "a:1"): 1.5}
     assert values(gauge_set([fleet], 0.5), endpoints.BACKLOG_TOKENS) == {("pool", "a:1"): 1500.0}
     assert values(gauge_set([fleet], 9.0), endpoints.BACKLOG_SECONDS) == {("pool", "a:1"): 0.0}

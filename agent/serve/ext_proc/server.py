@@ -24,7 +24,7 @@ from agent.config.addresses import split_address
 from agent.config.values import InvalidValue
 from agent.events import Hook
 from agent.events.requests import Abandoned, Refused, StreamBroken
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
