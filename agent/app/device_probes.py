@@ -1,4 +1,4 @@
-"""Asking the sources that are no page: each from time to time in a thread, never twice at a time."""
+"""Polls the accelerator sources that have no page: each periodically in a thread, one call at a time."""
 
 from __future__ import annotations
 
@@ -7,63 +7,64 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from agent.accelerators.device import Device, Devices
-from agent.accelerators.probe import Probe, ProbeFailed
+from agent.accelerators.device_source import DeviceSource, DeviceSourceFailed
 from agent.clock import Clock
 from agent.state.devices import DeviceState, ExporterKey
 
 
-class Asked(NamedTuple):
-    """A probe, how often it is asked, and how long an answer may take (seconds)."""
+class PolledSource(NamedTuple):
+    """A source, its poll interval, and the time-out of a call (seconds)."""
 
-    probe: Probe
+    source: DeviceSource
     interval: float
     timeout: float
 
 
-class Probes:
-    """Asks probes and tells the state. All methods are called on the event loop."""
+class DeviceSourcePoller:
+    """Polls sources and reports to the state. All methods are called on the event loop."""
 
     def __init__(self, state: DeviceState, clock: Clock) -> None:
         self._state = state
         self._clock = clock
         self._tasks: dict[ExporterKey, asyncio.Task[None]] = {}
 
-    def set_probes(self, wanted: Mapping[ExporterKey, Asked]) -> None:
-        """The probes from now on; all of them begin anew."""
+    def set_sources(self, wanted: Mapping[ExporterKey, PolledSource]) -> None:
+        """Replace the sources; all of them start again."""
         for task in self._tasks.values():
             task.cancel()
         loop = asyncio.get_running_loop()
-        self._tasks = {key: loop.create_task(self._ask(key, asked)) for key, asked in wanted.items()}
+        self._tasks = {key: loop.create_task(self._poll(key, polled)) for key, polled in wanted.items()}
 
     async def stop(self) -> None:
-        """Ask nothing more."""
+        """Stop polling."""
         tasks = list(self._tasks.values())
-        self.set_probes({})
+        self.set_sources({})
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, key: ExporterKey, asked: Asked) -> None:
+    async def _poll(self, key: ExporterKey, polled: PolledSource) -> None:
         clock = self._clock
         try:
             while True:
                 at = clock.now()
-                answer = asyncio.ensure_future(asyncio.to_thread(asked.probe.devices, at, clock.wall()))
-                done, _ = await asyncio.wait({answer}, timeout=asked.timeout)
+                call = asyncio.ensure_future(asyncio.to_thread(polled.source.devices, at, clock.wall()))
+                done, _ = await asyncio.wait({call}, timeout=polled.timeout)
                 if not done:
-                    self._state.failed(key, "timeout", f"no answer within {asked.timeout:g} s", at, clock.now() - at)
-                    await asyncio.wait({answer})  # a thread cannot be broken off: ask again when it is through
-                self._tell(key, answer, at, whether_late=not done)
-                await asyncio.sleep(max(0.0, at + asked.interval - clock.now()))
+                    took = clock.now() - at
+                    self._state.failed(key, "timeout", f"no response within {polled.timeout:g} s", at, took)
+                    await asyncio.wait({call})  # a thread cannot be cancelled: poll again when it has ended
+                self._report(key, call, at, late=not done)
+                await asyncio.sleep(max(0.0, at + polled.interval - clock.now()))
         finally:
-            asked.probe.close()
+            polled.source.close()
 
-    def _tell(self, key: ExporterKey, answer: asyncio.Future[list[Device]], at: float, *, whether_late: bool) -> None:
+    def _report(self, key: ExporterKey, call: asyncio.Future[list[Device]], at: float, *, late: bool) -> None:
         took = self._clock.now() - at
         try:
-            devices = answer.result()
-        except ProbeFailed as failed:
-            if not whether_late:
+            devices = call.result()
+        except DeviceSourceFailed as failed:
+            if not late:
                 self._state.failed(key, failed.reason, failed.detail, at, took)
-        except Exception as error:  # noqa: BLE001 - somebody else's library; what it raises once, it may not raise again
+        except Exception as error:  # noqa: BLE001 - a third-party library: the next poll may succeed
             self._state.failed(key, "client_error", f"{type(error).__name__}: {error}", at, took)
         else:
             self._state.observed(key, Devices(tuple(devices)), at, took, 0)

@@ -32,7 +32,7 @@ from agent.requests.stages.pick import PickStage
 from agent.requests.stages.tokens import TokensStage
 from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop
-from agent.scrape.reach import Reach, ReachSettings
+from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.state.endpoint import Identity
@@ -253,11 +253,11 @@ def rate_limits(rate: PrefillRateConfig) -> RateLimits:
     return RateLimits(rate.fixed, rate.default, rate.low, rate.high)
 
 
-def access_of(settings: PoolConfig) -> Reach:
+def access_of(settings: PoolConfig) -> ServerAccess:
     """How the pool's servers are reached: scheme, certificates, token."""
     tls = settings.scrape
-    return Reach(
-        ReachSettings(
+    return ServerAccess(
+        HttpClientConfig(
             https=tls.scheme == "https",
             ca_file=tls.ca_file,
             cert_file=tls.cert_file,
@@ -282,7 +282,7 @@ def identity_of(endpoint: EndpointConfig) -> Identity:
     return Identity(endpoint.pod, endpoint.node)
 
 
-def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: Reach) -> list[Target]:
+def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: ServerAccess) -> list[Target]:
     """What the scrape loop scrapes of a pool's endpoints, and how."""
     scrape, own = config.scrape, settings.scrape
     custom = tables(config.engines)
@@ -299,7 +299,7 @@ def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access:
             histograms=scrape.histograms,
             health_interval=scrape.health_interval,
             health_path=own.health_path,
-            reach=access,
+            access=access,
             name=found.names.get(address, ""),
             metrics_port=own.metrics_port,
             health_port=own.health_port,

@@ -17,7 +17,7 @@ from agent.config.config import Config
 from agent.config.scrape import BudgetConfig
 from agent.events import Hook
 from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
-from agent.scrape.budget import GIVEN_OUT, Bounds, Gate, followed, share
+from agent.scrape.budget import ALLOCATED_SHARE, Bounds, RateLimiter, adjusted_rate, share
 from agent.scrape.loop import ScrapeLoop
 from agent.signals import FINISHED, KV_USAGE, RUNNING, WAITING
 from agent.state.snapshot import EndpointView, Snapshot
@@ -66,7 +66,7 @@ class ScrapeBudget:
         self._budget = BudgetConfig()
         self._bounds = Bounds(1.0, 1.0)
         self._latest = 1.0
-        self._gate: Gate | None = None
+        self._limiter: RateLimiter | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rate = float("inf")  # scrapes in a second that there may be
         self._looked = _Meter(0.0, 0.0, 0)
@@ -86,8 +86,8 @@ class ScrapeBudget:
             return
         # What a scrape costs is found out: with a budget of CPU alone, all are let through until the first look.
         self._rate = self._budget.scrapes_per_second or float("inf")
-        self._gate = Gate(self._rate, self._latest)
-        self._loop.set_gate(self._gate)
+        self._limiter = RateLimiter(self._rate, self._latest)
+        self._loop.set_rate_limiter(self._limiter)
         self._looked = _Meter(self._clock.now(), self._clock.cpu(), 0)
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
@@ -95,27 +95,27 @@ class ScrapeBudget:
         """No budget any more: all at the configured interval."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._gate is not None:
-            self._loop.set_gate(None)
+        if self._limiter is not None:
+            self._loop.set_rate_limiter(None)
             self._hook(BudgetChanged())
-        self._timer = self._gate = None
+        self._timer = self._limiter = None
         self._seen, self._used, self._outgrown, self._looks_at_least = {}, None, frozenset(), 0
 
     def _look(self) -> None:
-        gate = self._gate
-        if gate is None:
+        limiter = self._limiter
+        if limiter is None:
             return
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
         now = self._clock.now()
-        used = self._used = self._measured(now, gate.passed)
+        used = self._used = self._measured(now, limiter.admitted)
         snapshots = self._snapshots(now)
         busy = self._at_work(snapshots, now)
         endpoints, at_work = sum(len(snapshot.endpoints) for snapshot in snapshots), sum(map(len, busy))
         self._rate = self._affordable(endpoints, used.cores)
-        gate.widen(self._rate)
-        intervals = share(at_work, endpoints - at_work, GIVEN_OUT * self._rate, self._bounds)
+        limiter.set_rate(self._rate)
+        intervals = share(at_work, endpoints - at_work, ALLOCATED_SHARE * self._rate, self._bounds)
         for snapshot, addresses in zip(snapshots, busy, strict=True):
-            self._loop.pace(snapshot.pool, (view.address for view in snapshot.endpoints), addresses, intervals)
+            self._loop.set_intervals(snapshot.pool, (view.address for view in snapshot.endpoints), addresses, intervals)
         per_second, cores = self._budget.scrapes_per_second, self._budget.cpu
         parts = {
             **({"scrapes": used.scrapes / per_second} if per_second is not None else {}),
@@ -138,8 +138,8 @@ class ScrapeBudget:
         if self._budget.cpu is None or not endpoints:
             return per_second
         least = min(per_second, endpoints / self._bounds.longest)
-        most = min(per_second, endpoints / self._bounds.shortest / GIVEN_OUT)
-        return followed(self._rate, cores, self._budget.cpu, least, most)
+        most = min(per_second, endpoints / self._bounds.shortest / ALLOCATED_SHARE)
+        return adjusted_rate(self._rate, cores, self._budget.cpu, least, most)
 
     def _at_work(self, snapshots: list[Snapshot], now: float) -> list[set[str]]:
         """The addresses of the endpoints that are at work, for each pool."""

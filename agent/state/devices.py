@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from agent.accelerators.combine import Accelerators, combine, nothing
+from agent.accelerators.combine import Accelerators, combine, no_devices
 from agent.accelerators.device import Device, Devices
 from agent.accelerators.faults import Fault, fault_of
-from agent.accelerators.join import By, Place, join
+from agent.accelerators.join import EndpointLocation, JoinKey, join
 from agent.events import Hook, ignore
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
 
@@ -35,7 +35,7 @@ class Want(NamedTuple):
     """
 
     key: ExporterKey
-    by: By
+    by: JoinKey
     stale_after: float
     fatal_xids: frozenset[int]
     node: str = ""
@@ -46,7 +46,7 @@ class PoolDevices(NamedTuple):
     """A pool: where its endpoints run, and which exporters tell of their devices."""
 
     pool: str
-    places: tuple[Place, ...]
+    places: tuple[EndpointLocation, ...]
     wants: tuple[Want, ...]
 
 
@@ -132,7 +132,7 @@ class DeviceState:
     def _wants(self, key: ExporterKey) -> list[tuple[PoolDevices, Want]]:
         return [(pool, want) for pool in self._pools for want in pool.wants if want.key == key]
 
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[EndpointLocation]:
         """Where every endpoint of every pool runs: a device is nobody's for certain while another may have it."""
         return [place for pool in self._pools for place in pool.places]
 
@@ -194,7 +194,7 @@ class DeviceState:
                     if not any(one.source == source for one in told_of):
                         unasked = not blind.isdisjoint({(source, ""), (source, place.node)})
                         why = "never_scraped" if unasked else "no_accelerator"
-                        told_of.append(nothing(source, why, limit, picked_on=picked_on))
+                        told_of.append(no_devices(source, why, limit, picked_on=picked_on))
         told = {key: tuple(sorted(each, key=lambda one: (one.source, one.exporter))) for key, each in found.items()}
         before, self._told = self._told, told
         for key in before.keys() | told.keys():
@@ -218,6 +218,6 @@ def _located(devices: Sequence[Device], wants: Sequence[Want], want: Want) -> Se
     """The devices with their machine, where the exporter was asked for as that of one machine: that goes before what
     its page says, which may be the name of the exporter's own pod."""
     nodes = {other.node for other in wants}
-    if want.by is By.NODE and len(nodes) == 1 and want.node:
+    if want.by is JoinKey.NODE and len(nodes) == 1 and want.node:
         return [device._replace(node=want.node) for device in devices]
     return devices

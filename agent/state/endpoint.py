@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
-from agent.engines.mapping import NONE_ASKED
-from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Kind, Reading, Value
+from agent.engines.mapping import NO_HISTOGRAMS
+from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Reading, SignalKind, Value
 from agent.state.health import ANSWERED, DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, Word, judge
 from agent.state.inflight import InFlight
 from agent.state.pace import QueuePace
@@ -16,7 +16,7 @@ from agent.state.rates import Window
 from agent.state.snapshot import EndpointView, Prefix, Work
 
 _new: Final = tuple.__new__
-_COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is Kind.COUNTER)
+_COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is SignalKind.COUNTER)
 
 
 class Identity(NamedTuple):
@@ -101,7 +101,7 @@ class Record:
         self.learner = PrefillRate()
         self.pace = QueuePace()
         self.window = Window()
-        self.histograms: Mapping[str, Histogram | None] = NONE_ASKED
+        self.histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
         self.rate_of_pool: float | None = None  # the pool's when the rate was last reckoned
         self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
         self.predicted_hits = 0.0
@@ -143,7 +143,7 @@ class Record:
         self.learner.forget()
         self.pace.forget()
         self.window.forget()
-        self.histograms = NONE_ASKED
+        self.histograms = NO_HISTOGRAMS
         self.predicted_hits = 0.0
         self.hits_at_start = None
 

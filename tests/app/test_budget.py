@@ -14,7 +14,8 @@ from agent.config import parse
 from agent.config.config import Config
 from agent.events import Event
 from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
-from agent.scrape.loop import ScrapeLoop, Target
+from agent.scrape.loop import ScrapeLoop
+from agent.scrape.target import Target
 from agent.state.store import RoutingStore
 from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
 from tests.scrape.model_server import answer

@@ -19,7 +19,7 @@ from agent.events.process import Reloaded
 from agent.events.requests import Ended, Picked
 from agent.events.scraping import ServerRestarted
 from agent.instruments.hook import Instruments
-from agent.scrape.budget import GIVEN_OUT
+from agent.scrape.budget import ALLOCATED_SHARE
 from tests.app.live import Live, begin, document, end, ended, running, send_body, servers
 from tests.waiting import eventually
 
@@ -81,7 +81,7 @@ async def test_a_budget_comes_and_goes_with_the_file_and_its_gauges_with_it(tmp_
             assert interval_in_force(live) is None
             path.write_text(document([one.address], "scrape: {interval: 100ms, budget: {scrapesPerSecond: 5}}\n"))
             await eventually(lambda: interval_in_force(live) is not None)
-            assert interval_in_force(live) == pytest.approx(1 / (5 * GIVEN_OUT))
+            assert interval_in_force(live) == pytest.approx(1 / (5 * ALLOCATED_SHARE))
             path.write_text(document([one.address]))
             await eventually(lambda: interval_in_force(live) is None)
     assert "scrape.budget.scrapesPerSecond unlimited -> 5" in live.recorder.of(Reloaded)[0].detail

@@ -11,7 +11,7 @@ from agent.config.config import Config
 from agent.config.pools import EndpointConfig
 from agent.discovery.endpoints import EndpointSet
 from agent.engine_specs import ENGINE_LABELS, EngineSpec, MetricSpec
-from agent.scrape.reach import PLAIN
+from agent.scrape.server_access import PLAIN
 from agent.scrape.target import Target
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, RUNNING, WAITING
 
@@ -92,8 +92,8 @@ def test_the_path_is_the_engine_s_unless_the_file_sets_another(scrape: str, path
 def test_triton_is_scraped_and_probed_at_its_ports() -> None:
     config = parse(HEAD + "pools:\n- {engine: triton, endpoints: [10.0.0.1:8000]}\n", "x", WORDS)
     (target,) = scraped(config, {"10.0.0.1:8000": "triton"})
-    assert (target.page_at(), target.path) == ("10.0.0.1:8002", "/metrics")
-    assert target.health_at(target.engine_table()) == "10.0.0.1:8000"
+    assert (target.page_address(), target.path) == ("10.0.0.1:8002", "/metrics")
+    assert target.health_address(target.engine_table()) == "10.0.0.1:8000"
 
 
 def test_an_endpoint_whose_engine_is_redefined_counts_as_another_server() -> None:

@@ -45,7 +45,7 @@ PLACES: dict[str, Place] = {
     "agent.accelerators": Place(2, P),
     "agent.accelerators.gke": Place(5, S),
     "agent.accelerators.nvml": Place(5, S),
-    "agent.accelerators.probe": Place(2, P),
+    "agent.accelerators.device_source": Place(2, P),
     "agent.engines": Place(2, P),
     "agent.state": Place(3, P),
     "agent.prefix": Place(3, P),
@@ -88,6 +88,20 @@ PLACES: dict[str, Place] = {
 # The emulator stands in for somebody else's program: it may know our words and nothing of what we do with them.
 ISLANDS: dict[str, frozenset[str]] = {
     "agent.emulator": frozenset({"agent.emulator", "agent.signals", "agent.clock"}),
+    # No circle: engines read pages of the text format, and the scraper uses both.
+    "agent.exposition": frozenset({"agent.exposition"}),
+    "agent.engines": frozenset({"agent.engines", "agent.engine_specs", "agent.exposition", "agent.signals"}),
+    "agent.scrape": frozenset(
+        {
+            "agent.scrape",
+            "agent.clock",
+            "agent.engine_specs",
+            "agent.engines",
+            "agent.exposition",
+            "agent.state.endpoint",  # who serves at an address
+            "agent.state.health",  # after how many failures it is down
+        }
+    ),
     "dashboards": frozenset({"dashboards", "exporters.catalog"}),
     "exporters": frozenset({"exporters"}),
 }

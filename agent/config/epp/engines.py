@@ -23,7 +23,7 @@ from agent.signals import (
     RUNNING,
     SIGNALS,
     WAITING,
-    Kind,
+    SignalKind,
 )
 
 _RESERVED: Final = (AUTO, "default")
@@ -42,7 +42,7 @@ _SPECS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "cacheInfoSpec": ((BLOCK_SIZE, "block_size"), (BLOCKS, "num_gpu_blocks")),
 }
 _LABEL_NAMES: Final = {"cacheBlockSizeLabelName": BLOCK_SIZE, "cacheNumBlocksLabelName": BLOCKS}
-_NUMERIC: Final = tuple(name for name, row in SIGNALS.items() if row.kind in {Kind.GAUGE, Kind.COUNTER})
+_NUMERIC: Final = tuple(name for name, row in SIGNALS.items() if row.kind in {SignalKind.GAUGE, SignalKind.COUNTER})
 _KEYS: Final = ("name", *_SPECS, *_LABEL_NAMES, "customMetrics")
 
 

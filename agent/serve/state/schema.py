@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
-from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Kind, Signal
+from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
 from agent.state.health import Health
 from agent.state.rates import RATES, Rate
 from exporters.gauge import REASONS
@@ -47,7 +47,7 @@ def _value(kind: str, help: str, unit: str, value: Schema) -> Schema:
 
 def _signal(row: Signal) -> Schema:
     value: Schema = {"type": ["array", "null"]}
-    if row.kind is not Kind.NAMES:
+    if row.kind is not SignalKind.NAMES:
         value = {"type": ["number", "null"], "minimum": row.low, "maximum": row.high}
     return _value("SignalValueJson", row.help, row.unit, value)
 

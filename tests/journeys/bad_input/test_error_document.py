@@ -12,7 +12,7 @@ import pytest
 
 from agent.accelerators.faults import FAULTS
 from agent.clock import SystemClock
-from agent.engines.mapping import REFUSALS
+from agent.engines.table import REFUSALS
 from agent.envoy.render import Listener, Pool, Settings, bootstrap
 from agent.instruments.hook import Instruments
 from agent.requests.rejections import REJECTIONS

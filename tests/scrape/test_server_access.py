@@ -1,4 +1,4 @@
-"""Servers that are reached by TLS, with a token, by another port or path: real sockets and real certificates."""
+"""Access to servers by TLS, with a token, by another port or path: real sockets and real certificates."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import pytest
 import uvloop
 
 from agent.clock import SystemClock
-from agent.scrape.loop import ScrapeLoop, Target
-from agent.scrape.reach import PLAIN, Reach, ReachSettings
+from agent.scrape.loop import ScrapeLoop
 from agent.scrape.reasons import REASONS
+from agent.scrape.server_access import PLAIN, HttpClientConfig, ServerAccess
+from agent.scrape.target import Target
 from agent.signals import RUNNING
 from tests.scrape.authority import Authority
 from tests.scrape.model_server import ModelServer, answer, good
-from tests.scrape.test_loop import Sink
+from tests.scrape.sinks import RecordingSink
 from tests.waiting import eventually
 
 
 class AheadClock(SystemClock):
-    """The system's, as many seconds ahead as a test wants."""
+    """The system clock, some seconds ahead."""
 
     ahead = 0.0
 
@@ -39,7 +40,7 @@ class Rig:
         self.folder = folder
         self.clock = AheadClock()
         self.loop = ScrapeLoop(self.clock)
-        self.sink = Sink()
+        self.sink = RecordingSink()
         self.servers: list[ModelServer] = []
         self.heads: list[str] = []
 
@@ -49,18 +50,18 @@ class Rig:
         self.servers.append(server)
         return server
 
-    def scrape(self, server: ModelServer, reach: Reach = PLAIN, **settings: Any) -> str:
-        return self.scrape_at(server.port, reach, **settings)
+    def scrape(self, server: ModelServer, access: ServerAccess = PLAIN, **settings: Any) -> str:
+        return self.scrape_at(server.port, access, **settings)
 
-    def scrape_at(self, port: int, reach: Reach = PLAIN, **settings: Any) -> str:
-        usual: dict[str, Any] = {"interval": 0.05, "models_interval": 1e9, "health_path": ""}
-        target = Target(f"127.0.0.1:{port}", "vllm", reach=reach, **{**usual, **settings})
+    def scrape_at(self, port: int, access: ServerAccess = PLAIN, **settings: Any) -> str:
+        defaults: dict[str, Any] = {"interval": 0.05, "models_interval": 1e9, "health_path": ""}
+        target = Target(f"127.0.0.1:{port}", "vllm", access=access, **{**defaults, **settings})
         self.loop.set_targets("pool", [target], self.sink)
         return target.address
 
-    def tls(self, authority: Authority | None = None, **settings: Any) -> Reach:
+    def tls(self, authority: Authority | None = None, **settings: Any) -> ServerAccess:
         ca_file = str(authority.file) if authority else ""
-        return Reach(ReachSettings(https=True, ca_file=ca_file, **settings))
+        return ServerAccess(HttpClientConfig(https=True, ca_file=ca_file, **settings))
 
     async def close(self) -> None:
         await self.loop.stop()
@@ -95,7 +96,7 @@ async def test_a_server_is_scraped_by_tls_on_one_connection(rig: Rig, authority:
     server = await rig.server(tls=authority.server(authority.sign("server")))
     address = rig.scrape(server, rig.tls(authority), health_path=None, health_interval=0.1)
     await rig.reads(address, 5)
-    await eventually(lambda: "" in rig.sink.words.get(address, ()))
+    await eventually(lambda: "" in rig.sink.health_reasons.get(address, ()))
     assert server.connections == 1
     assert not rig.sink.failures
 
@@ -104,14 +105,14 @@ async def test_an_ipv6_address_is_verified_like_any_other(rig: Rig, authority: A
     server = await rig.server(tls=authority.server(authority.sign("six", "IP:::1")), host="::1")
     rig.loop.set_targets(
         "pool",
-        [Target(f"[::1]:{server.port}", "vllm", interval=0.05, reach=rig.tls(authority), health_path="")],
+        [Target(f"[::1]:{server.port}", "vllm", interval=0.05, access=rig.tls(authority), health_path="")],
         rig.sink,
     )
     await rig.reads(f"[::1]:{server.port}")
     assert not rig.sink.failures
 
 
-async def test_a_certificate_may_name_the_host_as_the_pool_calls_it_or_as_the_configuration_says(
+async def test_a_certificate_may_be_for_the_host_name_in_the_pool_or_for_the_configured_server_name(
     rig: Rig, authority: Authority
 ) -> None:
     server = await rig.server(tls=authority.server(authority.sign("named", "DNS:vllm.example")))
@@ -134,19 +135,19 @@ async def test_a_certificate_may_name_the_host_as_the_pool_calls_it_or_as_the_co
         ("plain server", "tls", "write scheme: http"),
         ("no CA file", "tls_files", "No such file"),
         ("bad CA file", "tls_files", "ca.pem"),
-        ("wants a client", "tls_client", "write certFile and keyFile"),
+        ("requires a client certificate", "tls_client", "write certFile and keyFile"),
     ],
 )
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_what_is_wrong_with_tls_is_told_by_its_reason_and_what_to_write(
+def test_a_failure_of_tls_has_a_reason_and_a_detail_with_what_to_write(
     tmp_path: Path, authority: Authority, case: str, reason: str, part: str, factory: Any
 ) -> None:
-    """Ours runs on uvloop, which has a TLS of its own."""
+    """The agent runs on uvloop, which has its own TLS implementation."""
 
     async def run() -> tuple[str, str]:
         rig = Rig(tmp_path)
         try:
-            return await told_of(rig, authority, case)
+            return await failure_of(rig, authority, case)
         finally:
             await rig.close()
 
@@ -155,12 +156,12 @@ def test_what_is_wrong_with_tls_is_told_by_its_reason_and_what_to_write(
     assert (found, part in detail) == (reason, True), (found, detail)
 
 
-async def told_of(rig: Rig, authority: Authority, case: str) -> tuple[str, str]:
-    """Why a server cannot be scraped where this is the case, and in which words."""
-    reach = rig.tls(authority)
+async def failure_of(rig: Rig, authority: Authority, case: str) -> tuple[str, str]:
+    """Reason and detail of the failed scrape in this case."""
+    access = rig.tls(authority)
     tls = authority.server(authority.sign("server"))
     if case == "unknown authority":
-        reach = rig.tls(Authority(rig.folder, "stranger"))
+        access = rig.tls(Authority(rig.folder, "stranger"))
     elif case == "expired":
         tls = authority.server(authority.sign("old", not_after="20200102000000Z"))
     elif case == "other name":
@@ -169,29 +170,29 @@ async def told_of(rig: Rig, authority: Authority, case: str) -> tuple[str, str]:
         file = rig.folder / "ca.pem"
         if case == "bad CA file":
             file.write_text("no certificate")
-        reach = Reach(ReachSettings(https=True, ca_file=str(file)))
+        access = ServerAccess(HttpClientConfig(https=True, ca_file=str(file)))
     elif case == "plain server":
         async with await asyncio.start_server(refuse, "127.0.0.1") as plain:
-            return await rig.fails(rig.scrape_at(plain.sockets[0].getsockname()[1], reach))
-    elif case == "wants a client":
-        async with wanting_clients(authority) as port:
-            return await rig.fails(rig.scrape_at(port, reach))
+            return await rig.fails(rig.scrape_at(plain.sockets[0].getsockname()[1], access))
+    elif case == "requires a client certificate":
+        async with requiring_client_certificates(authority) as port:
+            return await rig.fails(rig.scrape_at(port, access))
     server = await rig.server(tls=tls)
-    found = await rig.fails(rig.scrape(server, reach))
+    found = await rig.fails(rig.scrape(server, access))
     assert not rig.sink.pages
     return found
 
 
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """As a plain server answers whoever says hello by TLS."""
+    """The response of a plain server to a TLS handshake."""
     writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
     await writer.drain()
     writer.close()
 
 
 @asynccontextmanager
-async def wanting_clients(authority: Authority) -> AsyncIterator[int]:
-    """A server that tells by TLS 1.3 that it misses our certificate, as asyncio's own does not; its port."""
+async def requiring_client_certificates(authority: Authority) -> AsyncIterator[int]:
+    """A server that requires a client certificate by TLS 1.3, which asyncio's own does not; its port."""
     cert, key = authority.sign("server")
     server = await asyncio.create_subprocess_exec(
         "openssl", "s_server", "-accept", "127.0.0.1:0", "-cert", cert, "-key", key, "-Verify", "1",
@@ -208,13 +209,13 @@ async def wanting_clients(authority: Authority) -> AsyncIterator[int]:
         await server.wait()
 
 
-async def test_a_server_that_speaks_tls_is_not_read_as_plain(rig: Rig, authority: Authority) -> None:
+async def test_a_tls_server_is_not_read_as_plain_http(rig: Rig, authority: Authority) -> None:
     server = await rig.server(tls=authority.server(authority.sign("server")))
     reason, _ = await rig.fails(rig.scrape(server))
     assert reason in ("reset", "bad_http")
 
 
-async def test_whoever_answers_is_trusted_where_that_was_asked_for(rig: Rig, authority: Authority) -> None:
+async def test_any_certificate_is_accepted_with_insecure_skip_verify(rig: Rig, authority: Authority) -> None:
     server = await rig.server(tls=authority.server(authority.sign("any", "DNS:any.example")))
     assert (await rig.fails(rig.scrape(server, rig.tls())))[0] == "tls_untrusted"
     address = rig.scrape(server, rig.tls(insecure_skip_verify=True))
@@ -222,10 +223,10 @@ async def test_whoever_answers_is_trusted_where_that_was_asked_for(rig: Rig, aut
     assert rig.sink.pages[address][0][0].readings[RUNNING] == 4
 
 
-async def test_a_client_certificate_is_shown_and_a_new_one_holds_for_new_connections(
+async def test_a_client_certificate_is_sent_and_a_new_one_applies_to_new_connections(
     rig: Rig, authority: Authority
 ) -> None:
-    server = await rig.server(tls=authority.server(authority.sign("server"), wants_clients=True))
+    server = await rig.server(tls=authority.server(authority.sign("server"), requires_clients=True))
     cert, key = rig.folder / "client.pem", rig.folder / "client.key"
     stranger = Authority(rig.folder, "stranger").sign("stranger-client")
     for source, target in zip(stranger, (cert, key), strict=True):
@@ -239,8 +240,8 @@ async def test_a_client_certificate_is_shown_and_a_new_one_holds_for_new_connect
     await rig.reads(address)
 
 
-def wants(token: str) -> Any:
-    """A server that answers only whoever has this token."""
+def requires(token: str) -> Any:
+    """A server that requires this token."""
 
     async def behave(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         if f"Authorization: Bearer {token}\r\n" in server.head:
@@ -251,54 +252,54 @@ def wants(token: str) -> Any:
     return behave
 
 
-async def test_a_token_is_sent_with_all_that_is_asked_and_a_new_one_with_the_next(rig: Rig) -> None:
+async def test_a_token_is_sent_with_every_request_and_a_new_one_with_the_next(rig: Rig) -> None:
     file = rig.folder / "token"
     file.write_text("first\n")
     server = await rig.server()
-    server.behave = wants("first")
-    reach = Reach(ReachSettings(token_file=str(file)))
-    address = rig.scrape(server, reach, health_path=None, health_interval=0.1, models_interval=0.1)
-    await eventually(lambda: address in rig.sink.models and "" in rig.sink.words.get(address, ()))
+    server.behave = requires("first")
+    access = ServerAccess(HttpClientConfig(token_file=str(file)))
+    address = rig.scrape(server, access, health_path=None, health_interval=0.1, models_interval=0.1)
+    await eventually(lambda: address in rig.sink.models and "" in rig.sink.health_reasons.get(address, ()))
     assert address not in rig.sink.failures
-    server.behave = wants("second")
+    server.behave = requires("second")
     reason, detail = await rig.fails(address)
-    assert (reason, detail) == ("status", f"HTTP 401: the server refuses the token in {file}")
-    # As Kubernetes does it: another file in its place.
+    assert (reason, detail) == ("status", f"HTTP 401: the server rejects the token in {file}")
+    # As Kubernetes does: another file replaces it.
     (rig.folder / "new").write_text("second")
     (rig.folder / "new").replace(file)
     await rig.reads(address)
     assert server.connections <= 2 + len(rig.sink.failures[address])
 
 
-async def test_a_server_that_refuses_whoever_has_no_token_tells_what_to_write(rig: Rig) -> None:
+async def test_a_request_without_a_token_that_is_rejected_has_a_detail_with_what_to_write(rig: Rig) -> None:
     server = await rig.server()
-    server.behave = wants("any")
+    server.behave = requires("any")
     reason, detail = await rig.fails(rig.scrape(server))
     assert (reason, "write tokenFile" in detail) == ("status", True)
 
 
-async def test_a_new_token_costs_one_scrape_where_the_server_knows_the_old_one_no_more(rig: Rig) -> None:
-    """The file was looked at a moment ago, and would not be looked at for a while."""
+async def test_a_new_token_costs_one_failed_scrape_at_most(rig: Rig) -> None:
+    """Even though the file was checked just before, and is not due for a check."""
     file = rig.folder / "token"
     file.write_text("first")
     server = await rig.server()
-    server.behave = wants("first")
-    address = rig.scrape(server, Reach(ReachSettings(token_file=str(file))))
+    server.behave = requires("first")
+    address = rig.scrape(server, ServerAccess(HttpClientConfig(token_file=str(file))))
     await rig.reads(address)
     file.write_text("second")
-    server.behave = wants("second")
+    server.behave = requires("second")
     await rig.reads(address)
     assert "Bearer second" in server.head
     assert len(rig.sink.failures.get(address, ())) <= 1
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "two words", "\u00fc"])
-async def test_a_token_file_that_holds_none_is_told_and_nothing_is_asked(rig: Rig, content: str | None) -> None:
+async def test_a_token_file_without_a_token_is_reported_and_no_request_sent(rig: Rig, content: str | None) -> None:
     file = rig.folder / "token"
     if content is not None:
         file.write_text(content)
     server = await rig.server()
-    address = rig.scrape(server, Reach(ReachSettings(token_file=str(file))), health_path=None)
+    address = rig.scrape(server, ServerAccess(HttpClientConfig(token_file=str(file))), health_path=None)
     reason, detail = await rig.fails(address)
     assert reason == "token_file"
     assert str(file) in detail
@@ -308,29 +309,29 @@ async def test_a_token_file_that_holds_none_is_told_and_nothing_is_asked(rig: Ri
     await rig.reads(address)
 
 
-async def test_page_and_health_may_be_elsewhere_than_the_server_serves(rig: Rig) -> None:
+async def test_page_and_health_may_have_other_ports_than_requests(rig: Rig) -> None:
     serving, page, health = await rig.server(), await rig.server(), await rig.server()
     address = rig.scrape(
         serving, path="/m", metrics_port=page.port, health_path="/health", health_port=health.port, health_interval=0.1,
         models_interval=0.1,
     )  # fmt: skip
     await rig.reads(address, 5)
-    await eventually(lambda: address in rig.sink.models and rig.sink.words.get(address, []).count("") >= 2)
+    await eventually(lambda: address in rig.sink.models and rig.sink.health_reasons.get(address, []).count("") >= 2)
     assert set(serving.asked) == {"/v1/models"}
     assert set(page.asked) == {"/m"}
     assert set(health.asked) == {"/health"}
     assert {server.connections for server in rig.servers} == {1}
 
 
-async def test_a_health_port_at_which_nobody_listens_is_no_dead_server(rig: Rig, free_port: int) -> None:
+async def test_a_refused_health_port_is_not_a_failed_scrape(rig: Rig, free_port: int) -> None:
     server = await rig.server()
     address = rig.scrape(server, health_path=None, health_port=free_port, health_interval=0.1)
     await rig.reads(address, 3)
-    assert set(rig.sink.words[address]) == {"health_refused"}
+    assert set(rig.sink.health_reasons[address]) == {"health_refused"}
     assert address not in rig.sink.failures
 
 
-async def test_another_way_to_the_same_server_is_taken_at_once(rig: Rig, authority: Authority) -> None:
+async def test_new_access_settings_apply_at_once(rig: Rig, authority: Authority) -> None:
     plain, secret = await rig.server(), await rig.server(tls=authority.server(authority.sign("server")))
     address = rig.scrape(plain)
     await rig.reads(address)
