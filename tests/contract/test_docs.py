@@ -33,7 +33,7 @@ EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path:
 # Commands that serve until they are stopped, and what they print when they are ready.
 SERVERS = {
     ("igw", "run"): r"admin: http",
-    ("igw", "emulate"): r"emulated on http",
+    ("igw", "emulate"): r"\bon http",
     ("envoy", "-c"): r"starting main dispatch loop",
 }
 # The addresses that a command takes where the document names none; a configuration file has those of the agent.
