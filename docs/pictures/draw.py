@@ -141,19 +141,19 @@ DARK: Final = """
   .control { stroke: #d29922 } .control-head { fill: #d29922 }
 """
 DESCRIPTION: Final = (
-    "Clients send requests to Envoy. Envoy asks the agent for a server over ext_proc, sends the request there and streams "
-    "the tokens back. The agent scrapes the model servers and the accelerator exporter. Another gateway may read the "
-    "agent's state. Prometheus scrapes the agent; Grafana, Alertmanager and the HPA use its gauges."
+    "Clients send requests to Envoy. Envoy gets a server for each from the agent over ext_proc, sends the request to "
+    "it and streams the tokens back. The agent scrapes the model servers and the accelerator exporter. Another "
+    "gateway may read the state of the agent. Prometheus scrapes the agent; Grafana, Alertmanager and the HPA use it."
 )
 
 
 def svg() -> str:
     """The picture."""
     dark = "\n  ".join(DARK.strip().splitlines())
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-            ' role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
             "<title>Where the agent stands</title>",
             f"<desc>{escape(DESCRIPTION)}</desc>",
             f"<style>{STYLE}  @media (prefers-color-scheme: dark) {{\n    {dark}\n  }}\n</style>",

@@ -2,10 +2,10 @@
 
 A block marked `runs` behind its language (```console runs) is executed line by line as a reader would type it, against
 live processes: the lines that begin with `$ `. What the document shows below a command must be what comes out, where
-`...` stands for anything. `igw run`, `igw emulate` and `envoy -c` are started and run until the end of the document; with
-`& echo $! > FILE` behind them, FILE has the process id. A block marked `yaml file=NAME` is that file. The addresses of the
-documents, and the default addresses of `igw run` and `igw render`, are replaced by free ones on the way in, and put back on
-the way out, so a port in use on this machine breaks nothing.
+`...` stands for anything. `igw run`, `igw emulate` and `envoy -c` are started and run until the end of the document;
+with `& echo $! > FILE` behind them, FILE has the process id. A block marked `yaml file=NAME` is that file. The
+addresses of the documents, and the default addresses of `igw run` and `igw render`, are replaced by free ones on the
+way in, and put back on the way out, so a port in use on this machine breaks nothing.
 """
 
 from __future__ import annotations
