@@ -15,8 +15,9 @@ from agent.accelerators.gke import Gke
 from agent.accelerators.join import EndpointLocation, JoinKey
 from agent.accelerators.mapping import DeviceReader
 from agent.accelerators.nvml import Nvml
-from agent.app.device_probes import DeviceSourcePoller, PolledSource
+from agent.app.device_sources import DeviceSourcePoller, PolledSource
 from agent.app.pool import Pool
+from agent.app.tasks import Tasks
 from agent.clock import Clock
 from agent.config.addresses import NODE_PLACEHOLDER, expand, split_address
 from agent.config.config import Config
@@ -54,14 +55,20 @@ class AcceleratorScraping:
     name = "accelerators"
 
     def __init__(
-        self, config: Config, loop: ScrapeLoop, clock: Clock, hook: Hook, pools: Callable[[], Mapping[str, Pool]]
+        self,
+        config: Config,
+        loop: ScrapeLoop,
+        clock: Clock,
+        tasks: Tasks,
+        hook: Hook,
+        pools: Callable[[], Mapping[str, Pool]],
     ) -> None:
         self._config = config
         self._loop = loop
         self._clock = clock
         self._pools = pools
         self._state = DeviceState(self._deliver, hook)
-        self._poller = DeviceSourcePoller(self._state, clock)
+        self._poller = DeviceSourcePoller(self._state, clock, tasks)
         self._groups: set[ExporterKey] = set()
         self._sources: dict[ExporterKey, list[AcceleratorConfig]] = {}
 
@@ -80,7 +87,7 @@ class AcceleratorScraping:
 
     async def stop(self, grace: float) -> None:
         """Call no device source any more; the scrape loop is a component of its own."""
-        await self._poller.stop()
+        self._poller.stop()
 
     def refresh(self) -> None:
         """Join sources and endpoints again: the endpoints of a pool have changed."""

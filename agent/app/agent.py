@@ -54,7 +54,7 @@ class Agent:
             not_ready=self.readiness,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
-        accelerators = AcceleratorScraping(config, scraping.loop, clock, hook, self._pool_map)
+        accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh)
         self._pools = Pools(config, parts, self._publish_pools)
         self._admin = AdminPort(config, self._admin_server)

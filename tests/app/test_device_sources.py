@@ -10,7 +10,8 @@ from agent.accelerators.device_source import DeviceSourceFailed
 from agent.accelerators.join import EndpointLocation, JoinKey
 from agent.accelerators.table import UTILIZATION
 from agent.app.accelerators import wants_of
-from agent.app.device_probes import DeviceSourcePoller, PolledSource
+from agent.app.device_sources import DeviceSourcePoller, PolledSource
+from agent.app.tasks import Tasks
 from agent.clock import SystemClock
 from agent.config.pools import AcceleratorConfig
 from agent.events import Event
@@ -54,10 +55,15 @@ class Rig:
         self.events: list[Event] = []
         self.delivered: dict[str, tuple[Accelerators, ...]] = {}
         clock = SystemClock()
+        self.tasks = Tasks(clock, self.events.append)
         self.state = DeviceState(self._deliver, self.events.append)
         want = Want(KEY, JoinKey.NODE, 60.0, frozenset(), "here")
         self.state.set_pools([PoolDevices("pool", (EndpointLocation("1:1", "here"),), (want,))], clock.now())
-        self.poller = DeviceSourcePoller(self.state, clock)
+        self.poller = DeviceSourcePoller(self.state, clock, self.tasks)
+
+    async def stop(self) -> None:
+        self.poller.stop()
+        await self.tasks.stop()
 
     def _deliver(self, pool: str, address: str, found: tuple[Accelerators, ...], now: float) -> None:
         self.delivered[address] = found
@@ -67,7 +73,7 @@ async def test_a_source_is_polled_repeatedly_one_call_at_a_time() -> None:
     rig, library = Rig(), Library()
     rig.poller.set_sources({KEY: PolledSource(library, 0.01, 5.0)})
     await eventually(lambda: library.calls > 3)
-    await rig.poller.stop()
+    await rig.stop()
     assert library.max_at_once == 1
     assert library.closed == 1
     assert rig.delivered["1:1"][0].readings[UTILIZATION].value == 0.5
@@ -81,7 +87,7 @@ async def test_a_source_that_hangs_is_reported_and_not_called_a_second_time_mean
     assert library.at_once == 1
     library.go.set()
     await eventually(lambda: rig.state.exporters()[0].page_at is not None)
-    await rig.poller.stop()
+    await rig.stop()
     assert next(event.reason for event in rig.events if isinstance(event, DevicesFailed)) == "timeout"
 
 
@@ -92,7 +98,7 @@ async def test_a_source_that_fails_is_reported_with_its_reason_and_polled_again(
     await eventually(lambda: library.calls > 2)
     library.failure = None
     await eventually(lambda: rig.state.exporters()[0].page_at is not None)
-    await rig.poller.stop()
+    await rig.stop()
     assert next(event.reason for event in rig.events if isinstance(event, DevicesFailed)) == "not_installed"
 
 
@@ -103,7 +109,7 @@ async def test_an_unexpected_exception_of_a_library_is_reported_and_the_source_p
     await eventually(lambda: library.calls > 2)
     library.failure = None
     await eventually(lambda: rig.state.exporters()[0].page_at is not None)
-    await rig.poller.stop()
+    await rig.stop()
     failed = next(event for event in rig.events if isinstance(event, DevicesFailed))
     assert (failed.reason, failed.detail) == ("client_error", "AttributeError: no nvmlEventSetWait_v2 in this release")
 

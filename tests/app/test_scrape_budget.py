@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from agent.app.scrape_budget import LOOK_SECONDS, ScrapeBudget
+from agent.app.scrape_budget import ADJUST_SECONDS, ScrapeBudget
 from agent.config import parse
 from agent.config.config import Config
 from agent.events import Event
@@ -241,7 +241,7 @@ def test_a_budget_that_is_taken_away_leaves_all_at_the_configured_interval() -> 
 
 def test_a_change_of_the_budget_says_that_what_was_told_holds_no_more() -> None:
     async def main(world: World) -> None:
-        await world.loop.after(2 * LOOK_SECONDS + 0.5)
+        await world.loop.after(2 * ADJUST_SECONDS + 0.5)
         world.budget.change(told("{scrapesPerSecond: 50}"))
         world.budget.change(told("{scrapesPerSecond: 60}"))
         assert Counter(type(event) for event in world.events) == {ScrapesPaced: 2, BudgetChanged: 1}

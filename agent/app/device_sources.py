@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from agent.accelerators.device import Device, Devices
 from agent.accelerators.device_source import DeviceSource, DeviceSourceFailed
+from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
 from agent.state.devices import DeviceState, ExporterKey
 
@@ -23,39 +25,41 @@ class PolledSource(NamedTuple):
 class DeviceSourcePoller:
     """Polls sources and reports to the state. All methods are called on the event loop."""
 
-    def __init__(self, state: DeviceState, clock: Clock) -> None:
+    def __init__(self, state: DeviceState, clock: Clock, tasks: Tasks) -> None:
         self._state = state
         self._clock = clock
-        self._tasks: dict[ExporterKey, asyncio.Task[None]] = {}
+        self._tasks = tasks
+        self._polling: list[tuple[Task, DeviceSource]] = []
 
     def set_sources(self, wanted: Mapping[ExporterKey, PolledSource]) -> None:
         """Replace the sources; all of them start again."""
-        for task in self._tasks.values():
+        for task, source in self._polling:
             task.cancel()
-        loop = asyncio.get_running_loop()
-        self._tasks = {key: loop.create_task(self._poll(key, polled)) for key, polled in wanted.items()}
+            source.close()
+        self._polling = [
+            (
+                self._tasks.run(f"device-source/{key.source}/{key.address}", partial(self._poll, key, polled)),
+                polled.source,
+            )
+            for key, polled in wanted.items()
+        ]
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Stop polling."""
-        tasks = list(self._tasks.values())
         self.set_sources({})
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _poll(self, key: ExporterKey, polled: PolledSource) -> None:
         clock = self._clock
-        try:
-            while True:
-                at = clock.now()
-                call = asyncio.ensure_future(asyncio.to_thread(polled.source.devices, at, clock.wall()))
-                done, _ = await asyncio.wait({call}, timeout=polled.timeout)
-                if not done:
-                    took = clock.now() - at
-                    self._state.failed(key, "timeout", f"no response within {polled.timeout:g} s", at, took)
-                    await asyncio.wait({call})  # a thread cannot be cancelled: poll again when it has ended
-                self._report(key, call, at, late=not done)
-                await asyncio.sleep(max(0.0, at + polled.interval - clock.now()))
-        finally:
-            polled.source.close()
+        while True:
+            at = clock.now()
+            call = asyncio.ensure_future(asyncio.to_thread(polled.source.devices, at, clock.wall()))
+            done, _ = await asyncio.wait({call}, timeout=polled.timeout)
+            if not done:
+                took = clock.now() - at
+                self._state.failed(key, "timeout", f"no response within {polled.timeout:g} s", at, took)
+                await asyncio.wait({call})  # a thread cannot be cancelled: poll again when it has ended
+            self._report(key, call, at, late=not done)
+            await asyncio.sleep(max(0.0, at + polled.interval - clock.now()))
 
     def _report(self, key: ExporterKey, call: asyncio.Future[list[Device]], at: float, *, late: bool) -> None:
         took = self._clock.now() - at
