@@ -92,7 +92,8 @@ class Reader:
         self._processes = processes
         defaults = {address for options in DEFAULTS.values() for address in options.values()}
         documented = sorted({*re.findall(r"\b127\.0\.0\.1:\d+\b", text), *defaults})
-        live = [f"127.0.0.1:{port}" for port in free_ports(len(documented))]
+        # In the same order, so that what a program sorts by address comes out as the document shows it.
+        live = sorted(f"127.0.0.1:{port}" for port in free_ports(len(documented)))
         self._live = dict(zip(documented, live, strict=True))
         (home / ".venv").symlink_to(sys.prefix)
         for name in ("deploy", "docs"):
