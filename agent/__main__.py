@@ -1,4 +1,4 @@
-"""The command `igw`: one subcommand per file of `agent.commands`, loaded only when it is asked for."""
+"""The command `igw`: one subcommand per module of `agent.commands`, imported only when it runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-# Subcommand -> what it does, in the order of `igw --help`; each lives in `agent.commands.<name>`.
+# Subcommand -> summary, in the order of `igw --help`; its module is `agent.commands.<name>`.
 COMMANDS: Final = {
-    "run": "run the agent: scrape, pick for Envoy, export",
-    "check": "check a configuration file and show what it comes to",
-    "demo": "show the whole journey: emulated servers, Envoy, the agent, a workload, a table",
+    "run": "run the agent: scrape model servers, pick endpoints for Envoy, export gauges",
+    "check": "validate a configuration file and print the effective configuration",
+    "demo": "run Envoy, emulated servers, the agent and a workload, and print a table",
     "emulate": "run a model server that behaves like vLLM",
-    "render": "print the Envoy configuration that fits a configuration file",
-    "signals": "print which model server tells which signal, and under which names",
+    "render": "print the Envoy configuration for a configuration file",
+    "signals": "print the signals reported by each engine, and their series",
 }
 USAGE_ERROR: Final = 2
 
@@ -31,9 +31,9 @@ def installed_version() -> str:
 
 
 def compiled() -> bool:
-    """Whether what runs for each scrape and each request is compiled (`make wheel`)."""
-    found = importlib.util.find_spec("agent.exposition.page")
-    return found is not None and not str(found.origin).endswith(".py")
+    """Whether the hot path is compiled (`make wheel`)."""
+    spec = importlib.util.find_spec("agent.exposition.page")
+    return spec is not None and not str(spec.origin).endswith(".py")
 
 
 def _overview() -> argparse.ArgumentParser:
@@ -42,11 +42,13 @@ def _overview() -> argparse.ArgumentParser:
         prog="igw",
         usage="igw COMMAND [OPTIONS]",
         description="The agent beside an AI inference gateway: it scrapes model servers, picks an endpoint for each\n"
-        "request over Envoy's ext_proc, and exports what an autoscaler may read.",
+        "request over Envoy's ext_proc, and exports gauges for an autoscaler.",
         epilog=f"commands:\n{rows}\n\n`igw COMMAND --help` lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", metavar="COMMAND", choices=tuple(COMMANDS), help="one of those below")
+    parser.add_argument(
+        "command", nargs="?", metavar="COMMAND", choices=tuple(COMMANDS), help="one of the commands below"
+    )
     parser.add_argument(
         "--version", action="version", version=f"igw {installed_version()}{', compiled' if compiled() else ''}"
     )
@@ -54,7 +56,7 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns its exit status. 2 is a command line that cannot be understood."""
+    """Run a subcommand; its exit status. 2 for an invalid command line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else ""
     if name not in COMMANDS:
@@ -69,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_arguments(parser)
         return int(command.main(parser.parse_args(given[1:])))
     except KeyboardInterrupt:
-        return 130  # the shell's number for a program ended by Ctrl-C
+        return 130  # 128 + SIGINT, as shells report it
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left; there is nobody to tell
+        sys.stderr.close()  # standard output is closed, so no message can be printed
         return 141
 
 

@@ -1,4 +1,4 @@
-"""What every test may use, and what none may do."""
+"""Fixtures for every test, and the rule that no test sleeps."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.processes import Processes
 
 TESTS = Path(__file__).resolve().parent
 
-# A shared machine pauses a process for longer than any deadline that would mean something. A run that proves a commit
-# says the same twice; HYPOTHESIS_PROFILE=search looks for what nobody has thought of yet.
+# No deadlines: a shared machine pauses processes. A normal run is reproducible; HYPOTHESIS_PROFILE=search uses new
+# random examples.
 settings.register_profile("proof", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "proof"))
 
 
 def _called_by_a_test() -> str:
-    """`file:line` of the caller's caller where that is a file under tests/, else nothing."""
+    """`file:line` of the caller's caller if that is a file under tests/, else empty."""
     frame = sys._getframe(2)
     name = frame.f_code.co_filename
     return f"{name}:{frame.f_lineno}" if Path(name).is_relative_to(TESTS) else ""
@@ -43,9 +43,9 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Fails a test that sleeps: it would be slow where it passes and flaky where it does not (see tests/waiting.py).
+    """Fails a test that sleeps, as it would be slow or flaky (see tests/waiting.py).
 
-    What the product does is its own business; only calls out of files under tests/ count. Yields the places found.
+    Only calls from files under tests/ count. Yields the places found.
     """
     slept: list[str] = []
     sleep, async_sleep = time.sleep, asyncio.sleep
@@ -64,35 +64,35 @@ def no_sleep(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(asyncio, "sleep", refuse_async)
     yield slept
     if slept:
-        pytest.fail("tests wait on conditions (tests/waiting.py), never on time: " + "; ".join(slept))
+        pytest.fail("tests must wait for conditions (tests/waiting.py), not for time: " + "; ".join(slept))
 
 
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
-    """Gives that many TCP ports of 127.0.0.1, all different, on which nothing listened a moment ago."""
+    """Returns different free TCP ports of 127.0.0.1."""
 
     def ports(count: int) -> list[int]:
         sockets = [socket.socket() for _ in range(count)]
         try:
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            return [one.getsockname()[1] for one in sockets]
+            for item in sockets:
+                item.bind(("127.0.0.1", 0))
+            return [item.getsockname()[1] for item in sockets]
         finally:
-            for one in sockets:
-                one.close()
+            for item in sockets:
+                item.close()
 
     return ports
 
 
 @pytest.fixture
 def free_port(free_ports: Callable[[int], list[int]]) -> int:
-    """A TCP port of 127.0.0.1 on which nothing listened a moment ago."""
+    """A free TCP port of 127.0.0.1."""
     return free_ports(1)[0]
 
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
-    """Starts programs and ends them with the test; their output stands in the report of a test that failed."""
+    """Starts programs and stops them at the end of the test; the report of a failed test has their output."""
     logs = tmp_path / "processes"
     logs.mkdir()
     started = Processes(logs)

@@ -1,7 +1,7 @@
-"""Programs that a test starts: their output is kept, and none of them outlives the test.
+"""Programs that a test starts: their output is kept, and all of them end with the test.
 
-Each runs in a session of its own, so that stopping it takes its children along, and writes to a file, so that no pipe
-can fill and stop it.
+Each runs in its own session, so that its children are stopped with it, and writes to a file, as a full pipe would block
+it.
 """
 
 from __future__ import annotations
@@ -40,39 +40,39 @@ class Process:
         self.pid = self._popen.pid
 
     def output(self) -> str:
-        """Everything that it has written so far, standard output and error together."""
+        """Its standard output and standard error so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def running(self) -> bool:
         return self._popen.poll() is None
 
     def wait(self, within: float = 30.0) -> int:
-        """Its exit status; the test fails when it still runs after `within` seconds."""
+        """Its exit status; the test fails if it still runs after `within` seconds."""
         try:
             return self._popen.wait(within)
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {within:g} s: {self}")
 
     def wait_for(self, pattern: str, within: float = 30.0) -> re.Match[str]:
-        """The first match of `pattern` in its output; the test fails when it ends, or time does, before that."""
+        """The first match of `pattern` in its output; the test fails at its end or after `within` seconds."""
 
-        def look() -> re.Match[str] | None:
-            over = not self.running()
+        def match() -> re.Match[str] | None:
+            ended = not self.running()
             found = re.search(pattern, self.output(), re.MULTILINE)
-            if over and not found:
+            if ended and not found:
                 pytest.fail(f"ended with {self._popen.returncode} before it printed {pattern!r}: {self}")
             return found
 
-        found = until(look, within, f"{pattern!r} from {self}")
+        found = until(match, within, f"{pattern!r} from {self}")
         assert found is not None
         return found
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to it alone; nothing happens when it is gone."""
+        """Send a signal to the process only; ignored if it has ended."""
         self._popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL to it and to whatever it started in its session."""
+        """Send SIGKILL to its whole session."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -80,7 +80,7 @@ class Process:
         self._popen.wait()
 
     def stop(self, within: float = 10.0) -> int:
-        """Its exit status after SIGTERM; what is left of its session after `within` seconds is killed."""
+        """Send SIGTERM; its exit status. What still runs in its session after `within` seconds is killed."""
         self._popen.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(within)
@@ -93,7 +93,7 @@ class Process:
 
 
 class Processes:
-    """Starts programs, and ends all of them when the test is over."""
+    """Starts programs, and stops all of them at the end of the test."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -106,7 +106,7 @@ class Processes:
         return process
 
     def stop_all(self) -> None:
-        """The last started goes first; what each wrote is printed, which pytest shows where the test failed."""
+        """Stop them in reverse order and print their output, which pytest shows for a failed test."""
         for process in reversed(self._started):
             process.stop()
             print(f"--- {process}")

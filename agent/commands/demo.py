@@ -1,4 +1,4 @@
-"""`igw demo`: the whole journey on this machine, from a scrape to what an autoscaler reads, with a table."""
+"""`igw demo`: Envoy, model servers, the agent and a workload on this machine, with a table of the results."""
 
 from __future__ import annotations
 
@@ -9,79 +9,79 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-HELP = """Show the whole journey on this machine: Envoy, four emulated model servers and the agent, one chat workload
-sent through them round robin and with the picker, from cold caches each time, and a table of what came of it. Then all
-of it keeps running until Ctrl-C. docs/demo.md explains what you see.
-Exit status: 0 every request was answered, 1 cannot start or requests failed, 2 wrong use, 130 or 143 stopped early."""
+HELP = """Start Envoy, four emulated model servers and the agent on this machine. Send one chat workload through them,
+round robin and with the picker, each time with empty caches, and print a table of the results. All processes keep
+running until Ctrl-C. docs/demo.md explains the output.
+Exit status: 0 all requests were answered, 1 cannot start or requests failed, 2 usage error, 130 or 143 stopped."""
 
 _DEFAULT_PROFILE: Final = "least-cost"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `igw demo` takes."""
-    parser.add_argument("--once", action="store_true", help="stop after the table")
+    """Add the options of `igw demo`."""
+    parser.add_argument("--once", action="store_true", help="stop everything after the table")
     parser.add_argument(
         "--profiles",
         metavar="NAME,...",
         default=_DEFAULT_PROFILE,
-        help="the ways to pick, after round robin: least-cost, affinity, blend (default: %(default)s)",
+        help="the profiles to compare with round robin: least-cost, affinity, blend (default: %(default)s)",
     )
     parser.add_argument(
         "--port-base",
         metavar="PORT",
         type=int,
-        help="listen on nine ports from this one on, 0: on free ones"
+        help="listen on nine ports from this one on; 0: on free ports"
         " (default: 8001-8004, 8080, 8081, 9002, 9090 and 9901)",
     )
-    load = parser.add_argument_group("the workload")
-    load.add_argument("--rate", metavar="N", type=float, help="chats a second (default: 24; 4 with --endpoints)")
-    load.add_argument("--seconds", metavar="N", type=float, help="how long chats arrive, in each run (default: 14)")
+    load = parser.add_argument_group("workload")
+    load.add_argument("--rate", metavar="N", type=float, help="chats per second (default: 24; 4 with --endpoints)")
+    load.add_argument("--seconds", metavar="N", type=float, help="duration of each run (default: 14)")
     load.add_argument(
         "--prompt-tokens",
         metavar="N",
         type=int,
-        help="the longest prompt (default: about 4,100; what the model takes, with --endpoints)",
+        help="maximum prompt length (default: about 4,100; with --endpoints: what the model accepts)",
     )
-    load.add_argument("--seed", metavar="N", type=int, default=1, help="another workload alike (default: %(default)s)")
+    load.add_argument("--seed", metavar="N", type=int, default=1, help="seed of the workload (default: %(default)s)")
     real = parser.add_argument_group("your own model servers")
     real.add_argument(
         "--endpoints",
         metavar="HOST:PORT,...",
-        help="send the workload to these; none is started, restarted or emptied",
+        help="send the workload to these servers, which are neither started nor stopped",
     )
-    real.add_argument("--model", metavar="NAME", help="the model to ask for (default: the first that they list)")
+    real.add_argument("--model", metavar="NAME", help="the requested model (default: the first that they list)")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo."""
     from agent.clock import SystemClock
-    from agent.demo.fleet import CannotStart, Ports
-    from agent.demo.journey import Wish, show
+    from agent.demo.fleet import FleetNotStarted, FleetPorts
+    from agent.demo.journey import DemoOptions, run_demo
     from agent.demo.screen import Screen
     from agent.profiles import PRESETS
 
-    profiles = tuple(dict.fromkeys(_listed(args.profiles)))
+    profiles = tuple(dict.fromkeys(_split(args.profiles)))
     unknown = [name for name in profiles if name not in PRESETS]
     if unknown or not profiles:
-        named = f"there is no profile {unknown[0]!r}" if unknown else "no profile is named"
-        print(f"igw demo: --profiles: {named}; choose of {', '.join(sorted(PRESETS))}", file=sys.stderr)
+        problem = f"there is no profile {unknown[0]!r}" if unknown else "the list is empty"
+        print(f"igw demo: --profiles: {problem}; choose from {', '.join(sorted(PRESETS))}", file=sys.stderr)
         return 2
-    endpoints = _listed(args.endpoints or "")
+    endpoints = _split(args.endpoints or "")
     if args.endpoints is not None and not endpoints:
-        print("igw demo: --endpoints: no address is named; write HOST:PORT,...", file=sys.stderr)
+        print("igw demo: --endpoints: the list is empty; write HOST:PORT,...", file=sys.stderr)
         return 2
     if args.model is not None and not endpoints:
-        print("igw demo: --model goes with --endpoints: the emulated servers have one of their own", file=sys.stderr)
+        print("igw demo: --model requires --endpoints: the emulated servers have a fixed model", file=sys.stderr)
         return 2
     for name in ("rate", "seconds"):
         value = getattr(args, name)
         if value is not None and not 0 < value <= 3600:
-            print(f"igw demo: --{name} {value:g}: write a number above 0, at most 3600", file=sys.stderr)
+            print(f"igw demo: --{name} {value:g}: must be above 0 and at most 3600", file=sys.stderr)
             return 2
     try:
-        wish = Wish(
+        options = DemoOptions(
             profiles,
-            Ports() if args.port_base is None else Ports.base(args.port_base),
+            FleetPorts() if args.port_base is None else FleetPorts.base(args.port_base),
             tuple(endpoints),
             args.model,
             args.rate,
@@ -90,27 +90,27 @@ def main(args: argparse.Namespace) -> int:
             args.seed,
             args.once,
         )
-        return asyncio.run(_until_told(lambda told: show(wish, Screen(), SystemClock(), told)))
-    except CannotStart as error:
+        return asyncio.run(_run(lambda stop: run_demo(options, Screen(), SystemClock(), stop)))
+    except FleetNotStarted as error:
         print(f"igw demo: {error}", file=sys.stderr)
         return 1
 
 
-async def _until_told(show: Callable[[asyncio.Event], Awaitable[int | None]]) -> int:
-    """What `show` returns; the shell's number for the signal where that ended it before it had a result."""
+async def _run(demo: Callable[[asyncio.Event], Awaitable[int | None]]) -> int:
+    """The exit status of `demo`, whose stop event a signal sets; 128 + signal if it stopped without a result."""
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    came: list[int] = []
+    stop = asyncio.Event()
+    received: list[int] = []
 
-    def stop(number: int) -> None:
-        came.append(number)
-        told.set()
+    def on_signal(number: int) -> None:
+        received.append(number)
+        stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop, number)
-    status = await show(told)
-    return 128 + came[0] if status is None else status
+        loop.add_signal_handler(number, on_signal, number)
+    status = await demo(stop)
+    return 128 + received[0] if status is None else status
 
 
-def _listed(text: str) -> list[str]:
+def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""`igw emulate`: model servers that behave like vLLM, without a GPU and without weights."""
+"""`igw emulate`: model servers that behave like vLLM, without GPU and weights."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import uvloop
 
 from agent.clock import SystemClock
 from agent.emulator import accelerators
+from agent.emulator.config import EmulatorConfig, InvalidEmulatorConfig, ModelSpec
 from agent.emulator.process import measure
-from agent.emulator.server import ModelServer
-from agent.emulator.settings import BadSettings, Model, Settings
+from agent.emulator.server import EmulatedServer
 
 HELP = (
     "Run a model server that behaves like vLLM: the OpenAI API, /metrics with vLLM's families, continuous batching,\n"
-    "a prefix cache, LoRA slots, a queue, and faults that can be switched on while it runs (see docs/emulator.md).\n"
-    "No GPU and no weights: the answers are noise, their times and the metrics are those of the configured server."
+    "a prefix cache, LoRA slots, a queue, and faults that can be set while it runs (docs/emulator.md).\n"
+    "It needs no GPU and no weights: answers are random words, times and metrics are those of the configured server."
 )
 
 _GROUPS = {
     "sizes": {
-        "max_num_seqs": "most requests in the batch",
-        "max_num_batched_tokens": "most tokens read and written in one step; longer prompts are read in chunks",
-        "num_blocks": "blocks of the KV cache; one of them is never used",
-        "block_size": "tokens in a block",
-        "max_model_len": "most tokens of a prompt and its answer together",
-        "max_num_queued_reqs": "refuse requests (503) when so many wait (default: no limit)",
+        "max_num_seqs": "maximum number of requests in the batch",
+        "max_num_batched_tokens": "maximum number of tokens per step; longer prompts are prefilled in chunks",
+        "num_blocks": "blocks of the KV cache, of which one is never used",
+        "block_size": "tokens per block",
+        "max_model_len": "maximum number of tokens of a prompt and its answer",
+        "max_num_queued_reqs": "refuse requests (503) while this many wait (default: no limit)",
     },
     "speed": {
-        "prefill_tokens_per_second": "prompt tokens read in a second",
-        "step_seconds": "what every step costs",
-        "step_seconds_per_request": "what a step costs more for each request that writes a token in it",
-        "startup_seconds": "how long after its start the server opens its port",
+        "prefill_tokens_per_second": "prompt tokens computed per second",
+        "step_seconds": "duration of a step without requests",
+        "step_seconds_per_request": "added duration of a step for each request that decodes in it",
+        "startup_seconds": "time from the start until the server listens",
     },
     "LoRA": {
-        "max_loras": "adapters that fit into one batch; 0 is no LoRA",
-        "lora_step_seconds": "what a step costs more when a request of it uses an adapter",
-        "lora_load_seconds": "what bringing an adapter into a slot costs",
+        "max_loras": "maximum number of adapters in one batch; 0 disables LoRA",
+        "lora_step_seconds": "added duration of a step in which a request uses an adapter",
+        "lora_load_seconds": "time to load an adapter into a slot",
     },
 }
 EXIT_USAGE = 2
@@ -57,41 +57,42 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of a server; the names are vLLM's where vLLM has the setting."""
+    """The flags of a server; they have the names of vLLM's flags where vLLM has one."""
     parser.add_argument(
         "--listen",
         metavar="HOST:PORT",
         type=_address,
         action="append",
-        help="address of the server; port 0 takes a free one; give it more than once for more servers alike"
+        help="address of the server; port 0 selects a free one; repeat it to run several identical servers"
         " (default: 127.0.0.1:8000)",
     )
-    known = Model()
+    defaults = ModelSpec()
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="NAME", default=known.name, help="name served (default: %(default)s)")
+    model.add_argument("--model", metavar="NAME", default=defaults.name, help="name served (default: %(default)s)")
     model.add_argument(
-        "--lora", metavar="NAME", action="append", default=[], help="an adapter that is served too; may be repeated"
+        "--lora", metavar="NAME", action="append", default=[], help="an adapter to serve; may be repeated"
     )
-    model.add_argument("--seed", type=int, default=known.seed, help="what the answers depend on (default: %(default)s)")
+    model.add_argument("--seed", type=int, default=defaults.seed, help="seed of the answers (default: %(default)s)")
     model.add_argument(
         "--answer-tokens",
         metavar="N",
         type=int,
-        default=known.answer_tokens,
-        help="where the model stops by itself, unless max_tokens is less or ignore_eos is set (default: %(default)s)",
+        default=defaults.answer_tokens,
+        help="length at which an answer ends with `stop`, unless max_tokens is less or ignore_eos is set"
+        " (default: %(default)s)",
     )
     model.add_argument(
         "--stream-interval",
         metavar="N",
         type=int,
-        default=known.stream_interval,
-        help="tokens in one chunk of a stream (default: %(default)s)",
+        default=defaults.stream_interval,
+        help="tokens per chunk of a stream (default: %(default)s)",
     )
-    defaults = {field.name: field for field in fields(Settings)}
+    config_fields = {field.name: field for field in fields(EmulatorConfig)}
     for title, flags in _GROUPS.items():
         group = parser.add_argument_group(title)
         for name, text in flags.items():
-            default = defaults[name].default
+            default = config_fields[name].default
             group.add_argument(
                 f"--{name.replace('_', '-')}",
                 metavar="SECONDS" if name.endswith("seconds") or "step_seconds" in name else "N",
@@ -104,44 +105,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         choices=accelerators.KINDS,
         default="",
-        help=f"serve the page of an accelerator exporter too, as {accelerators.PATH}: {', '.join(accelerators.KINDS)}"
+        help=f"also serve the page of an accelerator exporter at {accelerators.PATH}: {', '.join(accelerators.KINDS)}"
         " (default: none)",
     )
     parser.add_argument(
-        "--kv-cache-metrics", action="store_true", help="export the ages of blocks, as vLLM's flag does"
+        "--kv-cache-metrics", action="store_true", help="export the ages of KV blocks, as vLLM's flag does"
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM. 0 then; 1 if an address cannot be had; 2 if the settings make no server."""
+    """Serve until SIGINT or SIGTERM; exit status 0, 1 if an address cannot be bound, 2 if the flags are invalid."""
     logging.basicConfig(level=logging.WARNING, format="igw emulate: %(message)s")
     names = [name for flags in _GROUPS.values() for name in flags]
     try:
-        settings = Settings(
+        config = EmulatorConfig(
             **{name: getattr(args, name) for name in names} | {"kv_cache_metrics": args.kv_cache_metrics}
         )
-        model = Model(args.model, tuple(args.lora), args.seed, args.answer_tokens, args.stream_interval)
-        model.check(settings)
-    except BadSettings as bad:
-        print(f"igw emulate: {bad}", file=sys.stderr)
+        model = ModelSpec(args.model, tuple(args.lora), args.seed, args.answer_tokens, args.stream_interval)
+        model.check(config)
+    except InvalidEmulatorConfig as error:
+        print(f"igw emulate: {error}", file=sys.stderr)
         return EXIT_USAGE
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(args.listen or [("127.0.0.1", 8000)], settings, model, args.accelerator))
+        return runner.run(_serve(args.listen or [("127.0.0.1", 8000)], config, model, args.accelerator))
 
 
-async def _serve(addresses: list[tuple[str, int]], settings: Settings, model: Model, accelerator: str) -> int:
-    over = asyncio.Event()
+async def _serve(addresses: list[tuple[str, int]], config: EmulatorConfig, model: ModelSpec, accelerator: str) -> int:
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, over.set)
+        loop.add_signal_handler(number, stop.set)
     clock = SystemClock()
     servers = [
-        ModelServer(settings, model, clock, die=lambda: os._exit(137), measure=measure, accelerator=accelerator)
+        EmulatedServer(config, model, clock, die=lambda: os._exit(137), measure=measure, accelerator=accelerator)
         for _ in addresses
     ]
     async with asyncio.TaskGroup() as group:
         starts = [group.create_task(_start(server, *at)) for server, at in zip(servers, addresses, strict=True)]
-        stopping = group.create_task(over.wait())
+        stopping = group.create_task(stop.wait())
         started = asyncio.gather(*starts, return_exceptions=True)
         await asyncio.wait((started, stopping), return_when=asyncio.FIRST_COMPLETED)
         failed = started.done() and not all(started.result())
@@ -153,7 +154,7 @@ async def _serve(addresses: list[tuple[str, int]], settings: Settings, model: Mo
     return EXIT_PORT if failed else 0
 
 
-async def _start(server: ModelServer, host: str, port: int) -> bool:
+async def _start(server: EmulatedServer, host: str, port: int) -> bool:
     shown = f"[{host}]" if ":" in host else host
     try:
         port = await server.start(host, port)
@@ -161,11 +162,11 @@ async def _start(server: ModelServer, host: str, port: int) -> bool:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         print(f"igw emulate: cannot listen on {shown}:{port}: {reason}", file=sys.stderr)
         return False
-    settings = server.settings
+    config = server.config
     adapters = f", adapters {' '.join(server.adapters)}" if server.adapters else ""
     print(
-        f"{server.model.name} on http://{shown}:{port}: {settings.max_num_seqs} requests a batch, "
-        f"{settings.capacity} blocks of {settings.block_size} tokens{adapters}",
+        f"{server.model.name} on http://{shown}:{port}: {config.max_num_seqs} requests per batch, "
+        f"{config.capacity} blocks of {config.block_size} tokens{adapters}",
         flush=True,
     )
     return True

@@ -1,4 +1,4 @@
-"""`igw render`: the Envoy configuration that fits the agent's own."""
+"""`igw render`: prints the Envoy configuration for a configuration of the agent."""
 
 from __future__ import annotations
 
@@ -12,53 +12,58 @@ from agent.config import from_flags
 from agent.config.config import Config
 from agent.config.file import load
 from agent.config.nodes import BadConfig
-from agent.envoy.render import FailureMode, Listener, Pool, Settings, Way, bootstrap
-from agent.envoy.text import yaml
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
+from agent.envoy.yaml import dump
 
-HELP = """Print the Envoy configuration that fits a configuration file of the agent, or --endpoints. docs/envoy.md says
-what each setting is for. Exit status: 0 printed, 1 the configuration has problems, 2 wrong use."""
+HELP = """Print the Envoy configuration for a configuration file of the agent, or for --endpoints. docs/envoy.md
+explains each setting. Exit status: 0 printed, 1 the configuration is invalid, 2 usage error."""
 
-_WAYS: Final = {way.value.replace("_", "-"): way for way in Way}
-_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # an address to listen on -> one to connect to
+_MODES: Final = {mode.value.replace("_", "-"): mode for mode in PickMode}
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # address to listen on -> address to connect to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `igw render` takes."""
+    """Add the options of `igw render`."""
     parser.add_argument("--config", metavar="FILE", help="the agent's configuration file (docs/configuration.md)")
-    parser.add_argument("--endpoints", metavar="IP:PORT,...", help="instead of a file: the model servers of one pool")
+    parser.add_argument("--endpoints", metavar="IP:PORT,...", help="without --config: the model servers of one pool")
     parser.add_argument(
-        "--ext-proc-address", metavar="HOST:PORT", help="with --endpoints: the agent (default: 127.0.0.1:9002)"
+        "--ext-proc-address",
+        metavar="HOST:PORT",
+        help="with --endpoints: the agent's picker address (default: 127.0.0.1:9002)",
     )
     parser.add_argument(
         "--listen",
         metavar="IP:PORT",
         default="127.0.0.1:8080",
-        help="where Envoy listens; a further pool or mode takes the next port (default: 127.0.0.1:8080)",
+        help="where Envoy listens; each further pool or mode uses the next port (default: 127.0.0.1:8080)",
     )
     parser.add_argument(
         "--mode",
         metavar="MODE,...",
         default="buffered",
-        help=f"how requests reach the picker: {', '.join(_WAYS)}; several make a listener each (default: buffered)",
+        help=f"how requests reach the picker: {', '.join(_MODES)}; one listener for each (default: buffered)",
     )
     parser.add_argument(
-        "--admin", metavar="IP:PORT", default="127.0.0.1:9901", help="Envoy's own admin address, on loopback"
+        "--admin",
+        metavar="IP:PORT",
+        default="127.0.0.1:9901",
+        help="Envoy's admin address, on loopback (default: 127.0.0.1:9901)",
     )
     parser.add_argument(
         "--failure-mode",
         choices=[mode.value for mode in FailureMode],
         default=FailureMode.CLOSE.value,
-        help="while the agent is down: close answers 503, open goes on round robin (default: close)",
+        help="while the agent is down: close answers 503, open routes round robin (default: close)",
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the configuration."""
     try:
         config = _config(args)
-        print(text(settings(config, args), _command(args)), end="")
-    except BadConfig as bad:
-        print("\n".join(bad.lines()), file=sys.stderr)
+        print(text(envoy_config(config, args), _command(args)), end="")
+    except BadConfig as error:
+        print("\n".join(error.lines()), file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"igw render: {error}", file=sys.stderr)
@@ -66,32 +71,32 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def text(what: Settings, command: str) -> str:
-    """The configuration with a first line that says where it comes from."""
-    return f"# Rendered by: {command}\n{yaml(bootstrap(what))}"
+def text(config: EnvoyConfig, command: str) -> str:
+    """The configuration, with the command that prints it as the first line."""
+    return f"# Rendered by: {command}\n{dump(bootstrap(config))}"
 
 
-def settings(config: Config, args: argparse.Namespace) -> Settings:
-    """What to render for this configuration. Raises ValueError with what to change."""
-    ways = []
+def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
+    """Envoy's configuration for the agent's. Raises ValueError with what to change."""
+    modes = []
     for name in args.mode.split(","):
-        if name not in _WAYS:
-            raise ValueError(f"--mode {name}: choose of {', '.join(_WAYS)}")
-        ways.append(_WAYS[name])
+        if name not in _MODES:
+            raise ValueError(f"--mode {name}: choose from {', '.join(_MODES)}")
+        modes.append(_MODES[name])
     host, _, first = args.listen.rpartition(":")
     if not host or not first.isdecimal():
-        raise ValueError(f"--listen {args.listen}: write IP:PORT")
+        raise ValueError(f"--listen {args.listen}: not IP:PORT")
     pools = []
-    listeners: list[Listener] = []
+    listeners: list[EnvoyListener] = []
     for pool in config.pools:
         picker_host, _, picker_port = pool.ext_proc_address.rpartition(":")
-        picker = f"{_EVERYWHERE.get(picker_host, picker_host)}:{picker_port}"
+        picker = f"{_WILDCARDS.get(picker_host, picker_host)}:{picker_port}"
         addresses = tuple(endpoint.address for endpoint in pool.endpoints)
-        pools.append(Pool(pool.name, addresses, picker, reports=pool.orca))
-        for way in ways:
-            name = f"{pool.name}-{way.value.replace('_', '-')}"
-            listeners.append(Listener(name, f"{host}:{int(first) + len(listeners)}", pool.name, way))
-    return Settings(
+        pools.append(EnvoyPool(pool.name, addresses, picker, reports=pool.orca))
+        for mode in modes:
+            name = f"{pool.name}-{mode.value.replace('_', '-')}"
+            listeners.append(EnvoyListener(name, f"{host}:{int(first) + len(listeners)}", pool.name, mode))
+    return EnvoyConfig(
         tuple(pools),
         tuple(listeners),
         admin=args.admin,
@@ -103,15 +108,15 @@ def settings(config: Config, args: argparse.Namespace) -> Settings:
 def _config(args: argparse.Namespace) -> Config:
     if args.config is not None:
         if args.endpoints is not None or args.ext_proc_address is not None:
-            raise ValueError("--config says where everything is; leave --endpoints and --ext-proc-address out")
+            raise ValueError("--config has these addresses; remove --endpoints and --ext-proc-address")
         return load(args.config, WORDS)
     if args.endpoints is None:
-        raise ValueError("nothing to render for; write --config FILE, or --endpoints IP:PORT,...")
+        raise ValueError("set --config FILE or --endpoints IP:PORT,...")
     return from_flags(args.endpoints.split(","), ext_proc_address=args.ext_proc_address)
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command line that prints the same again, without what is the default anyway."""
+    """The command line that prints this configuration, without options at their default."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     words = ["igw", "render"]

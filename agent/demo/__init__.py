@@ -1,1 +1,1 @@
-"""The demo: a fleet on this machine, a workload through it, and a table of what came of each way to pick."""
+"""The demo: a fleet on this machine, a workload sent through it, and a table that compares the ways to pick."""

@@ -1,4 +1,4 @@
-"""The client of the demo: an open loop of streamed chats, each with the time to its first token."""
+"""The client of the demo: an open loop of streamed chats that measures the time to first token."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import aiohttp
 import orjson
 
 from agent.clock import Clock
-from agent.demo.workload import Turn
+from agent.demo.workload import ChatTurn
 
 PATH: Final = "/v1/chat/completions"
-# A request that takes longer has failed: nobody waits for so long, and the demo has to end.
-PATIENCE_SECONDS: Final = 60.0
+# A request that takes longer has failed, so that the demo ends.
+REQUEST_TIMEOUT_SECONDS: Final = 60.0
 _DATA: Final = b"data:"
 _DONE: Final = b"[DONE]"
 _ERROR: Final = b'data: {"error"'
 
 
 @dataclass(slots=True)
-class Progress:
-    """Where a run is, and what came of its requests so far."""
+class RunProgress:
+    """The progress of a run and the results of its requests so far."""
 
     total: int
     sent: int = 0
@@ -37,25 +37,25 @@ class Progress:
 async def send(
     session: aiohttp.ClientSession,
     url: str,
-    turns: Sequence[Turn],
+    turns: Sequence[ChatTurn],
     model: str,
     answer_tokens: int,
     clock: Clock,
-    moved: Callable[[Progress], None],
-) -> Progress:
-    """Send each turn at its time, wait for all answers; `moved` is told whenever something was sent or has ended."""
-    progress = Progress(len(turns))
+    on_progress: Callable[[RunProgress], None],
+) -> RunProgress:
+    """Send each turn at its time and wait for all answers; `on_progress` is called after each send and each end."""
+    progress = RunProgress(len(turns))
     start = clock.now()
     async with asyncio.TaskGroup() as group:
         for turn in turns:
             await asyncio.sleep(max(0.0, start + turn.at - clock.now()))
             progress.late_seconds = max(progress.late_seconds, clock.now() - start - turn.at)
-            group.create_task(_one(session, url, body(turn, model, answer_tokens), clock, progress, moved))
+            group.create_task(_send_turn(session, url, body(turn, model, answer_tokens), clock, progress, on_progress))
     return progress
 
 
-def body(turn: Turn, model: str, answer_tokens: int) -> bytes:
-    """The request of a turn, as OpenAI's API has it."""
+def body(turn: ChatTurn, model: str, answer_tokens: int) -> bytes:
+    """The request body of a turn in the format of the OpenAI API."""
     return orjson.dumps(
         {
             "model": model,
@@ -67,57 +67,57 @@ def body(turn: Turn, model: str, answer_tokens: int) -> bytes:
     )
 
 
-async def _one(
+async def _send_turn(
     session: aiohttp.ClientSession,
     url: str,
     data: bytes,
     clock: Clock,
-    progress: Progress,
-    moved: Callable[[Progress], None],
+    progress: RunProgress,
+    on_progress: Callable[[RunProgress], None],
 ) -> None:
     progress.sent += 1
-    moved(progress)
+    on_progress(progress)
     try:
-        progress.ttft_seconds.append(await ask(session, url, data, clock))
-    except Failed as failed:
+        progress.ttft_seconds.append(await send_chat(session, url, data, clock))
+    except ChatFailed as failed:
         progress.errors[str(failed)] += 1
     finally:
         progress.ended += 1
-        moved(progress)
+        on_progress(progress)
 
 
-class Failed(Exception):
-    """A request that got no whole answer, in a few words that are the same for the same trouble."""
+class ChatFailed(Exception):
+    """A request without a complete answer; the message is short and equal for equal failures."""
 
 
-async def ask(session: aiohttp.ClientSession, url: str, data: bytes, clock: Clock) -> float:
-    """Send one chat and read its stream to the end; seconds to its first data. Raises Failed."""
-    began = clock.now()
+async def send_chat(session: aiohttp.ClientSession, url: str, data: bytes, clock: Clock) -> float:
+    """Send one chat and read its stream to the end; seconds to the first data. Raises ChatFailed."""
+    start = clock.now()
     first: float | None = None
     tail = b""
     try:
         async with session.post(url, data=data, headers={"Content-Type": "application/json"}) as answer:
             if answer.status != 200:
-                raise Failed(f"HTTP {answer.status} {_code(await answer.read())}".rstrip())
+                raise ChatFailed(f"HTTP {answer.status} {_code(await answer.read())}".rstrip())
             async for chunk in answer.content.iter_any():
                 tail = tail[-32:] + chunk
                 if first is None and _DATA in tail:
                     first = clock.now()
                 if _ERROR in tail:
-                    raise Failed("an error in the stream")
+                    raise ChatFailed("an error in the stream")
     except TimeoutError:
-        raise Failed(f"no whole answer within {PATIENCE_SECONDS:g} s") from None
+        raise ChatFailed(f"no complete answer within {REQUEST_TIMEOUT_SECONDS:g} s") from None
     except aiohttp.ClientError as error:
-        raise Failed(f"the connection failed: {type(error).__name__}") from error
+        raise ChatFailed(f"the connection failed: {type(error).__name__}") from error
     if first is None:
-        raise Failed("an empty stream")
+        raise ChatFailed("an empty stream")
     if _DONE not in tail:
-        raise Failed("the stream ended before [DONE]")
-    return first - began
+        raise ChatFailed("the stream ended before [DONE]")
+    return first - start
 
 
 def _code(answer: bytes) -> str:
-    """The code of an OpenAI error, its message where it has none; empty for another body."""
+    """The code of an OpenAI error body, or its message without a code; empty for another body."""
     try:
         error = orjson.loads(answer)["error"]
         return str(error.get("code") or error.get("message") or "")

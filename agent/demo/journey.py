@@ -1,4 +1,4 @@
-"""The demo from its start to its table: start a fleet, run the workload with each way to pick, say what came of it."""
+"""The demo from its start to its table: start the processes, run the workload with each profile, print the results."""
 
 from __future__ import annotations
 
@@ -11,39 +11,49 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 
 from agent.clock import Clock
 from agent.demo import client
-from agent.demo.fleet import EMULATED, HOST, MODEL, SCRAPE_INTERVAL_SECONDS, SERVERS, CannotStart, Fleet, Ports
-from agent.demo.report import UNKNOWN, Figures, gauges, notes, pool_gauges, table, withheld
+from agent.demo.fleet import (
+    EMULATED,
+    HOST,
+    MODEL,
+    SCRAPE_INTERVAL_SECONDS,
+    SERVERS,
+    DemoFleet,
+    FleetNotStarted,
+    FleetPorts,
+)
+from agent.demo.report import UNKNOWN, RunResult, notes, pool_gauges, read_gauges, table, withheld
 from agent.demo.screen import Screen
-from agent.demo.workload import MIN_PROMPT_TOKENS, Shape, Turn, best_hit_ratio, plan
+from agent.demo.workload import MIN_PROMPT_TOKENS, ChatTurn, WorkloadShape, best_hit_ratio, plan
 from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.exposition.page import PageRefused
 from agent.signals import FINISHED, PREFIX_HITS, PREFIX_QUERIES
 
+T = TypeVar("T")
 ROUND_ROBIN: Final = "round robin"
 ENGINE: Final = "vllm"
-# Prompts for servers of which nothing is known; more where they say that they take more.
+# For servers given by --endpoints: the prompt length where they list no maximum, and the request rate.
 REAL_PROMPT_TOKENS: Final = 1500
 REAL_RATE: Final = 4.0
-# How often the agent is asked while a run goes on: rarely, as it costs the agent something, and not in step with its
-# scrapes, or every age would be the same.
-_LOOK_SECONDS: Final = 0.87
-_COUNTED_SECONDS: Final = 3.0  # how long after the last answer a server's counters may lag
+# Interval between two samples of the agent's gauges during a run: long, as a sample costs the agent CPU time, and not a
+# multiple of its scrape interval, which would make all sampled ages equal.
+_SAMPLE_SECONDS: Final = 0.87
+_COUNTER_LAG_SECONDS: Final = 3.0  # how long after the last answer a server's counters may lag
 _SAMPLE_TEXT: Final = "The quick brown fox jumps over the lazy dog, and 17 others look on. " * 8
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What was asked for on the command line; None: as fits the servers."""
+class DemoOptions:
+    """The options of the command line; None selects a default that suits the servers."""
 
     profiles: tuple[str, ...]
-    ports: Ports
+    ports: FleetPorts
     endpoints: tuple[str, ...] = ()
     model: str | None = None
     rate: float | None = None
@@ -53,196 +63,211 @@ class Wish:
     once: bool = False
 
 
-class _Work(NamedTuple):
-    """What is sent: to which model, in which shape."""
+class _Workload(NamedTuple):
+    """The model that receives the workload, and the workload's shape."""
 
     model: str
-    shape: Shape
+    shape: WorkloadShape
 
 
-async def show(wish: Wish, screen: Screen, clock: Clock, told: asyncio.Event) -> int | None:
-    """Run the demo until it is `told` to stop: 0 when every request was answered, 1 if not, None if it got no table.
+class _Outcome(NamedTuple):
+    """The model that received the workload, and the number of failed requests of all runs."""
 
-    Raises CannotStart. Nothing that it started is left behind, whichever way it ends.
+    model: str
+    failed: int
+
+
+async def run_demo(options: DemoOptions, screen: Screen, clock: Clock, stop: asyncio.Event) -> int | None:
+    """Run the demo until `stop` is set: 0 if every request was answered, 1 if not, None if it stopped before the table.
+
+    Raises FleetNotStarted. All processes that it started have ended when it returns or raises.
     """
-    began = clock.now()
-    wish.ports.check(with_servers=not wish.endpoints)
-    endpoints = await asyncio.gather(*(_by_number(address) for address in wish.endpoints))
-    for named, address in zip(wish.endpoints, endpoints, strict=True):
+    start = clock.now()
+    options.ports.check(with_servers=not options.endpoints)
+    endpoints = await asyncio.gather(*(_resolve(address) for address in options.endpoints))
+    for named, address in zip(options.endpoints, endpoints, strict=True):
         if endpoints.count(address) > 1:
-            raise CannotStart(f"--endpoints: {named} is {address}, which stands there twice; keep one")
-    async with _fleet(wish.ports, endpoints) as fleet:
-        failed = await _unless_told(told, _to_the_table(fleet, wish, screen, clock))
-        if failed is None:
+            raise FleetNotStarted(f"--endpoints: {named} is {address}, which is listed twice; remove one of them")
+    async with _fleet(options.ports, endpoints) as fleet:
+        outcome = await _until_stopped(stop, _compare(fleet, options, screen, clock))
+        if outcome is None:
             screen.say("Stopping before the end.")
             return None
-        if not wish.once:
+        if not options.once:
+            _print_addresses(screen, fleet, options, outcome.model)
             screen.say()
-            screen.say(f"The table took {clock.now() - began:.0f} s. Everything keeps running until Ctrl-C.")
-            await _unless_told(told, _serve(fleet, screen))
+            screen.say(f"The table took {clock.now() - start:.0f} s. All processes keep running until Ctrl-C.")
+            await _until_stopped(stop, _watch_processes(fleet, screen))
             screen.say("Stopping.")
-    return 1 if failed else 0
+    return 1 if outcome.failed else 0
 
 
-async def _unless_told(told: asyncio.Event, work: Coroutine[None, None, int]) -> int | None:
-    """What the work returns, or None when somebody says stop before it does; it is over in any case."""
-    task, stop = asyncio.create_task(work), asyncio.create_task(told.wait())
+async def _until_stopped(stop: asyncio.Event, work: Coroutine[None, None, T]) -> T | None:
+    """The result of `work`, or None if `stop` is set before it ends; `work` has ended in both cases."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         return None
     finally:
-        stop.cancel()
+        stopped.cancel()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
 
-async def _to_the_table(fleet: Fleet, wish: Wish, screen: Screen, clock: Clock) -> int:
-    """All runs and what came of them; how many requests failed."""
-    work = await _begin(fleet, wish, screen)
+async def _compare(fleet: DemoFleet, options: DemoOptions, screen: Screen, clock: Clock) -> _Outcome:
+    """Run the workload for each way to pick and print the tables.
+
+    The text contains no address of a process that the demo starts: with `--once` it has ended when the text is read.
+    """
+    work = await _prepare(fleet, options, screen)
     turns = plan(work.shape)
-    _tell_workload(screen, work.shape, turns)
+    _print_workload(screen, work.shape, turns)
     runs = []
     peaks: dict[str, float] = {}
-    for name in (ROUND_ROBIN, *wish.profiles):
-        figures, peaks = await _run(fleet, name, work, wish, screen, clock)
-        runs.append(figures)
-    screen.title(f"What came of it, {len(turns)} chats each time")
+    for name in (ROUND_ROBIN, *options.profiles):
+        result, peaks = await _run(fleet, name, work, options, screen, clock)
+        runs.append(result)
+    screen.title(f"Results of {len(turns)} chats in each run")
     screen.table(("", *(run.name for run in runs)), table(runs))
     for note in notes(runs, best_hit_ratio(turns)):
         screen.say(f"  {note}")
-    screen.title(f"What an autoscaler reads now ({fleet.admin}/v1/gauges; the same on /metrics)")
-    now = gauges(await fleet.json(f"{fleet.admin}/v1/gauges"))
+    screen.say(f"  The agent scrapes each server every {SCRAPE_INTERVAL_SECONDS * 1000:.0f} ms. {UNKNOWN} is unknown.")
+    screen.title("Gauges for an autoscaler (from /v1/gauges of the agent; its /metrics has the same)")
+    now = read_gauges(await fleet.json(f"{fleet.admin}/v1/gauges"))
     screen.table(("gauge", "highest in the last run", "now", "age"), pool_gauges(now, peaks))
     screen.say(f"  {withheld(now)}")
-    _tell_addresses(screen, fleet, wish, work.model)
-    return sum(run.failed for run in runs)
+    return _Outcome(work.model, sum(run.failed for run in runs))
 
 
 @contextlib.asynccontextmanager
-async def _fleet(ports: Ports, endpoints: Sequence[str]) -> AsyncIterator[Fleet]:
-    """A fleet of which nothing is left afterwards."""
-    timeout = aiohttp.ClientTimeout(total=client.PATIENCE_SECONDS)
+async def _fleet(ports: FleetPorts, endpoints: Sequence[str]) -> AsyncIterator[DemoFleet]:
+    """A fleet whose processes have all ended, and whose folder is deleted, at the end of the block."""
+    timeout = aiohttp.ClientTimeout(total=client.REQUEST_TIMEOUT_SECONDS)
     with tempfile.TemporaryDirectory(prefix="igw-demo-", ignore_cleanup_errors=True) as folder:
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-            fleet = Fleet(ports, Path(folder), session, endpoints)
+            fleet = DemoFleet(ports, Path(folder), session, endpoints)
             try:
                 yield fleet
             finally:
                 await fleet.stop()
 
 
-async def _begin(fleet: Fleet, wish: Wish, screen: Screen) -> _Work:
-    """Start what is needed before the first run, and settle what to send."""
+async def _prepare(fleet: DemoFleet, options: DemoOptions, screen: Screen) -> _Workload:
+    """Start what every run needs, and choose the workload."""
     if fleet.own:
         screen.say(
-            f"Starting {SERVERS} emulated model servers: each reads {EMULATED.prefill_tokens_per_second:,.0f} prompt "
-            f"tokens a second and caches {EMULATED.capacity * EMULATED.block_size:,} of them."
+            f"Starting {SERVERS} emulated model servers: each computes {EMULATED.prefill_tokens_per_second:,.0f} "
+            f"prompt tokens per second and caches {EMULATED.capacity * EMULATED.block_size:,}."
         )
         await fleet.start_servers()
-        work = _Work(MODEL, _wished(Shape(), wish))
+        work = _Workload(MODEL, _with_options(WorkloadShape(), options))
     else:
-        screen.say(f"Asking {len(fleet.endpoints)} model servers what they serve.")
-        work = await _real_work(fleet, wish, screen)
-    screen.say("Starting Envoy, with one listener that picks round robin and one that asks the agent.")
+        screen.say(f"Reading the models of {len(fleet.endpoints)} model servers.")
+        work = await _real_workload(fleet, options, screen)
+    screen.say("Starting Envoy with two listeners: round robin, and the agent as its picker.")
     await fleet.start_envoy()
     return work
 
 
-def _wished(shape: Shape, wish: Wish) -> Shape:
+def _with_options(shape: WorkloadShape, options: DemoOptions) -> WorkloadShape:
     shape = replace(
         shape,
-        rate=shape.rate if wish.rate is None else wish.rate,
-        seconds=shape.seconds if wish.seconds is None else wish.seconds,
-        seed=wish.seed,
+        rate=shape.rate if options.rate is None else options.rate,
+        seconds=shape.seconds if options.seconds is None else options.seconds,
+        seed=options.seed,
     )
-    if wish.prompt_tokens is None:
+    if options.prompt_tokens is None:
         return shape
     try:
-        return shape.within(wish.prompt_tokens)
+        return shape.within(options.prompt_tokens)
     except ValueError as short:
-        raise CannotStart(f"--prompt-tokens: {short}") from short
+        raise FleetNotStarted(f"--prompt-tokens: {short}") from short
 
 
-async def _real_work(fleet: Fleet, wish: Wish, screen: Screen) -> _Work:
-    """What real servers can be asked: their model, and prompts that fit it by its own count of tokens."""
+async def _real_workload(fleet: DemoFleet, options: DemoOptions, screen: Screen) -> _Workload:
+    """The workload for servers that the demo did not start: their model, and prompts that fit it."""
     address = fleet.endpoints[0]
     listed = await fleet.json(f"http://{address}/v1/models")
     models = models_of(listed)
-    name = wish.model or next(iter(models), None)
+    name = options.model or next(iter(models), None)
     if name is None:
-        raise CannotStart(f"http://{address}/v1/models lists no model; write --model NAME")
-    shape = Shape(rate=REAL_RATE)
+        raise FleetNotStarted(f"http://{address}/v1/models lists no model; set --model NAME")
+    shape = WorkloadShape(rate=REAL_RATE)
     try:
         counted = await fleet.json(f"http://{address}/tokenize", {"model": name, "prompt": _SAMPLE_TEXT})
         shape = replace(shape, bytes_per_token=len(_SAMPLE_TEXT) / counted["count"])
         fleet.bytes_per_token = max(1, round(shape.bytes_per_token))
-    except (CannotStart, KeyError, TypeError, ZeroDivisionError):
+    except (FleetNotStarted, KeyError, TypeError, ZeroDivisionError):
         shape = replace(shape, bytes_per_token=3.0)
-        screen.say("  They have no /tokenize: 3 bytes are taken for a token, so prompts may be shorter than allowed.")
-    most = models.get(name)
-    fits = REAL_PROMPT_TOKENS if most is None else int(most * 0.9) - shape.answer_tokens
-    shape = _wished(shape, replace(wish, prompt_tokens=wish.prompt_tokens or max(MIN_PROMPT_TOKENS, fits)))
+        screen.say(
+            "  They have no /tokenize: assuming 3 bytes per token; prompts may be shorter than the model allows."
+        )
+    max_model_len = models.get(name)
+    fits = REAL_PROMPT_TOKENS if max_model_len is None else int(max_model_len * 0.9) - shape.answer_tokens
+    options = replace(options, prompt_tokens=options.prompt_tokens or max(MIN_PROMPT_TOKENS, fits))
+    shape = _with_options(shape, options)
     screen.say(
-        f"  Model {name}, prompts of up to {shape.prompt_tokens:,} tokens. These servers are not restarted, so each "
-        "run has words of its own in its prompts, and begins with nothing of them in any cache."
+        f"  Model {name}, prompts of up to {shape.prompt_tokens:,} tokens. These servers are not restarted: the "
+        "prompts of each run start with a random word, so that no prompt is cached from an earlier run."
     )
-    return _Work(name, shape)
+    return _Workload(name, shape)
 
 
 def models_of(listed: Any) -> dict[str, int | None]:
-    """The models that a server lists, each with the tokens that it takes where that is told."""
+    """The models in the body of `/v1/models`, each with its maximum length in tokens where that is listed."""
     rows = listed.get("data") if isinstance(listed, dict) else None
     models: dict[str, int | None] = {}
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and isinstance(name := row.get("id"), str) and name:
-            most = row.get("max_model_len")
-            models[name] = most if isinstance(most, int) else None
+            max_model_len = row.get("max_model_len")
+            models[name] = max_model_len if isinstance(max_model_len, int) else None
     return models
 
 
 async def _run(
-    fleet: Fleet, name: str, work: _Work, wish: Wish, screen: Screen, clock: Clock
-) -> tuple[Figures, dict[str, float]]:
-    """One run of the workload; its figures, and the highest values of the gauges during it."""
+    fleet: DemoFleet, name: str, work: _Workload, options: DemoOptions, screen: Screen, clock: Clock
+) -> tuple[RunResult, dict[str, float]]:
+    """One run of the workload; its result, and the highest value of each gauge during it."""
     picks = name != ROUND_ROBIN
     salt = ""
     if fleet.own:
-        await fleet.forget_prefixes()
+        await fleet.reset_prefix_caches()
     else:
         salt = f"{os.urandom(6).hex()} "
-    await fleet.start_agent(name if picks else wish.profiles[0])
+    await fleet.start_agent(name if picks else options.profiles[0])
     turns = plan(work.shape, salt)
-    how = f"asking the agent, profile {name}" if picks else "round robin, the agent only watching"
-    screen.say(f"Sending {len(turns)} chats through Envoy, {how}; caches are cold.")
+    how = f"picked by the agent with profile {name}" if picks else "round robin; the agent only scrapes"
+    screen.say(f"Sending {len(turns)} chats through Envoy, {how}. Caches are empty.")
     before = _counters(await fleet.pages())
     cpu = fleet.agent_cpu_seconds()
     port = fleet.ports.picker if picks else fleet.ports.round_robin
     ages: list[float] = []
     peaks: dict[str, float] = {}
     busy: list[float] = []
-    watcher = asyncio.create_task(_watch(fleet, ages, busy, peaks))
+    sampler = asyncio.create_task(_sample(fleet, ages, busy, peaks))
     try:
-        with screen.run(name, len(turns)) as moved:
-            progress = await _send(port, turns, work, clock, moved)
+        with screen.run(name, len(turns)) as on_progress:
+            progress = await _send(port, turns, work, clock, on_progress)
     finally:
-        watcher.cancel()
-        await asyncio.wait({watcher})
-        unanswered = None if watcher.cancelled() else watcher.exception()
+        sampler.cancel()
+        await asyncio.wait({sampler})
+        sampling_error = None if sampler.cancelled() else sampler.exception()
     spent = _difference(fleet.agent_cpu_seconds(), cpu)
     fleet.check()
-    if unanswered is not None:
-        raise unanswered
-    counted = await _counted(fleet, before, progress.sent - sum(progress.errors.values()))
+    if sampling_error is not None:
+        raise sampling_error
+    counted = await _counted_since(fleet, before, progress.sent - sum(progress.errors.values()))
     own = (await fleet.agent_page()).decode()
-    figures = Figures(
+    names = fleet.server_names()
+    result = RunResult(
         name,
         progress.sent,
         progress.ttft_seconds,
         dict(progress.errors),
-        {address: signals.get(FINISHED) for address, signals in counted.items()},
+        {names[address]: signals.get(FINISHED) for address, signals in counted.items()},
         _sum(counted, PREFIX_QUERIES),
         _sum(counted, PREFIX_HITS),
         total(own, "igw_pick_predicted_hit_tokens_total") if picks else None,
@@ -252,24 +277,27 @@ async def _run(
         progress.late_seconds,
         busy,
     )
-    return figures, peaks
+    return result, peaks
 
 
 async def _send(
-    port: int, turns: Sequence[Turn], work: _Work, clock: Clock, moved: Callable[[client.Progress], None]
-) -> client.Progress:
-    timeout = aiohttp.ClientTimeout(total=client.PATIENCE_SECONDS)
+    port: int,
+    turns: Sequence[ChatTurn],
+    work: _Workload,
+    clock: Clock,
+    on_progress: Callable[[client.RunProgress], None],
+) -> client.RunProgress:
+    timeout = aiohttp.ClientTimeout(total=client.REQUEST_TIMEOUT_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         url = f"http://{HOST}:{port}{client.PATH}"
-        return await client.send(session, url, turns, work.model, work.shape.answer_tokens, clock, moved)
+        return await client.send(session, url, turns, work.model, work.shape.answer_tokens, clock, on_progress)
 
 
-async def _watch(fleet: Fleet, ages: list[float], busy: list[float], peaks: dict[str, float]) -> None:
-    """Ask the agent for its gauges from time to time: how old its pages are, how busy what runs under the servers is,
-    how high each gauge came."""
+async def _sample(fleet: DemoFleet, ages: list[float], busy: list[float], peaks: dict[str, float]) -> None:
+    """Sample the agent's gauges: page ages, accelerator utilizations, and the highest value of each gauge."""
     while True:
-        await asyncio.sleep(_LOOK_SECONDS)
-        for gauge in gauges(await fleet.json(f"{fleet.admin}/v1/gauges")):
+        await asyncio.sleep(_SAMPLE_SECONDS)
+        for gauge in read_gauges(await fleet.json(f"{fleet.admin}/v1/gauges")):
             if gauge.value is None:
                 continue
             if gauge.name == "igw_endpoint_page_age_seconds":
@@ -280,23 +308,23 @@ async def _watch(fleet: Fleet, ages: list[float], busy: list[float], peaks: dict
 
 
 def _counters(pages: Mapping[str, bytes]) -> dict[str, dict[str, float]]:
-    """Address -> signal -> number, of every page that is one."""
-    found: dict[str, dict[str, float]] = {}
+    """Address -> signal -> value. Raises FleetNotStarted for a page that the engine's table cannot read."""
+    counters: dict[str, dict[str, float]] = {}
     for address, page in pages.items():
         try:
             readings = Extractor(engine(ENGINE)).extract(page).readings
         except PageRefused as refused:
-            raise CannotStart(f"{address} has no page of {ENGINE}: {refused}") from refused
-        found[address] = {name: value for name, value in readings.items() if isinstance(value, float)}
-    return found
+            raise FleetNotStarted(f"the page of {address} is not one of {ENGINE}: {refused}") from refused
+        counters[address] = {name: value for name, value in readings.items() if isinstance(value, float)}
+    return counters
 
 
-async def _counted(
-    fleet: Fleet, before: Mapping[str, Mapping[str, float]], answered: int
+async def _counted_since(
+    fleet: DemoFleet, before: Mapping[str, Mapping[str, float]], answered: int
 ) -> dict[str, dict[str, float]]:
-    """What every server counted since `before`, once they have counted all that was answered."""
+    """The growth of each server's counters since `before`, once they include all answered requests."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _COUNTED_SECONDS
+    deadline = loop.time() + _COUNTER_LAG_SECONDS
     while True:
         now = _counters(await fleet.pages())
         grown = {
@@ -309,7 +337,7 @@ async def _counted(
 
 
 def _sum(counted: Mapping[str, Mapping[str, float]], signal: str) -> float | None:
-    """The sum over the servers; None where one of them does not say."""
+    """The sum over the servers; None if a server does not have the signal."""
     values = [signals.get(signal) for signals in counted.values()]
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
@@ -320,67 +348,67 @@ def _difference(now: float | None, before: float | None) -> float | None:
 
 
 def total(page: str, name: str) -> float:
-    """The sum of a counter's series on the agent's own page; 0 where it has counted nothing yet."""
+    """The sum of a counter's series on the agent's page; 0 without a series."""
     beginnings = (f"{name}{{", f"{name} ")
     return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(beginnings))
 
 
-async def _by_number(address: str) -> str:
-    """The address with the IP address in the place of a name, as Envoy wants it. Raises CannotStart."""
+async def _resolve(address: str) -> str:
+    """The address with a host name resolved to an IP address, which Envoy needs. Raises FleetNotStarted."""
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) <= 65535:
-        raise CannotStart(f"--endpoints: {address!r} is no address; write HOST:PORT")
+        raise FleetNotStarted(f"--endpoints: {address!r} is not HOST:PORT")
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
         return address
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        resolved = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except OSError as error:
-        raise CannotStart(f"--endpoints: {host} has no address: {error.strerror}") from error
-    ip = min(found, key=lambda row: row[0] != socket.AF_INET)[4][0]
+        raise FleetNotStarted(f"--endpoints: {host} cannot be resolved: {error.strerror}") from error
+    ip = min(resolved, key=lambda row: row[0] != socket.AF_INET)[4][0]
     return f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}"
 
 
-async def _serve(fleet: Fleet, screen: Screen) -> int:
-    """Until cancelled. Raises CannotStart when the agent or Envoy ends; a model server that ends is only told of."""
+async def _watch_processes(fleet: DemoFleet, screen: Screen) -> int:
+    """Run until cancelled. Report a model server that ends; raise FleetNotStarted when the agent or Envoy ends."""
     ended: set[str] = set()
     while True:
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_SAMPLE_SECONDS)
         fleet.check(servers=False)
         for name in fleet.ended_servers():
             if name not in ended:
                 ended.add(name)
-                screen.say(f"{name} has ended; {fleet.admin}/v1/state says what the agent makes of it.")
+                screen.say(f"{name} has ended; {fleet.admin}/v1/state shows how the agent reports it.")
 
 
-def _tell_workload(screen: Screen, shape: Shape, turns: Sequence[Turn]) -> None:
+def _print_workload(screen: Screen, shape: WorkloadShape, turns: Sequence[ChatTurn]) -> None:
     tokens = sum(turn.prompt_tokens for turn in turns) / max(1, len(turns))
     hottest = sum(turn.tenant == 0 for turn in turns) / max(1, len(turns))
     screen.say(
-        f"The workload: {shape.rate:g} chats a second for {shape.seconds:g} s, {tokens:,.0f} prompt tokens each on "
+        f"Workload: {shape.rate:g} chats per second for {shape.seconds:g} s, {tokens:,.0f} prompt tokens each on "
         f"average; {shape.tenants} tenants with a system prompt of {shape.system_tokens:,} tokens, {hottest:.0%} of "
-        f"the chats from one of them; up to {shape.turns} turns a conversation."
+        f"the chats from one of them; up to {shape.turns} turns per conversation."
     )
 
 
-def _tell_addresses(screen: Screen, fleet: Fleet, wish: Wish, model: str) -> None:
+def _print_addresses(screen: Screen, fleet: DemoFleet, options: DemoOptions, model: str) -> None:
+    """Print the addresses of the running processes, and a request to try."""
     ports = fleet.ports
-    screen.title("Where to look")
-    asked = f"http://{HOST}:{ports.picker}"
+    picker = f"http://{HOST}:{ports.picker}"
+    screen.title("Addresses")
     rows = [
-        (f"{asked}/v1", f"Envoy, asking the agent (profile {wish.profiles[-1]})"),
+        (f"{picker}/v1", f"Envoy with the agent as its picker (profile {options.profiles[-1]})"),
         (f"http://{HOST}:{ports.round_robin}/v1", "Envoy, round robin"),
-        (f"{fleet.admin}/v1/state", "every endpoint and signal, with ages; /v1/state/watch follows it"),
-        (f"{fleet.admin}/v1/picks", "the last picks, with the scores that decided them"),
-        (f"{fleet.admin}/v1/gauges", "what an autoscaler could read, or why not"),
-        (f"{fleet.admin}/metrics", "for Prometheus"),
-        (f"http://{HOST}:{ports.envoy_admin}", "Envoy's own admin pages"),
-        *((f"http://{address}/metrics", f"model server {number}") for number, address in enumerate(fleet.endpoints, 1)),
+        (f"{fleet.admin}/v1/state", "every endpoint and signal with its age; /v1/state/watch streams the changes"),
+        (f"{fleet.admin}/v1/picks", "the last picks with their scores"),
+        (f"{fleet.admin}/v1/gauges", "the gauges for an autoscaler, or why they are withheld"),
+        (f"{fleet.admin}/metrics", "the agent's metrics for Prometheus"),
+        (f"http://{HOST}:{ports.envoy_admin}", "Envoy's admin interface"),
+        *((f"http://{address}/metrics", name) for address, name in fleet.server_names().items()),
     ]
     for address, what in rows:
         screen.say(f"  {address:<38} {what}")
-    screen.say("Try it:")
+    screen.say("Try:")
     chat = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 20}}'
-    screen.say(f"  curl -s {asked}{client.PATH} -H 'content-type: application/json' -d '{chat}'")
-    screen.say(f"The agent scrapes each server every {SCRAPE_INTERVAL_SECONDS * 1000:.0f} ms. {UNKNOWN} is not known.")
+    screen.say(f"  curl -s {picker}{client.PATH} -H 'content-type: application/json' -d '{chat}'")

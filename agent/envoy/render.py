@@ -1,11 +1,11 @@
-"""Our settings -> Envoy's bootstrap configuration, as plain data (Envoy reads it as JSON or YAML).
+"""Renders Envoy's bootstrap configuration as plain data (Envoy reads it as JSON or YAML).
 
-One cluster per pool, one listener per way in. A request's endpoint comes as metadata `envoy.lb` from the picker alone
-(`override_host`); the header of the same name is taken off whatever a client sends, before any filter or route sees it.
-An endpoint that the cluster does not hold, and a request without a pick (`round_robin`, or a picker that is down and
-`failure_mode` open), go to the fallback policy, round robin.
+One cluster per pool, one listener per pick mode. Envoy takes a request's endpoint only from the metadata `envoy.lb` of
+the picker (`override_host`). The header of the same name is removed from client requests before any filter or route.
+A request without a pick (`round_robin`, or a picker that is down with `failure_mode` open), or with an endpoint that is
+not in the cluster, is routed by the fallback policy, round robin.
 
-Each value here that is not Envoy's default has its reason beside it; `docs/envoy.md` tells the same to operators.
+Each value that differs from Envoy's default has its reason beside it; `docs/envoy.md` lists them for operators.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ Data = dict[str, Any]
 DESTINATION: Final = "x-gateway-destination-endpoint"
 
 _TYPE: Final = "type.googleapis.com/envoy.extensions."
-_UNLIMITED: Final = 1_000_000  # Envoy's default of 1,024 requests is one busy hour of long answers
-_BUFFER_SLACK: Final = 1 << 20  # a body one byte over our limit must still fit, so that the 413 is ours
-_MESSAGE_TIMEOUT_SECONDS: Final = 5.0  # the default of 0.2 s is less than one pause of a busy machine
-_SILENCE_SECONDS: Final = 900.0  # a long prompt in a long queue is silent until its first token
+_UNLIMITED: Final = 1_000_000  # Envoy's default of 1,024 also limits the streams that are open
+_BUFFER_SLACK: Final = 1 << 20  # a body just over `max_body` must reach the picker, which answers 413
+_MESSAGE_TIMEOUT_SECONDS: Final = 5.0  # Envoy's default of 0.2 s is shorter than a pause of a busy machine
+_STREAM_IDLE_SECONDS: Final = 900.0  # a long prompt in a long queue sends nothing until its first token
 
 
-class Way(Enum):
-    """How a listener finds the endpoint of a request."""
+class PickMode(Enum):
+    """How a listener selects the endpoint of a request."""
 
-    BUFFERED = "buffered"  # the picker sees the body in one message: the default, cheapest at the end of a request
-    FULL_DUPLEX = "full_duplex"  # the picker sees the body in chunks and sends it back: what gateways of the field do
+    BUFFERED = "buffered"  # the picker gets the body in one message (default)
+    FULL_DUPLEX = "full_duplex"  # the picker gets the body in chunks and sends it back, as Gateway API gateways do
     ROUND_ROBIN = "round_robin"  # no picker
 
 
 class FailureMode(Enum):
-    """What happens to requests while the picker is down: `close` answers 503, `open` goes on round robin."""
+    """What Envoy does while the picker is down: `close` answers 503, `open` routes round robin."""
 
     CLOSE = "close"
     OPEN = "open"
 
 
-class Pool(NamedTuple):
+class EnvoyPool(NamedTuple):
     """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and its picker's `host:port`, if any.
 
-    `reports`: its picker wants the load reports that come with answers.
+    `reports`: its picker reads the load reports (ORCA) in response headers.
     """
 
     name: str
@@ -55,46 +55,46 @@ class Pool(NamedTuple):
     reports: bool = False
 
 
-class Listener(NamedTuple):
-    """One way in: its name, its address (`ip:port`; port 0 takes a free one), the pool behind it, and how to pick."""
+class EnvoyListener(NamedTuple):
+    """A listener: its name, its address (`ip:port`; port 0 selects a free one), its pool, and how it picks."""
 
     name: str
     address: str
     pool: str
-    way: Way = Way.BUFFERED
+    mode: PickMode = PickMode.BUFFERED
 
 
-class Settings(NamedTuple):
-    """All of an Envoy. `max_body` in bytes is the picker's own limit; `admin` must be an address of loopback."""
+class EnvoyConfig(NamedTuple):
+    """The configuration of one Envoy. `max_body` is the picker's limit in bytes; `admin` must be a loopback address."""
 
-    pools: tuple[Pool, ...]
-    listeners: tuple[Listener, ...]
+    pools: tuple[EnvoyPool, ...]
+    listeners: tuple[EnvoyListener, ...]
     admin: str = "127.0.0.1:0"
     max_body: int = 16 << 20
     failure_mode: FailureMode = FailureMode.CLOSE
     message_timeout: float = _MESSAGE_TIMEOUT_SECONDS
-    silence: float = _SILENCE_SECONDS
+    stream_idle_timeout: float = _STREAM_IDLE_SECONDS
 
 
-def bootstrap(settings: Settings) -> Data:
-    """Envoy's bootstrap. Raises ValueError with what to change where the settings cannot work."""
-    pools = {pool.name: pool for pool in settings.pools}
-    if len(pools) < len(settings.pools):
-        raise ValueError("two pools have the same name: give each its own")
-    for listener in settings.listeners:
+def bootstrap(config: EnvoyConfig) -> Data:
+    """Envoy's bootstrap. Raises ValueError, with what to change, if the configuration is invalid."""
+    pools = {pool.name: pool for pool in config.pools}
+    if len(pools) < len(config.pools):
+        raise ValueError("two pools have the same name: give each a unique name")
+    for listener in config.listeners:
         if listener.pool not in pools:
-            raise ValueError(f"listener {listener.name}: no pool {listener.pool!r}, choose of {', '.join(pools)}")
-        if listener.way is not Way.ROUND_ROBIN and not pools[listener.pool].picker:
-            raise ValueError(f"listener {listener.name}: pool {listener.pool} has no picker: use way round_robin")
-    host, _ = _host_and_port(settings.admin)
+            raise ValueError(f"listener {listener.name}: no pool {listener.pool!r}; choose from {', '.join(pools)}")
+        if listener.mode is not PickMode.ROUND_ROBIN and not pools[listener.pool].picker:
+            raise ValueError(f"listener {listener.name}: pool {listener.pool} has no picker: use mode round_robin")
+    host, _ = _host_and_port(config.admin)
     if not ipaddress.ip_address(host).is_loopback:
-        raise ValueError(f"admin {settings.admin}: whoever reaches it can stop Envoy; use 127.0.0.1")
-    clusters = [cluster for pool in settings.pools for cluster in _clusters(pool, settings.message_timeout)]
+        raise ValueError(f"admin {config.admin}: clients of this address can stop Envoy; use 127.0.0.1")
+    clusters = [cluster for pool in config.pools for cluster in _clusters(pool, config.message_timeout)]
     return {
-        "admin": {"address": _address(settings.admin)},
+        "admin": {"address": _address(config.admin)},
         "static_resources": {
             "listeners": [
-                _listener(listener, settings, reports=pools[listener.pool].reports) for listener in settings.listeners
+                _listener(listener, config, reports=pools[listener.pool].reports) for listener in config.listeners
             ],
             "clusters": clusters,
         },
@@ -102,19 +102,19 @@ def bootstrap(settings: Settings) -> Data:
 
 
 def picker_cluster(pool: str) -> str:
-    """The name of the cluster in which Envoy holds the picker of this pool."""
+    """The name of the cluster of this pool's picker."""
     return f"{pool}-picker"
 
 
-def _listener(listener: Listener, settings: Settings, *, reports: bool) -> Data:
+def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) -> Data:
     filters = []
-    if listener.way is not Way.ROUND_ROBIN:
-        filters.append(_named("envoy.filters.http.ext_proc", _ext_proc(listener, settings, reports=reports)))
+    if listener.mode is not PickMode.ROUND_ROBIN:
+        filters.append(_named("envoy.filters.http.ext_proc", _ext_proc(listener, config, reports=reports)))
     filters.append(_named("envoy.filters.http.router", _typed("filters.http.router.v3.Router")))
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=listener.name,
-        # Before routes and filters: a client's own choice of endpoint is worth nothing here.
+        # Before routes and filters: a client must not choose its endpoint.
         early_header_mutation_extensions=[
             _named(
                 "envoy.http.early_header_mutation.header_mutation",
@@ -123,25 +123,25 @@ def _listener(listener: Listener, settings: Settings, *, reports: bool) -> Data:
                 ),
             )
         ],
-        local_reply_config={"mappers": list(_local_replies(settings.max_body))},
+        local_reply_config={"mappers": list(_local_replies(config.max_body))},
         route_config={
             "name": listener.name,
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [_route(listener.pool)]}],
         },
         http_filters=filters,
-        stream_idle_timeout=_seconds(settings.silence),
-        request_headers_timeout=_seconds(10.0),  # nobody may hold a connection by never finishing its headers
+        stream_idle_timeout=_seconds(config.stream_idle_timeout),
+        request_headers_timeout=_seconds(10.0),  # limits connections whose headers never end
         common_http_protocol_options={"idle_timeout": _seconds(3600.0)},
-        # The request id of a client is kept, so that it can be found in its own logs and in ours.
+        # Keep the client's request id, so that it is the same in all logs.
         preserve_external_request_id=True,
     )
     return {
         "name": listener.name,
         "address": _address(listener.address),
-        # A second Envoy on this port shall fail to start, not take half of the connections without a word.
+        # A second Envoy on this port must fail to start instead of silently taking half of the connections.
         "enable_reuse_port": False,
-        # Of each connection, and so of each request's body: at the default of 1 MiB Envoy itself refuses long prompts.
-        "per_connection_buffer_limit_bytes": settings.max_body + _BUFFER_SLACK,
+        # Also limits a buffered request body: with the default of 1 MiB Envoy refuses long prompts.
+        "per_connection_buffer_limit_bytes": config.max_body + _BUFFER_SLACK,
         "filter_chains": [{"filters": [_named("envoy.filters.network.http_connection_manager", manager)]}],
     }
 
@@ -151,8 +151,8 @@ def _route(pool: str) -> Data:
         "match": {"prefix": "/"},
         "route": {
             "cluster": pool,
-            "timeout": "0s",  # an answer may stream for as long as it does not fall silent
-            # Safe for any request: the server has not seen it.
+            "timeout": "0s",  # the duration of a response is limited by `stream_idle_timeout` only
+            # Safe for any request: the server has not received it.
             "retry_policy": {
                 "retry_on": "connect-failure,refused-stream",
                 "num_retries": 1,
@@ -168,9 +168,9 @@ def _route(pool: str) -> Data:
     }
 
 
-def _ext_proc(listener: Listener, settings: Settings, *, reports: bool) -> Data:
-    # Envoy keeps the stream open until the response ends, which is how the picker learns that it did: with a buffered
-    # body even where every response phase is skipped, in full duplex only if the trailers are still to come.
+def _ext_proc(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) -> Data:
+    # The picker learns the end of the response from the end of the stream. With a buffered body Envoy keeps the stream
+    # open until then although it skips every response phase; in full duplex only if response trailers are sent.
     mode = {
         "request_header_mode": "SEND",
         "request_body_mode": "BUFFERED",
@@ -179,25 +179,25 @@ def _ext_proc(listener: Listener, settings: Settings, *, reports: bool) -> Data:
         "response_body_mode": "NONE",
         "response_trailer_mode": "SKIP",
     }
-    if listener.way is Way.FULL_DUPLEX:
+    if listener.mode is PickMode.FULL_DUPLEX:
         mode |= {
             "request_body_mode": "FULL_DUPLEX_STREAMED",
-            "request_trailer_mode": "SEND",  # full duplex demands it
+            "request_trailer_mode": "SEND",  # required by full duplex
             "response_trailer_mode": "SEND",
         }
     attributes = {}
     if reports:
-        mode["response_header_mode"] = "SEND"  # where load reports are
-        attributes["response_attributes"] = ["upstream.address"]  # a retry may have been answered by another endpoint
+        mode["response_header_mode"] = "SEND"  # load reports are response headers
+        attributes["response_attributes"] = ["upstream.address"]  # after a retry, another endpoint may have answered
     return _typed(
         "filters.http.ext_proc.v3.ExternalProcessor",
-        # No time-out of the stream: it lasts as long as the answer.
+        # No timeout of the stream: it lasts as long as the response.
         grpc_service={"envoy_grpc": {"cluster_name": picker_cluster(listener.pool)}},
-        failure_mode_allow=settings.failure_mode is FailureMode.OPEN,
+        failure_mode_allow=config.failure_mode is FailureMode.OPEN,
         processing_mode=mode,
         **attributes,
-        message_timeout=_seconds(settings.message_timeout),
-        # Without these Envoy drops the pick, and keeps the hint of a subset to itself.
+        message_timeout=_seconds(config.message_timeout),
+        # Without these Envoy ignores the pick and does not send the subset hint.
         metadata_options={
             "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]},
             "receiving_namespaces": {"untyped": ["envoy.lb"]},
@@ -205,11 +205,11 @@ def _ext_proc(listener: Listener, settings: Settings, *, reports: bool) -> Data:
     )
 
 
-def _clusters(pool: Pool, patience: float) -> Iterable[Data]:
+def _clusters(pool: EnvoyPool, message_timeout: float) -> Iterable[Data]:
     for endpoint in pool.endpoints:
         host, _ = _host_and_port(endpoint)
         if not _is_ip(host):
-            raise ValueError(f"pool {pool.name}: endpoint {endpoint}: use its IP address, by which the picker names it")
+            raise ValueError(f"pool {pool.name}: endpoint {endpoint}: use its IP address, as the picker does")
     round_robin = _named(
         "envoy.load_balancing_policies.round_robin", _typed("load_balancing_policies.round_robin.v3.RoundRobin")
     )
@@ -239,11 +239,14 @@ def _clusters(pool: Pool, patience: float) -> Iterable[Data]:
             "load_assignment": _assignment(name, (pool.picker,)),
             "circuit_breakers": _no_limits(),
             "typed_extension_protocol_options": _http(
-                # A picker that fell silent is noticed once, not at each request's time-out; in full duplex, where Envoy
-                # has no time-out of messages, it is noticed by this alone.
+                # Detects an unresponsive picker once, not by the timeout of each request. In full duplex Envoy has no
+                # message timeout, so this is the only detection.
                 {
                     "http2_protocol_options": {
-                        "connection_keepalive": {"interval": _seconds(2 * patience), "timeout": _seconds(patience)}
+                        "connection_keepalive": {
+                            "interval": _seconds(2 * message_timeout),
+                            "timeout": _seconds(message_timeout),
+                        }
                     }
                 }
             ),
@@ -253,8 +256,8 @@ def _clusters(pool: Pool, patience: float) -> Iterable[Data]:
 def _http(protocol: Data, idle: float | None = None) -> Data:
     options: Data = {"explicit_http_config": protocol}
     if idle is not None:
-        # Below the 5 s after which uvicorn, and so most model servers, close a silent connection: else the two cross,
-        # and a request dies on a connection that was just closed.
+        # Below the 5 s after which uvicorn, and so most model servers, close an idle connection: otherwise a request
+        # may be sent on a connection that the server is closing.
         options["common_http_protocol_options"] = {"idle_timeout": _seconds(idle)}
     typed = {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", **options}
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed}
@@ -305,7 +308,7 @@ def _address(text: str) -> Data:
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{text!r} is no address: write host:port, or [address]:port for IPv6")
+        raise ValueError(f"{text!r} is not host:port, or [address]:port for IPv6")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -318,5 +321,5 @@ def _is_ip(host: str) -> bool:
 
 
 def _seconds(seconds: float) -> str:
-    """As protobuf's JSON writes a duration."""
+    """A duration in protobuf's JSON format."""
     return f"{seconds:g}s"

@@ -26,8 +26,8 @@ from agent.accelerators.table import (
     TEMPERATURE,
     UTILIZATION,
 )
-from tests.fakes.monitoring import Monitoring, Refusal, Sample, serving
-from tests.fakes.nvml import Card, Library, Memory
+from tests.fakes.monitoring import Monitoring, MonitoringSample, RpcError, serving
+from tests.fakes.nvml import Card, Memory, NvmlLibrary
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +37,12 @@ def _no_library_is_left_below_the_package() -> Iterator[None]:
     pynvml._nvmlGetFunctionPointer_cache.clear()
 
 
-def probe(library: Library) -> Nvml:
+def probe(library: NvmlLibrary) -> Nvml:
     return Nvml("here", library.load)
 
 
 def test_a_card_is_read_in_the_units_of_the_signals() -> None:
-    (device,) = probe(Library(Card("GPU-a"))).devices(0.0, 0.0)
+    (device,) = probe(NvmlLibrary(Card("GPU-a"))).devices(0.0, 0.0)
     assert (device.id, device.number, device.node, device.model) == ("GPU-a", "0", "here", "NVIDIA H100 80GB HBM3")
     assert device.values == {
         UTILIZATION: 0.5, MEMORY_USED: 72.0 * 2**30, MEMORY_TOTAL: 80.0 * 2**30, POWER: 300.0, TEMPERATURE: 60.0,
@@ -52,13 +52,13 @@ def test_a_card_is_read_in_the_units_of_the_signals() -> None:
 
 
 def test_an_unsupported_quantity_is_unknown_and_the_rest_is_read() -> None:
-    (device,) = probe(Library(Card("GPU-a", busy=None, milliwatts=None, ecc=None, mig=None))).devices(0.0, 0.0)
+    (device,) = probe(NvmlLibrary(Card("GPU-a", busy=None, milliwatts=None, ecc=None, mig=None))).devices(0.0, 0.0)
     assert device.values.keys() == {MEMORY_USED, MEMORY_TOTAL, TEMPERATURE, REMAP_FAILED}
 
 
 def test_mig_instances_have_their_own_memory_the_health_of_the_card_and_no_utilization() -> None:
     parts = {0: Card("MIG-1", Memory(10, 8, 2), instance=7), 3: Card("MIG-2", Memory(20, 15, 5), instance=9)}
-    devices = probe(Library(Card("GPU-a", busy=None, mig=True, ecc=1, parts=parts))).devices(0.0, 0.0)
+    devices = probe(NvmlLibrary(Card("GPU-a", busy=None, mig=True, ecc=1, parts=parts))).devices(0.0, 0.0)
     assert [(device.id, device.card, device.part) for device in devices] == [
         ("MIG-1", "GPU-a", "7"),
         ("MIG-2", "GPU-a", "9"),
@@ -73,7 +73,7 @@ def test_mig_instances_have_their_own_memory_the_health_of_the_card_and_no_utili
 def test_a_quantity_that_is_missing_in_an_older_driver_or_fails_is_unknown_and_the_rest_is_read(
     how: str, name: str
 ) -> None:
-    library = Library(Card("GPU-a"))
+    library = NvmlLibrary(Card("GPU-a"))
     getattr(library, how).add(name)
     (device,) = probe(library).devices(0.0, 0.0)
     assert {UTILIZATION, MEMORY_USED, MEMORY_TOTAL, TEMPERATURE, ECC} <= device.values.keys()
@@ -82,18 +82,18 @@ def test_a_quantity_that_is_missing_in_an_older_driver_or_fails_is_unknown_and_t
 
 def test_xid_errors_are_collected_and_kept() -> None:
     card = Card("GPU-a")
-    fake = Library(card, Card("GPU-b"))
+    fake = NvmlLibrary(card, Card("GPU-b"))
     mine = probe(fake)
     assert [device.xids for device in mine.devices(0.0, 0.0)] == [(), ()]
-    fake.happens(card, 43)
-    fake.happens(card, 79)
+    fake.xid_error(card, 43)
+    fake.xid_error(card, 79)
     for _ in range(2):
         assert [device.xids for device in mine.devices(0.0, 0.0)] == [(43, 79), ()]
 
 
 def test_a_lost_card_is_unhealthy_under_its_own_id_and_the_others_are_read() -> None:
     card = Card("GPU-a")
-    mine = probe(Library(card, Card("GPU-b")))
+    mine = probe(NvmlLibrary(card, Card("GPU-b")))
     mine.devices(0.0, 0.0)
     card.lost = True
     lost, other = mine.devices(0.0, 0.0)
@@ -104,12 +104,12 @@ def test_a_lost_card_is_unhealthy_under_its_own_id_and_the_others_are_read() -> 
 
 
 def test_a_machine_without_events_is_read_without_them() -> None:
-    (device,) = probe(Library(Card("GPU-a"), events=False)).devices(0.0, 0.0)
+    (device,) = probe(NvmlLibrary(Card("GPU-a"), events=False)).devices(0.0, 0.0)
     assert device.xids == ()
 
 
 def test_a_missing_driver_is_reported_and_the_machine_read_again_later() -> None:
-    fake = Library(Card("GPU-a"), driver=False)
+    fake = NvmlLibrary(Card("GPU-a"), driver=False)
     mine = probe(fake)
     with pytest.raises(DeviceSourceFailed, match="is NVIDIA's driver loaded") as failed:
         mine.devices(0.0, 0.0)
@@ -161,13 +161,13 @@ def cluster(service: Monitoring) -> Gke:
 
 def test_each_accelerator_has_the_monotonic_time_of_its_newest_sample() -> None:
     samples = [
-        Sample(DUTY, "llm/chat-0", "1", 80, WALL - 190),
-        Sample(DUTY, "llm/chat-0", "1", 60, WALL - 130),
-        Sample(USED, "llm/chat-0", "1", 2**34, WALL - 140),
-        Sample(TOTAL, "llm/chat-0", "1", 2**35, WALL - 140),
-        Sample(DUTY, "llm/chat-1", "2", 5, WALL - 150),
-        Sample(DUTY, "llm/chat-2", "3", 99, WALL - 60),  # not visible yet
-        Sample(DUTY, "llm/chat-9", "9", 99, WALL - 150, cluster="another"),
+        MonitoringSample(DUTY, "llm/chat-0", "1", 80, WALL - 190),
+        MonitoringSample(DUTY, "llm/chat-0", "1", 60, WALL - 130),
+        MonitoringSample(USED, "llm/chat-0", "1", 2**34, WALL - 140),
+        MonitoringSample(TOTAL, "llm/chat-0", "1", 2**35, WALL - 140),
+        MonitoringSample(DUTY, "llm/chat-1", "2", 5, WALL - 150),
+        MonitoringSample(DUTY, "llm/chat-2", "3", 99, WALL - 60),  # not visible yet
+        MonitoringSample(DUTY, "llm/chat-9", "9", 99, WALL - 150, cluster="another"),
     ]
     with serving(*samples, now=WALL) as service:
         found = {device.pod: device for device in cluster(service).devices(1000.0, WALL)}
@@ -179,7 +179,7 @@ def test_each_accelerator_has_the_monotonic_time_of_its_newest_sample() -> None:
 
 
 def test_every_page_of_a_response_is_read() -> None:
-    samples = [Sample(DUTY, f"llm/chat-{number}", str(number), number, WALL - 130) for number in range(7)]
+    samples = [MonitoringSample(DUTY, f"llm/chat-{number}", str(number), number, WALL - 130) for number in range(7)]
     with serving(*samples, now=WALL) as service:
         found = {device.pod: device.values[UTILIZATION] for device in cluster(service).devices(0.0, WALL)}
     assert found == {f"llm/chat-{number}": number / 100 for number in range(7)}
@@ -190,7 +190,7 @@ def test_every_page_of_a_response_is_read() -> None:
 def test_the_utilization_of_an_idle_accelerator_is_zero_and_a_percentage_becomes_a_ratio(
     percent: float, ratio: float
 ) -> None:
-    with serving(Sample(DUTY, "llm/chat-0", "1", percent, WALL - 130), now=WALL) as service:
+    with serving(MonitoringSample(DUTY, "llm/chat-0", "1", percent, WALL - 130), now=WALL) as service:
         (device,) = cluster(service).devices(0.0, WALL)
     assert device.values == {UTILIZATION: ratio}
 
@@ -198,13 +198,13 @@ def test_the_utilization_of_an_idle_accelerator_is_zero_and_a_percentage_becomes
 @pytest.mark.parametrize(
     "refusal",
     [
-        Refusal(grpc.StatusCode.PERMISSION_DENIED, "Permission monitoring.timeSeries.list denied"),
-        Refusal(grpc.StatusCode.UNAVAILABLE, "The service is currently unavailable."),
-        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "Quota exceeded"),
+        RpcError(grpc.StatusCode.PERMISSION_DENIED, "Permission monitoring.timeSeries.list denied"),
+        RpcError(grpc.StatusCode.UNAVAILABLE, "The service is currently unavailable."),
+        RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Quota exceeded"),
     ],
     ids=lambda refusal: refusal.code.name,
 )
-def test_an_error_of_the_service_is_reported_at_once_and_the_service_read_again_later(refusal: Refusal) -> None:
+def test_an_error_of_the_service_is_reported_at_once_and_the_service_read_again_later(refusal: RpcError) -> None:
     with serving(now=WALL) as service:
         service.refusal = refusal
         mine = cluster(service)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import orjson
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.app.agent import Agent
 from agent.app.vocabulary import WORDS
@@ -18,13 +15,9 @@ from agent.clock import Clock, SystemClock
 from agent.config.file import load
 from agent.events import Event
 from agent.instruments.hook import Instruments
-from tests.app.model_servers import ModelServer
+from tests.fakes.ext_proc import BODY, send_request
+from tests.fakes.model_server import ModelServer, vllm_page
 from tests.waiting import eventually
-
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
-DESTINATION = "x-gateway-destination-endpoint"
-BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "Tell me of the sea. " * 200}]})
-_BUFFERED = 2
 
 
 class Recorder(Instruments):
@@ -78,59 +71,9 @@ class Live:
         (view,) = [view for view in views if view.address == address]
         return {signal: reading.value for signal, reading in view.readings.items()}
 
-    async def converse(self, request_id: str = "r", body: bytes = BODY) -> tuple[Any, str]:
-        """Begin a request at this agent."""
-        return await converse(self.channel, request_id, body)
-
-
-async def converse(channel: Any, request_id: str, body: bytes = BODY) -> tuple[Any, str]:
-    """Begin a request; the call, which stays open, and the picked endpoint (or the status of the rejection)."""
-    conversation = await begin(channel, request_id)
-    return conversation, await send_body(conversation, body)
-
-
-async def send_body(conversation: Any, body: bytes = BODY) -> str:
-    """Send the whole body; the picked endpoint, or the status of the rejection."""
-    whole = pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=True))
-    await conversation.write(whole.SerializeToString())
-    answer = await _read(conversation)
-    if answer.HasField("immediate_response"):
-        return str(answer.immediate_response.status.code)
-    (picked,) = (
-        option.header.raw_value.decode()
-        for option in answer.request_body.response.header_mutation.set_headers
-        if option.header.key == DESTINATION
-    )
-    return picked
-
-
-async def ended(conversation: Any) -> None:
-    """Wait until the agent has ended the call."""
-    assert await asyncio.wait_for(conversation.read(), 20) is grpc.aio.EOF
-
-
-async def begin(channel: Any, request_id: str) -> Any:
-    """The conversation of a request whose headers are there and whose body is not."""
-    conversation = channel.stream_stream(PROCESS)()
-    message = pb.ProcessingRequest()
-    for name, value in ((":method", "POST"), (":path", "/v1/chat/completions"), ("x-request-id", request_id)):
-        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-    message.protocol_config.request_body_mode = _BUFFERED
-    await conversation.write(message.SerializeToString())
-    await _read(conversation)
-    return conversation
-
-
-async def _read(conversation: Any) -> pb.ProcessingResponse:
-    data = await asyncio.wait_for(conversation.read(), 20)
-    assert data is not grpc.aio.EOF, await conversation.details()
-    return pb.ProcessingResponse.FromString(data)
-
-
-async def end(conversation: Any) -> None:
-    """The proxy closes its side, as Envoy does when the answer is over, and waits for ours to end."""
-    await conversation.done_writing()
-    assert await asyncio.wait_for(conversation.read(), 20) is grpc.aio.EOF
+    async def send_request(self, request_id: str = "r", body: bytes = BODY) -> tuple[Any, str]:
+        """Send a request to this agent: `tests.fakes.ext_proc.send_request`."""
+        return await send_request(self.channel, request_id, body)
 
 
 @asynccontextmanager
@@ -150,8 +93,10 @@ async def running(path: Path, healthy: int) -> AsyncIterator[Live]:
 
 @asynccontextmanager
 async def servers(count: int) -> AsyncIterator[list[ModelServer]]:
-    """So many model servers that listen."""
-    started = [await ModelServer().start() for _ in range(count)]
+    """`count` model servers that listen."""
+    started = [ModelServer(page=vllm_page()) for _ in range(count)]
+    for server in started:
+        await server.start()
     try:
         yield started
     finally:

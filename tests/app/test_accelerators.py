@@ -11,8 +11,8 @@ import aiohttp
 
 from agent.events.accelerators import DevicesRead
 from tests.app.live import Live, running, servers
+from tests.fakes.model_server import ModelServer
 from tests.fakes.schema import check
-from tests.scrape.model_server import ModelServer
 from tests.waiting import eventually, found
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "accelerators"
@@ -65,8 +65,8 @@ async def test_one_exporter_is_scraped_once_for_all_endpoints_and_every_exit_say
     async with two_pods(tmp_path, "interval: 50ms, timeout: 5s, staleAfter: 10s") as (live, source, one, two):
         await eventually(lambda: len(live.recorder.of(DevicesRead)) > 3)
         assert source.connections == 1
-        assert source.most_at_once == 1
-        assert set(source.asked) == {"/metrics"}
+        assert source.max_active == 1
+        assert set(source.paths) == {"/metrics"}
 
         state = await get(live, "/v1/state")
         check(state, "State")
@@ -110,7 +110,7 @@ async def test_a_card_that_falls_off_the_bus_takes_its_endpoint_out_and_a_silent
         (view,) = (view for view in live.pool.store.snapshot(0.0).endpoints if view.address == one.address)
         assert (view.health, view.reason) == ("down", "accelerator_xid")
         assert 'reason="accelerator_xid"' in await get(live, "/metrics")
-        _, picked = await live.converse()
+        _, picked = await live.send_request()
         assert picked == two.address
         source.page = PAGE
         await eventually(lambda: len(live.healthy()) == 2)

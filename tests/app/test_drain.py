@@ -9,7 +9,8 @@ from pathlib import Path
 
 import grpc.aio
 
-from tests.app.live import converse, document, servers
+from tests.app.live import document, servers
+from tests.fakes.ext_proc import send_request
 from tests.processes import Processes
 from tests.waiting import eventually
 
@@ -22,7 +23,7 @@ async def test_a_stop_lets_go_of_the_streams_that_are_on_their_way(tmp_path: Pat
         await eventually(lambda: "is healthy" in agent.output(), within=40)
         picker = next(line for line in agent.output().splitlines() if "ext_proc on" in line)
         async with grpc.aio.insecure_channel(picker.split("ext_proc on ")[1].split(",")[0]) as channel:
-            conversations = [await converse(channel, f"r{number}") for number in range(3)]
+            conversations = [await send_request(channel, f"r{number}") for number in range(3)]
             assert {picked for _, picked in conversations} == {one.address}
             agent.signal(signal.SIGTERM)
             for conversation, _ in conversations:

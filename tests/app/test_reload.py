@@ -20,7 +20,9 @@ from agent.events.requests import Ended, Picked
 from agent.events.scraping import ServerRestarted
 from agent.instruments.hook import Instruments
 from agent.scrape.budget import ALLOCATED_SHARE
-from tests.app.live import Live, begin, document, end, ended, running, send_body, servers
+from tests.app.live import Live, document, running, servers
+from tests.fakes.ext_proc import finish, send_body, send_headers, wait_for_end
+from tests.fakes.model_server import vllm_page
 from tests.waiting import eventually
 
 
@@ -29,15 +31,15 @@ async def test_a_stream_survives_a_reload_that_takes_its_endpoint_away(tmp_path:
     async with servers(2) as (one, two):
         path.write_text(document([one.address]))
         async with running(path, healthy=1) as live:
-            conversation, picked = await live.converse()
+            conversation, picked = await live.send_request()
             assert picked == one.address
             path.write_text(document([two.address]))
             await eventually(lambda: live.healthy() == [two.address])
             assert live.pool.in_flight == 1
-            other, picked = await live.converse("other")
+            other, picked = await live.send_request("other")
             assert picked == two.address
-            await end(conversation)
-            await end(other)
+            await finish(conversation)
+            await finish(other)
             await eventually(lambda: live.pool.in_flight == 0)
             assert [event.endpoint for event in live.recorder.of(Ended)] == [one.address, two.address]
             assert live.pool.store.in_flight == 0
@@ -53,8 +55,8 @@ async def test_the_next_pick_is_by_the_new_profile(tmp_path: Path) -> None:
             for profile in ("blend", "affinity"):
                 path.write_text(document([one.address], f"  profile: {profile}\n"))
                 await eventually(partial(lambda name: live.pool.profile.name == name, profile))
-                conversation, _ = await live.converse()
-                await end(conversation)
+                conversation, _ = await live.send_request()
+                await finish(conversation)
             assert [event.profile for event in live.recorder.of(Picked)] == ["blend", "affinity"]
 
 
@@ -63,8 +65,8 @@ async def test_what_is_known_of_an_endpoint_that_stays_is_kept(tmp_path: Path) -
     async with servers(2) as (one, two):
         path.write_text(document([one.address]))
         async with running(path, healthy=1) as live:
-            conversation, _ = await live.converse()
-            await end(conversation)
+            conversation, _ = await live.send_request()
+            await finish(conversation)
             held = live.pool.index.blocks(one.address)
             assert held > 0
             path.write_text(document([one.address, two.address], "scrape: {interval: 200ms}\n"))
@@ -102,12 +104,12 @@ async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Pa
 
         path.write_text(told("n/pod-a"))
         async with running(path, healthy=1) as live:
-            conversation, _ = await live.converse()
-            await end(conversation)
+            conversation, _ = await live.send_request()
+            await finish(conversation)
             assert live.pool.index.blocks(one.address) > 0
-            one.running = 7
+            one.page = vllm_page(running=7)
             await eventually(lambda: live.readings(one.address).get("running_requests") == 7)
-            one.silent = True
+            one.pause()
             path.write_text(told("n/pod-b"))
             await eventually(lambda: live.recorder.of(Reloaded))
             assert live.recorder.of(Reloaded) == [
@@ -117,7 +119,8 @@ async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Pa
             assert live.readings(one.address) == {}
             assert live.healthy() == []
             assert live.pool.index.blocks(one.address) == 0
-            one.running, one.silent = 3, False
+            one.page = vllm_page(running=3)
+            one.resume()
             await eventually(lambda: live.readings(one.address).get("running_requests") == 3)
             assert live.healthy() == [one.address]
 
@@ -130,14 +133,14 @@ async def test_a_bad_file_is_refused_and_counted_once_and_the_old_one_stays(tmp_
             before = live.agent.config
             path.write_text(document([one.address], "scrap: {}\n"))
             await eventually(lambda: live.recorder.of(Reloaded))
-            looks = one.asked
-            await eventually(lambda: one.asked > looks)
+            pages = one.paths.count("/metrics")
+            await eventually(lambda: one.paths.count("/metrics") > pages)
             refused = f"{path}:9: scrap: unknown key; did you mean 'scrape'?"
             assert live.recorder.of(Reloaded) == [Reloaded(False, refused)]
             assert live.agent.config is before
-            conversation, picked = await live.converse()
+            conversation, picked = await live.send_request()
             assert picked == one.address
-            await end(conversation)
+            await finish(conversation)
             path.write_text(document([one.address], "state: {staleAfter: 9s}\n"))
             await eventually(lambda: live.agent.config.state.stale_after == 9)
             assert live.pool.store.stale_after == 9
@@ -225,9 +228,9 @@ async def test_a_pool_may_become_empty_and_says_so(tmp_path: Path) -> None:
         async with running(path, healthy=1) as live:
             path.write_text(document([]))
             await eventually(lambda: live.agent.config.pools[0].endpoints == ())
-            conversation, status = await live.converse()
+            conversation, status = await live.send_request()
             assert status == "503"
-            await end(conversation)
+            await finish(conversation)
 
 
 async def test_a_pool_may_come_and_go_while_another_serves(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ async def test_a_pool_may_come_and_go_while_another_serves(tmp_path: Path) -> No
         alone = document([one.address])
         path.write_text(alone)
         async with running(path, healthy=1) as live:
-            conversation, _ = await live.converse()
+            conversation, _ = await live.send_request()
             path.write_text(f"{alone}- {{name: new, extProcAddress: '127.0.0.1:0', endpoints: ['{one.address}']}}\n")
             await eventually(lambda: live.agent.pools.get("new") and live.agent.pools["new"].ready())
             path.write_text(alone)
@@ -244,7 +247,7 @@ async def test_a_pool_may_come_and_go_while_another_serves(tmp_path: Path) -> No
             assert [event.detail for event in live.recorder.of(Reloaded)] == ["pools +new", "pools -new"]
             assert list(live.agent.pools) == ["default"]
             assert live.pool.in_flight == 1
-            await end(conversation)
+            await finish(conversation)
             await eventually(lambda: live.pool.in_flight == 0)
 
 
@@ -256,13 +259,13 @@ async def test_a_pool_that_goes_holds_up_no_other_change_while_a_body_of_its_sti
             f"{document([one.address])}- {{name: old, extProcAddress: '127.0.0.1:0', endpoints: ['{one.address}']}}\n"
         )
         async with running(path, healthy=1) as live, grpc.aio.insecure_channel(live.pickers["old"]) as channel:
-            conversation = await begin(channel, "slow")
+            conversation = await send_headers(channel, "slow")
             path.write_text(alone)
             await eventually(lambda: live.recorder.of(Reloaded))
             assert live.pool.profile.name == "blend"
             assert list(live.agent.pools) == ["default"]
             assert await send_body(conversation) == one.address  # the pool that is gone still decides
-            await ended(conversation)
+            await wait_for_end(conversation)
 
 
 async def test_a_change_between_the_reading_of_the_file_and_the_start_is_noticed(tmp_path: Path) -> None:

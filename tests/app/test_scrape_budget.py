@@ -17,8 +17,8 @@ from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.store import RoutingStore
+from tests.fakes.model_server import answer
 from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
-from tests.scrape.model_server import answer
 
 FLEET = 100
 # What a scrape is to cost in these tests, in seconds of CPU.

@@ -1,7 +1,7 @@
-"""How old readings are for who reads them, as statistics. Pure.
+"""Statistics of the ages of readings. Pure.
 
-A look is what one reader saw at one moment: the age of one reading of each endpoint. Looks are taken at random times,
-so that they see every phase of a scraper's grid alike.
+A sample has the ages of one reading of each endpoint at one time. Samples are taken at random times, so that they are
+uniform over the phases of a scrape interval.
 """
 
 from __future__ import annotations
@@ -12,47 +12,47 @@ from random import Random
 from typing import NamedTuple
 
 
-class Look(NamedTuple):
-    """Seconds since looking began, and the age in seconds of each endpoint's reading; one without is left out."""
+class AgeSample(NamedTuple):
+    """Seconds since the beginning, and the ages in seconds of the endpoints' readings."""
 
     at: float
     ages: Sequence[float]
 
 
 class Spread(NamedTuple):
-    """Half of the ages are below `p50`, 99 % below `p99`, none above `most`; all in seconds."""
+    """Median, 99th percentile and maximum of ages in seconds."""
 
     p50: float
     p99: float
-    most: float
+    maximum: float
 
 
 def percentile(values: Iterable[float], part: float) -> float:
-    """The smallest value that at least this part (0 to 1) of all do not exceed. ValueError when there is none."""
+    """The percentile of rank `part` (0 to 1) by the nearest-rank method. ValueError without values."""
     ordered = sorted(values)
     if not ordered:
         raise ValueError("no values, no percentile")
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 
 
-def spread(looks: Iterable[Look]) -> Spread | None:
-    """Over all looks together; None when nothing was seen."""
-    ages = sorted(age for look in looks for age in look.ages)
+def spread(samples: Iterable[AgeSample]) -> Spread | None:
+    """The statistics over all samples; None without an age."""
+    ages = sorted(age for sample in samples for age in sample.ages)
     return Spread(percentile(ages, 0.5), percentile(ages, 0.99), ages[-1]) if ages else None
 
 
-def by_second(looks: Iterable[Look]) -> list[tuple[float, Spread]]:
-    """The spread in each second in which something was seen, with the middle of that second."""
-    seconds: dict[int, list[Look]] = {}
-    for look in looks:
-        seconds.setdefault(math.floor(look.at), []).append(look)
+def by_second(samples: Iterable[AgeSample]) -> list[tuple[float, Spread]]:
+    """The statistics of each second that has an age, with the middle of that second."""
+    seconds: dict[int, list[AgeSample]] = {}
+    for sample in samples:
+        seconds.setdefault(math.floor(sample.at), []).append(sample)
     found = ((second + 0.5, spread(seconds[second])) for second in sorted(seconds))
-    return [(at, one) for at, one in found if one is not None]
+    return [(at, ages) for at, ages in found if ages is not None]
 
 
-def moments(seconds: float, mean_gap: float, chance: Random) -> list[float]:
-    """When to look during so many seconds: the gaps are random, from half the mean to one and a half."""
+def sample_times(seconds: float, mean_gap: float, rng: Random) -> list[float]:
+    """Random times within `seconds`; the gaps are uniform between 0.5 and 1.5 of `mean_gap`."""
     found, at = [], 0.0
-    while (at := at + mean_gap * (0.5 + chance.random())) < seconds:
+    while (at := at + mean_gap * (0.5 + rng.random())) < seconds:
         found.append(at)
     return found

@@ -1,14 +1,14 @@
-"""What a request costs the agent, beside a bare grpc.aio server that answers a constant, behind the same Envoy.
+"""The CPU cost of a request for the agent, compared with a bare grpc.aio server that returns constants.
 
     .venv/bin/python -m tests.bench.bench_ext_proc [--seconds 2] [--rounds 3] [--json]
 
-Two pairs of rows. The first: CPU time of the picker process per 2 kB chat request, 32 in flight, for `igw run` with its
-default profile over four endpoints and for the bare server, in both modes; the bar is a ratio of 1.5. The second: CPU
-time of the agent per request whose answer streams 500 chunks, over that of an answer of one chunk at the same rate; the
-bar is 1.2.
+Two pairs of rows, both behind one Envoy. The first: CPU time of the picker process per 2 kB chat request with 32 in
+flight, for `igw run` with its default profile and four endpoints and for the bare server, in both modes; the bar is a
+ratio of 1.5. The second: CPU time of the agent per request whose response streams 500 chunks, over that with one chunk
+at the same rate; the bar is 1.2.
 
-The runs of what is compared are interleaved, and each figure is the median of its rounds. CPU time is what the kernel
-says that the process used, so neither nginx, wrk, Envoy nor the streaming server is in it. Needs nginx and wrk.
+Compared runs are interleaved, and each figure is the median of its rounds. CPU time is that of the process as the
+kernel counts it, without nginx, wrk, Envoy and the streaming server. Needs nginx and wrk.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ import uvloop
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.envoy import process
-from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickMode, bootstrap
 from agent.serve.ext_proc.actions import Phase, Route
 from agent.serve.ext_proc.messages import CONTINUE, RouteCache, streamed
 from agent.serve.ext_proc.server import SERVICE
-from tests.bench.children import ROOT, Child, answers, free_ports, listens, program, tidy
-from tests.bench.pace import Pace
+from tests.bench.machine_speed import MachineSpeed
+from tests.bench.programs import ROOT, BenchProgram, answers, free_ports, listens, prepare_process, program
 
-WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
+MODES = (PickMode.BUFFERED, PickMode.FULL_DUPLEX)
 PICKERS = ("agent", "bare")
 ENDPOINTS = 4
 IN_FLIGHT = 32
-STREAMS_A_SECOND = 20
+STREAMS_PER_SECOND = 20
 CHUNKS = (1, 500)
 BAR_REQUEST, BAR_STREAM = 1.5, 1.2
 _BUFFERED = 2  # ProcessingMode.BUFFERED
 
 
 class Figure(NamedTuple):
-    """Median CPU microseconds per request, and how many requests a round had (median)."""
+    """Median CPU microseconds per request, and median requests per round."""
 
     cpu_us: float
     requests: int
@@ -60,14 +60,14 @@ class Figure(NamedTuple):
 
 
 async def serve_bare(port: int, destination: str) -> None:
-    """The least that a picker on grpc.aio can do: prebuilt answers, messages read only where a body is sent back."""
+    """A minimal picker on grpc.aio: prebuilt responses, and messages parsed only where a body is sent back."""
     prebuilt = RouteCache()
     routes = {
         phase: prebuilt.route(Route(phase, destination, (), ()))
         for phase in (Phase.REQUEST_HEADERS, Phase.REQUEST_BODY)
     }
 
-    async def converse(_: Any, context: Any) -> None:
+    async def process_stream(_: Any, context: Any) -> None:
         first = pb.ProcessingRequest.FromString(await context.read())
         if first.protocol_config.request_body_mode == _BUFFERED:
             await context.write(CONTINUE[Phase.REQUEST_HEADERS])
@@ -86,7 +86,7 @@ async def serve_bare(port: int, destination: str) -> None:
             pass
 
     server = grpc.aio.server()
-    handler = grpc.stream_stream_rpc_method_handler(converse)
+    handler = grpc.stream_stream_rpc_method_handler(process_stream)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": handler}),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
@@ -97,7 +97,7 @@ async def serve_bare(port: int, destination: str) -> None:
 
 
 async def serve_streams(port: int, page: bytes) -> None:
-    """A model server that answers with as many chunks as the request's max_tokens says, each written by itself."""
+    """A model server that streams as many chunks as the request's max_tokens, each written separately."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -120,7 +120,7 @@ async def serve_streams(port: int, page: bytes) -> None:
                 for _ in range(chunks):
                     writer.write(b"d\r\ndata: token\n\n\r\n")
                     await writer.drain()
-                    await asyncio.sleep(0.001)  # less than one tick of the loop would send them all at once
+                    await asyncio.sleep(0.001)  # a shorter pause would send them together
                 writer.write(b"0\r\n\r\n")
 
     server = await asyncio.start_server(serve, "127.0.0.1", port)
@@ -130,21 +130,21 @@ async def serve_streams(port: int, page: bytes) -> None:
 # -- starting and measuring -------------------------------------------------------------------------------------------
 
 
-class Stage:
-    """Everything that runs beside the measured process, in one folder."""
+class BenchProcesses:
+    """The processes of the bench, in one folder."""
 
     def __init__(self, folder: Path, stack: contextlib.AsyncExitStack) -> None:
         self.folder = folder
         self._stack = stack
         self._logs = 0
 
-    def start(self, *args: str | Path) -> Child:
+    def start(self, *args: str | Path) -> BenchProgram:
         self._logs += 1
-        started = Child(args, self.folder / f"{self._logs}.log")
+        started = BenchProgram(args, self.folder / f"{self._logs}.log")
         self._stack.callback(started.stop)
         return started
 
-    def this(self, *args: str) -> Child:
+    def start_this_module(self, *args: str) -> BenchProgram:
         return self.start(sys.executable, "-m", "tests.bench.bench_ext_proc", *args)
 
 
@@ -155,16 +155,16 @@ def recorded_page() -> bytes:
 
 
 def bodies() -> list[bytes]:
-    """256 chat requests of 2 kB that share their beginnings in groups of 16, as those with few system prompts do."""
-    made = []
+    """256 chat requests of 2 kB with 16 different system prompts."""
+    requests = []
     for number in range(256):
         system = (
             f"You are assistant {number % 16}. "
             + "Answer briefly, truthfully and in the language of the question. " * 20
         )
         messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Question {number}? " * 35}]
-        made.append(orjson.dumps({"model": "m", "messages": messages, "max_tokens": 16}))
-    return made
+        requests.append(orjson.dumps({"model": "m", "messages": messages, "max_tokens": 16}))
+    return requests
 
 
 def nginx_conf(ports: list[int]) -> str:
@@ -204,10 +204,10 @@ end
 
 
 async def wrk(port: int, script: Path, seconds: float) -> int:
-    """Requests answered; the bench ends when one failed."""
+    """The number of answered requests; exit the bench if one failed."""
     command = [program("wrk") or "wrk", "-t1", f"-c{IN_FLIGHT}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
     run = await asyncio.create_subprocess_exec(
-        *process.ending_with_us([*command, f"http://127.0.0.1:{port}"]),
+        *process.kill_with_parent([*command, f"http://127.0.0.1:{port}"]),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -219,13 +219,13 @@ async def wrk(port: int, script: Path, seconds: float) -> int:
 
 
 async def read_streams(port: int, chunks: int, seconds: float) -> int:
-    """Streams read to their end, started evenly at STREAMS_A_SECOND over as many connections as that takes."""
+    """Start streams at STREAMS_PER_SECOND and read them to their end; their number."""
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 1900}], "max_tokens": chunks})
     request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: b\r\ncontent-length: %d\r\n\r\n" % len(body) + body
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     pieces = 0
 
-    async def one() -> None:
+    async def read_stream() -> None:
         nonlocal pieces
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
@@ -240,58 +240,62 @@ async def read_streams(port: int, chunks: int, seconds: float) -> int:
         idle.append((reader, writer))
 
     loop = asyncio.get_running_loop()
-    began, count = loop.time(), round(STREAMS_A_SECOND * seconds)
+    start, count = loop.time(), round(STREAMS_PER_SECOND * seconds)
     async with asyncio.TaskGroup() as streams:
         for number in range(count):
-            await asyncio.sleep(max(0.0, began + number / STREAMS_A_SECOND - loop.time()))
-            streams.create_task(one())
+            await asyncio.sleep(max(0.0, start + number / STREAMS_PER_SECOND - loop.time()))
+            streams.create_task(read_stream())
     for _, writer in idle:
         writer.close()
     if pieces < count * chunks / 4:
-        sys.exit(f"the answers came in {pieces / count:.0f} pieces instead of {chunks}: nothing was measured")
+        sys.exit(
+            f"the responses arrived in {pieces / count:.0f} pieces instead of {chunks}: the measurement is invalid"
+        )
     return count
 
 
 # -- the bench --------------------------------------------------------------------------------------------------------
 
 
-async def bench(seconds: float, rounds: int, pace: Pace) -> dict[str, Any]:
-    """Every figure, by what it belongs to."""
+async def bench(seconds: float, rounds: int, speed: MachineSpeed) -> dict[str, Any]:
+    """All figures by mode and picker."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="igw bench ")))
-        stage = Stage(folder, stack)
+        programs = BenchProcesses(folder, stack)
         upstream = free_ports(ENDPOINTS + 1)
         pickers = dict(zip(("agent", "bare", "agent-streams"), free_ports(3), strict=True))
         admins = free_ports(2)
         (folder / "page.prom").write_bytes(recorded_page())
         (folder / "nginx.conf").write_text(nginx_conf(upstream[:ENDPOINTS]))
-        nginx = stage.start("nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", "stderr")
-        streams = stage.this("--serve-streams", str(upstream[-1]))
+        nginx = programs.start("nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", "stderr")
+        streams = programs.start_this_module("--serve-streams", str(upstream[-1]))
         addresses = tuple(f"127.0.0.1:{port}" for port in upstream)
         flat, streaming = addresses[:ENDPOINTS], addresses[ENDPOINTS:]
 
-        nginx.until(lambda: listens(upstream[0]))
-        streams.until(lambda: listens(upstream[-1]))
+        nginx.wait_until(lambda: listens(upstream[0]))
+        streams.wait_until(lambda: listens(upstream[-1]))
 
-        def agent(name: str, endpoints: tuple[str, ...], admin: int) -> Child:
+        def agent(name: str, endpoints: tuple[str, ...], admin: int) -> BenchProgram:
             picker = f"127.0.0.1:{pickers[name]}"
             command = [sys.executable, "-m", "agent", "run", "--endpoints", ",".join(endpoints)]
-            return stage.start(*command, "--ext-proc-address", picker, "--admin-address", f"127.0.0.1:{admin}")
+            return programs.start(*command, "--ext-proc-address", picker, "--admin-address", f"127.0.0.1:{admin}")
 
         measured = {
             "agent": agent("agent", flat, admins[0]),
-            "bare": stage.this("--serve-bare", str(pickers["bare"]), "--destination", flat[0]),
+            "bare": programs.start_this_module("--serve-bare", str(pickers["bare"]), "--destination", flat[0]),
             "agent-streams": agent("agent-streams", streaming, admins[1]),
         }
-        measured["agent"].until(lambda: answers(f"http://127.0.0.1:{admins[0]}/readyz"))
-        measured["agent-streams"].until(lambda: answers(f"http://127.0.0.1:{admins[1]}/readyz"))
-        measured["bare"].until(lambda: listens(pickers["bare"]))
-        pools = [Pool(name, flat, f"127.0.0.1:{pickers[name]}") for name in PICKERS]
-        pools.append(Pool("agent-streams", streaming, f"127.0.0.1:{pickers['agent-streams']}"))
+        measured["agent"].wait_until(lambda: answers(f"http://127.0.0.1:{admins[0]}/readyz"))
+        measured["agent-streams"].wait_until(lambda: answers(f"http://127.0.0.1:{admins[1]}/readyz"))
+        measured["bare"].wait_until(lambda: listens(pickers["bare"]))
+        pools = [EnvoyPool(name, flat, f"127.0.0.1:{pickers[name]}") for name in PICKERS]
+        pools.append(EnvoyPool("agent-streams", streaming, f"127.0.0.1:{pickers['agent-streams']}"))
         listeners = [
-            Listener(f"{pool.name} {way.value}", "127.0.0.1:0", pool.name, way) for pool in pools for way in WAYS
+            EnvoyListener(f"{pool.name} {mode.value}", "127.0.0.1:0", pool.name, mode)
+            for pool in pools
+            for mode in MODES
         ]
-        envoy = await process.start(bootstrap(Settings(tuple(pools), tuple(listeners))), folder / "envoy")
+        envoy = await process.start(bootstrap(EnvoyConfig(tuple(pools), tuple(listeners))), folder / "envoy")
         stack.push_async_callback(envoy.stop)
         script = folder / "load.lua"
         wrk_script(script)
@@ -301,20 +305,20 @@ async def bench(seconds: float, rounds: int, pace: Pace) -> dict[str, Any]:
             requests = await run
             return (measured[name].cpu_seconds() - before) * 1e6 / requests, requests
 
-        for way in WAYS:
+        for mode in MODES:
             for name in PICKERS:
-                await wrk(envoy.ports[f"{name} {way.value}"], script, 1)
+                await wrk(envoy.ports[f"{name} {mode.value}"], script, 1)
         requests: dict[tuple[str, str], list[tuple[float, int]]] = {}
         streamed_runs: dict[tuple[str, int], list[tuple[float, int]]] = {}
         for _ in range(rounds):
-            pace.look()
-            for way in WAYS:
+            speed.sample()
+            for mode in MODES:
                 for name in PICKERS:
-                    run = wrk(envoy.ports[f"{name} {way.value}"], script, seconds)
-                    requests.setdefault((way.value, name), []).append(await measure(name, run))
+                    run = wrk(envoy.ports[f"{name} {mode.value}"], script, seconds)
+                    requests.setdefault((mode.value, name), []).append(await measure(name, run))
                 for chunks in CHUNKS:
-                    stream = read_streams(envoy.ports[f"agent-streams {way.value}"], chunks, seconds)
-                    streamed_runs.setdefault((way.value, chunks), []).append(await measure("agent-streams", stream))
+                    stream = read_streams(envoy.ports[f"agent-streams {mode.value}"], chunks, seconds)
+                    streamed_runs.setdefault((mode.value, chunks), []).append(await measure("agent-streams", stream))
     return {"requests": _medians(requests), "streams": _medians(streamed_runs)}
 
 
@@ -326,11 +330,11 @@ def _medians(runs: dict[Any, list[tuple[float, int]]]) -> dict[Any, Figure]:
 
 
 def rows(figures: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]]:
-    """What was found, line by line: what, how much, beside what, the ratio, its bar."""
-    for way in (way.value for way in WAYS):
-        ours, bare = figures["requests"][way, "agent"], figures["requests"][way, "bare"]
+    """The rows of the table: what, its cost, what it is compared with, the ratio, the bar."""
+    for mode in (mode.value for mode in MODES):
+        ours, bare = figures["requests"][mode, "agent"], figures["requests"][mode, "bare"]
         yield {
-            "what": f"2 kB request, {way}, {IN_FLIGHT} in flight",
+            "what": f"2 kB request, {mode}, {IN_FLIGHT} in flight",
             "ours_us": ours.cpu_us,
             "beside": "bare grpc.aio, constant answer",
             "beside_us": bare.cpu_us,
@@ -338,10 +342,10 @@ def rows(figures: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]]:
             "bar": BAR_REQUEST,
             "rate": ours.requests / max(1, round(seconds)),
         }
-    for way in (way.value for way in WAYS):
-        one, many = (figures["streams"][way, chunks] for chunks in CHUNKS)
+    for mode in (mode.value for mode in MODES):
+        one, many = (figures["streams"][mode, chunks] for chunks in CHUNKS)
         yield {
-            "what": f"answer of {CHUNKS[1]} chunks, {way}",
+            "what": f"answer of {CHUNKS[1]} chunks, {mode}",
             "ours_us": many.cpu_us,
             "beside": "answer of one chunk, same rate",
             "beside_us": one.cpu_us,
@@ -352,10 +356,10 @@ def rows(figures: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 0 whether or not the bars were met, for a bench is read and not passed."""
+    """Print the table; always 0, also for a missed bar."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--serve-bare", type=int, metavar="PORT", help=argparse.SUPPRESS)
     parser.add_argument("--destination", default="", help=argparse.SUPPRESS)
@@ -367,10 +371,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.serve_streams is not None:
         uvloop.run(serve_streams(args.serve_streams, recorded_page()))
         return 0
-    tidy()
-    began = time.monotonic()
-    pace = Pace()
-    found = list(rows(asyncio.run(bench(args.seconds, args.rounds, pace)), args.seconds))
+    prepare_process()
+    start = time.monotonic()
+    speed = MachineSpeed()
+    found = list(rows(asyncio.run(bench(args.seconds, args.rounds, speed)), args.seconds))
     if args.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -381,8 +385,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['what']:<42}{row['ours_us']:>8.0f}  {row['beside']:<32}{row['beside_us']:>8.0f}"
             f"{row['ratio']:>8.2f}{row['bar']:>6.1f}{row['rate']:>8.0f}  {verdict}"
         )
-    print(f"median of {args.rounds} interleaved runs of {args.seconds:g} s; {time.monotonic() - began:.0f} s in all")
-    print(pace.said())
+    print(f"median of {args.rounds} interleaved runs of {args.seconds:g} s; {time.monotonic() - start:.0f} s in all")
+    print(speed.summary())
     return 0
 
 

@@ -1,14 +1,13 @@
-"""What the ways in which a page can come cost us: as it is or compressed, and one that is the last one over again.
+"""The CPU cost of receiving a page plain or compressed, and of detecting that it equals the previous one.
 
     .venv/bin/python -m tests.bench.bench_pages [--rounds 7] [--times 300] [--json]
 
-The first table: CPU microseconds of this side to have the bytes of a page from a loopback socket, as they are and
-compressed by gzip as prometheus_client does it, and what the compression costs the server. The second: to read a page
-that is laid out like the last one, to learn a new layout, and to find that a page is the last one byte for byte, by
-comparing and by a checksum; below it, how many scrapes of the recorded loads say what the one before said. Pages and
-loads are those of tests/recordings.
+The first table: CPU microseconds of the client to receive a page from a loopback socket, plain and with gzip as in
+prometheus_client, and of the server to compress it. The second: to read a page with the layout of the previous one, to
+learn a new layout, and to detect a page equal to the previous one by comparison and by checksum. Below it is the number
+of recorded scrapes that equal the previous one. Pages and loads are those of tests/recordings.
 
-Protobuf is not among them: no server that was recorded offers it, whatever is asked for (vLLM 0.32.0 and llama.cpp).
+Protobuf is not measured: no recorded server offers it, whatever the Accept header (vLLM 0.32.0 and llama.cpp).
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ _BUFFER_BYTES = 128 << 10
 _GZIP = 16 + zlib.MAX_WBITS
 
 
-class Wire:
-    """A loopback connection over which a thread sends what it is told, again and again."""
+class LoopbackSender:
+    """A loopback connection over which a thread sends a body repeatedly."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -53,20 +52,20 @@ class Wire:
         self._buffer = bytearray(_BUFFER_BYTES)
 
     def receive_us(self, body: bytes, times: int, then: Callable[[memoryview], object]) -> float:
-        """CPU microseconds of this thread to receive the body and do something with it, once."""
+        """CPU microseconds of this thread to receive the body once and process it with `then`."""
         sender = threading.Thread(target=self._send, args=(body, times))
         sender.start()
         view = memoryview(self._buffer)
         spent = 0.0
         for _ in range(times):
-            # Whole before it is read, as it is when many endpoints are asked: one wake-up for one page.
+            # The page is complete before it is read, as with many endpoints: one wake-up per page.
             self._ours.recv(len(body), socket.MSG_PEEK | socket.MSG_WAITALL)
-            began = time.thread_time()
+            start = time.thread_time()
             got = 0
             while got < len(body):
                 got += self._ours.recv_into(view[got:])
             then(view[:got])
-            spent += time.thread_time() - began
+            spent += time.thread_time() - start
             self._ours.send(b".")
         sender.join()
         return spent / times * 1e6
@@ -82,8 +81,8 @@ class Wire:
             self._theirs.recv(1)
 
 
-class Encoding(NamedTuple):
-    """A page as it is and compressed: bytes, our CPU microseconds to have it, and the server's to compress it."""
+class EncodingCost(NamedTuple):
+    """A page plain and compressed: bytes, CPU microseconds to receive it, and those of the server to compress it."""
 
     page: str
     identity_bytes: int
@@ -93,9 +92,8 @@ class Encoding(NamedTuple):
     server_us: float
 
 
-class Unchanged(NamedTuple):
-    """CPU microseconds for a page of `size` bytes; `compare` and `checksum` of one like the last, `differs` of one
-    that does not."""
+class ComparisonCost(NamedTuple):
+    """CPU microseconds for a page of `size` bytes: `compare` and `checksum` of an equal page, `differs` of another."""
 
     page: str
     size: int
@@ -106,30 +104,30 @@ class Unchanged(NamedTuple):
     checksum: float
 
 
-def encoding(name: str, page: bytes, rounds: int, times: int) -> Encoding:
-    """The first table's row; both ways take turns."""
+def encoding(name: str, page: bytes, rounds: int, times: int) -> EncodingCost:
+    """A row of the first table; plain and compressed alternate."""
     packed = gzip.compress(page)
-    wire = Wire()
+    sender = LoopbackSender()
     plain, unpacked = [], []
     try:
         for _ in range(rounds):
-            plain.append(wire.receive_us(page, times, bytes))
-            unpacked.append(wire.receive_us(packed, times, lambda body: zlib.decompress(body, _GZIP)))
+            plain.append(sender.receive_us(page, times, bytes))
+            unpacked.append(sender.receive_us(packed, times, lambda body: zlib.decompress(body, _GZIP)))
     finally:
-        wire.close()
+        sender.close()
     server = _us(lambda: gzip.compress(page), rounds, max(1, times // 30))
-    return Encoding(name, len(page), median(plain), len(packed), median(unpacked), server)
+    return EncodingCost(name, len(page), median(plain), len(packed), median(unpacked), server)
 
 
-def unchanged(name: str, page: bytes, rounds: int, times: int) -> Unchanged:
-    """The second table's row."""
+def unchanged(name: str, page: bytes, rounds: int, times: int) -> ComparisonCost:
+    """A row of the second table."""
     table = engine(name.partition(" ")[0])
     extractor, again = Extractor(table), bytes(bytearray(page))
-    # The first number on it is another one, as the collector's counts at the head of a Python server's page are.
+    # In `other` the first number differs, as the garbage collector counts at the head of a Python server's page do.
     at = page.index(b"\n", page.index(b"\n# TYPE") + 1 if b"\n# TYPE" in page else 0) + 1
     end = page.index(b"\n", at)
     other = page[: end - 1] + b"8" + page[end:]
-    return Unchanged(
+    return ComparisonCost(
         name,
         len(page),
         _us(lambda: extractor.extract(page, whole=True), rounds, times),
@@ -141,41 +139,43 @@ def unchanged(name: str, page: bytes, rounds: int, times: int) -> Unchanged:
 
 
 def repeated() -> tuple[int, int]:
-    """Scrapes of the recorded loads on a vLLM whose summary is that of the scrape before, and all that have one before.
+    """(recorded scrapes whose summary equals that of the previous scrape, scrapes with a previous one).
 
-    No two pages are alike whose summaries are not.
+    Pages with different summaries differ.
     """
-    alike = of = 0
+    equal = total = 0
     for path in sorted((RECORDINGS / "vllm_loads").glob("*.scrapes.jsonl")):
-        said = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        told = [{key: value for key, value in line.items() if key not in {"t", "scrape_s"}} for line in said]
-        alike += sum(one == other for one, other in pairwise(told))
-        of += len(told) - 1
-    return alike, of
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        summaries = [{key: value for key, value in line.items() if key not in {"t", "scrape_s"}} for line in lines]
+        equal += sum(previous == current for previous, current in pairwise(summaries))
+        total += len(summaries) - 1
+    return equal, total
 
 
 def _us(call: Callable[[], object], rounds: int, times: int) -> float:
     """CPU microseconds of one call: the median of several rounds."""
     found = []
     for _ in range(rounds):
-        began = time.process_time()
+        start = time.process_time()
         for _ in range(times):
             call()
-        found.append((time.process_time() - began) / times * 1e6)
+        found.append((time.process_time() - start) / times * 1e6)
     return median(found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, whatever came out."""
+    """Print the tables; always 0."""
     parser = argparse.ArgumentParser(prog="bench_pages", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=7, help="each figure is the median of so many (default 7)")
-    parser.add_argument("--times", type=int, default=300, help="calls in a round (default 300)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="number of rounds; each figure is their median (default 7)"
+    )
+    parser.add_argument("--times", type=int, default=300, help="calls per round (default 300)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of tables")
     args = parser.parse_args(argv)
     pages = [(f"{name} {page}", (PAGES / name / f"{page}.prom").read_bytes()) for name, page in RECORDED]
     encodings, found = [], []
     if not args.json:
-        print("As it is, or compressed: CPU us of this side, and of the server that compresses\n")
+        print("Plain or compressed: CPU us of the client, and of the server that compresses\n")
         head = [Column("page", 34), *(Column(title, 10, ".0f") for title in ("bytes", "gzip bytes"))]
         table = Table([*head, *(Column(title, 8, ".1f") for title in ("plain us", "gzip us", "server"))])
     for name, page in pages:
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.json:
             table.row(row.page, row.identity_bytes, row.gzip_bytes, row.identity_us, row.gzip_us, row.server_us)
     if not args.json:
-        print("\nThe last page over again: CPU us\n")
+        print("\nEqual to the previous page: CPU us\n")
         titles = ("read", "learn", "compare", "differs", "checksum")
         table = Table([Column("page", 34), Column("bytes", 10, ".0f"), *(Column(title, 8, ".2f") for title in titles)])
     for name, page in pages:
@@ -192,12 +192,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append(figures)
         if not args.json:
             table.row(*figures)
-    alike, of = repeated()
+    equal, total = repeated()
     if args.json:
         tables = {"encoding": [row._asdict() for row in encodings], "unchanged": [row._asdict() for row in found]}
-        print(json.dumps({**tables, "repeated": {"alike": alike, "of": of}}))
+        print(json.dumps({**tables, "repeated": {"alike": equal, "of": total}}))
     else:
-        print(f"\n{alike} of {of} scrapes of the recorded loads say what the one before said")
+        print(f"\n{equal} of {total} scrapes of the recorded loads equal the previous one")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""The agent's scrape loop and routing state alone, in a process that does nothing else: what the bench starts.
+"""The agent's scrape loop and routing state alone in a process, which the scrape bench starts.
 
     python -m tests.bench.scrape_loop PORT SECONDS
 
-It asks 1,000 endpoints once a second, takes ten snapshots a second, and prints its CPU microseconds per scrape, scrapes
-a second, and how many failed.
+It scrapes 1,000 endpoints once per second, takes ten snapshots per second, and prints its CPU microseconds per scrape,
+its scrapes per second, and its failed scrapes.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from agent.events.scraping import ScrapeDone, ScrapeFailed
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.store import RoutingStore
-from tests.bench.children import Child
-from tests.bench.fleet import addresses
+from tests.bench.nginx_fleet import addresses
+from tests.bench.programs import BenchProgram
 
 ENDPOINTS = 1000
-SNAPSHOTS_A_SECOND = 10
+SNAPSHOTS_PER_SECOND = 10
 WARM_SECONDS = 2.5
 
 
-class Run(NamedTuple):
-    """CPU microseconds per scrape, scrapes in a second, and how many failed."""
+class LoopCost(NamedTuple):
+    """CPU microseconds per scrape, scrapes per second, and failed scrapes."""
 
     cpu_us: float
     rate: float
     failed: int
 
 
-async def scrape(port: int, seconds: float) -> Run:
-    """Only to scrape, and to take snapshots."""
+async def scrape(port: int, seconds: float) -> LoopCost:
+    """Scrape and take snapshots for `seconds`."""
     clock = SystemClock()
     pages = failures = 0
 
@@ -59,24 +59,24 @@ async def scrape(port: int, seconds: float) -> Run:
     loop.set_targets("bench", [Target(address, "vllm", models_interval=1e9) for address in where], store)
     tune_garbage_collector()  # as the agent does
     await asyncio.sleep(WARM_SECONDS)
-    pages, failures, cpu, began = 0, 0, time.process_time(), clock.now()
-    while clock.now() - began < seconds:
-        await asyncio.sleep(1 / SNAPSHOTS_A_SECOND)
+    pages, failures, cpu, start = 0, 0, time.process_time(), clock.now()
+    while clock.now() - start < seconds:
+        await asyncio.sleep(1 / SNAPSHOTS_PER_SECOND)
         store.snapshot(clock.now())
-    cpu, took = time.process_time() - cpu, clock.now() - began
-    found = Run(cpu / max(pages, 1) * 1e6, pages / took, failures)
+    cpu, took = time.process_time() - cpu, clock.now() - start
+    cost = LoopCost(cpu / max(pages, 1) * 1e6, pages / took, failures)
     await loop.stop()
-    return found
+    return cost
 
 
-def measured(folder: Path, port: int, seconds: float) -> Run:
-    """One run in a process of its own; the bench ends when that fails."""
+def measured(folder: Path, port: int, seconds: float) -> LoopCost:
+    """One run in a process of its own; exit the bench if it fails."""
     module = "tests.bench.scrape_loop"
     command = [sys.executable, "-m", module, str(port), str(seconds)]
-    child = Child(command, folder / "loop.log")
+    child = BenchProgram(command, folder / "loop.log")
     if child.wait():
-        sys.exit(f"{child} failed:\n{child.said()}")
-    return Run(*json.loads(child.said()))
+        sys.exit(f"{child} failed:\n{child.output()}")
+    return LoopCost(*json.loads(child.output()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables of the benches: a row is printed as soon as it is known, so the widths are given beforehand."""
+"""Tables of the benches. A row is printed as soon as it is measured, so column widths are fixed."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import NamedTuple
 
 
 class Column(NamedTuple):
-    """`title`, `width` in characters, and how a number is written (a format such as `.3f`). Text stands to the left."""
+    """`title`, `width` in characters, and the format of a number, such as `.3f`; without one, left-aligned text."""
 
     title: str
     width: int
-    form: str = ""
+    format: str = ""
 
 
 class Table:
-    """Prints its head at once and each row when it is given."""
+    """Prints its header at once and each row when it is added."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._columns = columns
-        print("  ".join(self._placed(column, column.title) for column in columns).rstrip())
+        print("  ".join(self._aligned(column, column.title) for column in columns).rstrip())
         print("  ".join("-" * column.width for column in columns))
 
     def row(self, *values: str | float | None) -> None:
-        """Print one row; None is a dash: not known or not asked."""
+        """Print one row; None is a dash."""
         pairs = zip(self._columns, values, strict=True)
-        print("  ".join(self._placed(column, _written(column, value)) for column, value in pairs).rstrip(), flush=True)
+        print("  ".join(self._aligned(column, _text(column, value)) for column, value in pairs).rstrip(), flush=True)
 
     @staticmethod
-    def _placed(column: Column, text: str) -> str:
-        return f"{text:>{column.width}}" if column.form else f"{text:<{column.width}}"
+    def _aligned(column: Column, text: str) -> str:
+        return f"{text:>{column.width}}" if column.format else f"{text:<{column.width}}"
 
 
-def _written(column: Column, value: str | float | None) -> str:
+def _text(column: Column, value: str | float | None) -> str:
     if value is None:
         return "-"
-    return value if isinstance(value, str) else format(value, column.form)
+    return value if isinstance(value, str) else format(value, column.format)
 
 
-def bar(claim: str, value: float, limit: float, *, most: bool = True, form: str = ".4f") -> str:
-    """One line: the claim, the value, its bar (the most or the least that it may be), and whether it was met."""
-    met = value <= limit if most else value >= limit
-    sign = "<=" if most else ">="
-    return f"{claim:<58} {value:{form}} {sign} {limit:{form}}  {'met' if met else 'MISSED'}"
+def bar(claim: str, value: float, limit: float, *, maximum: bool = True, format: str = ".4f") -> str:
+    """One line: the claim, the value, its bar (the maximum, or the minimum), and whether it is met."""
+    met = value <= limit if maximum else value >= limit
+    sign = "<=" if maximum else ">="
+    return f"{claim:<58} {value:{format}} {sign} {limit:{format}}  {'met' if met else 'MISSED'}"

@@ -1,4 +1,4 @@
-"""Every bench has its command, says what it is for, and stands in docs/benchmarks.md."""
+"""Every bench has a command, a help text, and an entry in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(bench: str) -> str:
 
 
 @pytest.mark.parametrize("bench", BENCHES)
-def test_a_bench_explains_itself(bench: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bench_has_a_help_text(bench: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = importlib.import_module(f"tests.bench.{bench}").main
     with pytest.raises(SystemExit) as left:
         main(["--help"])
@@ -25,6 +25,6 @@ def test_a_bench_explains_itself(bench: str, capsys: pytest.CaptureFixture[str])
     assert "usage:" in capsys.readouterr().out
 
 
-def test_the_document_names_each_bench_and_no_other() -> None:
+def test_the_documentation_lists_exactly_the_benches() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`make (bench-[a-z-]+)`", text)) == {command(bench) for bench in BENCHES}

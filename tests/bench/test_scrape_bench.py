@@ -1,4 +1,4 @@
-"""What the scrape bench reckons with: pages as they would be later, ages as statistics, a picture of them."""
+"""The parts of the scrape bench: generated pages, statistics of ages, and their picture."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.signals import SIGNALS, START_TIME, SignalKind
-from tests.bench.ages import Look, Spread, by_second, moments, percentile, spread
-from tests.bench.children import ROOT
-from tests.bench.fleet import FORMS, PAGE, addresses, nginx_conf
-from tests.bench.pages import NotThere, sequence
-from tests.bench.picture import Panel, svg
+from tests.bench.age_picture import Panel, svg
+from tests.bench.ages import AgeSample, Spread, by_second, percentile, sample_times, spread
+from tests.bench.nginx_fleet import PAGE, PAGES, addresses, nginx_conf
+from tests.bench.pages import MissingSample, sequence
+from tests.bench.programs import ROOT
 
 AGES = st.lists(st.floats(min_value=0, max_value=1e6), min_size=1, max_size=200)
 
 
 @pytest.fixture(scope="module")
 def pages() -> list[bytes]:
-    return list(sequence(PAGE.read_bytes(), FORMS))
+    return list(sequence(PAGE.read_bytes(), PAGES))
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 
-def test_each_page_differs_from_the_one_before_in_most_of_what_is_read(pages: list[bytes]) -> None:
+def test_each_page_differs_from_the_previous_one_in_most_readings(pages: list[bytes]) -> None:
     extractor = Extractor(engine("vllm"))
     read = [extractor.extract(page, whole=True).readings for page in pages]
-    moved = [sum(after[signal] != value for signal, value in before.items()) for before, after in pairwise(read)]
-    assert min(moved) >= 8
+    changed = [sum(after[signal] != value for signal, value in before.items()) for before, after in pairwise(read)]
+    assert min(changed) >= 8
     assert len({readings[START_TIME] for readings in read}) == 1
 
 
-def test_no_reading_is_refused_and_no_counter_goes_back(pages: list[bytes]) -> None:
+def test_no_reading_is_refused_and_no_counter_decreases(pages: list[bytes]) -> None:
     extractor = Extractor(engine("vllm"))
     last: dict[str, float] = {}
     for page in pages:
@@ -55,8 +55,8 @@ def test_no_reading_is_refused_and_no_counter_goes_back(pages: list[bytes]) -> N
                 last[signal] = value
 
 
-@pytest.mark.parametrize("step", [0, 1, 500, FORMS - 1])
-def test_a_page_has_the_recorded_series_and_true_histograms(pages: list[bytes], step: int) -> None:
+@pytest.mark.parametrize("step", [0, 1, 500, PAGES - 1])
+def test_a_page_has_the_recorded_series_and_consistent_histograms(pages: list[bytes], step: int) -> None:
     recorded = {(s.name, tuple(s.labels.items())) for f in families(PAGE.read_bytes()) for s in f.samples}
     found = families(pages[step])
     assert {(s.name, tuple(s.labels.items())) for f in found for s in f.samples} == recorded
@@ -76,49 +76,49 @@ def families(page: bytes) -> list:
     return list(text_string_to_metric_families(page.decode()))
 
 
-def test_a_page_of_another_server_is_refused_by_what_it_lacks() -> None:
-    with pytest.raises(NotThere, match="vllm:kv_cache_usage_perc"):
+def test_a_page_of_another_server_is_refused_with_the_missing_sample() -> None:
+    with pytest.raises(MissingSample, match="vllm:kv_cache_usage_perc"):
         list(sequence(b"sglang:num_running_reqs 1\n", 1))
 
 
-def test_ten_thousand_endpoints_are_as_many_loopback_addresses() -> None:
+def test_every_endpoint_has_its_own_loopback_address() -> None:
     found = addresses(1, 100_000)
     assert len(set(found)) == 100_000
     assert all(all(0 <= int(part) < 255 for part in one.partition(":")[0].split(".")) for one in found)
     assert all(one.startswith("127.") for one in found)
 
 
-def test_the_server_chooses_pages_by_as_many_digits_as_there_are() -> None:
+def test_the_server_selects_pages_by_the_last_digits() -> None:
     assert r"\d{1,3}" in nginx_conf(1)
-    assert FORMS == 1000
+    assert PAGES == 1000
 
 
 # -- ages --------------------------------------------------------------------------------------------------------------
 
 
 @given(AGES, st.floats(min_value=0, max_value=1))
-def test_a_percentile_is_one_of_the_values_and_bounds_its_part(values: list[float], part: float) -> None:
+def test_a_percentile_is_one_of_the_values_at_its_rank(values: list[float], part: float) -> None:
     found = percentile(values, part)
     assert found in values
     assert sum(value <= found for value in values) >= part * len(values)
     assert sum(value < found for value in values) <= part * len(values)
 
 
-def test_nothing_has_no_percentile_and_no_spread() -> None:
+def test_without_values_there_is_no_percentile_and_no_spread() -> None:
     with pytest.raises(ValueError, match="no values"):
         percentile([], 0.5)
     assert spread([]) is None
-    assert spread([Look(0.1, [])]) is None
+    assert spread([AgeSample(0.1, [])]) is None
 
 
-def test_seconds_are_told_apart_and_empty_ones_left_out() -> None:
-    looks = [Look(0.2, [1.0]), Look(0.9, [3.0]), Look(1.5, []), Look(2.0, [5.0, 7.0])]
-    assert by_second(looks) == [(0.5, Spread(1.0, 3.0, 3.0)), (2.5, Spread(5.0, 7.0, 7.0))]
+def test_ages_are_grouped_by_second_without_empty_ones() -> None:
+    samples = [AgeSample(0.2, [1.0]), AgeSample(0.9, [3.0]), AgeSample(1.5, []), AgeSample(2.0, [5.0, 7.0])]
+    assert by_second(samples) == [(0.5, Spread(1.0, 3.0, 3.0)), (2.5, Spread(5.0, 7.0, 7.0))]
 
 
 @given(st.floats(min_value=0, max_value=60), st.floats(min_value=0.05, max_value=10), st.integers())
-def test_moments_are_in_order_random_and_within_the_time(seconds: float, gap: float, seed: int) -> None:
-    found = moments(seconds, gap, Random(seed))
+def test_sample_times_are_ordered_random_and_within_the_time(seconds: float, gap: float, seed: int) -> None:
+    found = sample_times(seconds, gap, Random(seed))
     gaps = [after - before for before, after in pairwise([0.0, *found])]
     assert all(0.49 * gap <= one <= 1.51 * gap for one in gaps)
     assert all(0 < at < seconds for at in found)
@@ -136,7 +136,7 @@ def drawn(panels: Sequence[Panel]) -> list[list[tuple[float, float]]]:
     ]
 
 
-def test_an_older_reading_stands_higher_and_a_later_one_to_the_right() -> None:
+def test_an_older_age_is_drawn_higher_and_a_later_one_to_the_right() -> None:
     young, old = Spread(0.5, 0.9, 1.0), Spread(5.0, 9.0, 10.0)
     lines = drawn([Panel("fleet", 1.0, 1.1, {"agent": [(0.5, young), (1.5, old)]})])
     assert len(lines) == 3
@@ -146,7 +146,7 @@ def test_an_older_reading_stands_higher_and_a_later_one_to_the_right() -> None:
 
 
 @given(st.floats(min_value=0, max_value=1e9))
-def test_whatever_the_age_the_line_stays_in_its_panel(age: float) -> None:
+def test_any_age_is_drawn_within_its_panel(age: float) -> None:
     panel = Panel("a < b & c", 0.05, 0.055, {"agent": [(0.5, Spread(age, age, age))]})
     for line in drawn([panel, panel]):
         for x, y in line:
@@ -154,7 +154,7 @@ def test_whatever_the_age_the_line_stays_in_its_panel(age: float) -> None:
             assert 0 <= y <= 620
 
 
-def test_the_picture_that_the_documents_show_is_there() -> None:
+def test_the_picture_of_the_documentation_exists() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "(age-over-time.svg)" in text
     assert ET.parse(ROOT / "docs" / Path("age-over-time.svg")).getroot().tag.endswith("svg")

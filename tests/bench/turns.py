@@ -1,4 +1,4 @@
-"""Scrapers of one fleet, measured in turns: one works while the others are held still, and each begins warm."""
+"""Measures the scrapers of one fleet in turns: one runs while the others are paused, after a warm-up."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from random import Random
 from statistics import median
 from typing import NamedTuple
 
-from tests.bench.ages import Look, Spread, by_second, moments, spread
-from tests.bench.contestants import Agent, Contestant, Prometheus
-from tests.bench.fleet import Fleet, Setting, addresses
-from tests.bench.pace import Pace
+from tests.bench.ages import AgeSample, Spread, by_second, sample_times, spread
+from tests.bench.machine_speed import MachineSpeed
+from tests.bench.nginx_fleet import FleetSize, NginxFleet, addresses
+from tests.bench.scrapers import AgentScraper, PrometheusScraper, Scraper
 
 WARM_SECONDS = 3.0
 _SETTLED_WITHIN = 30.0
 
 
-class Used(NamedTuple):
-    """CPU microseconds per scrape, cores, scrapes a second, and how many failed."""
+class CpuUse(NamedTuple):
+    """CPU microseconds per scrape, cores, scrapes per second, and failed scrapes."""
 
     cpu_us: float
     cores: float
@@ -29,111 +29,112 @@ class Used(NamedTuple):
     failed: float
 
 
-class Cost(NamedTuple):
-    """What a scraper took of this fleet (the median of the runs), the most MiB that it held, and the ages it showed.
+class ScraperCost(NamedTuple):
+    """The cost of a scraper: CPU (median of the runs), peak MiB, and the ages of its readings, also for each second."""
 
-    `seconds`: the ages second by second.
-    """
-
-    used: Used
+    used: CpuUse
     mib: float
     age: Spread | None
     seconds: Sequence[tuple[float, Spread]]
 
 
-class Plan(NamedTuple):
-    """How long to measure: seconds of a run, runs of each kind, seconds of looking at ages; who times the machine."""
+class MeasurementPlan(NamedTuple):
+    """The seconds of a run, the number of runs, the seconds of age samples, and the speed of the machine."""
 
     seconds: float
     rounds: int
     age_seconds: float
-    pace: Pace
+    speed: MachineSpeed
 
 
 def say(text: str) -> None:
-    """Show what goes on."""
+    """Print the progress to standard error."""
     print(f"  .. {text}", file=sys.stderr, flush=True)
 
 
-def measure(folder: Path, fleet: Fleet, setting: Setting, plan: Plan, *, beside: bool = False) -> dict[str, Cost]:
-    """What the agent costs on this fleet, and `beside` it Prometheus, by name."""
-    place = folder / setting.key
+def measure(
+    folder: Path, fleet: NginxFleet, size: FleetSize, plan: MeasurementPlan, *, beside: bool = False
+) -> dict[str, ScraperCost]:
+    """The cost of the agent on this fleet, and with `beside` of Prometheus, by name."""
+    place = folder / size.key
     place.mkdir()
-    endpoints = addresses(fleet.port, setting.endpoints)
+    endpoints = addresses(fleet.port, size.endpoints)
     with contextlib.ExitStack() as stack:
-        say(f"{setting.title}: the agent starts")
-        contestants: list[Contestant] = [Agent(place, endpoints, setting, stack)]
+        say(f"{size.title}: the agent starts")
+        scrapers: list[Scraper] = [AgentScraper(place, endpoints, size, stack)]
         if beside:
-            contestants[0].child.hold_still()
-            say(f"{setting.title}: Prometheus starts")
-            contestants.append(Prometheus(place, endpoints, setting.interval, stack))
-            _settle(fleet, setting.endpoints)
-            contestants[1].child.hold_still()
-        return _take_turns(fleet, setting, contestants, plan)
+            scrapers[0].child.pause()
+            say(f"{size.title}: Prometheus starts")
+            scrapers.append(PrometheusScraper(place, endpoints, size.interval, stack))
+            _settle(fleet, size.endpoints)
+            scrapers[1].child.pause()
+        return _take_turns(fleet, size, scrapers, plan)
 
 
-def _settle(fleet: Fleet, endpoints: int) -> None:
-    """Wait until each was asked six times, or time is up: the first scrapes make the series, and cost more."""
+def _settle(fleet: NginxFleet, endpoints: int) -> None:
+    """Wait for six scrapes of each endpoint, within a limit: the first scrapes create the series and cost more."""
     first, end = fleet.pages(), time.monotonic() + _SETTLED_WITHIN
     while fleet.pages() - first < 6 * endpoints and time.monotonic() < end:
         time.sleep(0.2)
 
 
-def _take_turns(fleet: Fleet, setting: Setting, contestants: Sequence[Contestant], plan: Plan) -> dict[str, Cost]:
-    runs: dict[str, list[Used]] = {one.name: [] for one in contestants}
-    if len(contestants) == 1:
-        time.sleep(_warm(setting))
+def _take_turns(
+    fleet: NginxFleet, size: FleetSize, scrapers: Sequence[Scraper], plan: MeasurementPlan
+) -> dict[str, ScraperCost]:
+    runs: dict[str, list[CpuUse]] = {scraper.name: [] for scraper in scrapers}
+    if len(scrapers) == 1:
+        time.sleep(_warm(size))
     for number in range(plan.rounds):
-        for one in contestants:
-            say(f"{setting.title}: CPU of {one.name}, run {number + 1} of {plan.rounds}")
-            plan.pace.look()
-            with _turn(one, setting, contestants):
-                runs[one.name].append(_cpu(one, fleet, max(plan.seconds, 1.2 * setting.interval)))
+        for scraper in scrapers:
+            say(f"{size.title}: CPU of {scraper.name}, run {number + 1} of {plan.rounds}")
+            plan.speed.sample()
+            with _turn(scraper, size, scrapers):
+                runs[scraper.name].append(_cpu(scraper, fleet, max(plan.seconds, 1.2 * size.interval)))
     found = {}
-    for one in contestants:
-        say(f"{setting.title}: ages at {one.name}")
-        # Before anybody reads whole states, as the CPU time.
-        mib = one.child.memory_bytes() / 2**20
-        with _turn(one, setting, contestants):
-            seen = _looks(one, setting.endpoints, max(plan.age_seconds, 1.2 * setting.interval))
-        used = Used(*(median(column) for column in zip(*runs[one.name], strict=True)))
-        found[one.name] = Cost(used, mib, spread(seen), by_second(seen))
+    for scraper in scrapers:
+        say(f"{size.title}: ages at {scraper.name}")
+        # Before the ages are read, which needs memory too.
+        mib = scraper.child.memory_bytes() / 2**20
+        with _turn(scraper, size, scrapers):
+            samples = _age_samples(scraper, size.endpoints, max(plan.age_seconds, 1.2 * size.interval))
+        used = CpuUse(*(median(column) for column in zip(*runs[scraper.name], strict=True)))
+        found[scraper.name] = ScraperCost(used, mib, spread(samples), by_second(samples))
     return found
 
 
 @contextlib.contextmanager
-def _turn(one: Contestant, setting: Setting, contestants: Sequence[Contestant]) -> Iterator[None]:
-    """It works, and is warm; where there are others it is held still afterwards."""
-    alone = len(contestants) == 1
+def _turn(scraper: Scraper, size: FleetSize, scrapers: Sequence[Scraper]) -> Iterator[None]:
+    """Let one scraper run and warm up; pause it afterwards if there are others."""
+    alone = len(scrapers) == 1
     if not alone:
-        one.child.go_on()
-        time.sleep(_warm(setting))
+        scraper.child.resume()
+        time.sleep(_warm(size))
     yield
     if not alone:
-        one.child.hold_still()
+        scraper.child.pause()
 
 
-def _warm(setting: Setting) -> float:
-    """Seconds until what the start or the standstill has left behind is over."""
-    return max(WARM_SECONDS, 1.5 * setting.interval)
+def _warm(size: FleetSize) -> float:
+    """Seconds until the effects of a start or a pause are over."""
+    return max(WARM_SECONDS, 1.5 * size.interval)
 
 
-def _cpu(one: Contestant, fleet: Fleet, seconds: float) -> Used:
-    failed = one.failed()
-    time.sleep(0.5)  # what it did to answer that is over
-    used, began = one.child.cpu_seconds(), time.monotonic()
+def _cpu(scraper: Scraper, fleet: NginxFleet, seconds: float) -> CpuUse:
+    failed = scraper.failed()
+    time.sleep(0.5)  # until the work for that answer is over
+    used, start = scraper.child.cpu_seconds(), time.monotonic()
     pages = fleet.pages()
     time.sleep(seconds)
-    used, took = one.child.cpu_seconds() - used, time.monotonic() - began
+    used, took = scraper.child.cpu_seconds() - used, time.monotonic() - start
     pages = fleet.pages() - pages
-    return Used(used / max(1, pages) * 1e6, used / took, pages / took, one.failed() - failed)
+    return CpuUse(used / max(1, pages) * 1e6, used / took, pages / took, scraper.failed() - failed)
 
 
-def _looks(one: Contestant, endpoints: int, seconds: float) -> list[Look]:
-    """What a reader sees at random times, seldom enough that the scraper is not busy with the reader."""
+def _age_samples(scraper: Scraper, endpoints: int, seconds: float) -> list[AgeSample]:
+    """Read the ages at random times, rarely enough that this does not load the scraper."""
     found = []
-    began = time.monotonic()
-    for moment in moments(seconds, max(0.2, endpoints / 1500), Random(11)):
-        time.sleep(max(0.0, began + moment - time.monotonic()))
-        found.append(Look(time.monotonic() - began, one.ages()))
+    start = time.monotonic()
+    for moment in sample_times(seconds, max(0.2, endpoints / 1500), Random(11)):
+        time.sleep(max(0.0, start + moment - time.monotonic()))
+        found.append(AgeSample(time.monotonic() - start, scraper.ages()))
     return found

@@ -1,4 +1,4 @@
-"""What a model server that somebody else runs says of its models, whatever it is."""
+"""Reading the model list of any server."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ json_values = st.recursive(
         ([], {}),
     ],
 )
-def test_the_models_of_a_server_are_those_that_have_a_name(listed: Any, models: dict[str, int | None]) -> None:
+def test_the_models_of_a_server_are_the_listed_ones_with_a_name(listed: Any, models: dict[str, int | None]) -> None:
     assert models_of(listed) == models
 
 
 @given(listed=json_values)
-def test_whatever_a_server_lists_its_models_are_read_or_there_are_none(listed: Any) -> None:
+def test_any_model_list_can_be_read(listed: Any) -> None:
     assert all(name for name in models_of(listed))

@@ -1,4 +1,4 @@
-"""The demo's table says what was measured, and a dash where nobody knows."""
+"""The table of the demo shows the measurements, and a dash for an unknown number."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from agent.demo.journey import total
 from agent.demo.report import (
-    FOR_AN_AUTOSCALER,
+    AUTOSCALER_GAUGES,
     UNKNOWN,
-    Figures,
-    Gauge,
-    gauges,
+    GaugeReading,
+    RunResult,
     notes,
     percentile,
     pool_gauges,
+    read_gauges,
     table,
     withheld,
 )
@@ -27,7 +27,7 @@ numbers = st.floats(0, 1e6)
 known_or_not = st.none() | numbers
 counted_or_not = st.none() | st.integers(0, 10**6).map(float)
 figures = st.builds(
-    Figures,
+    RunResult,
     name=st.just("x"),
     sent=st.integers(0, 1000),
     ttft_seconds=st.lists(numbers),
@@ -42,7 +42,7 @@ figures = st.builds(
     late_seconds=numbers,
     busy_ratios=st.lists(st.floats(0, 1)),
 )
-RUN = Figures(
+RUN = RunResult(
     "least-cost",
     200,
     [0.1] * 90 + [2.0] * 10,
@@ -57,15 +57,15 @@ RUN = Figures(
     0.0,
     [0.5, 1.0],
 )
-BLIND = RUN._replace(name="round robin", ttft_seconds=[4.0], predicted_tokens=None, left_warmest=None)
+BASELINE = RUN._replace(name="round robin", ttft_seconds=[4.0], predicted_tokens=None, left_warmest=None)
 
 
-def cells(*runs: Figures) -> dict[str, tuple[str, ...]]:
+def cells(*runs: RunResult) -> dict[str, tuple[str, ...]]:
     return {row.label.strip(): row.cells for row in table(runs)}
 
 
-def test_every_figure_is_in_its_row() -> None:
-    found = cells(BLIND, RUN)
+def test_every_measurement_is_in_its_row() -> None:
+    found = cells(BASELINE, RUN)
     assert found == {
         "time to first token, p50": ("4.00 s", "100 ms"),
         "time to first token, p90": ("4.00 s", "100 ms"),
@@ -85,7 +85,7 @@ def test_every_figure_is_in_its_row() -> None:
 
 
 @given(st.lists(figures, min_size=1, max_size=3))
-def test_every_row_has_a_cell_for_every_run_and_none_says_nan(runs: list[Figures]) -> None:
+def test_every_row_has_a_finite_cell_for_every_run(runs: list[RunResult]) -> None:
     for row in table(runs):
         assert len(row.cells) == len(runs)
         assert not any("nan" in cell or "inf" in cell or not cell for cell in row.cells)
@@ -93,7 +93,7 @@ def test_every_row_has_a_cell_for_every_run_and_none_says_nan(runs: list[Figures
 
 
 @given(figures)
-def test_what_is_not_known_is_a_dash_and_never_zero(run: Figures) -> None:
+def test_an_unknown_number_is_a_dash_and_never_zero(run: RunResult) -> None:
     found = cells(run)
     if run.hit_tokens is None:
         assert found["prefix hits, counted by servers"] == (UNKNOWN,)
@@ -105,46 +105,46 @@ def test_what_is_not_known_is_a_dash_and_never_zero(run: Figures) -> None:
 
 
 @given(st.lists(numbers, min_size=1), st.floats(1, 100))
-def test_a_percentile_is_a_value_that_so_many_do_not_exceed(values: list[float], percent: float) -> None:
+def test_a_percentile_is_a_value_that_this_percentage_does_not_exceed(values: list[float], percent: float) -> None:
     found = percentile(values, percent)
     assert found in values
     assert sum(value <= found for value in values) >= math.floor(len(values) * percent / 100)
 
 
-def test_errors_and_a_busy_machine_are_told() -> None:
+def test_errors_and_an_overloaded_machine_are_noted() -> None:
     run = RUN._replace(errors={"HTTP 503 none_healthy": 3}, late_seconds=1.5)
-    said = notes([BLIND, run], 0.75)
-    assert "least-cost: 3 x HTTP 503 none_healthy" in said
-    assert any("1.50 s late" in line for line in said)
-    assert any("0.03 of that of round robin" in line for line in said)
+    lines = notes([BASELINE, run], 0.75)
+    assert "least-cost: 3 x HTTP 503 none_healthy" in lines
+    assert any("1.50 s late" in line for line in lines)
+    assert any("0.03 of that of round robin" in line for line in lines)
 
 
-def test_a_gauge_that_is_withheld_is_shown_with_its_reason() -> None:
-    queue, ready = FOR_AN_AUTOSCALER[0], FOR_AN_AUTOSCALER[-1]
-    now = [Gauge(ready, {}, 4.0, 0.0, ""), Gauge(queue, {}, None, None, "none_fresh")]
+def test_a_withheld_gauge_has_its_reason() -> None:
+    queue, ready = AUTOSCALER_GAUGES[0], AUTOSCALER_GAUGES[-1]
+    now = [GaugeReading(ready, {}, 4.0, 0.0, ""), GaugeReading(queue, {}, None, None, "none_fresh")]
     assert [tuple(row) for row in pool_gauges(now, {queue: 2.5})] == [
         (queue, ("2.5", UNKNOWN, "withheld: none_fresh")),
         (ready, (UNKNOWN, "4", "0 ms")),
     ]
 
 
-def test_what_is_withheld_is_counted_by_name_and_reason() -> None:
-    known = Gauge("x", {}, 1.0, 0.0, "")
+def test_withheld_gauges_are_counted_by_name_and_reason() -> None:
+    known = GaugeReading("x", {}, 1.0, 0.0, "")
     assert withheld([known]) == "No gauge is withheld."
-    assert withheld([known, *[Gauge("b", {}, None, None, "down")] * 2, Gauge("a", {}, None, None, "stale")]) == (
-        "Withheld, because nobody knows the value: a (1, stale), b (2, down)."
-    )
+    assert withheld(
+        [known, *[GaugeReading("b", {}, None, None, "down")] * 2, GaugeReading("a", {}, None, None, "stale")]
+    ) == ("Withheld because the value is unknown: a (1, stale), b (2, down).")
 
 
-def test_the_gauges_of_the_table_are_in_the_catalogue_and_belong_to_a_pool() -> None:
-    for name in FOR_AN_AUTOSCALER:
+def test_the_gauges_of_the_table_are_pool_gauges_of_the_catalogue() -> None:
+    for name in AUTOSCALER_GAUGES:
         assert CATALOG[name].type == "gauge"
         assert not set(CATALOG[name].labels) & {"server", "model_server_endpoint"}
 
 
-def test_the_document_of_gauges_is_read() -> None:
+def test_a_gauges_document_is_read() -> None:
     row = {"name": "x", "labels": {"pool": "p"}, "aliases": [], "unit": "ratio", "value": 1.0, "age_seconds": 0.2}
-    blind: dict[str, object] = {
+    withheld_row: dict[str, object] = {
         "name": "y",
         "labels": {},
         "aliases": ["z"],
@@ -152,9 +152,9 @@ def test_the_document_of_gauges_is_read() -> None:
         "value": None,
         "withheld": "down",
     }
-    assert gauges({"gauges": [row, blind]}) == [
-        Gauge("x", {"pool": "p"}, 1.0, 0.2, ""),
-        Gauge("y", {}, None, None, "down", ("z",)),
+    assert read_gauges({"gauges": [row, withheld_row]}) == [
+        GaugeReading("x", {"pool": "p"}, 1.0, 0.2, ""),
+        GaugeReading("y", {}, None, None, "down", ("z",)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The demo's workload: what it promises to be, whatever its shape, and that it is worth showing."""
+"""The workload of the demo: its properties for any shape, and that it separates the ways to pick."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.demo.fleet import EMULATED, SERVERS
-from agent.demo.workload import MIN_PROMPT_TOKENS, Shape, best_hit_ratio, plan
+from agent.demo.workload import MIN_PROMPT_TOKENS, WorkloadShape, best_hit_ratio, plan
 from agent.emulator.text import chat_tokens
 from tests.demo import virtual
 
 SEEDS = pytest.mark.parametrize("seed", [1, 2, 3])
 shapes = st.builds(
-    Shape,
+    WorkloadShape,
     rate=st.floats(1, 50),
     seconds=st.floats(0.1, 4),
     tenants=st.integers(1, 20),
@@ -32,7 +32,7 @@ shapes = st.builds(
 
 
 @given(shapes)
-def test_the_same_shape_gives_the_same_requests_in_the_order_of_their_times(shape: Shape) -> None:
+def test_equal_shapes_give_equal_requests_in_the_order_of_their_times(shape: WorkloadShape) -> None:
     turns = plan(shape)
     assert turns == plan(shape)
     assert [turn.at for turn in turns] == sorted(turn.at for turn in turns)
@@ -40,15 +40,15 @@ def test_the_same_shape_gives_the_same_requests_in_the_order_of_their_times(shap
 
 
 @given(shapes)
-def test_no_prompt_is_longer_than_the_shape_says(shape: Shape) -> None:
+def test_no_prompt_is_longer_than_the_shape_says(shape: WorkloadShape) -> None:
     for turn in plan(shape):
-        said = sum(len(message.content) for message in turn.messages) / shape.bytes_per_token
-        assert said <= shape.prompt_tokens
+        length = sum(len(message.content) for message in turn.messages) / shape.bytes_per_token
+        assert length <= shape.prompt_tokens
         assert 0 <= turn.known_tokens < turn.prompt_tokens
 
 
 @given(shapes)
-def test_a_turn_says_again_all_that_its_conversation_said_and_then_asks(shape: Shape) -> None:
+def test_a_turn_repeats_its_conversation_and_adds_a_question(shape: WorkloadShape) -> None:
     before: dict[int, tuple[tuple[str, str], ...]] = {}
     last_at: dict[int, float] = {}
     for turn in plan(shape):
@@ -63,14 +63,14 @@ def test_a_turn_says_again_all_that_its_conversation_said_and_then_asks(shape: S
 
 
 @given(shapes)
-def test_chats_of_one_tenant_begin_alike_and_chats_of_two_do_not(shape: Shape) -> None:
+def test_chats_share_their_system_prompt_within_a_tenant_only(shape: WorkloadShape) -> None:
     systems = {turn.tenant: turn.messages[0] for turn in plan(shape)}
     assert all(turn.messages[0] == systems[turn.tenant] for turn in plan(shape))
     assert len(set(systems.values())) == len(systems)
 
 
 @given(shapes)
-def test_a_salt_leaves_nothing_in_common_but_the_times(shape: Shape) -> None:
+def test_with_another_salt_only_the_times_are_equal(shape: WorkloadShape) -> None:
     plain, salted = plan(shape), plan(shape, "d1ce ")
     assert [(turn.at, turn.tenant, turn.conversation) for turn in plain] == [
         (turn.at, turn.tenant, turn.conversation) for turn in salted
@@ -80,64 +80,64 @@ def test_a_salt_leaves_nothing_in_common_but_the_times(shape: Shape) -> None:
 
 
 @given(st.integers(MIN_PROMPT_TOKENS, 10_000))
-def test_a_shape_is_made_to_fit_a_bound_and_stays_one(bound: int) -> None:
-    shape = Shape().within(bound)
+def test_a_shape_is_scaled_down_to_a_bound_and_stays_valid(bound: int) -> None:
+    shape = WorkloadShape().within(bound)
     assert shape.prompt_tokens <= max(bound, 0)
-    assert shape.prompt_tokens >= min(bound, Shape().prompt_tokens) - 2 * Shape().turns
+    assert shape.prompt_tokens >= min(bound, WorkloadShape().prompt_tokens) - 2 * WorkloadShape().turns
     assert min(shape.system_tokens, shape.question_tokens, shape.answer_tokens) > 0
 
 
-def test_a_bound_that_no_chat_fits_is_refused_with_the_least_one() -> None:
+def test_a_bound_too_low_for_a_chat_is_refused_with_the_minimum() -> None:
     with pytest.raises(ValueError, match=f"allow at least {MIN_PROMPT_TOKENS}"):
-        Shape().within(MIN_PROMPT_TOKENS - 1)
+        WorkloadShape().within(MIN_PROMPT_TOKENS - 1)
 
 
 @given(shapes)
-def test_the_best_hit_ratio_is_a_ratio(shape: Shape) -> None:
+def test_the_best_hit_ratio_is_a_ratio(shape: WorkloadShape) -> None:
     assert 0 <= best_hit_ratio(plan(shape)) < 1
 
 
-def test_an_emulated_server_counts_the_tokens_that_the_plan_reckons_with() -> None:
-    for turn in plan(replace(Shape(), seconds=2.0)):
+def test_an_emulated_server_counts_as_many_tokens_as_planned() -> None:
+    for turn in plan(replace(WorkloadShape(), seconds=2.0)):
         tokens = chat_tokens([(message.role, message.content) for message in turn.messages])
         assert len(tokens) == pytest.approx(turn.prompt_tokens, rel=0.01)
-        assert len(tokens) <= Shape().prompt_tokens
+        assert len(tokens) <= WorkloadShape().prompt_tokens
 
 
 @SEEDS
-def test_the_fleet_is_enough_where_prefixes_are_kept_together_and_not_where_they_are_not(seed: int) -> None:
-    shape = replace(Shape(), seed=seed)
+def test_the_fleet_has_enough_capacity_only_with_prefix_hits(seed: int) -> None:
+    shape = replace(WorkloadShape(), seed=seed)
     turns = plan(shape)
-    able = SERVERS * EMULATED.prefill_tokens_per_second * shape.seconds
-    assert 0.5 * able < sum(turn.prompt_tokens - turn.known_tokens for turn in turns) < 0.75 * able
-    assert sum(turn.prompt_tokens for turn in turns) > 2 * able
+    capacity = SERVERS * EMULATED.prefill_tokens_per_second * shape.seconds
+    assert 0.5 * capacity < sum(turn.prompt_tokens - turn.known_tokens for turn in turns) < 0.75 * capacity
+    assert sum(turn.prompt_tokens for turn in turns) > 2 * capacity
 
 
 @SEEDS
-def test_the_most_popular_tenant_asks_for_more_than_one_server_can_do(seed: int) -> None:
-    shape = replace(Shape(), seed=seed)
+def test_the_most_popular_tenant_needs_more_than_one_server(seed: int) -> None:
+    shape = replace(WorkloadShape(), seed=seed)
     new = sum(turn.prompt_tokens - turn.known_tokens for turn in plan(shape) if turn.tenant == 0)
     assert new > EMULATED.prefill_tokens_per_second * shape.seconds
 
 
 @SEEDS
-def test_the_default_profile_wins_clearly_and_has_to_leave_warm_servers(seed: int) -> None:
-    shape = replace(Shape(), seed=seed)
+def test_the_default_profile_is_much_faster_and_has_to_leave_warm_servers(seed: int) -> None:
+    shape = replace(WorkloadShape(), seed=seed)
     turns = plan(shape)
-    blind = virtual.run(turns, virtual.ROUND_ROBIN, EMULATED, shape.answer_tokens)
-    ours = virtual.run(turns, "least-cost", EMULATED, shape.answer_tokens)
-    assert len(blind.ttft) == len(ours.ttft) == len(turns)
-    assert ours.percentile(90) < 0.4 * blind.percentile(90)
-    assert ours.percentile(50) < 0.5 * blind.percentile(50)
-    assert ours.hit_ratio > blind.hit_ratio + 0.08
-    assert 5 <= ours.left_warmest < len(turns) / 4
-    assert ours.predicted_tokens == pytest.approx(ours.hit_tokens, rel=0.03)
+    baseline = virtual.run(turns, virtual.ROUND_ROBIN, EMULATED, shape.answer_tokens)
+    picked = virtual.run(turns, "least-cost", EMULATED, shape.answer_tokens)
+    assert len(baseline.ttft) == len(picked.ttft) == len(turns)
+    assert picked.percentile(90) < 0.4 * baseline.percentile(90)
+    assert picked.percentile(50) < 0.5 * baseline.percentile(50)
+    assert picked.hit_ratio > baseline.hit_ratio + 0.08
+    assert 5 <= picked.left_warmest < len(turns) / 4
+    assert picked.predicted_tokens == pytest.approx(picked.hit_tokens, rel=0.03)
 
 
 @pytest.mark.parametrize("profile", ["affinity", "blend"])
-def test_the_other_profiles_win_too(profile: str) -> None:
-    turns = plan(Shape())
-    blind = virtual.run(turns, virtual.ROUND_ROBIN, EMULATED, Shape().answer_tokens)
-    ours = virtual.run(turns, profile, EMULATED, Shape().answer_tokens)
-    assert ours.percentile(90) < 0.6 * blind.percentile(90)
-    assert ours.hit_ratio > blind.hit_ratio
+def test_the_other_profiles_are_faster_too(profile: str) -> None:
+    turns = plan(WorkloadShape())
+    baseline = virtual.run(turns, virtual.ROUND_ROBIN, EMULATED, WorkloadShape().answer_tokens)
+    picked = virtual.run(turns, profile, EMULATED, WorkloadShape().answer_tokens)
+    assert picked.percentile(90) < 0.6 * baseline.percentile(90)
+    assert picked.hit_ratio > baseline.hit_ratio

@@ -1,6 +1,6 @@
-"""The demo in virtual time: the same workload, emulated engines and picker, with no sockets, no clock and no chance.
+"""The demo in virtual time: the same workload, emulated engines and picker, without sockets, clock and randomness.
 
-What the demo shows on a machine is true of its workload and not of that machine: tests prove it here, in a second.
+It shows that the results of the demo follow from the workload and not from the machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from agent.app.pool import Pool, PoolParts
 from agent.app.tasks import Tasks
 from agent.app.vocabulary import WORDS
 from agent.config import from_flags
-from agent.demo.workload import Turn
-from agent.emulator.engine import Engine as Server
+from agent.demo.workload import ChatTurn
+from agent.emulator.config import EmulatorConfig
+from agent.emulator.engine import EngineSimulation
+from agent.emulator.jobs import Finished, FirstToken, JobSpec
 from agent.emulator.metrics import PageWriter
-from agent.emulator.orders import Finished, FirstToken, Order
-from agent.emulator.settings import Settings
 from agent.emulator.text import block_hashes, chat_tokens
 from agent.engines import engine
 from agent.engines.mapping import Extractor
@@ -35,8 +35,8 @@ ROUND_ROBIN = "round robin"
 CHAT = "/v1/chat/completions"
 
 
-class Outcome(NamedTuple):
-    """What came of one way to pick: TTFT in seconds of each request, tokens by the servers' count, picks."""
+class VirtualResult(NamedTuple):
+    """The result of one way to pick: seconds to first token of each request, the servers' token counts, the picks."""
 
     ttft: list[float]
     hit_tokens: int
@@ -55,28 +55,33 @@ class Outcome(NamedTuple):
 
 
 def run(
-    turns: Sequence[Turn], profile: str, settings: Settings, answer_tokens: int, servers: int = 4, interval: float = 0.2
-) -> Outcome:
-    """Send the turns at their times to so many servers, each from a cold cache."""
+    turns: Sequence[ChatTurn],
+    profile: str,
+    config: EmulatorConfig,
+    answer_tokens: int,
+    servers: int = 4,
+    interval: float = 0.2,
+) -> VirtualResult:
+    """Send the turns at their times to `servers` servers with empty caches."""
     addresses = [f"127.0.0.1:{8001 + number}" for number in range(servers)]
     clock = ManualClock()
     chosen = "least-cost" if profile == ROUND_ROBIN else profile
-    config = from_flags(addresses, vocabulary=WORDS, profile=chosen)
+    agent_config = from_flags(addresses, vocabulary=WORDS, profile=chosen)
     picks: list[Pick] = []
     remember = lambda _, pick, __: picks.append(pick)
     parts = PoolParts(clock, ignore, Tasks(clock, ignore), ScrapeLoop(clock), remember, lambda: None)
-    pool = Pool(config, config.pools[0], parts)
+    pool = Pool(agent_config, agent_config.pools[0], parts)
     pool.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)
-    fleet = {address: Server(settings, 0.0) for address in addresses}
-    pages = {address: PageWriter(settings, "m", now=0.0, wall=1.0) for address in addresses}
+    fleet = {address: EngineSimulation(config, 0.0) for address in addresses}
+    pages = {address: PageWriter(config, "m", now=0.0, wall=1.0) for address in addresses}
     readers = {address: Extractor(engine("vllm")) for address in addresses}
     rotation = cycle(addresses)
 
-    began: dict[tuple[str, int], float] = {}
+    started: dict[tuple[str, int], float] = {}
     picked: dict[tuple[str, int], Ticket] = {}
     ttft: list[float] = []
     hit_tokens = 0
-    events: list[tuple[float, int, Turn | None]] = [(turn.at, 1, turn) for turn in turns]
+    events: list[tuple[float, int, ChatTurn | None]] = [(turn.at, 1, turn) for turn in turns]
     heapq.heapify(events)
     heapq.heappush(events, (0.0, 0, None))  # a scrape
     left = len(turns)
@@ -87,7 +92,7 @@ def run(
             for event in server.advance(now):
                 key = (address, event.id)
                 if isinstance(event, FirstToken):
-                    ttft.append(event.at - began[key])
+                    ttft.append(event.at - started[key])
                     hit_tokens += event.cached_tokens
                 elif isinstance(event, Finished):
                     left -= 1
@@ -95,7 +100,7 @@ def run(
                         picked.pop(key).end("closed")
 
     while left:
-        at = min([events[0][0] if events else float("inf"), *_due(fleet.values())])
+        at = min([events[0][0] if events else float("inf"), *_next_events(fleet.values())])
         clock.advance(at - clock.now())
         settle(at)
         while events and events[0][0] <= at:
@@ -114,13 +119,13 @@ def run(
                 assert ticket.pick is not None
                 address = ticket.pick.endpoint
             tokens = chat_tokens([(message.role, message.content) for message in turn.messages])
-            hashes = block_hashes(tokens, settings.block_size)
-            number = fleet[address].submit(at, Order(len(tokens), answer_tokens, hashes, stream=True))
-            began[address, number] = at
+            hashes = block_hashes(tokens, config.block_size)
+            number = fleet[address].submit(at, JobSpec(len(tokens), answer_tokens, hashes, stream=True))
+            started[address, number] = at
             if ticket is not None:
                 picked[address, number] = ticket
-    served = [sum(1 for where, _ in began if where == address) for address in addresses]
-    return Outcome(
+    served = [sum(1 for where, _ in started if where == address) for address in addresses]
+    return VirtualResult(
         ttft,
         hit_tokens,
         sum(len(chat_tokens([(m.role, m.content) for m in turn.messages])) for turn in turns),
@@ -131,9 +136,9 @@ def run(
     )
 
 
-def _due(fleet: Iterable[Server]) -> list[float]:
+def _next_events(fleet: Iterable[EngineSimulation]) -> list[float]:
     return [at for server in fleet if (at := server.next_event_at()) is not None]
 
 
-def _body(turn: Turn) -> bytes:
+def _body(turn: ChatTurn) -> bytes:
     return orjson.dumps({"model": "m", "messages": [message._asdict() for message in turn.messages]})

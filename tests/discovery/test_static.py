@@ -15,7 +15,7 @@ from agent.discovery.endpoints import EndpointSet, Unresolved
 from agent.discovery.static import StaticDiscovery, is_name
 from agent.events.scraping import ScrapeFailed
 from tests.app.live import document, running, servers
-from tests.scrape.model_server import ModelServer
+from tests.fakes.model_server import ModelServer
 from tests.waiting import eventually
 
 Answers = dict[str, list[str] | OSError]
@@ -96,7 +96,7 @@ async def test_a_name_that_cannot_be_resolved_is_down_and_the_others_serve(tmp_p
             assert (view.address, view.health, view.reason) == ("nobody.invalid:80", "down", "unreachable")
             failed = live.recorder.of(ScrapeFailed)[0]
             assert failed.detail.startswith("the name cannot be resolved: ")
-            _, picked = await live.converse()
+            _, picked = await live.send_request()
             assert picked == one.address
 
 

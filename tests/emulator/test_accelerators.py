@@ -1,4 +1,4 @@
-"""An emulated accelerator: its page is a real exporter's to who reads those, follows the batch, and can fall sick."""
+"""The page of an emulated accelerator reads as that of a real exporter, follows the batch, and has faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agent.accelerators.mapping import DeviceReader
 from agent.accelerators.table import MEMORY_TOTAL, MEMORY_USED, POWER, TEMPERATURE, UTILIZATION
 from agent.emulator import accelerators
 from agent.emulator.faults import Faults
-from tests.emulator.rig import Rig, serving
+from tests.emulator.running_emulator import RunningEmulator, run_emulator
 from tests.waiting import eventually, found
 
 EVERY_KIND = pytest.mark.parametrize("kind", accelerators.KINDS)
@@ -25,24 +25,24 @@ def read(kind: str, page: bytes) -> Devices:
     return DeviceReader(exporter(kind)).extract(page, whole=True)
 
 
-def the_device(kind: str, running: int, **faults) -> Device:
-    one = accelerators.device(8001, running, 32)
-    (found,) = read(kind, accelerators.page(kind, one, Faults(**faults))).devices
+def read_device(kind: str, running: int, **faults) -> Device:
+    emulated = accelerators.emulated_device(8001, running, 32)
+    (found,) = read(kind, accelerators.page(kind, emulated, Faults(**faults))).devices
     return found
 
 
-def test_every_exporter_that_is_read_can_be_emulated() -> None:
+def test_every_exporter_that_the_agent_reads_can_be_emulated() -> None:
     assert set(accelerators.KINDS) == EXPORTERS.keys()
 
 
 @EVERY_KIND
 @given(running=st.integers(0, 64))
-def test_the_page_is_read_in_full_and_follows_the_batch(kind: str, running: int) -> None:
-    one = accelerators.device(8001, running, 32)
-    found = read(kind, accelerators.page(kind, one, Faults()))
+def test_all_fields_of_the_page_are_read_and_follow_the_batch(kind: str, running: int) -> None:
+    emulated = accelerators.emulated_device(8001, running, 32)
+    found = read(kind, accelerators.page(kind, emulated, Faults()))
     (device,) = found.devices
     assert device.pod == "default/emulated-8001"
-    assert device.values[UTILIZATION] == pytest.approx(one.busy, abs=0.01)
+    assert device.values[UTILIZATION] == pytest.approx(emulated.busy, abs=0.01)
     assert device.values[MEMORY_USED] / device.values[MEMORY_TOTAL] == pytest.approx(0.9)
     assert (device.values[UTILIZATION] > 0.8) is (running > 0)
     assert found.refused == ()
@@ -51,7 +51,7 @@ def test_the_page_is_read_in_full_and_follows_the_batch(kind: str, running: int)
 
 @pytest.mark.parametrize("kind", ["amd", "dcgm"])
 def test_power_and_heat_grow_with_the_batch(kind: str) -> None:
-    idle, one, full = (the_device(kind, running).values for running in (0, 1, 32))
+    idle, one, full = (read_device(kind, running).values for running in (0, 1, 32))
     assert idle[POWER] < one[POWER] < full[POWER]
     assert idle[TEMPERATURE] < one[TEMPERATURE] <= full[TEMPERATURE]
 
@@ -59,60 +59,60 @@ def test_power_and_heat_grow_with_the_batch(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "fault", "reason"),
     [
-        ("dcgm", {"accelerator": "sick"}, "accelerator_xid"),
+        ("dcgm", {"accelerator": "unhealthy"}, "accelerator_xid"),
         ("dcgm", {"accelerator": "ecc"}, "accelerator_ecc"),
-        ("amd", {"accelerator": "sick"}, "accelerator_unhealthy"),
+        ("amd", {"accelerator": "unhealthy"}, "accelerator_unhealthy"),
         ("amd", {"accelerator": "ecc"}, "accelerator_unhealthy"),
     ],
 )
-def test_it_can_fall_sick(kind: str, fault: dict[str, str], reason: str) -> None:
-    found = fault_of(the_device(kind, 4, **fault), FATAL_XIDS)
+def test_it_can_be_unhealthy(kind: str, fault: dict[str, str], reason: str) -> None:
+    found = fault_of(read_device(kind, 4, **fault), FATAL_XIDS)
     assert found is not None
     assert found.reason == reason
 
 
-def test_the_error_code_of_a_sick_device_can_be_chosen() -> None:
-    assert the_device("dcgm", 4, accelerator="sick", accelerator_xid=48).xids == (48,)
-    assert fault_of(the_device("dcgm", 4, accelerator="sick", accelerator_xid=43), FATAL_XIDS) is None
+def test_the_error_code_of_an_unhealthy_device_can_be_set() -> None:
+    assert read_device("dcgm", 4, accelerator="unhealthy", accelerator_xid=48).xids == (48,)
+    assert fault_of(read_device("dcgm", 4, accelerator="unhealthy", accelerator_xid=43), FATAL_XIDS) is None
 
 
 @pytest.mark.parametrize("kind", ["amd", "dcgm"])
 def test_what_was_not_measured_is_unknown(kind: str) -> None:
-    device = the_device(kind, 4, accelerator="blank")
+    device = read_device(kind, 4, accelerator="blank")
     assert not device.values.keys() & {UTILIZATION, MEMORY_USED, POWER, TEMPERATURE}
 
 
-@pytest.mark.parametrize("fault", ["sick", "blank"])
-def test_a_sick_tpu_is_one_that_nobody_speaks_of(fault: str) -> None:
-    page = accelerators.page("tpu", accelerators.device(8001, 4, 32), Faults(accelerator=fault))
+@pytest.mark.parametrize("fault", ["unhealthy", "blank"])
+def test_an_unhealthy_tpu_is_missing_from_the_page(fault: str) -> None:
+    page = accelerators.page("tpu", accelerators.emulated_device(8001, 4, 32), Faults(accelerator=fault))
     assert read("tpu", page).devices == ()
 
 
-async def test_the_server_has_the_page_beside_its_own_and_it_follows_its_requests() -> None:
-    async with serving(accelerator="dcgm") as rig:
-        idle = await _device(rig)
+async def test_the_server_serves_the_page_and_it_follows_its_requests() -> None:
+    async with run_emulator(accelerator="dcgm") as emulator:
+        idle = await _device(emulator)
         assert idle.values[UTILIZATION] == 0
-        ask = {"model": "tiny", "prompt": "x", "max_tokens": 2000, "ignore_eos": True}
-        running = asyncio.create_task(rig.post("/v1/completions", ask))
-        await found(lambda: _device(rig), lambda device: device.values[UTILIZATION] >= 0.9)
+        request = {"model": "tiny", "prompt": "x", "max_tokens": 2000, "ignore_eos": True}
+        running = asyncio.create_task(emulator.post("/v1/completions", request))
+        await found(lambda: _device(emulator), lambda device: device.values[UTILIZATION] >= 0.9)
         running.cancel()
-        await rig.fault(accelerator="sick")
-        assert (await _device(rig)).xids == (79,)
-        await rig.fault(accelerator="error")
-        assert (await rig.get(accelerators.PATH))[0] == 500
-        await rig.fault(accelerator="hang")
-        hanging = asyncio.create_task(rig.get(accelerators.PATH))
+        await emulator.fault(accelerator="unhealthy")
+        assert (await _device(emulator)).xids == (79,)
+        await emulator.fault(accelerator="error")
+        assert (await emulator.get(accelerators.PATH))[0] == 500
+        await emulator.fault(accelerator="hang")
+        hanging = asyncio.create_task(emulator.get(accelerators.PATH))
         await eventually(lambda: not hanging.done())
         hanging.cancel()
 
 
-async def _device(rig: Rig) -> Device:
-    status, page = await rig.get(accelerators.PATH)
+async def _device(emulator: RunningEmulator) -> Device:
+    status, page = await emulator.get(accelerators.PATH)
     assert status == 200
     (device,) = read("dcgm", page).devices
     return device
 
 
-async def test_a_server_without_one_has_no_such_page() -> None:
-    async with serving() as rig:
-        assert (await rig.get(accelerators.PATH))[0] == 404
+async def test_a_server_without_an_accelerator_has_no_such_page() -> None:
+    async with run_emulator() as emulator:
+        assert (await emulator.get(accelerators.PATH))[0] == 404

@@ -1,4 +1,4 @@
-"""`igw emulate` as a user meets it: the ready line, the exit status, the words for what went wrong."""
+"""The command `igw emulate`: its ready line, its exit status, its error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.processes import Processes
 from tests.waiting import until
 
 COMMAND = [sys.executable, "-m", "agent", "emulate"]
-READY = r"^tiny on http://127\.0\.0\.1:(\d+): 64 requests a batch, 4095 blocks of 16 tokens, adapters lora-a$"
+READY = r"^tiny on http://127\.0\.0\.1:(\d+): 64 requests per batch, 4095 blocks of 16 tokens, adapters lora-a$"
 
 
 def get(port: str, path: str) -> bytes:
@@ -27,7 +27,7 @@ def get(port: str, path: str) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_server_says_when_it_is_ready_serves_and_stops_on_a_signal(processes: Processes, number) -> None:
+def test_a_server_prints_a_ready_line_serves_and_stops_on_a_signal(processes: Processes, number) -> None:
     flags = ["--listen", "127.0.0.1:0", "--model", "tiny", "--lora", "lora-a", "--max-loras", "2"]
     server = processes.start([*COMMAND, *flags])
     port = server.wait_for(READY)[1]
@@ -40,7 +40,7 @@ def test_a_server_says_when_it_is_ready_serves_and_stops_on_a_signal(processes: 
     assert "Traceback" not in server.output()
 
 
-def test_several_servers_of_one_process_do_not_know_each_other(processes: Processes) -> None:
+def test_several_servers_of_one_process_share_no_state(processes: Processes) -> None:
     server = processes.start([*COMMAND, "--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"])
     server.wait_for(r"(?s)http://.*http://")
     first, second = re.findall(r"http://127\.0\.0\.1:(\d+)", server.output())
@@ -55,7 +55,7 @@ def test_several_servers_of_one_process_do_not_know_each_other(processes: Proces
     assert counted not in get(second, "/metrics")
 
 
-def test_a_port_in_use_is_named_and_nothing_else_is_said(processes: Processes) -> None:
+def test_a_port_in_use_is_the_only_message(processes: Processes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = processes.start([*COMMAND, "--listen", f"127.0.0.1:{port}"])
@@ -64,7 +64,7 @@ def test_a_port_in_use_is_named_and_nothing_else_is_said(processes: Processes) -
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (["--num-blocks", "20"], "raise num_blocks to 513"),
         (["--lora", "a"], "needs max_loras of at least 1"),
@@ -72,14 +72,14 @@ def test_a_port_in_use_is_named_and_nothing_else_is_said(processes: Processes) -
         (["--listen", "127.0.0.1:99999"], "is not HOST:PORT"),
     ],
 )
-def test_flags_that_make_no_server_are_refused_with_what_would(processes: Processes, flags, says) -> None:
+def test_invalid_flags_are_refused_with_a_valid_alternative(processes: Processes, flags, message) -> None:
     server = processes.start([*COMMAND, *flags])
     assert server.wait() == 2
-    assert says in server.output()
+    assert message in server.output()
     assert "Traceback" not in server.output()
 
 
-def test_a_server_stops_while_it_still_starts(processes: Processes) -> None:
+def test_a_server_stops_during_its_start_up_time(processes: Processes) -> None:
     server = processes.start([*COMMAND, "--listen", "127.0.0.1:0", "--startup-seconds", "1000"])
     handled = until(lambda: handles_sigterm(server.pid))
     assert handled
@@ -89,13 +89,13 @@ def test_a_server_stops_while_it_still_starts(processes: Processes) -> None:
 
 
 def handles_sigterm(pid: int) -> bool:
-    """Has the process put its own handler in place?"""
+    """Whether the process has installed its own handler."""
     status = Path(f"/proc/{pid}/status").read_text("ascii")
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def test_a_server_told_to_die_is_gone_without_a_word(processes: Processes) -> None:
+def test_the_fault_die_ends_the_process_at_once(processes: Processes) -> None:
     server = processes.start([*COMMAND, "--listen", "127.0.0.1:0"])
     port = server.wait_for(r"http://127\.0\.0\.1:(\d+)")[1]
     request = urllib.request.Request(

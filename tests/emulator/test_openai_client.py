@@ -1,4 +1,4 @@
-"""The openai package finds an OpenAI server in the emulator."""
+"""The emulator works with the openai package."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import openai
 import pytest
 import pytest_asyncio
 
-from tests.emulator.rig import serving
+from tests.emulator.running_emulator import run_emulator
 
 
 @pytest_asyncio.fixture
 async def client() -> AsyncIterator[openai.AsyncOpenAI]:
-    async with serving() as rig, openai.AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as client:
+    async with (
+        run_emulator() as emulator,
+        openai.AsyncOpenAI(base_url=f"{emulator.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         yield client
 
 
@@ -35,11 +38,13 @@ async def test_a_chat_with_an_adapter(client):
     assert answer.usage.prompt_tokens_details.cached_tokens == 0
 
 
-async def test_a_streamed_chat_is_the_whole_one_in_pieces(client):
-    ask = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12}
-    whole = await client.chat.completions.create(**ask)
+async def test_a_streamed_chat_is_the_whole_answer_in_pieces(client):
+    request = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12}
+    whole = await client.chat.completions.create(**request)
     text, reasons, usage = "", [], None
-    async for chunk in await client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}):
+    async for chunk in await client.chat.completions.create(
+        **request, stream=True, stream_options={"include_usage": True}
+    ):
         usage = chunk.usage or usage
         for choice in chunk.choices:
             text += choice.delta.content or ""
@@ -59,7 +64,7 @@ async def test_a_streamed_completion_with_several_answers(client):
     assert len(set(texts)) == 4
 
 
-async def test_errors_are_the_client_s_own_kinds(client):
+async def test_errors_raise_the_exceptions_of_the_client(client):
     with pytest.raises(openai.NotFoundError, match="The model `nope` does not exist"):
         await client.completions.create(model="nope", prompt="x")
     with pytest.raises(openai.BadRequestError, match="maximum context length is 2048 tokens"):

@@ -1,4 +1,4 @@
-"""The pure engine does what a real vLLM did with the same requests (see docs/emulator.md for the rates and limits)."""
+"""The pure engine behaves as a recorded vLLM with the same requests (docs/emulator.md has the rates and limits)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator.loads import LOADS, Load, Seen, lasts, replay
+from tests.emulator.recorded_loads import LOADS, QueueState, RecordedLoad, duration, replay
 
 BY_NAME = pytest.mark.parametrize("load", LOADS, ids=lambda load: load.name)
 WITHIN = 0.10
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "emulator.md"
 
 
-def kept(load: Load) -> tuple[Seen, Seen]:
-    """(recorded, emulated) at the instant at which the recording kept its page."""
+def at_kept_page(load: RecordedLoad) -> tuple[QueueState, QueueState]:
+    """(recorded, emulated) at the time of the page that the recording kept."""
     requests, scrapes = load.read()
     place = [scrape["t"] for scrape in scrapes].index(requests["page_kept_at"]["t"])
     _, recorded, emulated = replay(load)[place]
@@ -23,16 +23,16 @@ def kept(load: Load) -> tuple[Seen, Seen]:
 
 
 @BY_NAME
-def test_the_kept_page_of_a_recorded_load_is_met_within_a_tenth(load):
-    recorded, emulated = kept(load)
+def test_the_kept_page_of_a_recorded_load_is_reproduced_within_10_percent(load):
+    recorded, emulated = at_kept_page(load)
     assert recorded.running == 4
     for name, value in asdict(recorded).items():
         assert asdict(emulated)[name] == pytest.approx(value, rel=WITHIN, abs=0), name
 
 
 @BY_NAME
-def test_hits_and_preemptions_of_a_whole_recorded_load_are_met_exactly(load):
-    _, recorded, emulated = replay(load)[-1]  # long after the last scrape, at which nothing ran any more
+def test_hits_and_preemptions_of_a_whole_recorded_load_are_reproduced_exactly(load):
+    _, recorded, emulated = replay(load)[-1]  # long after the last scrape, when all requests have ended
     if load.name == "load_queue_limit12":
         assert recorded.preemptions == 4
     assert emulated.preemptions == recorded.preemptions
@@ -49,16 +49,16 @@ def test_hits_and_preemptions_of_a_whole_recorded_load_are_met_exactly(load):
         ("load_queue_limit12", 0.861),
     ],
 )
-def test_a_whole_load_takes_as_long_as_the_document_says_and_not_exactly_as_long_as_recorded(name, ratio):
-    """The recorded machine changed its speed within a load; docs/emulator.md tells why."""
-    recorded, emulated = lasts(next(load for load in LOADS if load.name == name))
+def test_the_duration_of_a_whole_load_differs_from_the_recorded_one_as_documented(name, ratio):
+    """The recorded machine changed its speed within a load, see docs/emulator.md."""
+    recorded, emulated = duration(next(load for load in LOADS if load.name == name))
     assert emulated / recorded == pytest.approx(ratio, abs=0.001)
     assert f"{recorded:.2f} / {emulated:.2f}" in DOCUMENT.read_text(encoding="utf-8")
 
 
-def test_the_queue_limit_refuses_the_eight_requests_that_the_recorded_server_refused():
+def test_the_queue_limit_refuses_the_same_eight_requests_as_the_recorded_server():
     load = LOADS[-1]
     requests, _ = load.read()
     refused = [result["i"] for result in requests["results"] if result["usage"] is None]
     assert refused == list(range(12, 20))
-    replay(load)  # `started` asserts for each refused request that the recording refused it too
+    replay(load)  # asserts for each refused request that the recording refused it too

@@ -1,104 +1,105 @@
-"""Load reports through a real Envoy: asked for, attributed to who answered, taken as readings, kept from the client."""
+"""Load reports through a real Envoy: requested, attributed to the endpoint that answered, read, and removed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
+import orjson
 import pytest
-from aiohttp import web
 
-from agent.emulator.settings import Settings as Emulated
+from agent.emulator.config import EmulatorConfig
 from agent.envoy import process
-from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickMode, bootstrap
 from agent.events.requests import Reported
 from agent.signals import RUNNING, WAITING
 from tests.app.live import running
-from tests.emulator.rig import serving
-from tests.envoy.rig import CHAT, WAYS, a_rig, chat
+from tests.emulator.running_emulator import run_emulator
+from tests.envoy.gateway import MODES, chat, run_gateway
+from tests.fakes.ext_proc import CHAT
+from tests.fakes.model_server import ModelServer, answer, chunk, chunked_head
 from tests.waiting import eventually
 
 REPORT = "TEXT named_metrics.num_requests_waiting=4.0, named_metrics.kv_cache_usage_perc=0.5"
-REQUEST_HEADER, HEADER = "endpoint-load-metrics-format", "endpoint-load-metrics"
-both = pytest.mark.parametrize("way", WAYS, ids=[way.value for way in WAYS])
+REQUESTED_BY, HEADER = "endpoint-load-metrics-format", "endpoint-load-metrics"
+both = pytest.mark.parametrize("mode", MODES, ids=[mode.value for mode in MODES])
 
 
-def reporting(server: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def respond(request: web.Request) -> web.StreamResponse:
-        headers = {HEADER: REPORT} if REQUEST_HEADER in request.headers else {}
-        return web.json_response({"server": server}, headers=headers)
-
-    return respond
-
-
-@both
-async def test_a_report_comes_with_who_answered_and_the_client_does_not_see_it(tmp_path: Path, way: Way) -> None:
-    async with a_rig(tmp_path, reports=True) as rig:
-        for server in rig.servers:
-            server.respond = reporting(server.address)
-            rig.pool.choose = lambda _, __, address=server.address: address  # type: ignore[misc]
-            async with rig.client.post(rig.url(way), json=chat()) as answer:
-                assert answer.status == 200
-                assert HEADER not in answer.headers
-            assert server.seen[-1][0].headers[REQUEST_HEADER] == "TEXT"
-        assert rig.pool.heard == [(server.address, REPORT, server.address) for server in rig.servers]
-        await eventually(lambda: rig.pool.ended_as == ["closed"] * 3)
+async def reporting(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+    """The server's address as JSON, with a load report if the request has the header for it."""
+    report = f"{HEADER}: {REPORT}\r\n" if REQUESTED_BY in server.requests[-1].headers else ""
+    body = orjson.dumps({"server": server.address})
+    writer.write(answer(body, headers=f"Content-Type: application/json\r\n{report}"))
 
 
 @both
-async def test_a_client_s_own_question_is_answered_to_it_and_heard_by_us(tmp_path: Path, way: Way) -> None:
-    async with a_rig(tmp_path, reports=True) as rig:
-        server = rig.servers[0]
-        server.respond = reporting(server.address)
-        async with rig.client.post(rig.url(way), json=chat(), headers={REQUEST_HEADER: "JSON"}) as answer:
-            assert answer.headers[HEADER] == REPORT
-        assert server.seen[-1][0].headers.getall(REQUEST_HEADER) == ["JSON"]
-        assert rig.pool.heard == [(server.address, REPORT, server.address)]
+async def test_a_report_has_the_endpoint_that_answered_and_is_removed_from_the_response(
+    tmp_path: Path, mode: PickMode
+) -> None:
+    async with run_gateway(tmp_path, reports=True) as gateway:
+        for server in gateway.servers:
+            server.behave = reporting
+            gateway.pool.choose = lambda _, __, address=server.address: address  # type: ignore[misc]
+            async with gateway.client.post(gateway.url(mode), json=chat()) as response:
+                assert response.status == 200
+                assert HEADER not in response.headers
+            assert server.requests[-1].headers[REQUESTED_BY] == "TEXT"
+        assert gateway.pool.load_reports == [(server.address, REPORT, server.address) for server in gateway.servers]
+        await eventually(lambda: gateway.pool.ended_as == ["closed"] * 3)
 
 
-async def test_an_answer_from_another_endpoint_than_the_picked_one_is_told_as_such(tmp_path: Path) -> None:
-    async with a_rig(tmp_path, reports=True) as rig:
-        dead, alive = rig.servers[0], rig.servers[1]
-        alive.respond = reporting(alive.address)
+@both
+async def test_a_report_that_the_client_requested_is_read_and_kept(tmp_path: Path, mode: PickMode) -> None:
+    async with run_gateway(tmp_path, reports=True) as gateway:
+        server = gateway.servers[0]
+        server.behave = reporting
+        async with gateway.client.post(gateway.url(mode), json=chat(), headers={REQUESTED_BY: "JSON"}) as response:
+            assert response.headers[HEADER] == REPORT
+        assert server.requests[-1].headers.getall(REQUESTED_BY) == ["JSON"]
+        assert gateway.pool.load_reports == [(server.address, REPORT, server.address)]
+
+
+async def test_a_report_of_another_endpoint_than_the_picked_one_is_attributed_to_it(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, reports=True) as gateway:
+        dead, alive = gateway.servers[0], gateway.servers[1]
+        alive.behave = reporting
         await dead.stop()
-        rig.pool.fallbacks = (alive.address,)
-        async with rig.client.post(rig.url(Way.BUFFERED), json=chat()) as answer:
-            assert (await answer.json())["server"] == alive.address
-        assert rig.pool.heard == [(dead.address, REPORT, alive.address)]
-        await dead.start()
+        gateway.pool.fallbacks = (alive.address,)
+        async with gateway.client.post(gateway.url(PickMode.BUFFERED), json=chat()) as response:
+            assert (await response.json())["server"] == alive.address
+        assert gateway.pool.load_reports == [(dead.address, REPORT, alive.address)]
 
 
 @both
-async def test_a_stream_is_untouched_and_its_end_is_still_told(tmp_path: Path, way: Way) -> None:
-    async with a_rig(tmp_path, reports=True) as rig:
+async def test_a_stream_is_unchanged_and_its_end_is_reported(tmp_path: Path, mode: PickMode) -> None:
+    async with run_gateway(tmp_path, reports=True) as gateway:
 
-        async def stream(request: web.Request) -> web.StreamResponse:
-            response = web.StreamResponse()
-            await response.prepare(request)
+        async def stream(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+            writer.write(chunked_head())
             for number in range(50):
-                await response.write(b"%d\n" % number)
-            return response
+                writer.write(chunk(b"%d\n" % number))
+                await writer.drain()
+            writer.write(chunk())
 
-        rig.servers[0].respond = stream
-        async with rig.client.post(rig.url(way), json=chat(stream=True)) as answer:
-            assert (await answer.read()).split() == [b"%d" % number for number in range(50)]
-        await eventually(lambda: rig.pool.ended_as == ["closed"])
-        assert rig.pool.heard == []
-
-
-async def test_where_reports_are_off_nobody_is_asked_for_one(tmp_path: Path) -> None:
-    async with a_rig(tmp_path) as rig:
-        async with rig.client.post(rig.url(Way.BUFFERED), json=chat()) as answer:
-            assert answer.status == 200
-        assert REQUEST_HEADER not in rig.servers[0].seen[-1][0].headers
+        gateway.servers[0].behave = stream
+        async with gateway.client.post(gateway.url(mode), json=chat(stream=True)) as response:
+            assert (await response.read()).split() == [b"%d" % number for number in range(50)]
+        await eventually(lambda: gateway.pool.ended_as == ["closed"])
+        assert gateway.pool.load_reports == []
 
 
-async def test_between_two_pages_an_answer_tells_of_the_queue_behind_it(tmp_path: Path) -> None:
-    """One request at a time, five behind the first: their answers tell of a queue that was on no page."""
-    slow = Emulated(max_num_seqs=1, num_blocks=200, block_size=32, max_model_len=2048, step_seconds=0.02)
-    async with serving(slow) as server:
+async def test_without_load_reports_none_is_requested(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path) as gateway:
+        async with gateway.client.post(gateway.url(PickMode.BUFFERED), json=chat()) as response:
+            assert response.status == 200
+        assert REQUESTED_BY not in gateway.servers[0].requests[-1].headers
+
+
+async def test_between_two_pages_a_response_reports_the_queue(tmp_path: Path) -> None:
+    """One request at a time, five behind the first: their responses report a queue that was on no page."""
+    slow = EmulatorConfig(max_num_seqs=1, num_blocks=200, block_size=32, max_model_len=2048, step_seconds=0.02)
+    async with run_emulator(slow) as server:
         address = f"127.0.0.1:{server.port}"
         path = tmp_path / "igw.yaml"
         path.write_text(
@@ -110,21 +111,21 @@ async def test_between_two_pages_an_answer_tells_of_the_queue_behind_it(tmp_path
         async with running(path, healthy=1) as live:
             store, now = live.pool.store, live.clock.now
             (before,) = store.snapshot(now()).endpoints
-            seen: list[float | None] = []
-            store.on_change.append(lambda: seen.append(store.snapshot(now()).endpoints[0].fresh(WAITING, now())))
-            pools = (Pool("pool", (address,), live.picker, reports=True),)
-            settings = Settings(pools, (Listener("in", "127.0.0.1:0", "pool", Way.BUFFERED),))
-            envoy = await process.start(bootstrap(settings), tmp_path / "envoy")
+            values: list[float | None] = []
+            store.on_change.append(lambda: values.append(store.snapshot(now()).endpoints[0].fresh(WAITING, now())))
+            pools = (EnvoyPool("pool", (address,), live.picker, reports=True),)
+            config = EnvoyConfig(pools, (EnvoyListener("in", "127.0.0.1:0", "pool", PickMode.BUFFERED),))
+            envoy = await process.start(bootstrap(config), tmp_path / "envoy")
             url = f"http://127.0.0.1:{envoy.ports['in']}{CHAT}"
             fields = {"model": "tiny", "messages": chat()["messages"], "max_tokens": 4}
             try:
                 async with aiohttp.ClientSession() as client:
                     answers = await asyncio.gather(*(client.post(url, json=fields) for _ in range(6)))
-                    assert [answer.status for answer in answers] == [200] * 6
+                    assert [response.status for response in answers] == [200] * 6
             finally:
                 await envoy.stop()
             assert [event.reason for event in live.recorder.of(Reported)] == [""] * 6
-            assert max(value for value in seen if value is not None) >= 1
+            assert max(value for value in values if value is not None) >= 1
             (after,) = store.snapshot(now()).endpoints
             assert after.page_at == before.page_at
             assert after.reading(RUNNING) == before.reading(RUNNING)

@@ -11,7 +11,6 @@ import grpc
 import grpc.aio
 import orjson
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.events import Event
 from agent.events.requests import Abandoned, Refused
@@ -20,9 +19,9 @@ from agent.requests.pipeline import WAIT, OnDecision, Pipeline, Result
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
 from agent.serve.ext_proc.server import ExtProcServer, ProcessCall
+from tests.fakes.ext_proc import PROCESS, read, request_headers
 from tests.waiting import eventually
 
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 PICK = Pick("r", "10.0.0.1:8000", (), 1, 0, 0, "tie", ("10.0.0.1:8000",), (0.0,), {}, 1)
 
 
@@ -80,11 +79,7 @@ class Port:
     async def get(self) -> Any:
         """A call with a request that has no body."""
         call = self.channel.stream_stream(PROCESS)()
-        message = pb.ProcessingRequest()
-        for name, value in ((":method", "GET"), (":path", "/v1/models"), ("x-request-id", "r")):
-            message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-        message.request_headers.end_of_stream = True
-        await call.write(message.SerializeToString())
+        await call.write(request_headers(path="/v1/models", end=True))
         return call
 
 
@@ -96,12 +91,6 @@ async def port() -> AsyncIterator[Port]:
         one.channel = channel
         yield one
     await one.server.stop(0.0)
-
-
-async def read(call: Any) -> pb.ProcessingResponse:
-    data = await asyncio.wait_for(call.read(), 10)
-    assert data is not grpc.aio.EOF
-    return pb.ProcessingResponse.FromString(data)
 
 
 async def test_a_pick_that_comes_later_routes_the_request(port: Port) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
 import orjson
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.events import Event
@@ -23,20 +21,18 @@ from agent.serve.grpc import health as grpc_health
 from agent.serve.grpc import listener as grpc_listener
 from agent.serve.http2.connection import Connection
 from agent.serve.http2.frames import DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame
-from tests.envoy.rig import ToldPool
+from tests.fakes.ext_proc import BUFFERED, FULL_DUPLEX, PROCESS, picked, read, request_body, request_headers
+from tests.fakes.scripted_pool import ScriptedPool
 from tests.waiting import eventually
 
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 BODY = orjson.dumps({"model": "m", "messages": []})
-BUFFERED, FULL_DUPLEX = 2, 4
-DESTINATION = "x-gateway-destination-endpoint"
 
 
 class Port:
     """A picker port that listens, its pool, and what it reported."""
 
     def __init__(self) -> None:
-        self.pool = ToldPool("10.0.0.1:8000", "[fd00::1]:8000")
+        self.pool = ScriptedPool("10.0.0.1:8000", "[fd00::1]:8000")
         self.events: list[Event] = []
         self.server = ExtProcServer(self.pool, self.events.append, address="127.0.0.1:0", max_body=1 << 20)
         self.number = 0
@@ -56,44 +52,6 @@ async def port() -> AsyncIterator[Port]:
     await one.server.stop(0.0)
 
 
-def headers(
-    mode: int = BUFFERED, *, end: bool = False, subset: Any = None, more: Mapping[str, str] | None = None
-) -> bytes:
-    message = pb.ProcessingRequest()
-    named = {":method": "GET" if end else "POST", ":path": "/v1/chat/completions", "x-request-id": "r", **(more or {})}
-    for name, value in named.items():
-        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-    message.request_headers.end_of_stream = end
-    message.protocol_config.request_body_mode = mode
-    if subset is not None:
-        message.metadata_context.filter_metadata["envoy.lb.subset_hint"].update({f"{DESTINATION}-subset": subset})
-    data: bytes = message.SerializeToString()
-    return data
-
-
-def body(chunk: bytes = BODY, *, end: bool = True) -> bytes:
-    message = pb.ProcessingRequest(request_body=pb.HttpBody(body=chunk, end_of_stream=end))
-    data: bytes = message.SerializeToString()
-    return data
-
-
-async def read(conversation: Any) -> pb.ProcessingResponse:
-    data = await asyncio.wait_for(conversation.read(), 10)
-    assert data is not grpc.aio.EOF, await conversation.details()
-    return pb.ProcessingResponse.FromString(data)
-
-
-def picked(response: pb.ProcessingResponse) -> str:
-    """The destination, which stands in the headers and in the metadata alike."""
-    common = getattr(response, response.WhichOneof("response")).response
-    (option,) = [option for option in common.header_mutation.set_headers if option.header.key == DESTINATION]
-    assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD
-    assert common.clear_route_cache
-    header = option.header.raw_value.decode()
-    assert json_format.MessageToDict(response.dynamic_metadata) == {"envoy.lb": {DESTINATION: header}}
-    return str(header)
-
-
 @pytest.mark.parametrize("endpoint", [0, 1])
 async def test_header_and_metadata_name_the_same_endpoint_and_overwrite_what_was_there(
     port: Port, endpoint: int
@@ -102,7 +60,7 @@ async def test_header_and_metadata_name_the_same_endpoint_and_overwrite_what_was
     more: dict[str, str]
     for more in ({}, {"x-gateway-inference-objective": "gold"}):
         conversation = port.converse()
-        await conversation.write(headers(end=True, more=more))
+        await conversation.write(request_headers(end=True, more=more))
         response = await read(conversation)
         assert response.WhichOneof("response") == "request_headers"
         assert picked(response) == port.pool.endpoints[endpoint]
@@ -115,9 +73,9 @@ async def test_header_and_metadata_name_the_same_endpoint_and_overwrite_what_was
 
 async def test_a_buffered_conversation_is_answered_message_by_message(port: Port) -> None:
     conversation = port.converse()
-    await conversation.write(headers(BUFFERED))
+    await conversation.write(request_headers(BUFFERED))
     assert (await read(conversation)).WhichOneof("response") == "request_headers"
-    await conversation.write(body())
+    await conversation.write(request_body(BODY))
     response = await read(conversation)
     assert response.WhichOneof("response") == "request_body"
     assert picked(response) == "10.0.0.1:8000"
@@ -130,9 +88,9 @@ async def test_a_buffered_conversation_is_answered_message_by_message(port: Port
 async def test_a_full_duplex_conversation_gets_its_body_back_in_pieces(port: Port) -> None:
     text = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200_000}]})
     conversation = port.converse()
-    await conversation.write(headers(FULL_DUPLEX))
+    await conversation.write(request_headers(FULL_DUPLEX))
     for start in range(0, len(text), 50_000):
-        await conversation.write(body(text[start : start + 50_000], end=start + 50_000 >= len(text)))
+        await conversation.write(request_body(text[start : start + 50_000], end=start + 50_000 >= len(text)))
     assert picked(await read(conversation)) == "10.0.0.1:8000"
     pieces, last = [], False
     while not last:
@@ -152,19 +110,19 @@ async def test_a_full_duplex_conversation_gets_its_body_back_in_pieces(port: Por
 )
 async def test_a_subset_hint_reaches_the_picker(port: Port, hint: Any, subset: frozenset[str]) -> None:
     conversation = port.converse()
-    await conversation.write(headers(end=True, subset=hint))
+    await conversation.write(request_headers(end=True, subset=hint))
     await read(conversation)
-    assert [asked[2] for asked in port.pool.asked] == [subset]
+    assert [asked[2] for asked in port.pool.requests] == [subset]
     conversation.cancel()
 
 
 @pytest.mark.parametrize("hint", [[], "", 7.0])
 async def test_a_subset_hint_that_allows_nothing_is_a_503(port: Port, hint: Any) -> None:
     conversation = port.converse()
-    await conversation.write(headers(end=True, subset=hint))
+    await conversation.write(request_headers(end=True, subset=hint))
     response = await read(conversation)
     assert response.immediate_response.status.code == 503
-    assert port.pool.asked == []
+    assert port.pool.requests == []
 
 
 async def test_bytes_that_are_no_message_end_one_conversation_and_are_counted(port: Port) -> None:
@@ -177,14 +135,14 @@ async def test_bytes_that_are_no_message_end_one_conversation_and_are_counted(po
     assert isinstance(event, StreamBroken)
     assert event.reason == "malformed"
     conversation = port.converse()
-    await conversation.write(headers(end=True))
+    await conversation.write(request_headers(end=True))
     assert picked(await read(conversation))
     conversation.cancel()
 
 
 async def test_a_body_without_headers_is_answered_with_the_setting_that_is_wrong(port: Port) -> None:
     conversation = port.converse()
-    await conversation.write(body())
+    await conversation.write(request_body(BODY))
     response = await read(conversation)
     assert b"request_header_mode" in response.immediate_response.body
     assert isinstance(port.events[0], StreamBroken)
@@ -193,7 +151,7 @@ async def test_a_body_without_headers_is_answered_with_the_setting_that_is_wrong
 async def test_a_message_that_says_nothing_is_passed_over(port: Port) -> None:
     conversation = port.converse()
     await conversation.write(b"")
-    await conversation.write(headers(end=True))
+    await conversation.write(request_headers(end=True))
     assert picked(await read(conversation))
     conversation.cancel()
 
@@ -201,12 +159,12 @@ async def test_a_message_that_says_nothing_is_passed_over(port: Port) -> None:
 async def test_a_message_over_the_size_limit_ends_its_call_alone(port: Port) -> None:
     conversation = port.converse()
     with contextlib.suppress(asyncio.InvalidStateError):
-        await conversation.write(headers(FULL_DUPLEX))
-        await conversation.write(body(bytes(4 << 20)))
+        await conversation.write(request_headers(FULL_DUPLEX))
+        await conversation.write(request_body(bytes(4 << 20)))
     assert await conversation.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await eventually(lambda: port.server.open_streams == 0)
     conversation = port.converse()
-    await conversation.write(headers(end=True))
+    await conversation.write(request_headers(end=True))
     assert picked(await read(conversation))
     conversation.cancel()
 
@@ -249,10 +207,10 @@ async def test_a_port_in_use_is_named(port: Port) -> None:
 
 async def test_stopping_ends_every_pick_and_takes_no_more_requests(port: Port) -> None:
     conversation = port.converse()
-    await conversation.write(headers(end=True))
+    await conversation.write(request_headers(end=True))
     await read(conversation)
     await asyncio.wait_for(port.server.stop(10.0), 5)
-    assert (port.pool.ended_as, port.pool.wrongly_ended) == (["lost"], 0)
+    assert (port.pool.ended_as, port.pool.ended_twice) == (["lost"], 0)
     assert await conversation.code() is grpc.StatusCode.OK
     late = port.converse()
     assert await late.code() is grpc.StatusCode.UNAVAILABLE
@@ -260,11 +218,11 @@ async def test_stopping_ends_every_pick_and_takes_no_more_requests(port: Port) -
 
 async def test_a_request_that_is_being_read_when_we_stop_may_finish(port: Port) -> None:
     conversation = port.converse()
-    await conversation.write(headers(BUFFERED))
+    await conversation.write(request_headers(BUFFERED))
     await read(conversation)
     stopping = asyncio.ensure_future(port.server.stop(20.0))
     await asyncio.sleep(0)
-    await conversation.write(body())
+    await conversation.write(request_body(BODY))
     assert picked(await read(conversation)) == "10.0.0.1:8000"
     await asyncio.wait_for(stopping, 10)
     assert (port.pool.ended_as, port.pool.in_flight) == (["lost"], 0)
@@ -288,13 +246,13 @@ async def test_a_connection_that_is_not_http2_is_closed_and_counted_and_others_c
     port: Port, data: bytes
 ) -> None:
     conversation = port.converse()
-    await conversation.write(headers())
+    await conversation.write(request_headers())
     await read(conversation)
     await answer_to(port, data)
     (event,) = port.events
     assert isinstance(event, StreamBroken)
     assert (event.reason, event.detail) == ("http2", "PROTOCOL_ERROR: invalid connection preface")
-    await conversation.write(body())
+    await conversation.write(request_body(BODY))
     assert picked(await read(conversation)) == "10.0.0.1:8000"
     conversation.cancel()
 
@@ -311,10 +269,10 @@ async def test_requests_of_a_proxy_that_answers_no_ping_end(port: Port, monkeypa
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_TIMEOUT_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
     call = frame(HEADERS, END_HEADERS, 1, b"\x83\x86\x44%c%s" % (len(PROCESS), PROCESS.encode()))
-    message = headers(end=True)
+    message = request_headers(end=True)
     data = frame(DATA, 0, 1, b"\x00" + len(message).to_bytes(4, "big") + message)
     writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + call + data)
-    await eventually(lambda: port.pool.begun == 1)
+    await eventually(lambda: port.pool.picks == 1)
     await eventually(lambda: port.pool.ended_as == ["closed"])
     assert frame(PING, 0, 0, bytes(8)) in await asyncio.wait_for(reader.read(), 10)
     writer.close()
@@ -333,7 +291,7 @@ async def test_a_proxy_that_answers_pings_may_be_idle(port: Port, monkeypatch: p
 
     monkeypatch.setattr(Connection, "ping", recorded)
     conversation = port.converse()
-    await conversation.write(headers(end=True))
+    await conversation.write(request_headers(end=True))
     await read(conversation)
     await eventually(lambda: len(pinged) >= 3)
     assert port.pool.in_flight == 1
@@ -346,7 +304,7 @@ async def test_the_ipv6_wildcard_address_accepts_ipv4_too(port: Port) -> None:
     for host in ("127.0.0.1", "[::1]"):
         async with grpc.aio.insecure_channel(f"{host}:{number}") as channel:
             conversation = channel.stream_stream(PROCESS)()
-            await conversation.write(headers(end=True))
+            await conversation.write(request_headers(end=True))
             assert picked(await read(conversation))
             conversation.cancel()
     await every.stop(0.0)

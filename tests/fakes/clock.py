@@ -1,4 +1,4 @@
-"""A clock that a test moves by hand."""
+"""A clock that the test advances."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ WALL_AT_ZERO = 1_790_000_000.0
 
 
 class ManualClock:
-    """Both clocks of `agent.clock.Clock`; they stand still until `advance`."""
+    """A fake `agent.clock.Clock`, which stands still until `advance`."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
@@ -17,17 +17,17 @@ class ManualClock:
         return self._now
 
     def wall(self) -> float:
-        """Seconds since 1970, moving with `now`."""
+        """Seconds since 1970; advances with `now`."""
         return WALL_AT_ZERO + self._now + self._set
 
     def cpu(self) -> float:
-        """Seconds of CPU: none."""
+        """Seconds of CPU: always 0."""
         return 0.0
 
     def set_wall(self, seconds: float) -> None:
-        """Somebody sets the wall clock, forward by these seconds or back."""
+        """Set the wall clock forward by these seconds, or back if negative."""
         self._set += seconds
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance both clocks."""
         self._now += seconds

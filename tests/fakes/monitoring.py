@@ -1,8 +1,8 @@
-"""Cloud Monitoring as far as `projects.timeSeries.list` goes: a gRPC service with the limits that Google documents.
+"""A fake of Cloud Monitoring's `projects.timeSeries.list`: a gRPC service with the documented limits.
 
-It is asked by Google's own client, over a channel of our own instead of one to Google. A request names a project, asks
-for exactly one metric type, and for an interval that does not end before it begins; the points of a series come newest
-first; an answer comes in pages; a sample is shown up to 120 seconds after it was taken.
+Google's client sends its requests over a local channel. A request has a project, exactly one metric type, and an
+interval that does not end before it starts. The points of a series are newest first, a response has pages, and a sample
+is visible 120 seconds after it was taken.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import grpc
 from google.cloud import monitoring_v3
 from google.cloud.monitoring_v3.services.metric_service.transports import MetricServiceGrpcTransport
 
-SHOWN_LATE_SECONDS = 120.0
-SERIES_A_PAGE = 2
+VISIBLE_AFTER_SECONDS = 120.0
+SERIES_PER_PAGE = 2
 
 
-class Sample(NamedTuple):
+class MonitoringSample(NamedTuple):
     """One point of one accelerator of one container; `taken` in seconds since 1970."""
 
     metric: str
@@ -33,28 +33,28 @@ class Sample(NamedTuple):
     cluster: str = "c"
 
 
-class Refusal(Exception):
-    """The status and the words of an answer that is none."""
+class RpcError(Exception):
+    """The status and message of a failed call."""
 
-    def __init__(self, code: grpc.StatusCode, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
         self.code = code
 
 
 class Monitoring:
-    """The service with these samples, asked at `now`."""
+    """The service with these samples; `now` is the current time."""
 
-    def __init__(self, *samples: Sample, now: float) -> None:
+    def __init__(self, *samples: MonitoringSample, now: float) -> None:
         self.samples = list(samples)
         self.now = now
-        self.refusal: Refusal | None = None
+        self.refusal: RpcError | None = None
         self.pages = 0
         self.types: list[str] = []
         self.channels: list[grpc.Channel] = []
         self.address = ""
 
     def load(self) -> Any:
-        """`google.cloud.monitoring_v3`, whose client asks this service and needs nobody's credentials."""
+        """`google.cloud.monitoring_v3` with a client for this service, without credentials."""
         return SimpleNamespace(
             ListTimeSeriesRequest=monitoring_v3.ListTimeSeriesRequest, MetricServiceClient=self._client
         )
@@ -69,10 +69,10 @@ class Monitoring:
         self.pages += 1
         try:
             series = self._series(request)
-        except Refusal as refusal:
+        except RpcError as refusal:
             context.abort(refusal.code, str(refusal))
         start = int(request.page_token or 0)
-        end = start + SERIES_A_PAGE
+        end = start + SERIES_PER_PAGE
         token = str(end) if end < len(series) else ""
         return monitoring_v3.ListTimeSeriesResponse(time_series=series[start:end], next_page_token=token)
 
@@ -80,24 +80,24 @@ class Monitoring:
         if self.refusal is not None:
             raise self.refusal
         if not re.fullmatch(r"projects/[a-z][a-z0-9-]+", request.name):
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "name must be projects/PROJECT")
+            raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "name must be projects/PROJECT")
         types = re.findall(r'metric\.type = "([^"]+)"', request.filter)
         if len(types) != 1:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the filter must name a single metric type")
+            raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "the filter must name a single metric type")
         self.types.append(types[0])
         start, end = (getattr(request.interval, f"{name}_time").timestamp() for name in ("start", "end"))
         if end < start or end > self.now:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the interval ends before it begins, or in the future")
+            raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "the interval ends before it begins, or in the future")
         clusters = re.findall(r'resource\.labels\.cluster_name = "([^"]+)"', request.filter)
-        found: dict[tuple[str, str], list[Sample]] = {}
+        found: dict[tuple[str, str], list[MonitoringSample]] = {}
         for sample in self.samples:
-            shown = sample.taken + SHOWN_LATE_SECONDS <= self.now and start <= sample.taken <= end
-            if sample.metric == types[0] and shown and [sample.cluster] == clusters:
+            visible = sample.taken + VISIBLE_AFTER_SECONDS <= self.now and start <= sample.taken <= end
+            if sample.metric == types[0] and visible and [sample.cluster] == clusters:
                 found.setdefault((sample.pod, sample.accelerator), []).append(sample)
         return [_written(*key, samples) for key, samples in found.items()]
 
 
-def _written(pod: str, accelerator: str, samples: list[Sample]) -> Any:
+def _written(pod: str, accelerator: str, samples: list[MonitoringSample]) -> Any:
     namespace, _, name = pod.partition("/")
     return monitoring_v3.TimeSeries(
         metric={"labels": {"accelerator_id": accelerator, "make": "nvidia", "model": "nvidia-l4"}},
@@ -114,8 +114,8 @@ def _value(value: float) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(*samples: Sample, now: float) -> Iterator[Monitoring]:
-    """The service on a port of this machine."""
+def serving(*samples: MonitoringSample, now: float) -> Iterator[Monitoring]:
+    """The service on a free port of this machine."""
     service = Monitoring(*samples, now=now)
     server = grpc.server(ThreadPoolExecutor(1))
     handler = grpc.unary_unary_rpc_method_handler(

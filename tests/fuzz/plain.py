@@ -1,8 +1,8 @@
 """A slow and simple reader of a page, as the reference for `agent.exposition.page`: line by line, without memory.
 
 It is written from Prometheus's description of its text format and from what its scraper accepts
-(`tests/spec/test_prometheus_agrees.py`), not from the scanner: two independent programs are unlikely to have the same
-defect.
+(`tests/exposition/test_prometheus_agrees.py`), not from the scanner: two independent programs are unlikely to have the
+same defect.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import pytest
 import requests
 
 from agent.envoy import process as envoy
-from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickMode, bootstrap
 from agent.signals import HISTOGRAMS
 from dashboards.definitions import panels
 from dashboards.panel import Panel, Query
@@ -128,9 +128,9 @@ def _loaded(processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: l
     agent = processes.start([*IGW, "run", "--config", str(file)])
     agent.wait_for("admin: ")
     until(lambda: requests.get(f"http://127.0.0.1:{admin}/readyz", timeout=20).ok, what="an agent that can pick")
-    settings = Settings(
-        (Pool("default", tuple(addresses), f"127.0.0.1:{picker}"),),
-        (Listener("in", "127.0.0.1:0", "default", Way.BUFFERED),),
+    settings = EnvoyConfig(
+        (EnvoyPool("default", tuple(addresses), f"127.0.0.1:{picker}"),),
+        (EnvoyListener("in", "127.0.0.1:0", "default", PickMode.BUFFERED),),
     )
     proxy = asyncio.run(envoy.start(bootstrap(settings), home / "envoy", concurrency=1))
     stack.callback(lambda: asyncio.run(proxy.stop()))

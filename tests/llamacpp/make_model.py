@@ -1,7 +1,7 @@
 """Writes a tiny Llama with random weights as a GGUF file: `python make_model.py FILE`.
 
-It says nothing worth reading, and it is a model to llama.cpp in every respect. A token is one byte: the vocabulary is
-that of GPT-2's byte alphabet and one merge. Runs in the environment of environment.py; asks no network.
+Its output is random, but it is a complete model for llama.cpp. A token is one byte: the vocabulary is GPT-2's byte
+alphabet and one merge. Runs in the environment of environment.py; needs no network.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ CONTEXT, WIDTH, HEADS, INNER, LAYERS = 4096, 64, 4, 128, 2
 
 
 def alphabet() -> list[str]:
-    """GPT-2's letter for each byte: itself where it can be printed, else one from U+0100 on."""
-    printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    """GPT-2's character for each byte: itself if it is printable, else one from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
-    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def main(path: str) -> int:

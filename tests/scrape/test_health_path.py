@@ -13,8 +13,8 @@ from agent.scrape import scraper
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.health import HEALTH_REASONS
+from tests.fakes.model_server import PAGE, Behaviour, ModelServer, answer, good, hang, raw
 from tests.fakes.simulated import LoopClock, raise_broken
-from tests.scrape.model_server import PAGE, Behaviour, ModelServer, answer, good, hang, raw
 from tests.scrape.sinks import RecordingStore
 from tests.waiting import eventually
 
@@ -88,7 +88,7 @@ async def test_page_and_health_probes_share_one_connection_and_are_not_concurren
     server = await rig.start()
     await rig.store.until_recorded("healthy", 5)
     assert server.connections == 1
-    assert server.most_at_once == 1
+    assert server.max_active == 1
     assert rig.store.verdict == ("healthy", "")
 
 
@@ -96,7 +96,7 @@ async def test_health_is_probed_at_its_interval_while_pages_are_more_frequent(ri
     server = await rig.start()
     await rig.store.until_recorded("page", 21)
     span = rig.store.pages_at[-1] - rig.store.pages_at[0]
-    assert server.asked.count("/health") <= span / HEALTH_INTERVAL + 2.5
+    assert server.paths.count("/health") <= span / HEALTH_INTERVAL + 2.5
     # Every second page has a probe; before a late one there may be two more pages.
     runs = [len(list(run)) for result, run in itertools.groupby(rig.store.order) if result == "page"]
     assert max(runs) <= 4
@@ -105,7 +105,7 @@ async def test_health_is_probed_at_its_interval_while_pages_are_more_frequent(ri
 async def test_health_is_probed_between_rare_pages(rig: Rig) -> None:
     server = await rig.start(interval=3600)
     await rig.store.until_recorded("healthy", 4)
-    assert server.asked.count("/metrics") == 1
+    assert server.paths.count("/metrics") == 1
     assert server.connections == 1
 
 
@@ -119,7 +119,7 @@ async def test_health_is_probed_before_the_first_page(rig: Rig) -> None:
 async def test_an_engine_without_a_health_path_is_healthy_by_its_page(rig: Rig) -> None:
     server = await rig.start(health_path="")
     await rig.store.until_recorded("page", 3)
-    assert "/health" not in server.asked
+    assert "/health" not in server.paths
     assert rig.store.verdict == ("healthy", "")
 
 
@@ -166,11 +166,11 @@ async def test_a_health_path_that_hangs_delays_no_page(rig: Rig, monkeypatch: py
     server = await rig.start(timeout=20.0)
     await rig.store.until_recorded("healthy")
     server.behave = at_health(after(held))
-    asked = server.asked.count("/health")
-    await eventually(lambda: server.asked.count("/health") > asked)
+    asked = server.paths.count("/health")
+    await eventually(lambda: server.paths.count("/health") > asked)
     pages, probes = (rig.store.order.count(result) for result in ("page", "healthy"))
     await rig.store.until_recorded("page", pages + 20)
-    assert server.asked.count("/health") == asked + 1
+    assert server.paths.count("/health") == asked + 1
     assert rig.store.order.count("healthy") == probes
     held.set()
     await rig.store.until_recorded("healthy", probes + 1)
@@ -182,13 +182,13 @@ async def test_each_health_probe_that_hangs_costs_two_connections_at_most(rig: R
     await rig.store.until_recorded("health_timeout", 3)
     assert not any(result.startswith("page:") for result in rig.store.order)
     # Two for each probe that hangs: its own is closed, the page has a new one.
-    assert server.connections <= 2 + server.asked.count("/health")
+    assert server.connections <= 2 + server.paths.count("/health")
 
 
 async def test_a_page_that_hangs_delays_no_health_probe(rig: Rig) -> None:
     server = await rig.start(at_page(hang), timeout=20.0)
     await rig.store.until_recorded("healthy", 4)
-    assert server.asked.count("/metrics") == 1
+    assert server.paths.count("/metrics") == 1
 
 
 async def test_a_refused_connection_is_reported_once_and_not_once_per_path(rig: Rig, free_port: int) -> None:
@@ -210,9 +210,9 @@ async def test_a_health_path_that_is_not_probed_any_more_has_no_effect(rig: Rig)
     await eventually(lambda: rig.store.verdict == ("down", "health_status"))
     rig.scrape(health_path="")
     await eventually(lambda: rig.store.verdict == ("healthy", ""))
-    asked, pages = rig.server.asked.count("/health"), rig.store.order.count("page")
+    asked, pages = rig.server.paths.count("/health"), rig.store.order.count("page")
     await rig.store.until_recorded("page", pages + 5)
-    assert rig.server.asked.count("/health") == asked
+    assert rig.server.paths.count("/health") == asked
     assert rig.store.verdict == ("healthy", "")
 
 

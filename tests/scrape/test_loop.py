@@ -17,8 +17,7 @@ from agent.scrape.scraper import model_names
 from agent.scrape.target import Target
 from agent.signals import FINISHED, KV_USAGE, RUNNING
 from agent.state.endpoint import Identity
-from tests.fakes.simulated import LoopClock, raise_broken
-from tests.scrape.model_server import (
+from tests.fakes.model_server import (
     MODELS,
     PAGE,
     Behaviour,
@@ -32,6 +31,7 @@ from tests.scrape.model_server import (
     raw,
     reset,
 )
+from tests.fakes.simulated import LoopClock, raise_broken
 from tests.scrape.sinks import RecordingSink
 from tests.waiting import eventually
 
@@ -97,7 +97,7 @@ async def test_pages_are_read_repeatedly_on_one_connection(rig: Rig) -> None:
     rig.scrape(server.address)
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 5)
     assert server.connections == 1
-    assert server.most_at_once == 1
+    assert server.max_active == 1
     extraction, _, took, size = rig.sink.pages[server.address][0]
     assert extraction.readings[RUNNING] == 4
     assert size == len(PAGE)
@@ -118,7 +118,7 @@ async def test_the_time_of_a_reading_is_that_of_the_request_and_not_of_the_respo
 
     server = await rig.server(slow)
     rig.scrape(server.address, timeout=10)
-    await eventually(lambda: server.asked)
+    await eventually(lambda: server.paths)
     before = clock.now()
     held.set()
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 1)
@@ -148,7 +148,7 @@ async def test_a_pause_of_the_agent_itself_causes_no_time_outs(rig: Rig) -> None
 
     server = await rig.server(slow)
     rig.scrape(server.address, timeout=5)
-    await eventually(lambda: server.asked)
+    await eventually(lambda: server.paths)
     clock.ahead, clock.reads = 30.0, 0  # as after a pause of the process for half a minute
     await eventually(lambda: clock.reads >= 4)
     held.set()
@@ -316,7 +316,7 @@ async def test_a_killed_server_is_scraped_at_once_and_not_when_its_next_scrape_i
 
 async def test_a_connection_that_was_closed_meanwhile_is_reopened_without_a_failure(rig: Rig) -> None:
     async def once(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-        if len(server.asked) % 2 == 0:
+        if len(server.paths) % 2 == 0:
             writer.transport.abort()
         else:
             writer.write(answer(PAGE))
@@ -346,10 +346,10 @@ async def test_a_server_that_returns_is_scraped_again(rig: Rig) -> None:
 async def test_the_models_are_requested_on_the_connection_of_the_page(rig: Rig) -> None:
     server = await rig.server()
     rig.scrape(server.address, models=0.2)
-    await rig.sink.until(lambda: server.asked.count("/v1/models") >= 2)
+    await rig.sink.until(lambda: server.paths.count("/v1/models") >= 2)
     assert rig.sink.models[server.address] == frozenset({"tiny", "lora-a"})
     assert server.connections == 1
-    assert server.most_at_once == 1
+    assert server.max_active == 1
 
 
 async def test_the_models_of_a_server_that_closes_after_each_response_are_requested_too(rig: Rig) -> None:
@@ -371,7 +371,7 @@ async def test_the_page_of_a_server_whose_models_hang_is_scraped(rig: Rig) -> No
 
     server = await rig.server(half)
     rig.scrape(server.address, models=0.2)
-    await rig.sink.until(lambda: server.asked.count("/v1/models") >= 2 and rig.sink.count(server.address) >= 4)
+    await rig.sink.until(lambda: server.paths.count("/v1/models") >= 2 and rig.sink.count(server.address) >= 4)
     assert not rig.sink.failures
     assert not rig.sink.models
 
@@ -384,11 +384,11 @@ async def test_the_models_of_a_server_that_returns_are_requested_at_once(rig: Ri
     await server.stop()
     await rig.sink.until(lambda: bool(rig.sink.failures))
     rig.sink.models.clear()
-    asked = server.asked.count("/v1/models")
+    asked = server.paths.count("/v1/models")
     await server.start(port)
     await rig.sink.until(lambda: server.address in rig.sink.models)
     assert rig.sink.models[server.address] == {"tiny", "lora-a"}
-    assert server.asked.count("/v1/models") == asked + 1
+    assert server.paths.count("/v1/models") == asked + 1
 
 
 async def test_the_models_of_a_server_that_restarts_between_two_scrapes_are_requested_at_once(rig: Rig) -> None:
@@ -399,7 +399,7 @@ async def test_the_models_of_a_server_that_restarts_between_two_scrapes_are_requ
     rig.sink.restarted = lambda extraction: extraction.readings[RUNNING] == 7
     server.page = OTHER_PAGE
     await rig.sink.until(lambda: server.address in rig.sink.models)
-    asked = [path for path in server.asked if path != "/health"]
+    asked = [path for path in server.paths if path != "/health"]
     before = asked.index("/v1/models", asked.index("/v1/models") + 1)
     (first,) = [at for at, page in enumerate(rig.sink.pages[server.address]) if page[0].readings[RUNNING] == 7][:1]
     assert asked[:before].count("/metrics") == first + 1
@@ -412,14 +412,14 @@ async def test_two_servers_behind_one_address_do_not_cause_a_request_for_models_
     rig.scrape(server.address, models=3600)
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 10)
     times = [at for _, at, _, _ in rig.sink.pages[server.address]]
-    assert server.asked.count("/v1/models") <= 2 + (times[-1] - times[0]) / RESET_SECONDS
+    assert server.paths.count("/v1/models") <= 2 + (times[-1] - times[0]) / RESET_SECONDS
 
 
 async def test_a_late_page_of_the_previous_server_at_an_address_is_dropped(rig: Rig) -> None:
     late = asyncio.Event()
 
     async def slow(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-        if server.asked.count("/metrics") == 1:
+        if server.paths.count("/metrics") == 1:
             await late.wait()
             writer.write(answer(PAGE))
         else:
@@ -428,7 +428,7 @@ async def test_a_late_page_of_the_previous_server_at_an_address_is_dropped(rig: 
     server = await rig.server(slow)
     old = Target(server.address, "vllm", interval=INTERVAL, timeout=20, health_path="", identity=Identity("pod-a"))
     rig.loop.set_targets("pool", [old], rig.sink)
-    await eventually(lambda: "/metrics" in server.asked)
+    await eventually(lambda: "/metrics" in server.paths)
     rig.loop.set_targets("pool", [old._replace(identity=Identity("pod-b"))], rig.sink)
     late.set()
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 2)
@@ -452,11 +452,11 @@ async def test_targets_that_stay_keep_their_connection_and_removed_ones_are_not_
     rig.scrape(stays.address, goes.address)
     await rig.sink.until(lambda: rig.sink.count(stays.address) > 1 and rig.sink.count(goes.address) > 1)
     rig.scrape(stays.address, comes.address)
-    asked = len(goes.asked)
+    asked = len(goes.paths)
     before = rig.sink.count(stays.address)
     await rig.sink.until(lambda: rig.sink.count(comes.address) > 2 and rig.sink.count(stays.address) > before + 2)
     assert stays.connections == 1
-    assert len(goes.asked) == asked
+    assert len(goes.paths) == asked
     assert not goes.writers
 
 
@@ -468,9 +468,9 @@ async def test_after_stop_there_are_no_requests_and_no_connections() -> None:
         loop.set_targets("pool", [Target(server.address, "vllm", interval=INTERVAL)], sink)
         await sink.until(lambda: sink.count(server.address) >= 2)
         await loop.stop()
-        asked = len(server.asked)
+        asked = len(server.paths)
         await eventually(lambda: not server.writers)
-        assert len(server.asked) == asked
+        assert len(server.paths) == asked
     finally:
         await server.stop()
 
@@ -518,7 +518,7 @@ async def test_only_the_page_of_an_exporter_is_requested_and_it_has_its_own_read
     rig.scrape(server.address)
     await eventually(lambda: len(exporter.lines) > 2 and rig.sink.count(server.address) > 2)
     assert set(exporter.lines) == {PAGE.count(b"\n")}
-    assert set(server.asked) == {"/exporter", "/metrics", "/v1/models"}
+    assert set(server.paths) == {"/exporter", "/metrics", "/v1/models"}
     server.page = b"# EOF"
     await eventually(lambda: exporter.failures != [])
     assert set(exporter.failures) == {"not_metrics"}

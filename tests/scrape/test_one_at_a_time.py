@@ -16,8 +16,8 @@ from agent.scrape.budget import Intervals, RateLimiter
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.endpoint import Identity
+from tests.fakes.model_server import answer
 from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
-from tests.scrape.model_server import answer
 
 HOST = "10.0.0.7"
 PAGE = b'vllm:num_requests_running{model_name="tiny"} 4\nvllm:num_requests_waiting{model_name="tiny"} 0\n'

@@ -16,9 +16,9 @@ from agent.engines import engine
 from agent.scrape.http_connection import BufferPool, FetchFailed, HttpConnection
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
+from tests.fakes.model_server import PAGE, answer
 from tests.fakes.simulated import LoopClock, SimulatedLoop, raise_broken, simulate
 from tests.fakes.simulated import Wire as SimulatedWire
-from tests.scrape.model_server import PAGE, answer
 from tests.scrape.sinks import RecordingStore
 from tests.waiting import eventually
 

@@ -15,8 +15,8 @@ from agent.engines.table import Engine, EnginePorts
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.store import RoutingStore
+from tests.fakes.model_server import ModelServer, answer, raw
 from tests.fakes.simulated import LoopClock, raise_broken
-from tests.scrape.model_server import ModelServer, answer, raw
 from tests.waiting import eventually
 
 PAGE = (
@@ -104,10 +104,10 @@ async def test_a_server_is_healthy_by_its_page_at_one_port_and_its_health_at_ano
         table = await rig.start()
         address = getattr(rig, listed).address
         rig.scrape(address, table)
-        await eventually(lambda: rig.verdict() == ("healthy", "") and len(rig.front.asked) > 2)
-        assert set(rig.page.asked) == {"/metrics"}
-        assert set(rig.front.asked) == {"/v2/health/ready"}
-        assert f"Host: {rig.front.address}\r\n" in rig.front.head
+        await eventually(lambda: rig.verdict() == ("healthy", "") and len(rig.front.paths) > 2)
+        assert set(rig.page.paths) == {"/metrics"}
+        assert set(rig.front.paths) == {"/v2/health/ready"}
+        assert f"Host: {rig.front.address}\r\n" in rig.front.requests[-1].head
         rig.front.behave = raw(answer(b"", "400 Bad Request"))
         await eventually(lambda: rig.verdict() == ("down", "health_status"))
         await rig.front.stop()

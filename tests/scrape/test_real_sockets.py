@@ -10,7 +10,7 @@ import uvloop
 
 from agent.clock import SystemClock
 from agent.signals import RUNNING
-from tests.scrape.model_server import ModelServer, raw
+from tests.fakes.model_server import ModelServer, raw
 from tests.scrape.test_loop import BAD, PAGE_IN_PIECES, Rig
 
 

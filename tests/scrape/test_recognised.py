@@ -13,8 +13,8 @@ from agent.engines import ENGINES, engine
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.signals import RUNNING, WAITING
+from tests.fakes.model_server import ModelServer, answer
 from tests.fakes.simulated import LoopClock, raise_broken
-from tests.scrape.model_server import ModelServer, answer
 from tests.scrape.sinks import RecordingSink
 from tests.waiting import eventually
 
@@ -65,8 +65,8 @@ async def test_an_engine_is_recognised_and_its_page_and_its_probes_are_requested
     table = engine(name)
     # For this port the health path of a Triton is unknown (`test_ports.py`).
     probed = {path for path in (table.models_path, None if table.ports else table.health_path) if path}
-    await eventually(lambda: probed <= set(server.asked))
-    assert set(server.asked) <= {"/metrics", *probed}
+    await eventually(lambda: probed <= set(server.paths))
+    assert set(server.paths) <= {"/metrics", *probed}
 
 
 async def test_scrapes_of_an_unknown_page_fail_until_there_is_a_known_one(
@@ -106,5 +106,5 @@ async def test_the_recognised_engine_is_kept_when_settings_change(loop: ScrapeLo
     before = sink.count(server.address)
     await sink.until(lambda: sink.count(server.address) >= before + 3)
     assert sink.engines == {server.address: ["sglang"]}
-    asked = server.asked.count("/v1/models")
-    await eventually(lambda: server.asked.count("/v1/models") > asked)
+    asked = server.paths.count("/v1/models")
+    await eventually(lambda: server.paths.count("/v1/models") > asked)

@@ -18,8 +18,8 @@ from agent.scrape.reasons import REASONS
 from agent.scrape.server_access import PLAIN, HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.signals import RUNNING
+from tests.fakes.model_server import ModelServer, answer, good
 from tests.scrape.authority import Authority
-from tests.scrape.model_server import ModelServer, answer, good
 from tests.scrape.sinks import RecordingSink
 from tests.waiting import eventually
 
@@ -244,7 +244,7 @@ def requires(token: str) -> Any:
     """A server that requires this token."""
 
     async def behave(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-        if f"Authorization: Bearer {token}\r\n" in server.head:
+        if f"Authorization: Bearer {token}\r\n" in server.requests[-1].head:
             await good(server, path, writer)
         else:
             writer.write(answer(b"", "401 Unauthorized"))
@@ -289,7 +289,7 @@ async def test_a_new_token_costs_one_failed_scrape_at_most(rig: Rig) -> None:
     file.write_text("second")
     server.behave = requires("second")
     await rig.reads(address)
-    assert "Bearer second" in server.head
+    assert "Bearer second" in server.requests[-1].head
     assert len(rig.sink.failures.get(address, ())) <= 1
 
 
@@ -303,7 +303,7 @@ async def test_a_token_file_without_a_token_is_reported_and_no_request_sent(rig:
     reason, detail = await rig.fails(address)
     assert reason == "token_file"
     assert str(file) in detail
-    assert not server.asked
+    assert not server.paths
     file.write_text("now there")
     file.write_text("nowthere")
     await rig.reads(address)
@@ -317,9 +317,9 @@ async def test_page_and_health_may_have_other_ports_than_requests(rig: Rig) -> N
     )  # fmt: skip
     await rig.reads(address, 5)
     await eventually(lambda: address in rig.sink.models and rig.sink.health_reasons.get(address, []).count("") >= 2)
-    assert set(serving.asked) == {"/v1/models"}
-    assert set(page.asked) == {"/m"}
-    assert set(health.asked) == {"/health"}
+    assert set(serving.paths) == {"/v1/models"}
+    assert set(page.paths) == {"/m"}
+    assert set(health.paths) == {"/health"}
     assert {server.connections for server in rig.servers} == {1}
 
 
@@ -336,10 +336,10 @@ async def test_new_access_settings_apply_at_once(rig: Rig, authority: Authority)
     address = rig.scrape(plain)
     await rig.reads(address)
     rig.scrape(plain, rig.tls(authority), metrics_port=secret.port)
-    await eventually(lambda: secret.asked)
+    await eventually(lambda: secret.paths)
     await rig.reads(address)
     await eventually(lambda: not plain.writers)
-    asked = len(plain.asked)
+    asked = len(plain.paths)
     await rig.reads(address)
-    assert len(plain.asked) == asked
+    assert len(plain.paths) == asked
     assert not rig.sink.failures

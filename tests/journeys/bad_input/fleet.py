@@ -14,12 +14,12 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.envoy import process
-from agent.envoy.render import Listener, Pool, Settings, Way, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickMode, bootstrap
 from tests.processes import Process, Processes
 from tests.waiting import found
 
 IGW = [sys.executable, "-m", "agent"]
-WAYS = (Way.BUFFERED, Way.FULL_DUPLEX)
+MODES = (PickMode.BUFFERED, PickMode.FULL_DUPLEX)
 CHAT = "/v1/chat/completions"
 MODEL = "emulated"
 WITHIN = 20.0  # seconds; bounds a failure, nothing waits for so long
@@ -61,13 +61,13 @@ class Fleet:
         self.healthy = healthy
         self.client = client
         self.admin = ""
-        self.envoy: process.Envoy
+        self.envoy: process.EnvoyProcess
 
-    def port(self, pool: str, way: Way) -> int:
+    def port(self, pool: str, way: PickMode) -> int:
         """Where Envoy listens for this pool, with this way to ask the picker."""
         return self.envoy.ports[f"{pool} {way.value}"]
 
-    def url(self, pool: str, way: Way, path: str = CHAT) -> str:
+    def url(self, pool: str, way: PickMode, path: str = CHAT) -> str:
         return f"http://127.0.0.1:{self.port(pool, way)}{path}"
 
     async def read(self, path: str) -> Any:
@@ -89,7 +89,7 @@ class Fleet:
         rows = (await self.read("/v1/gauges"))["gauges"]
         return {row["name"]: row for row in rows if row["labels"] == {"pool": pool, "server": address}}
 
-    async def ask(self, pool: str, way: Way, **request: Any) -> tuple[int, Any]:
+    async def ask(self, pool: str, way: PickMode, **request: Any) -> tuple[int, Any]:
         """One request through Envoy, the usual one unless told otherwise: status and JSON of the answer."""
         async with self.client.post(self.url(pool, way), **(request or {"json": chat()})) as answer:
             assert answer.content_type == "application/json", await answer.text()
@@ -136,9 +136,11 @@ async def a_fleet(
             # In a thread: the targets of a test may live on this event loop, and are asked from now on.
             fleet.admin = (await asyncio.to_thread(agent.wait_for, r"admin: (http://\S+)"))[1]
             pickers = dict(re.findall(r"pool (\S+): ext_proc on (\S+),", agent.output()))
-            settings = Settings(
-                tuple(Pool(name, tuple(listed), pickers[name]) for name, listed in pools(healthy).items()),
-                tuple(Listener(f"{name} {way.value}", "127.0.0.1:0", name, way) for name in pickers for way in WAYS),
+            settings = EnvoyConfig(
+                tuple(EnvoyPool(name, tuple(listed), pickers[name]) for name, listed in pools(healthy).items()),
+                tuple(
+                    EnvoyListener(f"{name} {way.value}", "127.0.0.1:0", name, way) for name in pickers for way in MODES
+                ),
             )
             # One thread, and so one connection to each picker: what a test does first does not wait for another.
             fleet.envoy = await process.start(bootstrap(settings), directory / "envoy", concurrency=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.__main__ import main
-from agent.envoy.render import Way
+from agent.envoy.render import PickMode
 from tests.journeys.bad_input.fleet import IGW, Fleet, a_fleet, chat, document
 from tests.processes import Processes
 from tests.waiting import found
@@ -66,7 +66,7 @@ async def test_a_typo_in_a_running_agent_s_file_changes_nothing_is_counted_and_i
         await found(fleet.counts, lambda seen: seen.of("igw_pool_endpoints_by_health", state="healthy") == 1)
         good = fleet.file.read_text()
         body = chat("a story", stream=True, ignore_eos=True) | {"max_tokens": 100}
-        async with fleet.client.post(fleet.url("pool", Way.BUFFERED), json=body) as answer:
+        async with fleet.client.post(fleet.url("pool", PickMode.BUFFERED), json=body) as answer:
             await answer.content.readuntil(b"\n\n")
             await reloaded(fleet, good.replace("staleAfter", "staleAftr"), "failed")
             text = (await answer.read()).decode()
@@ -76,7 +76,7 @@ async def test_a_typo_in_a_running_agent_s_file_changes_nothing_is_counted_and_i
             "configuration not reloaded, the old one stays: "
             f"{fleet.file}:5: state.staleAftr: unknown key; did you mean 'staleAfter'?"
         )
-        status, answered = await fleet.ask("pool", Way.FULL_DUPLEX)
+        status, answered = await fleet.ask("pool", PickMode.FULL_DUPLEX)
         assert (status, answered["object"]) == (200, "chat.completion")
         assert (await fleet.endpoint("pool", fleet.healthy[0]))["stale_after_seconds"] == 2
         await reloaded(fleet, good.replace("staleAfter: 2s", "staleAfter: 3s"), "ok")

@@ -13,7 +13,7 @@ import pytest
 from agent.accelerators.faults import FAULTS
 from agent.clock import SystemClock
 from agent.engines.table import REFUSALS
-from agent.envoy.render import Listener, Pool, Settings, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, bootstrap
 from agent.instruments.hook import Instruments
 from agent.requests.rejections import REJECTIONS
 from agent.scrape.reasons import REASONS
@@ -95,7 +95,9 @@ def test_the_table_of_rejections_holds_every_reason_and_no_other() -> None:
 
 
 def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
-    settings = Settings((Pool("pool", ("127.0.0.1:1",), "127.0.0.1:2"),), (Listener("in", "127.0.0.1:0", "pool"),))
+    settings = EnvoyConfig(
+        (EnvoyPool("pool", ("127.0.0.1:1",), "127.0.0.1:2"),), (EnvoyListener("in", "127.0.0.1:0", "pool"),)
+    )
     rendered = json.loads(json.dumps(bootstrap(settings)))
     assert set(first("A request is refused", "`code` from Envoy")) == set(codes(rendered))
 

@@ -6,7 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from tests.journeys.bad_input.fleet import IGW, WAYS, a_fleet
+from tests.journeys.bad_input.fleet import IGW, MODES, a_fleet
 from tests.processes import Processes
 from tests.waiting import found
 
@@ -15,11 +15,11 @@ async def test_requests_are_answered_503_while_the_agent_is_dead_and_served_when
     tmp_path: Path, processes: Processes
 ) -> None:
     async with a_fleet(tmp_path, 1, lambda healthy: {"pool": healthy}) as fleet:
-        for way in WAYS:
+        for way in MODES:
             await found(partial(fleet.ask, "pool", way), lambda answer: answer[0] == 200)
         (picker,) = re.findall(r"ext_proc on (\S+),", fleet.agent.output())
         fleet.agent.kill()
-        for way in WAYS:
+        for way in MODES:
             status, answer = await fleet.ask("pool", way)
             error = answer["error"]
             assert (status, error["type"], error["code"]) == (503, "server_error", "picker_unavailable")
@@ -27,5 +27,5 @@ async def test_requests_are_answered_503_while_the_agent_is_dead_and_served_when
         fleet.file.write_text(at_its_place)
         again = processes.start([*IGW, "run", "--config", fleet.file])
         again.wait_for("is listening")
-        for way in WAYS:
+        for way in MODES:
             await found(partial(fleet.ask, "pool", way), lambda answer: answer[0] == 200)

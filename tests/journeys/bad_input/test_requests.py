@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
-from agent.envoy.render import Way
-from tests.journeys.bad_input.fleet import CHAT, WAYS, Counts, Fleet, a_fleet, chat
+from agent.envoy.render import PickMode
+from tests.journeys.bad_input.fleet import CHAT, MODES, Counts, Fleet, a_fleet, chat
 from tests.waiting import found
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-both = pytest.mark.parametrize("way", WAYS, ids=[way.value for way in WAYS])
+both = pytest.mark.parametrize("way", MODES, ids=[way.value for way in MODES])
 POOL = "pool"
 MEGABYTE = 1_000_000
 
@@ -25,7 +25,7 @@ MEGABYTE = 1_000_000
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     async with a_fleet(tmp_path_factory.mktemp("bad requests"), 2, lambda healthy: {POOL: healthy}) as started:
         await found(started.counts, lambda seen: seen.of("igw_pool_endpoints_by_health", state="healthy") == 2)
-        await is_served(started, Way.BUFFERED)
+        await is_served(started, PickMode.BUFFERED)
         yield started
 
 
@@ -63,7 +63,7 @@ TABLE = {
 }
 
 
-async def is_served(fleet: Fleet, way: Way) -> None:
+async def is_served(fleet: Fleet, way: PickMode) -> None:
     """Nothing is left in flight, and the next request is answered."""
     await fleet.idle(POOL)
     status, body = await fleet.ask(POOL, way)
@@ -73,7 +73,7 @@ async def is_served(fleet: Fleet, way: Way) -> None:
 
 @both
 @pytest.mark.parametrize("name", TABLE)
-async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fleet, way: Way, name: str) -> None:
+async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fleet, way: PickMode, name: str) -> None:
     bad = TABLE[name]
     before = await fleet.counts()
     status, answer = await fleet.ask(POOL, way, data=bad.body(), headers={"content-type": "application/json"})
@@ -86,7 +86,7 @@ async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fl
     def counted(seen: Counts) -> float:
         # A body that is too large may outgrow Envoy's buffer before the agent has answered its headers.
         by_envoy = (
-            seen.of("igw_requests_abandoned_total", pool=POOL) if bad.status == 413 and way is Way.BUFFERED else 0
+            seen.of("igw_requests_abandoned_total", pool=POOL) if bad.status == 413 and way is PickMode.BUFFERED else 0
         )
         return seen.of("igw_requests_rejected_total", **told) + by_envoy
 
@@ -95,7 +95,7 @@ async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fl
 
 
 @both
-async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: Way) -> None:
+async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: PickMode) -> None:
     body = json.dumps(chat("one byte at a time")).encode()
     status, answer = await fleet.ask(POOL, way, data=in_pieces(body, 1), headers={"content-type": "application/json"})
     assert (status, answer["object"]) == (200, "chat.completion")
@@ -103,7 +103,7 @@ async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: Way) ->
 
 
 @both
-async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothing(fleet: Fleet, way: Way) -> None:
+async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothing(fleet: Fleet, way: PickMode) -> None:
     name = "igw_requests_abandoned_total"
     before = (await fleet.counts()).of(name, pool=POOL)
     _, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothi
 
 
 @both
-async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothing(fleet: Fleet, way: Way) -> None:
+async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothing(fleet: Fleet, way: PickMode) -> None:
     before = (await fleet.counts()).of("igw_requests_ended_total", pool=POOL, result="closed")
     body = json.dumps(chat("tell me a long story", stream=True) | {"max_tokens": 4000, "ignore_eos": True}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
@@ -156,7 +156,7 @@ NOT_TAKEN = {
 @both
 @pytest.mark.parametrize("name", NOT_TAKEN)
 async def test_what_envoy_itself_does_not_take_is_an_openai_error_that_says_why(
-    fleet: Fleet, way: Way, name: str
+    fleet: Fleet, way: PickMode, name: str
 ) -> None:
     request, status, why = NOT_TAKEN[name]
     reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 
-from tests.journeys.bad_input.fleet import WAYS, Fleet, a_fleet
-from tests.scrape.model_server import (
+from tests.fakes.model_server import (
     PAGE,
     Behaviour,
     ModelServer,
-    Target,
+    SwitchableServer,
     answer,
     break_off,
     drip,
@@ -27,6 +26,7 @@ from tests.scrape.model_server import (
     raw,
     reset,
 )
+from tests.journeys.bad_input.fleet import MODES, Fleet, a_fleet
 from tests.waiting import found
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -64,18 +64,18 @@ class Targets(NamedTuple):
     """The fleet, and each bad target by the name of its pool."""
 
     fleet: Fleet
-    servers: dict[str, Target]
+    servers: dict[str, SwitchableServer]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def targets(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Targets]:
     behaviours = {name: bad.behave for name, bad in TABLE.items()} | {NAN: nan}
-    servers = {name: Target() for name in behaviours}
+    servers = {name: SwitchableServer() for name in behaviours}
     directory = tmp_path_factory.mktemp("bad targets")
     try:
         for name, server in servers.items():
             await server.start()
-            await server.turn(behaviours[name])
+            await server.switch(behaviours[name])
         async with a_fleet(
             directory, 1, lambda healthy: {name: [*healthy, server.address] for name, server in servers.items()}
         ) as fleet:
@@ -131,12 +131,12 @@ async def others_go_on(targets: Targets, name: str) -> None:
     fleet = targets.fleet
     (well,) = fleet.healthy
     before = await fleet.counts()
-    for way in WAYS:
+    for way in MODES:
         status, body = await fleet.ask(name, way)
         assert (status, body["object"]) == (200, "chat.completion")
     scraped = before.of("igw_scrapes_total", pool=name, result="ok")
     after = await found(fleet.counts, lambda seen: seen.of("igw_scrapes_total", pool=name, result="ok") > scraped)
-    assert after.of("igw_picks_total", pool=name, server=well) == before.of("igw_picks_total", pool=name) + len(WAYS)
+    assert after.of("igw_picks_total", pool=name, server=well) == before.of("igw_picks_total", pool=name) + len(MODES)
     state = await fleet.endpoint(name, well)
     assert (state["health"], state["reason"], state["failures"]) == ("healthy", "", 0)
     assert state["signals"]["running_requests"]["fresh"]
@@ -158,12 +158,12 @@ async def before(targets: Targets) -> dict[str, float]:
     """Every bad target was good for a time and is bad again; how often each had failed before it turned."""
     fleet = targets.fleet
     for name in TABLE:
-        await targets.servers[name].turn(good)
+        await targets.servers[name].switch(good)
     for name in TABLE:
         await is_good(fleet, name, targets.servers[name].address)
     failed = {name: await failures(fleet, name) for name in TABLE}
     for name, bad in TABLE.items():
-        await targets.servers[name].turn(bad.behave)
+        await targets.servers[name].switch(bad.behave)
     return failed
 
 

@@ -1,4 +1,4 @@
-"""An emulated server on a free port inside the test's event loop, and recorded transcripts to hold it against."""
+"""An emulated server on a free port in the test's event loop, and the recorded transcripts to compare it with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import aiohttp
 
 from agent.clock import SystemClock
-from agent.emulator.server import ModelServer
-from agent.emulator.settings import Model, Settings
+from agent.emulator.config import EmulatorConfig, ModelSpec
+from agent.emulator.server import EmulatedServer
 
 TRANSCRIPTS = Path(__file__).resolve().parent.parent / "recordings" / "vllm_http"
-SETTINGS = Settings(
+CONFIG = EmulatorConfig(
     max_num_seqs=4,
     num_blocks=200,
     block_size=32,
@@ -27,14 +27,14 @@ SETTINGS = Settings(
     step_seconds_per_request=0.0001,
     prefill_tokens_per_second=1e6,
 )
-MODEL = Model("tiny", ("lora-a", "lora-b"), answer_tokens=40)
+MODEL = ModelSpec("tiny", ("lora-a", "lora-b"), answer_tokens=40)
 
 
 @dataclass
-class Rig:
-    """A running server, a client session on it, and how often it was told to die."""
+class RunningEmulator:
+    """A running server, a client session for it, and one entry in `deaths` for each fault `die`."""
 
-    server: ModelServer
+    server: EmulatedServer
     port: int
     session: aiohttp.ClientSession
     deaths: list[None] = field(default_factory=list)
@@ -57,14 +57,16 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings = SETTINGS, model: Model = MODEL, *, accelerator: str = "") -> AsyncIterator[Rig]:
-    """A server until the block ends."""
+async def run_emulator(
+    config: EmulatorConfig = CONFIG, model: ModelSpec = MODEL, *, accelerator: str = ""
+) -> AsyncIterator[RunningEmulator]:
+    """A server that runs until the end of the block."""
     deaths: list[None] = []
-    server = ModelServer(settings, model, SystemClock(), die=lambda: deaths.append(None), accelerator=accelerator)
+    server = EmulatedServer(config, model, SystemClock(), die=lambda: deaths.append(None), accelerator=accelerator)
     port = await server.start("127.0.0.1", 0)
     async with aiohttp.ClientSession() as session:
         try:
-            yield Rig(server, port, session, deaths)
+            yield RunningEmulator(server, port, session, deaths)
         finally:
             await server.stop()
 
@@ -107,7 +109,7 @@ def transcript(name: str) -> Transcript:
 
 
 def shape(value: Any) -> Any:
-    """What a JSON value looks like without its contents: keys in order and kinds of values."""
+    """The structure of a JSON value: keys in their order and types of values."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,6 @@
-"""A rendered configuration as YAML that people read: blocks, in the order in which it was built, no anchors.
+"""Writes a rendered configuration as readable YAML: block style, in the order of the data, without anchors.
 
-Only what the renderer makes can be written: tables with text keys, lists, printable text, whole numbers, true, false
-and null.
+It supports what the renderer uses: mappings with text keys, lists, printable text, integers, booleans and null.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-# Text that YAML reads as text without quotes; everything else is written as JSON, which is YAML too.
+# Text that YAML reads as text without quotes; all other text is written as JSON, a subset of YAML.
 _PLAIN: Final = re.compile(r"[A-Za-z_/@%][A-Za-z0-9_./@%-]*( [A-Za-z0-9_./@%-]+)*")
-_WORDS: Final = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
+_RESERVED: Final = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 
-def yaml(data: Any) -> str:
-    """The data as a YAML document that ends with a line break."""
+def dump(data: Any) -> str:
+    """The data as a YAML document that ends with a newline."""
     return "\n".join(_lines(data)) + "\n"
 
 
@@ -39,6 +38,6 @@ def _lines(data: Any) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS and value[0] not in "%@":
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _RESERVED and value[0] not in "%@":
         return value
     return json.dumps(value, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""Request bodies: from bytes to what is asked for, or to the error that the recorded server answers.
+"""Request bodies: from bytes to a CompletionRequest, or to the error of the recorded server.
 
-The shapes of the errors (status, `type`, `param`, `code`, the wording that clients match on) follow the recorded
-transcripts of vLLM 0.32; a field that nobody knows is ignored, as there.
+The errors (status, `type`, `param`, `code`, and the text that clients match) are those of the recorded transcripts of
+vLLM 0.32. As in vLLM, unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import orjson
 
 from agent.emulator.text import chat_tokens, tokenize
 
-_MOST_CHOICES = 128
+_MAX_CHOICES = 128
 
 
-class Refusal(Exception):
-    """A request that is answered with an error: the HTTP status and the fields of the error object."""
+class RequestError(Exception):
+    """A request that cannot be served: the HTTP status and the fields of the error object."""
 
     def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -34,51 +34,51 @@ class Refusal(Exception):
         )
 
 
-class Ask(NamedTuple):
-    """A completion or a chat that can be run. `most_tokens` is the client's limit, None if it gave none."""
+class CompletionRequest(NamedTuple):
+    """A valid completion or chat; `max_tokens` is None if the client set no limit."""
 
     model: str
     chat: bool
     prompts: tuple[array[int], ...]
     n: int
-    most_tokens: int | None
+    max_tokens: int | None
     ignore_eos: bool
     stream: bool
     include_usage: bool
     continuous_usage: bool
-    salt: str
-    echo_ids: bool
+    cache_salt: str
+    return_token_ids: bool
 
 
-def bad_field(kind: str, loc: str, text: str, given: str) -> Refusal:
-    """The 400 of a field that does not validate."""
+def bad_field(kind: str, loc: str, text: str, given: str) -> RequestError:
+    """A 400 for an invalid field."""
     detail = f"{{'type': '{kind}', 'loc': '{loc}', 'msg': '{text}', 'input': {given!r}}}"
-    return Refusal(400, f"1 validation error:\n  {detail}", "Bad Request", loc)
+    return RequestError(400, f"1 validation error:\n  {detail}", "Bad Request", loc)
 
 
 def parse_json(body: bytes, content_type: str) -> dict[str, Any]:
-    """The object in `body`; Refusal (400) if there is none."""
+    """The JSON object in `body`; RequestError (400) if it is not one."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(
+        raise RequestError(
             400, "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request"
         )
     if not body:
         raise bad_field("missing", "body", "Field required", "None")
     try:
-        found = orjson.loads(body)
+        fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         loc = f"body.{error.pos}"
         detail = (
             f"{{'type': 'json_invalid', 'loc': '{loc}', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', "
             f"'ctx': {{'error': {error.msg!r}}}}}"
         )
-        raise Refusal(400, f"1 validation error:\n  {detail}", "Bad Request", loc) from error
-    if not isinstance(found, dict):
-        raise bad_field("dict_type", "body", "Input should be a valid dictionary", type(found).__name__)
-    return found
+        raise RequestError(400, f"1 validation error:\n  {detail}", "Bad Request", loc) from error
+    if not isinstance(fields, dict):
+        raise bad_field("dict_type", "body", "Input should be a valid dictionary", type(fields).__name__)
+    return fields
 
 
-def _integer(fields: dict[str, Any], name: str, least: int) -> int | None:
+def _integer(fields: dict[str, Any], name: str, minimum: int) -> int | None:
     value = fields.get(name)
     if value is None:
         return None
@@ -87,10 +87,10 @@ def _integer(fields: dict[str, Any], name: str, least: int) -> int | None:
         if isinstance(value, str):
             raise bad_field("int_parsing", f"body.{name}", f"{text}, unable to parse string as an integer", value)
         raise bad_field("int_type", f"body.{name}", text, str(value))
-    if value < least:
-        raise Refusal(
+    if value < minimum:
+        raise RequestError(
             400,
-            f"{name} must be at least {least}, got {value}. (parameter={name}, value={value})",
+            f"{name} must be at least {minimum}, got {value}. (parameter={name}, value={value})",
             "BadRequestError",
             name,
         )
@@ -104,15 +104,17 @@ def _flag(fields: dict[str, Any], name: str) -> bool:
     raise bad_field("bool_type", f"body.{name}", "Input should be a valid boolean", str(value))
 
 
-def model_of(fields: dict[str, Any], default: str, adapters: Collection[str]) -> str:
-    """The model asked for, `default` if the field is missing (recorded); Refusal (404) for an unknown one."""
+def requested_model(fields: dict[str, Any], default: str, adapters: Collection[str]) -> str:
+    """The requested model, `default` if the field is missing (recorded); RequestError (404) for an unknown one."""
     model = fields.get("model")
     if model is None:
         return default
     if not isinstance(model, str):
         raise bad_field("string_type", "body.model", "Input should be a valid string", str(model))
     if model != default and model not in adapters:
-        raise Refusal(404, f"The model `{model}` does not exist. Valid aliases: {default}.", "NotFoundError", "model")
+        raise RequestError(
+            404, f"The model `{model}` does not exist. Valid aliases: {default}.", "NotFoundError", "model"
+        )
     return model
 
 
@@ -121,29 +123,33 @@ def _is_ids(value: object) -> bool:
 
 
 def completion_prompts(fields: dict[str, Any]) -> tuple[array[int], ...]:
-    """The prompts of a completion: a text, a list of texts, a list of token ids, or a list of such lists; Refusal (400)
-    if there is none."""
+    """The prompts of a completion: a text, a list of texts, a list of token ids, or a list of such lists.
+
+    RequestError (400) if there is none.
+    """
     prompt = fields.get("prompt")
     if prompt is None:
         raise bad_field("missing", "body.prompt", "Field required", f"<dict of {len(fields)} items>")
-    found: tuple[array[int], ...]
+    prompts: tuple[array[int], ...]
     if isinstance(prompt, str):
-        found = (tokenize(prompt),)
+        prompts = (tokenize(prompt),)
     elif _is_ids(prompt):
-        found = (array("I", prompt),)
+        prompts = (array("I", prompt),)
     elif isinstance(prompt, list) and all(isinstance(item, str) for item in prompt):
-        found = tuple(tokenize(item) for item in prompt)
+        prompts = tuple(tokenize(item) for item in prompt)
     elif isinstance(prompt, list) and all(_is_ids(item) for item in prompt):
-        found = tuple(array("I", item) for item in prompt)
+        prompts = tuple(array("I", item) for item in prompt)
     else:
         raise bad_field("string_type", "body.prompt", "Input should be a string, token ids, or a list of either", "?")
-    if not found or not all(found):
-        raise Refusal(400, "The prompt must hold at least one token. (parameter=prompt)", "BadRequestError", "prompt")
-    return found
+    if not prompts or not all(prompts):
+        raise RequestError(
+            400, "The prompt must hold at least one token. (parameter=prompt)", "BadRequestError", "prompt"
+        )
+    return prompts
 
 
 def _content(part: Any) -> str:
-    """The text of a message's content; parts that are no text stand as their JSON."""
+    """The text of a message's content; other parts are represented by their JSON."""
     if part is None:
         return ""
     if isinstance(part, str):
@@ -159,7 +165,7 @@ def _content(part: Any) -> str:
 
 
 def chat_prompt(fields: dict[str, Any]) -> array[int]:
-    """The prompt that a chat's messages (and tools) make."""
+    """The prompt of a chat's messages and tools."""
     messages = fields.get("messages")
     if messages is None:
         raise bad_field("missing", "body.messages", "Field required", f"<dict of {len(fields)} items>")
@@ -171,12 +177,12 @@ def chat_prompt(fields: dict[str, Any]) -> array[int]:
     return chat_tokens(turns)
 
 
-def parse(fields: dict[str, Any], *, chat: bool, model: str, max_model_len: int) -> Ask:
-    """What is asked for; Refusal (400) if it cannot be served."""
+def parse_completion(fields: dict[str, Any], *, chat: bool, model: str, max_model_len: int) -> CompletionRequest:
+    """The request in `fields`; RequestError (400) if it is invalid or does not fit the model."""
     temperature = fields.get("temperature")
     if isinstance(temperature, int | float) and temperature < 0:
         value = float(temperature)
-        raise Refusal(
+        raise RequestError(
             400,
             f"temperature must be non-negative, got {value}. (parameter=temperature, value={value})",
             "BadRequestError",
@@ -185,7 +191,7 @@ def parse(fields: dict[str, Any], *, chat: bool, model: str, max_model_len: int)
     stream = _flag(fields, "stream")
     options = fields.get("stream_options")
     if options is not None and not stream:
-        raise Refusal(
+        raise RequestError(
             400,
             "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
             "BadRequestError",
@@ -193,61 +199,61 @@ def parse(fields: dict[str, Any], *, chat: bool, model: str, max_model_len: int)
         )
     options = options if isinstance(options, dict) else {}
     limit_name = "max_completion_tokens" if chat and fields.get("max_completion_tokens") is not None else "max_tokens"
-    most = _integer(fields, limit_name, 1)
-    if most is not None and most > max_model_len:
-        raise Refusal(
+    limit = _integer(fields, limit_name, 1)
+    if limit is not None and limit > max_model_len:
+        raise RequestError(
             400,
-            f"{limit_name}={most} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
-            f"tokens. (parameter={limit_name}, value={most})",
+            f"{limit_name}={limit} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
+            f"tokens. (parameter={limit_name}, value={limit})",
             "BadRequestError",
             limit_name,
         )
     prompts = (chat_prompt(fields),) if chat else completion_prompts(fields)
     n = _integer(fields, "n", 1) or 1
-    if n * len(prompts) > _MOST_CHOICES:
-        raise Refusal(
-            400, f"At most {_MOST_CHOICES} answers a request. (parameter=n, value={n})", "BadRequestError", "n"
+    if n * len(prompts) > _MAX_CHOICES:
+        raise RequestError(
+            400, f"At most {_MAX_CHOICES} answers a request. (parameter=n, value={n})", "BadRequestError", "n"
         )
     for prompt in prompts:
-        _check_length(len(prompt), most, max_model_len)
+        _check_length(len(prompt), limit, max_model_len)
     salt = fields.get("cache_salt")
-    return Ask(
+    return CompletionRequest(
         model=model,
         chat=chat,
         prompts=prompts,
         n=n,
-        most_tokens=most,
+        max_tokens=limit,
         ignore_eos=_flag(fields, "ignore_eos"),
         stream=stream,
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("include_usage")) and bool(options.get("continuous_usage_stats")),
-        salt=salt if isinstance(salt, str) else "",
-        echo_ids=_flag(fields, "return_token_ids"),
+        cache_salt=salt if isinstance(salt, str) else "",
+        return_token_ids=_flag(fields, "return_token_ids"),
     )
 
 
-def _check_length(tokens: int, most: int | None, max_model_len: int) -> None:
-    limit = f"This model's maximum context length is {max_model_len} tokens. However, "
+def _check_length(tokens: int, max_tokens: int | None, max_model_len: int) -> None:
+    context = f"This model's maximum context length is {max_model_len} tokens. However, "
     if tokens > max_model_len - 1:
-        raise Refusal(
+        raise RequestError(
             400,
-            f"{limit}your prompt contains at least {tokens} input tokens, which exceeds this limit even without any "
+            f"{context}your prompt contains at least {tokens} input tokens, which exceeds this limit even without any "
             f"output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value={tokens})",
             "BadRequestError",
             "input_tokens",
         )
-    if most is not None and tokens + most > max_model_len:
-        raise Refusal(
+    if max_tokens is not None and tokens + max_tokens > max_model_len:
+        raise RequestError(
             400,
-            f"{limit}you requested {most} output tokens and your prompt contains {tokens} input tokens, "
-            f"{tokens + most} together. Please reduce either. (parameter=input_tokens, value={tokens})",
+            f"{context}you requested {max_tokens} output tokens and your prompt contains {tokens} input tokens, "
+            f"{tokens + max_tokens} together. Please reduce either. (parameter=input_tokens, value={tokens})",
             "BadRequestError",
             "input_tokens",
         )
 
 
-def text_of(fields: dict[str, Any], name: str) -> str:
-    """The text field `name`; Refusal (400) if it is missing or something else."""
+def text_field(fields: dict[str, Any], name: str) -> str:
+    """The text field `name`; RequestError (400) if it is missing or not one."""
     value = fields.get(name)
     if value is None:
         raise bad_field("missing", f"body.{name}", "Field required", f"<dict of {len(fields)} items>")
@@ -256,8 +262,8 @@ def text_of(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def ids_of(fields: dict[str, Any], name: str) -> list[int]:
-    """The list of token ids `name`; Refusal (400) if it is missing or something else."""
+def token_ids_field(fields: dict[str, Any], name: str) -> list[int]:
+    """The list of token ids `name`; RequestError (400) if it is missing or not one."""
     value = fields.get(name)
     if not isinstance(value, list) or not _is_ids(value):
         raise bad_field("list_type", f"body.{name}", "Input should be a list of token ids", str(value))

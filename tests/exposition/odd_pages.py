@@ -1,11 +1,13 @@
-"""Pages that are odd: spaced, escaped, stamped, ordered and commented in every way that the text format knows, and some
-that it does not. A page has one thing at most that Prometheus may refuse, so that most of them are accepted."""
+"""Random pages with unusual spaces, escapes, timestamps, order and comments, as far as the text format allows.
+
+A page has at most one feature that Prometheus may refuse (its risk), so that most pages are accepted.
+"""
 
 from __future__ import annotations
 
 from random import Random
 
-# Names that are wanted, and names that are not but look so.
+# The names that are read, and similar names.
 NAMES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 OTHERS = ("vllm:num_requests_running_x", "vllm:num_requests", "Xvllm:num_requests_running", "other", "_o:1", ":a")
 LABELS = ("engine", "model_name", "a", "_b9", "reason", "le")
@@ -25,10 +27,10 @@ COMMENTS = (
     "# HELP other vllm:num_requests_running 9", "# HELP other a \\\\ b \\n c", "#  HELP  o  x", "#\tTYPE\to\tgauge",
     "# TYPE vllm:num_requests_running gauge", "# TYPE other untyped", "# HELP vllm:num_requests_waiting how {many}",
 )  # fmt: skip
-# Each may be refused by Prometheus: then nothing is asked of us.
+# Prometheus may refuse each of these: then the page is not compared.
 RISKS = (
     "crlf", "exemplar", "no comma", "newline in a label", "glued value", "odd number", "leading blank", "no blank",
-    "label twice", "stamp with a point", "negative stamp", "word behind", "odd escape", "blank line", "no end",
+    "label twice", "stamp with a point", "negative stamp", "word at the end", "odd escape", "blank line", "no end",
     "commas", "eof",
 )  # fmt: skip
 ODD_NUMBERS = (
@@ -50,7 +52,7 @@ ODD_NUMBERS = (
 
 
 def odd_page(random: Random) -> tuple[bytes, str]:
-    """A page, and the risk that it takes (empty: none)."""
+    """A page, and its risk (empty: none)."""
     risk = random.choice(RISKS) if random.random() < 0.5 else ""
     lines: list[str] = []
     seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
@@ -59,7 +61,7 @@ def odd_page(random: Random) -> tuple[bytes, str]:
             lines.append(random.choice(COMMENTS))
         labels = {random.choice(LABELS): random.choice(TEXTS) for _ in range(random.randint(0, 3))}
         name = random.choice(NAMES if random.random() < 0.7 else OTHERS)
-        # Prometheus takes a label without text for none.
+        # In Prometheus an empty label equals no label.
         series = (name, frozenset((label, text) for label, text in labels.items() if text))
         if series not in seen:
             seen.add(series)
@@ -96,7 +98,7 @@ def _line(random: Random, name: str, labels: dict[str, str], risk: str) -> str:
     text += maybe()
     if risk == "exemplar":
         text += ' # {a="b"} 1'
-    if risk == "word behind":
+    if risk == "word at the end":
         text += random.choice((" x", " 1 2", " {", " #"))
     return text.replace(" ", "", 1) if risk == "no blank" and random.random() < 0.3 else text
 

@@ -1,4 +1,4 @@
-"""The bad pages that a server can be told to serve instead of its own."""
+"""The faulty `/metrics` pages of a server, and connections that end early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GAUGES: Final = re.compile(
 
 
 async def bad_page(request: web.BaseRequest, faults: Faults, page: bytes) -> web.StreamResponse:
-    """What `faults.metrics` makes of `page`: error, empty, html, garbage, cut, nan or huge."""
+    """The response for `faults.metrics`: error, empty, html, garbage, cut, nan or huge; `page` is the true page."""
     kind = faults.metrics
     text = {"Content-Type": "text/plain; version=1.0.0; charset=utf-8"}
     if kind == "error":
@@ -42,16 +42,16 @@ async def bad_page(request: web.BaseRequest, faults: Faults, page: bytes) -> web
     await response.prepare(request)
     filler = b"# " + b"x" * 65_533 + b"\n"
     await response.write(page)
-    left = _HUGE_BYTES - len(page)
-    while left > 0:
-        await response.write(filler[-left:])
-        left -= min(left, len(filler))
+    rest = _HUGE_BYTES - len(page)
+    while rest > 0:
+        await response.write(filler[-rest:])
+        rest -= min(rest, len(filler))
     await response.write_eof()
     return response
 
 
 def cut_off(request: web.BaseRequest) -> None:
-    """Close the connection after what was written, without the end that the answer owes."""
+    """Close the connection after what was written, before the response is complete."""
     transport = request.transport
     if isinstance(transport, asyncio.Transport):
         transport.close()

@@ -1,7 +1,6 @@
-"""What an emulated model server is made of: sizes, rates and limits, checked once, never changed afterwards.
+"""The configuration of an emulated model server: sizes, rates and limits, immutable and validated.
 
-The names follow vLLM's flags where vLLM has one, so that a recorded server's command line reads as settings. Rates are
-those of the step model of `agent.emulator.engine`.
+Names are those of vLLM's flags where vLLM has one. Rates belong to the step model of `agent.emulator.engine`.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ import math
 from dataclasses import dataclass, fields
 
 
-class BadSettings(ValueError):
-    """Settings that no server could run with; the text says what to write instead."""
+class InvalidEmulatorConfig(ValueError):
+    """A configuration that no server could run with; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """One server. Tokens, blocks and requests are counts; the rest carries its unit in its name.
+class EmulatorConfig:
+    """One server. Tokens, blocks and requests are counts; other fields have their unit in their name.
 
-    `num_blocks` counts as vLLM does: one block is never used, so `num_blocks - 1` hold tokens. A step lasts
+    As in vLLM, one of `num_blocks` blocks is never used, so `num_blocks - 1` hold tokens. A step lasts
     `step_seconds + step_seconds_per_request * decoding requests + prefill tokens / prefill_tokens_per_second`,
-    plus `lora_step_seconds` when any request of the batch uses an adapter and `lora_load_seconds` for each adapter
-    that had to be brought into a slot.
+    plus `lora_step_seconds` when a request of the batch uses an adapter and `lora_load_seconds` for each adapter
+    that is loaded into a slot.
     """
 
     max_num_seqs: int = 64
@@ -40,30 +39,32 @@ class Settings:
     kv_cache_metrics: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run, naming the setting and the least change that helps."""
+        """Raise InvalidEmulatorConfig with the field and the smallest change that makes it valid."""
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_model_len"):
             if getattr(self, name) < 1:
-                raise BadSettings(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise InvalidEmulatorConfig(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_blocks < 2:
-            raise BadSettings(f"num_blocks is {self.num_blocks}; it must be at least 2, as one block is never used")
+            raise InvalidEmulatorConfig(
+                f"num_blocks is {self.num_blocks}; it must be at least 2, as one block is never used"
+            )
         if self.max_num_queued_reqs is not None and self.max_num_queued_reqs < 1:
-            raise BadSettings("max_num_queued_reqs must be at least 1; leave it out for no limit")
+            raise InvalidEmulatorConfig("max_num_queued_reqs must be at least 1; leave it out for no limit")
         if self.max_loras < 0:
-            raise BadSettings("max_loras must be 0 (no adapters) or more")
+            raise InvalidEmulatorConfig("max_loras must be 0 (no adapters) or more")
         rate = self.prefill_tokens_per_second
         if not (rate > 0 and math.isfinite(rate)):
-            raise BadSettings(f"prefill_tokens_per_second is {rate}; it must be a number above 0")
+            raise InvalidEmulatorConfig(f"prefill_tokens_per_second is {rate}; it must be a number above 0")
         for field in fields(self):
             value = getattr(self, field.name)
             if "seconds" in field.name and not (math.isfinite(value) and value >= 0):
-                raise BadSettings(f"{field.name} is {value}; it must be 0 or more")
+                raise InvalidEmulatorConfig(f"{field.name} is {value}; it must be 0 or more")
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise BadSettings(
+            raise InvalidEmulatorConfig(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
-                "a full batch could not decode; raise the first or lower the second"
+                "a full batch could not decode; raise the former or lower the latter"
             )
         if self.capacity * self.block_size < self.max_model_len:
-            raise BadSettings(
+            raise InvalidEmulatorConfig(
                 f"{self.capacity} usable blocks of {self.block_size} hold {self.capacity * self.block_size} tokens, "
                 f"less than max_model_len {self.max_model_len}: raise num_blocks to "
                 f"{-(-self.max_model_len // self.block_size) + 1} or lower max_model_len"
@@ -75,11 +76,11 @@ class Settings:
         return self.num_blocks - 1
 
     @classmethod
-    def prefill_only(cls, *, blocks: int, block_size: int, prefill_tokens_per_second: float) -> Settings:
-        """A server that prefills one request after the other and spends no time on anything else.
+    def prefill_only(cls, *, blocks: int, block_size: int, prefill_tokens_per_second: float) -> EmulatorConfig:
+        """A server that prefills one request after the other and spends no time on decoding.
 
         This is the model of the routing benches: first come, first served, `blocks` usable blocks, and a time to first
-        token of (uncached tokens ahead + own uncached tokens) / rate. Give requests `output_tokens=1`.
+        token of (uncached tokens queued before + own uncached tokens) / rate. Use `output_tokens=1` in each request.
         """
         return cls(
             max_num_seqs=1,
@@ -94,23 +95,23 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """What a server serves, and how it talks."""
+class ModelSpec:
+    """The model, the adapters and the answers of a server."""
 
     name: str = "emulated"
     adapters: tuple[str, ...] = ()
     seed: int = 0
-    answer_tokens: int = 256  # where the model stops by itself
+    answer_tokens: int = 256  # length at which an answer ends with `stop`
     stream_interval: int = 1  # tokens in one chunk of a stream
 
-    def check(self, settings: Settings) -> None:
-        """Raise BadSettings if a server of these settings cannot serve the model."""
+    def check(self, config: EmulatorConfig) -> None:
+        """Raise InvalidEmulatorConfig if a server with this configuration cannot serve the model."""
         names = (self.name, *self.adapters)
         if not all(names) or len(set(names)) < len(names):
-            raise BadSettings(
-                f"the model and its adapters are {', '.join(map(repr, names))}; give each a name of its own"
+            raise InvalidEmulatorConfig(
+                f"the model and its adapters are {', '.join(map(repr, names))}; give each a unique name"
             )
-        if self.adapters and not settings.max_loras:
-            raise BadSettings(f"the adapter {self.adapters[0]} needs max_loras of at least 1")
+        if self.adapters and not config.max_loras:
+            raise InvalidEmulatorConfig(f"the adapter {self.adapters[0]} needs max_loras of at least 1")
         if self.answer_tokens < 1 or self.stream_interval < 1:
-            raise BadSettings("answer_tokens and stream_interval must be at least 1")
+            raise InvalidEmulatorConfig("answer_tokens and stream_interval must be at least 1")

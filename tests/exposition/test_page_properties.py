@@ -1,5 +1,7 @@
-"""Properties of reading, over every recorded and golden page of every engine: a page that was cut is never misread, and
-what is remembered of the pages before changes nothing."""
+"""Properties of reading, for every recorded and golden page of every engine.
+
+A truncated page is never misread, and the layout cache does not change what is read.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extractor
 from agent.exposition.page import PageRefused
+from tests.exposition.odd_pages import VALUES
 from tests.fuzz.pages import Readers
-from tests.spec.odd_pages import VALUES
 
 RECORDED = Path(__file__).resolve().parents[1] / "recordings" / "pages"
 PAGES = {f"{path.parent.name}/{path.stem}": path for path in sorted(RECORDED.glob("*/*.prom"))}
-# Lines of a page that a story edits: more would be slow, and say no more.
-MOST_LINES = 60
+# Maximum number of lines that the state machine edits; more would only be slower.
+MAX_LINES = 60
 
 
 def engine_of(page: str) -> str:
@@ -35,38 +37,38 @@ def is_refused(extractor: Extractor, page: bytes, *, whole: bool = False) -> boo
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_cut_at_any_byte_is_never_misread_after_a_good_one_or_before_any(name: str) -> None:
-    """Nothing tells that a page was cut behind a line end, unless the transport does: here it does not."""
+def test_a_page_cut_at_any_byte_is_never_misread_with_or_without_a_cached_layout(name: str) -> None:
+    """A cut after a line end is not visible unless the transport reports it, which it does not here."""
     page, table = PAGES[name].read_bytes(), engine(engine_of(name))
     true = Extractor(table).extract(page, whole=True).readings
-    remembering = Extractor(table)
-    remembering.extract(page)
+    caching = Extractor(table)
+    caching.extract(page)
     ends = {place + 1 for place, byte in enumerate(page) if byte == 10} - {len(page)}
     for cut in range(len(page)):
         if cut not in ends:
-            assert is_refused(remembering, page[:cut]), f"cut at {cut}"
+            assert is_refused(caching, page[:cut]), f"cut at {cut}"
             continue
-        for extractor in (remembering, Extractor(table)):
+        for extractor in (caching, Extractor(table)):
             try:
                 readings = extractor.extract(page[:cut]).readings
             except PageRefused:
                 continue
             wrong = {signal: value for signal, value in readings.items() if value != true.get(signal)}
             assert not wrong, f"cut at {cut}"
-        assert remembering.extract(page, whole=True).readings == true
+        assert caching.extract(page, whole=True).readings == true
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_whose_end_the_transport_has_told_is_refused_when_it_is_cut_in_a_line(name: str) -> None:
+def test_a_complete_response_cut_within_a_line_is_refused(name: str) -> None:
     page, table = PAGES[name].read_bytes(), engine(engine_of(name))
-    remembering = Extractor(table)
-    remembering.extract(page, whole=True)
+    caching = Extractor(table)
+    caching.extract(page, whole=True)
     for cut in range(1, len(page), 7):
-        assert page[cut - 1] == 10 or is_refused(remembering, page[:cut], whole=True), f"cut at {cut}"
+        assert page[cut - 1] == 10 or is_refused(caching, page[:cut], whole=True), f"cut at {cut}"
 
 
 class Edits(RuleBasedStateMachine):
-    """A server's page that changes from scrape to scrape, in small ways and in large ones."""
+    """A page that changes from scrape to scrape."""
 
     readers: Readers
     lines: list[bytes]
@@ -79,8 +81,8 @@ class Edits(RuleBasedStateMachine):
         lines = PAGES[name].read_bytes().splitlines()
         wanted = [place for place, line in enumerate(lines) if line.startswith(names)]
         at = wanted[first % len(wanted)]
-        self.lines = [lines[place] for place in wanted] if crowd else lines[max(0, at - MOST_LINES // 2) :]
-        self.lines = self.lines[:MOST_LINES]
+        self.lines = [lines[place] for place in wanted] if crowd else lines[max(0, at - MAX_LINES // 2) :]
+        self.lines = self.lines[:MAX_LINES]
         self.before = list(self.lines)
         self.other = lines
         self.readers = Readers(engine_of(name), whole=whole)
@@ -144,8 +146,8 @@ class Edits(RuleBasedStateMachine):
 
 
 Edits.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
-TestWhateverBecomesOfAPageWhatIsRememberedMisreadsNothing = Edits.TestCase
+TestChangesOfAPageAreNeverMisreadWithACachedLayout = Edits.TestCase
 
 
-def test_every_engine_has_pages_here() -> None:
+def test_every_engine_has_pages() -> None:
     assert {engine_of(name) for name in PAGES} == set(ENGINES)

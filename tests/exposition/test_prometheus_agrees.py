@@ -1,10 +1,10 @@
-"""A page that a real Prometheus accepts is never misread: Prometheus and prometheus-client's parser are asked.
+"""A page that a real Prometheus accepts is never misread: the scanner is compared with Prometheus and its parsers.
 
-Where the two differ Prometheus 2.42 is right, so its word is taken for all pages, and that of prometheus-client 0.26
-for pages without a risk. The latter accepts what Prometheus refuses: `+NaN`, `1e999`, digits of other scripts,
-indented lines, line ends with CR, a last line without an end, time stamps with a point or a sign, words behind a time
-stamp. It refuses a line end within a label's text, and labels without a comma between, which Prometheus's scraper
-takes and promtool refuses. It drops the sign of `-0`.
+Prometheus 2.42 is the reference for all pages, the parser of prometheus-client 0.26 for pages without a risk. The
+latter accepts what Prometheus refuses: `+NaN`, `1e999`, digits of other scripts, indented lines, CR line ends, a last
+line without an end, timestamps with a point or a sign, words after a timestamp. It refuses a line end within a label
+value, and labels without a comma between, which Prometheus's scraper accepts and promtool refuses. It drops the sign of
+`-0`.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.exposition.page import PageRefused, Scanner, SharedLayouts
+from tests.exposition.odd_pages import NAMES, RISKS, odd_page
 from tests.fuzz.pages import scanned
 from tests.fuzz.plain import Sample, read
 from tests.journeys.prometheus import Prometheus
 from tests.processes import Processes
-from tests.spec.odd_pages import NAMES, RISKS, odd_page
 from tests.waiting import until
 
 PAGES = 400
-# What Prometheus accepts and we do not read: labels without a comma, a page without an end, a line end in a text.
-WITHHELD = {"no comma", "no end", "newline in a label"}
+# What Prometheus accepts and the scanner refuses: labels without a comma, a page without an end, a line end in a value.
+REFUSED_RISKS = {"no comma", "no end", "newline in a label"}
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
-class Verdict(NamedTuple):
-    """What Prometheus made of a page: whether it took it, and the wanted series that it then had."""
+class PrometheusResult(NamedTuple):
+    """Whether Prometheus accepted a page, and its series of the wanted names."""
 
     accepted: bool
     series: dict[Series, str]
 
 
-class Pages(BaseHTTPRequestHandler):
+class PageHandler(BaseHTTPRequestHandler):
     """Serves page N at `/N`."""
 
     protocol_version = "HTTP/1.1"
@@ -61,18 +61,18 @@ class Pages(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
+class PageServer(ThreadingHTTPServer):
     """Prometheus opens all its connections within a second."""
 
     request_queue_size = PAGES
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: Prometheus resets a connection when it has opened another for the same page."""
+        """Ignore errors: Prometheus resets a connection when it has opened another for the same page."""
 
 
-def ours(page: bytes) -> list[tuple[Series, str]] | None:
-    """The wanted series that we read, labels without text left out as Prometheus does; None: the page is refused."""
+def scan(page: bytes) -> list[tuple[Series, str]] | None:
+    """The series that the scanner reads, without empty labels, as in Prometheus; None: the page is refused."""
     try:
         layout, numbers = Scanner(NAMES, layouts=SharedLayouts()).read(page)
     except PageRefused:
@@ -89,15 +89,17 @@ def written() -> list[tuple[bytes, str]]:
 
 
 @pytest.fixture(scope="module")
-def verdicts(
+def results(
     written: list[tuple[bytes, str]],
     tmp_path_factory: pytest.TempPathFactory,
     free_ports: Callable[[int], list[int]],
-) -> Iterator[list[Verdict]]:
-    """What one Prometheus makes of all of these pages, each a target of its own."""
+) -> Iterator[list[PrometheusResult]]:
+    """The result of one Prometheus for all pages, each a target."""
     folder = tmp_path_factory.mktemp("prometheus")
     processes = Processes(folder)
-    server = Server(("127.0.0.1", 0), type("Written", (Pages,), {"bodies": tuple(page for page, _ in written)}))
+    server = PageServer(
+        ("127.0.0.1", 0), type("Written", (PageHandler,), {"bodies": tuple(page for page, _ in written)})
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -112,20 +114,20 @@ def verdicts(
         job = {"job_name": "pages", "static_configs": targets, **times}
         prometheus = Prometheus(processes, folder / "data", free_ports(1)[0], {}, more=[job])
 
-        def asked() -> dict[int, bool]:
+        def scraped() -> dict[int, bool]:
             found = prometheus.targets()
-            health = {int(one["labels"]["page"]): one["health"] for one in found}
-            return {page: word == "up" for page, word in health.items() if word != "unknown"}
+            health = {int(target["labels"]["page"]): target["health"] for target in found}
+            return {page: state == "up" for page, state in health.items() if state != "unknown"}
 
-        until(lambda: len(asked()) == len(written), 60, "Prometheus to ask for every page")
+        until(lambda: len(scraped()) == len(written), 60, "Prometheus to scrape every page")
         series: list[dict[Series, str]] = [{} for _ in written]
         for labels, value in prometheus.query('{job="pages",__name__=~"vllm:.+"}'):
             page, name = int(labels.pop("page")), labels.pop("__name__")
-            told = frozenset((label, text) for label, text in labels.items() if label not in ("job", "instance"))
+            kept = frozenset((label, text) for label, text in labels.items() if label not in ("job", "instance"))
             if name in NAMES:
-                series[page][name, told] = repr(value)
-        accepted = asked()
-        yield [Verdict(accepted[place], found) for place, found in enumerate(series)]
+                series[page][name, kept] = repr(value)
+        accepted = scraped()
+        yield [PrometheusResult(accepted[place], found) for place, found in enumerate(series)]
     finally:
         processes.stop_all()
         server.shutdown()
@@ -133,40 +135,40 @@ def verdicts(
         thread.join()
 
 
-def test_what_prometheus_accepts_is_read_as_prometheus_reads_it_or_not_at_all(
-    written: list[tuple[bytes, str]], verdicts: list[Verdict]
+def test_a_page_that_prometheus_accepts_is_read_with_equal_values_or_refused(
+    written: list[tuple[bytes, str]], results: list[PrometheusResult]
 ) -> None:
-    for (page, risk), verdict in zip(written, verdicts, strict=True):
-        if not verdict.accepted:
+    for (page, risk), result in zip(written, results, strict=True):
+        if not result.accepted:
             continue
-        found = ours(page)
-        assert all(verdict.series.get(series) == value for series, value in found or ()), (risk, page)
-        if risk not in WITHHELD:
-            assert dict(found or ()) == verdict.series, (risk, page)
+        found = scan(page)
+        assert all(result.series.get(series) == value for series, value in found or ()), (risk, page)
+        if risk not in REFUSED_RISKS:
+            assert dict(found or ()) == result.series, (risk, page)
 
 
-def test_the_pages_are_odd_enough_and_most_of_them_are_accepted(
-    written: list[tuple[bytes, str]], verdicts: list[Verdict]
+def test_the_pages_cover_all_risks_and_most_are_accepted(
+    written: list[tuple[bytes, str]], results: list[PrometheusResult]
 ) -> None:
-    taken = Counter(risk for (_, risk), verdict in zip(written, verdicts, strict=True) if verdict.accepted)
+    accepted = Counter(risk for (_, risk), result in zip(written, results, strict=True) if result.accepted)
     assert {risk for _, risk in written} == {"", *RISKS}
-    assert taken[""] > PAGES / 3
-    assert {"no comma", "newline in a label", "odd escape", "no blank", "glued value", "eof"} <= taken.keys()
-    assert sum(len(verdict.series) for verdict in verdicts) > PAGES
+    assert accepted[""] > PAGES / 3
+    assert {"no comma", "newline in a label", "odd escape", "no blank", "glued value", "eof"} <= accepted.keys()
+    assert sum(len(result.series) for result in results) > PAGES
 
 
-def test_the_plain_reader_that_the_fuzzer_trusts_agrees_with_prometheus_too(
-    written: list[tuple[bytes, str]], verdicts: list[Verdict]
+def test_the_reference_reader_of_the_fuzzer_agrees_with_prometheus(
+    written: list[tuple[bytes, str]], results: list[PrometheusResult]
 ) -> None:
-    for (page, risk), verdict in zip(written, verdicts, strict=True):
-        if verdict.accepted and risk not in WITHHELD:
+    for (page, risk), result in zip(written, results, strict=True):
+        if result.accepted and risk not in REFUSED_RISKS:
             lines = [line for line in read(page, NAMES) if isinstance(line, Sample)]
             series = [(line.name, frozenset((k, v) for k, v in line.labels.items() if v)) for line in lines]
-            assert dict(zip(series, (repr(line.value) for line in lines), strict=True)) == verdict.series, page
+            assert dict(zip(series, (repr(line.value) for line in lines), strict=True)) == result.series, page
 
 
 @given(st.randoms(use_true_random=False))
-def test_what_is_read_from_a_page_that_takes_no_risk_is_what_prometheus_client_reads(random: Random) -> None:
+def test_a_page_without_a_risk_reads_as_in_prometheus_client(random: Random) -> None:
     page, risk = odd_page(random)
     found = scanned(Scanner(NAMES, layouts=SharedLayouts()), page)
     if risk:

@@ -1,0 +1,106 @@
+"""A real Envoy and the real picker port between a test's client, its model servers, and a scripted pool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from agent.envoy import process
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
+from agent.events import Event
+from agent.serve.ext_proc.server import ExtProcServer
+from tests.fakes.ext_proc import CHAT
+from tests.fakes.model_server import ModelServer, own_address
+from tests.fakes.scripted_pool import ScriptedPool
+
+MODES = (PickMode.BUFFERED, PickMode.FULL_DUPLEX)
+
+
+def chat(words: str = "hello", **more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": words}], **more}
+
+
+class Gateway:
+    """A running Envoy, its picker port, its servers, and a client."""
+
+    def __init__(self, servers: list[ModelServer], pool: ScriptedPool, events: list[Event]) -> None:
+        self.servers = servers
+        self.pool = pool
+        self.events = events
+        self.picker: ExtProcServer
+        self.envoy: process.EnvoyProcess
+        self.client: aiohttp.ClientSession
+
+    def port(self, mode: PickMode) -> int:
+        return self.envoy.ports[mode.value]
+
+    def url(self, mode: PickMode, path: str = CHAT) -> str:
+        return f"http://127.0.0.1:{self.port(mode)}{path}"
+
+
+def envoy_config(servers: list[str], picker: str, *, reports: bool = False, **more: Any) -> EnvoyConfig:
+    listeners = tuple(EnvoyListener(mode.value, "127.0.0.1:0", "pool", mode) for mode in PickMode)
+    return EnvoyConfig((EnvoyPool("pool", tuple(servers), picker, reports),), listeners, **more)
+
+
+@contextlib.asynccontextmanager
+async def run_gateway(
+    directory: Path,
+    *,
+    servers: int = 3,
+    max_body: int = 16 << 20,
+    failure_mode: FailureMode = FailureMode.CLOSE,
+    max_buffered: int = 1 << 30,
+    processing_mode: Mapping[str, str] | None = None,
+    filter_options: Mapping[str, Any] | None = None,
+    envoy_buffer: int = 0,
+    reports: bool = False,
+) -> AsyncIterator[Gateway]:
+    """A gateway that runs until the end of the block.
+
+    `processing_mode`, `filter_options` and `envoy_buffer` (bytes) override the rendered configuration.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        started = [ModelServer(own_address) for _ in range(servers)]
+        for server in started:
+            await server.start()
+            stack.push_async_callback(server.stop)
+        addresses = [server.address for server in started]
+        events: list[Event] = []
+        gateway = Gateway(started, ScriptedPool(*addresses), events)
+        gateway.picker = ExtProcServer(
+            gateway.pool,
+            events.append,
+            address="127.0.0.1:0",
+            max_body=max_body,
+            max_buffered=max_buffered,
+        )
+        port = await gateway.picker.start()
+        stack.push_async_callback(gateway.picker.stop, 0.0)
+        gateway.pool.reports = reports
+        settings = envoy_config(
+            addresses, f"127.0.0.1:{port}", reports=reports, max_body=max_body, failure_mode=failure_mode
+        )
+        config = bootstrap(settings)
+        for listener in config["static_resources"]["listeners"]:
+            listener["per_connection_buffer_limit_bytes"] = (
+                envoy_buffer or listener["per_connection_buffer_limit_bytes"]
+            )
+            manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+            for item in manager["http_filters"][:-1]:
+                item["typed_config"]["processing_mode"].update(processing_mode or {})
+                item["typed_config"].update(filter_options or {})
+        gateway.envoy = await process.start(config, directory / "envoy")
+        stack.push_async_callback(gateway.envoy.stop)
+        gateway.client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
+        yield gateway
+
+
+async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A TCP connection to a listener."""
+    return await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 10)
