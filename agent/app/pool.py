@@ -21,8 +21,8 @@ from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
 from agent.events.scraping import HealthChanged
+from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
-from agent.pick.request import Pick
 from agent.prefix.index import PrefixIndex
 from agent.requests.load_reports import LoadReports
 from agent.requests.pipeline import OnDecision, Pipeline, Stage

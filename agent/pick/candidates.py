@@ -16,7 +16,7 @@ from agent.state.snapshot import EndpointView, Work
 class Candidates:
     """Candidates for `request` at `now`; `hits` are the prompt tokens that the index expects in each one's cache."""
 
-    __slots__ = ("adapters", "ahead_seconds", "hits", "now", "request", "views", "works")
+    __slots__ = ("adapters", "backlog_seconds", "hits", "now", "request", "views", "works")
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Candidates:
         now: float,
         views: Sequence[EndpointView],
         hits: Sequence[int],
-        ahead_seconds: Sequence[float] | None = None,
+        backlog_seconds: Sequence[float] | None = None,
         adapters: frozenset[str] | None = None,
     ) -> None:
         self.request = request
@@ -34,7 +34,7 @@ class Candidates:
         self.adapters = adapters  # as in the snapshot: None where nobody gathered them
         self.works = [view.work for view in views]
         # Seconds of uncached prefill that stand before a request that comes now, at each candidate.
-        self.ahead_seconds = _ahead_seconds(self.works, now) if ahead_seconds is None else ahead_seconds
+        self.backlog_seconds = _backlog_seconds(self.works, now) if backlog_seconds is None else backlog_seconds
 
     def __len__(self) -> int:
         return len(self.views)
@@ -59,7 +59,7 @@ class Candidates:
             self.now,
             [self.views[i] for i in places],
             [self.hits[i] for i in places],
-            [self.ahead_seconds[i] for i in places],
+            [self.backlog_seconds[i] for i in places],
             self.adapters,
         )
 
@@ -78,7 +78,7 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
     return None
 
 
-def _ahead_seconds(works: Sequence[Work], now: float) -> list[float]:
+def _backlog_seconds(works: Sequence[Work], now: float) -> list[float]:
     """The work ahead at each candidate. Where no fresh page corrects the estimate, it is at least the longest of the
     others."""
     # By their places, because this runs for each endpoint at each pick: `busy_until`, `corrected`.

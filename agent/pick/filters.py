@@ -56,8 +56,8 @@ def prefix_affinity(parameters: Mapping[str, object]) -> Filter:
         warm = [place for place, hit in enumerate(candidates.hits) if hit >= wanted]
         if not warm or len(warm) == len(candidates):
             return everyone
-        ahead = candidates.ahead_seconds
-        if min(ahead[place] for place in warm) - min(ahead) > penalty:
+        backlog = candidates.backlog_seconds
+        if min(backlog[place] for place in warm) - min(backlog) > penalty:
             return everyone
         return warm
 

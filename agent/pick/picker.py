@@ -1,7 +1,7 @@
-"""The decision for one request: filter, weigh, take the best; its reasons travel with it.
+"""The decision for one request: filter the endpoints, score the candidates, take the highest weighted sum.
 
-Pure: the same snapshot, index, request and `now` give the same pick. Ties are broken by a hash of the request's id, so
-that equal endpoints share requests evenly and a reader of the shared state comes to the same choice.
+Pure: the same snapshot, index, request and `now` give the same pick. Ties are broken by a hash of the request's id:
+equal endpoints share requests evenly, and a reader of the shared state makes the same choice.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from heapq import nlargest
 from typing import Final, Protocol
 
 from agent.pick.candidates import Candidates
+from agent.pick.decision import HEALTH, MODEL, SUBSET, Narrowing, NoPick, Pick
 from agent.pick.filters import serves_model
 from agent.pick.profile import Profile
-from agent.pick.request import NoPick, Pick, PickRequest
+from agent.pick.request import PickRequest
 from agent.pick.scoring import opinion
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
@@ -26,33 +27,41 @@ _HEALTHY: Final = Health.HEALTHY
 
 
 class PrefixLookup(Protocol):
-    """What the picker asks the index of prefixes."""
+    """The part of the prefix index that the picker reads."""
 
     def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
-        """How many leading blocks of the chain each address holds."""
+        """The number of leading blocks of the chain that each address holds."""
         ...
 
 
 def pick(
     snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float, fallbacks: int = 0
 ) -> Pick | NoPick:
-    """The endpoint for `request` by `profile` and at most so many `fallbacks`, or why there is none."""
+    """The endpoint for `request` by `profile` and at most `fallbacks` further ones, or why there is none."""
+    narrowed: list[Narrowing] = []
     views: Sequence[EndpointView] = snapshot.endpoints
     addresses: Sequence[str] = snapshot.healthy_addresses
     if not addresses:
         views = [view for view in views if view.health is _HEALTHY]
         if not views:
-            return _nobody(snapshot, request)
-    if request.subset is not None:
-        views = [view for view in views if view.address in request.subset]
+            return _none_healthy(snapshot, request)
+        addresses = [view.address for view in views]
+        if len(views) != len(snapshot.endpoints):
+            everything = snapshot.addresses or [view.address for view in snapshot.endpoints]
+            narrowed.append(Narrowing(HEALTH, everything, addresses))
+    subset = request.subset
+    if subset is not None:
+        views = [view for view in views if view.address in subset]
         if not views:
             return NoPick(
                 request.request_id,
                 "subset_empty",
-                f"none of the {len(request.subset)} endpoints that the proxy allows is healthy in pool {snapshot.pool}",
+                f"none of the {len(subset)} endpoints that the proxy allows is healthy in pool {snapshot.pool}",
             )
-    if len(addresses) != len(views):
-        addresses = [view.address for view in views]
+        if len(addresses) != len(views):
+            allowed = [view.address for view in views]
+            narrowed.append(Narrowing(SUBSET, addresses, allowed))
+            addresses = allowed
     if request.chain:
         size, most = request.block_tokens, request.prompt_tokens
         hits = [known if (known := blocks * size) < most else most for blocks in index.match(request.chain, addresses)]
@@ -60,13 +69,17 @@ def pick(
         hits = [0] * len(views)
     candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters)
     if request.model not in snapshot.models_everywhere:
-        candidates = candidates.keep(serves_model(candidates))
+        places = serves_model(candidates)
+        if len(places) != len(addresses):
+            candidates, addresses = _narrow(candidates, addresses, places, MODEL, narrowed)
     warmest = max(candidates.hits)
     for name, keep in profile.filters:
-        candidates = candidates.keep(keep(candidates))
-        if not candidates.views:
-            detail = f"the filter {name} left no endpoint of pool {snapshot.pool}"
-            return NoPick(request.request_id, "all_filtered", detail)
+        places = keep(candidates)
+        if len(places) != len(addresses):
+            candidates, addresses = _narrow(candidates, addresses, places, name, narrowed)
+            if not candidates.views:
+                detail = f"the filter {name} left no endpoint of pool {snapshot.pool}"
+                return NoPick(request.request_id, "all_filtered", detail)
     totals: list[float] = []
     scores: dict[str, Sequence[float]] = {}
     weights: dict[str, float] = {}
@@ -82,20 +95,33 @@ def pick(
             totals = list(opinions) if weight == 1.0 else [weight * score for score in opinions]
     totals = totals or [0.0] * len(candidates)
     place, decided_by = _best(candidates, totals, scores, weights)
-    winner = candidates.views[place]
     return Pick(
         request.request_id,
-        winner.address,
+        candidates.views[place].address,
         _next_best(candidates, totals, place, fallbacks) if fallbacks else (),
         request.prompt_tokens,
         candidates.hits[place],
         warmest,
         decided_by,
-        addresses if len(addresses) == len(candidates) else [view.address for view in candidates.views],
+        addresses,
         totals,
         scores,
         snapshot.version,
+        profile,
+        narrowed,
+        candidates.hits,
+        candidates.backlog_seconds,
+        candidates.works,
     )
+
+
+def _narrow(
+    candidates: Candidates, addresses: Sequence[str], places: Sequence[int], name: str, narrowed: list[Narrowing]
+) -> tuple[Candidates, Sequence[str]]:
+    """The candidates that the filter `name` left, and their addresses; `narrowed` gets the record of it."""
+    left = [addresses[place] for place in places]
+    narrowed.append(Narrowing(name, addresses, left))
+    return candidates.keep(places), left
 
 
 def _best(
@@ -117,13 +143,13 @@ def _best(
     return place, decided_by
 
 
-def _next_best(candidates: Candidates, totals: Sequence[float], place: int, most: int) -> tuple[str, ...]:
-    """The addresses of the best candidates after the winner, the best first."""
+def _next_best(candidates: Candidates, totals: Sequence[float], place: int, count: int) -> tuple[str, ...]:
+    """The addresses of the best `count` candidates after the winner, the best first."""
     others = [other for other in range(len(totals)) if other != place]
-    return tuple(candidates.views[other].address for other in nlargest(most, others, key=totals.__getitem__))
+    return tuple(candidates.views[other].address for other in nlargest(count, others, key=totals.__getitem__))
 
 
-def _nobody(snapshot: Snapshot, request: PickRequest) -> NoPick:
+def _none_healthy(snapshot: Snapshot, request: PickRequest) -> NoPick:
     if not snapshot.endpoints:
         return NoPick(request.request_id, "no_endpoints", f"pool {snapshot.pool} has no endpoints")
     counts: dict[str, int] = {}

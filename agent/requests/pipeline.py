@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from agent.events import Hook
 from agent.events.requests import Abandoned
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-from agent.pick.request import Pick, PickRequest, Prompt
+from agent.pick.decision import Pick
+from agent.pick.request import PickRequest, Prompt
 from agent.requests.rejections import Rejection
 
 # States. Integers because a ticket changes state twice for each request.

@@ -156,8 +156,8 @@ def _pool(maker: _Maker, load: Load) -> None:
     for health, count in load.by_health.items():
         maker.known(catalog.POOL_BY_HEALTH, (load.pool, health.value), count)
     maker.known(catalog.POOL_IN_FLIGHT, pool, load.in_flight)
-    maker.known(catalog.POOL_AHEAD_TOKENS, pool, load.ahead_tokens)
-    maker.known(catalog.POOL_AHEAD_SECONDS, pool, load.ahead_seconds)
+    maker.known(catalog.POOL_AHEAD_TOKENS, pool, load.backlog_tokens)
+    maker.known(catalog.POOL_AHEAD_SECONDS, pool, load.backlog_seconds)
 
 
 def _endpoint(maker: _Maker, pool: str, view: EndpointView) -> None:

@@ -158,8 +158,8 @@ class Load(NamedTuple):
     signals: Mapping[str, Spread | NoSpread]
     saturation: Spread | NoSpread
     in_flight: int
-    ahead_tokens: float
-    ahead_seconds: float
+    backlog_tokens: float
+    backlog_seconds: float
 
 
 POOL_SIGNALS: Final = (WAITING, RUNNING, KV_USAGE)

@@ -123,7 +123,8 @@ class Snapshot(NamedTuple):
 
     Facts about all of them, so that a pick need not look at each: `adapters` are the LoRA adapters that any endpoint's
     last page names (None: not gathered), `models_everywhere` the models that every endpoint lists. `healthy_addresses`
-    are the endpoints' addresses where every one of them is healthy, else empty, as it is where nobody has looked.
+    are the endpoints' addresses where every one of them is healthy, else empty. `addresses` are those of all endpoints,
+    in their order. Each may be left empty in a snapshot that no store made.
     """
 
     pool: str
@@ -134,3 +135,4 @@ class Snapshot(NamedTuple):
     adapters: frozenset[str] | None = None
     models_everywhere: frozenset[str] = frozenset()
     healthy_addresses: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()

@@ -313,6 +313,7 @@ class RoutingStore:
             self._adapters.anywhere,
             self._models.everywhere,
             () if self._unhealthy else self._addresses,
+            self._addresses,
         )
         return self._snapshot
 

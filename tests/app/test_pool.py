@@ -13,7 +13,7 @@ from agent.discovery.endpoints import EndpointSet
 from agent.engines.mapping import Extraction
 from agent.events import Event
 from agent.events.requests import Ended, Picked, Reported
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop

@@ -20,9 +20,10 @@ from statistics import median
 from typing import Any
 
 from agent.engines.mapping import Extraction
+from agent.pick.decision import Pick
 from agent.pick.picker import pick
 from agent.pick.profile import Profile, build
-from agent.pick.request import Pick, PickRequest
+from agent.pick.request import PickRequest
 from agent.prefix.blocks import chain, seed
 from agent.prefix.index import PrefixIndex
 from agent.profiles import DEFAULT_PROFILE, PRESETS

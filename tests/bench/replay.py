@@ -21,9 +21,10 @@ from agent.emulator.orders import Finished, FirstToken, Order
 from agent.emulator.settings import Settings
 from agent.engines import engine as engine_table
 from agent.engines.mapping import Extractor
+from agent.pick.decision import Pick
 from agent.pick.picker import pick
 from agent.pick.profile import Profile
-from agent.pick.request import Pick, PickRequest
+from agent.pick.request import PickRequest
 from agent.prefix.blocks import chain, seed
 from agent.prefix.index import PrefixIndex
 from agent.state.store import RoutingStore

@@ -58,7 +58,7 @@ def candidates(draw: st.DrawFn) -> Candidates:
             view(
                 f"e{i}:1",
                 values,
-                ahead_seconds=draw(st.floats(0, 1e5)),
+                backlog_seconds=draw(st.floats(0, 1e5)),
                 rate=draw(st.floats(1e-3, 1e7)),
                 requests=draw(st.integers(0, 500)),
                 corrected=draw(st.booleans()),
@@ -105,10 +105,10 @@ def test_the_same_candidates_always_get_the_same_scores_and_are_left_as_they_wer
     name: str, candidates: Candidates
 ) -> None:
     made = scorer(name, {})
-    views, hits, ahead = list(candidates.views), list(candidates.hits), copy.copy(candidates.ahead_seconds)
+    views, hits, ahead = list(candidates.views), list(candidates.hits), copy.copy(candidates.backlog_seconds)
     first = opinion(made, candidates)
     assert opinion(made, candidates) == first
-    assert (list(candidates.views), list(candidates.hits), candidates.ahead_seconds) == (views, hits, ahead)
+    assert (list(candidates.views), list(candidates.hits), candidates.backlog_seconds) == (views, hits, ahead)
 
 
 @EVERY_SCORER

@@ -26,7 +26,7 @@ from agent.emulator.text import block_hashes, chat_tokens
 from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.events import ignore
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop
 from tests.fakes.clock import ManualClock

@@ -14,7 +14,8 @@ from aiohttp import web
 from agent.envoy import process
 from agent.envoy.render import FailureMode, Listener, Pool, Settings, Way, bootstrap
 from agent.events import Event
-from agent.pick.request import NoPick, Pick, Prompt
+from agent.pick.decision import NoPick, Pick
+from agent.pick.request import Prompt
 from agent.requests.body import parse
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection

@@ -16,7 +16,7 @@ from aiohttp import web
 from agent.envoy import process
 from agent.envoy.render import Way, bootstrap
 from agent.events.requests import Refused, StreamBroken
-from agent.pick.request import NoPick
+from agent.pick.decision import NoPick
 from tests.envoy.rig import CHAT, WAYS, Rig, a_rig, chat, envoy_settings, raw
 from tests.waiting import eventually
 

@@ -15,7 +15,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.events import Event
 from agent.events.requests import Abandoned, Refused
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.pipeline import WAIT, OnDecision, Pipeline, Result
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines.report import ASKED_BY
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (

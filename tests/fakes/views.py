@@ -20,7 +20,7 @@ def view(
     *,
     at: float = 0.0,
     health: Health = Health.HEALTHY,
-    ahead_seconds: float = 0.0,
+    backlog_seconds: float = 0.0,
     rate: float = 1000.0,
     requests: int = 0,
     corrected: bool = True,
@@ -36,7 +36,7 @@ def view(
         at,
         0,
         STALE_AFTER,
-        Work(requests, ahead_seconds, rate, "configured", corrected),
+        Work(requests, backlog_seconds, rate, "configured", corrected),
         Prefix(0.0, None),
     )
 
@@ -69,7 +69,7 @@ views = st.builds(
     st.fixed_dictionaries({}, optional={name: _values(name) for name in SIGNALS}),
     at=st.floats(-10, 0),
     health=st.sampled_from(list(Health)),
-    ahead_seconds=st.floats(0, 1e6),
+    backlog_seconds=st.floats(0, 1e6),
     rate=st.floats(1, 1e6),
     requests=st.integers(0, 10**6),
 )

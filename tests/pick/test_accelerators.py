@@ -10,11 +10,12 @@ from agent.accelerators.combine import Accelerators, combine
 from agent.accelerators.device import Device
 from agent.accelerators.table import UTILIZATION
 from agent.pick.candidates import Candidates
+from agent.pick.decision import Pick
 from agent.pick.filters import FILTERS
 from agent.pick.parameters import BadParameter
 from agent.pick.picker import pick
 from agent.pick.profile import build
-from agent.pick.request import Pick, PickRequest
+from agent.pick.request import PickRequest
 from agent.profiles import PRESETS, ProfileSpec, plugin
 from agent.state.snapshot import EndpointView
 from tests.fakes.views import FixedIndex, snapshot, view

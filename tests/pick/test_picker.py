@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import BadProfile, Profile, build
-from agent.pick.request import NoPick, Pick, PickRequest
+from agent.pick.request import PickRequest
 from agent.profiles import PRESETS, ProfileSpec, plugin
 from agent.signals import KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, MODELS, RUNNING, WAITING, Value
 from agent.state.health import Health
@@ -54,7 +55,7 @@ def test_a_warm_endpoint_wins_when_all_are_idle(profile: Profile) -> None:
 
 
 def test_least_cost_leaves_a_warm_endpoint_when_waiting_there_costs_more_than_prefilling_anew() -> None:
-    decision = choose(view("a:1", ahead_seconds=5.0), view("b:1"), warm={"a:1": 10})
+    decision = choose(view("a:1", backlog_seconds=5.0), view("b:1"), warm={"a:1": 10})
     assert decision.endpoint == "b:1"
     assert decision.left_warmest
     assert decision.best_hit_tokens == 640
@@ -64,7 +65,7 @@ def test_least_cost_leaves_a_warm_endpoint_when_waiting_there_costs_more_than_pr
 def test_least_cost_is_the_published_formula() -> None:
     # w = (1.0, 0.2), u = (0.1, 0.64): W = 0.6, price = 1 + 2 x 0.6 = 2.2; costs 1.22 and 1.608.
     asked = request(tokens=640)
-    decision = choose(view("a:1", ahead_seconds=1.0), view("b:1", ahead_seconds=0.2), warm={"a:1": 10}, asked=asked)
+    decision = choose(view("a:1", backlog_seconds=1.0), view("b:1", backlog_seconds=0.2), warm={"a:1": 10}, asked=asked)
     w, u = (1.0, 0.2), (0.0, 0.64)
     price = 1 + 2 * (sum(w) / 2)
     costs = [wait + price * own for wait, own in zip(w, u, strict=True)]
@@ -74,7 +75,7 @@ def test_least_cost_is_the_published_formula() -> None:
 
 def test_fallbacks_are_the_next_best_candidates_within_the_subset_and_none_unless_asked_for() -> None:
     views = [
-        view(f"{name}:1", ahead_seconds=seconds) for name, seconds in (("c", 2.0), ("a", 0.0), ("d", 3.0), ("b", 1))
+        view(f"{name}:1", backlog_seconds=seconds) for name, seconds in (("c", 2.0), ("a", 0.0), ("d", 3.0), ("b", 1))
     ]
     views.append(view("down:1", health=Health.DOWN))
     for most, expected in ((0, ()), (1, ("b:1",)), (2, ("b:1", "c:1")), (8, ("b:1", "c:1", "d:1"))):
@@ -89,8 +90,8 @@ def test_fallbacks_are_the_next_best_candidates_within_the_subset_and_none_unles
 
 def test_congestion_makes_a_warm_cache_worth_more() -> None:
     def where(crowd: float) -> str:
-        others = [view(f"x{i}:1", ahead_seconds=crowd) for i in range(2)]
-        warm_one, cold_one = view("warm:1", ahead_seconds=crowd + 1.0), view("cold:1", ahead_seconds=crowd)
+        others = [view(f"x{i}:1", backlog_seconds=crowd) for i in range(2)]
+        warm_one, cold_one = view("warm:1", backlog_seconds=crowd + 1.0), view("cold:1", backlog_seconds=crowd)
         return choose(warm_one, cold_one, *others, warm={"warm:1": 10}).endpoint
 
     assert where(0.0) != "warm:1"
@@ -99,12 +100,12 @@ def test_congestion_makes_a_warm_cache_worth_more() -> None:
 
 def test_affinity_stays_warm_until_the_penalty_is_reached() -> None:
     warm = {"a:1": 8}
-    assert choose(view("a:1", ahead_seconds=4.9), view("b:1"), profile=AFFINITY, warm=warm).endpoint == "a:1"
-    assert choose(view("a:1", ahead_seconds=5.1), view("b:1"), profile=AFFINITY, warm=warm).endpoint == "b:1"
+    assert choose(view("a:1", backlog_seconds=4.9), view("b:1"), profile=AFFINITY, warm=warm).endpoint == "a:1"
+    assert choose(view("a:1", backlog_seconds=5.1), view("b:1"), profile=AFFINITY, warm=warm).endpoint == "b:1"
 
 
 def test_affinity_does_not_hold_for_less_than_its_threshold_of_the_prompt() -> None:
-    assert choose(view("a:1", ahead_seconds=1.0), view("b:1"), profile=AFFINITY, warm={"a:1": 7}).endpoint == "b:1"
+    assert choose(view("a:1", backlog_seconds=1.0), view("b:1"), profile=AFFINITY, warm={"a:1": 7}).endpoint == "b:1"
 
 
 def test_blend_weighs_queue_cache_and_prefix_by_the_reference_formulas() -> None:
@@ -133,7 +134,7 @@ def test_a_single_candidate_is_said_to_be_the_only_one() -> None:
 @pytest.mark.parametrize("health", [Health.UNKNOWN, Health.STALE, Health.DOWN])
 @EVERY_PRESET
 def test_an_endpoint_that_is_not_healthy_is_never_picked_however_warm(profile: Profile, health: Health) -> None:
-    decision = choose(view("a:1", health=health), view("b:1", ahead_seconds=50.0), profile=profile, warm={"a:1": 10})
+    decision = choose(view("a:1", health=health), view("b:1", backlog_seconds=50.0), profile=profile, warm={"a:1": 10})
     assert decision.endpoint == "b:1"
 
 
@@ -164,7 +165,7 @@ def test_a_subset_binds_and_an_empty_one_is_a_reason_of_its_own() -> None:
 
 
 def test_a_model_goes_where_it_is_served_and_anywhere_when_nobody_is_known_to_serve_it() -> None:
-    has = view("a:1", {**IDLE, MODELS: frozenset({"base", "lora-a"})}, ahead_seconds=9.0)
+    has = view("a:1", {**IDLE, MODELS: frozenset({"base", "lora-a"})}, backlog_seconds=9.0)
     lacks = view("b:1", {**IDLE, MODELS: frozenset({"base"})})
     assert choose(has, lacks, asked=request(model="lora-a")).endpoint == "a:1"
     assert choose(has, lacks, asked=request(model="base")).endpoint == "b:1"
@@ -204,9 +205,9 @@ def test_a_signal_that_nobody_has_leaves_its_scorer_silent() -> None:
 
 
 def test_an_estimate_that_no_page_corrects_counts_as_the_longest_of_the_others() -> None:
-    views = view("a:1", corrected=False), view("b:1", ahead_seconds=2.0), view("c:1", ahead_seconds=1.0)
+    views = view("a:1", corrected=False), view("b:1", backlog_seconds=2.0), view("c:1", backlog_seconds=1.0)
     assert choose(*views, warm={}).endpoint == "c:1"
-    alone = view("a:1", corrected=False), view("b:1", corrected=False, ahead_seconds=1.0)
+    alone = view("a:1", corrected=False), view("b:1", corrected=False, backlog_seconds=1.0)
     assert choose(*alone).endpoint == "a:1"
 
 
@@ -227,7 +228,7 @@ def fleets(draw: st.DrawFn) -> list[EndpointView]:
                 values,
                 at=draw(st.floats(-5, 0)),
                 health=draw(st.sampled_from([Health.HEALTHY, Health.HEALTHY, Health.DOWN])),
-                ahead_seconds=draw(st.floats(0, 1e4)),
+                backlog_seconds=draw(st.floats(0, 1e4)),
                 rate=draw(st.floats(1, 1e6)),
                 corrected=draw(st.booleans()),
             )
@@ -265,7 +266,7 @@ def test_whatever_the_fleet_a_pick_is_a_healthy_endpoint_with_scores_from_0_to_1
 def test_more_work_ahead_or_less_of_the_prompt_in_the_cache_never_wins_a_request(
     ahead: float, more: float, hit: int
 ) -> None:
-    better, worse = view("a:1", ahead_seconds=ahead), view("b:1", ahead_seconds=ahead + more)
+    better, worse = view("a:1", backlog_seconds=ahead), view("b:1", backlog_seconds=ahead + more)
     decision = choose(better, worse, warm={"a:1": hit + 1, "b:1": hit})
     assert decision.endpoint == "a:1"
 
@@ -317,4 +318,4 @@ def test_an_adapter_that_only_a_stale_page_names_sways_nobody() -> None:
 
 def test_of_two_endpoints_that_cost_the_same_the_one_with_fewer_requests_is_picked() -> None:
     assert choose(view("a:1", requests=9), view("b:1", requests=8)).endpoint == "b:1"
-    assert choose(view("a:1", requests=9), view("b:1", ahead_seconds=0.1), warm={"a:1": 10}).endpoint == "a:1"
+    assert choose(view("a:1", requests=9), view("b:1", backlog_seconds=0.1), warm={"a:1": 10}).endpoint == "a:1"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.events import Event
 from agent.events.requests import Abandoned
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.pipeline import CONTINUE, WAIT, Pipeline, Result
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket

@@ -145,7 +145,7 @@ def test_exactly_one_state_of_health_is_one():
 
 
 def test_work_ahead_shrinks_as_time_passes_without_any_change_of_state():
-    fleet = snapshot(view("a:1", ahead_seconds=2.0, rate=1000.0))
+    fleet = snapshot(view("a:1", backlog_seconds=2.0, rate=1000.0))
     assert values(gauge_set([fleet], 0.5), catalog.AHEAD_SECONDS) == {("pool", "a:1"): 1.5}
     assert values(gauge_set([fleet], 0.5), catalog.AHEAD_TOKENS) == {("pool", "a:1"): 1500.0}
     assert values(gauge_set([fleet], 9.0), catalog.AHEAD_SECONDS) == {("pool", "a:1"): 0.0}

@@ -88,12 +88,12 @@ def test_an_endpoint_that_does_not_know_is_left_out_of_the_mean_and_lowers_the_c
 def test_the_agent_s_own_work_is_summed_over_all_endpoints_because_it_is_always_known():
     load = rollup(
         snapshot(
-            view("a:1", ahead_seconds=2.0, rate=1000.0, requests=3),
-            view("b:1", ahead_seconds=1.0, rate=500.0, requests=1, health=Health.DOWN),
+            view("a:1", backlog_seconds=2.0, rate=1000.0, requests=3),
+            view("b:1", backlog_seconds=1.0, rate=500.0, requests=1, health=Health.DOWN),
         ),
         0.5,
     )
-    assert (load.in_flight, load.ahead_seconds, load.ahead_tokens) == (4, 2.0, 1750.0)
+    assert (load.in_flight, load.backlog_seconds, load.backlog_tokens) == (4, 2.0, 1750.0)
 
 
 def test_a_set_of_names_counts_as_its_size():

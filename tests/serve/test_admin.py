@@ -14,7 +14,7 @@ import pytest
 
 from agent.events import Event
 from agent.instruments import Instruments
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.serve.admin.server import PICKS_KEPT, AdminServer, CannotListen, RecentPicks
 from agent.serve.state.watch import WatchLimits
 from agent.state.health import Health

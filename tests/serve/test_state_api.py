@@ -152,7 +152,7 @@ async def test_the_gap_of_prefix_hits_is_there_while_the_servers_count_is_curren
 
 
 async def test_work_ahead_is_that_of_the_moment_at_which_the_document_was_made(served):
-    served.source.put(view("a:1", at=99.0, ahead_seconds=104.0, rate=500.0, requests=2))
+    served.source.put(view("a:1", at=99.0, backlog_seconds=104.0, rate=500.0, requests=2))
     served.clock.advance(1.0)
     work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
     assert work == {

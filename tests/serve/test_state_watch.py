@@ -130,7 +130,7 @@ async def test_the_first_event_is_the_whole_state_and_later_ones_rebuild_it_exac
     client = fleet.client()
     await fleet.agrees(client)
     fleet.clock.advance(0.5)
-    fleet.source.put(view("a:1", {WAITING: 3.0}, at=0.25, ahead_seconds=2.0, requests=1))
+    fleet.source.put(view("a:1", {WAITING: 3.0}, at=0.25, backlog_seconds=2.0, requests=1))
     await fleet.agrees(client)
     fleet.source.put(view("c:1", at=0.5))
     fleet.source.drop("b:1")

@@ -11,9 +11,10 @@ from agent.engines.mapping import Extraction
 from agent.events import Event
 from agent.events.process import WatcherDropped
 from agent.instruments import Instruments
+from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import build
-from agent.pick.request import NoPick, Pick, PickRequest
+from agent.pick.request import PickRequest
 from agent.profiles import PRESETS
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits

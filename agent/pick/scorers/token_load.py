@@ -1,4 +1,4 @@
-"""Prefer the endpoint with the fewest uncached prompt tokens in flight, this request's own included."""
+"""Prefer the endpoint with the fewest uncached prompt tokens in flight, those of this request included."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL_TOKENS: Final = 4_194_304.0
 
 
 class TokenLoad:
-    """1 - min(1, (uncached tokens ahead + this request's uncached tokens) / queueThresholdTokens)."""
+    """1 - min(1, (backlog in uncached tokens + this request's uncached tokens) / queueThresholdTokens)."""
 
     name = "token-load-scorer"
     needs: frozenset[str] = frozenset()
@@ -24,9 +24,9 @@ class TokenLoad:
         self.full = number(parameters, "queueThresholdTokens", FULL_TOKENS, low=1, high=1e15)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
-        """The free part of each candidate's threshold after this request."""
+        """The free part of each candidate's threshold once this request is there."""
         prompt = candidates.request.prompt_tokens
         return [
-            1.0 - min(1.0, (ahead * work.rate + max(0, prompt - hit)) / self.full)
-            for work, hit, ahead in zip(candidates.works, candidates.hits, candidates.ahead_seconds, strict=True)
+            1.0 - min(1.0, (backlog * work.rate + max(0, prompt - hit)) / self.full)
+            for work, hit, backlog in zip(candidates.works, candidates.hits, candidates.backlog_seconds, strict=True)
         ]

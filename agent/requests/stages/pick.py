@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from agent.events import Hook
 from agent.events.requests import Ended, Picked
+from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import Profile
-from agent.pick.request import NoPick, Pick
 from agent.prefix.index import PrefixIndex
 from agent.requests.pipeline import Result
 from agent.requests.rejections import Rejection

@@ -31,7 +31,7 @@ from agent.config.values import split_address
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.instruments import Instruments
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.scaling.gauges import age, gauge_set
 from agent.serve.admin.runbooks import pages
 from agent.serve.state import documents as state_json

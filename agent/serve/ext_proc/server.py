@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from agent.config.values import Wrong, split_address
 from agent.events import Hook
 from agent.events.requests import Abandoned, Refused, StreamBroken
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket

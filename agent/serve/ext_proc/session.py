@@ -39,7 +39,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
-from agent.pick.request import Pick
+from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
