@@ -1,9 +1,8 @@
-"""The rule file with the runbooks where they are served.
+"""Prints the rule file with another address of the runbooks.
 
-In `igw.rules.yaml` an alert's link leads to the agent at its usual admin address, which serves its own runbooks. That
-is right on the agent's machine, or behind a forwarded port. For everybody else
-`python -m alerts.render --runbooks http://igw.example:9090/runbooks` prints the rules with another address: an agent's,
-or that of a wiki with the pages of `alerts/runbooks`.
+In `igw.rules.yaml` the links of alerts lead to the agent's default admin address, where the agent serves its runbooks.
+`python -m alerts.render --runbooks http://igw.example:9090/runbooks` prints the rules with the address of a reachable
+agent, or of a wiki with the pages of `alerts/runbooks`.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from typing import Final
 
 FILE: Final = Path(__file__).parent / "igw.rules.yaml"
 _HERE: Final = "runbook_url: http://127.0.0.1:9090/runbooks/"
-_ADDRESS: Final = re.compile(r"https?://[^\s\"'{}\\]+")  # plain in YAML, and nothing that a template would take up
+_ADDRESS: Final = re.compile(r"https?://[^\s\"'{}\\]+")  # needs no quoting in YAML, and has no template in it
 
 
 def text(runbooks: str) -> str:
-    """The rules with each runbook below the address `runbooks`. ValueError where that is no address."""
+    """The rules with every runbook below the URL `runbooks`. ValueError if that is not a URL."""
     if not _ADDRESS.fullmatch(runbooks):
-        raise ValueError(f"--runbooks {runbooks}: write the address of the folder, such as https://wiki.example/igw")
+        raise ValueError(f"--runbooks {runbooks}: write the URL of the folder, such as https://wiki.example/igw")
     return FILE.read_text("utf-8").replace(_HERE, f"runbook_url: {runbooks.rstrip('/')}/")
 
 
 def main() -> int:
-    """Print them."""
+    """Print the rules to standard output."""
     parser = argparse.ArgumentParser(prog="python -m alerts.render", description="Print the alert rules.")
-    parser.add_argument("--runbooks", required=True, metavar="URL", help="where your people read the runbooks")
+    parser.add_argument("--runbooks", required=True, metavar="URL", help="URL of the folder of runbooks")
     try:
         print(text(parser.parse_args().runbooks), end="")
     except ValueError as error:

@@ -1,10 +1,10 @@
-"""The dashboard as data: what is shown, in which order, each panel with the question that it answers.
+"""The dashboard as data: rows of panels in order, each panel with the question that it answers.
 
-Every query carries its `truth`: the same quantity asked of the model servers themselves, which a Prometheus scrapes as
-job `servers` beside the agent. `tests/journeys/test_dashboard_live.py` runs both against a live fleet and compares
-them, so that no panel shows a number that nobody has checked.
+Every query has a `truth`: the same quantity computed from the model servers' own pages, which a Prometheus scrapes as
+job `servers` beside the agent. `tests/journeys/test_dashboard_live.py` runs both against a live fleet and compares the
+results.
 
-`$pool` and `$__rate_interval` are Grafana's; `dashboards.render` makes its JSON of all this.
+`$pool` and `$__rate_interval` are variables of Grafana; `dashboards.render` writes the JSON.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dashboards.traffic import PREFIXES, REQUESTS
 
 TITLE: Final = "Inference gateway"
 UID: Final = "igw"
-DESCRIPTION: Final = "Pools of model servers as the inference gateway agent sees them, and the agent itself."
+DESCRIPTION: Final = "Pools of model servers as observed by the inference gateway agent, and the agent itself."
 ROWS: Final = (POOLS, ENDPOINTS, PREFIXES, REQUESTS, FRESHNESS)
 
 
 def panels() -> list[Panel]:
-    """All panels, in the order in which they are read."""
+    """All panels, in order."""
     return [panel for row in ROWS for panel in row.panels]

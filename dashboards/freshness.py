@@ -1,23 +1,23 @@
-"""The row on whether the numbers can be trusted, and on the agent itself."""
+"""The row about the freshness of the data, and about the agent itself."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, Row
+from dashboards.panel import DashboardRow, Panel, Query
 from dashboards.queries import RATE, UP, labelled
 
-FRESHNESS: Final = Row(
-    "Freshness: can these numbers be trusted?",
+FRESHNESS: Final = DashboardRow(
+    "Freshness: is the data current?",
     (
         Panel(
             "Age of the last page",
-            "How old is what the agent knows of each server? A line that climbs is a server that does not answer.",
+            "How old is the last page of each server? A rising line is a server that does not respond.",
             "s",
             (
                 Query(
                     'igw_endpoint_page_age_seconds{pool=~"$pool"}',
-                    "{{endpoint}}",
+                    "{{server}}",
                     f"3 * ({UP} == 1)",
                     bound="at_most",
                 ),
@@ -26,7 +26,7 @@ FRESHNESS: Final = Row(
         ),
         Panel(
             "Coverage",
-            "Which part of the endpoints is behind the pool's means and sums?",
+            "Which share of the endpoints enters the pool's means and sums?",
             "percentunit",
             (
                 Query(
@@ -42,7 +42,7 @@ FRESHNESS: Final = Row(
         ),
         Panel(
             "Gauges withheld from autoscalers",
-            "Which gauges are absent because nobody knows their value, and why? An autoscaler then holds still.",
+            "Which gauges are absent because their value is unknown, and why? An autoscaler then does not scale.",
             "none",
             (
                 Query(
@@ -54,7 +54,7 @@ FRESHNESS: Final = Row(
         ),
         Panel(
             "Scrapes",
-            "Does the agent get its pages?",
+            "Do scrapes succeed?",
             "ops",
             (
                 Query(
@@ -72,17 +72,17 @@ FRESHNESS: Final = Row(
             ),
         ),
         Panel(
-            "Interval of scrapes under a budget",
-            "Are servers asked less often, for want of scrape.budget? Without a budget there is no line.",
+            "Scrape interval under a budget",
+            "Are servers scraped less often because of scrape.budget? Without a budget there is no line.",
             "s",
             (
-                Query("max(igw_scrape_interval_seconds)", "servers that stand still", "vector($interval_seconds)"),
-                Query("min(igw_scrape_interval_seconds)", "servers at work", "vector($interval_seconds)"),
+                Query('max(igw_scrape_interval_seconds{activity="idle"})', "idle servers", "vector($interval_seconds)"),
+                Query('max(igw_scrape_interval_seconds{activity="busy"})', "busy servers", "vector($interval_seconds)"),
             ),
         ),
         Panel(
-            "Time of a scrape, p99",
-            "Are the servers slow to show their pages?",
+            "Scrape duration, p99",
+            "Do servers take long to render their pages?",
             "s",
             (
                 Query(
@@ -95,8 +95,8 @@ FRESHNESS: Final = Row(
             ),
         ),
         Panel(
-            "The agent's CPU",
-            "What does the agent itself cost?",
+            "CPU of the agent",
+            "How much CPU does the agent use?",
             "percentunit",
             (
                 Query(
@@ -109,8 +109,8 @@ FRESHNESS: Final = Row(
             width=4,
         ),
         Panel(
-            "The agent's memory",
-            "Does the agent's memory stay where it is?",
+            "Memory of the agent",
+            "Is the agent's memory usage stable?",
             "bytes",
             (
                 Query(

@@ -1,29 +1,29 @@
-"""What a dashboard is made of: rows of panels, each with the question that it answers, and queries with their truth."""
+"""The types of the dashboard: rows, panels with the question that they answer, and queries with their truth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-# What a truth may hold that no server knows: `$` and one of these names, filled in by the test.
+# Variables of a truth, written as `$name`, which the test fills in.
 PLACEHOLDERS: Final[Mapping[str, str]] = {
-    "window": "the rate window, as PromQL writes it",
-    "window_seconds": "the same as a number",
+    "window": "the rate window as a PromQL duration",
+    "window_seconds": "the rate window in seconds",
     "interval_seconds": "the agent's scrape interval",
-    "refused": "bodies within the window that the agent refused",
-    "agent_cpu_ratio": "CPU seconds per second of the agent's process, by the operating system",
-    "agent_resident_bytes": "memory of the agent's process, by the operating system",
+    "refused": "requests within the window that the agent rejected",
+    "agent_cpu_ratio": "CPU seconds per second of the agent's process, from the operating system",
+    "agent_resident_bytes": "resident memory of the agent's process, from the operating system",
 }
-Kind = Literal["timeseries", "stat"]
+PanelType = Literal["timeseries", "stat"]
 Bound = Literal["equal", "at_most"]
 
 
 class Query(NamedTuple):
     """One line of a panel.
 
-    `truth` is PromQL over the servers' own pages. The query is to be `equal` to it, within the part `within` of its
-    size, or `at_most` as large and not below 0. Rates of two jobs that are scraped at different instants differ by up
-    to one scrape of the window, hence the parts of a tenth.
+    `truth` is PromQL over the servers' own pages. The query's result has to be `equal` to it with the relative
+    tolerance `within`, or between 0 and it (`at_most`). Rates of two jobs that are scraped at different times differ by
+    up to one scrape of the window, hence the larger tolerances.
     """
 
     expr: str
@@ -34,18 +34,18 @@ class Query(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One panel: the question that it answers stands in Grafana as its description."""
+    """One panel; the question that it answers is its description in Grafana."""
 
     title: str
     question: str
     unit: str
     queries: tuple[Query, ...]
     width: int = 8
-    kind: Kind = "timeseries"
+    type: PanelType = "timeseries"
     thresholds: tuple[float, ...] = ()
 
 
-class Row(NamedTuple):
+class DashboardRow(NamedTuple):
     """Panels under one heading."""
 
     title: str

@@ -1,18 +1,18 @@
-"""The rows on how pools and their endpoints are."""
+"""The rows about the health and load of pools and of their endpoints."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, Row
+from dashboards.panel import DashboardRow, Panel, Query
 from dashboards.queries import KV, RATE, RUNNING, UP, WAITING, agent_rate, labelled, servers_rate
 
-POOLS: Final = Row(
-    "Pools: are they well?",
+POOLS: Final = DashboardRow(
+    "Pools: are they healthy?",
     (
         Panel(
-            "Endpoints that can be picked",
-            "How many model servers may get requests? 0 means that every request is refused.",
+            "Healthy endpoints",
+            "How many model servers may get requests? With 0, every request is rejected.",
             "none",
             (
                 Query(
@@ -22,12 +22,12 @@ POOLS: Final = Row(
                 ),
             ),
             width=4,
-            kind="stat",
+            type="stat",
             thresholds=(1,),
         ),
         Panel(
             "Endpoints by health",
-            "Which part of the fleet is stale, down or not yet seen?",
+            "How many endpoints are stale, down or unknown?",
             "none",
             (
                 Query(
@@ -46,7 +46,7 @@ POOLS: Final = Row(
         ),
         Panel(
             "Saturation",
-            "Is a pool full? 1 is five waiting requests or 80 % of the KV cache, on the mean of its endpoints.",
+            "Is a pool saturated? 1 is five waiting requests or 80 % of the KV cache, averaged over its endpoints.",
             "percentunit",
             (
                 Query(
@@ -59,21 +59,21 @@ POOLS: Final = Row(
             thresholds=(0.8, 1),
         ),
         Panel(
-            "Waiting requests, mean of the endpoints",
-            "What does an autoscaler see that scales on the queue? Absent: no endpoint has told lately.",
+            "Waiting requests, mean over endpoints",
+            "Which value does an autoscaler read that scales on the queue? Absent without a fresh reading.",
             "none",
             (Query('llm_d_epp_average_queue_size{name=~"$pool"}', "{{name}}", f"avg({WAITING})"),),
         ),
         Panel(
-            "KV cache in use, mean of the endpoints",
-            "What does an autoscaler see that scales on the KV cache?",
+            "KV cache in use, mean over endpoints",
+            "Which value does an autoscaler read that scales on the KV cache?",
             "percentunit",
             (Query('llm_d_epp_average_kv_cache_utilization{name=~"$pool"}', "{{name}}", f"avg({KV})", within=0.05),),
             thresholds=(0.9,),
         ),
         Panel(
             "Requests at the servers",
-            "How much work is there, running and waiting, over all endpoints that have told lately?",
+            "How many requests are running and waiting, at all endpoints with a fresh reading?",
             "none",
             (
                 Query('sum(igw_pool_running_requests{pool=~"$pool"})', "running", f"sum({RUNNING})"),
@@ -83,89 +83,89 @@ POOLS: Final = Row(
     ),
 )
 
-ENDPOINTS: Final = Row(
-    "Endpoints: which one is it?",
+ENDPOINTS: Final = DashboardRow(
+    "Endpoints: which one differs?",
     (
         Panel(
             "Waiting requests",
-            "Is one server behind the others?",
+            "Does one server lag behind the others?",
             "none",
-            (Query('igw_endpoint_waiting_requests{pool=~"$pool"}', "{{endpoint}}", WAITING),),
+            (Query('igw_endpoint_waiting_requests{pool=~"$pool"}', "{{server}}", WAITING),),
         ),
         Panel(
             "Running requests",
             "How large is each server's batch?",
             "none",
-            (Query('igw_endpoint_running_requests{pool=~"$pool"}', "{{endpoint}}", RUNNING),),
+            (Query('igw_endpoint_running_requests{pool=~"$pool"}', "{{server}}", RUNNING),),
         ),
         Panel(
             "KV cache in use",
-            "Which server is about to preempt requests for room?",
+            "Which server is about to preempt requests (KV cache full)?",
             "percentunit",
-            (Query('igw_endpoint_kv_usage_ratio{pool=~"$pool"}', "{{endpoint}}", KV, within=0.05),),
+            (Query('igw_endpoint_kv_usage_ratio{pool=~"$pool"}', "{{server}}", KV, within=0.05),),
             thresholds=(0.9,),
         ),
         Panel(
             "Accelerators busy",
-            "Does anything run on each endpoint's accelerators? It says busy, not how busy: one request is enough.",
+            "Are each endpoint's accelerators in use? The value is time with any work: one request is enough.",
             "percentunit",
             (
                 Query(
                     'igw_endpoint_accelerator_utilization_ratio{pool=~"$pool"}',
-                    "{{endpoint}} {{source}}",
-                    f"0.9 + 0.1 * {RUNNING} / 4",  # what the emulated device makes of a batch of at most four
+                    "{{server}} {{source}}",
+                    f"0.9 + 0.1 * {RUNNING} / 4",  # the emulated device's utilization for a batch of at most four
                     within=0.02,
                 ),
             ),
         ),
         Panel(
-            "Sick accelerators",
-            "Which endpoint is out of service because of what it runs on?",
+            "Unhealthy accelerators",
+            "Which endpoint is out of service because of its accelerators?",
             "none",
             (
                 Query(
-                    'igw_endpoint_accelerators_sick{pool=~"$pool"}',
-                    "{{endpoint}} {{source}}",
+                    'igw_endpoint_accelerators_unhealthy{pool=~"$pool"}',
+                    "{{server}} {{source}}",
                     f"0 * {RUNNING}",
                 ),
             ),
             thresholds=(1,),
         ),
         Panel(
-            "In flight, by the agent's own count",
-            "How many requests has the agent given to each server that have not ended? More than the server's own"
-            " running and waiting means that they are on their way; less, that somebody else sends to it too.",
+            "In flight, counted by the agent",
+            "How many requests assigned to each server have not ended? If there are more than running and waiting ones,"
+            " some are on their way; if there are fewer, other clients use the server too.",
             "none",
             (
                 Query(
                     'igw_endpoint_in_flight_requests{pool=~"$pool"} > 0',
-                    "{{endpoint}}",
+                    "{{server}}",
                     f"({RUNNING} + {WAITING}) > 0",
                 ),
             ),
         ),
         Panel(
-            "Prefill ahead",
-            "How long would a request wait for its first token at each server, as the agent reckons?",
+            "Prefill backlog",
+            "How long would a new request wait for prefill at each server, as estimated?",
             "s",
             (
                 Query(
-                    'igw_endpoint_prefill_ahead_seconds{pool=~"$pool"}'
-                    ' and on (pool, endpoint) igw_endpoint_health{state="healthy"} == 1',
-                    "{{endpoint}}",
-                    f"30 * ({RUNNING} + {WAITING})",  # an estimate: bounded by what is there, and 0 where nothing is
+                    'igw_endpoint_prefill_backlog_seconds{pool=~"$pool"}'
+                    ' and on (pool, server) igw_endpoint_health{state="healthy"} == 1',
+                    "{{server}}",
+                    f"30 * ({RUNNING} + {WAITING})",  # an estimate: bounded by the number of requests, 0 without any
                     bound="at_most",
                 ),
             ),
         ),
         Panel(
             "Preemptions",
-            "Do servers throw requests out of their batch for want of KV cache?",
+            "Do servers preempt requests (KV cache full)?",
             "ops",
             (
                 Query(
-                    agent_rate("igw_endpoint_preemptions_total", "endpoint"),
-                    "{{endpoint}}",
+                    agent_rate("igw_endpoint_preemptions_total", "server"),
+                    "{{server}}",
                     servers_rate("vllm:num_preemptions_total", "instance"),
                     within=RATE,
                 ),

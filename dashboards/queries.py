@@ -1,4 +1,4 @@
-"""Pieces of queries: rates of the agent's counters, and the same quantities on the model servers' own pages."""
+"""Parts of queries: rates of the agent's counters, and the same quantities on the model servers' own pages."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ UP: Final = f"up{{{SERVERS}}}"
 WAITING: Final = f"vllm:num_requests_waiting{{{SERVERS}}}"
 RUNNING: Final = f"vllm:num_requests_running{{{SERVERS}}}"
 KV: Final = f"vllm:kv_cache_usage_perc{{{SERVERS}}}"
-# Prometheus asks the servers and the agent at different moments, and rate() carries what it saw on to the window's
-# ends: of eight intervals in a window one more or less may have been seen on either side.
+# Prometheus scrapes the servers and the agent at different times, and rate() extrapolates to the ends of the window: of
+# eight intervals in a window, the two jobs may differ by one on either side.
 RATE: Final = 0.25
 
 
@@ -27,18 +27,18 @@ def servers_rate(counter: str, by: str = "") -> str:
 
 
 def quantile(of: str, histogram: str, where: str, window: str) -> str:
-    """A quantile over all servers of a histogram that each of them keeps."""
+    """A quantile of a histogram, aggregated over all servers."""
     return f"histogram_quantile({of}, sum by (le) (rate({histogram}_bucket{{{where}}}[{window}])))"
 
 
 def labelled(expr: str, **labels: str) -> str:
-    """The expression with these labels on each of its series."""
+    """The expression with these labels added to each of its series."""
     for name, value in labels.items():
         expr = f'label_replace({expr}, "{name}", "{value}", "", "")'
     return expr
 
 
-# What goes into the servers: what they finished, and what has come to be in them since the window began.
+# Arrival rate at each server: its finished requests, and the change of its running and waiting ones over the window.
 INTO_EACH: Final = (
     f"({servers_rate('vllm:request_success_total', 'instance')}"
     f" + sum by (instance) ({RUNNING} + {WAITING}) / $window_seconds"

@@ -1,7 +1,7 @@
 """The dashboard as Grafana's JSON.
 
-`python -m dashboards.render` writes it to `dashboards/grafana/igw.json`, where it waits to be imported: by hand, by a
-provisioned folder or by a ConfigMap. Panels are laid out from left to right, a new line where the next does not fit.
+`python -m dashboards.render` writes it to `dashboards/grafana/igw.json`, to be imported by hand, from a provisioned
+folder or from a ConfigMap. Panels are laid out from left to right, and wrap to a new line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dashboards.definitions import DESCRIPTION, ROWS, TITLE, UID
 from dashboards.panel import Panel, Query
 
 FILE: Final = Path(__file__).parent / "grafana" / "igw.json"
-SCHEMA_VERSION: Final = 39  # Grafana 11; newer versions migrate it when they load it
+SCHEMA_VERSION: Final = 39  # Grafana 11; newer versions migrate it on load
 WIDTH: Final = 24
 HEIGHT: Final = 8
 _DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
@@ -111,19 +111,19 @@ def _heading(number: int, title: str, y: int) -> dict[str, Any]:
 def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"color": _COLORS[0], "value": None}]
     colors = _COLORS[1:] if len(panel.thresholds) > 1 else _COLORS[2:]
-    if panel.kind == "stat":  # few is what is bad of things that are to be there
+    if panel.type == "stat":  # a small number is bad
         steps = [{"color": "red", "value": None}]
         colors = ("green",)
     steps += [{"color": color, "value": value} for color, value in zip(colors, panel.thresholds, strict=False)]
     shown: dict[str, Any] = {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
     options: dict[str, Any] = {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
-    if panel.kind == "timeseries":
-        # A gap is a gap: nobody knew the value then.
+    if panel.type == "timeseries":
+        # The value was unknown in a gap.
         shown["custom"] = {"spanNulls": False, "lineWidth": 1, "fillOpacity": 10, "showPoints": "auto"}
         options = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
     return {
         "id": number,
-        "type": panel.kind,
+        "type": panel.type,
         "title": panel.title,
         "description": panel.question,
         "datasource": _DATASOURCE,

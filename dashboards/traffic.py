@@ -1,18 +1,18 @@
-"""The rows on where requests go and what becomes of them."""
+"""The rows about routing and the results of requests."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from dashboards.panel import Panel, Query, Row
+from dashboards.panel import DashboardRow, Panel, Query
 from dashboards.queries import INTO_EACH, RATE, SERVERS, UP, agent_rate, labelled, quantile, servers_rate
 
 
 def _as_servers_count(title: str, question: str, ours: str, theirs: str) -> Panel:
-    """A histogram of the servers' own, which the agent reads where it is asked to."""
+    """A panel of a histogram that the servers keep, which the agent exports if it is configured to."""
     return Panel(
         title,
-        f"{question} Shown where `scrape.histograms` names `{ours}`.",
+        f"{question} Only with `{ours}` in `scrape.histograms`.",
         "s",
         tuple(
             Query(
@@ -26,12 +26,12 @@ def _as_servers_count(title: str, question: str, ours: str, theirs: str) -> Pane
     )
 
 
-PREFIXES: Final = Row(
-    "Routing: do requests go where their prefix is?",
+PREFIXES: Final = DashboardRow(
+    "Routing: do requests reach servers that have their prefix?",
     (
         Panel(
             "Prefix hits",
-            "Which part of the prompt tokens did the servers find in their caches, by their own count?",
+            "Which share of the prompt tokens did the servers find in their caches, as counted by them?",
             "percentunit",
             (
                 Query(
@@ -46,8 +46,8 @@ PREFIXES: Final = Row(
             width=6,
         ),
         Panel(
-            "Hit tokens, predicted and counted",
-            "Is the agent's idea of the caches true? Predicted far above counted: caches forget more than it knows.",
+            "Hit tokens, predicted and measured",
+            "Does the prefix index match the caches? Predicted far above measured: servers evict more.",
             "none",
             (
                 Query(
@@ -58,7 +58,7 @@ PREFIXES: Final = Row(
                 ),
                 Query(
                     agent_rate("igw_endpoint_measured_prefix_hit_tokens_total"),
-                    "counted by the servers",
+                    "measured by the servers",
                     servers_rate("vllm:prefix_cache_hits_total"),
                     within=RATE,
                 ),
@@ -66,15 +66,15 @@ PREFIXES: Final = Row(
             width=6,
         ),
         Panel(
-            "Gap of predicted and counted hits",
-            "How far is the agent's idea of each server's cache from the truth, as a part of its prompt tokens?",
+            "Gap between predicted and measured hits",
+            "How far is the prefix index from each server's cache, as a share of its prompt tokens?",
             "percentunit",
             (
                 Query(
-                    f"abs({agent_rate('igw_endpoint_predicted_prefix_hit_tokens_total', 'endpoint')}"
-                    f" - {agent_rate('igw_endpoint_measured_prefix_hit_tokens_total', 'endpoint')})"
-                    f" / {agent_rate('igw_endpoint_prefix_query_tokens_total', 'endpoint')}",
-                    "{{endpoint}}",
+                    f"abs({agent_rate('igw_endpoint_predicted_prefix_hit_tokens_total', 'server')}"
+                    f" - {agent_rate('igw_endpoint_measured_prefix_hit_tokens_total', 'server')})"
+                    f" / {agent_rate('igw_endpoint_prefix_query_tokens_total', 'server')}",
+                    "{{server}}",
                     f"0.25 * ({UP} == 1)",
                     bound="at_most",
                 ),
@@ -82,8 +82,8 @@ PREFIXES: Final = Row(
             width=6,
         ),
         Panel(
-            "Left the warmest server",
-            "Which part of the picks went elsewhere than to the warmest cache, because that was too busy?",
+            "Picks away from the warmest server",
+            "Which share of the picks did not go to the server with the warmest cache, because it was too busy?",
             "percentunit",
             (
                 Query(
@@ -97,18 +97,18 @@ PREFIXES: Final = Row(
         ),
         Panel(
             "Picks",
-            "How are requests spread over the servers?",
+            "How are requests distributed over the servers?",
             "reqps",
-            (Query(agent_rate("igw_picks_total", "endpoint"), "{{endpoint}}", INTO_EACH, within=RATE),),
+            (Query(agent_rate("igw_picks_total", "server"), "{{server}}", INTO_EACH, within=RATE),),
         ),
         Panel(
             "Requests finished",
-            "How many requests does each server get done?",
+            "How many requests does each server finish?",
             "reqps",
             (
                 Query(
-                    agent_rate("igw_endpoint_finished_requests_total", "endpoint"),
-                    "{{endpoint}}",
+                    agent_rate("igw_endpoint_finished_requests_total", "server"),
+                    "{{server}}",
                     servers_rate("vllm:request_success_total", "instance"),
                     within=RATE,
                 ),
@@ -116,7 +116,7 @@ PREFIXES: Final = Row(
         ),
         Panel(
             "Tokens",
-            "How many tokens do the servers read and write?",
+            "How many tokens do the servers process and generate?",
             "none",
             (
                 Query(
@@ -136,12 +136,12 @@ PREFIXES: Final = Row(
     ),
 )
 
-REQUESTS: Final = Row(
-    "Requests: are users served?",
+REQUESTS: Final = DashboardRow(
+    "Requests: are they served?",
     (
         Panel(
-            "Decided",
-            "How many requests does the agent decide on, picked or refused, for each model?",
+            "Decisions",
+            "How many requests does the agent decide on, picked or rejected?",
             "reqps",
             (
                 Query(
@@ -154,12 +154,12 @@ REQUESTS: Final = Row(
             width=6,
         ),
         Panel(
-            "Refused",
-            "How many requests does the agent refuse, and why? 4xx is the client's doing, 5xx is ours.",
+            "Rejected",
+            "How many requests does the agent reject, and why? 4xx is caused by the client, 5xx is not.",
             "reqps",
             (
                 Query(
-                    agent_rate("igw_refusals_total", "status, reason"),
+                    agent_rate("igw_requests_rejected_total", "status, reason"),
                     "{{status}} {{reason}}",
                     labelled("vector($refused / $window_seconds)", status="400", reason="invalid_json"),
                     within=RATE,
@@ -178,15 +178,15 @@ REQUESTS: Final = Row(
                     f"p{quantile * 100:.0f}",
                     f"histogram_quantile({quantile}, sum by (le)"
                     f" (rate(vllm:e2e_request_latency_seconds_bucket{{{SERVERS}}}[$window])))",
-                    within=0.6,  # the buckets of the two have other bounds
+                    within=0.6,  # the two histograms have different buckets
                 )
                 for quantile in (0.5, 0.9)
             ),
             width=6,
         ),
         Panel(
-            "Time of a decision, p99",
-            "Does the agent itself hold requests up?",
+            "Decision duration, p99",
+            "Does the agent itself delay requests?",
             "s",
             (
                 Query(
@@ -202,19 +202,19 @@ REQUESTS: Final = Row(
         ),
         _as_servers_count(
             "Time to the first token",
-            "How long do requests wait at the servers until their answer begins?",
+            "How long do requests wait at the servers for their first token?",
             "time_to_first_token_seconds",
             "vllm:time_to_first_token_seconds",
         ),
         _as_servers_count(
             "Time between tokens",
-            "How fast do answers come?",
+            "How fast do responses stream?",
             "inter_token_latency_seconds",
             "vllm:inter_token_latency_seconds",
         ),
         _as_servers_count(
             "Time in the queue",
-            "How much of the wait is for a place in the batch?",
+            "How long do requests wait at the servers to be scheduled?",
             "queue_time_seconds",
             "vllm:request_queue_time_seconds",
         ),

@@ -1,9 +1,8 @@
-"""A number that we publish, or the reason why we do not: what every exporter is given.
+"""A number that is published, or the reason why it is withheld: what every exporter is given.
 
-A gauge is finite by construction, so that no exit has to ask again; a number without fresh data is a `Withheld` and
-has no value at all, so that no exit can turn it into a zero. Times are those of the giver's clock: `at` is when the
-oldest reading behind the value was asked for, and `GaugeSet.at` the moment at which the set was made, so that
-`set.at - gauge.at` is the age of a number.
+A gauge is finite by construction, so exporters need no check; a number without fresh data is a `Withheld`, which has no
+value, so no exporter can turn it into a zero. Times are monotonic seconds of the agent's clock: `at` is when the oldest
+reading behind the value was requested, and `GaugeSet.at` when the set was made, so `set.at - gauge.at` is an age.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import NamedTuple, Self
 
-from exporters.metric import Metric
+from exporters.catalog.metric import Metric
 
 
 class NotFinite(ValueError):
-    """A gauge was given NaN or an infinity: whoever computed it has to withhold it instead."""
+    """A gauge was given NaN or an infinity; a number that cannot be computed is to be withheld instead."""
 
 
 class _Row(NamedTuple):
@@ -35,18 +34,18 @@ class Gauge(_Row):
     __slots__ = ()
 
     def __new__(cls, metric: Metric, labels: tuple[str, ...], value: float, at: float) -> Self:
-        """Refuse what is no gauge; there are thirty for each endpoint, so a tuple has to do."""
+        """Check the arguments. A tuple, because there are about thirty gauges for each endpoint."""
         if not isfinite(value):
-            raise NotFinite(f"{metric.name}{list(labels)} is {value!r}: withhold it and say why")
+            raise NotFinite(f"{metric.name}{list(labels)} is {value!r}: withhold it with a reason")
         if len(labels) != len(metric.labels):
             raise ValueError(f"{metric.name} has the labels {list(metric.labels)}, not {list(labels)}")
         return tuple.__new__(cls, (metric, labels, value, at))
 
 
 class Distribution(NamedTuple):
-    """A histogram that a server keeps: cumulative `counts` beside their upper `bounds`, the infinite one left out.
+    """A histogram that a server keeps: cumulative `counts` for the upper `bounds`, without the infinite one.
 
-    `total` is the count of all, `sum` their sum; `at` is its sample time.
+    `total` is the number of observations, `sum` their sum; `at` is its sample time.
     """
 
     metric: Metric
@@ -59,7 +58,7 @@ class Distribution(NamedTuple):
 
 
 class Withheld(NamedTuple):
-    """A number that is not published, and why: one word of `REASONS`."""
+    """A number that is not published, and the reason: a key of `REASONS`."""
 
     metric: Metric
     labels: tuple[str, ...]
@@ -67,13 +66,13 @@ class Withheld(NamedTuple):
 
 
 REASONS = {
-    "down": "the endpoint is down: its scrapes fail, its health path says no, or an accelerator of it is sick",
+    "down": "the endpoint is down: its scrapes fail, its health probes fail, or an accelerator of it is unhealthy",
     "never_scraped": "no page was ever read from the endpoint",
-    "no_accelerator": "no accelerator is known to be the endpoint's",
+    "no_accelerator": "no accelerator is matched with the endpoint",
     "no_endpoints": "the pool is empty",
     "none_fresh": "no endpoint of the pool has a fresh reading",
-    "not_reported": "the endpoint's pages never brought the signal",
-    "nothing_counted": "a ratio of counters of which neither has grown in the window",
+    "not_reported": "the endpoint has never reported the signal",
+    "nothing_counted": "the ratio's denominator has not increased in the window",
     "partial": "not every accelerator of the endpoint reports the signal",
     "stale": "the last reading is older than the staleness limit",
     "too_few_pages": "a rate needs two pages of one server that are some seconds apart",
@@ -81,7 +80,7 @@ REASONS = {
 
 
 class GaugeSet(NamedTuple):
-    """Everything that there is to publish at `at`, and everything that is withheld."""
+    """Everything that is published at `at`, and everything that is withheld."""
 
     at: float
     gauges: Sequence[Gauge]

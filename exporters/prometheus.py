@@ -1,16 +1,17 @@
-"""The Prometheus page: the latest gauge set beside the agent's own registry, rendered only when somebody reads it.
+"""The Prometheus exporter: the latest gauge set and the agent's own registry, rendered when the page is read.
 
-A withheld gauge has no line at all, so that Prometheus marks its series as gone within one scrape and a query over it
-returns nothing instead of the last number. Lines carry no time stamps, because Prometheus gives a series with time
-stamps no such mark; ages are metrics of their own. Aliases are written from the same samples as the metrics that they
-stand for, and the `_created` samples of the client library are left out: nobody asked for twice the series.
+A withheld gauge has no line, so that Prometheus marks its series stale within one scrape and a query returns nothing
+instead of the last number. Lines carry no timestamps, because series with timestamps get no stale marker; ages are
+metrics of their own. Aliases are written from the same samples as their metrics. The `_created` samples of the client
+library are left out: they would double the number of series.
 
-The gauges are written here and not by the client library, which spends ten times as long on a line: a fleet of a
-thousand endpoints has thirty thousand of them. What both write is the same, and tested to be.
+Gauges are written here and not by the client library, which takes ten times as long for a line: a fleet of a thousand
+endpoints has thirty thousand lines. A test compares the output of both.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -21,22 +22,43 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from exporters.catalog import CATALOG
+from exporters.catalog.metric import Alias
 from exporters.gauge import Distribution, Gauge, GaugeSet
-from exporters.metric import Alias
 
-# How a reader would have odd characters in names written: ours have none.
+# How a scraper wants special characters in names escaped; our names have none.
 _ESCAPING: Final = re.compile(r";\s*escaping=[^;,]*")
 _OPENMETRICS: Final = "application/openmetrics-text"
-# From here on Go writes an exponent where Python does not.
+# From here on Go's format has an exponent where Python's has none.
 _PLAIN_BELOW: Final = 1e6
 
-Rows = Iterable[tuple[tuple[str, ...], float]]
+Series = Iterable[tuple[tuple[str, ...], float]]  # label values and number of each
+
+
+class PrometheusExporter:
+    """Serves the latest gauge set as a page. It sends nothing, so `run` only waits."""
+
+    name = "prometheus"
+
+    def __init__(self) -> None:
+        self._latest = GaugeSet(0.0, (), ())
+
+    def publish(self, gauges: GaugeSet) -> None:
+        """Replace the set that the next page shows."""
+        self._latest = gauges
+
+    async def run(self) -> None:
+        """Wait until cancelled."""
+        await asyncio.Event().wait()
+
+    def page(self, own: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
+        """The page of the latest set, as `page` renders it."""
+        return page(self._latest, own, accept)
 
 
 def page(gauges: GaugeSet, own: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
-    """The whole page and its content type, in the format that the reader's `Accept` header prefers.
+    """The whole page and its content type, in the format that the scraper's `Accept` header prefers.
 
-    It touches nothing that changes but the metrics of `own`, which lock themselves: it may run in another thread.
+    Its only mutable input are the metrics of `own`, which have locks: it may run in another thread.
     """
     encode, content_type = choose_encoder(_ESCAPING.sub("", accept))
     writer = _Writer(openmetrics=content_type.startswith(_OPENMETRICS))
@@ -45,20 +67,23 @@ def page(gauges: GaugeSet, own: CollectorRegistry, accept: str = "") -> tuple[by
 
 
 def clean(text: str) -> str:
-    """A label's value that can be written as UTF-8: half of a surrogate pair becomes a question mark."""
+    """A label value that can be encoded as UTF-8: a lone surrogate becomes a question mark."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 class _Writer:
-    """Writes gauges as the client library would, one family at a time."""
+    """Writes gauges in the client library's format, one metric family at a time."""
 
     def __init__(self, *, openmetrics: bool) -> None:
         self._openmetrics = openmetrics
-        self._values: dict[str, str] = {}  # a label's value -> as it is written
-        self._labels: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}  # names -> values -> as they are written
+        self._values: dict[str, str] = {}  # label value -> escaped
+        self._labels: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}  # names -> values -> text
 
     def families(self, gauges: Iterable[Gauge]) -> Iterator[bytes]:
-        """One family for each metric that has a value, and one for each of its aliases, in the catalogue's order."""
+        """A family for each metric that has a value, and one for each of its aliases, in the catalogue's order.
+
+        Metrics that the catalogue lacks are left out.
+        """
         found: dict[str, list[Gauge]] = {}
         for gauge in gauges:
             found.setdefault(gauge.metric.name, []).append(gauge)
@@ -73,10 +98,11 @@ class _Writer:
                 yield self._family(alias.name, metric.type, f"The same as {name}", names, sums)
 
     def histograms(self, distributions: Iterable[Distribution]) -> Iterator[bytes]:
-        """One family for each histogram that some server tells."""
+        """A family for each histogram of the catalogue that has a value."""
         found: dict[str, list[Distribution]] = {}
         for one in distributions:
-            found.setdefault(one.metric.name, []).append(one)
+            if one.metric.name in CATALOG:
+                found.setdefault(one.metric.name, []).append(one)
         for name, rows in found.items():
             lines = [f"# HELP {name} {rows[0].metric.help}\n# TYPE {name} histogram\n"]
             for row in rows:
@@ -91,15 +117,15 @@ class _Writer:
                 lines.append(f"{name}_count{labels} {_large(row.total)}\n{name}_sum{labels} {_large(row.sum)}\n")
             yield "".join(lines).encode()
 
-    def _family(self, name: str, kind: str, help: str, names: tuple[str, ...], rows: Rows) -> bytes:
-        told = help.replace("\\", r"\\").replace("\n", r"\n")
+    def _family(self, name: str, kind: str, help: str, names: tuple[str, ...], rows: Series) -> bytes:
+        text = help.replace("\\", r"\\").replace("\n", r"\n")
         family = name
         if self._openmetrics:
-            told = told.replace('"', r"\"")
+            text = text.replace('"', r"\"")
             family = name.removesuffix("_total")
         known = self._labels.setdefault(names, {})
         order = sorted(range(len(names)), key=names.__getitem__)
-        lines = [f"# HELP {family} {told}\n# TYPE {family} {kind}\n"]
+        lines = [f"# HELP {family} {text}\n# TYPE {family} {kind}\n"]
         for values, number in rows:
             labels = known.get(values)
             if labels is None:
@@ -126,8 +152,8 @@ def _large(value: float) -> str:
     return text
 
 
-def _summed(labels: tuple[str, ...], alias: Alias, rows: Rows) -> Rows:
-    """The rows with the alias' labels, summed over those that it has not."""
+def _summed(labels: tuple[str, ...], alias: Alias, rows: Series) -> Series:
+    """The rows with the alias's labels, summed over the labels that the alias lacks."""
     places = [labels.index(ours) for ours in alias.labels.values()]
     sums: dict[tuple[str, ...], float] = {}
     for values, number in rows:
@@ -137,13 +163,13 @@ def _summed(labels: tuple[str, ...], alias: Alias, rows: Rows) -> Rows:
 
 
 class _Page:
-    """The agent's own registry with the aliases of its metrics, as the encoders of prometheus_client take it."""
+    """The agent's own registry with the aliases of its metrics, for the encoders of prometheus_client."""
 
     def __init__(self, own: CollectorRegistry) -> None:
         self._own = own
 
     def collect(self) -> Iterator[Family]:
-        """Every family of the registry, and the same under its metric's other names."""
+        """Every family of the registry, followed by its aliases."""
         for family in self._own.collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
@@ -151,14 +177,14 @@ class _Page:
 
 
 def _aliases(family: Family) -> Iterable[Family]:
-    """The same numbers under the metric's other names."""
+    """The family under its metric's other names."""
     name = family.name + "_total" if family.type == "counter" else family.name
     metric = CATALOG.get(name)
     return [_renamed(family, name, alias) for alias in metric.aliases] if metric is not None else ()
 
 
 def _renamed(family: Family, name: str, alias: Alias) -> Family:
-    """`family` under the alias: its labels renamed, and summed over those that the alias has not."""
+    """The family under the alias: labels renamed, and summed over the labels that the alias lacks."""
     other = Family(alias.name.removesuffix("_total"), f"The same as {name}", family.type)
     sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for sample in family.samples:

@@ -1,10 +1,10 @@
-"""What a PromQL expression asks for, by name: enough to hold dashboards and alert rules against the catalogue."""
+"""The names in a PromQL expression: enough to check dashboards and alert rules against the catalogue."""
 
 from __future__ import annotations
 
 import re
 
-# PromQL's own words, as far as ours use them; any other name is a metric.
+# Functions and keywords of PromQL that our expressions use; any other name is a metric.
 WORDS = frozenset(
     """abs absent and avg bool by clamp count delta deriv group group_left group_right histogram_quantile ignoring
     increase irate label_replace max min offset on or quantile rate sum time topk unless vector without""".split()
@@ -22,7 +22,7 @@ def metrics(expr: str) -> set[str]:
 
 
 def labels(expr: str) -> set[str]:
-    """The names of the labels that are selected or grouped by."""
+    """The names of the labels in selectors and groupings."""
     bare = re.sub(r'"[^"]*"', '""', expr)
     found = {name for inside in re.findall(r"\{([^}]*)\}", bare) for name in re.findall(r"(\w+)\s*[=!]", inside)}
     for _, listed in re.findall(_LISTS, bare):
@@ -31,5 +31,5 @@ def labels(expr: str) -> set[str]:
 
 
 def family(name: str) -> str:
-    """The metric of a sample's name, without what a histogram adds to it."""
+    """The metric of a sample, without the suffixes of a histogram."""
     return re.sub(r"_(bucket|count|sum)$", "", name)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
 from agent.app.changes import differences
+from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
@@ -22,7 +23,7 @@ from agent.app.supervisor import Supervisor
 from agent.app.tasks import Tasks
 from agent.clock import Clock
 from agent.config import Config
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -68,6 +69,7 @@ class Agent:
         self._supervisor = Supervisor(
             [
                 self._admin,
+                Exporting(self._admin_server.exporters, tasks),
                 scraping,
                 accelerators,
                 self._pools,

@@ -15,8 +15,8 @@ from agent.app.agent import Agent, ListenAddresses
 from agent.app.component import CannotStart
 from agent.clock import SystemClock
 from agent.config import Config
-from agent.instruments import Instruments
-from agent.log_lines import write_log
+from agent.instruments.hook import Instruments
+from agent.instruments.log_format import write_log
 
 # Thresholds of the three generations of the garbage collector. With Python's default of 700, 10, 10 the youngest
 # generation is collected about twenty times a second, while the values of the last pages are still in use, and the

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from agent.clock import Clock
 from agent.config import Budget, Config
 from agent.events import Hook
-from agent.events.scraping import BudgetChanged, BudgetOutgrown, ScrapesPaced
+from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
 from agent.scrape.budget import GIVEN_OUT, Bounds, Gate, followed, share
 from agent.scrape.loop import ScrapeLoop
 from agent.signals import FINISHED, KV_USAGE, RUNNING, WAITING
@@ -162,14 +162,14 @@ class ScrapeBudget:
         """Say once that the fleet needs more than the budget to stay fresh, and once that it does no more."""
         before, needed = self._outgrown, endpoints / self._bounds.longest
         per_second, cores = self._budget.scrapes_per_second, self._budget.cpu
-        short: dict[str, BudgetOutgrown] = {}
+        short: dict[str, BudgetExceeded] = {}
         if per_second is not None and needed > per_second:
-            short["scrapes"] = BudgetOutgrown("scrapes", endpoints, needed, per_second)
+            short["scrapes"] = BudgetExceeded("scrapes", endpoints, needed, per_second)
         self._looks_at_least = self._looks_at_least + 1 if self._rate <= needed else 0
         settled = self._looks_at_least >= _SETTLED_LOOKS
         # It is over a tenth below the budget: not to be told each second.
         if cores is not None and settled and used.cores > cores * (0.9 if "cpu" in before else 1.0):
-            short["cpu"] = BudgetOutgrown("cpu", endpoints, used.cores, cores)
+            short["cpu"] = BudgetExceeded("cpu", endpoints, used.cores, cores)
         self._outgrown = frozenset(short)
         for of, event in short.items():
             if of not in before:

@@ -124,7 +124,7 @@ FOR_AN_AUTOSCALER: Final = (
     "llm_d_epp_average_kv_cache_utilization",
     "llm_d_epp_flow_control_pool_saturation",
     "igw_pool_in_flight_requests",
-    "igw_pool_prefill_ahead_seconds",
+    "igw_pool_prefill_backlog_seconds",
     "llm_d_epp_ready_endpoints",
 )
 

@@ -1,4 +1,4 @@
-"""What happened, as frozen values: the pure core returns or emits these; hooks turn them into counts and log lines.
+"""Events, as immutable values: the pure core emits them, and a hook turns them into metrics and log lines.
 
 No pure module holds a logger or a counter. A hook must be cheap, must not raise and must not block.
 """
@@ -12,7 +12,7 @@ from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
-    BudgetOutgrown,
+    BudgetExceeded,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -39,7 +39,7 @@ Event = (
     | Reloaded
     | ScrapesPaced
     | BudgetChanged
-    | BudgetOutgrown
+    | BudgetExceeded
     | TaskFailed
     | WatcherDropped
 )
@@ -47,4 +47,4 @@ Hook = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The hook of those who want none."""
+    """A hook that does nothing."""

@@ -8,7 +8,7 @@ from agent.signals import Refusal
 
 
 class DevicesRead(NamedTuple):
-    """A page of an accelerator exporter was read; as `ScrapeDone`, for the exporter at an address."""
+    """A page of an accelerator exporter was read; the fields are those of `ScrapeDone`."""
 
     source: str
     exporter: str
@@ -20,7 +20,7 @@ class DevicesRead(NamedTuple):
 
 
 class DevicesFailed(NamedTuple):
-    """An accelerator exporter brought no page. `reason` is one of `agent.scrape.reasons.REASONS`, or `client_error`."""
+    """A scrape of an accelerator exporter failed: one of `agent.scrape.reasons.REASONS`, or `client_error`."""
 
     source: str
     exporter: str
@@ -31,7 +31,7 @@ class DevicesFailed(NamedTuple):
 
 
 class DeviceHealthChanged(NamedTuple):
-    """An accelerator fell sick (`reason` is one of `agent.accelerators.faults.FAULTS`), or is well (no reason)."""
+    """An accelerator became unhealthy (`reason`, one of `agent.accelerators.faults.FAULTS`) or healthy (no reason)."""
 
     source: str
     exporter: str

@@ -1,4 +1,4 @@
-"""The process itself: its configuration, and readers of its state."""
+"""The process itself: reloads of its configuration, and clients of its admin address."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class Reloaded(NamedTuple):
-    """The configuration was read again: `ok` and what changed, or not `ok` and what is wrong with it.
+    """The configuration was read again. `detail` is what changed, or, if not `ok`, what is wrong with it.
 
-    `no_file`: there was nothing to read, so that what runs is behind nothing.
+    `no_file`: there is no file to read, so the running configuration is not out of date.
     """
 
     ok: bool
@@ -17,7 +17,7 @@ class Reloaded(NamedTuple):
 
 
 class WatcherDropped(NamedTuple):
-    """A reader of the shared state endpoint was let go, and why (`slow`, `too_many`, `too_large`)."""
+    """A client of the admin address was disconnected or refused: `slow`, `too_many` or `too_large`."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""Requests: picked for, refused, reported on, ended; and conversations that broke."""
+"""Requests: picked, rejected, reported on, ended; and failed ext_proc streams."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Picked(NamedTuple):
-    """A request was given an endpoint. `took` is the seconds that the decision cost."""
+    """A request was assigned to an endpoint. `took` is the duration of the decision in seconds."""
 
     pool: str
     profile: str
@@ -19,7 +19,7 @@ class Picked(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A request was answered by us, not by a model server: the HTTP status and the reason (one word)."""
+    """A request was rejected by the agent, with this HTTP status and reason (one word)."""
 
     pool: str
     model: str
@@ -28,7 +28,7 @@ class Refused(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A load report came with an answer: taken where `reason` is empty, else one of `agent.engines.report.REASONS`."""
+    """A response had a load report: used if `reason` is empty, else refused (`agent.engines.report.REASONS`)."""
 
     pool: str
     endpoint: str
@@ -36,7 +36,7 @@ class Reported(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A picked request is over. `how` is `closed` (the ext_proc stream ended) or `lost` (the agent let go of it)."""
+    """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it)."""
 
     pool: str
     model: str
@@ -54,8 +54,8 @@ class Abandoned(NamedTuple):
 
 
 class StreamBroken(NamedTuple):
-    """An ext_proc conversation that ended against the protocol or on an error of ours; the reason is one word. `http2`:
-    a whole connection did."""
+    """An ext_proc stream violated the protocol or failed on an error of the agent; `reason` is one word. `http2`: a
+    whole connection failed."""
 
     pool: str
     reason: str

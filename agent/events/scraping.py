@@ -1,4 +1,4 @@
-"""Scrapes of model servers, what they say of health, and the budget of scrapes."""
+"""Scrapes of model servers, their health, and the scrape budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agent.signals import Refusal
 
 
 class ScrapeDone(NamedTuple):
-    """A page was read and applied. `at` is the send time (monotonic), `took` the seconds from send to state."""
+    """A page was read and applied. `at` is the send time (monotonic), `took` the seconds until it was applied."""
 
     pool: str
     endpoint: str
@@ -21,7 +21,7 @@ class ScrapeDone(NamedTuple):
 
 
 class ScrapeFailed(NamedTuple):
-    """A scrape that changed nothing but health. `reason` is one of `agent.scrape.reasons.REASONS`."""
+    """A scrape failed; it can change nothing but health. `reason` is one of `agent.scrape.reasons.REASONS`."""
 
     pool: str
     endpoint: str
@@ -32,7 +32,7 @@ class ScrapeFailed(NamedTuple):
 
 
 class HealthPathFailed(NamedTuple):
-    """The engine's health path did not answer well. `reason` is one of `agent.state.health.HEALTH_REASONS`."""
+    """A health probe failed. `reason` is one of `agent.state.health.HEALTH_REASONS`."""
 
     pool: str
     endpoint: str
@@ -43,7 +43,7 @@ class HealthPathFailed(NamedTuple):
 
 
 class HealthChanged(NamedTuple):
-    """An endpoint's health moved; `old` and `new` are values of `agent.state.health.Health`."""
+    """An endpoint's health changed; `old` and `new` are values of `agent.state.health.Health`."""
 
     pool: str
     endpoint: str
@@ -53,7 +53,7 @@ class HealthChanged(NamedTuple):
 
 
 class ServerRestarted(NamedTuple):
-    """A new server answers under a known address: every old reading was dropped."""
+    """A new server was detected at a known address; all earlier readings were discarded."""
 
     pool: str
     endpoint: str
@@ -61,8 +61,8 @@ class ServerRestarted(NamedTuple):
 
 
 class ScrapesPaced(NamedTuple):
-    """A budget of scrapes was shared out: the intervals in seconds of endpoints at work and of those that stand still,
-    how many these are, and which parts of the budget were used of late (`scrapes`, `cpu`)."""
+    """The scrape budget was distributed. Intervals are in seconds, `busy` and `idle` are numbers of endpoints, `used`
+    is the recent use of each part of the budget (`scrapes`, `cpu`) as a ratio."""
 
     busy_interval: float
     busy: int
@@ -72,14 +72,16 @@ class ScrapesPaced(NamedTuple):
 
 
 class BudgetChanged(NamedTuple):
-    """There is another budget of scrapes, or none: what `ScrapesPaced` told holds no more."""
+    """The scrape budget was replaced or removed: the last `ScrapesPaced` is no longer valid."""
 
 
-class BudgetOutgrown(NamedTuple):
-    """From now on the fleet needs more than its budget to stay fresh, and takes it. `of`: `scrapes` (a second) or `cpu`
-    (cores); `needed` is what it takes, `budget` what was configured."""
+class BudgetExceeded(NamedTuple):
+    """From now on the fleet uses more than its budget, because its readings would be stale otherwise.
 
-    of: str
+    `resource`: `scrapes` (per second) or `cpu` (cores); `needed` is what it uses, `budget` what was configured.
+    """
+
+    resource: str
     endpoints: int
     needed: float
     budget: float

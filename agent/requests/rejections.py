@@ -45,7 +45,7 @@ class RejectionRow(NamedTuple):
     retry: bool = False
 
 
-# Reason -> row. The reason is a label value of `igw_refusals_total` and the suffix of Envoy's response code details.
+# Reason -> row. The reason is a label value of `igw_requests_rejected_total`, and ends Envoy's response code details.
 REJECTIONS: Final[Mapping[str, RejectionRow]] = {
     "invalid_json": RejectionRow(400, "invalid_json", "the body is not a JSON object in UTF-8"),
     "model_required": RejectionRow(400, "model_required", "the body names no model"),

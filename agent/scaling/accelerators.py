@@ -14,8 +14,8 @@ from agent.accelerators.combine import Accelerators
 from agent.scaling.rollup import Current, Unknown
 from agent.state.devices import ExporterView
 from agent.state.snapshot import EndpointView
-from exporters import accelerators as rows
-from exporters.metric import Metric
+from exporters.catalog import accelerators as rows
+from exporters.catalog.metric import Metric
 
 BY_SIGNAL: Final[tuple[tuple[str, Metric], ...]] = (
     (table.UTILIZATION, rows.UTILIZATION),
@@ -62,11 +62,11 @@ def of_endpoint(maker: Maker, pool: str, view: EndpointView, now: float) -> None
             elif isinstance(found.value, float):
                 maker.dated(metric, labels, found.value, found.at)
         if not accelerators.devices:
-            for metric in (rows.DEVICES, rows.SICK, rows.AGE):
+            for metric in (rows.DEVICES, rows.UNHEALTHY, rows.AGE):
                 maker.withhold(metric, labels, next(iter(accelerators.withheld.values()), "no_accelerator"))
             continue
         maker.known(rows.DEVICES, labels, len(accelerators.devices))
-        maker.known(rows.SICK, labels, len(accelerators.faults))
+        maker.known(rows.UNHEALTHY, labels, len(accelerators.faults))
         maker.known(rows.AGE, labels, max(0.0, now - oldest(accelerators)))
 
 
@@ -91,4 +91,4 @@ def of_exporters(maker: Maker, exporters: Sequence[ExporterView], now: float) ->
         ):
             maker.known(rows.EXPORTER_DEVICES, (*labels, word), count)
         for fault in view.faults:
-            maker.known(rows.DEVICE_SICK, (*labels, fault.device, fault.reason), 1.0)
+            maker.known(rows.DEVICE_UNHEALTHY, (*labels, fault.device, fault.reason), 1.0)

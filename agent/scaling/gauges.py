@@ -30,30 +30,31 @@ from agent.scaling.rollup import (
 from agent.state.devices import ExporterView
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
-from exporters import catalog, rates, servers
+from exporters.catalog import endpoints, histograms, pools, rates
+from exporters.catalog.metric import Metric
+from exporters.catalog.withheld import WITHHELD
 from exporters.gauge import Distribution, Gauge, GaugeSet, Withheld
-from exporters.metric import Metric
 
 # Which metric carries which signal of an endpoint. Counters among them restart with their server.
 BY_SIGNAL: Final[tuple[tuple[str, tuple[Metric, ...]], ...]] = (
-    (signals.KV_USAGE, (catalog.KV,)),
-    (signals.RUNNING, (catalog.RUNNING,)),
-    (signals.WAITING, (catalog.WAITING, catalog.ENDPOINT_QUEUE)),
-    (signals.WAITING_CAPACITY, (servers.WAITING_CAPACITY,)),
-    (signals.WAITING_DEFERRED, (servers.WAITING_DEFERRED,)),
-    (signals.SLOTS_USAGE, (servers.SLOTS_USAGE,)),
-    (signals.LORA_RUNNING, (catalog.LORA_RUNNING,)),
-    (signals.LORA_WAITING, (servers.LORA_WAITING,)),
-    (signals.LORA_MAX, (catalog.LORA_MAX,)),
-    (signals.BLOCKS, (servers.BLOCKS,)),
-    (signals.BLOCK_SIZE, (servers.BLOCK_SIZE,)),
-    (signals.MODEL_LOADED, (servers.MODEL_LOADED,)),
-    (signals.PREFIX_QUERIES, (catalog.PREFIX_QUERIES,)),
-    (signals.PREFIX_HITS, (catalog.PREFIX_HITS,)),
-    (signals.PREEMPTIONS, (catalog.PREEMPTIONS,)),
-    (signals.PROMPT_TOKENS, (catalog.PROMPT_TOKENS,)),
-    (signals.GENERATION_TOKENS, (catalog.GENERATION_TOKENS,)),
-    (signals.FINISHED, (catalog.FINISHED,)),
+    (signals.KV_USAGE, (endpoints.KV,)),
+    (signals.RUNNING, (endpoints.RUNNING,)),
+    (signals.WAITING, (endpoints.WAITING, endpoints.QUEUE)),
+    (signals.WAITING_CAPACITY, (endpoints.WAITING_CAPACITY,)),
+    (signals.WAITING_DEFERRED, (endpoints.WAITING_DEFERRED,)),
+    (signals.SLOTS_USAGE, (endpoints.SLOTS_USAGE,)),
+    (signals.LORA_RUNNING, (endpoints.LORA_RUNNING,)),
+    (signals.LORA_WAITING, (endpoints.LORA_WAITING,)),
+    (signals.LORA_MAX, (endpoints.LORA_MAX,)),
+    (signals.BLOCKS, (endpoints.BLOCKS,)),
+    (signals.BLOCK_SIZE, (endpoints.BLOCK_SIZE,)),
+    (signals.MODEL_LOADED, (endpoints.MODEL_LOADED,)),
+    (signals.PREFIX_QUERIES, (endpoints.PREFIX_QUERIES,)),
+    (signals.PREFIX_HITS, (endpoints.PREFIX_HITS,)),
+    (signals.PREEMPTIONS, (endpoints.PREEMPTIONS,)),
+    (signals.PROMPT_TOKENS, (endpoints.PROMPT_TOKENS,)),
+    (signals.GENERATION_TOKENS, (endpoints.GENERATION_TOKENS,)),
+    (signals.FINISHED, (endpoints.FINISHED,)),
 )
 BY_RATE: Final[Mapping[str, Metric]] = {
     "prefix_hit_ratio": rates.PREFIX_HIT_RATIO,
@@ -63,10 +64,10 @@ BY_RATE: Final[Mapping[str, Metric]] = {
     "preemptions_per_second": rates.PREEMPTION_RATE,
 }
 BY_HISTOGRAM: Final[Mapping[str, Metric]] = {
-    signals.FIRST_TOKEN_SECONDS: rates.FIRST_TOKEN,
-    signals.BETWEEN_TOKENS_SECONDS: rates.BETWEEN_TOKENS,
-    signals.REQUEST_SECONDS: rates.REQUEST_LATENCY,
-    signals.QUEUE_SECONDS: rates.QUEUE_TIME,
+    signals.FIRST_TOKEN_SECONDS: histograms.FIRST_TOKEN,
+    signals.BETWEEN_TOKENS_SECONDS: histograms.BETWEEN_TOKENS,
+    signals.REQUEST_SECONDS: histograms.REQUEST_LATENCY,
+    signals.QUEUE_SECONDS: histograms.QUEUE_TIME,
 }
 POOL_RATES: Final[Mapping[str, Metric]] = {
     "prompt_tokens_per_second": rates.POOL_PROMPT_RATE,
@@ -74,9 +75,9 @@ POOL_RATES: Final[Mapping[str, Metric]] = {
     "finished_requests_per_second": rates.POOL_FINISHED_RATE,
 }
 POOL_STATISTICS: Final = (
-    (signals.KV_USAGE, catalog.AVERAGE_KV, catalog.DEVIATION_KV, None),
-    (signals.WAITING, catalog.AVERAGE_QUEUE, catalog.DEVIATION_QUEUE, catalog.POOL_WAITING),
-    (signals.RUNNING, catalog.AVERAGE_RUNNING, catalog.DEVIATION_RUNNING, catalog.POOL_RUNNING),
+    (signals.KV_USAGE, pools.AVERAGE_KV, pools.DEVIATION_KV, None),
+    (signals.WAITING, pools.AVERAGE_QUEUE, pools.DEVIATION_QUEUE, pools.WAITING),
+    (signals.RUNNING, pools.AVERAGE_RUNNING, pools.DEVIATION_RUNNING, pools.RUNNING),
 )
 STAGE: Final = "effective"  # the reference's word for the pool as a whole, without prefill and decode apart
 
@@ -130,7 +131,7 @@ def gauge_set(snapshots: Sequence[Snapshot], now: float, exporters: Sequence[Exp
             accelerators.of_endpoint(maker, snapshot.pool, view, now)
     accelerators.of_exporters(maker, exporters, now)
     for (name, reason), count in sorted(Counter((row.metric.name, row.reason) for row in maker.withheld).items()):
-        maker.known(catalog.WITHHELD, (name, reason), count)
+        maker.known(WITHHELD, (name, reason), count)
     return GaugeSet(now, maker.gauges, maker.withheld, maker.distributions)
 
 
@@ -142,22 +143,22 @@ def _pool(maker: _Maker, load: Load) -> None:
         maker.statistic(deviation, pool, spread, "deviation")
         if whole is not None:
             maker.statistic(whole, pool, spread, "sum")
-    maker.statistic(catalog.POOL_SATURATION, (load.pool, STAGE), load.saturation, "mean")
+    maker.statistic(pools.SATURATION, (load.pool, STAGE), load.saturation, "mean")
     for signal in POOL_SIGNALS:
         spread = load.signals[signal]
         if isinstance(spread, Spread):
-            maker.known(catalog.POOL_COVERAGE, (load.pool, signal), spread.coverage)
+            maker.known(pools.COVERAGE, (load.pool, signal), spread.coverage)
         elif spread.total:
-            maker.known(catalog.POOL_COVERAGE, (load.pool, signal), 0.0)
+            maker.known(pools.COVERAGE, (load.pool, signal), 0.0)
         else:
-            maker.withheld.append(Withheld(catalog.POOL_COVERAGE, (load.pool, signal), spread.reason))
-    maker.known(catalog.READY_ENDPOINTS, pool, load.by_health[Health.HEALTHY])
-    maker.known(catalog.POOL_ENDPOINTS, pool, load.endpoints)
+            maker.withheld.append(Withheld(pools.COVERAGE, (load.pool, signal), spread.reason))
+    maker.known(pools.READY_ENDPOINTS, pool, load.by_health[Health.HEALTHY])
+    maker.known(pools.ENDPOINTS, pool, load.endpoints)
     for health, count in load.by_health.items():
-        maker.known(catalog.POOL_BY_HEALTH, (load.pool, health.value), count)
-    maker.known(catalog.POOL_IN_FLIGHT, pool, load.in_flight)
-    maker.known(catalog.POOL_AHEAD_TOKENS, pool, load.backlog_tokens)
-    maker.known(catalog.POOL_AHEAD_SECONDS, pool, load.backlog_seconds)
+        maker.known(pools.BY_HEALTH, (load.pool, health.value), count)
+    maker.known(pools.IN_FLIGHT, pool, load.in_flight)
+    maker.known(pools.BACKLOG_TOKENS, pool, load.backlog_tokens)
+    maker.known(pools.BACKLOG_SECONDS, pool, load.backlog_seconds)
 
 
 def _endpoint(maker: _Maker, pool: str, view: EndpointView) -> None:
@@ -175,16 +176,16 @@ def _endpoint(maker: _Maker, pool: str, view: EndpointView) -> None:
             maker.withheld.append(Withheld(BY_HISTOGRAM[name], labels, told.reason))
         else:
             maker.distributions.append(Distribution(BY_HISTOGRAM[name], labels, *told.value, told.at))
-    maker.sample(catalog.SATURATION, labels, saturation(view, now))
+    maker.sample(endpoints.SATURATION, labels, saturation(view, now))
     _ages(maker, pool, view)
     for health in Health:
-        maker.known(catalog.HEALTH, (pool, address, health.value), float(view.health is health))
-    maker.known(catalog.HEALTH_INFO, (pool, address, view.engine, view.health.value, view.reason), 1.0)
+        maker.known(endpoints.HEALTH, (pool, address, health.value), float(view.health is health))
+    maker.known(endpoints.HEALTH_INFO, (pool, address, view.engine, view.health.value, view.reason), 1.0)
     work = view.work
-    maker.known(catalog.IN_FLIGHT, labels, work.requests)
-    maker.known(catalog.AHEAD_TOKENS, labels, work.prefill_tokens(now))
-    maker.known(catalog.AHEAD_SECONDS, labels, work.prefill_seconds(now))
-    maker.known(catalog.PREFILL_RATE, (pool, address, work.rate_source), work.rate)
+    maker.known(endpoints.IN_FLIGHT, labels, work.requests)
+    maker.known(endpoints.BACKLOG_TOKENS, labels, work.prefill_tokens(now))
+    maker.known(endpoints.BACKLOG_SECONDS, labels, work.prefill_seconds(now))
+    maker.known(endpoints.PREFILL_RATE, (pool, address, work.rate_source), work.rate)
     _prefix(maker, labels, view)
 
 
@@ -192,24 +193,24 @@ def _ages(maker: _Maker, pool: str, view: EndpointView) -> None:
     now, address = maker.now, view.address
     never = Unknown("not_reported" if view.page_at is not None else "never_scraped")
     page = never if view.page_at is None else Sample(age(view.page_at, now), now)
-    maker.sample(catalog.PAGE_AGE, (pool, address), page)
+    maker.sample(endpoints.PAGE_AGE, (pool, address), page)
     for signal in POOL_SIGNALS:
         reading = view.reading(signal)
         sample = never if reading is None else Sample(age(reading.at, now), now)
-        maker.sample(catalog.SIGNAL_AGE, (pool, address, signal), sample)
+        maker.sample(endpoints.SIGNAL_AGE, (pool, address, signal), sample)
 
 
 def _prefix(maker: _Maker, labels: tuple[str, ...], view: EndpointView) -> None:
     predicted, measured = view.prefix
-    maker.known(catalog.PREDICTED_HITS, labels, predicted)
+    maker.known(endpoints.PREDICTED_HITS, labels, predicted)
     hits = number(view, signals.PREFIX_HITS, maker.now)
     if isinstance(hits, Sample) and measured is not None:
-        maker.sample(catalog.MEASURED_HITS, labels, Sample(measured, hits.at))
-        maker.sample(catalog.HIT_GAP, labels, Sample(predicted - measured, hits.at))
+        maker.sample(endpoints.MEASURED_HITS, labels, Sample(measured, hits.at))
+        maker.sample(endpoints.HIT_GAP, labels, Sample(predicted - measured, hits.at))
         return
     reason = hits if isinstance(hits, Unknown) else Unknown("not_reported")
-    maker.sample(catalog.MEASURED_HITS, labels, reason)
-    maker.sample(catalog.HIT_GAP, labels, reason)
+    maker.sample(endpoints.MEASURED_HITS, labels, reason)
+    maker.sample(endpoints.HIT_GAP, labels, reason)
 
 
 def age(at: float, now: float) -> float:

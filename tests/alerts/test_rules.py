@@ -1,4 +1,4 @@
-"""The alert rules are right, complete in their tests and runbooks, and ask only for metrics that exist."""
+"""The alert rules are valid, have all their tests and runbooks, and select only metrics that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from agent.config.options import Admin
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from alerts.render import text
 from exporters.catalog import ALIASES, CATALOG
@@ -23,12 +23,13 @@ from tests.promql import family, labels, metrics
 ALERTS = Path(__file__).resolve().parents[2] / "alerts"
 RULES = ALERTS / "igw.rules.yaml"
 TESTS = ALERTS / "igw.test.yaml"
+DOCUMENT = ALERTS.parent / "docs" / "alerts.md"
 KINDS = ("firing", "silent", "absent")
 SEVERITIES = {"critical", "warning", "info"}
 
 
 class Case(NamedTuple):
-    """One promtool test: the alert, its kind, the series that go in, and whether the alert is expected."""
+    """One promtool test: the alert, its kind, the input series, and whether the alert is expected."""
 
     alert: str
     kind: str
@@ -47,23 +48,23 @@ EVERY_ALERT = pytest.mark.parametrize("name", ALERT_RULES)
 
 
 def cases() -> Iterator[Case]:
-    """Every promtool test, as its name and content say."""
+    """Every promtool test."""
     for test in yaml.safe_load(TESTS.read_text("utf-8"))["tests"]:
         alert, _, what = test["name"].partition(": ")
         series = tuple(one["series"] for one in test["input_series"])
-        (asked,) = test["alert_rule_test"]
-        assert asked["alertname"] == alert, test["name"]
-        yield Case(alert, re.split(r"[ ,:]", what)[0], series, bool(asked["exp_alerts"]))
+        (expected,) = test["alert_rule_test"]
+        assert expected["alertname"] == alert, test["name"]
+        yield Case(alert, re.split(r"[ ,:]", what)[0], series, bool(expected["exp_alerts"]))
 
 
-def asked_for(expr: str) -> set[str]:
-    """The names of the metrics that an expression asks for, recorded ones taken apart."""
+def selected(expr: str) -> set[str]:
+    """The names of the metrics that an expression selects, through recording rules too."""
     found = metrics(expr)
     return {name for one in found for name in (metrics(RECORDED[one]["expr"]) if one in RECORDED else {one})}
 
 
 def promtool(*arguments: str | Path) -> str:
-    """What promtool says; the test fails when that is an error."""
+    """The output of promtool; the test fails if it reports an error."""
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, cwd=ALERTS)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -73,7 +74,7 @@ def test_prometheus_can_read_the_rules() -> None:
     assert "SUCCESS" in promtool("check", "rules", RULES)
 
 
-def test_every_case_comes_out_as_it_says() -> None:
+def test_every_case_has_the_expected_result() -> None:
     assert "SUCCESS" in promtool("test", "rules", TESTS)
 
 
@@ -89,14 +90,14 @@ def test_no_case_is_of_an_alert_or_a_kind_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: f"{case.alert}-{case.kind}")
-def test_a_case_is_of_the_kind_that_it_says(case: Case) -> None:
-    asked = {family(name) for name in asked_for(ALERT_RULES[case.alert]["expr"])}
+def test_a_case_is_of_the_kind_in_its_name(case: Case) -> None:
+    wanted = {family(name) for name in selected(ALERT_RULES[case.alert]["expr"])}
     given = {family(series.partition("{")[0]) for series in case.series}
     if case.kind == "absent":
-        assert not given & asked
+        assert not given & wanted
         assert case.fires is ALERT_RULES[case.alert]["expr"].startswith("absent(")
     else:
-        assert given & asked
+        assert given & wanted
         assert case.fires is (case.kind == "firing")
 
 
@@ -107,8 +108,13 @@ def test_an_alert_has_a_runbook_with_all_its_parts(name: str) -> None:
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Where to look", "What to do"]
 
 
+def test_the_document_has_the_row_of_every_alert_in_the_order_of_the_rules() -> None:
+    rows = re.findall(r"^\| `(Inference\w+)` \| (\w+) \|", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    assert rows == [(name, rule["labels"]["severity"]) for name, rule in ALERT_RULES.items()]
+
+
 @EVERY_ALERT
-async def test_the_link_of_an_alert_leads_to_the_agent_at_its_usual_address(name: str) -> None:
+async def test_the_link_of_an_alert_leads_to_the_agent_at_its_default_address(name: str) -> None:
     url = ALERT_RULES[name]["annotations"]["runbook_url"]
     path = url.removeprefix(f"http://{Admin().address}")
     clock = ManualClock()
@@ -121,7 +127,7 @@ async def test_the_link_of_an_alert_leads_to_the_agent_at_its_usual_address(name
 
 
 @pytest.mark.parametrize("address", ["https://wiki.example/igw", "http://10.0.0.1:8080/runbooks/"])
-def test_the_runbooks_can_be_where_they_are_served(address: str, tmp_path: Path) -> None:
+def test_the_rules_can_be_rendered_with_another_address_of_the_runbooks(address: str, tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text(text(address), "utf-8")
     promtool("check", "rules", path)
@@ -134,8 +140,8 @@ def test_the_runbooks_can_be_where_they_are_served(address: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("address", ["", "wiki/igw", "ftp://x/y", "https://x y", "https://{{ .x }}", "https://x/\n- a"])
-def test_what_is_no_address_of_runbooks_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="write the address of the folder"):
+def test_an_invalid_address_of_runbooks_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="write the URL of the folder"):
         text(address)
 
 
@@ -144,18 +150,18 @@ def test_no_runbook_is_of_an_alert_that_does_not_exist() -> None:
 
 
 @EVERY_ALERT
-def test_an_alert_says_how_bad_it_is_and_what_and_where(name: str) -> None:
+def test_an_alert_has_a_severity_a_text_with_its_labels_and_a_hold_time(name: str) -> None:
     rule = ALERT_RULES[name]
     assert rule["labels"]["severity"] in SEVERITIES
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
-    said = rule["annotations"]["summary"] + rule["annotations"]["description"]
-    assert "{{ $labels." in said or "absent(" in rule["expr"]
-    assert "for" in rule or "increase(" in rule["expr"], "one bad scrape must wake nobody"
+    shown = rule["annotations"]["summary"] + rule["annotations"]["description"]
+    assert "{{ $labels." in shown or "absent(" in rule["expr"]
+    assert "for" in rule or "increase(" in rule["expr"], "a single bad scrape must not fire an alert"
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
-def test_a_rule_asks_only_for_metrics_of_the_catalogue(rule: dict[str, Any]) -> None:
-    for name in asked_for(rule["expr"]):
+def test_a_rule_selects_only_metrics_of_the_catalogue(rule: dict[str, Any]) -> None:
+    for name in selected(rule["expr"]):
         known = CATALOG.get(name) or CATALOG.get(family(name)) or ALIASES.get(name)
         assert known is not None, f"{name} is not exported"
         assert (name == known.name) or known.type == "histogram", name
@@ -163,7 +169,7 @@ def test_a_rule_asks_only_for_metrics_of_the_catalogue(rule: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_selects_and_groups_by_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
-    known = {"instance", "job", "le"}.union(*(CATALOG[family(name)].labels for name in asked_for(rule["expr"])))
+    known = {"instance", "job", "le"}.union(*(CATALOG[family(name)].labels for name in selected(rule["expr"])))
     used = labels(rule["expr"]) | set(re.findall(r"\$labels\.(\w+)", str(rule.get("annotations", ""))))
     assert used <= known
 

@@ -17,7 +17,7 @@ from agent.app.vocabulary import WORDS
 from agent.clock import Clock, SystemClock
 from agent.config import load
 from agent.events import Event
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from tests.app.model_servers import ModelServer
 from tests.waiting import eventually
 

@@ -87,13 +87,13 @@ async def test_one_exporter_is_scraped_once_for_all_endpoints_and_every_exit_say
         assert (said["fresh"], len(said["joined"][one.address]), len(said["unmatched"])) == (True, 2, 1)
 
         metrics = await get(live, "/metrics")
-        labels = f'{{endpoint="{one.address}",pool="default",source="dcgm"}}'
+        labels = f'{{pool="default",server="{one.address}",source="dcgm"}}'
         assert f"igw_endpoint_accelerator_utilization_ratio{labels} 0.96875" in metrics
-        assert f'igw_endpoint_accelerator_power_watts{{endpoint="{two.address}"' not in metrics
+        assert f'igw_endpoint_accelerator_power_watts{{pool="default",server="{two.address}"' not in metrics
         assert (
             'igw_withheld_gauges{gauge="igw_endpoint_accelerator_power_watts",reason="no_accelerator"} 1.0' in metrics
         )
-        assert f'igw_accelerator_devices{{exporter="{source.address}",joined="unmatched",source="dcgm"}} 1.0' in metrics
+        assert f'igw_accelerator_devices{{exporter="{source.address}",match="unmatched",source="dcgm"}} 1.0' in metrics
         check(await get(live, "/v1/gauges"), "Gauges")
 
 

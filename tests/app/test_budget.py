@@ -12,7 +12,7 @@ import pytest
 from agent.app.scrape_budget import LOOK_SECONDS, ScrapeBudget
 from agent.config import Config, parse
 from agent.events import Event
-from agent.events.scraping import BudgetChanged, BudgetOutgrown, ScrapesPaced
+from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
 from agent.scrape.loop import ScrapeLoop, Target
 from agent.state.store import RoutingStore
 from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
@@ -137,7 +137,7 @@ def test_the_budget_is_kept_and_no_reading_grows_stale() -> None:
         assert len(world.times(20.0)) >= 0.9 * 60 * 100
         for server in world.fleet:
             assert max(later - at for at, later in pairwise(server.pages)) <= LATEST
-        assert not [event for event in world.events if isinstance(event, BudgetOutgrown)]
+        assert not [event for event in world.events if isinstance(event, BudgetExceeded)]
 
     run("{scrapesPerSecond: 60}", main)
 
@@ -216,8 +216,8 @@ def test_a_fleet_that_has_outgrown_its_budget_stays_fresh_and_it_is_told_once(bu
         for server in world.fleet:
             assert max(later - at for at, later in pairwise(server.pages)) <= LATEST
         assert len(world.times(60.0)) / 60 <= 1.1 * FLEET / 2.25
-        told_of = [event for event in world.events if isinstance(event, BudgetOutgrown)]
-        assert [(event.of, event.endpoints) for event in told_of] == [(of, FLEET)]
+        told_of = [event for event in world.events if isinstance(event, BudgetExceeded)]
+        assert [(event.resource, event.endpoints) for event in told_of] == [(of, FLEET)]
         needed = FLEET / 2.25 * (COST if of == "cpu" else 1)
         assert told_of[0].needed == pytest.approx(needed, rel=0.1)
         assert world.paced().used[of] > 1

@@ -21,7 +21,7 @@ from agent.config.options import SECTIONS, options, snake
 from agent.events.process import Reloaded
 from agent.events.requests import Ended, Picked
 from agent.events.scraping import ServerRestarted
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.scrape.budget import GIVEN_OUT
 from tests.app.live import Live, begin, document, end, ended, running, send_body, servers
 from tests.waiting import eventually
@@ -92,7 +92,7 @@ async def test_a_budget_comes_and_goes_with_the_file_and_its_gauges_with_it(tmp_
 
 def interval_in_force(live: Live) -> float | None:
     """Of endpoints at work, as `/metrics` has it."""
-    return live.recorder.registry.get_sample_value("igw_scrape_interval_seconds", {"endpoints": "busy"})
+    return live.recorder.registry.get_sample_value("igw_scrape_interval_seconds", {"activity": "busy"})
 
 
 async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Path) -> None:

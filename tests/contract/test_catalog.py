@@ -1,4 +1,4 @@
-"""What we export is what the catalogue says, the catalogue is what we export, and the document is both."""
+"""The catalogue, the page and docs/metrics.md agree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
-    BudgetOutgrown,
+    BudgetExceeded,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -28,22 +28,25 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import HISTOGRAMS, SIGNALS, Histogram, Kind, Refusal, Value
 from agent.state.devices import ExporterKey, ExporterView
 from agent.state.rates import COUNTERS, Counters
 from agent.state.snapshot import Prefix
 from exporters.catalog import ALIASES, CATALOG
+from exporters.catalog.metric import Metric
 from exporters.gauge import REASONS
-from exporters.metric import Metric
 from exporters.prometheus import page
 from tests.fakes.clock import ManualClock
 from tests.fakes.views import snapshot, view
 
+# Set on every target by Prometheus, by the Prometheus operator's ServiceMonitor and PodMonitor, or by the relabelling
+# that is usual with Kubernetes service discovery.
+TARGET_LABELS = frozenset("container endpoint instance job namespace node pod service".split())
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
-# One of each kind, so that every metric that events make has a series.
+# One event of each type, so that every metric of events has a series.
 EVERYTHING: tuple[Event, ...] = (
     Reported("pool", "a:1", "several"),
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
@@ -63,14 +66,14 @@ EVERYTHING: tuple[Event, ...] = (
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
-    BudgetOutgrown("scrapes", 4, 3.0, 2.0),
+    BudgetExceeded("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
 )
 
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, tuple[str, frozenset[str]]]:
-    """Name -> type and labels of all that is on the page of a pool that reports everything and a pool that is blind."""
+    """Metric name -> type and labels, on the page of a pool that reports all signals and one that reports none."""
     instruments = Instruments(ManualClock())
     for event in EVERYTHING:
         instruments(event)
@@ -79,9 +82,9 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     }
     histograms = dict.fromkeys(HISTOGRAMS, Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5))
     before = Counters(-10.0, tuple(0.0 for _ in COUNTERS))
-    sick = Device("GPU-a", "GPU-a", {signal: DEVICE_SIGNALS[signal].low for signal in COMBINED}, xids=(79,))
-    devices = combine("dcgm", "x:1", [sick], 0.0, 15.0, FATAL_XIDS)
-    exporter = ExporterView(ExporterKey("dcgm", "x:1"), 15.0, 0.0, 0, "", {"a:1": (sick,)}, (), (), devices.faults)
+    faulty = Device("GPU-a", "GPU-a", {signal: DEVICE_SIGNALS[signal].low for signal in COMBINED}, xids=(79,))
+    devices = combine("dcgm", "x:1", [faulty], 0.0, 15.0, FATAL_XIDS)
+    exporter = ExporterView(ExporterKey("dcgm", "x:1"), 15.0, 0.0, 0, "", {"a:1": (faulty,)}, (), (), devices.faults)
     seeing = snapshot(
         view("a:1", values)._replace(
             prefix=Prefix(2.0, 1.0), accelerators=(devices,), before=before, histograms=histograms
@@ -97,7 +100,7 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     return found
 
 
-def test_the_events_of_this_test_are_all_that_there_are():
+def test_every_type_of_event_is_covered():
     assert {type(event) for event in EVERYTHING} == set(typing.get_args(events.Event))
 
 
@@ -115,21 +118,29 @@ def test_everything_in_the_catalogue_is_exported(exported):
     assert exported.keys() == CATALOG.keys() | ALIASES.keys()
 
 
-def test_no_name_stands_for_two_metrics():
+def test_every_name_is_that_of_one_metric():
     names = [*CATALOG, *(alias.name for metric in CATALOG.values() for alias in metric.aliases)]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("metric", CATALOG.values(), ids=lambda metric: metric.name)
-def test_a_name_tells_its_type_and_unit(metric: Metric):
+def test_a_name_shows_its_type_and_unit(metric: Metric):
     assert re.fullmatch(r"(igw|llm_d_epp|process)_[a-z0-9_]+", metric.name)
     assert metric.name.endswith("_total") is (metric.type == "counter")
-    # The buckets of what servers count are the servers'.
+    # The buckets of histograms of the state are the servers' own.
     assert bool(metric.buckets) is (metric.type == "histogram" and metric.origin != "state")
     assert metric.help
     assert not metric.help.endswith(".")
     if metric.name.startswith("igw_") and metric.unit in {"seconds", "bytes", "ratio", "tokens"}:
         assert f"_{metric.unit}" in metric.name
+
+
+def test_no_label_is_one_that_a_scraper_or_service_discovery_sets():
+    """Prometheus would rename ours to `exported_...`, and every query that selects it would be empty."""
+    for metric in CATALOG.values():
+        for labels in (metric.labels, *(tuple(alias.labels) for alias in metric.aliases)):
+            assert not set(labels) & TARGET_LABELS, metric.name
+            assert not any(label.startswith(("exported_", "__")) for label in labels), metric.name
 
 
 def test_an_alias_takes_its_labels_from_its_metric():
@@ -150,9 +161,9 @@ def test_the_document_has_the_metric_s_row(metric: Metric):
     assert row(metric) in DOCUMENT.read_text().splitlines(), f"docs/metrics.md lacks this line:\n{row(metric)}"
 
 
-def test_the_document_has_no_row_of_a_metric_that_does_not_exist():
+def test_the_document_has_exactly_the_metrics_of_the_catalogue_in_its_order():
     named = re.findall(r"^\| `((?:igw|llm_d_epp|process)_\w+)` \|", DOCUMENT.read_text(), re.MULTILINE)
-    assert sorted(named) == sorted(CATALOG)
+    assert named == list(CATALOG)
 
 
 def test_the_document_explains_every_reason_for_withholding_a_gauge():

@@ -64,7 +64,6 @@ PLACES: dict[str, Place] = {
     "agent.serve.grpc.listener": Place(5, S),
     "agent.serve.http2": Place(4, P),
     "agent.instruments": Place(5, S),
-    "agent.log_lines": Place(5, S),
     "agent.emulator": Place(5, P),
     "agent.emulator.drive": Place(5, S),
     "agent.emulator.pages": Place(5, S),
@@ -80,14 +79,9 @@ PLACES: dict[str, Place] = {
     "exporters": Place(5, S),
     "dashboards": Place(1, P),
     "dashboards.render": Place(1, S),
-    "exporters.accelerators": Place(1, P),
     "exporters.catalog": Place(1, P),
+    "exporters.exporter": Place(1, P),
     "exporters.gauge": Place(1, P),
-    "exporters.metric": Place(1, P),
-    "exporters.asking": Place(1, P),
-    "exporters.rates": Place(1, P),
-    "exporters.servers": Place(1, P),
-    "exporters.work": Place(1, P),
 }
 # The emulator stands in for somebody else's program: it may know our words and nothing of what we do with them.
 ISLANDS: dict[str, frozenset[str]] = {
@@ -112,12 +106,18 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
     "datetime": frozenset(
-        {"agent.app.jobs", "agent.log_lines", "agent.serve.state.documents"}
+        {"agent.app.jobs", "agent.instruments.log_format", "agent.serve.state.documents"}
     ),  # words for a wall time that it is handed
     "sched": frozenset(),
     "threading": frozenset(),
     "logging": frozenset(
-        {"agent.commands.emulate", "agent.emulator.server", "agent.log_lines", "agent.serve.admin.server"}
+        {
+            "agent.commands.emulate",
+            "agent.emulator.server",
+            "agent.instruments.event_log",
+            "agent.instruments.log_format",
+            "agent.serve.admin.server",
+        }
     ),
     "aiohttp": frozenset(
         {

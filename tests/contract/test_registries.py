@@ -19,6 +19,7 @@ from agent.accelerators import EXPORTERS, PROBES
 from agent.engines import ENGINES
 from agent.engines.mapping import Engine
 from agent.pick.scorers import SCORERS, scorer
+from exporters import EXPORTERS as GAUGE_EXPORTERS
 
 
 class Registry(NamedTuple):
@@ -41,6 +42,7 @@ REGISTRIES = [
         frozenset({"auto", "custom", "histograms", "learning", "mapping", "matrix", "recognition", "report", "table"}),
     ),
     Registry("agent.pick.scorers", SCORERS),
+    Registry("exporters", GAUGE_EXPORTERS, frozenset({"exporter", "gauge"})),
 ]
 EVERY_REGISTRY = pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.package)
 EVERY_LINE = pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The dashboard's JSON is what its definitions say, Grafana can lay it out, and it asks only for what we export."""
+"""The dashboard's JSON matches its definitions, fits Grafana's grid, and queries only metrics that we export."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ EVERY_QUERY = pytest.mark.parametrize(
 SHOWN: list[dict[str, Any]] = dashboard()["panels"]
 RECORDED = Path(__file__).resolve().parents[1] / "recordings" / "emulator" / "plain_idle.prom"
 # The names of all samples of a real vLLM.
-SERVERS_REPORT = set(re.findall(r"^([a-zA-Z_:][\w:]*)", RECORDED.read_text(encoding="utf-8"), re.MULTILINE))
-# Units that Grafana knows by these names.
+SERVER_METRICS = set(re.findall(r"^([a-zA-Z_:][\w:]*)", RECORDED.read_text(encoding="utf-8"), re.MULTILINE))
+# Unit ids of Grafana.
 UNITS = {"none", "percentunit", "reqps", "ops", "s", "bytes"}
 
 
@@ -50,12 +50,12 @@ def test_panels_lie_within_the_grid_and_none_covers_another() -> None:
             covered[cell] = panel["title"]
 
 
-def test_every_query_goes_to_the_data_source_that_the_reader_chose() -> None:
+def test_every_query_goes_to_the_selected_data_source() -> None:
     document = dashboard()
     assert [one["name"] for one in document["templating"]["list"]] == ["datasource", "pool"]
-    asked = [panel["datasource"] for panel in SHOWN if panel["type"] != "row"]
-    asked += [target["datasource"] for panel in SHOWN for target in panel.get("targets", ())]
-    assert all(one == {"type": "prometheus", "uid": "${datasource}"} for one in asked)
+    sources = [panel["datasource"] for panel in SHOWN if panel["type"] != "row"]
+    sources += [target["datasource"] for panel in SHOWN for target in panel.get("targets", ())]
+    assert all(one == {"type": "prometheus", "uid": "${datasource}"} for one in sources)
 
 
 def test_the_targets_of_a_panel_have_names_of_their_own() -> None:
@@ -65,7 +65,7 @@ def test_the_targets_of_a_panel_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel.title)
-def test_a_panel_says_which_question_it_answers_in_which_unit(panel: Panel) -> None:
+def test_a_panel_has_a_question_and_a_unit(panel: Panel) -> None:
     assert "?" in panel.question
     assert panel.unit in UNITS
     assert list(panel.thresholds) == sorted(panel.thresholds)
@@ -74,7 +74,7 @@ def test_a_panel_says_which_question_it_answers_in_which_unit(panel: Panel) -> N
 
 
 @EVERY_QUERY
-def test_a_query_asks_only_for_metrics_of_the_catalogue(panel: Panel, query: Query) -> None:
+def test_a_query_selects_only_metrics_of_the_catalogue(panel: Panel, query: Query) -> None:
     for name in metrics(query.expr):
         known = CATALOG.get(name) or CATALOG.get(family(name)) or ALIASES.get(name)
         assert known is not None, f"{name} is not exported"
@@ -88,24 +88,24 @@ def test_a_query_uses_labels_that_its_metrics_have(panel: Panel, query: Query) -
 
 
 @EVERY_QUERY
-def test_a_query_over_pools_keeps_to_the_pools_that_the_reader_chose(panel: Panel, query: Query) -> None:
+def test_a_query_over_pools_selects_the_chosen_pools(panel: Panel, query: Query) -> None:
     by_pool = {label for name in metrics(query.expr) for label in CATALOG[family(name)].labels}
     if by_pool & {"pool", "inference_pool", "name"}:
         assert '=~"$pool"' in query.expr or "and on" in query.expr
 
 
 @EVERY_QUERY
-def test_a_truth_asks_the_servers_and_never_the_agent(panel: Panel, query: Query) -> None:
-    assert metrics(re.sub(r"\$\w+", "1", query.truth)) - {"up"} <= SERVERS_REPORT
+def test_a_truth_uses_metrics_of_the_servers_and_none_of_the_agent(panel: Panel, query: Query) -> None:
+    assert metrics(re.sub(r"\$\w+", "1", query.truth)) - {"up"} <= SERVER_METRICS
     assert set(re.findall(r"\$(\w+)", query.truth)) <= set(PLACEHOLDERS)
     assert 0 < query.within < 1
 
 
-def test_a_rate_is_over_the_window_that_grafana_chooses() -> None:
+def test_a_rate_uses_the_rate_interval_of_grafana() -> None:
     for _, query in QUERIES:
         assert set(re.findall(r"\[([^\]]+)\]", query.expr)) <= {"$__rate_interval"}
         assert set(re.findall(r"\[([^\]]+)\]", query.truth)) <= {"$window"}
 
 
-def test_the_file_is_json_that_a_browser_reads() -> None:
+def test_the_file_is_valid_json() -> None:
     assert json.loads(FILE.read_text(encoding="utf-8"))["schemaVersion"] >= 39

@@ -139,7 +139,7 @@ def test_what_is_withheld_is_counted_by_name_and_reason() -> None:
 def test_the_gauges_of_the_table_are_in_the_catalogue_and_belong_to_a_pool() -> None:
     for name in FOR_AN_AUTOSCALER:
         assert CATALOG[name].type == "gauge"
-        assert not set(CATALOG[name].labels) & {"endpoint", "model_server_endpoint"}
+        assert not set(CATALOG[name].labels) & {"server", "model_server_endpoint"}
 
 
 def test_the_document_of_gauges_is_read() -> None:

@@ -1,4 +1,4 @@
-"""Events become metrics, within bounds that no caller and no server can push out."""
+"""Events become metrics, within bounds that no client and no server can exceed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import events
-from agent.events.process import Reloaded, WatcherDropped
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Abandoned, Ended, Picked, Refused, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
-    BudgetOutgrown,
+    BudgetExceeded,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -21,7 +21,9 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
-from agent.instruments import ENDPOINT_NAMES, MODEL_NAMES, NAME_LENGTH, Instruments, Names
+from agent.instruments.hook import Instruments
+from agent.instruments.label_limiter import NAME_LENGTH, LabelLimiter
+from agent.instruments.requests import MODEL_NAMES, SERVER_NAMES
 from agent.signals import Refusal
 from exporters.gauge import GaugeSet
 from exporters.prometheus import page
@@ -50,13 +52,13 @@ def test_a_request_is_counted_while_it_runs_and_timed_when_it_ends(instruments):
     assert sample(instruments, "llm_d_epp_request_running", L) == 0
     assert sample(instruments, "llm_d_epp_request_total", L) == 1
     assert sample(instruments, "llm_d_epp_request_duration_seconds_sum", L) == 2.5
-    assert sample(instruments, "igw_requests_ended_total", {"pool": "pool", "how": "closed"}) == 1
+    assert sample(instruments, "igw_requests_ended_total", {"pool": "pool", "result": "closed"}) == 1
 
 
 def test_a_pick_is_counted_with_its_tokens_its_time_and_whether_it_left_the_warmest(instruments):
     instruments(picked(left_warmest=True))
     instruments(picked())
-    labels = {"pool": "pool", "profile": "least-cost", "endpoint": "a:1"}
+    labels = {"pool": "pool", "profile": "least-cost", "server": "a:1"}
     assert sample(instruments, "igw_picks_total", labels) == 2
     assert sample(instruments, "igw_pick_prompt_tokens_total", {"pool": "pool"}) == 200
     assert sample(instruments, "igw_pick_predicted_hit_tokens_total", {"pool": "pool"}) == 128
@@ -68,11 +70,14 @@ def test_a_pick_is_counted_with_its_tokens_its_time_and_whether_it_left_the_warm
     ("status", "code"),
     [(400, "BadRequest"), (429, "ResourceExhausted"), (500, "Internal"), (503, "ServiceUnavailable"), (413, "413")],
 )
-def test_a_refusal_is_a_request_and_an_error_under_the_reference_s_name(instruments, status, code):
+def test_a_rejected_request_counts_as_a_request_and_as_an_error_with_the_reference_s_name(instruments, status, code):
     instruments(Refused("pool", "m", status, "why"))
     assert sample(instruments, "llm_d_epp_request_total", L) == 1
     assert sample(instruments, "llm_d_epp_request_error_total", L | {"error_code": code}) == 1
-    assert sample(instruments, "igw_refusals_total", {"pool": "pool", "status": str(status), "reason": "why"}) == 1
+    assert (
+        sample(instruments, "igw_requests_rejected_total", {"pool": "pool", "status": str(status), "reason": "why"})
+        == 1
+    )
 
 
 def test_scrapes_are_counted_by_result_and_reason(instruments):
@@ -107,32 +112,39 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             "igw_server_restarts_total",
             {"pool": "pool", "reason": "new_start_time"},
         ),
-        (Abandoned("pool", "body"), "igw_requests_abandoned_total", {"pool": "pool"}),
-        (StreamBroken("pool", "protocol", "x"), "igw_stream_breaks_total", {"pool": "pool", "reason": "protocol"}),
+        (Abandoned("pool", "body"), "igw_requests_abandoned_total", {"pool": "pool", "stage": "body"}),
+        (TaskFailed("discovery/pool", "it returned", 0.5), "igw_task_failures_total", {"task": "discovery/pool"}),
+        (StreamBroken("pool", "protocol", "x"), "igw_stream_errors_total", {"pool": "pool", "reason": "protocol"}),
         (Reloaded(ok=True, detail="x"), "igw_reloads_total", {"result": "ok"}),
         (Reloaded(ok=False, detail="x"), "igw_reloads_total", {"result": "failed"}),
-        (BudgetOutgrown("cpu", 4, 0.3, 0.2), "igw_scrape_budget_outgrown_total", {"of": "cpu"}),
+        (BudgetExceeded("cpu", 4, 0.3, 0.2), "igw_scrape_budget_exceeded_total", {"resource": "cpu"}),
         (WatcherDropped("slow"), "igw_watchers_dropped_total", {"reason": "slow"}),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_happens_rarely_is_counted_too(instruments, event, name, labels):
+def test_a_rare_event_is_counted(instruments, event, name, labels):
     instruments(event)
     assert sample(instruments, name, labels) == 1
 
 
 def test_a_budget_is_shown_while_there_is_one(instruments):
     instruments(ScrapesPaced(1.0, 10, 2.5, 90, {"scrapes": 0.9, "cpu": 1.1}))
-    assert sample(instruments, "igw_scrape_interval_seconds", {"endpoints": "idle"}) == 2.5
-    assert sample(instruments, "igw_scrape_paced_endpoints", {"endpoints": "busy"}) == 10
-    assert sample(instruments, "igw_scrape_budget_used_ratio", {"of": "cpu"}) == 1.1
+    assert sample(instruments, "igw_scrape_interval_seconds", {"activity": "idle"}) == 2.5
+    assert sample(instruments, "igw_scrape_paced_endpoints", {"activity": "busy"}) == 10
+    assert sample(instruments, "igw_scrape_budget_used_ratio", {"resource": "cpu"}) == 1.1
     instruments(BudgetChanged())
-    assert sample(instruments, "igw_scrape_interval_seconds", {"endpoints": "idle"}) is None
-    assert sample(instruments, "igw_scrape_budget_used_ratio", {"of": "cpu"}) is None
+    assert sample(instruments, "igw_scrape_interval_seconds", {"activity": "idle"}) is None
+    assert sample(instruments, "igw_scrape_budget_used_ratio", {"resource": "cpu"}) is None
 
 
-def test_every_kind_of_event_is_taken(instruments):
-    assert set(instruments._actions) == set(typing.get_args(events.Event))
+def test_every_event_is_counted_and_only_events_are_logged(instruments):
+    assert set(instruments._counts) == set(typing.get_args(events.Event))
+    assert set(instruments._lines) <= set(instruments._counts)
+
+
+def test_the_handlers_of_an_event_are_in_the_module_of_the_event_s_domain(instruments):
+    for kind, handler in [*instruments._counts.items(), *instruments._lines.items()]:
+        assert handler.__func__.__module__ == kind.__module__.replace("agent.events.", "agent.instruments.")
 
 
 def test_a_new_model_name_past_the_limit_counts_as_other_and_the_known_ones_keep_theirs(instruments):
@@ -145,29 +157,29 @@ def test_a_new_model_name_past_the_limit_counts_as_other_and_the_known_ones_keep
     assert sample(instruments, "llm_d_epp_request_total", known) == 2
 
 
-def test_a_megabyte_is_no_model_name(instruments):
+def test_a_megabyte_is_not_accepted_as_a_model_name(instruments):
     instruments(picked("m" * (1 << 20)))
     assert len(page(GaugeSet(0.0, [], []), instruments.registry)[0]) < 1 << 16
 
 
-def test_half_of_a_surrogate_pair_in_a_model_name_does_not_stop_the_page(instruments):
+def test_a_lone_surrogate_in_a_model_name_does_not_break_the_page(instruments):
     instruments(picked("\ud800"))
     assert b'model_name="?"' in page(GaugeSet(0.0, [], []), instruments.registry)[0]
 
 
 @given(st.lists(st.text(max_size=NAME_LENGTH + 2)), st.integers(0, 5))
-def test_names_never_grow_past_their_limit_and_one_name_is_always_the_same_label(names, limit):
-    label = Names(limit)
+def test_the_number_of_labels_stays_within_its_limit_and_one_name_always_has_the_same_label(names, limit):
+    label = LabelLimiter(limit)
     given_labels = {name: label(name) for name in names}
     assert {name: label(name) for name in names} == given_labels
     assert len(set(given_labels.values()) - {"other"}) <= limit
 
 
-def test_endpoints_that_come_and_go_are_bounded(instruments):
-    label = instruments._endpoint
-    for number in range(ENDPOINT_NAMES):
-        label(f"10.0.0.{number}:8000")
-    assert label("one-more:8000") == "other"
+def test_the_number_of_servers_on_the_page_is_bounded(instruments):
+    for number in range(SERVER_NAMES + 1):
+        instruments(picked(endpoint=f"10.0.0.{number}:8000"))
+    labels = {"pool": "pool", "profile": "least-cost", "server": "other"}
+    assert sample(instruments, "igw_picks_total", labels) == 1
 
 
 def test_two_agents_in_one_process_share_no_metric(instruments):

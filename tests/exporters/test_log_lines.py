@@ -1,4 +1,4 @@
-"""The log says what went wrong at once, and then once a minute how often."""
+"""A failure is logged at once, and then once a minute with its count."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.events.process import Reloaded, WatcherDropped
+from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Refused, StreamBroken
-from agent.events.scraping import BudgetOutgrown, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
-from agent.instruments import Instruments
-from agent.log_lines import DETAIL_LENGTH, LOGGER, QUIET_SECONDS, Repeats, write_log
+from agent.events.scraping import BudgetExceeded, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
+from agent.instruments.event_log import DETAIL_LENGTH, LOGGER, QUIET_SECONDS, Repeats
+from agent.instruments.hook import Instruments
+from agent.instruments.log_format import write_log
 from agent.signals import Refusal
 from tests.fakes.clock import ManualClock
 
@@ -62,49 +63,51 @@ def test_each_endpoint_has_its_own_line(clock, log):
     assert [line.split()[4] for line in messages(log)] == ["a:1", "b:1"]
 
 
-def test_repeated_refusals_are_told_together(clock, log):
+def test_repeated_rejections_are_logged_together(clock, log):
     hook = Instruments(clock)
     for _ in range(100):
         hook(Refused("pool", "m", 503, "none_healthy"))
     clock.advance(QUIET_SECONDS)
     hook(Refused("pool", "m", 503, "none_healthy"))
     assert messages(log) == [
-        "pool pool: a request was answered with 503: none_healthy",
-        "pool pool: a request was answered with 503: none_healthy (100 times in 60 s)",
+        "pool pool: request rejected with 503: none_healthy",
+        "pool pool: request rejected with 503: none_healthy (100 times in 60 s)",
     ]
 
 
-def test_servers_that_answer_in_turn_at_one_address_cost_a_line_a_minute(clock, log):
+def test_servers_that_share_an_address_cost_a_line_a_minute(clock, log):
     hook = Instruments(clock)
     for _ in range(61):
         hook(ServerRestarted("pool", "a:1", "new_start_time"))
         clock.advance(1.0)
-    told = "pool pool: a new server answers at a:1 (new_start_time): what was known of the old one is dropped"
-    hint = "; do several servers answer there in turn? list each by an address of its own"
-    assert messages(log) == [told, f"{told} (60 times in 60 s){hint}"]
+    line = "pool pool: new server at a:1 (new_start_time): the state of the previous one is discarded"
+    hint = "; if several servers share this address, list each one by its own address"
+    assert messages(log) == [line, f"{line} (60 times in 60 s){hint}"]
 
 
-def test_what_changes_the_picture_has_a_line_each(clock, log):
+def test_each_change_of_state_has_its_line(clock, log):
     hook = Instruments(clock)
     hook(HealthChanged("pool", "a:1", "healthy", "down", "refused"))
     hook(ServerRestarted("pool", "a:1", "new_start_time"))
     hook(Reloaded(ok=True, detail="pool pool: 2 endpoints added"))
     hook(Reloaded(ok=False, detail="line 3: unknown key"))
+    hook(TaskFailed("discovery/pool", "it returned", 0.5))
     hook(WatcherDropped("slow"))
     hook(StreamBroken("pool", "protocol", "a body before the headers"))
     hook(done(0.0, Refusal("kv_usage_ratio", "not_finite", "NaN")))
     assert messages(log) == [
         "pool pool: a:1 is down (refused), was healthy",
-        "pool pool: a new server answers at a:1 (new_start_time): what was known of the old one is dropped",
+        "pool pool: new server at a:1 (new_start_time): the state of the previous one is discarded",
         "configuration reloaded: pool pool: 2 endpoints added",
         "configuration not reloaded, the old one stays: line 3: unknown key",
-        "a reader of the admin address was let go: slow",
-        "pool pool: an ext_proc stream broke: protocol: a body before the headers",
-        "pool pool: a:1 reports NaN for kv_usage_ratio: not_finite, not let in",
+        "task discovery/pool failed: it returned; restarting in 0.5 s",
+        "client of the admin address dropped: slow",
+        "pool pool: ext_proc stream failed: protocol: a body before the headers",
+        "pool pool: a:1 reports NaN for kv_usage_ratio: not_finite, value discarded",
     ]
 
 
-def test_somebody_else_s_text_stays_on_one_line_of_bounded_length(clock, log):
+def test_text_from_outside_stays_on_one_line_of_bounded_length(clock, log):
     Instruments(clock)(StreamBroken("pool", "protocol", "first\nsecond\x1b[31m " * 10_000))
     (line,) = log.getvalue().splitlines()
     assert len(line) < DETAIL_LENGTH + 200
@@ -131,7 +134,7 @@ def test_json_lines_carry_the_fields_of_the_event(clock):
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 30))))
 def test_no_failure_is_lost_and_no_kind_gets_two_lines_within_the_quiet_time(steps):
     repeats, now = Repeats(), 0.0
-    told: dict[int, float] = {}
+    logged: dict[int, float] = {}
     counted = dict.fromkeys(range(6), 0)
     happened = dict.fromkeys(range(6), 0)
     for kind, pause in steps:
@@ -139,23 +142,23 @@ def test_no_failure_is_lost_and_no_kind_gets_two_lines_within_the_quiet_time(ste
         happened[kind] += 1
         due = repeats.failed(kind, now)
         if due:
-            assert now - told.get(kind, -QUIET_SECONDS) >= QUIET_SECONDS
-            told[kind] = now
+            assert now - logged.get(kind, -QUIET_SECONDS) >= QUIET_SECONDS
+            logged[kind] = now
             counted[kind] += due[0]
     for kind, count in counted.items():
         assert count <= happened[kind]
         assert (count > 0) is (happened[kind] > 0)
 
 
-def test_a_fleet_that_has_outgrown_its_budget_is_told_with_what_to_write(clock, log):
-    Instruments(clock)(BudgetOutgrown("scrapes", 400, 222.2, 200.0))
+def test_an_exceeded_budget_is_logged_with_the_options_to_raise(clock, log):
+    Instruments(clock)(BudgetExceeded("scrapes", 400, 222.2, 200.0))
     assert (
-        "400 endpoints need 222 scrapes/s to stay fresh, and scrape.budget.scrapesPerSecond is 200: they stay fresh "
-        "and exceed it; write more, or a longer state.staleAfter" in log.getvalue()
+        "400 endpoints need 222 scrapes/s to stay fresh, but scrape.budget.scrapesPerSecond is 200: they stay fresh "
+        "and exceed the budget; raise it, or raise state.staleAfter" in log.getvalue()
     )
 
 
-def test_the_kinds_of_trouble_that_are_told_apart_are_bounded():
-    repeats = Repeats(kinds=3)
+def test_the_number_of_tracked_kinds_of_failure_is_bounded():
+    repeats = Repeats(max_kinds=3)
     assert all(repeats.failed(kind, 0.0) for kind in range(10))
     assert len(repeats._streaks) == 3

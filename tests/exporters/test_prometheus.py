@@ -1,4 +1,4 @@
-"""The page that Prometheus reads: valid, complete, and without a line for what is not known."""
+"""The page that Prometheus scrapes: valid, complete, and without a line for an unknown value."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from prometheus_client.registry import Collector
 from agent.clock import SystemClock
 from agent.events.requests import Ended, Picked, Refused
 from agent.events.scraping import ScrapeDone
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import LORA_RUNNING, SIGNALS, WAITING, Kind, Value
 from agent.state.snapshot import Prefix
-from exporters import catalog
+from exporters.catalog import ALIASES, CATALOG, endpoints, requests
 from exporters.gauge import Gauge, GaugeSet
 from exporters.prometheus import page
 from tests.fakes.views import STALE_AFTER, snapshot, view
@@ -48,25 +48,25 @@ def rendered(made: GaugeSet) -> dict[tuple[str, frozenset[tuple[str, str]]], flo
         st.tuples(st.text(), st.floats(allow_nan=False, allow_infinity=False)), max_size=5, unique_by=lambda x: x[0]
     )
 )
-def test_whatever_stands_in_a_label_reads_back_as_it_was_given(rows):
-    made = GaugeSet(0.0, [Gauge(catalog.WAITING, ("pool", name), value, 0.0) for name, value in rows], [])
+def test_any_label_value_is_parsed_back_unchanged(rows):
+    made = GaugeSet(0.0, [Gauge(endpoints.WAITING, ("pool", name), value, 0.0) for name, value in rows], [])
     expected = {
-        (catalog.WAITING.name, frozenset({("pool", "pool"), ("endpoint", name)})): value for name, value in rows
+        (endpoints.WAITING.name, frozenset({("pool", "pool"), ("server", name)})): value for name, value in rows
     }
     assert rendered(made) == expected
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "a\\nb", "\ud800", "模型", '"} 1\nfake_metric 2', "\x00"])
-def test_a_hostile_name_makes_no_line_of_its_own(name):
+def test_a_hostile_name_adds_no_line(name):
     made = gauge_set([snapshot(view(name))], 0.0)
     found = rendered(made)
-    assert {labels for metric, labels in found if metric == catalog.WAITING.name} == {
-        frozenset({("pool", "pool"), ("endpoint", name.replace("\ud800", "?"))})
+    assert {labels for metric, labels in found if metric == endpoints.WAITING.name} == {
+        frozenset({("pool", "pool"), ("server", name.replace("\ud800", "?"))})
     }
-    assert {metric for metric, _ in found} <= catalog.CATALOG.keys() | catalog.ALIASES.keys()
+    assert {metric for metric, _ in found} <= CATALOG.keys() | ALIASES.keys()
 
 
-def test_what_is_stale_has_no_line_and_is_counted_as_withheld():
+def test_a_stale_gauge_has_no_line_and_is_counted_as_withheld():
     fleet = [snapshot(view("a:1", ALL_SIGNALS, at=0.0))]
     fresh, stale = rendered(gauge_set(fleet, 1.0)), rendered(gauge_set(fleet, STALE_AFTER))
     gone = {name for name, _ in fresh} - {name for name, _ in stale}
@@ -89,7 +89,7 @@ def test_what_is_stale_has_no_line_and_is_counted_as_withheld():
 )
 def test_the_older_names_carry_the_same_numbers(alias, labels):
     found = rendered(gauge_set([snapshot(view("a:1", ALL_SIGNALS | {WAITING: 7.0}))], 0.0))
-    metric = catalog.ALIASES[alias]
+    metric = ALIASES[alias]
     (value,) = (value for (name, _), value in found.items() if name == metric.name)
     assert found[alias, frozenset(labels)] == value
 
@@ -106,7 +106,7 @@ def busy_instruments() -> Instruments:
 
 def test_an_alias_with_fewer_labels_is_the_sum():
     registry = CollectorRegistry()
-    total = Counter("llm_d_epp_request_total", "x", catalog.REQUESTS.labels, registry=registry)
+    total = Counter("llm_d_epp_request_total", "x", requests.REQUESTS.labels, registry=registry)
     total.labels("m", "m", "tenant-a", "0").inc(2)
     total.labels("m", "m", "tenant-b", "1").inc(3)
     found = lines(page(GaugeSet(0.0, [], []), registry)[0])
@@ -123,7 +123,7 @@ def test_an_alias_of_a_histogram_has_its_buckets():
 
 
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
-def test_the_page_comes_in_the_format_that_is_asked_for(accept):
+def test_the_page_has_the_accepted_format(accept):
     made = gauge_set([snapshot(view("a:1", ALL_SIGNALS))], 0.0)
     body, content_type = page(made, busy_instruments().registry, accept)
     assert ("openmetrics" in content_type) is bool(accept)
@@ -131,13 +131,13 @@ def test_the_page_comes_in_the_format_that_is_asked_for(accept):
 
 
 class Library(Collector):
-    """The gauges as the client library would be given them."""
+    """The gauges as the client library's own families."""
 
     def __init__(self, gauges: list[Gauge]) -> None:
         self._gauges = gauges
 
     def collect(self):
-        for name, metric in catalog.CATALOG.items():
+        for name, metric in CATALOG.items():
             rows = [gauge for gauge in self._gauges if gauge.metric.name == name]
             family = Metric(name.removesuffix("_total"), metric.help, metric.type)
             for gauge in rows:
@@ -146,7 +146,7 @@ class Library(Collector):
                 yield family
 
 
-PLAIN = [metric for metric in catalog.CATALOG.values() if metric.origin == "state" and not metric.aliases]
+PLAIN = [metric for metric in CATALOG.values() if metric.origin == "state" and not metric.aliases]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_promtool_accepts_the_whole_page():
     body, _ = page(gauge_set([fleet], 0.0), busy_instruments().registry)
     checked = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
     complaints = checked.stderr.decode().splitlines()
-    # The linter takes the `d` of the reference's prefix for "day"; everything else it says is right.
+    # The linter takes the `d` of the reference's prefix for an abbreviated "day".
     assert [line for line in complaints if not (line.startswith("llm_d_epp_") and "abbreviated units" in line)] == []
     assert checked.stdout == b""
 

@@ -1,4 +1,4 @@
-"""The picker port itself, spoken to in Envoy's messages."""
+"""The picker port behind a real socket: Envoy's messages, health, and broken connections."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from agent.events import Event
 from agent.events.requests import StreamBroken
 from agent.serve.ext_proc.actions import CHUNK_BYTES
 from agent.serve.ext_proc.server import ExtProcServer
+from agent.serve.grpc import health as grpc_health
 from agent.serve.grpc import listener as grpc_listener
 from agent.serve.http2.connection import Connection
 from agent.serve.http2.frames import DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame
@@ -197,7 +198,7 @@ async def test_a_message_that_says_nothing_is_passed_over(port: Port) -> None:
     conversation.cancel()
 
 
-async def test_a_message_beyond_all_limits_ends_one_conversation(port: Port) -> None:
+async def test_a_message_over_the_size_limit_ends_its_call_alone(port: Port) -> None:
     conversation = port.converse()
     with contextlib.suppress(asyncio.InvalidStateError):
         await conversation.write(headers(FULL_DUPLEX))
@@ -222,12 +223,17 @@ async def test_health_follows_the_pool_and_liveness_does_not(port: Port) -> None
     port.pool.is_ready = False
     assert [await status(service) for service in readiness] == [not_serving] * 3
     assert await status("liveness") == serving
+    listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+    assert {name: response.status for name, response in listed.items()} == {
+        **dict.fromkeys(readiness, not_serving), "liveness": serving,
+    }  # fmt: skip
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
         await status("something else")
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_watcher_of_health_is_told_of_a_change(port: Port) -> None:
+async def test_a_change_of_readiness_is_sent_to_a_watcher(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_health, "WATCH_SECONDS", 0.01)
     watching = health_pb2_grpc.HealthStub(port.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
     assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
     port.pool.is_ready = False
@@ -264,11 +270,11 @@ async def test_a_request_that_is_being_read_when_we_stop_may_finish(port: Port) 
     assert (port.pool.ended_as, port.pool.in_flight) == (["lost"], 0)
 
 
-# -- what is no gRPC at all --------------------------------------------------------------------------------------------
+# -- connections that are not gRPC, or break ---------------------------------------------------------------------------
 
 
-async def said_back(port: Port, data: bytes) -> bytes:
-    """Everything that the port says to these bytes until it hangs up."""
+async def answer_to(port: Port, data: bytes) -> bytes:
+    """What the port sends until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
     try:
         writer.write(data)
@@ -278,11 +284,13 @@ async def said_back(port: Port, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello" * 5])
-async def test_a_connection_that_is_no_http2_is_closed_and_counted_and_no_other(port: Port, data: bytes) -> None:
+async def test_a_connection_that_is_not_http2_is_closed_and_counted_and_others_continue(
+    port: Port, data: bytes
+) -> None:
     conversation = port.converse()
     await conversation.write(headers())
     await read(conversation)
-    await said_back(port, data)
+    await answer_to(port, data)
     (event,) = port.events
     assert isinstance(event, StreamBroken)
     assert (event.reason, event.detail) == ("http2", "PROTOCOL_ERROR: invalid connection preface")
@@ -291,16 +299,14 @@ async def test_a_connection_that_is_no_http2_is_closed_and_counted_and_no_other(
     conversation.cancel()
 
 
-async def test_a_method_that_there_is_not_is_unimplemented(port: Port) -> None:
+async def test_an_unknown_method_is_unimplemented(port: Port) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await port.channel.unary_unary("/envoy.service.ext_proc.v3.ExternalProcessor/Proces")(b"")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.source
-async def test_a_proxy_that_vanished_without_a_word_is_noticed_and_its_requests_end(
-    port: Port, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_of_a_proxy_that_answers_no_ping_end(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_SECONDS", 0.05)
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_TIMEOUT_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
@@ -309,32 +315,32 @@ async def test_a_proxy_that_vanished_without_a_word_is_noticed_and_its_requests_
     data = frame(DATA, 0, 1, b"\x00" + len(message).to_bytes(4, "big") + message)
     writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + call + data)
     await eventually(lambda: port.pool.begun == 1)
-    await eventually(lambda: port.pool.ended_as == ["closed"])  # no answer to its ping
+    await eventually(lambda: port.pool.ended_as == ["closed"])
     assert frame(PING, 0, 0, bytes(8)) in await asyncio.wait_for(reader.read(), 10)
     writer.close()
 
 
 @pytest.mark.source
-async def test_a_proxy_that_answers_when_it_is_asked_may_be_silent(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_that_answers_pings_may_be_idle(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_SECONDS", 0.01)
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_TIMEOUT_SECONDS", 0.5)
-    asked: list[Connection] = []
+    pinged: list[Connection] = []
     ping = Connection.ping
 
-    def ask(connection: Connection) -> None:
-        asked.append(connection)
+    def recorded(connection: Connection) -> None:
+        pinged.append(connection)
         ping(connection)
 
-    monkeypatch.setattr(Connection, "ping", ask)
+    monkeypatch.setattr(Connection, "ping", recorded)
     conversation = port.converse()
     await conversation.write(headers(end=True))
     await read(conversation)
-    await eventually(lambda: len(asked) >= 3)
+    await eventually(lambda: len(pinged) >= 3)
     assert port.pool.in_flight == 1
     conversation.cancel()
 
 
-async def test_all_addresses_are_those_of_ipv4_too(port: Port) -> None:
+async def test_the_ipv6_wildcard_address_accepts_ipv4_too(port: Port) -> None:
     every = ExtProcServer(port.pool, port.events.append, address="[::]:0")
     number = await every.start()
     for host in ("127.0.0.1", "[::1]"):

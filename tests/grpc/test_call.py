@@ -70,6 +70,16 @@ def test_a_message_that_is_compressed_or_too_large_ends_its_call_and_no_other(da
     assert (recorder.ends[good], recorder.messages[good]) == (["half-closed"], [bytes(1000)])
 
 
+def test_a_call_whose_last_message_is_cut_is_internal() -> None:
+    recorder = CallRecorder()
+    client = Http2Client(recorder)
+    stream = client.open()
+    client.send(stream, grpc_message(b"whole") + grpc_message(b"cut")[:-1], end=True)
+    client.exchange()
+    assert (recorder.messages[stream], recorder.ends[stream]) == ([b"whole"], ["closed"])
+    assert client.status(stream) == StatusCode.INTERNAL
+
+
 @pytest.mark.parametrize("event", ["on_message", "on_half_close"])
 def test_an_exception_of_a_handler_is_internal_and_ends_its_call_and_no_other(event: str) -> None:
     recorder = CallRecorder()

@@ -1,4 +1,4 @@
-"""A real Prometheus for a test: started on a configuration, asked over its HTTP API, stopped with the test."""
+"""A real Prometheus for a test: started with a configuration, queried over its HTTP API, stopped with the test."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Prometheus:
         }
         folder.mkdir()
         path = folder / "prometheus.yml"
-        path.write_text(json.dumps(config), encoding="utf-8")  # YAML as well
+        path.write_text(json.dumps(config), encoding="utf-8")  # JSON is valid YAML
         self._process = processes.start(
             [
                 "prometheus",
@@ -60,8 +60,8 @@ class Prometheus:
 
     def query(self, expr: str, at: float | None = None) -> list[tuple[dict[str, str], float]]:
         """The instant vector of an expression: labels and value of each element."""
-        asked: dict[str, Any] = {"query": expr} | ({} if at is None else {"time": at})
-        answer = requests.post(f"{self.url}/api/v1/query", data=asked, timeout=20).json()
+        parameters: dict[str, Any] = {"query": expr} | ({} if at is None else {"time": at})
+        answer = requests.post(f"{self.url}/api/v1/query", data=parameters, timeout=20).json()
         assert answer["status"] == "success", f"{expr}\n{answer}"
         assert answer["data"]["resultType"] == "vector", expr
         return [(one["metric"], float(one["value"][1])) for one in answer["data"]["result"]]

@@ -24,21 +24,22 @@ from agent.signals import (
 from agent.state.health import Health
 from agent.state.rates import RATES
 from agent.state.snapshot import EndpointView, Prefix
-from exporters import accelerators, catalog
+from exporters.catalog import CATALOG, accelerators, endpoints, pools
+from exporters.catalog.withheld import WITHHELD
 from exporters.gauge import REASONS, Distribution, Gauge, GaugeSet, NotFinite
 from tests.fakes.views import STALE_AFTER, snapshot, view
 from tests.fakes.views import views as plain_views
 
 POOL_GAUGES = (
-    catalog.AVERAGE_KV,
-    catalog.AVERAGE_QUEUE,
-    catalog.AVERAGE_RUNNING,
-    catalog.DEVIATION_KV,
-    catalog.DEVIATION_QUEUE,
-    catalog.DEVIATION_RUNNING,
-    catalog.POOL_SATURATION,
-    catalog.POOL_RUNNING,
-    catalog.POOL_WAITING,
+    pools.AVERAGE_KV,
+    pools.AVERAGE_QUEUE,
+    pools.AVERAGE_RUNNING,
+    pools.DEVIATION_KV,
+    pools.DEVIATION_QUEUE,
+    pools.DEVIATION_RUNNING,
+    pools.SATURATION,
+    pools.RUNNING,
+    pools.WAITING,
 )
 
 
@@ -71,15 +72,15 @@ def test_every_number_is_finite_and_every_series_is_either_published_or_withheld
     assert {row.reason for row in made.withheld} <= REASONS.keys()
     assert all(row.at <= now for row in told)
     names = {name for name, _ in published} | {name for name, _ in withheld}
-    expected = {row.name for row in catalog.CATALOG.values() if row.origin == "state"} - OF_ACCELERATORS
+    expected = {row.name for row in CATALOG.values() if row.origin == "state"} - OF_ACCELERATORS
     if found:
-        assert names | {catalog.WITHHELD.name} == expected
+        assert names | {WITHHELD.name} == expected
 
 
 @given(st.lists(views, max_size=5, unique_by=lambda each: each.address))
 def test_the_count_of_withheld_gauges_is_the_number_of_withheld_gauges(found):
     made = gauge_set([snapshot(*found)], 0.0)
-    assert sum(values(made, catalog.WITHHELD).values()) == len(made.withheld)
+    assert sum(values(made, WITHHELD).values()) == len(made.withheld)
 
 
 @pytest.mark.parametrize("metric", POOL_GAUGES, ids=lambda metric: metric.name)
@@ -98,8 +99,8 @@ def test_a_pool_gauge_of_an_empty_pool_is_withheld(metric):
 
 def test_no_ready_endpoint_is_a_true_zero():
     made = gauge_set([snapshot(view("a:1", health=Health.DOWN))], 0.0)
-    assert values(made, catalog.READY_ENDPOINTS) == {("pool",): 0}
-    assert values(gauge_set([snapshot()], 0.0), catalog.READY_ENDPOINTS) == {("pool",): 0}
+    assert values(made, pools.READY_ENDPOINTS) == {("pool",): 0}
+    assert values(gauge_set([snapshot()], 0.0), pools.READY_ENDPOINTS) == {("pool",): 0}
 
 
 def test_a_mean_is_of_the_endpoints_that_know_and_the_coverage_says_how_many_they_are():
@@ -107,54 +108,54 @@ def test_a_mean_is_of_the_endpoints_that_know_and_the_coverage_says_how_many_the
         [snapshot(view("a:1", {WAITING: 8.0}, at=0.0), view("b:1", {WAITING: 99.0}, at=-STALE_AFTER), view("c:1", {}))],
         0.0,
     )
-    assert values(made, catalog.AVERAGE_QUEUE) == {("pool",): 8.0}
-    assert values(made, catalog.POOL_COVERAGE)["pool", WAITING] == pytest.approx(1 / 3)
-    assert values(made, catalog.POOL_COVERAGE)["pool", RUNNING] == 0.0
+    assert values(made, pools.AVERAGE_QUEUE) == {("pool",): 8.0}
+    assert values(made, pools.COVERAGE)["pool", WAITING] == pytest.approx(1 / 3)
+    assert values(made, pools.COVERAGE)["pool", RUNNING] == 0.0
 
 
 def test_numbers_are_not_rounded():
     third = 1 / 3
     made = gauge_set([snapshot(view("a:1", {KV_USAGE: third}))], 0.0)
-    assert values(made, catalog.AVERAGE_KV) == {("pool",): third}
-    assert values(made, catalog.KV) == {("pool", "a:1"): third}
+    assert values(made, pools.AVERAGE_KV) == {("pool",): third}
+    assert values(made, endpoints.KV) == {("pool", "a:1"): third}
 
 
 def test_a_mean_is_as_old_as_the_oldest_reading_in_it():
     made = gauge_set([snapshot(view("a:1", at=-1.0), view("b:1", at=-2.0))], 0.5)
-    (mean,) = (gauge for gauge in made.gauges if gauge.metric is catalog.AVERAGE_QUEUE)
+    (mean,) = (gauge for gauge in made.gauges if gauge.metric is pools.AVERAGE_QUEUE)
     assert mean.at == -2.0
-    assert {gauge.at for gauge in made.gauges if gauge.metric is catalog.WAITING} == {-1.0, -2.0}
+    assert {gauge.at for gauge in made.gauges if gauge.metric is endpoints.WAITING} == {-1.0, -2.0}
 
 
 def test_the_age_of_a_stale_reading_is_still_published_because_that_is_when_it_matters():
     made = gauge_set([snapshot(view("a:1", at=0.0))], 100.0)
-    assert values(made, catalog.WAITING) == {}
-    assert values(made, catalog.SIGNAL_AGE)["pool", "a:1", WAITING] == 100.0
-    assert values(made, catalog.PAGE_AGE) == {("pool", "a:1"): 100.0}
+    assert values(made, endpoints.WAITING) == {}
+    assert values(made, endpoints.SIGNAL_AGE)["pool", "a:1", WAITING] == 100.0
+    assert values(made, endpoints.PAGE_AGE) == {("pool", "a:1"): 100.0}
 
 
 def test_exactly_one_state_of_health_is_one():
     made = gauge_set([snapshot(view("a:1", health=Health.STALE))], 0.0)
-    assert {labels[2]: value for labels, value in values(made, catalog.HEALTH).items()} == {
+    assert {labels[2]: value for labels, value in values(made, endpoints.HEALTH).items()} == {
         "unknown": 0.0,
         "healthy": 0.0,
         "stale": 1.0,
         "down": 0.0,
     }
-    assert values(made, catalog.HEALTH_INFO) == {("pool", "a:1", "vllm", "stale", "made_so"): 1.0}
+    assert values(made, endpoints.HEALTH_INFO) == {("pool", "a:1", "vllm", "stale", "made_so"): 1.0}
 
 
-def test_work_ahead_shrinks_as_time_passes_without_any_change_of_state():
+def test_the_prefill_backlog_shrinks_with_time_without_any_change_of_state():
     fleet = snapshot(view("a:1", backlog_seconds=2.0, rate=1000.0))
-    assert values(gauge_set([fleet], 0.5), catalog.AHEAD_SECONDS) == {("pool", "a:1"): 1.5}
-    assert values(gauge_set([fleet], 0.5), catalog.AHEAD_TOKENS) == {("pool", "a:1"): 1500.0}
-    assert values(gauge_set([fleet], 9.0), catalog.AHEAD_SECONDS) == {("pool", "a:1"): 0.0}
+    assert values(gauge_set([fleet], 0.5), endpoints.BACKLOG_SECONDS) == {("pool", "a:1"): 1.5}
+    assert values(gauge_set([fleet], 0.5), endpoints.BACKLOG_TOKENS) == {("pool", "a:1"): 1500.0}
+    assert values(gauge_set([fleet], 9.0), endpoints.BACKLOG_SECONDS) == {("pool", "a:1"): 0.0}
 
 
 def test_adapters_are_counted():
     made = gauge_set([snapshot(view("a:1", {LORA_RUNNING: frozenset({"x", "y"}), LORA_MAX: 4.0}))], 0.0)
-    assert values(made, catalog.LORA_RUNNING) == {("pool", "a:1"): 2.0}
-    assert values(made, catalog.LORA_MAX) == {("pool", "a:1"): 4.0}
+    assert values(made, endpoints.LORA_RUNNING) == {("pool", "a:1"): 2.0}
+    assert values(made, endpoints.LORA_MAX) == {("pool", "a:1"): 4.0}
 
 
 # Why a signal has no metric of its own.
@@ -188,32 +189,32 @@ def with_prefix(each: EndpointView, predicted: float, measured: float | None) ->
 
 def test_the_gap_between_predicted_and_measured_hits_is_their_difference():
     made = gauge_set([snapshot(with_prefix(view("a:1", {PREFIX_HITS: 900.0}), 640.0, 512.0))], 0.0)
-    assert values(made, catalog.PREDICTED_HITS) == {("pool", "a:1"): 640.0}
-    assert values(made, catalog.MEASURED_HITS) == {("pool", "a:1"): 512.0}
-    assert values(made, catalog.HIT_GAP) == {("pool", "a:1"): 128.0}
+    assert values(made, endpoints.PREDICTED_HITS) == {("pool", "a:1"): 640.0}
+    assert values(made, endpoints.MEASURED_HITS) == {("pool", "a:1"): 512.0}
+    assert values(made, endpoints.HIT_GAP) == {("pool", "a:1"): 128.0}
 
 
 @pytest.mark.parametrize("now", [0.0, STALE_AFTER])
 def test_the_gap_is_withheld_when_the_server_s_count_is_unknown_or_stale(now):
     known = {PREFIX_HITS: 900.0} if now else {}
     made = gauge_set([snapshot(with_prefix(view("a:1", known, at=0.0), 640.0, 512.0 if now else None))], now)
-    assert values(made, catalog.HIT_GAP) == {}
-    assert reasons(made, catalog.HIT_GAP) == {("pool", "a:1"): "stale" if now else "not_reported"}
+    assert values(made, endpoints.HIT_GAP) == {}
+    assert reasons(made, endpoints.HIT_GAP) == {("pool", "a:1"): "stale" if now else "not_reported"}
 
 
 def test_pools_are_published_side_by_side():
     made = gauge_set(
         [snapshot(view("a:1", {WAITING: 1.0}), pool="x"), snapshot(view("a:1", {WAITING: 2.0}), pool="y")], 0.0
     )
-    assert values(made, catalog.AVERAGE_QUEUE) == {("x",): 1.0, ("y",): 2.0}
+    assert values(made, pools.AVERAGE_QUEUE) == {("x",): 1.0, ("y",): 2.0}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_gauge_cannot_be_made_of_what_is_not_a_number(value):
     with pytest.raises(NotFinite, match="llm_d_epp_average_queue_size"):
-        Gauge(catalog.AVERAGE_QUEUE, ("pool",), value, 0.0)
+        Gauge(pools.AVERAGE_QUEUE, ("pool",), value, 0.0)
 
 
 def test_a_gauge_has_the_labels_of_its_metric():
     with pytest.raises(ValueError, match="labels"):
-        Gauge(catalog.AVERAGE_QUEUE, ("pool", "more"), 1.0, 0.0)
+        Gauge(pools.AVERAGE_QUEUE, ("pool", "more"), 1.0, 0.0)

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from agent.events import Event
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.pick.decision import Pick
 from agent.serve.admin.server import PICKS_KEPT, AdminServer, CannotListen, RecentPicks
 from agent.serve.state.watch import WatchLimits

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.events import Event
 from agent.events.process import WatcherDropped
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.serve.admin.server import AdminServer
 from agent.serve.state import documents as state_json
@@ -182,11 +182,11 @@ async def test_what_goes_stale_is_null_withheld_and_absent_at_the_same_time(serv
             each["address"] for each in state["pools"][0]["endpoints"] if each["signals"][KV_USAGE]["value"] is not None
         }
         valued = {
-            row["labels"]["endpoint"]
+            row["labels"]["server"]
             for row in gauges["gauges"]
             if row["name"] == "igw_endpoint_kv_usage_ratio" and row["value"] is not None
         }
-        present = {dict(labels)["endpoint"] for name, labels in lines if name == "igw_endpoint_kv_usage_ratio"}
+        present = {dict(labels)["server"] for name, labels in lines if name == "igw_endpoint_kv_usage_ratio"}
         mean = [row["value"] for row in gauges["gauges"] if row["name"] == "llm_d_epp_average_kv_cache_utilization"]
         assert (("llm_d_epp_average_kv_cache_utilization", frozenset({("name", "llama")})) in lines) is (mean != [None])
         return known, valued, present, mean

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent.events import Event
 from agent.events.process import WatcherDropped
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from agent.serve.state import documents as state_json
 from agent.serve.state.watch import Feed, History, Message, WatchLimits, event, parse_id

@@ -10,7 +10,7 @@ import pytest
 from agent.engines.mapping import Extraction
 from agent.events import Event
 from agent.events.process import WatcherDropped
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import build

@@ -120,7 +120,7 @@ REACHING: tuple[Row, ...] = (
     Row(
         "token file gone", "The file with the pool's bearer token is missing: nobody of the pool can be asked.",
         _token_gone, AT_THIRD, ALL_REFUSED, unhealthy("down", "token_file"), NO_POOL, absent("down", 0.0),
-        (failed("token_file"), DOWN, counted("igw_refusals_total", status="503", reason="none_healthy")),
+        (failed("token_file"), DOWN, counted("igw_requests_rejected_total", status="503", reason="none_healthy")),
         scene=WITH_TOKEN, mend=_token_again,
     ),
 )  # fmt: skip
@@ -153,7 +153,7 @@ def _no_samples(told: Told) -> None:
     samples(TOLD).check(told)
     for name in _NAMES:
         assert told.before.page.series(name)
-        assert told.bad not in told.seen.page.by("endpoint", name), name
+        assert told.bad not in told.seen.page.by("server", name), name
     assert told.before.page.of("igw_accelerator_exporter_fresh") == 1
     assert told.seen.page.of("igw_accelerator_exporter_fresh") == 0
 

@@ -471,7 +471,7 @@ TABLE: tuple[Row, ...] = (
         "the whole fleet silent", "Every endpoint hangs.", _all_are_silent, AT_THIRD_QUESTION, ALL_REFUSED,
         unhealthy("down", "timeout"), NO_POOL, absent("down", 0.0),
         (failed("timeout"), DOWN, unwell("health_timeout"),
-         counted("igw_refusals_total", status="503", reason="none_healthy")),
+         counted("igw_requests_rejected_total", status="503", reason="none_healthy")),
     ),
     # -- odd, and right ----------------------------------------------------------------------------------------------
     _harmless("more than announced", "Bytes follow the announced end of the answer.",

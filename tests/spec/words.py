@@ -189,8 +189,8 @@ def absent(health: str, coverage: float) -> Expected:
         page = told.seen.page
         for names in GAUGES.values():
             for name in names:
-                assert told.bad not in page.by("endpoint", name), name
-        assert page.by("state", "igw_endpoint_health", endpoint=told.bad) == {health: 1.0}
+                assert told.bad not in page.by("server", name), name
+        assert page.by("state", "igw_endpoint_health", server=told.bad) == {health: 1.0}
         assert page.of("igw_pool_coverage_ratio", signal=RUNNING) == coverage
         assert page.of("igw_pool_running_requests") == TOLD[RUNNING] * len(told.good)
 
@@ -205,9 +205,9 @@ def lacking(*signals: str) -> Expected:
         page = told.seen.page
         for signal, value in TOLD.items():
             for name in GAUGES[signal]:
-                found = page.by("endpoint", name).get(told.bad)
+                found = page.by("server", name).get(told.bad)
                 assert found == (None if signal in signals else value), name
-        assert page.by("state", "igw_endpoint_health", endpoint=told.bad) == {"healthy": 1.0}
+        assert page.by("state", "igw_endpoint_health", server=told.bad) == {"healthy": 1.0}
 
     return Expected("no sample of it; the rest as it says", check)
 
@@ -218,9 +218,9 @@ def samples(wanted: Mapping[str, float]) -> Expected:
     def check(told: Told) -> None:
         for signal, value in wanted.items():
             for name in GAUGES[signal]:
-                found = told.seen.page.of(name, endpoint=told.bad)
+                found = told.seen.page.of(name, server=told.bad)
                 assert found == value, name
-        assert told.seen.page.by("state", "igw_endpoint_health", endpoint=told.bad) == {"healthy": 1.0}
+        assert told.seen.page.by("state", "igw_endpoint_health", server=told.bad) == {"healthy": 1.0}
 
     return Expected("every sample as the server says" if wanted is TOLD else "the new server's values", check)
 
@@ -260,8 +260,8 @@ COUNTERS = (
     "igw_health_changes_total",
     "igw_health_path_failures_total",
     "igw_server_restarts_total",
-    "igw_refusals_total",
-    "igw_stream_breaks_total",
+    "igw_requests_rejected_total",
+    "igw_stream_errors_total",
     "igw_watchers_dropped_total",
     "igw_requests_abandoned_total",
     "igw_accelerator_scrapes_total",

@@ -30,16 +30,18 @@ from agent.clock import Clock
 from agent.config.values import split_address
 from agent.events import Hook
 from agent.events.process import WatcherDropped
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.pick.decision import Pick
-from agent.scaling.gauges import age, gauge_set
+from agent.scaling.gauges import age
 from agent.serve.admin.runbooks import pages
 from agent.serve.state import documents as state_json
 from agent.serve.state.api import StateApi, error, json_bytes, json_response
 from agent.serve.state.watch import StateSource, WatchLimits
 from agent.state.health import Health
 from agent.state.snapshot import Snapshot
-from exporters.prometheus import page
+from exporters import EXPORTERS, make_exporter
+from exporters.exporter import Exporter
+from exporters.prometheus import PrometheusExporter
 
 PICKS_KEPT: Final = 256
 PICKS_SHOWN: Final = 20
@@ -74,7 +76,10 @@ class AdminServer:
 
         `answers` bounds the documents under way.
         """
-        self.state = StateApi(clock, hook or instruments, limits)
+        self._prometheus = PrometheusExporter()
+        sending = [make_exporter(name) for name in EXPORTERS if name != self._prometheus.name]
+        self.exporters: list[Exporter] = [self._prometheus, *sending]
+        self.state = StateApi(clock, hook or instruments, limits, gauge_exporters=self.exporters)
         self.picks = RecentPicks(clock)
         self._address = address
         self._clock = clock
@@ -172,13 +177,11 @@ class AdminServer:
         return json_response({"paths": self._paths})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        now = self._clock.now()
-        snapshots = self.state.feed.snapshots(now)
+        await self.state.gauge_feed.latest()
         accept = request.headers.get("Accept", "")
-        exporters = self.state.exporters()
 
         def render() -> tuple[bytes, str]:
-            return page(gauge_set(snapshots, now, exporters), self._instruments.registry, accept)
+            return self._prometheus.page(self._instruments.registry, accept)
 
         body, content_type = await asyncio.to_thread(render)
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})

@@ -114,8 +114,10 @@ class Call(Stream):
             self._fail(error)
 
     def on_half_close(self) -> None:
-        """Hand it on."""
-        if self.handler is not None:
+        """Hand it on, unless the last message is incomplete."""
+        if self._partial:
+            self._fail(StatusError(StatusCode.INTERNAL, "the last message is incomplete"))
+        elif self.handler is not None:
             try:
                 self.handler.on_half_close()
             except Exception as error:  # noqa: BLE001  as above

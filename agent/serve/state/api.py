@@ -21,11 +21,13 @@ from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.requests.rejections import error_body
 from agent.scaling.gauges import gauge_set
+from agent.serve.gauge_feed import GaugeFeed
 from agent.serve.state import accelerators as device_json
 from agent.serve.state import documents as state_json
 from agent.serve.state.openapi import document as openapi_document
 from agent.serve.state.watch import Feed, StateSource, Told, WatchLimits, event, parse_id
 from agent.state.devices import ExporterView
+from exporters.exporter import Exporter
 
 PIECE_BYTES: Final = 1 << 16  # of a message that are written before the reader has to have taken the ones before
 RETRY_SECONDS: Final = 5
@@ -59,10 +61,18 @@ def error(
 class StateApi:
     """The handlers over one `Feed`. `epoch` tells one start of the agent from another; it is drawn anew each time."""
 
-    def __init__(self, clock: Clock, hook: Hook, limits: WatchLimits | None = None, epoch: str = "") -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        hook: Hook,
+        limits: WatchLimits | None = None,
+        epoch: str = "",
+        gauge_exporters: Sequence[Exporter] = (),
+    ) -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self._hook = hook
         self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # what is known of accelerator exporters
+        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)  # noqa: PLW0108 - replaced later
 
     def set_sources(self, sources: Sequence[StateSource]) -> None:
         """The pools from now on."""
@@ -93,17 +103,19 @@ class StateApi:
         refused = self._refuse_query(request, "pool", "name")
         if refused is not None:
             return refused
-        moment = self.feed.moment()
-        snapshots = self.feed.snapshots(moment.now, request.query.get("pool"))
         name = request.query.get("name", "")
         if name and name not in state_json.GAUGE_NAMES:
             near = get_close_matches(name[:128], state_json.GAUGE_NAMES, 1, 0.7)
             which = f"did you mean {near[0]!r}?" if near else "/v1/gauges lists all that there are"
             return error(404, f"there is no gauge {name[:128]!r}; {which}", "no_such_gauge", "name")
-        exporters = () if "pool" in request.query else self.exporters()
+        if "pool" not in request.query:
+            dated = await self.gauge_feed.latest()
+            return json_bytes(await asyncio.to_thread(lambda: orjson.dumps(state_json.gauges(*dated, name))))
+        moment = self.feed.moment()
+        snapshots = self.feed.snapshots(moment.now, request.query["pool"])
 
         def encode() -> bytes:
-            return orjson.dumps(state_json.gauges(gauge_set(snapshots, moment.now, exporters), moment, name))
+            return orjson.dumps(state_json.gauges(gauge_set(snapshots, moment.now), moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))
 

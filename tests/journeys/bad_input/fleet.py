@@ -87,7 +87,7 @@ class Fleet:
     async def gauges(self, pool: str, address: str) -> dict[str, dict[str, Any]]:
         """What /v1/gauges says of one endpoint, by name: the gauges that have no other label."""
         rows = (await self.read("/v1/gauges"))["gauges"]
-        return {row["name"]: row for row in rows if row["labels"] == {"pool": pool, "endpoint": address}}
+        return {row["name"]: row for row in rows if row["labels"] == {"pool": pool, "server": address}}
 
     async def ask(self, pool: str, way: Way, **request: Any) -> tuple[int, Any]:
         """One request through Envoy, the usual one unless told otherwise: status and JSON of the answer."""

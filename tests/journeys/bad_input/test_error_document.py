@@ -14,7 +14,7 @@ from agent.accelerators.faults import FAULTS
 from agent.clock import SystemClock
 from agent.engines.mapping import REFUSALS
 from agent.envoy.render import Listener, Pool, Settings, bootstrap
-from agent.instruments import Instruments
+from agent.instruments.hook import Instruments
 from agent.requests.rejections import REJECTIONS
 from agent.scrape.reasons import REASONS
 from agent.state.health import HEALTH_REASONS, judge

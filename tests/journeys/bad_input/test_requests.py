@@ -88,7 +88,7 @@ async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fl
         by_envoy = (
             seen.of("igw_requests_abandoned_total", pool=POOL) if bad.status == 413 and way is Way.BUFFERED else 0
         )
-        return seen.of("igw_refusals_total", **told) + by_envoy
+        return seen.of("igw_requests_rejected_total", **told) + by_envoy
 
     await found(fleet.counts, lambda seen: counted(seen) == counted(before) + 1)
     await is_served(fleet, way)
@@ -125,7 +125,7 @@ async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothi
 
 @both
 async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothing(fleet: Fleet, way: Way) -> None:
-    before = (await fleet.counts()).of("igw_requests_ended_total", pool=POOL, how="closed")
+    before = (await fleet.counts()).of("igw_requests_ended_total", pool=POOL, result="closed")
     body = json.dumps(chat("tell me a long story", stream=True) | {"max_tokens": 4000, "ignore_eos": True}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
     writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(body)}\r\n".encode())
@@ -133,7 +133,9 @@ async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothi
     await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)
     assert (await fleet.counts()).of("igw_pool_in_flight_requests", pool=POOL) == 1
     writer.transport.abort()
-    await found(fleet.counts, lambda seen: seen.of("igw_requests_ended_total", pool=POOL, how="closed") == before + 1)
+    await found(
+        fleet.counts, lambda seen: seen.of("igw_requests_ended_total", pool=POOL, result="closed") == before + 1
+    )
     await is_served(fleet, way)
 
 
@@ -172,7 +174,7 @@ async def test_what_envoy_itself_does_not_take_is_an_openai_error_that_says_why(
 async def test_after_all_that_every_request_is_accounted_for(fleet: Fleet) -> None:
     await fleet.idle(POOL)
     counts = await fleet.counts()
-    assert counts.of("igw_picks_total", pool=POOL) == counts.of("igw_requests_ended_total", pool=POOL, how="closed")
-    assert counts.by("reason", "igw_stream_breaks_total", pool=POOL) == {}
+    assert counts.of("igw_picks_total", pool=POOL) == counts.of("igw_requests_ended_total", pool=POOL, result="closed")
+    assert counts.by("reason", "igw_stream_errors_total", pool=POOL) == {}
     assert counts.of("igw_endpoint_in_flight_requests", pool=POOL) == 0
     assert "Traceback" not in fleet.agent.output()

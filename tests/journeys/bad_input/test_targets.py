@@ -120,10 +120,10 @@ async def is_left_out(targets: Targets, name: str) -> None:
     gauges = await fleet.gauges(name, bad)
     assert {(gauges[each]["value"], gauges[each]["withheld"]) for each in SIGNALS} == {(None, "down")}
     counts = await fleet.counts()
-    assert counts.by("state", "igw_endpoint_health", pool=name, endpoint=bad).keys() == {"down"}
+    assert counts.by("state", "igw_endpoint_health", pool=name, server=bad).keys() == {"down"}
     assert counts.of("igw_pool_coverage_ratio", pool=name, signal="running_requests") == 0.5
     for signal in SIGNALS:
-        assert counts.by("endpoint", signal, pool=name).keys() <= set(fleet.healthy)
+        assert counts.by("server", signal, pool=name).keys() <= set(fleet.healthy)
 
 
 async def others_go_on(targets: Targets, name: str) -> None:
@@ -136,7 +136,7 @@ async def others_go_on(targets: Targets, name: str) -> None:
         assert (status, body["object"]) == (200, "chat.completion")
     scraped = before.of("igw_scrapes_total", pool=name, result="ok")
     after = await found(fleet.counts, lambda seen: seen.of("igw_scrapes_total", pool=name, result="ok") > scraped)
-    assert after.of("igw_picks_total", pool=name, endpoint=well) == before.of("igw_picks_total", pool=name) + len(WAYS)
+    assert after.of("igw_picks_total", pool=name, server=well) == before.of("igw_picks_total", pool=name) + len(WAYS)
     state = await fleet.endpoint(name, well)
     assert (state["health"], state["reason"], state["failures"]) == ("healthy", "", 0)
     assert state["signals"]["running_requests"]["fresh"]

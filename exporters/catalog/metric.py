@@ -1,4 +1,4 @@
-"""What a row of the catalogue says of a metric."""
+"""The type of the catalogue's rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Type = Literal["gauge", "counter", "histogram"]
+# Where a metric's numbers come from: a snapshot of the state at read time, events as they happen, or the operating
+# system's view of the process.
 Origin = Literal["state", "events", "process"]
 
 
 class Alias(NamedTuple):
-    """Another name of a metric. `labels` maps its labels to the metric's; labels left out are summed over."""
+    """Another name of a metric. `labels` maps its labels to the metric's; the metric's other labels are summed over."""
 
     name: str
     labels: Mapping[str, str]
+
+
+def same_labels(name: str, *labels: str) -> Alias:
+    """An alias with these labels of the metric, under the same names."""
+    return Alias(name, {label: label for label in labels})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +39,7 @@ class Metric:
 
 
 class Rows:
-    """Rows of the catalogue, in the order in which they were written down."""
+    """The rows of one family, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._rows: list[Metric] = []
@@ -51,15 +58,15 @@ class Rows:
         aliases: tuple[Alias, ...] = (),
         buckets: tuple[float, ...] = (),
     ) -> Metric:
-        """One more row; `labels` are words."""
+        """Add a row and return it; `labels` are separated by spaces."""
         row = Metric(name, type, unit, tuple(labels.split()), origin, help, aliases, buckets)
         self._rows.append(row)
         return row
 
     def gauge(self, name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Metric:
-        """A number of the state."""
+        """Add a gauge that is computed from the state."""
         return self.add(name, "gauge", unit, labels, "state", help, aliases)
 
-    def count(self, name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Metric:
-        """How often something happened."""
+    def counter(self, name: str, unit: str, labels: str, help: str, *aliases: Alias) -> Metric:
+        """Add a counter of events."""
         return self.add(name, "counter", unit, labels, "events", help, aliases)

@@ -1,0 +1,83 @@
+"""The hook: turns events into the agent's own metrics and log lines.
+
+Each module of `agent.events` has a module of the same name here, whose class holds, for each of its events, the handler
+that counts it and the one that logs it. The hook is called for every pick and every scrape, so a handler looks its
+counters up once and keeps them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from prometheus_client import CollectorRegistry
+
+from agent.clock import Clock
+from agent.events import Event
+from agent.events.requests import Ended, Picked
+from agent.events.scraping import ScrapeDone
+from agent.instruments.accelerators import AcceleratorInstruments
+from agent.instruments.event_log import EventLog
+from agent.instruments.event_metrics import EventMetrics
+from agent.instruments.process import ProcessInstruments
+from agent.instruments.requests import RequestInstruments
+from agent.instruments.scraping import ScrapingInstruments
+
+
+class Domain(Protocol):
+    """The handlers of one module of events: type of event -> handler. Every event is counted; some are logged."""
+
+    counts: Mapping[type, Callable[[Any], None]]
+    lines: Mapping[type, Callable[[Any], None]]
+
+
+# Events of which there may be thousands a second. They are counted in batches of this size, or when the metrics are
+# read: counting many in a row costs a third of counting each one between other work.
+_FREQUENT: Final = frozenset({Picked, Ended, ScrapeDone})
+BATCH_SIZE: Final = 256
+
+
+class Instruments:
+    """Call it with every event. `registry` holds the metrics, this agent's alone; `log` writes the lines."""
+
+    def __init__(self, clock: Clock, log: EventLog | None = None) -> None:
+        log = log or EventLog(clock)
+        self._metrics = EventMetrics()
+        self._uncounted: deque[Event] = deque()
+        domains: tuple[Domain, ...] = (
+            RequestInstruments(self._metrics, log),
+            ScrapingInstruments(self._metrics, log),
+            AcceleratorInstruments(self._metrics, log),
+            ProcessInstruments(self._metrics, log),
+        )
+        self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}
+        self._lines = {kind: line for domain in domains for kind, line in domain.lines.items()}
+
+    def __call__(self, event: Event) -> None:
+        """Count the event, and log it if its kind is logged."""
+        kind = type(event)
+        if kind in _FREQUENT:
+            self._uncounted.append(event)
+            if len(self._uncounted) >= BATCH_SIZE:
+                self._count_batch()
+        else:
+            self._counts[kind](event)
+        line = self._lines.get(kind)
+        if line is not None:
+            line(event)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """The metrics, with every event counted."""
+        self._count_batch()
+        return self._metrics.registry
+
+    def _count_batch(self) -> None:
+        waiting = self._uncounted
+        while True:
+            try:
+                event = waiting.popleft()  # a reader may run in a thread: no event is taken twice or lost
+            except IndexError:
+                return
+            self._counts[type(event)](event)
