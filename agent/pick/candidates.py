@@ -92,8 +92,8 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
 
 
 def _backlog_seconds(works: Sequence[Work], now: float) -> list[float]:
-    """The backlog at each candidate. Where no fresh page corrects the estimate, it is at least the largest of those that
-    a page corrects."""
+    """The backlog at each candidate. Where no fresh page corrects the estimate, it is at least the largest corrected
+    one."""
     # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4.
     backlog = [work[1] - now if work[1] > now else 0.0 for work in works]
     corrected = [work[4] for work in works]

@@ -20,7 +20,7 @@ from agent.state.snapshot import EndpointView, Snapshot
 QUEUE_FULL: Final = 5.0
 KV_FULL: Final = 0.8
 
-# The list of models comes with a request of its own, less often than pages: it is current while its endpoint is healthy.
+# The list of models comes with a request of its own, less often than pages: current while the endpoint is healthy.
 _OWN_REQUEST: Final = frozenset({MODELS})
 
 

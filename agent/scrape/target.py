@@ -8,7 +8,7 @@ from agent.engine_specs import AUTO
 from agent.engines import engine
 from agent.engines.mapping import Engine, Extraction
 from agent.scrape.reach import PLAIN, Reach
-from agent.state.endpoint import NOBODY_SAID, Identity
+from agent.state.endpoint import UNIDENTIFIED, Identity
 
 
 class Target(NamedTuple):
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     metrics_port: int = 0
     health_port: int = 0
     table: Engine | None = None
-    identity: Identity = NOBODY_SAID
+    identity: Identity = UNIDENTIFIED
 
     def page_at(self) -> str:
         """The address of its page."""
@@ -84,7 +84,7 @@ class Target(NamedTuple):
     def same_server(self, later: Target) -> bool:
         """Whether `later` is the same server, and its pages are read alike: else no answer to this is one to that."""
         alike = self.engine == later.engine and self.table == later.table and self.histograms == later.histograms
-        return alike and not self.identity.lost_in(later.identity)
+        return alike and not self.identity.replaced_by(later.identity)
 
 
 Read = TypeVar("Read", covariant=True)  # noqa: PLC0105

@@ -1,9 +1,8 @@
 """The one rule of freshness.
 
 The age of a reading counts from the time at which the request that brought it was sent. A reading is fresh, and may be
-used, while its age is below `stale_after` seconds; at exactly that age it is stale. Nothing else in the agent compares a
-time with a staleness limit: the comparison is made against the expiry, so that a reading expires at the very instant at
-which it stops being fresh, whatever the rounding.
+used, while its age is below `stale_after` seconds; at exactly that age it is stale. `is_fresh` compares with `expiry`, so
+that the two agree at every instant, whatever the rounding. No other module compares a time with a staleness limit.
 """
 
 from __future__ import annotations

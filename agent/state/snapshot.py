@@ -121,10 +121,10 @@ class EndpointView(NamedTuple):
 class Snapshot(NamedTuple):
     """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
 
-    Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last page
-    names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are the
-    endpoints' addresses where every endpoint is healthy, else empty. `addresses` are those of all endpoints, in their
-    order; empty in a snapshot that no store made.
+    Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
+    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
+    the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
+    in their order; empty in a snapshot that no store made.
     """
 
     pool: str

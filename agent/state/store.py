@@ -42,7 +42,7 @@ class PrefixMemory(Protocol):
         ...
 
     def forget(self, address: str) -> None:
-        """This endpoint's cache is empty: it restarted or left the pool."""
+        """The cache of this endpoint is empty: it restarted or left the pool."""
         ...
 
 

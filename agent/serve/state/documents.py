@@ -18,7 +18,7 @@ from agent.scaling.rates import rate
 from agent.scaling.rollup import Unknown, current, histogram
 from agent.serve.state import accelerators as device_json
 from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS, Value
-from agent.state.rates import RATES, Rate
+from agent.state.counter_rates import RATES, Rate
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld

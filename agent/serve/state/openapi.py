@@ -31,8 +31,8 @@ from agent.serve.state.schema import (
     signal,
 )
 from agent.signals import HISTOGRAMS, SIGNALS
+from agent.state.counter_rates import RATES
 from agent.state.health import Health
-from agent.state.rates import RATES
 from exporters.gauge import REASONS
 
 _HEADER: Final[dict[str, Schema]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agent.signals import HistogramSignal, Kind, Signal
-from agent.state.rates import Rate
+from agent.state.counter_rates import Rate
 from exporters.gauge import REASONS
 
 Schema = dict[str, Any]
