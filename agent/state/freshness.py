@@ -1,8 +1,8 @@
 """The one rule of freshness.
 
 The age of a reading counts from the time at which the request that brought it was sent. A reading is fresh, and may be
-used, while its age is below `stale_after` seconds; at exactly that age it is stale. `is_fresh` compares with `expiry`, so
-that the two agree at every instant, whatever the rounding. No other module compares a time with a staleness limit.
+used, while its age is below `stale_after` seconds; at exactly that age it is stale. `is_fresh` compares with `expiry`,
+so that the two agree whatever the rounding. No other module compares a time with a staleness limit.
 """
 
 from __future__ import annotations
