@@ -227,7 +227,7 @@ class EndpointState:
             self.probe = None  # a success from before the failure proves nothing; later results do
         if reason in PROOF_OF_DEATH:
             self.dead = True
-            self.probe = None  # a result of the dead server says nothing of its successor
+            self.probe = None  # a result of the dead server does not apply to its successor
             self.probe_succeeded = False
 
     def record_probe(self, answered: bool, reason: str) -> bool:  # noqa: FBT001

@@ -38,7 +38,7 @@ class Health(StrEnum):
 PROOF_OF_DEATH: Final = frozenset({"refused", "unreachable"})
 DOWN_AFTER: Final = 3
 
-# Why an endpoint that serves pages is not healthy, or serves none though it answers; one word each, a closed list.
+# Why an endpoint is not healthy although it serves pages, or although it answers; one word each, a closed list.
 HEALTH_REASONS: Final[Mapping[str, str]] = {
     "loading": "the health path answers 503 and has not succeeded since the server started",
     "health_unavailable": "the health path answers 503 after it had succeeded: the engine is dead or shutting down",
@@ -53,8 +53,8 @@ HEALTH_REASONS: Final[Mapping[str, str]] = {
 _UNAVAILABLE: Final = frozenset({"loading", "health_unavailable"})
 # A response, or a proof that none will come. The other failures may be transient, as with a page.
 _CERTAIN: Final = _UNAVAILABLE | {"health_status", "health_not_found", "health_refused"}
-# Scrape failures without a response: a health path that succeeds says more than these. A page that comes and is wrong
-# has a reason of its own.
+# Scrape failures without a response. A health path that succeeds is the better reason then; a bad page has a reason of
+# its own.
 _SILENT: Final = frozenset({"timeout", "reset"})
 
 

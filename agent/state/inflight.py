@@ -25,7 +25,7 @@ DELAYED_FACTOR: Final = 3.0
 DELAYED_WAITING: Final = 5.0
 
 
-class _Span:
+class _QueuedPrefill:
     """One request's tokens in the line: they end at `end`."""
 
     __slots__ = ("end", "picked_at", "tokens")
@@ -43,7 +43,7 @@ class InFlight:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self._requests: dict[int, _Span] = {}
+        self._requests: dict[int, _QueuedPrefill] = {}
         self._end = 0.0
         self._busy_until = float("-inf")
         self._queue_until = float("-inf")
@@ -66,7 +66,7 @@ class InFlight:
     def start(self, ticket: int, tokens: float, now: float) -> None:
         """Add a request with this many uncached prompt tokens."""
         self._end += tokens
-        self._requests[ticket] = _Span(now, tokens, self._end)
+        self._requests[ticket] = _QueuedPrefill(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
         if self._queue_until > now:
             self._queue_until += self._each_seconds

@@ -35,7 +35,7 @@ _HEALTHY: Final = Health.HEALTHY
 
 
 class PrefixMemory(Protocol):
-    """What the state tells the prefix index about servers. The index stands beside the state, not inside it."""
+    """The part of the prefix index that the store updates."""
 
     def resize(self, address: str, capacity_blocks: int) -> None:
         """The cache of this endpoint holds at most that many of the index's blocks."""
