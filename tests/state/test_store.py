@@ -566,7 +566,7 @@ def test_503_is_loading_until_the_health_path_succeeded_and_again_after_a_death_
 
 
 @pytest.mark.parametrize(("failure", "reason"), [("timeout", "health_only"), ("status", "status")])
-def test_a_health_path_that_succeeds_tells_more_than_a_page_that_does_not_come(failure: str, reason: str) -> None:
+def test_a_health_path_that_succeeds_is_the_reason_where_a_page_does_not_come(failure: str, reason: str) -> None:
     fleet = Fixture("a:1")
     probe(fleet, "", 0.0)
     for second in range(DOWN_AFTER):
