@@ -1,7 +1,7 @@
-"""The only importer of `time`: two clocks, handed to whoever needs one.
+"""The clocks of the agent: the only importer of `time`.
 
-Ages, dues and time-outs are taken from the monotonic clock, so that a step of the wall clock moves none of them; the
-wall clock only labels what leaves the process (a sample's time stamp, a log line).
+Ages, due times and time-outs use the monotonic clock, which is never set. Wall-clock time only labels output: the time
+stamp of a sample or of a log line.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What a part of the shell may ask of time."""
+    """The time of the process."""
 
     def now(self) -> float:
-        """Seconds on a clock that never steps; only differences mean anything."""
+        """Monotonic seconds; only differences are meaningful."""
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970 in UTC, for people and other programs; never for an age."""
+        """Seconds since 1970 in UTC, for output only; never used for an age."""
         ...
 
     def cpu(self) -> float:
-        """Seconds of CPU that this process has used, user and system."""
+        """Seconds of CPU time used by this process, user and system."""
         ...
 
 
@@ -30,7 +30,7 @@ class SystemClock:
     """The clocks of the operating system."""
 
     def now(self) -> float:
-        """Seconds of CLOCK_MONOTONIC, the clock that asyncio and uvloop use too."""
+        """Seconds of CLOCK_MONOTONIC, which asyncio and uvloop use too."""
         return time.monotonic()
 
     def wall(self) -> float:
@@ -38,5 +38,5 @@ class SystemClock:
         return time.time()
 
     def cpu(self) -> float:
-        """Seconds of CPU that this process has used, user and system."""
+        """Seconds of CPU time used by this process, user and system."""
         return time.process_time()

@@ -1,7 +1,7 @@
-"""Profiles as data: which filters, weighted scorers and picker decide, by their types; three of them ready made.
+"""Profiles as data: filters and weighted scorers by type. Three profiles are built in.
 
-A profile says what decides, not how: `agent.pick.profile` turns it into something that picks, and refuses a type or a
-parameter that it does not know. The configuration file makes the same values from its own `schedulingProfiles`.
+`agent.pick.profile` builds a profile that can pick, and refuses unknown types and parameters. The configuration turns
+`schedulingProfiles` into the same values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class PluginSpec:
-    """One plugin of a profile: its type, the name given to it (the type when none was), and its parameters."""
+    """A plugin of a profile: its type, its name (by default the type), and its parameters."""
 
     type: str
     name: str
@@ -22,7 +22,7 @@ class PluginSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProfileSpec:
-    """A profile: filters in order, scorers with their weights; the highest weighted sum is picked."""
+    """A profile: filters in order, and weighted scorers. The endpoint with the highest weighted sum is picked."""
 
     name: str
     filters: tuple[PluginSpec, ...]
@@ -30,7 +30,7 @@ class ProfileSpec:
 
 
 def plugin(type_: str, **parameters: object) -> PluginSpec:
-    """A plugin spec that is named after its type."""
+    """A plugin whose name is its type."""
     return PluginSpec(type_, type_, parameters)
 
 

@@ -1,7 +1,8 @@
-"""What we understand: every signal with its unit, kind and range, and the door at which a value is let in.
+"""The table of signals: name, unit, kind and valid range; and `admit`, which validates a value against it.
 
-A signal is a quantity of a model server whatever its engine calls it. A reading is a signal's value with the time at
-which the request that brought it was sent (monotonic seconds). Unknown is the absence of a reading, never a number.
+A signal is a quantity of a model server, independent of its engine's metric names. A reading is a signal's value and
+the time at which the request for it was sent (monotonic seconds). An unknown value is a missing reading, never a
+number.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ from typing import Final, NamedTuple
 Value = float | frozenset[str]
 
 
-class Kind(StrEnum):
+class SignalKind(StrEnum):
     """How a signal's values behave over time."""
 
     GAUGE = "gauge"
-    COUNTER = "counter"  # only grows, until its server restarts
+    COUNTER = "counter"  # increases until the server restarts
     NAMES = "names"  # a set of names, such as LoRA adapters
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One row of the table of signals; `low` and `high` bound what a server can truly report, both included."""
+    """One row of the table of signals; `low` and `high` are the valid range, inclusive."""
 
     name: str
     unit: str
-    kind: Kind
+    kind: SignalKind
     low: float
     high: float
     help: str
 
 
 class Reading(NamedTuple):
-    """A signal's value, and when the request that brought it was sent (monotonic seconds)."""
+    """A signal's value and the time at which the request for it was sent (monotonic seconds)."""
 
     value: Value
     at: float
 
 
-class Refusal(NamedTuple):
-    """A value that was not let in: which signal, why (one word for a label), and the text as it stood."""
+class RefusedValue(NamedTuple):
+    """A value that was refused: the signal, the reason (a label value), and the text on the page."""
 
     signal: str
     reason: str
@@ -73,43 +74,75 @@ START_TIME: Final = "start_time_seconds"
 MODEL_LOADED: Final = "model_loaded"
 MODELS: Final = "served_models"
 
-_COUNT_MAX: Final = 1e7  # requests at one server; more is a broken page
-_COUNTER_MAX: Final = 2.0**63  # what a 64-bit counter can hold
+_COUNT_MAX: Final = 1e7  # requests at one server; a larger value is an error of the page
+_COUNTER_MAX: Final = 2.0**63  # the range of a 64-bit counter
 
 _ROWS: Final = (
-    Signal(RUNNING, "requests", Kind.GAUGE, 0, _COUNT_MAX, "requests in the running batch"),
-    Signal(WAITING, "requests", Kind.GAUGE, 0, _COUNT_MAX, "requests accepted and not yet scheduled"),
-    Signal(WAITING_CAPACITY, "requests", Kind.GAUGE, 0, _COUNT_MAX, "waiting for room in the batch or the cache"),
-    Signal(WAITING_DEFERRED, "requests", Kind.GAUGE, 0, _COUNT_MAX, "waiting for something else, such as a LoRA slot"),
-    Signal(KV_USAGE, "ratio", Kind.GAUGE, 0, 1, "part of the KV cache held by running requests"),
-    Signal(SLOTS_USAGE, "ratio", Kind.GAUGE, 0, 1, "part of the places in the running batch that are taken"),
-    Signal(PREFIX_QUERIES, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "prompt tokens looked up in the prefix cache"),
-    Signal(PREFIX_HITS, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "prompt tokens found in the prefix cache"),
-    Signal(PREEMPTIONS, "preemptions", Kind.COUNTER, 0, _COUNTER_MAX, "requests thrown out of the batch for room"),
-    Signal(PROMPT_TOKENS, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "prompt tokens processed, cached ones included"),
-    Signal(GENERATION_TOKENS, "tokens", Kind.COUNTER, 0, _COUNTER_MAX, "tokens generated"),
-    Signal(FINISHED, "requests", Kind.COUNTER, 0, _COUNTER_MAX, "requests ended, whatever the reason"),
+    Signal(RUNNING, "requests", SignalKind.GAUGE, 0, _COUNT_MAX, "requests in the running batch"),
+    Signal(WAITING, "requests", SignalKind.GAUGE, 0, _COUNT_MAX, "requests accepted and not yet scheduled"),
     Signal(
-        PREFILL_SECONDS, "seconds", Kind.COUNTER, 0, _COUNTER_MAX, "time from first scheduling to first token, summed"
+        WAITING_CAPACITY,
+        "requests",
+        SignalKind.GAUGE,
+        0,
+        _COUNT_MAX,
+        "waiting for capacity in the batch or the KV cache",
     ),
-    Signal(PREFILLS, "requests", Kind.COUNTER, 0, _COUNTER_MAX, "requests counted in prefill_seconds"),
-    Signal(BLOCK_SIZE, "tokens", Kind.GAUGE, 1, 1 << 20, "tokens in one block of the KV cache"),
-    Signal(BLOCKS, "blocks", Kind.GAUGE, 1, 1e10, "blocks of the KV cache"),
-    Signal(LORA_MAX, "adapters", Kind.GAUGE, 0, 1e6, "LoRA adapters that fit into one batch"),
-    Signal(LORA_RUNNING, "names", Kind.NAMES, 0, 0, "LoRA adapters of running requests"),
-    Signal(LORA_WAITING, "names", Kind.NAMES, 0, 0, "LoRA adapters of waiting requests"),
-    Signal(START_TIME, "seconds since 1970", Kind.GAUGE, 0, 1e11, "when the server process started: its identity"),
-    Signal(MODEL_LOADED, "boolean", Kind.GAUGE, 0, 1, "1 while the model is loaded and can serve, 0 while it sleeps"),
-    Signal(MODELS, "names", Kind.NAMES, 0, 0, "models and adapters that the server answers for"),
+    Signal(
+        WAITING_DEFERRED,
+        "requests",
+        SignalKind.GAUGE,
+        0,
+        _COUNT_MAX,
+        "waiting for another resource, such as a LoRA slot",
+    ),
+    Signal(KV_USAGE, "ratio", SignalKind.GAUGE, 0, 1, "fraction of the KV cache used by running requests"),
+    Signal(SLOTS_USAGE, "ratio", SignalKind.GAUGE, 0, 1, "fraction of the batch slots in use"),
+    Signal(
+        PREFIX_QUERIES, "tokens", SignalKind.COUNTER, 0, _COUNTER_MAX, "prompt tokens looked up in the prefix cache"
+    ),
+    Signal(PREFIX_HITS, "tokens", SignalKind.COUNTER, 0, _COUNTER_MAX, "prompt tokens found in the prefix cache"),
+    Signal(PREEMPTIONS, "preemptions", SignalKind.COUNTER, 0, _COUNTER_MAX, "requests preempted (KV cache full)"),
+    Signal(
+        PROMPT_TOKENS, "tokens", SignalKind.COUNTER, 0, _COUNTER_MAX, "prompt tokens processed, including cached ones"
+    ),
+    Signal(GENERATION_TOKENS, "tokens", SignalKind.COUNTER, 0, _COUNTER_MAX, "tokens generated"),
+    Signal(FINISHED, "requests", SignalKind.COUNTER, 0, _COUNTER_MAX, "requests finished, for any reason"),
+    Signal(
+        PREFILL_SECONDS,
+        "seconds",
+        SignalKind.COUNTER,
+        0,
+        _COUNTER_MAX,
+        "time from first scheduling to first token, summed",
+    ),
+    Signal(PREFILLS, "requests", SignalKind.COUNTER, 0, _COUNTER_MAX, "requests counted in prefill_seconds"),
+    Signal(BLOCK_SIZE, "tokens", SignalKind.GAUGE, 1, 1 << 20, "tokens per block of the KV cache"),
+    Signal(BLOCKS, "blocks", SignalKind.GAUGE, 1, 1e10, "blocks in the KV cache"),
+    Signal(LORA_MAX, "adapters", SignalKind.GAUGE, 0, 1e6, "LoRA adapters that can run in one batch"),
+    Signal(LORA_RUNNING, "names", SignalKind.NAMES, 0, 0, "LoRA adapters of running requests"),
+    Signal(LORA_WAITING, "names", SignalKind.NAMES, 0, 0, "LoRA adapters of waiting requests"),
+    Signal(
+        START_TIME,
+        "seconds since 1970",
+        SignalKind.GAUGE,
+        0,
+        1e11,
+        "start time of the server process, which identifies it",
+    ),
+    Signal(
+        MODEL_LOADED, "boolean", SignalKind.GAUGE, 0, 1, "1 while the model is loaded and can serve, 0 while it sleeps"
+    ),
+    Signal(MODELS, "names", SignalKind.NAMES, 0, 0, "models and adapters that the server serves"),
 )
 
 SIGNALS: Final[Mapping[str, Signal]] = {row.name: row for row in _ROWS}
 
 
 class Histogram(NamedTuple):
-    """How a quantity was spread since its server started.
+    """The distribution of a quantity since its server started.
 
-    `counts` are cumulative and stand beside their upper `bounds`; the infinite one is left out, its count is `total`.
+    `counts` are cumulative, one for each upper bound in `bounds`; the bound +Inf is omitted, its count is `total`.
     `sum` is in the unit of the bounds.
     """
 
@@ -120,35 +153,35 @@ class Histogram(NamedTuple):
 
 
 class HistogramSignal(NamedTuple):
-    """One row of the table of histograms, which are read only where the configuration asks for them."""
+    """One row of the table of histograms, which are read only if the configuration lists them."""
 
     name: str
     unit: str
     help: str
 
 
-FIRST_TOKEN_SECONDS: Final = "time_to_first_token_seconds"  # noqa: S105  no secret
+FIRST_TOKEN_SECONDS: Final = "time_to_first_token_seconds"  # noqa: S105  not a secret
 BETWEEN_TOKENS_SECONDS: Final = "inter_token_latency_seconds"
 REQUEST_SECONDS: Final = "request_latency_seconds"
 QUEUE_SECONDS: Final = "queue_time_seconds"
 
 _HISTOGRAM_ROWS: Final = (
     HistogramSignal(FIRST_TOKEN_SECONDS, "seconds", "from a request's arrival at the server to its first token"),
-    HistogramSignal(BETWEEN_TOKENS_SECONDS, "seconds", "from one token of an answer to the next"),
+    HistogramSignal(BETWEEN_TOKENS_SECONDS, "seconds", "from one token of a response to the next"),
     HistogramSignal(REQUEST_SECONDS, "seconds", "from a request's arrival at the server to its last token"),
     HistogramSignal(QUEUE_SECONDS, "seconds", "from a request's arrival at the server to its first scheduling"),
 )
 HISTOGRAMS: Final[Mapping[str, HistogramSignal]] = {row.name: row for row in _HISTOGRAM_ROWS}
 
 
-def admit(signal: str, value: float, text: str = "") -> float | Refusal:
-    """The value if it can be true for `signal`, else a refusal with the reason.
+def admit(signal: str, value: float, text: str = "") -> float | RefusedValue:
+    """The value if it is in the signal's range, else a RefusedValue.
 
-    Reasons: `not_finite` (NaN or infinite), `out_of_range` (outside the table's bounds). NaN is refused here and
-    nowhere later: clamping it gives 0 or 1 depending on the order of the arguments.
+    Reasons: `not_finite` (NaN or infinite), `out_of_range`. No later code checks for NaN: min() and max() with NaN
+    return either argument, depending on their order.
     """
     row = SIGNALS[signal]
     if row.low <= value <= row.high:
         return value
     reason = "out_of_range" if math.isfinite(value) else "not_finite"
-    return Refusal(signal, reason, text or repr(value))
+    return RefusedValue(signal, reason, text or repr(value))

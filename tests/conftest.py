@@ -8,12 +8,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.fakes.simulated import SimulatedLoop
 from tests.processes import Processes
 
 TESTS = Path(__file__).resolve().parent
@@ -30,6 +32,13 @@ def _called_by_a_test() -> str:
     frame = sys._getframe(2)
     name = frame.f_code.co_filename
     return f"{name}:{frame.f_lineno}" if Path(name).is_relative_to(TESTS) else ""
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
+    """The event loop of a test: one with simulated time where it is marked `simulated`."""
+    if item.get_closest_marker("simulated"):
+        return {"simulated": partial(SimulatedLoop, {})}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

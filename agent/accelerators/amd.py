@@ -1,10 +1,10 @@
 """AMD's device metrics exporter (ROCm/device-metrics-exporter, port 5000).
 
-Names and units: the exporter's `docs/configuration/metricslist.md` (1.5); its configuration may put a prefix before
-every name. Labels are in upper case in the documentation and in lower case on the page. Activity is a percentage and
-memory MB of 2^20 bytes. On a card that is cut into partitions activity and power are the card's, told by partition 0
-alone, and so nobody's. Fields that a card does not have are the largest number of their type on some releases
-(device-metrics-exporter#662). `gpu_health` is the exporter's verdict by the ECC limits that it is configured with.
+Names and units: the exporter's `docs/configuration/metricslist.md` (1.5); its configuration may add a prefix to all
+names. Labels are in upper case in the documentation and in lower case on the page. Activity is a percentage, memory is
+in MB of 2^20 bytes. On a partitioned card activity and power are those of the card, reported by partition 0 only, so no
+partition has them. Some releases report fields that a card lacks as the largest number of their type
+(device-metrics-exporter#662). `gpu_health` is the exporter's verdict by its configured ECC limits.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from __future__ import annotations
 from typing import Final
 
 from agent.accelerators import table
-from agent.accelerators.table import Exporter, PodLabels, Source
+from agent.accelerators.table import AcceleratorExporter, FieldSource, PodLabels
 
 _MIB: Final = 2.0**20
 
-AMD: Final = Exporter(
+AMD: Final = AcceleratorExporter(
     name="amd",
-    marks=("gpu_", "pcie_"),
+    prefixes=("gpu_", "pcie_"),
     port=5000,
     sources={
-        table.UTILIZATION: (Source(("gpu_gfx_activity",), per=100, whole=True),),
-        table.MEMORY_USED: (Source(("gpu_used_vram",), _MIB),),
-        table.MEMORY_TOTAL: (Source(("gpu_total_vram",), _MIB),),
+        table.UTILIZATION: (FieldSource(("gpu_gfx_activity",), per=100, whole_card=True),),
+        table.MEMORY_USED: (FieldSource(("gpu_used_vram",), _MIB),),
+        table.MEMORY_TOTAL: (FieldSource(("gpu_total_vram",), _MIB),),
         table.POWER: (
-            Source(("gpu_package_power",), whole=True),
-            Source(("gpu_average_package_power",), whole=True),
-            Source(("gpu_power_usage",), whole=True),
+            FieldSource(("gpu_package_power",), whole_card=True),
+            FieldSource(("gpu_average_package_power",), whole_card=True),
+            FieldSource(("gpu_power_usage",), whole_card=True),
         ),
-        table.TEMPERATURE: (Source(("gpu_junction_temperature",)), Source(("gpu_edge_temperature",))),
-        table.ECC: (Source(("gpu_ecc_uncorrect_total",)),),
-        table.WELL: (Source(("gpu_health",)),),
+        table.TEMPERATURE: (FieldSource(("gpu_junction_temperature",)), FieldSource(("gpu_edge_temperature",))),
+        table.ECC: (FieldSource(("gpu_ecc_uncorrect_total",)),),
+        table.HEALTHY: (FieldSource(("gpu_health",)),),
     },
-    silent={table.REMAP_FAILED: "AMD replaces bad pages without a word on the page"},
+    silent={table.REMAP_FAILED: "AMD cards retire bad pages, which is not on the page"},
     id=("serial_number", "gpu_id", "gpu_partition_id"),
     card=("serial_number", "gpu_uuid", "gpu_id"),
     model=("card_series", "card_model"),

@@ -1,7 +1,7 @@
-"""The devices of one endpoint as one: what its gauges, its health and its picks are made of.
+"""The devices of one endpoint combined: the values that its gauges, its health and picking use.
 
-A value stands for all of the endpoint's devices or it is withheld: a sum without one of them is a wrong sum, and the
-largest of those that are known need not be the largest.
+A value represents all of the endpoint's devices, or it is withheld: a sum without one of them is wrong, and the maximum
+of the known ones may not be the maximum.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from agent.accelerators.device import Device
 from agent.accelerators.faults import Fault, fault_of
-from agent.accelerators.table import COMBINED, Combine
+from agent.accelerators.table import COMBINED, DeviceCombination
 from agent.signals import Reading
 
 
 class Accelerators(NamedTuple):
-    """What one source says of the devices of one endpoint.
+    """The devices of one endpoint, as reported by one source.
 
-    `exporter` is the address or the name of who said it. `readings` are by signal; `withheld` says of the other
-    signals why they have none: `not_reported` (by no device), `partial` (not by all), `no_accelerator` (no device is
-    known to be the endpoint's) or `never_scraped` (nobody has said anything yet). A reading of age `stale_after` or
-    more is not to be used. `picked_on`: a pick may look at it.
+    `exporter` is the address or name of the exporter. `readings` are by signal; `withheld` is the reason for each other
+    signal: `not_reported` (by no device), `partial` (not by all), `no_accelerator` (no device is matched to the
+    endpoint) or `never_scraped`. A reading of age `stale_after` or more must not be used. `picked_on`: picking may use
+    it.
     """
 
     source: str
@@ -45,14 +45,14 @@ def combine(
     *,
     picked_on: bool = True,
 ) -> Accelerators:
-    """The devices of an endpoint, of which there is at least one, from a page that was asked for at `at`."""
+    """Combine the devices of an endpoint (at least one) from a page that was requested at `at`."""
     readings: dict[str, Reading] = {}
     withheld: dict[str, str] = {}
     for signal, how in COMBINED.items():
         known = [device.values[signal] for device in devices if signal in device.values]
         if len(known) == len(devices):
             oldest = min(at if device.at is None else device.at for device in devices)
-            readings[signal] = Reading(float(max(known) if how is Combine.MAX else sum(known)), oldest)
+            readings[signal] = Reading(float(max(known) if how is DeviceCombination.MAX else sum(known)), oldest)
         else:
             withheld[signal] = "partial" if known else "not_reported"
     found = [fault_of(device, fatal_xids) for device in devices]
@@ -60,7 +60,7 @@ def combine(
     return Accelerators(source, exporter, tuple(devices), readings, withheld, faults, at, stale_after, picked_on)
 
 
-def nothing(source: str, why: str, stale_after: float, *, picked_on: bool = True) -> Accelerators:
-    """What is said of an endpoint of which the source knows no device: nothing, and why."""
+def no_devices(source: str, why: str, stale_after: float, *, picked_on: bool = True) -> Accelerators:
+    """The result for an endpoint without known devices: every signal is withheld for this reason."""
     withheld = dict.fromkeys(COMBINED, why)
     return Accelerators(source, "", (), {}, withheld, (), float("-inf"), stale_after, picked_on)

@@ -1,14 +1,14 @@
 """NVIDIA's dcgm-exporter, by the fields of DCGM.
 
-Names and units: the exporter's METRICS.md and `etc/default-counters.csv` (2026-05), DCGM's field identifiers. The
-engine's activity is a ratio and the utilization a percentage; frame buffer sizes are MiB. A card in MIG mode has a
-series per instance (`GPU_I_ID`) and mostly one of its own: the utilization is measured for the card alone, and so is
-the power. The exporter's host label was `Hostname` until 2026-05 (dcgm-exporter#655) and is `hostname` since; pods are
-in `pod`, on pages that went through a Prometheus without honorLabels in `exported_pod`, and in `pod_name` before 2.0.
+Names and units: the exporter's METRICS.md and `etc/default-counters.csv` (2026-05), and DCGM's field identifiers. The
+engine activity is a ratio, the utilization a percentage; frame buffer sizes are in MiB. A card in MIG mode has one
+series per instance (`GPU_I_ID`), and usually one for the card: utilization and power are measured for the card only.
+The label with the host is `Hostname` before 2026-05 (dcgm-exporter#655) and `hostname` since. Pods are in `pod`; in
+`exported_pod` on pages from a Prometheus without honorLabels; in `pod_name` before 2.0.
 
-DCGM writes "not measured" as a number: from 0x7ffffff0, 0x7ffffffffffffff0 or 2^47 on, by the field's type (DCGM's
-dcgm_structs.h: blank, not found, not supported, not permissioned). XID_ERRORS is the last code, or 0, as long as the
-driver runs; some releases have the series only once there was an error.
+DCGM reports "not measured" as a number: from 0x7ffffff0, 0x7ffffffffffffff0 or 2^47 on, by the type of the field
+(DCGM's dcgm_structs.h: blank, not found, not supported, not permissioned). XID_ERRORS is the last code, or 0, since the
+driver was loaded; some releases only have the series after an error.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from __future__ import annotations
 from typing import Final
 
 from agent.accelerators import table
-from agent.accelerators.table import Exporter, PodLabels, Source
+from agent.accelerators.table import AcceleratorExporter, FieldSource, PodLabels
 
 _MIB: Final = 2.0**20
 _USED: Final = "DCGM_FI_DEV_FB_USED"
 _FREE: Final = "DCGM_FI_DEV_FB_FREE"
 
-DCGM: Final = Exporter(
+DCGM: Final = AcceleratorExporter(
     name="dcgm",
-    marks=("DCGM_",),
+    prefixes=("DCGM_",),
     port=9400,
     sources={
         table.UTILIZATION: (
-            Source(("DCGM_FI_PROF_GR_ENGINE_ACTIVE",)),
-            Source(("DCGM_FI_DEV_GPU_UTIL",), per=100, whole=True),
+            FieldSource(("DCGM_FI_PROF_GR_ENGINE_ACTIVE",)),
+            FieldSource(("DCGM_FI_DEV_GPU_UTIL",), per=100, whole_card=True),
         ),
-        table.MEMORY_USED: (Source((_USED,), _MIB),),
+        table.MEMORY_USED: (FieldSource((_USED,), _MIB),),
         table.MEMORY_TOTAL: (
-            Source(("DCGM_FI_DEV_FB_TOTAL",), _MIB),
-            Source((_USED, _FREE, "DCGM_FI_DEV_FB_RESERVED"), _MIB),
-            Source((_USED, _FREE), _MIB),  # releases without RESERVED count it in USED
+            FieldSource(("DCGM_FI_DEV_FB_TOTAL",), _MIB),
+            FieldSource((_USED, _FREE, "DCGM_FI_DEV_FB_RESERVED"), _MIB),
+            FieldSource((_USED, _FREE), _MIB),  # releases without RESERVED include it in USED
         ),
-        table.POWER: (Source(("DCGM_FI_DEV_POWER_USAGE",), whole=True),),
-        table.TEMPERATURE: (Source(("DCGM_FI_DEV_GPU_TEMP",)),),
-        table.ECC: (Source(("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",)),),
-        table.REMAP_FAILED: (Source(("DCGM_FI_DEV_ROW_REMAP_FAILURE",)),),
+        table.POWER: (FieldSource(("DCGM_FI_DEV_POWER_USAGE",), whole_card=True),),
+        table.TEMPERATURE: (FieldSource(("DCGM_FI_DEV_GPU_TEMP",)),),
+        table.ECC: (FieldSource(("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",)),),
+        table.REMAP_FAILED: (FieldSource(("DCGM_FI_DEV_ROW_REMAP_FAILURE",)),),
     },
     silent={
-        table.WELL: "DCGM_EXP_GPU_HEALTH_STATUS mixes warnings with failures; XID, ECC, remapped rows say what failed"
+        table.HEALTHY: "DCGM_EXP_GPU_HEALTH_STATUS also has warnings; XID, ECC and row remap errors are used instead"
     },
     id=("UUID", "GPU_I_ID", "vgpu"),
     card=("UUID",),

@@ -1,21 +1,20 @@
-"""One accelerator, or one part of it, as one page of its exporter shows it."""
+"""One accelerator, or one part of it, as reported by its exporter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from agent.signals import Refusal
+from agent.signals import RefusedValue
 
 
 class Device(NamedTuple):
-    """What there is to run on: a card, or a part of a card that was cut up.
+    """A card, or a part of a partitioned card.
 
-    `id` tells it from all others, `number` is its number on its machine; `card` is the hardware that it is or is part
-    of; `part` is empty for a whole card. `pod` is `NAMESPACE/POD` of who uses it, `node` its machine, both as the
-    exporter calls them and empty where it does not say. `values` are by signal of `agent.accelerators.table`; `xids`
-    are NVIDIA's error codes, without 0. `at` is when the sample was taken where that is not when its page was asked
-    for (monotonic seconds).
+    `id` is unique; `number` is its number on its node; `card` is the hardware that it is, or is a part of; `part` is
+    empty for a whole card. `pod` is the `NAMESPACE/POD` that uses it, `node` its machine, both as the exporter reports
+    them, or empty. `values` are by signal of `agent.accelerators.table`; `xids` are NVIDIA's error codes, without 0.
+    `at` is the time of the sample (monotonic seconds), None where that is the time of the request for its page.
     """
 
     id: str
@@ -32,8 +31,8 @@ class Device(NamedTuple):
 
 
 class Devices(NamedTuple):
-    """What one page says: its devices, the signals of its table that none of them has, and values not let in."""
+    """The content of one page: its devices, the signals of the exporter that no device has, and refused values."""
 
     devices: tuple[Device, ...]
     missing: tuple[str, ...] = ()
-    refused: tuple[Refusal, ...] = ()
+    refused: tuple[RefusedValue, ...] = ()

@@ -1,9 +1,9 @@
 """GKE's own accelerator metrics from Cloud Monitoring: the only importer of `google.cloud.monitoring_v3`.
 
 No exporter is needed: GKE samples `kubernetes.io/container/accelerator/duty_cycle` (percent), `memory_used` and
-`memory_total` (bytes) every 60 seconds and shows them up to 120 seconds later (Google's list of GKE system metrics). So
-each device carries the time of its sample, minutes old, and nobody picks by it. One request asks for one metric type,
-as `projects.timeSeries.list` wants it; the points of a series come newest first.
+`memory_total` (bytes) every 60 seconds, and they are visible up to 120 seconds later (Google's list of GKE system
+metrics). So each device has the time of its sample, and picking does not use it. `projects.timeSeries.list` takes one
+metric type per request; the points of a series are ordered newest first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from agent.accelerators.device import Device
-from agent.accelerators.probe import ProbeFailed
+from agent.accelerators.device_source import DeviceSourceFailed
 from agent.accelerators.table import DEVICE_SIGNALS, MEMORY_TOTAL, MEMORY_USED, UTILIZATION
 
 INSTALL: Final = "install it with: pip install 'inference-gateway-agent[gke]'"
@@ -21,21 +21,21 @@ METRICS: Final[Mapping[str, tuple[str, float]]] = {
     MEMORY_USED: ("kubernetes.io/container/accelerator/memory_used", 1.0),
     MEMORY_TOTAL: ("kubernetes.io/container/accelerator/memory_total", 1.0),
 }
-# Sampled every 60 s and visible within 120 s: a sample that is newer than this is there.
+# Sampled every 60 s and visible within 120 s: the window has at least one sample.
 WINDOW_SECONDS: Final = 300
 
 
 def library() -> Any:
-    """The module `google.cloud.monitoring_v3`; ProbeFailed where it is not installed."""
+    """The module `google.cloud.monitoring_v3`; DeviceSourceFailed where it is not installed."""
     try:
         from google.cloud import monitoring_v3
     except ImportError as error:
-        raise ProbeFailed("not_installed", f"the source gke needs google-cloud-monitoring; {INSTALL}") from error
+        raise DeviceSourceFailed("not_installed", f"the source gke needs google-cloud-monitoring; {INSTALL}") from error
     return monitoring_v3
 
 
 class Gke:
-    """The accelerators of one cluster, by the credentials that the process has (Application Default Credentials)."""
+    """The accelerators of one cluster, with the process's Application Default Credentials."""
 
     name = "gke"
 
@@ -49,9 +49,9 @@ class Gke:
         self._client: Any = None
 
     def devices(self, now: float, wall: float) -> list[Device]:
-        """Every accelerator that a container of the cluster uses, each with the time of its oldest sample.
+        """Every accelerator in use by a container of the cluster, each with the time of its oldest sample.
 
-        ProbeFailed where the library is not there, or it or the service refuses.
+        Raises DeviceSourceFailed where the library is not installed, or it or the service returns an error.
         """
         monitoring = self._load()
         found: dict[tuple[str, str], Device] = {}
@@ -66,24 +66,24 @@ class Gke:
                     "interval": {"start_time": {"seconds": until - WINDOW_SECONDS}, "end_time": {"seconds": until}},
                     "view": monitoring.ListTimeSeriesRequest.TimeSeriesView.FULL,
                 }
-                # Not tried again within the call, which would go on for 90 seconds: it is asked again in its turn.
+                # Without retries, which take up to 90 seconds: the next poll is the retry.
                 for series in self._client.list_time_series(request=request, retry=None, timeout=self._timeout):
                     _take(found, series, signal, per, now - wall)
-        except ProbeFailed:
+        except DeviceSourceFailed:
             raise
-        except Exception as error:  # Google's client raises of several families, and so does its login
-            raise ProbeFailed("client_error", f"Cloud Monitoring: {error}") from error
+        except Exception as error:  # Google's client and its authentication raise exceptions of several families
+            raise DeviceSourceFailed("client_error", f"Cloud Monitoring: {error}") from error
         return list(found.values())
 
     def close(self) -> None:
-        """Let go of the client."""
+        """Close the client."""
         client, self._client = self._client, None
         if client is not None:
             client.transport.close()
 
 
 def _take(found: dict[tuple[str, str], Device], series: Any, signal: str, per: float, to_monotonic: float) -> None:
-    """Add a series' newest point to its device."""
+    """Add the newest point of a series to its device."""
     if not series.points:
         return
     point, labels, accelerator = series.points[0], series.resource.labels, series.metric.labels

@@ -1,8 +1,8 @@
-"""Whose device is it? By pod, or by node where an endpoint has its machine for itself. Pure; nothing is guessed.
+"""Match devices to endpoints, by pod, or by node where an endpoint has a node to itself. Pure.
 
-A device goes to the one endpoint that it fits. Where it fits several (two servers on one machine, several ports of one
-pod), or none, it stays without one and is told as such: half a reading, or somebody else's, is worse than none. An
-endpoint that names its devices takes those among what fits, which is how servers of one machine share its cards.
+A device is matched to the one endpoint that fits. A device that fits several endpoints (two servers on one node,
+several ports of one pod) or none stays unmatched and is reported as such: a partial reading, or another endpoint's, is
+worse than none. An endpoint that lists its devices only fits these, so that servers on one node can share its cards.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import NamedTuple
 from agent.accelerators.device import Device
 
 
-class By(StrEnum):
-    """What a device and an endpoint have in common."""
+class JoinKey(StrEnum):
+    """The property by which devices are matched to endpoints."""
 
     NODE = "node"
     POD = "pod"
 
 
-class Place(NamedTuple):
-    """Where an endpoint runs; `devices` are the ids or numbers of its devices where it names them."""
+class EndpointLocation(NamedTuple):
+    """Where an endpoint runs; `devices` are the ids or numbers of its devices, if it lists them."""
 
     address: str
     node: str = ""
@@ -38,18 +38,18 @@ class Joined(NamedTuple):
     ambiguous: tuple[Device, ...]
 
 
-def join(devices: Iterable[Device], places: Sequence[Place], by: By) -> Joined:
-    """Give each device to the one endpoint that it fits. An address counts once, however many pools have it."""
-    at: dict[str, list[Place]] = {}
+def join(devices: Iterable[Device], places: Sequence[EndpointLocation], by: JoinKey) -> Joined:
+    """Match each device to the one endpoint that fits. An address in several pools counts once."""
+    at: dict[str, list[EndpointLocation]] = {}
     for place in dict.fromkeys(places):
-        key = _key(place.pod if by is By.POD else place.node)
+        key = _key(place.pod if by is JoinKey.POD else place.node)
         if key:
             at.setdefault(key, []).append(place)
     joined: dict[str, list[Device]] = {}
     unmatched: list[Device] = []
     ambiguous: list[Device] = []
     for device in devices:
-        key = _key(device.pod if by is By.POD else device.node)
+        key = _key(device.pod if by is JoinKey.POD else device.node)
         found = {place.address for place in at.get(key, ()) if _fits(device, place)}
         if len(found) == 1:
             joined.setdefault(found.pop(), []).append(device)
@@ -58,10 +58,10 @@ def join(devices: Iterable[Device], places: Sequence[Place], by: By) -> Joined:
     return Joined({address: tuple(each) for address, each in joined.items()}, tuple(unmatched), tuple(ambiguous))
 
 
-def _fits(device: Device, place: Place) -> bool:
+def _fits(device: Device, place: EndpointLocation) -> bool:
     if place.devices and not place.devices & {device.id, device.card, device.number}:
         return False
-    # On a machine for itself an endpoint still has no claim to what its exporter says is another pod's.
+    # A device that the exporter assigns to another pod does not fit, even on a node with one endpoint.
     return not (device.pod and place.pod) or _key(device.pod) == _key(place.pod)
 
 

@@ -1,8 +1,7 @@
-"""How the page of an accelerator exporter becomes devices.
+"""Devices from the pages of one accelerator exporter.
 
-A DeviceReader reads the pages of one exporter. What depends on names and labels alone (which devices there are, whose
-they are, where each value stands) is worked out once for each layout of the page; a page that is laid out like the last
-one costs its numbers.
+Everything that depends on names and labels alone (which devices there are, which pod uses them, where their values are)
+is computed once per layout of a page; another page with the same layout only costs its numbers.
 """
 
 from __future__ import annotations
@@ -11,32 +10,32 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agent.accelerators.device import Device, Devices
-from agent.accelerators.table import DEVICE_SIGNALS, OF_THE_CARD, Exporter, PodLabels, Source
+from agent.accelerators.table import CARD_WIDE, DEVICE_SIGNALS, AcceleratorExporter, FieldSource, PodLabels
 from agent.exposition.page import Layout, PageRefused, Scanner, Series, is_metrics
-from agent.signals import Refusal
+from agent.signals import RefusedValue
 
 
-class _Option(NamedTuple):
-    """One way to a value: for each sample that is summed, the places of its series (of which the largest counts)."""
+class _Alternative(NamedTuple):
+    """A source on this page: for each sample of the sum, the places of its series (the largest value is used)."""
 
     places: tuple[tuple[int, ...], ...]
     scale: float
     per: float
 
 
-class _Plan(NamedTuple):
-    """One device, and where its values stand; those of its hardware where that is not its own. `codes` are places of
-    error codes, `counts` of errors of a code."""
+class _DevicePlan(NamedTuple):
+    """One device, and the places of its values; `of_card` are those of its card, if it is a part. `codes` are the
+    places of error codes, `counts` those of error counts, with the code."""
 
     device: Device
-    options: Mapping[str, tuple[_Option, ...]]
-    of_card: Mapping[str, tuple[_Option, ...]]
+    alternatives: Mapping[str, tuple[_Alternative, ...]]
+    of_card: Mapping[str, tuple[_Alternative, ...]]
     codes: tuple[int, ...]
     counts: tuple[tuple[int, int], ...]
 
 
 class _Hardware(NamedTuple):
-    """What the labels of a series say of the device, whoever uses it."""
+    """The device in the labels of a series, without the pod that uses it."""
 
     id: tuple[str, ...]
     card: str
@@ -44,53 +43,53 @@ class _Hardware(NamedTuple):
 
 
 class DeviceReader:
-    """Reads the pages of one exporter; `prefix` stands in front of every name there."""
+    """Reads the pages of one exporter; `prefix` precedes all metric names there."""
 
     __slots__ = ("_exporter", "_layout", "_plans", "_prefix", "_refused", "_scanner", "_whole")
 
-    def __init__(self, exporter: Exporter, prefix: str = "") -> None:
+    def __init__(self, exporter: AcceleratorExporter, prefix: str = "") -> None:
         self._exporter = exporter
         self._prefix = prefix
         self._scanner = Scanner([prefix + name for name in exporter.names()])
         self._layout: Layout | None = None
         self._whole = False
-        self._plans: tuple[_Plan, ...] = ()
-        self._refused: tuple[Refusal, ...] = ()
+        self._plans: tuple[_DevicePlan, ...] = ()
+        self._refused: tuple[RefusedValue, ...] = ()
 
     def extract(self, page: bytes, *, whole: bool = False) -> Devices:
-        """The page's devices; PageRefused when it cannot be a page of this exporter.
+        """The page's devices; PageRefused when it is not a page of this exporter.
 
-        `whole`: the transport has shown that nothing is missing at the end. A machine whose accelerators nobody uses
-        has a good page without a device.
+        `whole`: the transport showed that the page is complete. The page of a node without accelerators in use is valid
+        and has no device.
         """
         layout, values = self._scanner.read(page)
         if layout is not self._layout or whole is not self._whole:
-            self._learn(page, layout, whole=whole)
+            self._make_plans(page, layout, whole=whole)
             self._layout, self._whole = layout, whole
         refused = list(self._refused)
         devices = tuple(self._device(plan, values, refused) for plan in self._plans)
-        told = {signal for device in devices for signal in device.values}
-        missing = tuple(signal for signal in self._exporter.sources if signal not in told) if devices else ()
+        reported = {signal for device in devices for signal in device.values}
+        missing = tuple(signal for signal in self._exporter.sources if signal not in reported) if devices else ()
         return Devices(devices, missing, tuple(refused))
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
-    def _device(self, plan: _Plan, values: Sequence[float], refused: list[Refusal]) -> Device:
+    def _device(self, plan: _DevicePlan, values: Sequence[float], refused: list[RefusedValue]) -> Device:
         made: dict[str, float] = {}
-        for signal, options in plan.options.items():
-            self._let_in(signal, plan.device.id, self._first(options, values), made, refused)
-        for signal, options in plan.of_card.items():
-            value, own, worse = self._first(options, values), made.get(signal), OF_THE_CARD[signal]
+        for signal, alternatives in plan.alternatives.items():
+            self._add_value(signal, plan.device.id, self._first(alternatives, values), made, refused)
+        for signal, alternatives in plan.of_card.items():
+            value, own, worse = self._first(alternatives, values), made.get(signal), CARD_WIDE[signal]
             if own is None:
-                self._let_in(signal, plan.device.card, value, made, refused)
+                self._add_value(signal, plan.device.card, value, made, refused)
             elif worse is not None and value is not None and value - value == 0:
                 made[signal] = worse(own, value)
         xids = {self._code(values[place]) for place in plan.codes}
         xids |= {code for place, code in plan.counts if values[place] > 0 and not self._exporter.blank(values[place])}
         return plan.device._replace(values=made, xids=tuple(sorted(xids - {0})))
 
-    def _let_in(
-        self, signal: str, whose: str, value: float | None, made: dict[str, float], refused: list[Refusal]
+    def _add_value(
+        self, signal: str, owner: str, value: float | None, made: dict[str, float], refused: list[RefusedValue]
     ) -> None:
         row = DEVICE_SIGNALS[signal]
         if value is None:
@@ -99,29 +98,29 @@ class DeviceReader:
             made[signal] = value
         else:
             reason = "out_of_range" if value - value == 0 else "not_finite"
-            refused.append(Refusal(signal, reason, f"{value!r} of {whose}"))
+            refused.append(RefusedValue(signal, reason, f"{value!r} of {owner}"))
 
-    def _first(self, options: Sequence[_Option], values: Sequence[float]) -> float | None:
-        """The value by the first option that was measured."""
-        return next((value for option in options if (value := self._sum(option, values)) is not None), None)
+    def _first(self, alternatives: Sequence[_Alternative], values: Sequence[float]) -> float | None:
+        """The value of the first alternative that was measured."""
+        return next((value for each in alternatives if (value := self._sum(each, values)) is not None), None)
 
-    def _sum(self, option: _Option, values: Sequence[float]) -> float | None:
-        """The option's value, or None where part of it was not measured."""
+    def _sum(self, alternative: _Alternative, values: Sequence[float]) -> float | None:
+        """The alternative's value, or None where a part of it was not measured."""
         total = 0.0
-        for places in option.places:
+        for places in alternative.places:
             known = [values[place] for place in places if not self._exporter.blank(values[place])]
             if not known:
                 return None
             broken = [value for value in known if value - value != 0]
             total += broken[0] if broken else max(known)
-        return total * option.scale / option.per
+        return total * alternative.scale / alternative.per
 
     def _code(self, value: float) -> int:
         return int(value) if 0 < value < 2**31 and not self._exporter.blank(value) else 0
 
     # -- names and labels ------------------------------------------------------------------------------------------
 
-    def _learn(self, page: bytes, layout: Layout, *, whole: bool) -> None:
+    def _make_plans(self, page: bytes, layout: Layout, *, whole: bool) -> None:
         self._plans, self._refused = (), ()
         exporter = self._exporter
         if not layout.series and not layout.bad:
@@ -142,26 +141,26 @@ class DeviceReader:
                 labels = {name.lower(): text for name, text in series.labels.items()} if exporter.any_case else None
                 good.append((place, series if labels is None else series._replace(labels=labels)))
         if not good and not whole:
-            raise PageRefused("truncated", f"the page ends among the series of {layout.last}: which devices follow?")
+            raise PageRefused("truncated", f"the page may be cut off after a series of {layout.last}")
         self._plans = self._devices(good)
         self._refused = tuple(
-            Refusal(signal, *spoilt[name])
+            RefusedValue(signal, *spoilt[name])
             for signal, sources in exporter.sources.items()
             for name in dict.fromkeys(name for source in sources for name in self._prefixed(source.samples))
             if name in spoilt
         )
 
     def _check(self, page: bytes) -> None:
-        """Refuse a page without any wanted sample, unless it is an idle machine's."""
-        marks = [(self._prefix + mark).encode() for mark in self._exporter.marks]
-        if any(page.startswith(mark) or b"\n" + mark in page for mark in marks):
+        """Refuse a page without wanted samples, unless it is that of an idle node."""
+        beginnings = [(self._prefix + prefix).encode() for prefix in self._exporter.prefixes]
+        if any(page.startswith(beginning) or b"\n" + beginning in page for beginning in beginnings):
             return
         if not is_metrics(page):
             raise PageRefused("not_metrics", "no line of the page is in the Prometheus text format")
-        names = ", ".join(f"{self._prefix}{mark}..." for mark in self._exporter.marks)
-        raise PageRefused("wrong_engine", f"the page has none of the metrics of {self._exporter.name} ({names})")
+        names = ", ".join(f"{self._prefix}{prefix}..." for prefix in self._exporter.prefixes)
+        raise PageRefused("wrong_engine", f"the page has no metrics of {self._exporter.name} ({names})")
 
-    def _devices(self, series: Sequence[tuple[int, Series]]) -> tuple[_Plan, ...]:
+    def _devices(self, series: Sequence[tuple[int, Series]]) -> tuple[_DevicePlan, ...]:
         rows: dict[_Hardware, list[tuple[int, Series]]] = {}
         for place, one in series:
             hardware = self._hardware(one.labels)
@@ -170,11 +169,11 @@ class DeviceReader:
         parts: dict[str, set[str]] = {}
         for hardware in rows:
             parts.setdefault(hardware.card, set()).add(hardware.part)
-        plans: list[_Plan] = []
+        plans: list[_DevicePlan] = []
         for hardware, mine in rows.items():
             cut = bool(parts[hardware.card] - self._exporter.whole_parts) or len(parts[hardware.card]) > 1
             if cut and not hardware.part:
-                continue  # the card itself: its parts are what there is to run on
+                continue  # the card itself: only its parts are devices
             whole = [
                 row for other, its in rows.items() if other.card == hardware.card and not other.part for row in its
             ]
@@ -182,23 +181,23 @@ class DeviceReader:
         return tuple(plans)
 
     def _hardware(self, labels: Mapping[str, str]) -> _Hardware | None:
-        """Which device a series speaks of, or None where it speaks of none, such as a switch."""
+        """The device of a series, or None where it is not of a device, such as that of a switch."""
         card = _first(labels, self._exporter.card)
         part = labels.get(self._exporter.part, "") if self._exporter.part else ""
         return _Hardware(tuple(labels.get(name, "") for name in self._exporter.id), card, part) if card else None
 
     def _users(
         self, hardware: _Hardware, mine: Sequence[tuple[int, Series]], card: Sequence[tuple[int, Series]], *, cut: bool
-    ) -> list[_Plan]:
-        """A device for each pod that uses this hardware; series that name no pod are every pod's."""
+    ) -> list[_DevicePlan]:
+        """One device for each pod that uses this hardware; series without a pod belong to all of them."""
         exporter = self._exporter
         pods = {_pod(one.labels, exporter.pods)[0]: _pod(one.labels, exporter.pods)[1] for _, one in mine}
         if len(pods) > 1:
             pods.pop("", None)
         any_labels = mine[0][1].labels
         if cut or len(pods) > 1:
-            card = [*mine, *card]  # what ails the hardware ails everybody on it
-        plans: list[_Plan] = []
+            card = [*mine, *card]  # a fault of the hardware affects all its users
+        plans: list[_DevicePlan] = []
         for pod, container in pods.items():
             rows = [row for row in mine if _pod(row[1].labels, exporter.pods)[0] in {"", pod}]
             device = Device(
@@ -217,14 +216,15 @@ class DeviceReader:
 
     def _plan(
         self, device: Device, rows: Sequence[tuple[int, Series]], card: Sequence[tuple[int, Series]], *, cut: bool
-    ) -> _Plan:
+    ) -> _DevicePlan:
         own, of_card = _places(rows), _places(card)
-        options: dict[str, tuple[_Option, ...]] = {}
-        options_of_card: dict[str, tuple[_Option, ...]] = {}
+        alternatives: dict[str, tuple[_Alternative, ...]] = {}
+        of_card_alternatives: dict[str, tuple[_Alternative, ...]] = {}
         for signal, sources in self._exporter.sources.items():
-            options[signal] = self._options([source for source in sources if not (cut and source.whole)], own)
-            if card and signal in OF_THE_CARD:
-                options_of_card[signal] = self._options(sources, of_card)
+            possible = [source for source in sources if not (cut and source.whole_card)]
+            alternatives[signal] = self._alternatives(possible, own)
+            if card and signal in CARD_WIDE:
+                of_card_alternatives[signal] = self._alternatives(sources, of_card)
         both = card or rows
         codes = tuple(place for place, one in both if one.name in self._prefixed(self._exporter.xids))
         counted = {self._prefix + name: label for name, label in self._exporter.xid_counts.items()}
@@ -233,16 +233,18 @@ class DeviceReader:
             for place, one in both
             if one.name in counted and (code := one.labels.get(counted[one.name], "")).isdecimal() and len(code) < 6
         )
-        return _Plan(device, options, options_of_card, codes, counts)
+        return _DevicePlan(device, alternatives, of_card_alternatives, codes, counts)
 
-    def _options(self, sources: Sequence[Source], places: Mapping[str, tuple[int, ...]]) -> tuple[_Option, ...]:
-        found = [self._option(source, places) for source in sources]
-        return tuple(option for option in found if option is not None)
+    def _alternatives(
+        self, sources: Sequence[FieldSource], places: Mapping[str, tuple[int, ...]]
+    ) -> tuple[_Alternative, ...]:
+        found = [self._alternative(source, places) for source in sources]
+        return tuple(each for each in found if each is not None)
 
-    def _option(self, source: Source, places: Mapping[str, tuple[int, ...]]) -> _Option | None:
+    def _alternative(self, source: FieldSource, places: Mapping[str, tuple[int, ...]]) -> _Alternative | None:
         found = [places.get(name) for name in self._prefixed(source.samples)]
         there = tuple(each for each in found if each is not None)
-        return _Option(there, source.scale, source.per) if len(there) == len(found) else None
+        return _Alternative(there, source.scale, source.per) if len(there) == len(found) else None
 
     def _prefixed(self, names: Sequence[str]) -> list[str]:
         return [self._prefix + name for name in names]
@@ -256,12 +258,12 @@ def _places(rows: Sequence[tuple[int, Series]]) -> dict[str, tuple[int, ...]]:
 
 
 def _first(labels: Mapping[str, str], names: Sequence[str]) -> str:
-    """The first of these labels that is there and not empty."""
+    """The value of the first of these labels that is present and not empty."""
     return next((labels[name] for name in names if labels.get(name)), "")
 
 
 def _pod(labels: Mapping[str, str], choices: Sequence[PodLabels]) -> tuple[str, str]:
-    """`NAMESPACE/POD` and the container, by the first of the choices whose pod label is there; empty where none is."""
+    """`NAMESPACE/POD` and the container, by the first choice whose pod label is present; empty where none is."""
     for choice in choices:
         if choice.pod in labels:
             pod, namespace = labels[choice.pod], labels.get(choice.namespace, "")

@@ -1,9 +1,9 @@
 """NVIDIA's cards of this machine through NVML, for hosts without an exporter: the only importer of `pynvml`.
 
-The package is nvidia-ml-py. A quantity that a card does not have is refused by NVML (not supported, no permission) and
-then unknown; a card that is lost is unwell. NVML tells XID errors as events and not as a state: they are gathered from
-the moment at which the agent began to listen, and stay as long as the process lives, as DCGM's do. A MIG instance has
-memory of its own and no utilization. Units: percent, bytes, milliwatts, degrees Celsius (NVML API Reference, r580).
+The package is nvidia-ml-py. Where NVML refuses a quantity of a card (not supported, no permission), it is unknown; a
+lost card is unhealthy. NVML reports XID errors as events, not as a state: they are collected since the agent started,
+and kept as long as the process runs, as DCGM does. A MIG instance has its own memory and no utilization. Units:
+percent, bytes, milliwatts, degrees Celsius (NVML API Reference, r580).
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agent.accelerators.device import Device
-from agent.accelerators.probe import ProbeFailed
+from agent.accelerators.device_source import DeviceSourceFailed
 from agent.accelerators.table import (
+    CARD_WIDE,
     DEVICE_SIGNALS,
     ECC,
+    HEALTHY,
     MEMORY_TOTAL,
     MEMORY_USED,
-    OF_THE_CARD,
     POWER,
     REMAP_FAILED,
     TEMPERATURE,
     UTILIZATION,
-    WELL,
 )
 
 INSTALL: Final = "install it with: pip install 'inference-gateway-agent[nvml]'"
 
 
 def library() -> Any:
-    """The module `pynvml`; ProbeFailed where it is not installed."""
+    """The module `pynvml`; DeviceSourceFailed where it is not installed."""
     try:
         import pynvml
     except ImportError as error:
-        raise ProbeFailed("not_installed", f"the source nvml needs nvidia-ml-py; {INSTALL}") from error
+        raise DeviceSourceFailed("not_installed", f"the source nvml needs nvidia-ml-py; {INSTALL}") from error
     return pynvml
 
 
 class Nvml:
-    """The cards of this machine; `node` is what their machine is called."""
+    """The cards of this machine; `node` is the name of the machine."""
 
     name = "nvml"
 
@@ -48,29 +48,30 @@ class Nvml:
         self._load = load
         self._nvml: Any = None
         self._events: Any = None
-        self._known: dict[int, tuple[str, str]] = {}  # number -> UUID and model, as long as it could be asked
+        self._known: dict[int, tuple[str, str]] = {}  # number -> UUID and model, as last read
         self._xids: dict[str, set[int]] = {}
 
     def devices(self, now: float, wall: float) -> list[Device]:
-        """Every card, or its instances where it is in MIG mode. ProbeFailed where NVML is not there, or refuses."""
+        """Every card, or its instances in MIG mode. Raises DeviceSourceFailed where NVML is missing or returns an
+        error."""
         nvml = self._open()
         try:
-            self._gather_events()
+            self._collect_events()
             found: list[Device] = []
             for number in range(nvml.nvmlDeviceGetCount()):
                 found += self._card(number)
             return found
         except nvml.NVMLError as error:
-            self.close()  # a driver that was reloaded wants a new beginning
-            raise ProbeFailed("client_error", f"NVML: {error}") from error
+            self.close()  # a reloaded driver requires a new initialization
+            raise DeviceSourceFailed("client_error", f"NVML: {error}") from error
 
     def close(self) -> None:
-        """Let go of NVML."""
+        """Shut NVML down."""
         nvml, self._nvml, self._events = self._nvml, None, None
         if nvml is not None:
             try:
                 nvml.nvmlShutdown()
-            except nvml.NVMLError:  # what is to be let go of is gone already
+            except nvml.NVMLError:  # it is shut down already
                 return
 
     # -- within --------------------------------------------------------------------------------------------------
@@ -82,13 +83,15 @@ class Nvml:
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
-            raise ProbeFailed("client_error", f"NVML: {error}; is NVIDIA's driver loaded on this machine?") from error
+            raise DeviceSourceFailed(
+                "client_error", f"NVML: {error}; is NVIDIA's driver loaded on this machine?"
+            ) from error
         self._nvml = nvml
-        self._listen()
+        self._register_events()
         return nvml
 
-    def _listen(self) -> None:
-        """Ask to be told of XID errors, by the cards that can tell."""
+    def _register_events(self) -> None:
+        """Register for the XID errors of the cards that report them."""
         nvml = self._nvml
         try:
             self._events = nvml.nvmlEventSetCreate()
@@ -96,9 +99,9 @@ class Nvml:
                 handle = nvml.nvmlDeviceGetHandleByIndex(number)
                 nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, self._events)
         except nvml.NVMLError:
-            self._events = None  # not supported: then no error code is known, which is no fault
+            self._events = None  # not supported: no error code is known, which is not a fault
 
-    def _gather_events(self) -> None:
+    def _collect_events(self) -> None:
         nvml = self._nvml
         while self._events is not None:
             try:
@@ -115,12 +118,12 @@ class Nvml:
             self._known[number] = uuid, model
         except nvml.NVMLError_GpuIsLost:
             uuid, model = self._known.get(number, (f"number {number}", ""))
-            return [self._device(uuid, uuid, number, model, {WELL: 0.0})]
+            return [self._device(uuid, uuid, number, model, {HEALTHY: 0.0})]
         values = self._values(handle)
         parts = self._parts(handle)
         if not parts:
             return [self._device(uuid, uuid, number, model, values)]
-        of_card = {signal: value for signal, value in values.items() if signal in OF_THE_CARD}
+        of_card = {signal: value for signal, value in values.items() if signal in CARD_WIDE}
         return [
             self._device(name, uuid, number, model, {**of_card, **self._memory(part)}, part=instance)
             for name, instance, part in parts
@@ -134,7 +137,7 @@ class Nvml:
 
     def _values(self, handle: Any) -> dict[str, float]:
         nvml = self._nvml
-        asked: dict[str, Callable[[], float]] = {
+        getters: dict[str, Callable[[], float]] = {
             UTILIZATION: lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
             POWER: lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
             TEMPERATURE: lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
@@ -144,22 +147,22 @@ class Nvml:
             REMAP_FAILED: lambda: nvml.nvmlDeviceGetRemappedRows(handle)[3],
         }
         values = self._memory(handle)
-        for signal, ask in asked.items():
-            value = self._ask(ask)
+        for signal, get in getters.items():
+            value = self._get(get)
             if value is not None:
                 values[signal] = float(value)
         return values
 
     def _memory(self, handle: Any) -> dict[str, float]:
-        memory = self._ask(lambda: self._nvml.nvmlDeviceGetMemoryInfo(handle))
+        memory = self._get(lambda: self._nvml.nvmlDeviceGetMemoryInfo(handle))
         return {} if memory is None else {MEMORY_USED: float(memory.used), MEMORY_TOTAL: float(memory.total)}
 
-    def _ask(self, ask: Callable[[], Any]) -> Any:
-        """What NVML says, or None where this card does not have it, fails at it, or may not be asked, or where the
-        driver is older than the question."""
+    def _get(self, get: Callable[[], Any]) -> Any:
+        """The value, or None where the card or its driver does not support it, fails to read it, or has no
+        permission."""
         nvml = self._nvml
         try:
-            return ask()
+            return get()
         except (
             nvml.NVMLError_NotSupported,
             nvml.NVMLError_NoPermission,
@@ -169,9 +172,9 @@ class Nvml:
             return None
 
     def _parts(self, handle: Any) -> list[tuple[str, str, Any]]:
-        """UUID, instance and handle of each MIG instance; none where the card is whole."""
+        """UUID, instance and handle of each MIG instance; empty for a whole card."""
         nvml = self._nvml
-        mode = self._ask(lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
+        mode = self._get(lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
         if mode != nvml.NVML_DEVICE_MIG_ENABLE:
             return []
         found: list[tuple[str, str, Any]] = []
@@ -180,11 +183,11 @@ class Nvml:
                 part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
             except nvml.NVMLError_NotFound:
                 continue
-            instance = self._ask(lambda part=part: nvml.nvmlDeviceGetGpuInstanceId(part))  # type: ignore[misc]
+            instance = self._get(lambda part=part: nvml.nvmlDeviceGetGpuInstanceId(part))  # type: ignore[misc]
             found.append((_text(nvml.nvmlDeviceGetUUID(part)), str(place if instance is None else instance), part))
         return found
 
 
-def _text(told: str | bytes) -> str:
-    """Text of NVML, which some releases of the package give as bytes."""
-    return told.decode("utf-8", "replace") if isinstance(told, bytes) else told
+def _text(text: str | bytes) -> str:
+    """Text from NVML, which some releases of the package return as bytes."""
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text

@@ -8,19 +8,20 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 
-from agent.accelerators import EXPORTERS, PROBES, exporter
+from agent.accelerators import DEVICE_SOURCES, EXPORTERS, exporter
 from agent.accelerators.combine import Accelerators as Readings
 from agent.accelerators.device import Devices
 from agent.accelerators.gke import Gke
-from agent.accelerators.join import By, Place
+from agent.accelerators.join import EndpointLocation, JoinKey
 from agent.accelerators.mapping import DeviceReader
 from agent.accelerators.nvml import Nvml
-from agent.app.device_probes import Asked, Probes
+from agent.app.device_sources import DeviceSourcePoller, PolledSource
 from agent.app.pool import Pool
+from agent.app.tasks import Tasks
 from agent.clock import Clock
-from agent.config import Accelerators, Config, Endpoint
-from agent.config.accelerators import NODE, expand
-from agent.config.values import split_address
+from agent.config.addresses import NODE_PLACEHOLDER, expand, split_address
+from agent.config.config import Config
+from agent.config.pools import AcceleratorConfig, EndpointConfig
 from agent.events import Hook
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
@@ -54,16 +55,22 @@ class AcceleratorScraping:
     name = "accelerators"
 
     def __init__(
-        self, config: Config, loop: ScrapeLoop, clock: Clock, hook: Hook, pools: Callable[[], Mapping[str, Pool]]
+        self,
+        config: Config,
+        loop: ScrapeLoop,
+        clock: Clock,
+        tasks: Tasks,
+        hook: Hook,
+        pools: Callable[[], Mapping[str, Pool]],
     ) -> None:
         self._config = config
         self._loop = loop
         self._clock = clock
         self._pools = pools
         self._state = DeviceState(self._deliver, hook)
-        self._probes = Probes(self._state, clock)
+        self._poller = DeviceSourcePoller(self._state, clock, tasks)
         self._groups: set[ExporterKey] = set()
-        self._sources: dict[ExporterKey, list[Accelerators]] = {}
+        self._sources: dict[ExporterKey, list[AcceleratorConfig]] = {}
 
     async def start(self) -> None:
         """Begin with the endpoints that are known; `refresh` brings the others."""
@@ -80,13 +87,13 @@ class AcceleratorScraping:
 
     async def stop(self, grace: float) -> None:
         """Call no device source any more; the scrape loop is a component of its own."""
-        await self._probes.stop()
+        self._poller.stop()
 
     def refresh(self) -> None:
         """Join sources and endpoints again: the endpoints of a pool have changed."""
         config, known = self._config, self._pools()
         pools: list[PoolDevices] = []
-        wanted: dict[ExporterKey, list[Accelerators]] = {}
+        wanted: dict[ExporterKey, list[AcceleratorConfig]] = {}
         for pool in config.pools:
             if pool.name not in known:
                 continue
@@ -100,10 +107,10 @@ class AcceleratorScraping:
         self._state.set_pools(pools, self._clock.now())
         exporters = {key: each for key, each in wanted.items() if key.source in EXPORTERS}
         self._scrape(exporters, config.scrape.max_page_bytes)
-        sources = {key: each for key, each in wanted.items() if key.source in PROBES}
+        sources = {key: each for key, each in wanted.items() if key.source in DEVICE_SOURCES}
         if sources != self._sources:
             self._sources = sources
-            self._probes.set_probes({key: _probe(key, entries) for key, entries in sources.items()})
+            self._poller.set_sources({key: _polled(key, entries) for key, entries in sources.items()})
 
     def exporters(self) -> list[ExporterView]:
         """Every exporter and its last readings."""
@@ -114,7 +121,7 @@ class AcceleratorScraping:
         if pool in pools:
             pools[pool].store.set_accelerators(address, accelerators, now)
 
-    def _scrape(self, wanted: Mapping[ExporterKey, list[Accelerators]], max_page_bytes: int) -> None:
+    def _scrape(self, wanted: Mapping[ExporterKey, list[AcceleratorConfig]], max_page_bytes: int) -> None:
         groups: dict[ExporterKey, list[Target]] = {key: [] for key in self._groups}
         for key, entries in wanted.items():
             target = Target(
@@ -132,21 +139,21 @@ class AcceleratorScraping:
         self._groups = {any_key for any_key, targets in groups.items() if targets}
 
 
-def place_of(endpoint: Endpoint) -> Place:
+def place_of(endpoint: EndpointConfig) -> EndpointLocation:
     """Where an endpoint runs; on the host of its address where it does not say."""
     host, _ = split_address(endpoint.address)
-    return Place(endpoint.address, endpoint.node or host, endpoint.pod, frozenset(endpoint.devices))
+    return EndpointLocation(endpoint.address, endpoint.node or host, endpoint.pod, frozenset(endpoint.devices))
 
 
-def wants_of(entry: Accelerators, places: tuple[Place, ...]) -> list[Want]:
+def wants_of(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -> list[Want]:
     """The exporters that an entry stands for, given where the pool's endpoints run."""
-    if entry.source in PROBES:
-        return [_of_probe(entry, places)]
-    nodes = list(dict.fromkeys(place.node for place in places)) if NODE in entry.address else [""]
+    if entry.source in DEVICE_SOURCES:
+        return [_of_source(entry, places)]
+    nodes = list(dict.fromkeys(place.node for place in places)) if NODE_PLACEHOLDER in entry.address else [""]
     return [
         Want(
             ExporterKey(entry.source, expand(entry.address, node), entry.path, entry.prefix),
-            By(entry.join),
+            JoinKey(entry.join),
             entry.stale_after,
             frozenset(entry.fatal_xids),
             node,
@@ -155,9 +162,9 @@ def wants_of(entry: Accelerators, places: tuple[Place, ...]) -> list[Want]:
     ]
 
 
-def _of_probe(entry: Accelerators, places: tuple[Place, ...]) -> Want:
+def _of_source(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -> Want:
     """What an entry without a page stands for: this machine, by the name that endpoints have for it, or a cluster."""
-    limits = (By(entry.join), entry.stale_after, frozenset(entry.fatal_xids))
+    limits = (JoinKey(entry.join), entry.stale_after, frozenset(entry.fatal_xids))
     if entry.source == "gke":
         return Want(ExporterKey("gke", f"{entry.project}/{entry.location}/{entry.cluster}"), *limits, picked_on=False)
     names = [socket.gethostname(), "localhost", "127.0.0.1", "::1"]
@@ -165,10 +172,10 @@ def _of_probe(entry: Accelerators, places: tuple[Place, ...]) -> Want:
     return Want(ExporterKey("nvml", names[0]), *limits, node)
 
 
-def _probe(key: ExporterKey, entries: list[Accelerators]) -> Asked:
+def _polled(key: ExporterKey, entries: list[AcceleratorConfig]) -> PolledSource:
     """What asks the library, at the shortest interval that anybody wants."""
     interval, timeout = min(entry.interval for entry in entries), min(entry.timeout for entry in entries)
     if key.source == "gke":
         entry = entries[0]
-        return Asked(Gke(entry.project, entry.location, entry.cluster, timeout), interval, timeout)
-    return Asked(Nvml(key.address), interval, timeout)
+        return PolledSource(Gke(entry.project, entry.location, entry.cluster, timeout), interval, timeout)
+    return PolledSource(Nvml(key.address), interval, timeout)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from agent.app.component import CannotStart
 from agent.app.listen import check_address
-from agent.config import Config
-from agent.config.values import join_address, split_address
-from agent.serve.admin.server import AdminServer, CannotListen
+from agent.config.addresses import join_address, split_address
+from agent.config.config import Config
+from agent.serve.admin.server import AdminServer
+from agent.serve.http.server import CannotListen
 
 
 class AdminPort:

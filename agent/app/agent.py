@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
-from agent.app.changes import differences
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
 from agent.app.pool import Pool, PoolParts
@@ -22,7 +21,8 @@ from agent.app.scraping import Scraping
 from agent.app.supervisor import Supervisor
 from agent.app.tasks import Tasks
 from agent.clock import Clock
-from agent.config import Config
+from agent.config.config import Config
+from agent.config.difference import differences
 from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
@@ -54,7 +54,7 @@ class Agent:
             not_ready=self.readiness,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
-        accelerators = AcceleratorScraping(config, scraping.loop, clock, hook, self._pool_map)
+        accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh)
         self._pools = Pools(config, parts, self._publish_pools)
         self._admin = AdminPort(config, self._admin_server)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from agent.config import Config
+from agent.config.config import Config
 
 
 class CannotStart(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.app.tasks import Task, Tasks
-from agent.config import Config
+from agent.config.config import Config
 from exporters.exporter import Exporter
 
 

@@ -13,7 +13,7 @@ from apscheduler.triggers.base import BaseTrigger
 
 from agent.app.tasks import Tasks
 from agent.clock import Clock
-from agent.config import Config
+from agent.config.config import Config
 from agent.events import Hook
 from agent.events.process import TaskFailed
 

@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from agent.app.component import CannotStart
-from agent.config.values import split_address
+from agent.config.addresses import split_address
 
 _REASONS: Final = {
     errno.EADDRINUSE: "is in use by another program",

@@ -10,9 +10,10 @@ from agent.app.component import CannotStart
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
-from agent.config import Config, Endpoint, PrefillRate
-from agent.config import Pool as PoolConfig
-from agent.config.values import join_address, split_address
+from agent.config.addresses import join_address, split_address
+from agent.config.config import Config
+from agent.config.pools import EndpointConfig, PoolConfig
+from agent.config.prefill_rate import PrefillRateConfig
 from agent.discovery.endpoints import EndpointSet
 from agent.discovery.static import StaticDiscovery
 from agent.engine_specs import AUTO
@@ -31,7 +32,7 @@ from agent.requests.stages.pick import PickStage
 from agent.requests.stages.tokens import TokensStage
 from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop
-from agent.scrape.reach import Reach, ReachSettings
+from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.state.endpoint import Identity
@@ -79,13 +80,13 @@ class Pool:
         """Raises CannotStart for a profile that cannot be built."""
         self.name = settings.name
         self.address = ""
-        self.endpoints: Mapping[str, Endpoint] = {}
+        self.endpoints: Mapping[str, EndpointConfig] = {}
         self._config = config
         self._settings = settings
         self._parts = parts
         self._access = access_of(settings)
         index = config.prefix_index
-        self.index = PrefixIndex(index.capacity_blocks, index.most_blocks)
+        self.index = PrefixIndex(index.capacity_blocks, index.max_blocks)
         self.store = RoutingStore(
             settings.name,
             stale_after=config.state.stale_after,
@@ -116,7 +117,7 @@ class Pool:
             parts.hook,
             address=settings.ext_proc_address,
             max_body=config.ext_proc.max_body,
-            max_buffered=config.ext_proc.max_held,
+            max_buffered=config.ext_proc.max_buffered_bytes,
         )
         self._discovery = StaticDiscovery(settings.endpoints, config.reload.interval)
         self._watching: Task | None = None
@@ -141,7 +142,7 @@ class Pool:
         """Take over limits, profile and endpoints: the next pick goes by the new profile; open streams continue."""
         settings = next(pool for pool in config.pools if pool.name == self.name)
         profile = profile_of(config, settings)
-        if settings.reach != self._settings.reach:
+        if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
         self._pick.profile = profile
@@ -247,23 +248,23 @@ def unscraped(snapshot: Snapshot) -> int:
     )
 
 
-def rate_limits(rate: PrefillRate) -> RateLimits:
+def rate_limits(rate: PrefillRateConfig) -> RateLimits:
     """The bounds of the learnt prefill rate."""
     return RateLimits(rate.fixed, rate.default, rate.low, rate.high)
 
 
-def access_of(settings: PoolConfig) -> Reach:
+def access_of(settings: PoolConfig) -> ServerAccess:
     """How the pool's servers are reached: scheme, certificates, token."""
-    reach = settings.reach
-    return Reach(
-        ReachSettings(
-            https=reach.scheme == "https",
-            ca_file=reach.ca_file,
-            cert_file=reach.cert_file,
-            key_file=reach.key_file,
-            token_file=reach.token_file,
-            server_name=reach.server_name,
-            insecure_skip_verify=reach.insecure_skip_verify,
+    tls = settings.scrape
+    return ServerAccess(
+        HttpClientConfig(
+            https=tls.scheme == "https",
+            ca_file=tls.ca_file,
+            cert_file=tls.cert_file,
+            key_file=tls.key_file,
+            token_file=tls.token_file,
+            server_name=tls.server_name,
+            insecure_skip_verify=tls.insecure_skip_verify,
         )
     )
 
@@ -276,20 +277,20 @@ def profile_of(config: Config, settings: PoolConfig) -> Profile:
         raise CannotStart(str(bad)) from bad
 
 
-def identity_of(endpoint: Endpoint) -> Identity:
+def identity_of(endpoint: EndpointConfig) -> Identity:
     """The pod and node behind an endpoint's address, as far as they are known."""
     return Identity(endpoint.pod, endpoint.node)
 
 
-def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: Reach) -> list[Target]:
+def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: ServerAccess) -> list[Target]:
     """What the scrape loop scrapes of a pool's endpoints, and how."""
-    scrape, reach = config.scrape, settings.reach
+    scrape, own = config.scrape, settings.scrape
     custom = tables(config.engines)
     return [
         Target(
             address,
             endpoint.engine,
-            path=reach.metrics_path or scrape.path or _page_path(endpoint.engine, custom),
+            path=own.metrics_path or scrape.path or _page_path(endpoint.engine, custom),
             interval=scrape.interval,
             timeout=scrape.timeout,
             max_page_bytes=scrape.max_page_bytes,
@@ -297,11 +298,11 @@ def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access:
             table=custom.get(endpoint.engine),
             histograms=scrape.histograms,
             health_interval=scrape.health_interval,
-            health_path=reach.health_path,
-            reach=access,
+            health_path=own.health_path,
+            access=access,
             name=found.names.get(address, ""),
-            metrics_port=reach.metrics_port,
-            health_port=reach.health_port,
+            metrics_port=own.metrics_port,
+            health_port=own.health_port,
             identity=identity_of(endpoint),
         )
         for address, endpoint in found.endpoints.items()

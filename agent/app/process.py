@@ -14,7 +14,7 @@ import uvloop
 from agent.app.agent import Agent, ListenAddresses
 from agent.app.component import CannotStart
 from agent.clock import SystemClock
-from agent.config import Config
+from agent.config.config import Config
 from agent.instruments.hook import Instruments
 from agent.instruments.log_format import write_log
 

@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent.app.changes import NeedsRestart
 from agent.app.component import CannotStart
 from agent.app.vocabulary import WORDS
-from agent.config import BadConfig, Config, load
+from agent.config.config import Config
+from agent.config.difference import NeedsRestart
+from agent.config.file import load
+from agent.config.nodes import BadConfig
 from agent.events import Hook
 from agent.events.process import Reloaded
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from agent.app.scrape_budget import ScrapeBudget
 from agent.clock import Clock
-from agent.config import Config
+from agent.config.config import Config
 from agent.events import Hook
 from agent.scrape.loop import ScrapeLoop
 from agent.state.snapshot import Snapshot

@@ -14,7 +14,7 @@ from typing import Final
 from agent.app.component import CannotStart, Component
 from agent.app.tasks import Tasks
 from agent.clock import Clock
-from agent.config import Config
+from agent.config.config import Config
 from agent.events import Hook
 from agent.events.process import TaskFailed
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from agent.accelerators import EXPORTERS, PROBES
-from agent.config import Vocabulary
+from agent.accelerators import DEVICE_SOURCES, EXPORTERS
+from agent.config.vocabulary import Vocabulary
 from agent.engine_specs import AUTO
 from agent.engines import ENGINES
 from agent.pick.filters import FILTERS
@@ -28,7 +28,7 @@ def check_parameters(type_: str, parameters: Mapping[str, object]) -> tuple[str,
 
 WORDS: Final = Vocabulary(
     (*sorted(ENGINES), AUTO),
-    tuple(sorted([*EXPORTERS, *PROBES])),
+    tuple(sorted([*EXPORTERS, *DEVICE_SOURCES])),
     tuple(sorted(FILTERS)),
     tuple(sorted(SCORERS)),
     check_parameters,

@@ -1,73 +1,69 @@
-"""`igw check`: a configuration file, read as `igw run` reads it, and what it comes to."""
+"""`igw check`: reads a configuration file as `igw run` does, and prints its problems or the resulting configuration."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
-from typing import Final
 
 from agent.app.vocabulary import WORDS
-from agent.config import Accelerators, BadConfig, Budget, Config, Endpoint, load
-from agent.config.options import SECTIONS, Scrape, options, reference, snake
+from agent.config.config import Config
+from agent.config.file import load
+from agent.config.nodes import BadConfig
+from agent.config.options import Section, all_options, options, rows
+from agent.config.pools import AcceleratorConfig, EndpointConfig
+from agent.config.schema import json_schema
 from agent.engine_specs import MetricSpec
 from agent.profiles import PRESETS, ProfileSpec
 
-HELP = """Check configuration files. Prints `FILE: ok` and what the file comes to, defaults included, or every problem
-as `FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all is well, 1 a file has problems, 2 wrong use."""
-
-# What holds where an option says nothing.
-_UNSAID: Final = {
-    "fixed": "learnt",
-    "path": "the engine's",
-    "scrapesPerSecond": "unlimited",
-    "cpu": "unlimited",
-}
+HELP = """Check configuration files. Prints `FILE: ok` and the configuration with all defaults, or every problem as
+`FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all files are valid, 1 one is not, 2 wrong use."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `igw check` takes."""
+    """The arguments of `igw check`."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="a configuration file")
     parser.add_argument("-q", "--quiet", action="store_true", help="print problems only")
-    parser.add_argument("--options", action="store_true", help="print every option as a table in Markdown and stop")
+    parser.add_argument("--options", action="store_true", help="print every option as a table in Markdown and exit")
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of the file and exit")
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 when all files are well, 1 when one is not, 2 when none was named."""
+    """0 when all files are valid, 1 when one is not, 2 when none is given."""
     if args.options:
         print(table())
         return 0
+    if args.schema:
+        print(schema())
+        return 0
     if not args.files:
-        print("igw check: no file was named; write igw check FILE", file=sys.stderr)
+        print("igw check: no file is given; write igw check FILE", file=sys.stderr)
         return 2
-    good = True
+    valid = True
     for file in args.files:
         try:
             config = load(file, WORDS)
         except BadConfig as bad:
-            good = False
+            valid = False
             print("\n".join(bad.lines()), file=sys.stderr)
         else:
             if not args.quiet:
                 print("\n".join(summary(config)))
-    return 0 if good else 1
+    return 0 if valid else 1
 
 
 def summary(config: Config) -> Iterator[str]:
-    """What a configuration comes to, line by line."""
+    """A configuration, line by line."""
     yield f"{config.source}: ok"
     for pool in config.pools:
-        size = _count(pool.endpoints)
+        size = f"{len(pool.endpoints)} endpoint{'' if len(pool.endpoints) == 1 else 's'}"
         yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {size}"
         for endpoint in pool.endpoints:
-            yield f"    {_endpoint(endpoint)}"
+            written = _written(EndpointConfig, endpoint, "address", "engine")
+            yield f"    {endpoint.address}  {', '.join([endpoint.engine, *written])}"
         for entry in pool.accelerators:
-            shown = ", ".join(
-                f"{row.key} {row.kind.show(value)}"
-                for row in options(Accelerators)
-                if row.key != "source" and (value := getattr(entry, row.field))
-            )
-            yield f"    accelerators {entry.source}: {shown}"
+            yield f"    accelerators {entry.source}: {', '.join(_written(AcceleratorConfig, entry, 'source'))}"
     if not config.pools:
         yield "  no pools: `igw run` needs one; add pools: with a name and endpoints"
     for engine in config.engines:
@@ -76,41 +72,35 @@ def summary(config: Config) -> Iterator[str]:
     for name, profile in sorted(config.profiles.items()):
         if name in used or PRESETS.get(name) != profile:
             yield f"  profile {name}: {_profile(profile)}"
-    for key, section in SECTIONS.items():
-        yield f"  {key}: {_section(section, getattr(config, snake(key)))}"
-        if section is Scrape:
-            yield f"  scrape.budget: {_section(Budget, config.scrape.budget)}"
+    yield from _sections("", Config, config)
     for note in config.notes:
         yield f"  note: {note}"
 
 
-def _section(section: type, values: object) -> str:
-    """Every option of a section with its value."""
-    return ", ".join(
-        f"{row.key} {_UNSAID[row.key] if (value := getattr(values, row.field)) is None else row.kind.show(value)}"
-        for row in options(section)
-    )
-
-
-def _endpoint(endpoint: Endpoint) -> str:
-    """Address and engine, and whatever else is written."""
-    beside = [
-        f"{row.key} {row.kind.show(value)}"
-        for row in options(Endpoint)
-        if row.key not in {"address", "engine"} and (value := getattr(endpoint, row.field))
+def _written(type_: type, section: object, *without: str) -> list[str]:
+    """The options of a section that have a value, without some."""
+    return [
+        f"{option.key} {option.show(value)}"
+        for option in options(type_)
+        if option.key not in without and (value := getattr(section, option.field))
     ]
-    return "  ".join([endpoint.address, ", ".join([endpoint.engine, *beside])])
+
+
+def _sections(path: str, type_: type, section: object) -> Iterator[str]:
+    """Every section within a section, one line each with all its options."""
+    for row in rows(type_):
+        if isinstance(row, Section):
+            inner, here = getattr(section, row.field), f"{path}{row.key}"
+            values = (f"{option.key} {option.show(getattr(inner, option.field))}" for option in options(row.type))
+            yield f"  {here}: {', '.join(values)}"
+            yield from _sections(f"{here}.", row.type, inner)
 
 
 def _metric(metric: MetricSpec) -> str:
-    """A signal and where it comes from."""
+    """A signal and its source."""
     where = ", ".join(f"{label}={text}" for label, text in metric.where)
     source = f"{metric.sample}{{{where}}}" if where else metric.sample
     return f"{metric.signal} from {source}{' label ' + metric.label if metric.label else ''}"
-
-
-def _count(endpoints: tuple[object, ...]) -> str:
-    return f"{len(endpoints)} endpoint" if len(endpoints) == 1 else f"{len(endpoints)} endpoints"
 
 
 def _profile(profile: ProfileSpec) -> str:
@@ -120,9 +110,15 @@ def _profile(profile: ProfileSpec) -> str:
 
 
 def table() -> str:
-    """Every option of ours as a table in Markdown: what docs/configuration.md shows."""
-    rows = ["| option | holds | default | meaning | on reload |", "|---|---|---|---|---|"]
-    for row in reference():
-        live = "changes" if row.live else "needs a restart"
-        rows.append(f"| `{row.key}` | {row.kind.name} | {row.default} | {row.meaning} | {live} |")
-    return "\n".join(rows)
+    """Every option of the agent as a table in Markdown, as in docs/configuration.md."""
+    lines = ["| option | type | default | meaning | on reload |", "|---|---|---|---|---|"]
+    for path, option in all_options(Config):
+        reload = "changes" if option.live else "needs a restart"
+        cells = (f"`{path}`", option.type.holds(), option.default_in_words(), option.meaning, reload)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def schema() -> str:
+    """The JSON Schema of the file, as in docs/config.schema.json."""
+    return json.dumps(json_schema(WORDS), indent=1, ensure_ascii=False)

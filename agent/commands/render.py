@@ -8,7 +8,10 @@ import sys
 from typing import Final
 
 from agent.app.vocabulary import WORDS
-from agent.config import BadConfig, Config, from_flags, load
+from agent.config import from_flags
+from agent.config.config import Config
+from agent.config.file import load
+from agent.config.nodes import BadConfig
 from agent.envoy.render import FailureMode, Listener, Pool, Settings, Way, bootstrap
 from agent.envoy.text import yaml
 

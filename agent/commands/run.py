@@ -6,7 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from agent.config import BadConfig, Config, from_flags, load
+from agent.config import from_flags
+from agent.config.config import Config
+from agent.config.file import load
+from agent.config.nodes import BadConfig
 
 HELP = """Run the agent: scrape the model servers, pick an endpoint for each request that Envoy asks about, and export
 what an autoscaler may read. Configured by --config FILE, or by --endpoints and the flags beside it for one pool.
@@ -48,7 +51,7 @@ def configured(args: argparse.Namespace) -> Config:
         raise ValueError("nothing to serve; write --config FILE, or --endpoints HOST:PORT,...")
     return from_flags(
         [address.strip() for address in args.endpoints.split(",")],
-        words=WORDS,
+        vocabulary=WORDS,
         **{name: getattr(args, name) for name in _INSTEAD_OF_A_FILE[1:]},
     )
 

@@ -1,4 +1,4 @@
-"""What no single option can know: combinations that cannot be, each with what to write instead."""
+"""Checks of combinations of options; each problem says what to write instead."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from agent.config.accelerators import NODE
-from agent.config.names import Vocabulary
-from agent.config.options import Accelerators, Config, Reach
-from agent.config.reading import Reader
-from agent.config.values import meant, quote, show_duration, show_size, split_address
+from agent.config.addresses import NODE_PLACEHOLDER, split_address
+from agent.config.config import Config
+from agent.config.pools import AcceleratorConfig, PoolScrapeConfig
+from agent.config.reader import DocumentReader
+from agent.config.scrape import STALE_AFTER_INTERVALS
+from agent.config.values import quote, show_duration, show_size, suggestion
+from agent.config.vocabulary import Vocabulary
 from agent.engine_specs import engine_by_label
 
-_EVERYWHERE = frozenset({"0.0.0.0", "::"})
+_ALL_INTERFACES = frozenset({"0.0.0.0", "::"})
 _LOOPBACK = frozenset({"localhost", "::1"})
 
 
@@ -22,113 +24,117 @@ class _Listener(NamedTuple):
     address: str
 
 
-def check(config: Config, reader: Reader, words: Vocabulary | None) -> None:
-    """Add a problem for each combination that cannot be."""
+def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None) -> None:
+    """Add a problem for each combination that is not valid."""
     _times(config, reader)
     _budget(config, reader)
     _rates(config, reader)
     _bodies(config, reader)
     _listeners(config, reader)
     names: dict[str, int] = {}
-    for place, pool in enumerate(config.pools):
-        key = f"pools[{place}]"
+    for index, pool in enumerate(config.pools):
+        key = f"pools[{index}]"
         if pool.name in names:
-            reader.wrong_at(f"{key}.name", f"a second pool named {quote(pool.name)}; give each pool its own name:")
-        names.setdefault(pool.name, place)
-        if pool.profile not in config.profiles:
-            reader.wrong_at(
-                f"{key}.profile",
-                f"there is no profile {quote(pool.profile)}; {meant(pool.profile, sorted(config.profiles))}",
+            reader.problem_at(
+                f"{key}.name", f"a second pool named {quote(pool.name)}; give each pool a name of its own"
             )
-        if words is not None:
-            _engines(config, place, reader, words)
-        _accelerators(config, place, reader, words)
-        _reach(pool.reach, f"{key}.scrape", reader)
+        names.setdefault(pool.name, index)
+        if pool.profile not in config.profiles:
+            reader.problem_at(
+                f"{key}.profile",
+                f"there is no profile {quote(pool.profile)}; {suggestion(pool.profile, sorted(config.profiles))}",
+            )
+        if vocabulary is not None:
+            _engines(config, index, reader, vocabulary)
+        _accelerators(config, index, reader, vocabulary)
+        _pool_scrape(pool.scrape, f"{key}.scrape", reader)
         seen: dict[str, str] = {}
         for number, endpoint in enumerate(pool.endpoints):
             path = f"{key}.endpoints[{number}]"
             if endpoint.address in seen:
-                reader.wrong_at(
-                    path, f"{endpoint.address} stands twice in this pool, first at {seen[endpoint.address]}; keep one"
+                reader.problem_at(
+                    path,
+                    f"{endpoint.address} is listed twice in this pool, first at {seen[endpoint.address]}; keep one",
                 )
             seen.setdefault(endpoint.address, path)
 
 
-def _times(config: Config, reader: Reader) -> None:
+def _times(config: Config, reader: DocumentReader) -> None:
     interval, timeout, stale = config.scrape.interval, config.scrape.timeout, config.state.stale_after
     if stale <= interval:
-        advice = f"write staleAfter: {show_duration(3 * interval)} or more, or a shorter scrape.interval"
+        advice = (
+            f"write staleAfter: {show_duration(STALE_AFTER_INTERVALS * interval)} or more, or a shorter scrape.interval"
+        )
         what = f"{show_duration(stale)} is not above scrape.interval ({show_duration(interval)})"
-        reader.wrong_at(
+        reader.problem_at(
             "state.staleAfter",
-            f"{what}, so no value would ever be fresh; {advice}",
-            stands="" if "state.staleAfter" in reader.marks else "scrape.interval",
+            f"{what}, so every reading would be stale; {advice}",
+            place="" if "state.staleAfter" in reader.marks else "scrape.interval",
         )
     if timeout > stale:
         what = f"{show_duration(timeout)} is above state.staleAfter ({show_duration(stale)})"
-        reader.wrong_at(
+        reader.problem_at(
             "scrape.timeout",
-            f"{what}, so a slow page would be stale on arrival; "
+            f"{what}, so a slow response would be stale on arrival; "
             f"write timeout: {show_duration(min(interval, stale))} or less",
-            stands="" if "scrape.timeout" in reader.marks else "state.staleAfter",
+            place="" if "scrape.timeout" in reader.marks else "state.staleAfter",
         )
 
 
-def _budget(config: Config, reader: Reader) -> None:
-    """A budget that is too little even for the longest interval; names that stand for more are found out later."""
+def _budget(config: Config, reader: DocumentReader) -> None:
+    """A budget that is too small even at the longest interval. A host name counts as one endpoint here."""
     endpoints = sum(len(pool.endpoints) for pool in config.pools)
     per_second, longest = config.scrape.budget.scrapes_per_second, config.longest_interval
     if per_second is None or endpoints <= per_second * longest:
         return
     least = math.ceil(endpoints / longest * 10) / 10
     if longest > config.scrape.interval:
-        why = f"once in {longest:.3g}s, as state.staleAfter and scrape.timeout ask for"
+        why = f"every {longest:.3g}s, as state.staleAfter and scrape.timeout require"
     else:
-        why = f"once in scrape.interval ({show_duration(longest)}), and state.staleAfter leaves no room for less"
-    reader.wrong_at(
+        why = f"every scrape.interval ({show_duration(longest)}), which state.staleAfter does not let grow"
+    reader.problem_at(
         "scrape.budget.scrapesPerSecond",
-        f"{per_second:.12g} is too little to ask {endpoints} endpoint{'' if endpoints == 1 else 's'} {why}; "
+        f"{per_second:.12g} is too small to scrape {endpoints} endpoint{'' if endpoints == 1 else 's'} {why}; "
         f"write {least:.12g} or more, or a longer state.staleAfter",
     )
 
 
-def _rates(config: Config, reader: Reader) -> None:
+def _rates(config: Config, reader: DocumentReader) -> None:
     rate = config.prefill_rate
     if rate.low > rate.high:
-        reader.wrong_at(
+        reader.problem_at(
             "prefillRate.low",
             f"{rate.low:.12g} is above prefillRate.high ({rate.high:.12g}); write a smaller low or a larger high",
         )
     elif not rate.low <= rate.default <= rate.high:
         written = [key for key in ("prefillRate.default", "prefillRate.high", "prefillRate.low") if key in reader.marks]
-        reader.wrong_at(
+        reader.problem_at(
             "prefillRate.default",
-            f"{rate.default:.12g} is outside low to high; write a rate from {rate.low:.12g} to {rate.high:.12g}",
-            stands=written[0],
+            f"{rate.default:.12g} is not from low to high; write a rate from {rate.low:.12g} to {rate.high:.12g}",
+            place=written[0],
         )
-    index = config.prefix_index
-    if index.max_tokens < index.block_tokens:
-        reader.wrong_at(
+    prefixes = config.prefix_index
+    if prefixes.max_tokens < prefixes.block_tokens:
+        reader.problem_at(
             "prefixIndex.maxTokens",
-            f"{index.max_tokens} is less than one block ({index.block_tokens}), so nothing would match; "
-            f"write {index.block_tokens} or more",
+            f"{prefixes.max_tokens} is less than one block ({prefixes.block_tokens}), so no prefix would match; "
+            f"write {prefixes.block_tokens} or more",
         )
 
 
-def _bodies(config: Config, reader: Reader) -> None:
-    body, held = config.ext_proc.max_body, config.ext_proc.max_held
-    if held < body:
-        reader.wrong_at(
-            "extProc.maxHeld",
-            f"{show_size(held)} is less than one body of extProc.maxBody ({show_size(body)}); "
-            f"write {show_size(body)} or more",
-            stands="" if "extProc.maxHeld" in reader.marks else "extProc.maxBody",
+def _bodies(config: Config, reader: DocumentReader) -> None:
+    body, buffered = config.ext_proc.max_body, config.ext_proc.max_buffered_bytes
+    if buffered < body:
+        reader.problem_at(
+            "extProc.maxBufferedBytes",
+            f"{show_size(buffered)} is less than extProc.maxBody ({show_size(body)}); write {show_size(body)} or more",
+            place="" if "extProc.maxBufferedBytes" in reader.marks else "extProc.maxBody",
         )
 
 
-def _listeners(config: Config, reader: Reader) -> None:
+def _listeners(config: Config, reader: DocumentReader) -> None:
     pickers = [
-        _Listener(f"pools[{place}].extProcAddress", pool.ext_proc_address) for place, pool in enumerate(config.pools)
+        _Listener(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)
     ]
     for one, other in combinations([*pickers, _Listener("admin.address", config.admin.address)], 2):
         if not _clash(one.address, other.address):
@@ -136,139 +142,148 @@ def _listeners(config: Config, reader: Reader) -> None:
         later = one if other.key == "admin.address" and "admin.address" not in reader.marks else other
         first = other if later is one else one
         if other.key == "admin.address":
-            why = "one port cannot be both a picker port and the admin port"
+            why = "the ext_proc port and the admin port must differ"
         else:
-            why = "each pool needs a picker port of its own"
-        reader.wrong_at(
+            why = "each pool needs an ext_proc port of its own"
+        reader.problem_at(
             later.key,
-            f"{later.address} is also {reader.spelt(first.key)}, and {why}; "
-            "write another port, or port 0 for any free one",
+            f"{later.address} is also {reader.spelling(first.key)}, and {why}; "
+            "write another port, or port 0 for any free port",
         )
-    for place, pool in enumerate(config.pools):
+    for index, pool in enumerate(config.pools):
         for number, endpoint in enumerate(pool.endpoints):
             for listener in (*pickers, _Listener("admin.address", config.admin.address)):
-                if _is_ours(endpoint.address, listener.address):
-                    reader.wrong_at(
-                        f"pools[{place}].endpoints[{number}]",
-                        f"{endpoint.address} is our own {reader.spelt(listener.key)}; "
+                if _leads_to(endpoint.address, listener.address):
+                    reader.problem_at(
+                        f"pools[{index}].endpoints[{number}]",
+                        f"{endpoint.address} is the agent's {reader.spelling(listener.key)}; "
                         "write the address of a model server",
                     )
 
 
 def _clash(one: str, other: str) -> bool:
-    """True when both addresses cannot be listened on at once."""
+    """Whether two listeners cannot have both addresses."""
     (host, port), (other_host, other_port) = split_address(one), split_address(other)
     if port != other_port or port == 0:
         return False
-    return host == other_host or host in _EVERYWHERE or other_host in _EVERYWHERE
+    return host == other_host or host in _ALL_INTERFACES or other_host in _ALL_INTERFACES
 
 
-def _is_ours(address: str, listener: str) -> bool:
-    """True when the address leads to what listens there: the same one, or loopback where it listens everywhere."""
-    (host, port), (our_host, our_port) = split_address(address), split_address(listener)
-    if port != our_port:
+def _leads_to(address: str, listener: str) -> bool:
+    """Whether `address` leads to `listener`: the same address, or loopback where it listens on all interfaces."""
+    (host, port), (own_host, own_port) = split_address(address), split_address(listener)
+    if port != own_port:
         return False
-    return host == our_host or (our_host in _EVERYWHERE and (host in _LOOPBACK or host.startswith("127.")))
+    return host == own_host or (own_host in _ALL_INTERFACES and (host in _LOOPBACK or host.startswith("127.")))
 
 
-def _reach(reach: Reach, key: str, reader: Reader) -> None:
+def _pool_scrape(scrape: PoolScrapeConfig, key: str, reader: DocumentReader) -> None:
     tls = {
-        "caFile": reach.ca_file,
-        "certFile": reach.cert_file,
-        "keyFile": reach.key_file,
-        "serverName": reach.server_name,
-        "insecureSkipVerify": reach.insecure_skip_verify,
+        "caFile": scrape.ca_file,
+        "certFile": scrape.cert_file,
+        "keyFile": scrape.key_file,
+        "serverName": scrape.server_name,
+        "insecureSkipVerify": scrape.insecure_skip_verify,
     }
-    if reach.scheme == "http":
+    if scrape.scheme == "http":
         for name in (name for name, value in tls.items() if value):
-            reader.wrong_at(f"{key}.{name}", "has no meaning over http; write scheme: https, or remove it")
+            reader.problem_at(f"{key}.{name}", "has no effect with scheme http; write scheme: https, or remove it")
         return
-    if bool(reach.cert_file) != bool(reach.key_file):
-        there, missing = ("certFile", "keyFile") if reach.cert_file else ("keyFile", "certFile")
-        reader.wrong_at(f"{key}.{there}", f"stands alone; write {missing} beside it")
-    if reach.insecure_skip_verify:
+    if bool(scrape.cert_file) != bool(scrape.key_file):
+        present, missing = ("certFile", "keyFile") if scrape.cert_file else ("keyFile", "certFile")
+        reader.problem_at(f"{key}.{present}", f"needs {missing}; add it")
+    if scrape.insecure_skip_verify:
         for name in ("caFile", "serverName"):
             if tls[name]:
-                reader.wrong_at(f"{key}.{name}", "nothing is verified with insecureSkipVerify; remove one of the two")
+                reader.problem_at(f"{key}.{name}", "has no effect with insecureSkipVerify; remove one of the two")
 
 
-def _accelerators(config: Config, place: int, reader: Reader, words: Vocabulary | None) -> None:
-    pool = config.pools[place]
+def _accelerators(config: Config, index: int, reader: DocumentReader, vocabulary: Vocabulary | None) -> None:
+    pool = config.pools[index]
     seen: set[tuple[str, ...]] = set()
     for number, entry in enumerate(pool.accelerators):
-        path = f"pools[{place}].accelerators[{number}]"
-        if words is not None and entry.source not in words.accelerators:
-            reader.wrong_at(
-                f"{path}.source", f"{quote(entry.source)} is no source; {meant(entry.source, words.accelerators)}"
+        path = f"pools[{index}].accelerators[{number}]"
+        if vocabulary is not None and entry.source not in vocabulary.accelerators:
+            reader.problem_at(
+                f"{path}.source",
+                f"{quote(entry.source)} is not a source; {suggestion(entry.source, vocabulary.accelerators)}",
             )
             continue
         _accelerator_source(entry, path, reader)
-        blind = pool.endpoints and not any(endpoint.pod for endpoint in pool.endpoints)
-        if entry.join == "pod" and entry.source != "nvml" and blind:
-            reader.wrong_at(
+        without_pods = pool.endpoints and not any(endpoint.pod for endpoint in pool.endpoints)
+        if entry.join == "pod" and entry.source != "nvml" and without_pods:
+            reader.problem_at(
                 f"{path}.join",
-                "no endpoint of the pool names its pod, so no device would be anybody's; "
-                "write pod: beside the addresses, or join: node",
+                "no endpoint of the pool has a pod, so no device would match; "
+                "set pod of the endpoints, or write join: node",
             )
         _accelerator_times(entry, path, reader)
         key = (entry.source, entry.address, entry.path, entry.project, entry.location, entry.cluster)
         if key in seen:
             at = f" at {entry.address}{entry.path}" if entry.address else ""
-            reader.wrong_at(path, f"{entry.source}{at} stands twice in this pool; keep one")
+            reader.problem_at(path, f"{entry.source}{at} is listed twice in this pool; keep one")
         seen.add(key)
 
 
-# What an entry of each source needs, and what has no meaning there; the others have a page.
+# The options that a source requires; `address` for an exporter. The others of these four are not valid.
 _NEEDS: Final = {"gke": ("project", "location", "cluster"), "nvml": ()}
-_JOINS: Final = {"gke": ("pod", "Cloud Monitoring names pods"), "nvml": ("node", "NVML knows no pods")}
+_JOINS: Final = {"gke": ("pod", "Cloud Monitoring reports pods"), "nvml": ("node", "NVML reports no pods")}
 
 
-def _accelerator_source(entry: Accelerators, path: str, reader: Reader) -> None:
+def _accelerator_source(entry: AcceleratorConfig, path: str, reader: DocumentReader) -> None:
     needs = _NEEDS.get(entry.source, ("address",))
     for option in ("address", "project", "location", "cluster"):
         if option in needs and not getattr(entry, option) and f"{path}.{option}" in reader.marks:
-            continue  # written and wrong, which is told already
+            continue  # invalid, which is reported already
         if option in needs and not getattr(entry, option):
-            such = f"where its exporter listens, such as '{NODE}:9400'" if option == "address" else f"the {option}"
-            reader.wrong_at(f"{path}.{option}", f"missing; write {such}")
+            what = (
+                f"the address of its exporter, such as '{NODE_PLACEHOLDER}:9400'"
+                if option == "address"
+                else f"the {option}"
+            )
+            reader.problem_at(f"{path}.{option}", f"missing; write {what}")
         elif option not in needs and getattr(entry, option):
-            reader.wrong_at(f"{path}.{option}", f"{entry.source} has none; remove it")
+            reader.problem_at(f"{path}.{option}", f"not valid for {entry.source}; remove it")
     join, why = _JOINS.get(entry.source, (entry.join, ""))
     if entry.join != join:
-        reader.wrong_at(f"{path}.join", f"{why}; write join: {join}", stands=path)
+        reader.problem_at(f"{path}.join", f"{why}; write join: {join}", place=path)
 
 
-def _accelerator_times(entry: Accelerators, path: str, reader: Reader) -> None:
+def _accelerator_times(entry: AcceleratorConfig, path: str, reader: DocumentReader) -> None:
     if entry.stale_after <= entry.interval:
         what = f"{show_duration(entry.stale_after)} is not above interval ({show_duration(entry.interval)})"
-        reader.wrong_at(
+        reader.problem_at(
             f"{path}.staleAfter",
-            f"{what}, so no value would ever be fresh; write staleAfter: {show_duration(3 * entry.interval)} or more",
+            f"{what}, so every reading would be stale; "
+            f"write staleAfter: {show_duration(STALE_AFTER_INTERVALS * entry.interval)} or more",
         )
     if entry.timeout > entry.stale_after:
         what = f"{show_duration(entry.timeout)} is above staleAfter ({show_duration(entry.stale_after)})"
-        reader.wrong_at(
+        reader.problem_at(
             f"{path}.timeout",
-            f"{what}, so a slow page would be stale on arrival; "
+            f"{what}, so a slow response would be stale on arrival; "
             f"write timeout: {show_duration(min(entry.interval, entry.stale_after))} or less",
         )
 
 
-def _engines(config: Config, place: int, reader: Reader, words: Vocabulary) -> None:
-    pool = config.pools[place]
-    engines = (*words.engines, *(spec.name for spec in config.engines))
+def _engines(config: Config, index: int, reader: DocumentReader, vocabulary: Vocabulary) -> None:
+    pool = config.pools[index]
+    engines = (*vocabulary.engines, *(spec.name for spec in config.engines))
     if pool.engine not in engines:
-        reader.wrong_at(f"pools[{place}].engine", f"{quote(pool.engine)} is no engine; {meant(pool.engine, engines)}")
+        reader.problem_at(
+            f"pools[{index}].engine", f"{quote(pool.engine)} is not an engine; {suggestion(pool.engine, engines)}"
+        )
         return
     for number, endpoint in enumerate(pool.endpoints):
         if endpoint.engine in engines:
             continue
-        path = f"pools[{place}].endpoints[{number}]"
-        told = engine_by_label(dict(endpoint.labels), config.engine_labels)
-        if f"{path}.engine" in reader.marks or told is None:
-            reader.wrong_at(
-                f"{path}.engine", f"{quote(endpoint.engine)} is no engine; {meant(endpoint.engine, engines)}"
+        path = f"pools[{index}].endpoints[{number}]"
+        by_label = engine_by_label(dict(endpoint.labels), config.engine_labels)
+        if f"{path}.engine" in reader.marks or by_label is None:
+            reader.problem_at(
+                f"{path}.engine", f"{quote(endpoint.engine)} is not an engine; {suggestion(endpoint.engine, engines)}"
             )
         else:
-            what = f"{quote(told[1])}, which {told[0]} says, is no engine; {meant(told[1], engines)}"
-            reader.wrong_at(f"{path}.labels", what)
+            key, name = by_label
+            what = f"{quote(name)}, the value of {key}, is not an engine; {suggestion(name, engines)}"
+            reader.problem_at(f"{path}.labels", what)

@@ -1,44 +1,62 @@
-"""What a single option may hold: how it is read from a node, and how it is written back.
+"""The types of options: how a value is read from a node, written back, and described as JSON Schema.
 
-Each kind reads a node into a value or raises `Wrong` with a sentence that ends in what to write. Durations and sizes
-carry their unit in the file, so that nobody has to guess it; inside they are seconds and bytes.
+A type reads a node into a value or raises `InvalidValue`, whose text ends in what to write. Durations and sizes carry
+their unit in the file; as values they are seconds and bytes.
+
+The schema of a type accepts everything that `read` accepts. It also accepts some values that `read` refuses: a schema
+cannot limit the range of a duration or of a size with a unit.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from agent.config.document import Node, Scalar, as_bool, as_number, is_null, kind_of
+from agent.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, as_bool, as_number, is_null, kind_of
+
+LabelPairs = tuple[tuple[str, str], ...]
+
+NO_HEALTH_PATH: Final = "none"
 
 
-class Wrong(Exception):
-    """A value that is refused; the text says what is wrong; what to write."""
+class InvalidValue(Exception):
+    """A refused value; the text says what is wrong; what to write."""
 
 
-class Kind(Protocol):
-    """What an option may hold. `name` is the word for it in the documentation."""
+class OptionType(ABC):
+    """The type of an option's value."""
 
-    @property
-    def name(self) -> str: ...
+    __slots__ = ()
 
+    @abstractmethod
+    def holds(self) -> str:
+        """The type in a word for the documentation."""
+
+    @abstractmethod
     def read(self, node: Node) -> Any:
-        """The node's value, or `Wrong`."""
-        ...
+        """The node's value. Raises `InvalidValue`."""
+
+    @abstractmethod
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of what the file may hold."""
 
     def show(self, value: Any) -> str:
-        """A value as one writes it in the file."""
-        ...
+        """A value as text of the file."""
+        return str(value)
+
+    def written(self, value: Any) -> Any:
+        """A value as JSON data that the schema accepts."""
+        return self.show(value)
 
 
-def meant(word: str, valid: Sequence[str]) -> str:
-    """`did you mean 'x'?` when one of `valid` is near, else the list of them."""
+def suggestion(word: str, valid: Sequence[str]) -> str:
+    """`did you mean 'x'?` when a valid value is similar, else the list of valid values."""
     near = get_close_matches(word, valid, 1, 0.6) or get_close_matches(word.lower(), valid, 1, 0.6)
-    return f"did you mean '{near[0]}'?" if near else f"valid are: {', '.join(valid)}"
+    return f"did you mean '{near[0]}'?" if near else f"valid values: {', '.join(valid)}"
 
 
 def quote(text: str) -> str:
@@ -47,28 +65,28 @@ def quote(text: str) -> str:
 
 
 def text_of(node: Node) -> str:
-    """What stands there in the file; empty where that is nothing, or no single value."""
-    return node.text if isinstance(node, Scalar) and not is_null(node) else ""
+    """The text of a scalar; empty for null and for other nodes."""
+    return node.text if isinstance(node, ScalarNode) and not is_null(node) else ""
 
 
-def shown(node: Node) -> str:
-    """What stands there, for a message: the text in quotes, or the kind of what is no text."""
-    return quote(node.text) if isinstance(node, Scalar) and not is_null(node) else kind_of(node)
+def describe(node: Node) -> str:
+    """A node for a message: its quoted text, or its kind."""
+    return quote(node.text) if isinstance(node, ScalarNode) and not is_null(node) else kind_of(node)
 
 
-class AsWritten:
-    """A kind whose value is the text of the file itself."""
-
-    __slots__ = ()
-
-    def show(self, value: Any) -> str:
-        """The text."""
-        return str(value)
+def text_schema(pattern: str, *others: str) -> dict[str, Any]:
+    """The schema of a text; `others` are the types of unquoted scalars whose text is accepted as well."""
+    return {"type": ["string", *others] if others else "string", "pattern": f"^(?:{pattern})$"}
 
 
-_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+", re.ASCII)
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+_DURATION: Final = r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+"
+_DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE: Final = r"([0-9]+(?:\.[0-9]+)?) ?([KMG]i?)?B?"
+_BYTES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_MAX_QUANTITY: Final = 32  # characters of a duration or a size
 
 
 def show_duration(seconds: float) -> str:
@@ -81,39 +99,47 @@ def show_duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Duration:
-    """`50ms`, `1s`, `1m30s`, within bounds that are in seconds."""
+class Duration(OptionType):
+    """`50ms`, `1s`, `1m30s`; `low` and `high` are in seconds."""
 
     low: float
     high: float
-    name: str = "duration"
+
+    def holds(self) -> str:
+        """`duration`."""
+        return "duration"
 
     def read(self, node: Node) -> float:
         """Seconds."""
-        if not isinstance(node, Scalar) or is_null(node):
-            raise Wrong(f"{kind_of(node)} is not a duration; write a number with its unit, such as 500ms, 1s or 2m")
+        if not isinstance(node, ScalarNode) or is_null(node):
+            raise InvalidValue(f"{kind_of(node)} is not a duration; write a number with its unit, such as 500ms or 2m")
         if as_number(node) is not None:
-            raise Wrong(f"{node.text} has no unit; write {node.text}s for seconds or {node.text}ms for milliseconds")
-        if len(node.text) > 32 or not _DURATION.fullmatch(node.text):
-            raise Wrong(f"{quote(node.text)} is not a duration; write a number with its unit, such as 500ms, 1s or 2m")
-        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(node.text))
+            raise InvalidValue(
+                f"{node.text} has no unit; write {node.text}s for seconds or {node.text}ms for milliseconds"
+            )
+        if len(node.text) > _MAX_QUANTITY or not re.fullmatch(_DURATION, node.text):
+            raise InvalidValue(
+                f"{quote(node.text)} is not a duration; write a number with its unit, such as 500ms or 2m"
+            )
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(node.text))
         if seconds < self.low:
-            raise Wrong(f"{node.text} is too short; write {show_duration(self.low)} or more")
+            raise InvalidValue(f"{node.text} is too short; write {show_duration(self.low)} or more")
         if seconds > self.high:
-            raise Wrong(f"{node.text} is too long; write {show_duration(self.high)} or less")
+            raise InvalidValue(f"{node.text} is too long; write {show_duration(self.high)} or less")
         return seconds
+
+    def schema(self) -> dict[str, Any]:
+        """A pattern; the range is in the description."""
+        span = f"From {show_duration(self.low)} to {show_duration(self.high)}."
+        return {**text_schema(_DURATION), "maxLength": _MAX_QUANTITY, "description": span}
 
     def show(self, value: Any) -> str:
         """The duration with its unit."""
         return show_duration(value)
 
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]i?)?B?", re.ASCII)
-_BYTES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-
-
 def show_size(size: float) -> str:
-    """`16777216` -> `16MiB`; what is no whole number of KiB stays bytes."""
+    """`16777216` -> `16MiB`; bytes where the size is not a whole number of KiB."""
     for unit in ("Gi", "Mi", "Ki"):
         if size >= _BYTES[unit] and size % _BYTES[unit] == 0:
             return f"{size / _BYTES[unit]:g}{unit}B"
@@ -121,24 +147,39 @@ def show_size(size: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """`16MiB`, `16Mi`, `500KB` or a plain number of bytes, within bounds."""
+class Size(OptionType):
+    """`16MiB`, `16Mi`, `500KB` or a plain number of bytes; `low` and `high` are in bytes."""
 
     low: int
     high: int
-    name: str = "size"
+
+    def holds(self) -> str:
+        """`size`."""
+        return "size"
 
     def read(self, node: Node) -> int:
         """Bytes."""
-        found = _SIZE.fullmatch(node.text) if isinstance(node, Scalar) and len(node.text) <= 32 else None
-        if found is None or not isinstance(node, Scalar):
-            raise Wrong(f"{shown(node)} is not a size; write a number with its unit, such as 512KiB or 16MiB")
-        size = int(float(found[1]) * _BYTES[found[2] or ""])
+        match = (
+            re.fullmatch(_SIZE, node.text) if isinstance(node, ScalarNode) and len(node.text) <= _MAX_QUANTITY else None
+        )
+        if match is None or not isinstance(node, ScalarNode):
+            raise InvalidValue(f"{describe(node)} is not a size; write a number with its unit, such as 512KiB or 16MiB")
+        size = float(match[1]) * _BYTES[match[2] or ""]
         if size < self.low:
-            raise Wrong(f"{node.text} is too small; write {show_size(self.low)} or more")
+            raise InvalidValue(f"{node.text} is too small; write {show_size(self.low)} or more")
         if size > self.high:
-            raise Wrong(f"{node.text} is too large; write {show_size(self.high)} or less")
-        return size
+            raise InvalidValue(f"{node.text} is too large; write {show_size(self.high)} or less")
+        return int(size)
+
+    def schema(self) -> dict[str, Any]:
+        """A number of bytes with its range, or a pattern; the range is in the description."""
+        return {
+            **text_schema(_SIZE, "number"),
+            "maxLength": _MAX_QUANTITY,
+            "minimum": self.low,
+            "maximum": self.high,
+            "description": f"From {show_size(self.low)} to {show_size(self.high)}.",
+        }
 
     def show(self, value: Any) -> str:
         """The size with its unit."""
@@ -146,139 +187,355 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """A number within bounds; `whole` when it may have no fraction."""
+class Number(OptionType):
+    """A number from `low` to `high`; `whole`: without a fraction."""
 
     low: float
     high: float
     whole: bool = False
-    name: str = "number"
+
+    def holds(self) -> str:
+        """`number`."""
+        return "number"
 
     def read(self, node: Node) -> float | int:
         """The number."""
         value = as_number(node)
         if value is None:
-            raise Wrong(f"{shown(node)} is not a number; write {self._range()}")
+            raise InvalidValue(f"{describe(node)} is not a number; write {self._range()}")
         if not self.low <= value <= self.high or (self.whole and value != int(value)):
-            raise Wrong(f"{value:.12g} is out of range; write {self._range()}")
+            raise InvalidValue(f"{value:.12g} is out of range; write {self._range()}")
         return int(value) if self.whole else value
 
     def _range(self) -> str:
         return f"a {'whole ' if self.whole else ''}number from {self.low:.12g} to {self.high:.12g}"
 
+    def schema(self) -> dict[str, Any]:
+        """The type and the range."""
+        return {"type": "integer" if self.whole else "number", "minimum": self.low, "maximum": self.high}
+
     def show(self, value: Any) -> str:
         """The number."""
         return f"{value:.12g}"
 
+    def written(self, value: Any) -> Any:
+        """The number itself."""
+        return int(value) if value == int(value) else value
+
 
 @dataclass(frozen=True, slots=True)
-class Switch:
+class NumberList(OptionType):
+    """A list of whole numbers from `low` to `high`."""
+
+    low: int
+    high: int
+
+    def holds(self) -> str:
+        """`list of numbers`."""
+        return "list of numbers"
+
+    def read(self, node: Node) -> tuple[int, ...]:
+        """The numbers, sorted, each once."""
+        if not isinstance(node, SequenceNode):
+            raise InvalidValue(f"{kind_of(node)} where a list is expected; write it as [48, 79]")
+        found: set[int] = set()
+        for item in node.items:
+            number = as_number(item)
+            if number is None or number != int(number) or not self.low <= number <= self.high:
+                raise InvalidValue(f"{describe(item)} is not valid; write whole numbers from {self.low} to {self.high}")
+            found.add(int(number))
+        return tuple(sorted(found))
+
+    def schema(self) -> dict[str, Any]:
+        """An array of integers."""
+        return {"type": "array", "items": {"type": "integer", "minimum": self.low, "maximum": self.high}}
+
+    def show(self, value: Any) -> str:
+        """`[48, 79]`."""
+        return f"[{', '.join(map(str, value))}]"
+
+    def written(self, value: Any) -> Any:
+        """The list."""
+        return list(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Boolean(OptionType):
     """`true` or `false`."""
 
-    name: str = "true or false"
+    def holds(self) -> str:
+        """`true or false`."""
+        return "true or false"
 
     def read(self, node: Node) -> bool:
         """The truth value."""
         value = as_bool(node)
         if value is None:
-            raise Wrong(f"{shown(node)} is neither true nor false; write true or false")
+            raise InvalidValue(f"{describe(node)} is neither true nor false; write true or false")
         return value
+
+    def schema(self) -> dict[str, Any]:
+        """A boolean."""
+        return {"type": "boolean"}
 
     def show(self, value: Any) -> str:
         """`true` or `false`."""
         return "true" if value else "false"
 
+    def written(self, value: Any) -> Any:
+        """The truth value."""
+        return bool(value)
 
-_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+
+# -- words, names and paths --------------------------------------------------------------------------------------------
+
+_NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_PATH: Final = r"/[!-~]{0,255}"
+_WORD: Final = r"[!-~]{1,128}"
+_MAX_FILE: Final = 4096  # characters
 
 
 @dataclass(frozen=True, slots=True)
-class Name(AsWritten):
-    """A name as Kubernetes has them, capitals and `_` allowed; where `choices` are given, one of those."""
+class Name(OptionType):
+    """A name with the characters and the length of a Kubernetes label value."""
 
-    choices: tuple[str, ...] = ()
-    name: str = "name"
+    def holds(self) -> str:
+        """`name`."""
+        return "name"
 
     def read(self, node: Node) -> str:
         """The name."""
-        if not isinstance(node, Scalar) or is_null(node):
-            raise Wrong(f"{kind_of(node)} is not a name; write a word")
-        if self.choices:
-            if node.text not in self.choices:
-                raise Wrong(f"{quote(node.text)} is not known here; {meant(node.text, self.choices)}")
-        elif not _NAME.fullmatch(node.text):
-            raise Wrong(
+        if not isinstance(node, ScalarNode) or is_null(node):
+            raise InvalidValue(f"{kind_of(node)} is not a name; write a word")
+        if not re.fullmatch(_NAME, node.text):
+            raise InvalidValue(
                 f"{quote(node.text)} is not a name; write letters, digits, '-', '_' and '.', at most 63 of them"
             )
         return node.text
 
+    def schema(self) -> dict[str, Any]:
+        """A pattern."""
+        return {**text_schema(_NAME, "number", "boolean"), "minimum": 0}
+
 
 @dataclass(frozen=True, slots=True)
-class UrlPath(AsWritten):
-    """The path of a page, such as `/metrics`."""
+class OneOf(OptionType):
+    """One of several words."""
 
-    name: str = "path"
+    choices: tuple[str, ...]
+
+    def holds(self) -> str:
+        """The words."""
+        return " or ".join(f"`{choice}`" for choice in self.choices)
+
+    def read(self, node: Node) -> str:
+        """The word."""
+        if not isinstance(node, ScalarNode) or is_null(node):
+            raise InvalidValue(f"{kind_of(node)} is not valid; valid values: {', '.join(self.choices)}")
+        if node.text not in self.choices:
+            raise InvalidValue(f"{quote(node.text)} is not valid; {suggestion(node.text, self.choices)}")
+        return node.text
+
+    def schema(self) -> dict[str, Any]:
+        """An enumeration."""
+        return {"enum": list(self.choices)}
+
+
+@dataclass(frozen=True, slots=True)
+class WordList(OptionType):
+    """A list of printable ASCII words; where `choices` are given, of those."""
+
+    choices: tuple[str, ...] = ()
+
+    def holds(self) -> str:
+        """`list of words`."""
+        return "list of words"
+
+    def read(self, node: Node) -> tuple[str, ...]:
+        """The words."""
+        if not isinstance(node, SequenceNode):
+            raise InvalidValue(f"{kind_of(node)} where a list is expected; write it as [one, two]")
+        for item in node.items:
+            if not isinstance(item, ScalarNode) or is_null(item) or not re.fullmatch(_WORD, item.text):
+                raise InvalidValue(f"{describe(item)} is not a word; write ASCII characters without blanks")
+            if self.choices and item.text not in self.choices:
+                raise InvalidValue(f"{quote(item.text)} is not valid; {suggestion(item.text, self.choices)}")
+        return tuple(item.text for item in node.items if isinstance(item, ScalarNode))
+
+    def schema(self) -> dict[str, Any]:
+        """An array of words."""
+        return {
+            "type": "array",
+            "items": {"enum": list(self.choices)} if self.choices else text_schema(_WORD, "number", "boolean"),
+        }
+
+    def show(self, value: Any) -> str:
+        """`[one, two]`."""
+        return f"[{', '.join(map(str, value))}]"
+
+    def written(self, value: Any) -> Any:
+        """The list."""
+        return list(value)
+
+
+@dataclass(frozen=True, slots=True)
+class UrlPath(OptionType):
+    """The path of a URL, such as `/metrics`."""
+
+    def holds(self) -> str:
+        """`path`."""
+        return "path"
 
     def read(self, node: Node) -> str:
         """The path."""
         text = text_of(node)
-        if not text.startswith("/") or len(text) > 256 or not text.isascii() or not text.isprintable() or " " in text:
-            raise Wrong(f"{shown(node)} is not a path; write it from the first slash, such as /metrics")
+        if not re.fullmatch(_PATH, text):
+            raise InvalidValue(f"{describe(node)} is not a path; write it with its first slash, such as /metrics")
         return text
 
-
-_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`; IPv6 comes in brackets and leaves without them. Raises `Wrong`."""
-    if "://" in text:
-        raise Wrong(f"{quote(text)} is a URL; write HOST:PORT without the scheme")
-    host, colon, port = text.rpartition(":")
-    if text.count(":") > 1 and not text.startswith("["):
-        raise Wrong(f"{quote(text)} is IPv6 without brackets; write [ADDRESS]:PORT, such as [::1]:8000")
-    if text.startswith("[") and (not host.endswith("]") or not colon):
-        raise Wrong(f"{quote(text)} has no port; write [ADDRESS]:PORT, such as [::1]:8000")
-    if not colon:
-        raise Wrong(f"{quote(text)} has no port; write HOST:PORT, such as 127.0.0.1:8000")
-    if "/" in port:
-        raise Wrong(f"{quote(text)} has a path; write HOST:PORT only")
-    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
-        raise Wrong(f"the port of {quote(text)} is not one; write a whole number from 1 to 65535")
-    if host.startswith("["):
-        try:
-            return ipaddress.IPv6Address(host[1:-1]).compressed, int(port)
-        except ValueError:
-            raise Wrong(f"{quote(host)} is no IPv6 address; write it like [fd00::1]:{port}") from None
-    if host and all(label.isdecimal() for label in host.split(".")):
-        try:
-            return str(ipaddress.IPv4Address(host)), int(port)
-        except ValueError:
-            raise Wrong(
-                f"{quote(host)} is no IPv4 address; write four numbers from 0 to 255, such as 10.0.0.1:{port}"
-            ) from None
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split(".")):
-        raise Wrong(f"{quote(host)} is no host; write an IP address or a name, such as 127.0.0.1:{port}")
-    return host.lower(), int(port)
-
-
-def join_address(host: str, port: int) -> str:
-    """`host:port`, with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def schema(self) -> dict[str, Any]:
+        """A pattern."""
+        return text_schema(_PATH)
 
 
 @dataclass(frozen=True, slots=True)
-class Address(AsWritten):
-    """`HOST:PORT`; `any_port` allows port 0, which lets the system choose one."""
+class HealthPath(OptionType):
+    """The path of a URL, or `none`."""
 
-    any_port: bool = False
-    name: str = "HOST:PORT"
+    def holds(self) -> str:
+        """`path or none`."""
+        return "path or `none`"
 
     def read(self, node: Node) -> str:
-        """The address in one spelling: lower case, IPv6 compressed and in brackets."""
-        if not isinstance(node, Scalar) or is_null(node):
-            raise Wrong(f"{kind_of(node)} is no address; write HOST:PORT, such as 127.0.0.1:8000")
-        host, port = split_address(node.text)
-        if port == 0 and not self.any_port:
-            raise Wrong(f"port 0 of {quote(node.text)} leads nowhere; write a port from 1 to 65535")
-        return join_address(host, port)
+        """The path; empty for `none`."""
+        return "" if text_of(node) == NO_HEALTH_PATH else UrlPath().read(node)
+
+    def schema(self) -> dict[str, Any]:
+        """A pattern."""
+        return text_schema(f"{NO_HEALTH_PATH}|{_PATH}")
+
+    def show(self, value: Any) -> str:
+        """The path, or `none`."""
+        return str(value) or NO_HEALTH_PATH
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath(OptionType):
+    """The path of a file, which may not exist yet."""
+
+    def holds(self) -> str:
+        """`file`."""
+        return "file"
+
+    def read(self, node: Node) -> str:
+        """The path."""
+        text = text_of(node)
+        if not text or len(text) > _MAX_FILE or not text.isprintable():
+            raise InvalidValue(f"{describe(node)} is not a file; write its path, such as /etc/igw/ca.pem")
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        """A text without control characters."""
+        return {**text_schema(r"[^\u0000-\u001f\u007f]+", "number", "boolean"), "maxLength": _MAX_FILE}
+
+
+# -- Kubernetes --------------------------------------------------------------------------------------------------------
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/: the key of a label is a name with an optional DNS
+# prefix, its value has at most 63 characters; names of pods, nodes and namespaces are DNS names.
+
+_DNS: Final = r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?"
+_LABEL_KEY: Final = rf"(?:{_DNS}/)?{_NAME}"
+_POD: Final = rf"{_DNS}/{_DNS}"
+# A node may be a machine outside Kubernetes: a host name in any case, or an address.
+_NODE: Final = r"[A-Za-z0-9:](?:[A-Za-z0-9.:_-]{0,251}[A-Za-z0-9:])?"
+
+
+def is_label_key(text: str) -> bool:
+    """Whether this is the key of a Kubernetes label."""
+    return re.fullmatch(_LABEL_KEY, text) is not None
+
+
+def label_key_schema() -> dict[str, Any]:
+    """The JSON Schema of the key of a Kubernetes label."""
+    return text_schema(_LABEL_KEY)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels(OptionType):
+    """A mapping of label keys to label values, as pairs in the order of the keys."""
+
+    def holds(self) -> str:
+        """`labels`."""
+        return "labels"
+
+    def read(self, node: Node) -> LabelPairs:
+        """The pairs."""
+        if not isinstance(node, MappingNode):
+            raise InvalidValue(f"{kind_of(node)} where labels are expected; write a mapping, such as {{app: chat}}")
+        pairs: list[tuple[str, str]] = []
+        for key, value in node.entries.items():
+            if not is_label_key(key):
+                raise InvalidValue(f"{quote(key)} is not a label key; write NAME, or PREFIX/NAME with a DNS prefix")
+            if not isinstance(value, ScalarNode):
+                raise InvalidValue(f"the value of {quote(key)} is {kind_of(value)}; write a word")
+            text = "" if is_null(value) else value.text
+            if text and not re.fullmatch(_NAME, text):
+                raise InvalidValue(
+                    f"{quote(text)}, the value of {quote(key)}, is not a label value; "
+                    "write letters, digits, '-', '_' and '.', at most 63 of them"
+                )
+            pairs.append((key, text))
+        return tuple(sorted(pairs))
+
+    def schema(self) -> dict[str, Any]:
+        """An object of words."""
+        value = {**text_schema(f"(?:{_NAME})?", "number", "boolean", "null"), "minimum": 0}
+        return {"type": "object", "propertyNames": label_key_schema(), "additionalProperties": value}
+
+    def show(self, value: Any) -> str:
+        """`{a: b, c: d}`."""
+        return "{" + ", ".join(f"{key}: {text}" for key, text in value) + "}"
+
+    def written(self, value: Any) -> Any:
+        """The mapping."""
+        return dict(value)
+
+
+@dataclass(frozen=True, slots=True)
+class PodName(OptionType):
+    """`NAMESPACE/POD`: names of pods are unique within their namespace only."""
+
+    def holds(self) -> str:
+        """`NAMESPACE/POD`."""
+        return "NAMESPACE/POD"
+
+    def read(self, node: Node) -> str:
+        """The namespace and the name."""
+        text = text_of(node)
+        if not re.fullmatch(_POD, text):
+            raise InvalidValue(f"{describe(node)} is not a pod; write NAMESPACE/POD, such as default/vllm-0")
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        """A pattern."""
+        return text_schema(_POD)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeName(OptionType):
+    """The name or the address of a machine."""
+
+    def holds(self) -> str:
+        """`node`."""
+        return "node"
+
+    def read(self, node: Node) -> str:
+        """The name."""
+        text = text_of(node)
+        if not re.fullmatch(_NODE, text):
+            raise InvalidValue(f"{describe(node)} is not a node; write the name or the address of a machine")
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        """A pattern."""
+        return {**text_schema(_NODE, "number", "boolean"), "minimum": 0}

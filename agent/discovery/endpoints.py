@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple, Protocol
 
-from agent.config import Endpoint
+from agent.config.pools import EndpointConfig
 
 
 class Unresolved(NamedTuple):
@@ -22,7 +22,7 @@ class EndpointSet(NamedTuple):
     `names`: the host name of each address that was resolved from one.
     """
 
-    endpoints: Mapping[str, Endpoint]
+    endpoints: Mapping[str, EndpointConfig]
     unresolved: Mapping[str, Unresolved]
     names: Mapping[str, str]
 

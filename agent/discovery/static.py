@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from agent.config import Endpoint
-from agent.config.values import join_address, split_address
+from agent.config.addresses import join_address, split_address
+from agent.config.pools import EndpointConfig
 from agent.discovery.endpoints import EndpointSet, Unresolved
 
 RESOLVE_TIMEOUT_SECONDS: Final = 2.0
@@ -29,14 +29,14 @@ def is_name(address: str) -> bool:
 class StaticDiscovery:
     """The endpoints of one pool's list; names are resolved every `interval` seconds."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], interval: float) -> None:
+    def __init__(self, endpoints: Sequence[EndpointConfig], interval: float) -> None:
         self._endpoints = tuple(endpoints)
         self._interval = interval
         self._last: dict[str, tuple[str, ...]] = {}
         self._lookups: dict[str, asyncio.Task[tuple[str, ...]]] = {}
         self._wake = asyncio.Event()
 
-    def replace(self, endpoints: Sequence[Endpoint], interval: float) -> None:
+    def replace(self, endpoints: Sequence[EndpointConfig], interval: float) -> None:
         """Another list from the next stream on; names that stay keep their last addresses."""
         self._endpoints = tuple(endpoints)
         self._interval = interval
@@ -61,7 +61,7 @@ class StaticDiscovery:
             except TimeoutError:
                 continue
 
-    async def resolve(self, endpoints: Sequence[Endpoint]) -> EndpointSet:
+    async def resolve(self, endpoints: Sequence[EndpointConfig]) -> EndpointSet:
         """The endpoints with their names resolved. Of two entries with one address the first counts."""
         names = [endpoint.address for endpoint in endpoints if is_name(endpoint.address)]
         answers = await asyncio.gather(*map(self._addresses, names), return_exceptions=True)
@@ -76,7 +76,7 @@ class StaticDiscovery:
             else:
                 resolved[name] = answer
         self._last = resolved
-        found: dict[str, Endpoint] = {}
+        found: dict[str, EndpointConfig] = {}
         unresolved: dict[str, Unresolved] = {}
         hosts: dict[str, str] = {}
         for endpoint in endpoints:

@@ -1,4 +1,4 @@
-"""The engines: name -> where its table is. A new model server is one file here and one line in this table."""
+"""The registry of engines: name -> where its table is. A new engine is one file here and one line below."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENGINES: Final[Mapping[str, str]] = {
 
 
 def engine(name: str) -> Engine:
-    """The engine of this name; ValueError that names the known ones."""
+    """The engine of this name; ValueError, with the known names, where there is none."""
     where = ENGINES.get(name)
     if where is None:
         raise ValueError(f"there is no engine {name!r}: it can be {', '.join(sorted(ENGINES))}")

@@ -1,4 +1,4 @@
-"""Pages of an endpoint of which nobody said what runs there: the first tells, and so does each of another engine."""
+"""The engine `auto`: it is recognised from an endpoint's first page, and again when a page is of another engine."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from agent.engines.recognition import recognise
 from agent.exposition.page import PageRefused
 
 
-class Recogniser:
-    """Reads the pages of one endpoint; `made` gives a reader of an engine, `told` hears which engine it is."""
+class EngineRecogniser:
+    """Reads the pages of one endpoint of unknown engine.
 
-    __slots__ = ("_made", "_name", "_reader", "_told")
+    `make_extractor` gives an extractor for an engine's name; `on_recognised` is called with the name of a new engine.
+    """
 
-    def __init__(self, made: Callable[[str], Extractor], told: Callable[[str], None]) -> None:
-        self._made = made
-        self._told = told
+    __slots__ = ("_extractor", "_make_extractor", "_name", "_on_recognised")
+
+    def __init__(self, make_extractor: Callable[[str], Extractor], on_recognised: Callable[[str], None]) -> None:
+        self._make_extractor = make_extractor
+        self._on_recognised = on_recognised
         self._name = ""
-        self._reader: Extractor | None = None
+        self._extractor: Extractor | None = None
 
     def extract(self, page: bytes, *, whole: bool = False) -> Extraction:
         """The page's readings; PageRefused where the page is of no engine, or of more than one."""
-        if self._reader is not None:
+        if self._extractor is not None:
             try:
-                return self._reader.extract(page, whole=whole)
+                return self._extractor.extract(page, whole=whole)
             except PageRefused as refused:
                 if refused.reason != "wrong_engine":
                     raise
         name = recognise(page)
-        reader = self._made(name)
-        extraction = reader.extract(page, whole=whole)
+        extractor = self._make_extractor(name)
+        extraction = extractor.extract(page, whole=whole)
         if name != self._name:
-            self._told(name)
-        self._name, self._reader = name, reader
+            self._on_recognised(name)
+        self._name, self._extractor = name, extractor
         return extraction

@@ -1,7 +1,7 @@
-"""Which engine tells which signal, and where from: the engines' tables in words for people and for programs.
+"""Signals reported by each engine, and their sources: the engines' tables as text, Markdown and JSON.
 
-`igw signals` prints these, docs/signals.md and docs/engines.md carry them, and `tests/contract/test_engines.py` holds
-the documents to them. A cell of the matrix is one of `LEGEND`.
+`igw signals` prints them; docs/signals.md and docs/engines.md contain them, which `tests/contract/test_engines.py`
+checks. A cell of the matrix is a key of `LEGEND`.
 """
 
 from __future__ import annotations
@@ -10,52 +10,55 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from agent.engines.table import Combine, Engine, Source
+from agent.engines.table import Engine, SeriesCombination, SignalSource
 from agent.signals import HISTOGRAMS, MODELS, SIGNALS
 
 YES: Final = "yes"
 NAMED: Final = "named"
-ASKED: Final = "asked"
+PATH: Final = "path"
 NO: Final = "-"
 LEGEND: Final[Mapping[str, str]] = {
-    YES: "on the engine's page, in one release of it at least",
-    NAMED: "on the page, and read only where `scrape.histograms` names it",
-    ASKED: "not on the page; asked for at a path of its own",
-    NO: "not told; `igw signals --engine NAME` says why",
+    YES: "on the engine's page, in at least one release",
+    NAMED: "on the page, read only if `scrape.histograms` names it",
+    PATH: "not on the page; read from a path of its own",
+    NO: "not reported; `igw signals --engine NAME` says why",
 }
-WIDTH: Final = 100  # columns of the terminal that texts are laid out for
-# Every row of the matrix.
-ROWS: Final = (*SIGNALS, *HISTOGRAMS)
+WIDTH: Final = 100  # columns of a terminal
 _GAP: Final = "  "
 _HEAD: Final = "signal"
 
 
+def rows() -> tuple[str, ...]:
+    """The rows of the matrix: every signal and histogram."""
+    return (*SIGNALS, *HISTOGRAMS)
+
+
 def cell(table: Engine, signal: str) -> str:
-    """Whether this engine tells the signal, as a word of `LEGEND`."""
+    """Whether this engine reports the signal: a key of `LEGEND`."""
     if signal in table.sources:
         return YES
     if signal in table.histograms:
         return NAMED
-    return ASKED if signal == MODELS and table.models_path is not None else NO
+    return PATH if signal == MODELS and table.models_path is not None else NO
 
 
 def origin(table: Engine, signal: str, quote: str = "") -> str:
-    """Where the signal comes from, or `none` with the reason; `quote` is put around names of samples and labels."""
-    if signal in table.silent:
-        return f"none: {table.silent[signal]}"
+    """The sources of the signal, or `none` with the reason; `quote` surrounds names of samples and labels."""
+    if why := table.why_silent(signal):
+        return f"none: {why}"
     families = (f"{quote}{family}{quote}" for family in table.histograms.get(signal, ()))
     sources = (_written(source, quote) for source in table.sources.get(signal, ()))
     return ", else ".join((*sources, *families))
 
 
 def combination(table: Engine, signal: str) -> str:
-    """How several engines behind one port make one value, in the order of the sources; empty where there is none."""
+    """How the values of several engines behind one port are combined, in the order of the sources; or empty."""
     if signal in table.histograms:
         return "sum, bucket by bucket"
     return ", else ".join(dict.fromkeys(source.combine.value for source in table.sources.get(signal, ())))
 
 
-def _written(source: Source, quote: str) -> str:
+def _written(source: SignalSource, quote: str) -> str:
     where = ",".join(f'{label}="{text}"' for label, text in source.where.items())
     labels = "{" + where + "}" if where else ""
     text = " + ".join(f"{quote}{sample}{labels}{quote}" for sample in source.samples)
@@ -63,25 +66,25 @@ def _written(source: Source, quote: str) -> str:
         text = f"1 - {text}"
     if source.label:
         text += f" label {quote}{source.label}{quote}"
-    return text + (" in tokens or blocks, as its HELP says" if source.tokens_or_blocks else "")
+    return text + (" in tokens or blocks, by its HELP" if source.tokens_or_blocks else "")
 
 
 # -- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def matrix_markdown(tables: Sequence[Engine]) -> Iterator[str]:
-    """The matrix, line by line: a row for each signal, a column for each engine."""
+    """The lines of the matrix: a row for each signal, a column for each engine."""
     yield "| signal | " + " | ".join(f"`{table.name}`" for table in tables) + " |"
     yield "|---" * (len(tables) + 1) + "|"
-    for signal in ROWS:
+    for signal in rows():
         yield f"| `{signal}` | " + " | ".join(cell(table, signal) for table in tables) + " |"
 
 
 def engine_markdown(table: Engine) -> Iterator[str]:
-    """One engine, line by line: a row for each signal."""
-    yield "| signal | where it comes from | several engines behind one port |"
+    """The lines of one engine's table: a row for each signal."""
+    yield "| signal | source | several engines behind one port |"
     yield "|---|---|---|"
-    for signal in ROWS:
+    for signal in rows():
         how = combination(table, signal)
         yield f"| `{signal}` | {origin(table, signal, '`')} | {how + ' ' if how else ''}|"
 
@@ -90,8 +93,8 @@ def engine_markdown(table: Engine) -> Iterator[str]:
 
 
 def matrix_text(tables: Sequence[Engine]) -> Iterator[str]:
-    """The matrix for a terminal, in several blocks where the engines do not fit beside each other."""
-    first = max(map(len, (*ROWS, _HEAD)))
+    """The lines of the matrix for a terminal, in several blocks where the engines need more columns."""
+    first = max(map(len, (*rows(), _HEAD)))
     for number, block in enumerate(_blocks(tables, WIDTH - first)):
         if number:
             yield ""
@@ -100,52 +103,52 @@ def matrix_text(tables: Sequence[Engine]) -> Iterator[str]:
         for line in range(max(map(len, headings))):
             words = [heading[line] if line < len(heading) else "" for heading in headings]
             yield _line(_HEAD if not line else "", first, words, widths)
-        for signal in ROWS:
+        for signal in rows():
             yield _line(signal, first, [cell(table, signal) for table in block], widths)
     yield ""
-    used = {cell(table, signal) for table in tables for signal in ROWS}
-    yield from (f"{mark:<5}  {meaning}" for mark, meaning in LEGEND.items() if mark in used)
+    used = {cell(table, signal) for table in tables for signal in rows()}
+    yield from (f"{key:<5}  {meaning}" for key, meaning in LEGEND.items() if key in used)
 
 
 def engine_text(table: Engine) -> Iterator[str]:
-    """One engine for a terminal: its paths, and each signal with its sources or the reason why it has none."""
+    """The lines of one engine for a terminal: its paths, and each signal with its sources or the reason for none."""
     yield f"engine {table.name}"
-    first = max(map(len, ROWS)) + len(_GAP)
+    first = max(map(len, rows())) + len(_GAP)
     for what, text in (
         ("page", table.page_path + (f", port {table.ports.page}" if table.ports else "")),
         ("health", (table.health_path or "none") + (f", port {table.ports.health}" if table.ports else "")),
         ("models", table.models_path or "none"),
-        ("its names begin with", ", ".join(table.marks)),
-        ("labels of its engines", ", ".join(table.rank)),
-        ("labels of their copies", ", ".join(table.copies)),
-        ("where its names are missing", table.hint),
+        ("prefixes of its names", ", ".join(table.prefixes)),
+        ("rank labels", ", ".join(table.rank_labels)),
+        ("copy labels", ", ".join(table.copy_labels)),
+        ("if its names are missing", table.hint),
     ):
         if text:
             yield from _wrapped(f"{_GAP + what:<{first}}{text}", first)
     yield ""
-    for signal in ROWS:
+    for signal in rows():
         how = combination(table, signal)
-        beside = "" if how in {"", Combine.SUM.value} else f" ({how})"
+        beside = "" if how in {"", SeriesCombination.SUM.value} else f" ({how})"
         text = f"{signal:<{first}}{origin(table, signal)}{beside}"
         yield from _wrapped(text, first)
     yield ""
-    yield "Several engines behind one port are summed where nothing in brackets says otherwise."
+    yield "The values of several engines behind one port are summed, except where noted in brackets."
 
 
 def _wrapped(text: str, first: int) -> list[str]:
-    """What goes on below itself, behind the first column; names are never broken."""
+    """The text in lines, indented behind the first column; names are not broken."""
     return textwrap.wrap(text, WIDTH, subsequent_indent=" " * first, break_long_words=False, break_on_hyphens=False)
 
 
-def _blocks(tables: Sequence[Engine], room: int) -> Iterator[list[Engine]]:
-    """The engines in groups that fit into so many columns; one that is too wide stands alone."""
+def _blocks(tables: Sequence[Engine], columns: int) -> Iterator[list[Engine]]:
+    """The engines in groups that fit into the columns; an engine that is too wide is a group of its own."""
     block: list[Engine] = []
-    left = room
+    left = columns
     for table in tables:
         needed = _width(table) + len(_GAP)
         if block and needed > left:
             yield block
-            block, left = [], room
+            block, left = [], columns
         block.append(table)
         left -= needed
     if block:
@@ -153,7 +156,7 @@ def _blocks(tables: Sequence[Engine], room: int) -> Iterator[list[Engine]]:
 
 
 def _folded(name: str) -> list[str]:
-    """A long name in lines that break behind its hyphens."""
+    """The name in lines, broken behind its hyphens."""
     parts = name.split("-")
     return [f"{part}-" for part in parts[:-1]] + parts[-1:]
 
@@ -162,16 +165,16 @@ def _width(table: Engine) -> int:
     return max(*map(len, LEGEND), *map(len, _folded(table.name)))
 
 
-def _line(name: str, first: int, words: Sequence[str], widths: Sequence[int]) -> str:
-    cells = (f"{_GAP}{word:<{width}}" for word, width in zip(words, widths, strict=True))
-    return f"{name:<{first}}{''.join(cells)}".rstrip()
+def _line(name: str, first: int, cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (f"{_GAP}{text:<{width}}" for text, width in zip(cells, widths, strict=True))
+    return f"{name:<{first}}{''.join(padded)}".rstrip()
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 
 def document(tables: Sequence[Engine]) -> dict[str, Any]:
-    """The same for programs: by engine, its paths and its signals with all of their sources."""
+    """The JSON document: by engine, its paths and its signals with their sources."""
     return {"engines": {table.name: _engine(table) for table in tables}}
 
 
@@ -182,33 +185,33 @@ def _engine(table: Engine) -> dict[str, Any]:
         "page_port": table.ports.page if table.ports else None,
         "health_port": table.ports.health if table.ports else None,
         "models_path": table.models_path,
-        "marks": list(table.marks),
-        "rank_labels": list(table.rank),
-        "copy_labels": list(table.copies),
+        "prefixes": list(table.prefixes),
+        "rank_labels": list(table.rank_labels),
+        "copy_labels": list(table.copy_labels),
         "hint": table.hint,
         "signals": {
             name: {
-                "told": cell(table, name),
+                "availability": cell(table, name),
                 "unit": row.unit,
                 "kind": row.kind.value,
                 "sources": [_source(source) for source in table.sources.get(name, ())],
-                "silent": table.silent.get(name),
+                "silent": table.why_silent(name) or None,
             }
             for name, row in SIGNALS.items()
         },
         "histograms": {
             name: {
-                "told": cell(table, name),
+                "availability": cell(table, name),
                 "unit": row.unit,
                 "families": list(table.histograms.get(name, ())),
-                "silent": table.silent.get(name),
+                "silent": table.why_silent(name) or None,
             }
             for name, row in HISTOGRAMS.items()
         },
     }
 
 
-def _source(source: Source) -> dict[str, Any]:
+def _source(source: SignalSource) -> dict[str, Any]:
     return {
         "samples": list(source.samples),
         "where": dict(source.where),

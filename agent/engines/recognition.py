@@ -1,12 +1,12 @@
-"""Whose a page is, by the beginnings of its names: the right engine for a page of the wrong one, or for one of which
-nobody said whose it is.
+"""Which engine wrote a page, by the prefixes of its metric names: for endpoints of unknown engine and for error
+messages.
 
-Only samples count. A HELP text may speak of another engine, and a name may stand in a label.
+Only sample names count: a HELP text may mention another engine, and a label may contain a metric name.
 """
 
 from __future__ import annotations
 
-from agent.engines.table import MARKS, STRANGERS
+from agent.engines.table import NAME_PREFIXES, OTHER_PROGRAMS
 from agent.exposition.page import PageRefused, is_metrics
 
 
@@ -15,32 +15,32 @@ def recognise(page: bytes) -> str:
     owners = _owners(page)
     if len(owners) == 1:
         return owners[0]
-    known = ", ".join(sorted(set(MARKS.values())))
+    known = ", ".join(sorted(set(NAME_PREFIXES.values())))
     if owners:
         raise PageRefused(
             "wrong_engine",
-            f"the page has names of {' and of '.join(owners)}: write which it is, such as {_option(owners[0])}",
+            f"the page has metrics of {' and of '.join(owners)}: write which it is, such as {_option(owners[0])}",
         )
-    if stranger := other(page, ""):
-        raise PageRefused("wrong_engine", f"this is a page of {stranger}, and of no model server: {advice(stranger)}")
+    if program := other(page, ""):
+        raise PageRefused("wrong_engine", f"this is a page of {program}, not of a model server: {advice(program)}")
     if not is_metrics(page):
         raise PageRefused(
             "not_metrics", "no line of the page is in the Prometheus text format: is this the path of the metrics?"
         )
-    raise PageRefused("wrong_engine", f"the page has names of no engine that is known ({known}): write its `engine`")
+    raise PageRefused("wrong_engine", f"the page has no metrics of a known engine ({known}): write its `engine`")
 
 
 def other(page: bytes, name: str) -> str:
-    """The engine or program other than `name` whose names the page has; empty when there is none."""
+    """The engine or program other than `name` whose metric names the page has; empty when there is none."""
     owners = [owner for owner in _owners(page) if owner != name]
     if owners:
         return owners[0]
-    return next((owner for mark, owner in STRANGERS.items() if _begins(page, mark)), "")
+    return next((program for prefix, program in OTHER_PROGRAMS.items() if _has(page, prefix)), "")
 
 
 def advice(owner: str) -> str:
-    """What to write, or to look at, where a page is this one's."""
-    if owner in MARKS.values():
+    """What to configure or to check for a page of this engine or program."""
+    if owner in NAME_PREFIXES.values():
         return f"write {_option(owner)} for the endpoint"
     return "is this the address of the model server?"
 
@@ -50,15 +50,15 @@ def _option(name: str) -> str:
 
 
 def _owners(page: bytes) -> list[str]:
-    """The engines whose names the page has; of those that begin alike the one with the longer name."""
+    """The engines whose metric names the page has; the longer one of two prefixes that match the same names."""
     found: dict[str, str] = {}
-    for mark, owner in MARKS.items():
-        if _begins(page, mark) and not any(longer.startswith(mark) for longer in found):
-            found[mark] = owner
+    for prefix, owner in NAME_PREFIXES.items():
+        if _has(page, prefix) and not any(longer.startswith(prefix) for longer in found):
+            found[prefix] = owner
     return list(dict.fromkeys(found.values()))
 
 
-def _begins(page: bytes, mark: str) -> bool:
-    """Whether a line of the page begins with this."""
-    text = mark.encode()
+def _has(page: bytes, prefix: str) -> bool:
+    """Whether a line of the page begins with this prefix."""
+    text = prefix.encode()
     return page.startswith(text) or b"\n" + text in page

@@ -1,14 +1,14 @@
-"""A load report that came with an answer: the header by which a server tells its load to whoever asked for that.
+"""Load reports: the response header in which a model server reports its load when the request asks for it.
 
-ORCA (Open Request Cost Aggregation), as model servers have it: a request with `endpoint-load-metrics-format: TEXT` is
-answered with one line of named metrics, or with a JSON object where that was asked for:
+ORCA (Open Request Cost Aggregation), as model servers implement it: the response to a request with the header
+`endpoint-load-metrics-format: TEXT` has one line of named metrics, with `JSON` a JSON object:
 
     endpoint-load-metrics: TEXT named_metrics.num_requests_waiting=0.0, named_metrics.kv_cache_usage_perc=0.0
     endpoint-load-metrics: JSON {"named_metrics": {"num_requests_waiting": 0.0, "kv_cache_usage_perc": 0.0}}
 
-Both seen of vLLM 0.32. Which named metric is which signal, the engine's table says. TEXT is what we ask for: a server
-of several engines writes one entry for each of them, which JSON would merge into the last one. What an entry of several
-stands for nobody says, so such a report is refused, as is one of which any wanted value cannot be true.
+Both are recorded from vLLM 0.32. The engine's table maps named metrics to signals. The agent requests TEXT: a server
+with several engines writes one entry for each of them, which JSON would merge into the last one. How to combine several
+entries is not specified, so such a report is refused, and so is one with any wanted value out of range.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any, Final
 
 import orjson
 
-from agent.signals import Refusal, Value, admit
+from agent.signals import RefusedValue, Value, admit
 
-ASKED_BY: Final = "endpoint-load-metrics-format"  # the request's header
-ASKED_FOR: Final = "TEXT"
-HEADER: Final = "endpoint-load-metrics"  # the answer's
-MOST_CHARACTERS: Final = 4096  # vLLM's has 90
+REQUEST_HEADER: Final = "endpoint-load-metrics-format"
+REQUESTED_FORMAT: Final = "TEXT"
+HEADER: Final = "endpoint-load-metrics"  # of the response
+MAX_CHARACTERS: Final = 4096  # vLLM's has 90
 
 REASONS: Final[Mapping[str, str]] = {
-    "too_long": f"it has more than {MOST_CHARACTERS} characters",
+    "too_long": f"it has more than {MAX_CHARACTERS} characters",
     "unknown_format": "it is neither TEXT nor JSON",
-    "unreadable": "it is not what its format says",
-    "nothing_known": "none of its metrics is one that the engine's table names",
-    "several": "it has several values of one metric, as of a server of several engines",
+    "unreadable": "it is malformed",
+    "nothing_known": "none of its metrics is in the engine's table",
+    "several": "it has several values of one metric, as from a server with several engines",
     "not_finite": "a value is NaN or infinite",
-    "out_of_range": "a value cannot be true for its signal",
-    "unattributed": "the proxy did not tell which endpoint answered: have it send `upstream.address`",
-    "another_server": "another endpoint answered than the one that was picked",
+    "out_of_range": "a value is outside the valid range of its signal",
+    "unattributed": "the proxy did not report which endpoint responded: have it send `upstream.address`",
+    "another_server": "another endpoint responded than the one that was picked",
 }
 _NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _NOT_FINITE: Final = re.compile(r"[-+]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
@@ -43,7 +43,7 @@ _NAMED: Final = "named_metrics"
 
 
 class ReportRefused(Exception):
-    """A report that is not believed; `reason` is one of `REASONS`."""
+    """A load report that is not used; `reason` is one of `REASONS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -51,28 +51,28 @@ class ReportRefused(Exception):
 
 
 def read(report: str, signals: Mapping[str, str]) -> dict[str, Value]:
-    """The values of a header by signal; `signals`: what the engine calls a named metric -> the signal.
+    """The values in a header by signal; `signals`: the engine's name of a metric -> signal.
 
     Raises ReportRefused, and nothing else.
     """
-    if len(report) > MOST_CHARACTERS:
+    if len(report) > MAX_CHARACTERS:
         raise ReportRefused("too_long")
     kind, _, rest = report.strip().partition(" ")
     if kind.upper() == "TEXT":
-        told = _text(rest)
+        metrics = _text(rest)
     elif kind.upper() == "JSON":
-        told = _json(rest)
+        metrics = _json(rest)
     else:
         raise ReportRefused("unknown_format")
     values: dict[str, Value] = {}
-    for name, value in told:
+    for name, value in metrics:
         signal = signals.get(name)
         if signal is None:
             continue
         if signal in values:
             raise ReportRefused("several")
         admitted = admit(signal, _number(value))
-        if isinstance(admitted, Refusal):
+        if isinstance(admitted, RefusedValue):
             raise ReportRefused(admitted.reason)
         values[signal] = admitted
     if not values:
@@ -81,7 +81,7 @@ def read(report: str, signals: Mapping[str, str]) -> dict[str, Value]:
 
 
 def _text(entries: str) -> list[tuple[str, Any]]:
-    """Name and value, as text, of each named metric."""
+    """Name and value (as text) of each named metric."""
     found: list[tuple[str, Any]] = []
     for entry in entries.split(","):
         name, equals, value = entry.partition("=")

@@ -1,16 +1,16 @@
-"""SGLang: its names, the newest first.
+"""SGLang: its metric names, the newest first.
 
-Read from the sources of the releases 0.3.6 to 0.5.23 (Python packages of PyPI). The server writes `sglang:`; gateways
-and collectors that forbid the colon pass it on as `sglang_`, so each name is known in both ways.
+Source: the releases 0.3.6 to 0.5.23 (Python packages of PyPI). The server writes `sglang:`; gateways and collectors
+that do not allow the colon forward it as `sglang_`, so both forms of each name are read.
 
-The page is gathered from several processes. Each scheduler that reports carries `tp_rank`, `pp_rank` and
-`moe_ep_rank`, and `dp_rank` where there is data parallelism (from 0.5 on; before, the ranks wrote over one another and
-the last one counts). Without `--enable-metrics-for-all-schedulers` one scheduler of each data-parallel rank reports;
-with it all do, and those of one rank tell the same queue, so the lowest one is taken. With priority scheduling the
-whole queue stands under an empty `priority`, beside its parts.
+The page is collected from several processes. Each reporting scheduler has the labels `tp_rank`, `pp_rank` and
+`moe_ep_rank`, and `dp_rank` with data parallelism (since 0.5; before, the ranks overwrote each other and the last one
+counts). Without `--enable-metrics-for-all-schedulers` one scheduler of each data-parallel rank reports. With it all
+schedulers report, and those of one rank report the same queue, so the lowest one is used. With priority scheduling the
+series with an empty `priority` is the whole queue.
 
-Tokens and requests are counted when a request has ended, by the process that takes requests. `token_usage` leaves out
-what the prefix cache could give up, as vLLM's usage does. Retractions were a histogram of ended requests before 0.5.7.
+Tokens and requests are counted when a request ends, by the process that accepts requests. `token_usage` excludes
+evictable prefix cache entries, as vLLM's usage does. Before 0.5.7 retractions were a histogram over ended requests.
 """
 
 from __future__ import annotations
@@ -18,57 +18,58 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
-from agent.engines.table import Combine, Engine, Source
+from agent.engines.table import Engine, SeriesCombination, SignalSource
 
 _WHOLE_QUEUE: Final = {"priority": ""}
 
 
-def _both(
-    name: str, combine: Combine = Combine.SUM, *, where: dict[str, str] | None = None, label: str | None = None
-) -> tuple[Source, Source]:
-    """The sample as the server writes it, and as it is passed on without the colon."""
+def _both_forms(
+    name: str,
+    combine: SeriesCombination = SeriesCombination.SUM,
+    *,
+    where: dict[str, str] | None = None,
+    label: str | None = None,
+) -> tuple[SignalSource, SignalSource]:
+    """The sample as the server writes it, and as it is forwarded without the colon."""
     return (
-        Source(f"sglang:{name}", combine, where or {}, label),
-        Source(f"sglang_{name}", combine, where or {}, label),
+        SignalSource(f"sglang:{name}", combine, where or {}, label),
+        SignalSource(f"sglang_{name}", combine, where or {}, label),
     )
 
 
-_NO_PREFILLS: Final = "only the time to the first token is on the page, and it has the time in the queue in it"
+_NO_PREFILLS: Final = "the page only has the time to the first token, which includes the queue time"
 
 SGLANG: Final = Engine(
     name="sglang",
-    marks=("sglang:", "sglang_"),
+    prefixes=("sglang:", "sglang_"),
     sources={
-        signals.RUNNING: _both("num_running_reqs", where=_WHOLE_QUEUE),
-        signals.WAITING: _both("num_queue_reqs", where=_WHOLE_QUEUE),
-        signals.WAITING_DEFERRED: _both("num_grammar_queue_reqs", where=_WHOLE_QUEUE),
-        signals.KV_USAGE: _both("token_usage", Combine.MEAN_BY_BLOCKS),
-        signals.PREFIX_QUERIES: _both("prompt_tokens_total"),
-        signals.PREFIX_HITS: _both("cached_tokens_total"),
-        signals.PREEMPTIONS: (*_both("num_retracted_requests_total"), *_both("num_retractions_sum")),
-        signals.PROMPT_TOKENS: _both("prompt_tokens_total"),
-        signals.GENERATION_TOKENS: _both("generation_tokens_total"),
-        signals.FINISHED: _both("num_requests_total"),
+        signals.RUNNING: _both_forms("num_running_reqs", where=_WHOLE_QUEUE),
+        signals.WAITING: _both_forms("num_queue_reqs", where=_WHOLE_QUEUE),
+        signals.WAITING_DEFERRED: _both_forms("num_grammar_queue_reqs", where=_WHOLE_QUEUE),
+        signals.KV_USAGE: _both_forms("token_usage", SeriesCombination.MEAN_BY_BLOCKS),
+        signals.PREFIX_QUERIES: _both_forms("prompt_tokens_total"),
+        signals.PREFIX_HITS: _both_forms("cached_tokens_total"),
+        signals.PREEMPTIONS: (*_both_forms("num_retracted_requests_total"), *_both_forms("num_retractions_sum")),
+        signals.PROMPT_TOKENS: _both_forms("prompt_tokens_total"),
+        signals.GENERATION_TOKENS: _both_forms("generation_tokens_total"),
+        signals.FINISHED: _both_forms("num_requests_total"),
         signals.BLOCK_SIZE: (
-            *_both("page_size", Combine.SAME),
-            *_both("cache_config_info", Combine.SAME, label="page_size"),
+            *_both_forms("page_size", SeriesCombination.SAME),
+            *_both_forms("cache_config_info", SeriesCombination.SAME, label="page_size"),
         ),
         signals.BLOCKS: (
-            *_both("num_pages"),
-            *_both("cache_config_info", Combine.EACH, label="num_pages"),
+            *_both_forms("num_pages"),
+            *_both_forms("cache_config_info", SeriesCombination.PER_ENGINE, label="num_pages"),
         ),
-        signals.LORA_MAX: _both("lora_pool_slots_total", Combine.SAME),
+        signals.LORA_MAX: _both_forms("lora_pool_slots_total", SeriesCombination.SAME),
     },
     silent={
-        signals.WAITING_CAPACITY: "the queue is not told by reason",
-        signals.SLOTS_USAGE: "how many places a batch has is not on the page",
         signals.PREFILL_SECONDS: _NO_PREFILLS,
         signals.PREFILLS: _NO_PREFILLS,
-        signals.LORA_RUNNING: "adapters are counted on the page and not named",
-        signals.LORA_WAITING: "adapters are counted on the page and not named",
-        signals.START_TIME: "the page is gathered from several processes and has no time of their start",
-        signals.MODEL_LOADED: "the page tells how long the weights took to load and not whether they are",
-        signals.MODELS: "not on the page; asked for at `/v1/models`",
+        signals.LORA_RUNNING: "the page has the number of adapters, not their names",
+        signals.LORA_WAITING: "the page has the number of adapters, not their names",
+        signals.START_TIME: "the page is collected from several processes and has no start time",
+        signals.MODEL_LOADED: "the page has the load time of the weights, not whether they are loaded",
     },
     histograms={
         signals.FIRST_TOKEN_SECONDS: ("sglang:time_to_first_token_seconds", "sglang_time_to_first_token_seconds"),
@@ -78,8 +79,8 @@ SGLANG: Final = Engine(
     },
     health_path="/health",
     models_path="/v1/models",
-    answers_in_turn=True,  # uvicorn
-    rank=("dp_rank",),
-    copies=("tp_rank", "pp_rank", "moe_ep_rank"),
+    pipelining=True,  # uvicorn
+    rank_labels=("dp_rank",),
+    copy_labels=("tp_rank", "pp_rank", "moe_ep_rank"),
     hint="was the server started with --enable-metrics?",
 )

@@ -1,9 +1,9 @@
-"""What an engine is: a table.
+"""An engine: the table of its metrics, which says how the signals are read from its page.
 
-For each signal it has the sources that the signal may come from, the newest name first, or the reason why it has none.
-A source names a sample, the labels that a series must carry, the label whose text is the value (when it is not the
-sample's), and how several series of one server are combined: a data-parallel server shows one per engine. Whether a
-page calls a sample a gauge, a counter or nothing at all (untyped) makes no difference: the table knows what it is.
+For each signal the table has sources, the newest metric name first; a signal without a source is silent, with a reason.
+A source names a sample, the labels that a series must have, the label that holds the value (if it is not the sample's
+value), and how several series of one server are combined: a data-parallel server has one series per engine. The TYPE of
+a sample on the page is ignored: the table defines it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from agent.signals import MODELS
+
 DEFAULT_PAGE_PATH: Final = "/metrics"
 
-# Which engine writes which beginnings of names; where one begins like another, the longer one stands first.
-MARKS: Final[Mapping[str, str]] = {
+# Prefix of metric names -> engine. Where one prefix is the beginning of another, the longer one is first.
+NAME_PREFIXES: Final[Mapping[str, str]] = {
     "vllm:": "vllm",
     "sglang:": "sglang",
     "sglang_": "sglang",
@@ -27,52 +29,52 @@ MARKS: Final[Mapping[str, str]] = {
     "tgi_": "tgi",
     "jetstream_": "jetstream",
 }
-# Programs that are no model server and whose pages are taken for one's, by the beginnings of their names.
-STRANGERS: Final[Mapping[str, str]] = {
+# Programs that are not model servers but are often scraped by mistake: prefix of metric names -> program.
+OTHER_PROGRAMS: Final[Mapping[str, str]] = {
     "DCGM_": "an exporter of NVIDIA's GPUs",
     "node_": "the node exporter of Prometheus",
     "envoy_": "Envoy",
     "igw_": "the inference gateway agent itself",
 }
 
-# Why a signal is on the page and has no reading, one word each. The first two are those of `agent.signals.admit`.
+# Why a signal on the page has no reading. The first two are those of `agent.signals.admit`.
 REFUSALS: Final[Mapping[str, str]] = {
     "not_finite": "the value is NaN or infinite",
-    "out_of_range": "the value cannot be true for this signal",
-    "bad_line": "a series of it cannot be read; the others alone would be a wrong sum",
-    "duplicate_series": "a series of it stands on the page twice",
-    "disagreement": "the engines of one server tell different values where there can only be one",
-    "not_a_number": "the label that holds the value is no number",
+    "out_of_range": "the value is outside the valid range of the signal",
+    "bad_line": "one of its series cannot be parsed; a sum of the others would be wrong",
+    "duplicate_series": "one of its series is on the page twice",
+    "disagreement": "the engines of one server report different values where there can only be one",
+    "not_a_number": "the label that holds the value is not a number",
     "unknown_unit": "older releases count something else under this name, and the page does not say which it is",
-    "not_a_histogram": "a part of the histogram is missing, or its buckets do not grow up to its count",
-    "cut_off": "more series of it may have followed the page's last line",
+    "not_a_histogram": "a part of the histogram is missing, or its buckets do not add up to its count",
+    "cut_off": "the page may be cut off after this signal's last series",
 }
 
 
-class Combine(Enum):
+class SeriesCombination(Enum):
     """How several series of one server make one value."""
 
     SUM = "sum"
-    MEAN_BY_BLOCKS = "mean weighted by the blocks of each engine's cache, plain where these are not known"
-    SAME = "the value that all of them have"
-    LATEST = "the largest"
-    LEAST = "the smallest"
-    NEWEST = "the label of the series with the largest value, which is a time; several engines together"
-    EACH = "what each engine has, times the engines"
+    MEAN_BY_BLOCKS = "mean weighted by the blocks of each engine's cache; unweighted where these are unknown"
+    SAME = "the common value of all series"
+    MAX = "maximum"
+    MIN = "minimum"
+    NEWEST = "label of the series with the largest value, which is a time; union over the engines"
+    PER_ENGINE = "value of one engine times the number of engines"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One sample that a signal can come from. `label`: the value is this label's text, and not the sample's value.
+class SignalSource:
+    """One sample that a signal can be read from. `label`: the value is this label's text instead of the sample's value.
 
-    `where`: a series must have these labels; an empty text is also that of a label which is not there. `added`: other
-    samples that belong to the sum; a page without one of them has no such source. `one_minus`: the signal is 1 less the
-    value. `tokens_or_blocks`: releases differ in what they count under this name, and its HELP text says which. Blocks
-    are multiplied by the block size.
+    `where`: labels that a series must have; an empty text also matches a missing label. `added`: further samples of the
+    sum; the source is missing where one of them is missing. `one_minus`: the signal is 1 minus the value.
+    `tokens_or_blocks`: releases count different units under this name, and the HELP text says which; blocks are
+    multiplied by the block size.
     """
 
     sample: str
-    combine: Combine = Combine.SUM
+    combine: SeriesCombination = SeriesCombination.SUM
     where: Mapping[str, str] = field(default_factory=dict)
     label: str | None = None
     added: tuple[str, ...] = ()
@@ -86,20 +88,20 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
-    """The ports of a server whose page is not where it serves, as they are unless its start says otherwise: those at
-    which it takes requests, and those of its page and of its health path."""
+class EnginePorts:
+    """The default ports of an engine whose page is not at its serving port: those for requests, for the page and for
+    the health path."""
 
     serving: tuple[int, ...]
     page: int
     health: int
 
     def page_of(self, given: int) -> int:
-        """Where the page of a server is that is called by this port."""
+        """The port of the page of a server that is configured with this port."""
         return self.page if given in self.serving else given
 
     def health_of(self, given: int, page: int) -> int | None:
-        """Where its health path is, if its page is at `page`; None where nobody can know."""
+        """The port of its health path, if its page is at `page`; None where it is unknown."""
         if given == self.page or given in self.serving:
             return self.health
         return given if given != page else None
@@ -109,36 +111,46 @@ class Ports:
 class Engine:
     """One kind of model server.
 
-    `marks` begin every name that only this engine has; `silent` says of each signal without a source why it has none;
-    `page_path` is where its page is unless the configuration says otherwise; `health_path` and `models_path` are asked
-    beside the page (None: it has no such path); `ports` are there where these are at ports of their own; `hint` is what
-    to check when the page lacks all of the engine's names. `answers_in_turn`: GETs that come on one connection before
-    the answer to the last one has gone are answered all the same, in their order (HTTP/1.1 pipelining). `reports`: what
-    a load report beside an answer calls a signal -> the signal (`agent.engines.report`).
+    `prefixes`: every metric name that only this engine has begins with one of them. `sources`: of each signal, in the
+    order of preference. `silent`: why a signal without a source has none, where there is more to say than that the
+    engine does not report it. `page_path` is the default path of its page; `health_path` and `models_path` are
+    requested besides the page (None: there is no such path); `ports` are set where these have ports of their own;
+    `hint` is what to check when a page has none of the engine's names. `pipelining`: it answers HTTP/1.1 pipelined
+    requests. `reports`: name of a metric in a load report -> signal (`agent.engines.report`).
 
-    `rank` are the labels that tell the engines of one server apart: their values are combined. `copies` are labels that
-    tell processes apart which report one and the same engine, as those of tensor parallelism do: the lowest one counts.
-    `histograms` are the families of those that may be asked for (`agent.signals.HISTOGRAMS`), the newest name first.
-    `unlike` are samples that only a page of another engine has beside this engine's names, with that engine.
+    `rank_labels` identify the engines of one server, whose values are combined. `copy_labels` identify processes that
+    report the same engine, such as those of tensor parallelism: the lowest one counts. `histograms`: metric families of
+    each histogram, the newest name first (`agent.signals.HISTOGRAMS`). `foreign_samples`: samples that only occur on a
+    page of another engine that shares this engine's names -> that engine.
     """
 
     name: str
-    marks: tuple[str, ...]
-    sources: Mapping[str, tuple[Source, ...]]
-    silent: Mapping[str, str]
+    prefixes: tuple[str, ...]
+    sources: Mapping[str, tuple[SignalSource, ...]]
     health_path: str | None
     models_path: str | None
-    answers_in_turn: bool = False
+    silent: Mapping[str, str] = field(default_factory=dict)
+    pipelining: bool = False
     reports: Mapping[str, str] = field(default_factory=dict)
     page_path: str = DEFAULT_PAGE_PATH
-    ports: Ports | None = None
-    rank: tuple[str, ...] = ("engine",)
-    copies: tuple[str, ...] = ()
-    unlike: Mapping[str, str] = field(default_factory=dict)
+    ports: EnginePorts | None = None
+    rank_labels: tuple[str, ...] = ("engine",)
+    copy_labels: tuple[str, ...] = ()
+    foreign_samples: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
     histograms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """Every sample name that this table looks for, once each."""
+        """Every sample name that is read, once each."""
         wanted = (sample for sources in self.sources.values() for source in sources for sample in source.samples)
-        return list(dict.fromkeys((*wanted, *self.unlike)))
+        return list(dict.fromkeys((*wanted, *self.foreign_samples)))
+
+    def why_silent(self, signal: str) -> str:
+        """Why its page has no such signal or histogram; empty where it has one."""
+        if signal in self.sources or signal in self.histograms:
+            return ""
+        if signal in self.silent:
+            return self.silent[signal]
+        if signal == MODELS and self.models_path is not None:
+            return f"not on the page; read from `{self.models_path}`"
+        return f"{self.name} does not report it"

@@ -1,18 +1,18 @@
-"""NVIDIA's Triton server: with the TensorRT-LLM backend, and with any other.
+"""NVIDIA's Triton server: with the TensorRT-LLM backend, and with any other backend.
 
-Read from the user guide of triton-inference-server/server (`metrics.md`), the README of tensorrtllm_backend with its
-example page, and `custom_metrics_reporter.cc` of NVIDIA/TensorRT-LLM. The page is on a port of its own, 8002 by
-default, beside 8000 for HTTP and 8001 for gRPC. `/v2/health/ready`, at the port for HTTP, answers 200 when the server
-and every model in it can take requests (its `protocol/README.md`, and `--strict-readiness`).
+Source: the user guide of triton-inference-server/server (`metrics.md`), the README of tensorrtllm_backend with its
+example page, and `custom_metrics_reporter.cc` of NVIDIA/TensorRT-LLM. The page has its own port, 8002 by default; 8000
+is HTTP and 8001 gRPC. `/v2/health/ready`, at the HTTP port, answers 200 when the server and all its models can take
+requests (`protocol/README.md`, and `--strict-readiness`).
 
-The TensorRT-LLM backend takes requests off Triton's own queue at once, so `nv_inference_pending_request_count` is 0
-beside its own numbers: a page that has these is refused to the table without them. It tells waiting requests since
-2025; older releases have no number for them. Scheduled requests are those of the running batch; `active` ones are with
-the backend, waiting or not.
+The TensorRT-LLM backend takes requests off Triton's own queue at once, so `nv_inference_pending_request_count` is 0 on
+its pages: a page with the backend's names is refused for the engine `triton`. The backend reports waiting requests
+since 2025. Scheduled requests are those in the running batch; `active` ones are all requests at the backend, waiting
+included.
 
-Of any other backend Triton knows the queue and little more: `nv_inference_exec_count`, which some take for the
-requests that run, counts executions since the start. Requests are counted for each model, so one request to an
-ensemble counts several times, and what has ended is not told.
+With any other backend Triton reports its queue and little more. `nv_inference_exec_count` is not the number of running
+requests: it counts executions since the start. Requests are counted per model, so one request to an ensemble counts
+several times, and there is no counter of ended requests.
 """
 
 from __future__ import annotations
@@ -20,67 +20,57 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
-from agent.engines.table import Combine, Engine, Ports, Source
+from agent.engines.table import Engine, EnginePorts, SeriesCombination, SignalSource
 
 _HEALTH: Final = "/v2/health/ready"
-_PORTS: Final = Ports(serving=(8000, 8001), page=8002, health=8000)
+_PORTS: Final = EnginePorts(serving=(8000, 8001), page=8002, health=8000)
 _REQUESTS: Final = "nv_trt_llm_request_metrics"
 _CACHE: Final = "nv_trt_llm_kv_cache_block_metrics"
-_SILENT_ALIKE: Final = {
-    **dict.fromkeys(signals.HISTOGRAMS, "times are on the page as sums and summaries, which have no buckets"),
-    signals.WAITING_CAPACITY: "the queue is not told by reason",
-    signals.WAITING_DEFERRED: "the queue is not told by reason",
-    signals.SLOTS_USAGE: "how many places a batch has is not on the page",
-    signals.PREFIX_QUERIES: "the prefix cache is not on the page",
-    signals.PREFIX_HITS: "the prefix cache is not on the page",
-    signals.PREEMPTIONS: "preemptions are not on the page",
-    signals.FINISHED: "requests are counted for each model, and so several times in an ensemble",
-    signals.PREFILL_SECONDS: "the time of prefills is not on the page",
-    signals.PREFILLS: "the time of prefills is not on the page",
-    signals.LORA_MAX: "LoRA adapters are not on the page",
-    signals.LORA_RUNNING: "LoRA adapters are not on the page",
-    signals.LORA_WAITING: "LoRA adapters are not on the page",
-    signals.START_TIME: "the time of the start is not on the page",
-    signals.MODEL_LOADED: "the page tells how long models took to load and not whether they are",
-    signals.MODELS: "the list of models is asked for by POST only",
+_SILENT: Final = {
+    **dict.fromkeys(signals.HISTOGRAMS, "the page has times as sums and summaries, without buckets"),
+    signals.FINISHED: "requests are counted per model, so several times in an ensemble",
+    signals.MODEL_LOADED: "the page has the load times of models, not whether they are loaded",
+    signals.MODELS: "the list of models is only available by POST",
 }
 TRITON_TENSORRT_LLM: Final = Engine(
     name="triton-tensorrt-llm",
-    marks=("nv_trt_llm_",),
+    prefixes=("nv_trt_llm_",),
     sources={
-        signals.RUNNING: (Source(_REQUESTS, where={"request_type": "scheduled"}),),
-        signals.WAITING: (Source(_REQUESTS, where={"request_type": "waiting"}),),
-        signals.KV_USAGE: (Source(_CACHE, Combine.MEAN_BY_BLOCKS, {"kv_cache_block_type": "fraction"}),),
-        signals.PROMPT_TOKENS: (Source("nv_llm_input_token_len_sum"),),
-        signals.GENERATION_TOKENS: (Source("nv_llm_output_token_len_sum"),),
-        signals.BLOCK_SIZE: (Source(_CACHE, Combine.SAME, {"kv_cache_block_type": "tokens_per"}),),
-        signals.BLOCKS: (Source(_CACHE, where={"kv_cache_block_type": "max"}),),
+        signals.RUNNING: (SignalSource(_REQUESTS, where={"request_type": "scheduled"}),),
+        signals.WAITING: (SignalSource(_REQUESTS, where={"request_type": "waiting"}),),
+        signals.KV_USAGE: (
+            SignalSource(_CACHE, SeriesCombination.MEAN_BY_BLOCKS, {"kv_cache_block_type": "fraction"}),
+        ),
+        signals.PROMPT_TOKENS: (SignalSource("nv_llm_input_token_len_sum"),),
+        signals.GENERATION_TOKENS: (SignalSource("nv_llm_output_token_len_sum"),),
+        signals.BLOCK_SIZE: (SignalSource(_CACHE, SeriesCombination.SAME, {"kv_cache_block_type": "tokens_per"}),),
+        signals.BLOCKS: (SignalSource(_CACHE, where={"kv_cache_block_type": "max"}),),
     },
-    silent=_SILENT_ALIKE,
+    silent=_SILENT,
     health_path=_HEALTH,
     models_path=None,
     ports=_PORTS,
-    rank=("model", "version"),
+    rank_labels=("model", "version"),
     hint="is this the port of Triton's metrics (8002), and is the TensorRT-LLM backend's model loaded?",
 )
 
 TRITON: Final = Engine(
     name="triton",
-    marks=("nv_",),
-    sources={signals.WAITING: (Source("nv_inference_pending_request_count"),)},
+    prefixes=("nv_",),
+    sources={signals.WAITING: (SignalSource("nv_inference_pending_request_count"),)},
     silent={
-        **_SILENT_ALIKE,
+        **_SILENT,
         signals.RUNNING: "not on the page; nv_inference_exec_count counts executions since the start",
-        signals.KV_USAGE: "Triton knows of no KV cache",
-        signals.PROMPT_TOKENS: "Triton knows of no tokens",
-        signals.GENERATION_TOKENS: "Triton knows of no tokens",
-        signals.BLOCK_SIZE: "Triton knows of no KV cache",
-        signals.BLOCKS: "Triton knows of no KV cache",
+        signals.KV_USAGE: "Triton does not know the KV cache of the backend",
+        signals.PROMPT_TOKENS: "Triton does not count tokens",
+        signals.GENERATION_TOKENS: "Triton does not count tokens",
+        signals.BLOCK_SIZE: "Triton does not know the KV cache of the backend",
+        signals.BLOCKS: "Triton does not know the KV cache of the backend",
     },
     health_path=_HEALTH,
     models_path=None,
     ports=_PORTS,
-    rank=("model", "version"),
-    unlike={_REQUESTS: "triton-tensorrt-llm"},
+    rank_labels=("model", "version"),
+    foreign_samples={_REQUESTS: "triton-tensorrt-llm"},
     hint="is this the port of Triton's metrics (8002)?",
 )

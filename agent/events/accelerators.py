@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from agent.signals import Refusal
+from agent.signals import RefusedValue
 
 
 class DevicesRead(NamedTuple):
@@ -16,7 +16,7 @@ class DevicesRead(NamedTuple):
     took: float
     size: int
     missing: tuple[str, ...]
-    refused: tuple[Refusal, ...]
+    refused: tuple[RefusedValue, ...]
 
 
 class DevicesFailed(NamedTuple):

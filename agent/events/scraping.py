@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from agent.signals import Refusal
+from agent.signals import RefusedValue
 
 
 class ScrapeDone(NamedTuple):
@@ -17,7 +17,7 @@ class ScrapeDone(NamedTuple):
     took: float
     size: int
     missing: tuple[str, ...]
-    refused: tuple[Refusal, ...]
+    refused: tuple[RefusedValue, ...]
 
 
 class ScrapeFailed(NamedTuple):

@@ -1,18 +1,18 @@
-"""The body of one /metrics answer, scanned for the samples that somebody asked for and never parsed whole.
+"""Samples of wanted names from a page: the body of a /metrics response in the Prometheus text format.
 
-The text format puts one sample on a line: a name, labels in braces, a value, perhaps a time stamp. A wanted name is
-searched for as bytes at the beginning of a line, and only the lines found are read: a page of a model server has some
-700 samples, of which we want 25.
+A sample is one line: a name, labels in braces, a value, an optional timestamp. A page is not parsed whole: a model
+server's page has about 700 samples, of which some 25 are wanted. Wanted names are matched as bytes at the beginning of
+a line, and only matching lines are parsed.
 
-Even these searches cost more than the reading, and from one scrape to the next only numbers change. So a Scanner, one
-per endpoint, remembers the layout: the bytes around each wanted value, and how far it lies behind the one before. The
-next page is read by comparing: every remembered line must stand near its place, wanted lines that followed each other
-must still do so, and what stood right before and behind a group of them must still stand there. Any difference means a
-full scan. What this cannot see stands outside every group on a page that otherwise kept its measures: a first wanted
-line, or the beginning of a label's text that goes on over lines; every `FULL_SCAN_PAGES` pages these are looked for.
+From one scrape to the next only numbers change. So a Scanner (one per endpoint) remembers the layout: the bytes around
+each wanted value, and its distance from the value before it. It reads the next page by comparing: each remembered line
+must be near its place, adjacent wanted lines must still be adjacent, and the bytes before and after each group of them
+must be the same. Any difference causes a full scan. The comparison cannot see a change outside every group on a page
+whose distances stayed the same: a new wanted line, or a label value that contains line ends. A check for these runs
+every `FULL_SCAN_PAGES` pages.
 
-What a page must be as a whole is checked first: not empty, text of this format and not a web page, and ended by a line
-end, for a page that was cut anywhere else must not be read (a value of `17` may have been `1734`).
+The page as a whole is checked first: not empty, in the text format, and ended by a line end. A page that was cut
+anywhere else is refused: a value of `17` may have been `1734`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-# More wanted series than this are no server's: reading them would hold up the scrapes of all others for 50 ms.
+# Reading more wanted series than this would delay all other scrapes by more than 50 ms; no server has so many.
 MAX_SERIES: Final = 10_000
-_SHOWN: Final = 80  # characters of a bad page or line that a message shows
+_EXCERPT_BYTES: Final = 80  # of a bad page or line, in a message
 
 _BLANK: Final = re.compile(rb"[ \t]*")
 _LABEL: Final = re.compile(
     rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"([^"\\\n]*(?:\\.[^"\\\n]*)*)"[ \t]*(,|\})'
 )  # fmt: skip
 _CLOSED: Final = re.compile(rb"[ \t]*\}")
-# After the value: nothing, or a time stamp in milliseconds; OpenMetrics has seconds there, and an exemplar behind `# `.
+# After the value: nothing, or a timestamp in milliseconds; OpenMetrics has seconds, and an exemplar after `# `.
 _VALUE: Final = re.compile(rb"[ \t]*([^ \t\r\n]++)(?:[ \t]+(-?[0-9]+(?:\.[0-9]+)?))?[ \t]*(?:# \{[^\n]*|\r?)(?=\n)")
-# A name at the beginning of a line, with what ends it: braces, a blank.
+# A name at the beginning of a line, followed by braces or a blank.
 _NAME: Final = re.compile(rb"[ \t]*([^ \t{]+)(?=[ \t{])")
-# Go's ParseFloat without the forms that Prometheus excludes (hexadecimal, underscores); Go takes no sign before NaN.
+# Go's ParseFloat without the forms that Prometheus excludes (hexadecimal, underscores). Go allows no sign before NaN.
 _NUMBER: Final = re.compile(
     rb"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|inf|infinity)|nan", re.IGNORECASE
 )
@@ -43,7 +43,7 @@ _ESCAPE: Final = re.compile(rb'\\[\\"n]')
 
 
 class PageRefused(Exception):
-    """A page that is not read at all: `reason` is one of REASONS, `detail` a sentence that says what was found."""
+    """A page that is not read at all: `reason` is one of REASONS, `detail` a sentence with the cause."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -52,7 +52,7 @@ class PageRefused(Exception):
 
 
 class Series(NamedTuple):
-    """One wanted line without its value; `text` is its beginning as it stands on the page, for messages."""
+    """A wanted series: name and labels; `text` is the beginning of its line on the page, for messages."""
 
     name: str
     labels: Mapping[str, str]
@@ -60,15 +60,18 @@ class Series(NamedTuple):
 
 
 class BadLine(NamedTuple):
-    """A wanted line that cannot be read: the name that was wanted, and the line (its beginning, if it is long)."""
+    """A line of a wanted name that cannot be parsed: the name, and the (shortened) line."""
 
     name: str
     text: str
 
 
-class Found(NamedTuple):
-    """A wanted line: the line end in front of it (-1: none), its value, its own end; `plain`: nothing beside these;
-    `stamp`: its time stamp as text, empty where it has none."""
+class SampleLine(NamedTuple):
+    """A parsed line of a wanted name.
+
+    `start` is the offset of the line end before it (-1: none), `value_at` of its value, `end` of its own line end.
+    `plain`: the line is not indented and has nothing after the value. `stamp`: its timestamp as text, or empty.
+    """
 
     start: int
     value_at: int
@@ -79,9 +82,9 @@ class Found(NamedTuple):
     stamp: bytes
 
 
-class Wanted(NamedTuple):
-    """A line that begins with a wanted name: where the line end in front of it stands (-1: none), where the name ends,
-    and the line's own end."""
+class NameMatch(NamedTuple):
+    """A line that begins with a wanted name: offsets of the line end before it (-1: none), of the end of the name, and
+    of its own line end."""
 
     name: str
     start: int
@@ -89,46 +92,46 @@ class Wanted(NamedTuple):
     end: int
 
 
-def lines(page: bytes, names: Iterable[str]) -> list[Wanted]:
-    """Every line of these names, in the order of the page."""
-    found: list[Wanted] = []
+def match_lines(page: bytes, names: Iterable[str]) -> list[NameMatch]:
+    """Every line of these names, in the order of the page; PageRefused for more than MAX_SERIES."""
+    found: list[NameMatch] = []
     wanted = {name.encode(): name for name in names}
     beginnings = (*wanted, b" ", b"\t")
     start = -1
-    # One pass: to search for each name by itself reads the whole page as often as there are names.
+    # One pass over the lines: a search for each name reads the whole page once per name.
     for line in page.split(b"\n"):
         end = start + 1 + len(line)
         if line.startswith(beginnings):
             token = _NAME.match(line)
             name = wanted.get(token[1]) if token else None
             if token and name is not None:
-                found.append(Wanted(name, start, start + 1 + token.end(), end))
+                found.append(NameMatch(name, start, start + 1 + token.end(), end))
                 if len(found) > MAX_SERIES:
-                    raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and its like")
+                    raise PageRefused("too_large", f"the page has over {MAX_SERIES} series of {name} and other names")
         start = end
     return found
 
 
-def find(page: bytes, names: Iterable[str]) -> tuple[list[Found], list[BadLine]]:
-    """Every line of these names in the order of the page, and those among them that cannot be read."""
-    found: list[Found] = []
+def find_samples(page: bytes, names: Iterable[str]) -> tuple[list[SampleLine], list[BadLine]]:
+    """Every sample of these names in the order of the page, and the lines of these names that cannot be parsed."""
+    found: list[SampleLine] = []
     bad: list[BadLine] = []
-    for line in lines(page, names):
-        sample = _read(page, line.name, line.start, line.at)
+    for line in match_lines(page, names):
+        sample = _parse(page, line.name, line.start, line.at)
         if sample is None:
-            bad.append(BadLine(line.name, show(page[line.start + 1 : line.end])))
+            bad.append(BadLine(line.name, excerpt(page[line.start + 1 : line.end])))
         else:
             found.append(sample)
     return found, bad
 
 
-def number(text: bytes) -> float | None:
-    """The value that Prometheus would read here, or None where it would refuse the page."""
+def parse_number(text: bytes) -> float | None:
+    """The value that Prometheus would read here, or None where Prometheus would refuse the page."""
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-def _read(page: bytes, name: str, start: int, at: int) -> Found | None:
-    """The line behind the line end at `start` whose name ends at `at`, or None where it is no sample."""
+def _parse(page: bytes, name: str, start: int, at: int) -> SampleLine | None:
+    """The line after the line end at `start`, whose name ends at `at`; None where it is not a sample."""
     labels: dict[str, str] = {}
     name_at = at - len(name)
     blank = _BLANK.match(page, at)
@@ -153,35 +156,34 @@ def _read(page: bytes, name: str, start: int, at: int) -> Found | None:
             if label[3] == b"}":
                 break
     value = _VALUE.match(page, at)
-    read = number(value[1]) if value else None
-    if value is None or read is None:
+    parsed = parse_number(value[1]) if value else None
+    if value is None or parsed is None:
         return None
-    series = Series(name, labels, page[name_at : min(at, name_at + _SHOWN)].decode("utf-8", "replace"))
+    series = Series(name, labels, page[name_at : min(at, name_at + _EXCERPT_BYTES)].decode("utf-8", "replace"))
     plain = value.end(1) == value.end() and name_at == start + 1
-    return Found(start, value.start(1), value.end(), plain, read, series, value[2] or b"")
+    return SampleLine(start, value.start(1), value.end(), plain, parsed, series, value[2] or b"")
 
 
-def show(text: bytes) -> str:
-    """The beginning of what was found, for a message."""
-    shown = text[:_SHOWN].decode("utf-8", "replace")
-    return repr(shown + "..." if len(text) > _SHOWN else shown)
+def excerpt(text: bytes) -> str:
+    """The beginning of the text, quoted, for a message."""
+    shown = text[:_EXCERPT_BYTES].decode("utf-8", "replace")
+    return repr(shown + "..." if len(text) > _EXCERPT_BYTES else shown)
 
-
-__all__ = ["MAX_LAYOUTS", "MAX_SERIES", "BadLine", "Layout", "Layouts", "PageRefused", "Scanner", "Series", "number"]
 
 FULL_SCAN_PAGES: Final = 128
-_STRIDE: Final = 79  # odd, so that all of them get their turn, and far from the turn before
+_STRIDE: Final = 79  # odd, so that successive scanners get distinct and distant offsets
 MAX_LAYOUTS: Final = 256
-_BEFORE: Final = 16  # bytes of a comment in front of a group that are remembered
+_BEFORE: Final = 16  # bytes of a comment before a group that are remembered
 
-# A label's text that goes over a line end: not in the format, yet Prometheus's scraper takes it, and what looks like a
-# line in it is none. The first finds the pages that may have one, the second the comments and texts of such a page.
+# A label value that contains a line end: not allowed by the format, yet Prometheus's scraper accepts it, and lines
+# inside it are not samples. The first pattern finds pages that may have one, the second the comments and label values
+# there.
 _OPEN_TEXT: Final = re.compile(rb'=[ \t]*+"(?:[^"\\\n]++|\\.)*+\\?\n')
 _COMMENT_OR_TEXT: Final = re.compile(
     rb'^[ \t]*+#[^\n]*+|=[ \t]*+"(?:[^"\\]++|\\.)*+"(?=[ \t]*+[,}a-zA-Z_])', re.DOTALL | re.MULTILINE
 )
 _DIGITS: Final = b"0123456789.eE+-"
-# The line behind a group, as far as it stays the same: a comment's mark, or a name and what ends it.
+# The constant beginning of the line after a group: a comment's mark, or a name with the character after it.
 _NEXT: Final = re.compile(rb"\n(?:#|[^ \t{\n]*[ \t{\n])")
 _ANY_LINE: Final = re.compile(
     rb"^[ \t]*(?:# (?:HELP|TYPE|UNIT) [a-zA-Z_:]|# EOF$|"
@@ -191,10 +193,10 @@ _ANY_LINE: Final = re.compile(
 
 
 class Layout:
-    """What a full scan found, but for the values; the same object for all pages that are laid out alike.
+    """The result of a full scan without the values; pages with the same layout share one object.
 
-    `last` is the wanted name on the page's very last line, if any; `helps` are HELP texts that were asked for, by name.
-    `stamps` are the time stamps behind the values, as text, where any line has one: empty for a line without.
+    `last` is the wanted name on the very last line of the page, or empty; `helps` are the requested HELP texts by name.
+    `stamps` are the timestamps as text, one for each series (empty for a line without one); () where no line has one.
     """
 
     __slots__ = ("bad", "helps", "last", "series", "stamps")
@@ -214,10 +216,10 @@ class Layout:
         self.stamps = stamps
 
 
-class _Known(NamedTuple):
-    """A layout with what tells it: of each remembered line the bytes before its value (`keys`), whether it follows the
-    one before (`adjacent`) and the bytes behind its group (`tails`), in the order of the page; and whether the last
-    line of them ends the page."""
+class _KnownLayout(NamedTuple):
+    """A layout and how to recognize it, for each remembered line in the order of the page: the bytes before its value
+    (`keys`), whether it follows the line before (`adjacent`), the bytes after its group (`tails`). `at_end`: the last
+    of them ends the page."""
 
     layout: Layout
     keys: tuple[bytes, ...]
@@ -226,77 +228,77 @@ class _Known(NamedTuple):
     at_end: bool
 
 
-class Layouts:
-    """Layouts that were learnt, for the endpoints of one engine to share: most of a fleet's pages are laid out alike.
+class SharedLayouts:
+    """Known layouts, shared by the endpoints of one engine: most pages of a fleet have the same layout.
 
-    Comparing a page with bytes that were just compared with another is twice as fast as with bytes of its own.
+    Comparing a page with bytes that were just compared with another page is twice as fast as with a private copy.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], _Known] = {}
+        self._known: dict[tuple[object, ...], _KnownLayout] = {}
         self._scanners = 0
 
-    def turn(self) -> int:
-        """At which of the `FULL_SCAN_PAGES` pages the next endpoint begins: those that start together take turns."""
+    def next_offset(self) -> int:
+        """Where in the cycle of `FULL_SCAN_PAGES` pages the next scanner begins: it spreads their full scans."""
         self._scanners += 1
         return (self._scanners - 1) * _STRIDE % FULL_SCAN_PAGES
 
-    def shared(self, known: _Known) -> _Known:
-        """The one that is equal to this, or else this."""
+    def shared(self, known: _KnownLayout) -> _KnownLayout:
+        """The stored layout equal to this one; this one is stored where there is none."""
         if len(self._known) >= MAX_LAYOUTS:
             self._known.clear()
         return self._known.setdefault(self._key(known), known)
 
-    def has(self, known: _Known) -> bool:
-        """Whether there is one that is equal to this."""
+    def has(self, known: _KnownLayout) -> bool:
+        """Whether an equal layout is stored."""
         return self._key(known) in self._known
 
     @staticmethod
-    def _key(known: _Known) -> tuple[object, ...]:
+    def _key(known: _KnownLayout) -> tuple[object, ...]:
         return *known[1:], known.layout.last, *sorted(known.layout.helps.items())
 
 
 class Scanner:
-    """Reads the pages of one endpoint for the samples of `names`. What it remembers makes it faster.
+    """Reads the samples of `names` from the pages of one endpoint; it remembers the layout of the last page.
 
     `helps`: the names whose HELP text is wanted too, where the page has a sample of them.
     """
 
-    __slots__ = ("_first", "_gaps", "_helps", "_known", "_layouts", "_names", "_pages", "_slack")
+    __slots__ = ("_gaps", "_helps", "_known", "_layouts", "_names", "_offset", "_pages", "_slack")
 
-    def __init__(self, names: Iterable[str], helps: Iterable[str] = (), layouts: Layouts | None = None) -> None:
+    def __init__(self, names: Iterable[str], helps: Iterable[str] = (), layouts: SharedLayouts | None = None) -> None:
         self._names = tuple(names)
         self._helps = frozenset(helps)
-        self._layouts = layouts or Layouts()
-        # Half a line may hide in a gap that moved by less than the shortest line that is wanted: name, blank, digit.
+        self._layouts = layouts or SharedLayouts()
+        # A gap that moved by less than the shortest wanted line (name, blank, digit) cannot hide a whole line.
         self._slack = min((len(name) for name in self._names), default=0) + 2
-        self._known: _Known | None = None
+        self._known: _KnownLayout | None = None
         self._gaps: list[int] = []
-        self._first = self._layouts.turn()
+        self._offset = self._layouts.next_offset()
         self._pages = 0
 
     def read(self, page: bytes) -> tuple[Layout, Sequence[float]]:
-        """The layout of the page and the value of each of its series; PageRefused when it cannot be a page."""
-        check(page)
+        """The page's layout and the value of each of its series; PageRefused for a page that cannot be read."""
+        check_page(page)
         known = self._known
         if known is not None:
             values = self._compare(page, known)
-            helps = known.layout.helps  # far from what is compared, and words of one length may replace each other
+            helps = known.layout.helps  # outside the compared bytes, and a text of the same length may replace another
             if values is not None and (not helps or all(help_of(page, name) == text for name, text in helps.items())):
                 self._pages += 1
                 if self._pages <= FULL_SCAN_PAGES:
                     return known.layout, values
-                if len(lines(page, self._names)) == len(values) and not _OPEN_TEXT.search(page):
+                if len(match_lines(page, self._names)) == len(values) and not _OPEN_TEXT.search(page):
                     self._pages = 0
                     return known.layout, values
         return self._scan(page)
 
     def forget(self) -> None:
-        """Scan the next page whatever it looks like."""
+        """Do a full scan of the next page."""
         self._known = None
 
-    def _compare(self, page: bytes, known: _Known) -> list[float] | None:
-        """The values where they stood before, or None when anything is not as it was."""
+    def _compare(self, page: bytes, known: _KnownLayout) -> list[float] | None:
+        """The values by the known layout, or None where the page differs from it."""
         texts: list[bytes] = []
         gaps, slack, adjacent, tails = self._gaps, self._slack, known.adjacent, known.tails
         end = 0
@@ -320,7 +322,7 @@ class Scanner:
             if known.at_end or abs(rest - gaps[-1]) > slack:
                 return None
             gaps[-1] = rest
-        if b"".join(texts).translate(None, _DIGITS):  # NaN, a time stamp, or what float() takes and Prometheus does not
+        if b"".join(texts).translate(None, _DIGITS):  # NaN, a timestamp, or a text that only float() accepts
             return None
         try:
             return list(map(float, texts))
@@ -328,35 +330,37 @@ class Scanner:
             return None
 
     def _scan(self, page: bytes) -> tuple[Layout, Sequence[float]]:
-        """Find every wanted line, whatever was remembered."""
+        """Full scan: find every wanted line, and remember the layout."""
         due = self._known is not None and self._pages > FULL_SCAN_PAGES
         self._known = None
-        found, bad = find(page, self._names)
-        layout, learnt = self._laid_out(page, found, bad)
-        # It takes as long as half a scan, and a layout that is known was looked at when it came.
-        if found and (due or learnt is None or not self._layouts.has(learnt)):
+        found, bad = find_samples(page, self._names)
+        layout, known = self._lay_out(page, found, bad)
+        # This check takes half as long as a scan; a layout that is stored was checked when it was stored.
+        if found and (due or known is None or not self._layouts.has(known)):
             within = _within_texts(page, found)
             if within:
                 found = [line for line in found if line not in within]
-                bad += [BadLine(line.series.name, show(page[line.start + 1 : line.end])) for line in within]
-                layout, learnt = self._laid_out(page, found, bad)
-        if learnt is not None:
-            self._known = self._layouts.shared(learnt)
-            self._pages = 0 if due else self._first
+                bad += [BadLine(line.series.name, excerpt(page[line.start + 1 : line.end])) for line in within]
+                layout, known = self._lay_out(page, found, bad)
+        if known is not None:
+            self._known = self._layouts.shared(known)
+            self._pages = 0 if due else self._offset
             layout = self._known.layout
         return layout, [line.value for line in found]
 
-    def _laid_out(self, page: bytes, found: Sequence[Found], bad: Sequence[BadLine]) -> tuple[Layout, _Known | None]:
-        """The page's layout, and what tells it: None where lines carry more than a value or are indented, for such a
-        page is scanned each time."""
+    def _lay_out(
+        self, page: bytes, found: Sequence[SampleLine], bad: Sequence[BadLine]
+    ) -> tuple[Layout, _KnownLayout | None]:
+        """The page's layout, and how to recognize it. The latter is None for a page with bad or indented lines, or with
+        more than a value on a line: such a page gets a full scan each time."""
         last = next((line.series.name for line in found if line.end + 1 == len(page)), "")
         helps = {name: help_of(page, name) for name in self._helps & {line.series.name for line in found}}
         stamps = tuple(line.stamp for line in found) if any(line.stamp for line in found) else ()
         layout = Layout(tuple(line.series for line in found), tuple(bad), last, helps, stamps)
         plain = found and found[0].start >= 0 and not bad and all(line.plain for line in found)
-        return layout, self._learn(page, found, layout) if plain else None
+        return layout, self._remember(page, found, layout) if plain else None
 
-    def _learn(self, page: bytes, found: Sequence[Found], layout: Layout) -> _Known:
+    def _remember(self, page: bytes, found: Sequence[SampleLine], layout: Layout) -> _KnownLayout:
         keys: list[bytes] = []
         adjacents: list[bool] = []
         tails: list[bytes] = []
@@ -377,32 +381,32 @@ class Scanner:
             self._gaps.append(start - before)
             before = line.end
         self._gaps.append(len(page) - before)
-        return _Known(layout, tuple(keys), tuple(adjacents), tuple(tails), before + 1 == len(page))
+        return _KnownLayout(layout, tuple(keys), tuple(adjacents), tuple(tails), before + 1 == len(page))
 
 
-def check(page: bytes) -> None:
-    """Raise PageRefused when the page cannot be one, whatever the engine."""
+def check_page(page: bytes) -> None:
+    """PageRefused for a body that cannot be a whole page of the text format, of whatever engine."""
     if not page:
-        raise PageRefused("empty", "the answer has no body: is this the path of the metrics?")
+        raise PageRefused("empty", "the response has no body: is this the path of the metrics?")
     first = page[:1]
     if first.isspace():
         first = page.lstrip()[:1]
     if first and not (first.isalpha() or first in b"#_:"):
-        raise PageRefused("not_metrics", f"the page begins with {show(page)}: is this the path of the metrics?")
+        raise PageRefused("not_metrics", f"the page begins with {excerpt(page)}: is this the path of the metrics?")
     if b"\0" in page:
-        raise PageRefused("not_metrics", "the page holds zero bytes: it is no text")
+        raise PageRefused("not_metrics", "the page contains zero bytes: it is not text")
     if not page.endswith(b"\n") and not page.endswith(b"\n# EOF"):
         last = page[page.rfind(b"\n") + 1 :]
-        raise PageRefused("truncated", f"the last line has no end: {show(last)}")
+        raise PageRefused("truncated", f"the last line has no end: {excerpt(last)}")
 
 
 def is_metrics(page: bytes) -> bool:
-    """Whether any line of the page is one of this format."""
+    """Whether at least one line of the page is in the text format."""
     return _ANY_LINE.search(page) is not None
 
 
 def help_of(page: bytes, name: str) -> str:
-    """The HELP text of a sample's family, empty where the page has none."""
+    """The HELP text of a sample's family, or empty."""
     mark = f"# HELP {name} ".encode()
     at = page.find(b"\n" + mark) + 1
     if not at and not page.startswith(mark):
@@ -411,8 +415,8 @@ def help_of(page: bytes, name: str) -> str:
     return page[at : page.find(b"\n", at)].decode("utf-8", "replace")
 
 
-def _within_texts(page: bytes, found: Sequence[Found]) -> list[Found]:
-    """Those of the lines that stand in the text of a label."""
+def _within_texts(page: bytes, found: Sequence[SampleLine]) -> list[SampleLine]:
+    """Those of the lines that are inside a label value."""
     if not _OPEN_TEXT.search(page):
         return []
     texts = [text.span() for text in _COMMENT_OR_TEXT.finditer(page) if b"\n" in text[0]]

@@ -1,24 +1,24 @@
-"""How often each endpoint is asked when there may be only so many scrapes in a second. Pure.
+"""The scrape interval of each endpoint when the number of scrapes per second is limited. Pure.
 
-Where all can be asked at the configured interval, they are. Where not, those that stand still make room first: they go
-to longer intervals, up to the longest with which their readings stay fresh. Then those at work share what is left
-evenly, up to the longest interval too. Readings stay fresh even where that costs more than the budget: a fleet that
-large has outgrown it, which is told.
+If the budget allows it, every endpoint has the configured interval. If not, the intervals of idle endpoints are
+extended first, up to the longest interval that keeps readings fresh. Then the busy endpoints share the rest evenly, up
+to the longest interval too. Readings stay fresh even where this exceeds the budget: such a fleet is too large for it,
+which the agent reports.
 
-Intervals are averages, so that what comes together is held back by a gate: no span of time has more scrapes than the
-budget has for it, and one more. A budget of CPU is one of scrapes that is found out: what the process used of late says
-whether there may be more of them or fewer.
+Intervals are averages. A RateLimiter delays scrapes that are due at the same time: no span of time has more than one
+scrape above the budget. A budget of CPU time is a budget of scrapes whose rate is adjusted to the CPU time that the
+process recently used.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-# The part of the budget that is given out: a gate that is asked for all that it lets through has a queue without end.
-GIVEN_OUT: Final = 0.95
-# By how much the rate moves at most from one look to the next: a second of something else does not make it silent.
-_SLOWER: Final = 0.5
-_FASTER: Final = 1.25
+# The share of the rate that intervals may add up to: at full utilization the queue of a rate limiter has no bound.
+ALLOCATED_SHARE: Final = 0.95
+# The largest change of the rate in one step, so that a short burst of other work does not stop the scrapes.
+_MAX_DECREASE: Final = 0.5
+_MAX_INCREASE: Final = 1.25
 
 
 class Bounds(NamedTuple):
@@ -28,59 +28,60 @@ class Bounds(NamedTuple):
     longest: float
 
 
-class Shared(NamedTuple):
-    """The intervals in seconds of endpoints that are at work and of those that stand still."""
+class Intervals(NamedTuple):
+    """The scrape intervals of busy and of idle endpoints, in seconds."""
 
     busy: float
     idle: float
 
 
-def share(busy: int, idle: int, per_second: float, bounds: Bounds) -> Shared:
-    """The intervals of so many endpoints with `per_second` scrapes for all of them.
+def share(busy: int, idle: int, per_second: float, bounds: Bounds) -> Intervals:
+    """The intervals of this many busy and idle endpoints, with `per_second` scrapes for all of them.
 
-    They sum to no more than that, unless every endpoint is at the longest.
+    The sum of their rates is at most that, unless every endpoint has the longest interval.
     """
     shortest, longest = bounds
     if (busy + idle) / shortest <= per_second:
-        return Shared(shortest, shortest)
+        return Intervals(shortest, shortest)
     if (busy + idle) / longest >= per_second:
-        return Shared(longest, longest)
+        return Intervals(longest, longest)
     for_busy = per_second - idle / longest
     if busy and busy / shortest >= for_busy:
-        return Shared(busy / for_busy, longest)
-    return Shared(shortest, idle / (per_second - busy / shortest))
+        return Intervals(busy / for_busy, longest)
+    return Intervals(shortest, idle / (per_second - busy / shortest))
 
 
-def followed(per_second: float, used: float, cores: float, least: float, most: float) -> float:
-    """The scrapes in a second for the time to come, where `used` cores were used at `per_second` and `cores` may be.
+def adjusted_rate(per_second: float, used: float, cores: float, minimum: float, maximum: float) -> float:
+    """The next scrapes per second, if `used` cores were used at `per_second` and `cores` is the budget.
 
-    Never below `least` nor above `most`. With a cost of `a + b * per_second` cores it settles where that is `cores`,
-    without swinging: each step closes `b * per_second / cores` of the gap, which is at most all of it.
+    With a cost of `a + b * per_second` cores it converges to a cost of `cores` without oscillation: each step closes
+    `b * per_second / cores` of the gap, which is at most all of it.
     """
-    factor = cores / used if used > 0 else _FASTER
-    return max(least, min(most, per_second * max(_SLOWER, min(_FASTER, factor))))
+    factor = cores / used if used > 0 else _MAX_INCREASE
+    return max(minimum, min(maximum, per_second * max(_MAX_DECREASE, min(_MAX_INCREASE, factor))))
 
 
-class Gate:
-    """Lets `per_second` through in the order in which they ask. `passed`: how many it has let through or promised to.
+class RateLimiter:
+    """Admits `per_second` scrapes, in the order of their requests. `admitted` counts them.
 
-    `latest` is how long after its last scrape an endpoint is let through all the same, in seconds.
+    `max_gap`: a scrape is admitted this many seconds after the endpoint's last one, whatever the rate.
     """
 
-    def __init__(self, per_second: float, latest: float) -> None:
+    def __init__(self, per_second: float, max_gap: float) -> None:
         self._gap = 1 / per_second
         self._free_at = float("-inf")
-        self.latest = latest
-        self.passed = 0
+        self.max_gap = max_gap
+        self.admitted = 0
 
-    def widen(self, per_second: float) -> None:
-        """Another rate from now on."""
+    def set_rate(self, per_second: float) -> None:
+        """Change the rate."""
         self._gap = 1 / per_second
 
-    def at(self, now: float, last: float) -> float:
-        """When an endpoint may be asked whose last scrape began at `last`: now or later. Its place is taken by that."""
+    def reserve(self, now: float, last: float) -> float:
+        """The time (now or later) at which an endpoint may be scraped whose last scrape began at `last`; reserves
+        it."""
         at = max(now, self._free_at)
-        # Who may not wait takes a place too, but a queue of those grows no longer than anybody waits in it.
-        self._free_at = min(at + self._gap, now + self.latest)
-        self.passed += 1
-        return max(now, min(at, last + self.latest))
+        # A scrape that may not wait takes a slot too, but never delays the following ones by more than max_gap.
+        self._free_at = min(at + self._gap, now + self.max_gap)
+        self.admitted += 1
+        return max(now, min(at, last + self.max_gap))

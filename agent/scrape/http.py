@@ -1,6 +1,6 @@
-"""One HTTP/1.1 answer from bytes: its head, and its body where it came in chunks. No socket, no clock.
+"""HTTP/1.1 messages as bytes: a GET request, the head of a response, and a chunked body. No socket, no clock.
 
-Only what a scrape needs: a status, how the body ends, whether the connection can be used again.
+Only the parts that a scrape needs are parsed: the status, the framing of the body, and whether the connection persists.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-HEAD_BYTES: Final = 16 << 10  # more than this before the empty line is no answer to a scrape
+MAX_HEAD_BYTES: Final = 16 << 10  # a longer head is refused
 _STATUS: Final = re.compile(rb"[1-9][0-9][0-9]")
-# The headers that are read.
+# The header fields that are parsed.
 _HEADER: Final = re.compile(
     rb"\n(content-length|content-encoding|connection|transfer-encoding):([^\r\n]*)", re.IGNORECASE
 )
-# A fleet of one kind of server answers with few different heads in a second: that of a health path is the same from all
-# but for its date. To find a head that was read before costs a twentieth of reading it.
-_KEPT_HEADS: Final = 256
-_LONGEST_LINE: Final = 1024  # of those with a chunk's size, and of those behind the last chunk
+# A fleet of one kind of server sends few distinct heads in a second: those of a health path only differ in their date.
+# A cache hit costs a twentieth of parsing.
+_CACHED_HEADS: Final = 256
+_MAX_LINE_BYTES: Final = 1024  # of a line with a chunk size, and of a trailer line
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 
-class BadAnswer(Exception):
-    """Bytes that are no HTTP answer; the message says what is wrong with them."""
+class MalformedResponse(Exception):
+    """Bytes that are not an HTTP/1.1 response; the message says why."""
 
 
-class Head(NamedTuple):
-    """What stands before the body. `length`: its bytes; None: chunked, or to the end of the connection."""
+class ResponseHead(NamedTuple):
+    """The parsed head of a response. `length`: bytes of the body; None: chunked, or until the connection closes.
+    `keep`: the connection persists after the response. `encoding`: its content coding, empty for identity."""
 
     status: int
     length: int | None
@@ -36,21 +37,21 @@ class Head(NamedTuple):
     encoding: str
 
 
-def request(host: str, path: str, accept: str, headers: str = "") -> bytes:
-    """A GET that asks for no compression and for the connection to stay; `headers` are lines with their ends."""
+def get_request(host: str, path: str, accept: str, headers: str = "") -> bytes:
+    """A GET on a persistent connection, without compression; `headers` are further lines, each with CRLF."""
     return (
         f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nAccept-Encoding: identity\r\n"
         f"User-Agent: inference-gateway-agent\r\n{headers}\r\n"
     ).encode()
 
 
-@lru_cache(_KEPT_HEADS)
-def head(text: bytes) -> Head:
-    """The head from its bytes, without the empty line at the end; BadAnswer when it is none."""
+@lru_cache(_CACHED_HEADS)
+def parse_head(text: bytes) -> ResponseHead:
+    """Parse the bytes of a head, without the empty line at its end; MalformedResponse where it is not one."""
     first = text.partition(b"\r\n")[0]
     parts = first.split(None, 2)
     if len(parts) < 2 or not first.startswith(b"HTTP/1.") or not _STATUS.fullmatch(parts[1]):
-        raise BadAnswer(f"the answer begins with {first[:60]!r}, which is not HTTP/1")
+        raise MalformedResponse(f"the response begins with {first[:60]!r}, which is not HTTP/1")
     length: int | None = None
     chunked = False
     keep = parts[0] != b"HTTP/1.0"
@@ -59,7 +60,7 @@ def head(text: bytes) -> Head:
         name, value = name.lower(), value.strip()
         if name == b"content-length":
             if not value.isdigit() or len(value) > 18 or (length is not None and length != int(value)):
-                raise BadAnswer(f"content-length is {value[:40]!r}")
+                raise MalformedResponse(f"content-length is {value[:40]!r}")
             length = int(value)
         elif name == b"transfer-encoding":
             chunked = value.lower().endswith(b"chunked")
@@ -72,23 +73,24 @@ def head(text: bytes) -> Head:
         length, chunked = 0, False
     if chunked:
         length = None
-    return Head(status, length, chunked, keep, encoding)
+    return ResponseHead(status, length, chunked, keep, encoding)
 
 
-class Chunks:
-    """The body of a chunked answer, as it comes in; `take` as often as there is more. `at`: how far it was read."""
+class ChunkedBody:
+    """Decodes a chunked body from a buffer that grows: `feed` after each read. `at`: offset of the next unread byte;
+    `size`: bytes of the chunks begun so far; `done`: the last chunk and the trailers were read."""
 
     __slots__ = ("_left", "_parts", "at", "done", "size")
 
     def __init__(self, start: int) -> None:
         self.at = start
-        self._left = -1  # bytes of the chunk that are still to come; -1: a size is next; -2: trailers are next
+        self._left = -1  # bytes left of the current chunk; -1: a chunk size is next; -2: trailers are next
         self._parts: list[bytes] = []
         self.size = 0
         self.done = False
 
-    def take(self, buffer: bytearray, end: int) -> None:
-        """Read what is new in the buffer up to `end`; BadAnswer where it is not chunked."""
+    def feed(self, buffer: bytearray, end: int) -> None:
+        """Decode the new bytes of the buffer up to `end`; MalformedResponse where they are not chunked."""
         while not self.done:
             if self._left > 0:
                 piece = bytes(buffer[self.at : min(end, self.at + self._left)])
@@ -101,27 +103,27 @@ class Chunks:
                     return
                 self._left = 0
             line_end = buffer.find(b"\r\n", self.at, end)
-            # A line is as long as it is, however it comes in: of one that has no end yet the last byte may be `\r`.
-            if (end - self.at - 1 if line_end < 0 else line_end - self.at) > _LONGEST_LINE:
-                raise BadAnswer(f"a line between chunks is over {_LONGEST_LINE} bytes")
+            # The last byte of an incomplete line may be its `\r`, which does not count.
+            if (end - self.at - 1 if line_end < 0 else line_end - self.at) > _MAX_LINE_BYTES:
+                raise MalformedResponse(f"a line between chunks is over {_MAX_LINE_BYTES} bytes")
             if line_end < 0:
                 return
             line = bytes(buffer[self.at : line_end])
             self.at = line_end + 2
-            if self._left == 0:  # the line end behind a chunk
+            if self._left == 0:  # the line end after a chunk
                 if line:
-                    raise BadAnswer("a chunk is longer than its size says")
+                    raise MalformedResponse("a chunk is longer than its size")
                 self._left = -1
             elif self._left == -2:
                 self.done = not line
             else:
                 digits = line.partition(b";")[0].strip()
                 if not digits or digits.strip(_HEXADECIMAL) or len(digits) > 12:
-                    raise BadAnswer(f"a chunk's size is {digits[:20]!r}")
+                    raise MalformedResponse(f"a chunk's size is {digits[:20]!r}")
                 size = int(digits, 16)
                 self.size += size
                 self._left = size or -2
 
     def body(self) -> bytes:
-        """The whole body."""
+        """The decoded body."""
         return b"".join(self._parts)

@@ -1,13 +1,13 @@
-"""The one loop of the scraper: due -> GET -> extract -> sink, for every endpoint and exporter on its own schedule.
+"""The scrape loop: due -> GET -> extract -> sink, for every endpoint and exporter on its own schedule.
 
-One heap of due times and one timer serve all endpoints; an endpoint is never asked for two pages at a time. A
-reading's time is the moment at which its page was asked for. Beside the page, and on the same connection, the engine's
-health path is asked every second, and its models path now and then (`agent.scrape.scraper`). An exporter, which is no
-model server, has a page only, with a reader and a sink of its own.
+One heap of due times and one timer serve all endpoints. An endpoint never has two active requests for its page. The
+time of a reading is when its page was requested. Probes of the engine's health and models paths are sent besides the
+page, on the same connection (`agent.scrape.scraper`). An exporter is not a model server: it only has a page, with its
+own reader and sink.
 
-A connection stays open between scrapes. When the server closes it while nothing is asked, that is news: the endpoint
-is asked at once, so a killed server is down within milliseconds. This happens once in an interval at most, as there are
-servers that close every connection soon, and not within `SOONEST_SECONDS` of the last scrape.
+Connections persist between scrapes. When the server closes one while it is idle, the endpoint is scraped at once, so a
+killed server is down within milliseconds. This happens at most once per interval, because some servers close every
+connection soon, and not within `SOONEST_SECONDS` of the last scrape.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ from typing import Any, Final
 
 from agent.clock import Clock
 from agent.engine_specs import AUTO
-from agent.engines.auto import Recogniser
-from agent.engines.mapping import Extraction, Extractor, Memory
-from agent.scrape.budget import Gate, Shared
-from agent.scrape.fetch import Buffers
-from agent.scrape.line import Line
-from agent.scrape.question import Timed
-from agent.scrape.schedule import Firsts
+from agent.engines.auto import EngineRecogniser
+from agent.engines.mapping import Extraction, Extractor, LayoutCache
+from agent.scrape.budget import Intervals, RateLimiter
+from agent.scrape.http_client import HttpClient
+from agent.scrape.http_connection import BufferPool
+from agent.scrape.probe import Scheduled
+from agent.scrape.schedule import StartupLimiter
 from agent.scrape.scraper import Scraper
-from agent.scrape.target import PageSink, Reader, Sink, Target, Told
+from agent.scrape.target import PageReader, PageSink, ResultT_contra, Sink, Target
 
-__all__ = ["PageSink", "Reader", "ScrapeLoop", "Sink", "Target"]
-
-# After a time in which nothing could be begun, the whole fleet may be due: answers are read between so many asks.
-BEGUN_AT_ONCE: Final = 100
-# How often time-outs are looked for, while anything is asked: a time-out comes late by at most this.
-WATCH_SECONDS: Final = 0.05
+# After a pause of the process the whole fleet may be due: responses are read between so many starts.
+MAX_STARTS_AT_ONCE: Final = 100
+# How often deadlines are checked while a request is active: a time-out is late by at most this.
+DEADLINE_CHECK_SECONDS: Final = 0.05
 
 
 class ScrapeLoop:
@@ -43,30 +41,34 @@ class ScrapeLoop:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.buffers: Final = Buffers()
+        self.buffers: Final = BufferPool()
         self._scrapers: dict[tuple[str, str], Scraper] = {}
-        self._due: list[tuple[float, int, Timed]] = []
-        self._memories: dict[str, Memory] = {}
+        self._due: list[tuple[float, int, Scheduled]] = []
+        self._layout_caches: dict[str, LayoutCache] = {}
         self._sequence = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self._asking: set[Line] = set()
-        self._watch: asyncio.TimerHandle | None = None
-        self._watch_at = 0.0
-        self.firsts = Firsts()
-        self.gate: Gate | None = None
+        self._active: set[HttpClient] = set()
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._deadline_check_at = 0.0
+        self.startup_limiter = StartupLimiter()
+        self.rate_limiter: RateLimiter | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     def set_targets(self, pool: str, targets: Sequence[Target], sink: Sink) -> None:
-        """The model servers of a pool from now on. Those that stay keep their connection, and their phase if the
-        interval stays."""
+        """Replace the model servers of a pool. Those that stay keep their connection, and their phase if the interval
+        stays."""
         self._set(pool, targets, sink, sink, partial(self._reader, pool))
 
     def set_exporters(
-        self, group: str, targets: Sequence[Target], sink: PageSink[Told], reader: Callable[[Target], Reader[Told]]
+        self,
+        group: str,
+        targets: Sequence[Target],
+        sink: PageSink[ResultT_contra],
+        reader: Callable[[Target], PageReader[ResultT_contra]],
     ) -> None:
-        """The exporters of a group from now on, whose name is no pool's; `reader` makes what reads the pages of one."""
+        """Replace the exporters of a group, whose name is no pool's; `reader` makes the reader of one's pages."""
         self._set(group, targets, sink, None, reader)
 
     def _set(
@@ -75,7 +77,7 @@ class ScrapeLoop:
         targets: Sequence[Target],
         sink: PageSink[Any],
         server: Sink | None,
-        reader: Callable[[Target], Reader[Any]],
+        reader: Callable[[Target], PageReader[Any]],
     ) -> None:
         wanted = {target.address: target for target in targets}
         for key in [key for key in self._scrapers if key[0] == group and key[1] not in wanted]:
@@ -90,91 +92,91 @@ class ScrapeLoop:
             scraper = self._scrapers[group, address] = Scraper(self, target, sink, server, reader(target))
             scraper.begin()
 
-    def set_gate(self, gate: Gate | None) -> None:
-        """What lets scrapes of model servers through from now on; None: every one at its configured interval."""
-        self.gate = gate
-        if gate is None:
+    def set_rate_limiter(self, limiter: RateLimiter | None) -> None:
+        """Limit the rate of all scrapes of model servers; None: each has its configured interval."""
+        self.rate_limiter = limiter
+        if limiter is None:
             for scraper in self._scrapers.values():
-                scraper.pace(scraper.target.interval)
+                scraper.set_interval(scraper.target.interval)
 
-    def pace(self, pool: str, addresses: Iterable[str], busy: Collection[str], intervals: Shared) -> None:
-        """Ask the `busy` ones of a pool's endpoints and the others at these intervals from now on."""
+    def set_intervals(self, pool: str, addresses: Iterable[str], busy: Collection[str], intervals: Intervals) -> None:
+        """Set the intervals of a pool's endpoints: of the `busy` ones, and of the others, which are idle."""
         for address in addresses:
             scraper = self._scrapers.get((pool, address))
             if scraper is not None:
-                scraper.pace(intervals.busy if address in busy else intervals.idle)
+                scraper.set_interval(intervals.busy if address in busy else intervals.idle)
 
     async def stop(self) -> None:
-        """Ask nothing more and close every connection."""
+        """Stop scraping and close every connection."""
         self._stopped = True
         for scraper in self._scrapers.values():
             scraper.stop()
         self._scrapers.clear()
-        for timer in (self._timer, self._watch):
+        for timer in (self._timer, self._deadline_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._watch = None
+        self._timer = self._deadline_timer = None
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # -- what a scraper asks of the loop -------------------------------------------------------------------------
+    # -- called by scrapers and clients --------------------------------------------------------------------------
 
     @property
     def now(self) -> float:
         """Monotonic seconds."""
         return self._clock.now()
 
-    def at(self, due: float, timed: Timed) -> None:
-        """Call `timed.due` at this time, in place of any other time told before."""
-        timed.due_at = due
+    def schedule(self, due: float, scheduled: Scheduled) -> None:
+        """Call `scheduled.on_due` at this time, instead of any time scheduled before."""
+        scheduled.due_at = due
         self._sequence += 1
-        heapq.heappush(self._due, (due, self._sequence, timed))
+        heapq.heappush(self._due, (due, self._sequence, scheduled))
         if due < self._timer_at:
-            self._arm(due)
+            self._set_timer(due)
 
-    def _reader(self, pool: str, target: Target) -> Reader[Extraction]:
+    def _reader(self, pool: str, target: Target) -> PageReader[Extraction]:
         if target.engine != AUTO or target.table is not None:
             return self.extractor(target)
 
-        def made(name: str) -> Extractor:
+        def make_extractor(name: str) -> Extractor:
             return self.extractor(target._replace(engine=name))
 
-        def told(name: str) -> None:
+        def on_recognised(name: str) -> None:
             self._scrapers[pool, target.address].recognised(name)
 
-        return Recogniser(made, told)
+        return EngineRecogniser(make_extractor, on_recognised)
 
     def extractor(self, target: Target) -> Extractor:
-        """A reader of one endpoint's pages; those of one engine share what they learn. ValueError without an engine."""
+        """A reader of one endpoint's pages; those of one engine share a cache. ValueError without an engine."""
         table = target.engine_table()
         if table is None:
             raise ValueError(f"{target.address} is set as a model server and has no engine")
-        memory = self._memories.get(table.name)
-        if memory is None or memory.engine != table:
-            memory = self._memories[table.name] = Memory(table)
-        return Extractor(table, memory, target.histograms)
+        cache = self._layout_caches.get(table.name)
+        if cache is None or cache.engine != table:
+            cache = self._layout_caches[table.name] = LayoutCache(table)
+        return Extractor(table, cache, target.histograms)
 
-    def run(self, line: Line) -> asyncio.Task[None]:
-        """A task that opens the line's connection."""
-        task = asyncio.get_running_loop().create_task(line.connect())
+    def start_connect(self, client: HttpClient) -> asyncio.Task[None]:
+        """Start a task that opens the client's connection."""
+        task = asyncio.get_running_loop().create_task(client.connect())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def asking(self, line: Line) -> None:
-        """It waits for an answer: look after its time-out."""
-        self._asking.add(line)
-        if self._watch is None:
-            self._watch_from(self._clock.now())
+    def request_started(self, client: HttpClient) -> None:
+        """The client has an active GET: check its deadline from now on."""
+        self._active.add(client)
+        if self._deadline_timer is None:
+            self._check_deadlines_after(self._clock.now())
 
-    def asked(self, line: Line) -> None:
-        """It waits no more."""
-        self._asking.discard(line)
+    def request_ended(self, client: HttpClient) -> None:
+        """The client has no active GET any more."""
+        self._active.discard(client)
 
     # -- within --------------------------------------------------------------------------------------------------
 
-    def _arm(self, due: float) -> None:
+    def _set_timer(self, due: float) -> None:
         if self._stopped:
             return
         if self._timer is not None:
@@ -184,33 +186,33 @@ class ScrapeLoop:
 
     def _run(self) -> None:
         self._timer = None
-        self._timer_at = float("-inf")  # what is told meanwhile needs no timer of its own
+        self._timer_at = float("-inf")  # no timer for what is scheduled within this call
         now = self._clock.now()
         due = self._due
-        begun = 0
-        while due and due[0][0] <= now + due[0][2].early and begun < BEGUN_AT_ONCE:
-            begun += 1
-            at, _, timed = heapq.heappop(due)
-            if timed.due_at == at and not timed.stopped:
-                timed.due(now)
+        started = 0
+        while due and due[0][0] <= now + due[0][2].early and started < MAX_STARTS_AT_ONCE:
+            started += 1
+            at, _, scheduled = heapq.heappop(due)
+            if scheduled.due_at == at and not scheduled.stopped:
+                scheduled.on_due(now)
         self._timer_at = float("inf")
         if due:
-            self._arm(due[0][0])
+            self._set_timer(due[0][0])
 
-    def _watch_from(self, now: float) -> None:
-        self._watch_at = now + WATCH_SECONDS
-        self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look_after)
+    def _check_deadlines_after(self, now: float) -> None:
+        self._deadline_check_at = now + DEADLINE_CHECK_SECONDS
+        self._deadline_timer = asyncio.get_running_loop().call_later(DEADLINE_CHECK_SECONDS, self._check_deadlines)
 
-    def _look_after(self) -> None:
-        self._watch = None
+    def _check_deadlines(self) -> None:
+        self._deadline_timer = None
         now = self._clock.now()
-        late = now - self._watch_at
-        if late > WATCH_SECONDS:
-            # It is we who were held up, by a crowd of answers or by a stop of the whole process: answers lie unread,
-            # and nobody is to be called dead for that.
-            for line in self._asking:
-                line.give_up_at += late
-        for line in [line for line in self._asking if line.give_up_at <= now]:
-            line.time_out()
-        if self._asking and not self._stopped:
-            self._watch_from(now)
+        late = now - self._deadline_check_at
+        if late > DEADLINE_CHECK_SECONDS:
+            # This process was delayed, by many responses or because it was stopped: responses may be unread, so no
+            # request times out for that.
+            for client in self._active:
+                client.deadline += late
+        for client in [client for client in self._active if client.deadline <= now]:
+            client.time_out()
+        if self._active and not self._stopped:
+            self._check_deadlines_after(now)

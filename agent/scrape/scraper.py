@@ -1,10 +1,10 @@
-"""One endpoint's scrapes: its page on a grid, and beside the page its engine's health path and its models.
+"""The scrapes of one endpoint: its page on a grid of times, and probes of its engine's health and models paths.
 
-What is asked beside the page goes over the page's own connection while nothing else is on it, so it costs one small
-answer. A page that is due meanwhile does not wait: it takes a new connection, and the old one is closed behind its
-answer. Health is asked with the page that comes next to its time, and on its own where no page does. As long as it is
-not known whether a server lives, it is asked for its health before its page, so that a server which is loading says so
-before a page is believed.
+Probes are sent on the page's connection while it has no active request, so a probe costs one small response. A page
+that is due while a probe is active does not wait: it takes a new connection, and the old one is closed after its
+response. Health is probed together with the page that is nearest to its due time, and alone if there is none. Until an
+endpoint's first page, and while it is down, health is probed before the page: a server that is loading says so before
+its page is used.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ import orjson
 
 from agent.engine_specs import AUTO
 from agent.exposition.page import PageRefused
-from agent.scrape.budget import Gate
-from agent.scrape.fetch import FetchFailed
-from agent.scrape.http import request
-from agent.scrape.line import Line
-from agent.scrape.question import Loop, Question, early
+from agent.scrape.budget import RateLimiter
+from agent.scrape.http import get_request
+from agent.scrape.http_client import HttpClient
+from agent.scrape.http_connection import FetchFailed
+from agent.scrape.probe import Probe, ScraperContext, early
 from agent.scrape.schedule import first_due, next_due, retry_due
-from agent.scrape.target import PageSink, Reader, Sink, Target
+from agent.scrape.target import PageReader, PageSink, Sink, Target
 from agent.state.health import DOWN_AFTER
 
+# The minimum time between a scrape and an immediate one after the server closed the connection.
 SOONEST_SECONDS: Final = 0.05
-MODELS_BYTES: Final = 1 << 20
-HEALTH_BYTES: Final = 64 << 10
-# What is asked beside the page must be here within this time: it is a short answer.
-BESIDE_SECONDS: Final = 0.5
-# The part of the time between two questions for health for which a page that takes its time may hold one up.
+MAX_MODELS_BYTES: Final = 1 << 20
+MAX_HEALTH_BYTES: Final = 64 << 10
+# The longest time-out of a probe, whose response is short.
+PROBE_SECONDS: Final = 0.5
+# A page that takes longer than this fraction of the health interval does not delay the pipelined health probe further.
 SLOW_OF_INTERVAL: Final = 0.5
 _METRICS_TYPE: Final = "text/plain;version=0.0.4"
-# Failures after which another server may answer at the address; the first two without a word with any server.
-_NOBODY: Final = frozenset({"refused", "unreachable"})
-_GONE: Final = _NOBODY | {"reset"}
-# How a health path fails, as `agent.state.health.HEALTH_REASONS` calls it; any other failure is `health_broken`.
-_HEALTH_WORDS: Final = {
+# Failures without any contact to a server.
+_NO_SERVER: Final = frozenset({"refused", "unreachable"})
+# Failures after which the address may belong to another server.
+_SERVER_GONE: Final = _NO_SERVER | {"reset"}
+# Failure of a health probe -> `agent.state.health.HEALTH_REASONS`; any other failure is `health_broken`.
+_HEALTH_REASONS: Final = {
     "refused": "health_refused",
     "unreachable": "health_refused",
     "timeout": "health_timeout",
@@ -45,326 +47,338 @@ _HEALTH_WORDS: Final = {
 
 
 class Scraper:
-    """One endpoint of one pool, or one exporter, for which `server`, who is told of what is asked beside the page, is
-    None."""
+    """Scrapes one endpoint of one pool, or one exporter. `server` receives the results of probes; None for an
+    exporter."""
 
     __slots__ = (
-        "_asked", "_blocked", "_both_requests", "_early_at", "_engine", "_failures", "_grid", "_health",
-        "_line", "_loop", "_models", "_page_at", "_page_request", "_page_waits", "_paged", "_paging", "_reader",
-        "_server", "_sink", "_slow_after", "_turn_at", "_written", "due_at", "early", "interval", "stopped",
-        "target",
+        "_blocked", "_both_requests", "_client", "_context", "_early_at", "_engine", "_failures", "_grid", "_health",
+        "_models", "_page_at", "_page_read", "_page_request", "_page_waits", "_reader", "_reserved_at", "_scraping",
+        "_sent_by", "_server", "_sink", "_slow_after", "_written", "due_at", "early", "interval", "stopped", "target",
     )  # fmt: skip
 
     def __init__(
-        self, loop: Loop, target: Target, sink: PageSink[Any], server: Sink | None, reader: Reader[Any]
+        self,
+        context: ScraperContext,
+        target: Target,
+        sink: PageSink[Any],
+        server: Sink | None,
+        reader: PageReader[Any],
     ) -> None:
-        self._loop = loop
+        self._context = context
         self._sink = sink
         self._server = server
         self._reader = reader
-        self._engine = ""  # what was recognised
-        self._failures = 0
-        self._paged = False
+        self._engine = ""  # the recognised one
+        self._failures = 0  # in a row
+        self._page_read = False
         self._grid = 0.0
         self._early_at = float("-inf")
-        self._paging = False  # a scrape is under way
-        self._page_waits = False  # and it waits for the health path, which is asked first
-        self._health = Question(self, HEALTH_BYTES, self._well, self._unwell)
-        self._models = Question(self, MODELS_BYTES, self._served, lambda _: None)
+        self._scraping = False
+        self._page_waits = False  # the active scrape begins with a health probe
+        self._health = Probe(self, MAX_HEALTH_BYTES, self._healthy, self._unhealthy)
+        self._models = Probe(self, MAX_MODELS_BYTES, self._served, lambda _: None)
         self.due_at = 0.0
         self.stopped = False
         self.interval = target.interval
-        self._page_at = float("-inf")  # when its last good page was asked for
-        self._turn_at: float | None = None  # when the gate lets it through
+        self._page_at = float("-inf")  # when its last good page was requested
+        self._reserved_at: float | None = None  # when the rate limiter admits it
         self._set(target)
-        self._line = self._new_line(target.address)
-        self._lay()
-        self._asked: Line | Question = self._line  # where the page, or what comes before it, was asked last
+        self._client = self._new_client(target.address)
+        self._replace_clients()
+        self._sent_by: HttpClient | Probe = self._client  # the last request for the page, or the probe before it
 
     def _set(self, target: Target) -> None:
         self.target = target
         self.early = early(target.interval)
-        table = self._told(target).engine_table()
-        timeout = min(target.timeout, BESIDE_SECONDS)
+        table = self._resolved(target).engine_table()
+        timeout = min(target.timeout, PROBE_SECONDS)
         health = table.health_path if table and target.health_path is None else target.health_path
-        health_at = target.health_at(table)
+        health_address = target.health_address(table)
         models = table.models_path if table else None
-        self._written = target.reach.version
+        self._written = target.access.version
         self._blocked: FetchFailed | None = None
         try:
-            headers = target.reach.headers()
+            headers = target.access.headers()
         except FetchFailed as failure:
             self._blocked, headers, health, models = failure, "", None, None
-        self._page_request = request(self._host(target.page_at()), target.path, _METRICS_TYPE, headers)
-        ask_health = request(self._host(health_at), health, "*/*", headers) if health and health_at else b""
-        ask_models = request(self._host(target.address), models, "application/json", headers) if models else b""
-        self._health.set(ask_health, target.health_interval, timeout)
-        self._models.set(ask_models, target.models_interval, timeout)
-        self._slow_after = min(target.health_interval * SLOW_OF_INTERVAL, BESIDE_SECONDS) if ask_health else 0.0
-        in_turn = table is not None and table.answers_in_turn
-        self._both_requests = self._page_request + ask_health if ask_health and in_turn else b""
+        self._page_request = get_request(self._host(target.page_address()), target.path, _METRICS_TYPE, headers)
+        health_request = (
+            get_request(self._host(health_address), health, "*/*", headers) if health and health_address else b""
+        )
+        models_request = get_request(self._host(target.address), models, "application/json", headers) if models else b""
+        self._health.configure(health_request, target.health_interval, timeout)
+        self._models.configure(models_request, target.models_interval, timeout)
+        self._slow_after = min(target.health_interval * SLOW_OF_INTERVAL, PROBE_SECONDS) if health_request else 0.0
+        pipelining = table is not None and table.pipelining
+        self._both_requests = self._page_request + health_request if health_request and pipelining else b""
 
     def _host(self, address: str) -> str:
-        """What to call the server at one of its addresses."""
+        """The Host header for one of the server's addresses."""
         name = self.target.name
         return f"{name}:{address.rpartition(':')[2]}" if name else address
 
-    def _lay(self) -> None:
-        """New lines, where the old ones lead elsewhere."""
-        self._line.leave()
-        self._line = self._new_line(self.target.page_at())
-        self._lay_beside()
+    def _replace_clients(self) -> None:
+        """New clients, because the connection settings changed."""
+        self._client.close_when_idle()
+        self._client = self._new_client(self.target.page_address())
+        self._replace_probe_clients()
 
-    def _lay_beside(self) -> None:
-        """New lines to what is asked at another port than the page."""
-        target, page = self.target, self.target.page_at()
-        health = target.health_at(self._told(target).engine_table()) or page
-        for question, address in ((self._health, health), (self._models, target.address)):
-            if question.own is not None:
-                question.own.leave()
-            question.own = None if address == page else self._new_line(address)
+    def _replace_probe_clients(self) -> None:
+        """New clients for the probes whose port is not the page's."""
+        target, page = self.target, self.target.page_address()
+        health = target.health_address(self._resolved(target).engine_table()) or page
+        for probe, address in ((self._health, health), (self._models, target.address)):
+            if probe.own_client is not None:
+                probe.own_client.close_when_idle()
+            probe.own_client = None if address == page else self._new_client(address)
 
-    def _new_line(self, address: str) -> Line:
+    def _new_client(self, address: str) -> HttpClient:
         target = self.target
-        on_close = self._closed_idle if address == target.page_at() else _nothing
-        return Line(self._loop, address, on_close, target.reach, target.name, self._slow)
+        on_idle_close = self._closed_idle if address == target.page_address() else _ignore_close
+        return HttpClient(self._context, address, on_idle_close, target.access, target.name, self._page_slow)
 
-    def _told(self, target: Target) -> Target:
-        """The target with the engine that was recognised, where it is to be."""
+    def _resolved(self, target: Target) -> Target:
+        """The target, with the recognised engine in place of `auto`."""
         return target._replace(engine=self._engine) if target.engine == AUTO and self._engine else target
 
     def recognised(self, engine: str) -> None:
-        """Its page is of this engine: ask beside the page what that engine can be asked."""
+        """Its page is of this engine: send that engine's probes."""
         self._engine = engine
-        self._models.again()
+        self._models.make_due()
         if self._server is not None:
             self._server.recognised(self.target.address, engine)
-        self._set_anew(self.target)
-        self._lay_beside()
+        self._reset(self.target)
+        self._replace_probe_clients()
 
-    def _set_anew(self, target: Target) -> None:
-        asked = self._health.asks
+    def _reset(self, target: Target) -> None:
+        enabled = self._health.enabled
         self._set(target)
-        if asked and not self._health.asks and self._server is not None:
-            self._server.health(target.address, False, "", "", self._loop.now, 0.0)
+        if enabled and not self._health.enabled and self._server is not None:
+            self._server.health(target.address, False, "", "", self._context.now, 0.0)
 
     def begin(self) -> None:
-        """Take the first place on the grid."""
-        now, target = self._loop.now, self.target
+        """Start, with the first scrape as soon as the startup limiter allows it."""
+        now, target = self._context.now, self.target
         self._grid = first_due(target.address, target.interval, now)
-        self._loop.at(self._loop.firsts.at(now), self)
+        self._context.schedule(self._context.startup_limiter.reserve(now), self)
 
     def change(self, target: Target, sink: PageSink[Any], server: Sink | None) -> None:
-        """Other settings for the same endpoint."""
+        """Apply other settings for the same endpoint."""
         before, self._sink, self._server = self.target, sink, server
-        self._set_anew(target)
-        if self._health.asks:
-            self._health.remind(self._loop, self._loop.now)
-        if target.way() != before.way():
-            self._lay()
+        self._reset(target)
+        if self._health.enabled:
+            self._health.schedule(self._context, self._context.now)
+        if target.connection_key() != before.connection_key():
+            self._replace_clients()
         if target.interval != before.interval:
             self.interval = target.interval
             self.begin()
 
-    def pace(self, interval: float) -> None:
-        """Ask every so many seconds from now on, be it the configured interval or a longer one."""
+    def set_interval(self, interval: float) -> None:
+        """Scrape every so many seconds, be it the configured interval or a longer one."""
         before, self.interval = self.interval, interval
-        if interval < 0.9 * before and self._paged and not self._failures:
-            self._loop.at(min(self.due_at, max(self._loop.now, self._page_at + interval)), self)
-        if before <= self._health.interval < interval and self._health.asks:
-            self._health.remind(self._loop, self._loop.now)  # it does not come with every page any more
+        if interval < 0.9 * before and self._page_read and not self._failures:
+            self._context.schedule(min(self.due_at, max(self._context.now, self._page_at + interval)), self)
+        if before <= self._health.interval < interval and self._health.enabled:
+            self._health.schedule(self._context, self._context.now)  # it is not sent with every page any more
 
     def stop(self) -> None:
-        """Ask nothing more."""
+        """Stop, and close every connection."""
         self.stopped = True
         self._health.stop()
         self._models.stop()
-        self._line.close()
-        if isinstance(self._asked, Line):  # with a page that is under way, and perhaps left to it
-            self._asked.close()
+        self._client.close()
+        if isinstance(self._sent_by, HttpClient):  # it may be a replaced client whose page is still outstanding
+            self._sent_by.close()
 
-    # -- asking --------------------------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------------------------
 
-    def due(self, now: float) -> None:
-        """The time has come; a scrape that is still under way makes this slot be skipped."""
-        gate = self._loop.gate
-        if gate is not None and self._server is not None and not self._paging and self._waits(gate, now):
+    def on_due(self, now: float) -> None:
+        """A scrape is due; this slot is skipped while another scrape is active."""
+        limiter = self._context.rate_limiter
+        if limiter is not None and self._server is not None and not self._scraping and self._waits(limiter, now):
             return
-        if gate is None or self._server is None:
-            # Half an interval on: this scrape may be a little early, or between two points of the grid.
+        if limiter is None or self._server is None:
+            # Half an interval later: this scrape may be a little early, or between two points of the grid.
             self._grid = next_due(self._grid, self.interval, now + self.interval / 2)
-        else:  # whose intervals change: it is the gate that spreads them
+        else:  # intervals change, and the rate limiter spreads the scrapes
             self._grid = now + self.interval
-        self._loop.at(self._grid, self)
-        if self._paging:
+        self._context.schedule(self._grid, self)
+        if self._scraping:
             return
-        self._paging = True
-        reach = self.target.reach
-        reach.look(now)
-        if reach.version != self._written:
+        self._scraping = True
+        access = self.target.access
+        access.refresh(now)
+        if access.version != self._written:
             self._set(self.target)
-        # Who comes back is whole with its first page, so its health is asked before.
-        again = self._failures >= DOWN_AFTER and self._health.asks and not self._health.busy
-        if again or ((self._failures or not self._paged) and self._health.wanted(now)):
+        # The first page after an outage makes the endpoint healthy, so its health is probed before.
+        down = self._failures >= DOWN_AFTER and self._health.enabled and not self._health.busy
+        if down or ((self._failures or not self._page_read) and self._health.wanted(now)):
             self._page_waits = True
-            self._ask_beside(self._health, now)
+            self._send_probe(self._health, now)
         else:
-            self._ask_page()
+            self._request_page()
 
-    def _waits(self, gate: Gate, now: float) -> bool:
-        """Whether it is not yet its turn; it is called again when it is."""
-        turn = self._turn_at
-        if turn is None:
-            known = self._paged and not self._failures
-            self._turn_at = turn = gate.at(now, self._page_at if known else float("inf"))
-        if turn <= now + self.early:
-            self._turn_at = None
+    def _waits(self, limiter: RateLimiter, now: float) -> bool:
+        """Whether the rate limiter delays the scrape; `on_due` is called again when it is admitted."""
+        reserved = self._reserved_at
+        if reserved is None:
+            known = self._page_read and not self._failures
+            self._reserved_at = reserved = limiter.reserve(now, self._page_at if known else float("inf"))
+        if reserved <= now + self.early:
+            self._reserved_at = None
             return False
-        self._loop.at(turn, self)
+        self._context.schedule(reserved, self)
         return True
 
-    def _ask_page(self) -> None:
+    def _request_page(self) -> None:
         self._page_waits = False
         target = self.target
         if self._blocked is not None:
-            self._asked = self._line
-            self._line.sent_at = self._loop.now
+            self._sent_by = self._client
+            self._client.sent_at = self._context.now
             self._page_failed(self._blocked)
             return
-        self._asked = line = self._free_line()
-        health, now = self._health, self._loop.now
-        request, follower = self._page_request, None
-        together = self._both_requests and self._paged and not self._failures and line.open and not health.apart
-        if together and health.own is None and health.wanted(now):
-            request, follower = self._both_requests, health
-            health.begin(now, line)
+        self._sent_by = client = self._free_client()
+        health, now = self._health, self._context.now
+        request, pipelined = self._page_request, None
+        possible = self._both_requests and self._page_read and not self._failures and client.connected
+        if possible and not health.send_alone and health.own_client is None and health.wanted(now):
+            request, pipelined = self._both_requests, health
+            health.begin(now, client)
             if self.interval > health.interval:
-                health.remind(self._loop, now)
-        line.ask(
-            request, target.max_page_bytes, target.timeout, self._page, self._page_failed, self._slow_after, follower
+                health.schedule(self._context, now)
+        client.get(
+            request,
+            target.max_page_bytes,
+            target.timeout,
+            self._page_received,
+            self._page_failed,
+            self._slow_after,
+            pipelined,
         )
 
-    def _slow(self, line: Line) -> None:
-        """The page takes its time: health does not wait for it."""
-        now = self._loop.now
-        if line.drop():
-            self._ask_beside(self._health, now)
-        elif self._health.asks:
-            self._health.remind(self._loop, now)
+    def _page_slow(self, client: HttpClient) -> None:
+        """The page is slow: health does not wait for it."""
+        now = self._context.now
+        if client.drop_pipelined():
+            self._send_probe(self._health, now)
+        elif self._health.enabled:
+            self._health.schedule(self._context, now)
 
-    def _free_line(self) -> Line:
-        """The line with nothing on it; one that waits for an answer is left to it."""
-        line = self._line
-        if line.busy:
-            line.leave()
-            line = self._line = self._new_line(line.address)
-        return line
+    def _free_client(self) -> HttpClient:
+        """The page's client; replaced by a new one if it is waiting for a response."""
+        client = self._client
+        if client.busy:
+            client.close_when_idle()
+            client = self._client = self._new_client(client.address)
+        return client
 
-    def ask_beside(self, question: Question, now: float) -> None:
-        """The question's time has come, and there was no page next to it."""
-        if question.wanted(now):
-            self._ask_beside(question, now)
-        else:  # it is asked right now
-            question.remind(self._loop, now)
+    def probe_due(self, probe: Probe, now: float) -> None:
+        """A probe is due, and was not sent together with a page."""
+        if probe.wanted(now):
+            self._send_probe(probe, now)
+        else:  # it is active
+            probe.schedule(self._context, now)
 
-    def _ask_beside(self, question: Question, now: float) -> None:
-        line = question.own or self._line
-        if line.busy:  # with a page, which must not be disturbed
-            line = Line(self._loop, line.address, _nothing, self.target.reach, self.target.name)
-            question.ask(now, line)
-            line.leave()
+    def _send_probe(self, probe: Probe, now: float) -> None:
+        client = probe.own_client or self._client
+        if client.busy:  # with a page, which must not be delayed
+            client = HttpClient(self._context, client.address, _ignore_close, self.target.access, self.target.name)
+            probe.send(now, client)
+            client.close_when_idle()
         else:
-            question.ask(now, line)
-        if question is not self._health:
+            probe.send(now, client)
+        if probe is not self._health:
             return
-        # Where pages come at least as often, the next one sees to it: it comes in time, or is slow, or fails.
-        if self._paging or self._failures or not self._paged or self.interval > question.interval:
-            question.remind(self._loop, now)
+        # If pages are at least as frequent, the next one schedules the probe: when it is sent, is slow, or fails.
+        if self._scraping or self._failures or not self._page_read or self.interval > probe.interval:
+            probe.schedule(self._context, now)
 
-    def _beside(self, now: float) -> None:
-        """Ask what is due beside the page, one after the other."""
-        if self.stopped or self._paging or self._line.busy or self._server is None:
+    def _send_due_probe(self, now: float) -> None:
+        """Send a probe that is due; the next one follows when it has ended."""
+        if self.stopped or self._scraping or self._client.busy or self._server is None:
             return
         if self._health.wanted(now):
-            self._ask_beside(self._health, now)
-        elif self._paged and not self._failures and self._models.wanted(now):
-            self._ask_beside(self._models, now)
+            self._send_probe(self._health, now)
+        elif self._page_read and not self._failures and self._models.wanted(now):
+            self._send_probe(self._models, now)
 
-    def asked_beside(self, question: Question, failure: FetchFailed | None) -> None:
-        """A question was answered, or it failed."""
+    def probe_ended(self, probe: Probe, failure: FetchFailed | None) -> None:
+        """A probe has a response, or it failed."""
         if self.stopped:
             return
-        if question is self._models:
+        if probe is self._models:
             return
         if not self._page_waits:
-            self._beside(self._loop.now)
-        elif failure is not None and failure.reason in _NOBODY and question.own is None:
-            self._asked = question
-            self._page_failed(failure)  # nobody to be asked for a page either
+            self._send_due_probe(self._context.now)
+        elif failure is not None and failure.reason in _NO_SERVER and probe.own_client is None:
+            self._sent_by = probe
+            self._page_failed(failure)  # a request for the page would fail in the same way
         else:
-            self._ask_page()
+            self._request_page()
 
-    # -- answers -------------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------
 
-    def _page(self, page: bytes, whole: bool) -> None:  # noqa: FBT001
+    def _page_received(self, page: bytes, whole: bool) -> None:  # noqa: FBT001
         try:
             extraction = self._reader.extract(page, whole=whole)
         except PageRefused as refused:
-            self._report(refused.reason, refused.detail)
+            self._report_failure(refused.reason, refused.detail)
             return
-        self._paging = False
-        self._paged = True
+        self._scraping = False
+        self._page_read = True
         self._failures = 0
-        at, now = self._asked.sent_at, self._loop.now
+        at, now = self._sent_by.sent_at, self._context.now
         self._page_at = at
         if self._sink.observed(self.target.address, extraction, at, now - at, len(page)):
-            self._models.anew(now)
-        self._beside(now)
+            self._models.reset(now)
+        self._send_due_probe(now)
 
     def _page_failed(self, failure: FetchFailed) -> None:
         if self.stopped:
             return
-        if failure.reason in _GONE:
-            # Whoever comes back may serve other models, and be asked in another way.
-            self._models.again()
-            self._health.apart = False
-        failure = self.target.reach.understood(failure)
-        self._report(failure.reason, failure.detail)
+        if failure.reason in _SERVER_GONE:
+            # Another server may start at the address, with other models, and it may support pipelining.
+            self._models.make_due()
+            self._health.send_alone = False
+        failure = self.target.access.explained(failure)
+        self._report_failure(failure.reason, failure.detail)
 
-    def _report(self, reason: str, detail: str) -> None:
-        self._paging = self._page_waits = False
+    def _report_failure(self, reason: str, detail: str) -> None:
+        self._scraping = self._page_waits = False
         self._failures += 1
-        at, now = self._asked.sent_at, self._loop.now
+        at, now = self._sent_by.sent_at, self._context.now
         self._sink.failed(self.target.address, reason, detail, at, now - at)
         if self.stopped:
             return
         if self._failures > 1:
-            self._loop.at(retry_due(self.target.address, self._failures - 1, self.interval, now), self)
-        if self._health.asks:
-            self._health.remind(self._loop, now)
-        if reason not in _NOBODY:
-            self._beside(now)
+            self._context.schedule(retry_due(self.target.address, self._failures - 1, self.interval, now), self)
+        if self._health.enabled:
+            self._health.schedule(self._context, now)
+        if reason not in _NO_SERVER:
+            self._send_due_probe(now)
 
-    def _well(self, body: bytes) -> None:
-        self._tell_health("", "")
+    def _healthy(self, body: bytes) -> None:
+        self._report_health("", "")
 
-    def _unwell(self, failure: FetchFailed) -> None:
-        failure = self.target.reach.understood(failure)
+    def _unhealthy(self, failure: FetchFailed) -> None:
+        failure = self.target.access.explained(failure)
         if 200 < failure.status < 300:
-            self._tell_health("", "")
-        elif self._page_waits and failure.reason in _NOBODY and self._health.own is None:
-            pass  # told as the failure of the page, which was not asked for
+            self._report_health("", "")
+        elif self._page_waits and failure.reason in _NO_SERVER and self._health.own_client is None:
+            pass  # reported as the failure of the page, which was not requested
         elif failure.status == 503:
-            self._tell_health("health_unavailable", failure.detail)
+            self._report_health("health_unavailable", failure.detail)
         elif failure.status == 404:
-            self._tell_health("health_not_found", "HTTP 404: the server has no such path; write its healthPath")
+            self._report_health("health_not_found", "HTTP 404: the server has no such path; write its healthPath")
         else:
-            self._tell_health(_HEALTH_WORDS.get(failure.reason, "health_broken"), failure.detail)
+            self._report_health(_HEALTH_REASONS.get(failure.reason, "health_broken"), failure.detail)
 
-    def _tell_health(self, reason: str, detail: str) -> None:
+    def _report_health(self, reason: str, detail: str) -> None:
         if self._server is not None and not self.stopped:
             at = self._health.sent_at
-            self._server.health(self.target.address, not reason, reason, detail, at, self._loop.now - at)
+            self._server.health(self.target.address, not reason, reason, detail, at, self._context.now - at)
 
     def _served(self, body: bytes) -> None:
         names = model_names(body)
@@ -372,20 +386,20 @@ class Scraper:
             self._server.served_models(self.target.address, names, self._models.sent_at)
 
     def _closed_idle(self) -> None:
-        """The server closed a connection on which nothing was asked: see whether it still lives."""
-        now = self._loop.now
-        if self.stopped or self._paging or now - self._early_at < self.interval:
+        """The server closed the idle connection: check soon whether it still runs."""
+        now = self._context.now
+        if self.stopped or self._scraping or now - self._early_at < self.interval:
             return
         self._early_at = now
-        self._loop.at(min(self.due_at, max(now, self._line.sent_at + SOONEST_SECONDS)), self)
+        self._context.schedule(min(self.due_at, max(now, self._client.sent_at + SOONEST_SECONDS)), self)
 
 
-def _nothing() -> None:
-    """Nobody needs to know that this connection was closed."""
+def _ignore_close() -> None:
+    """The closing of this connection while idle has no meaning."""
 
 
 def model_names(body: bytes) -> frozenset[str] | None:
-    """The names in an OpenAI list of models (`data[].id`), or None where the body is none."""
+    """The names in an OpenAI list of models (`data[].id`), or None where the body is not one."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:

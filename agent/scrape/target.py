@@ -1,4 +1,4 @@
-"""What the scrape loop is given for each address: what to ask, who reads the page, and who is told."""
+"""The interfaces of the scrape loop: a target, the reader of its pages, and the sinks that receive the results."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from agent.engine_specs import AUTO
 from agent.engines import engine
-from agent.engines.mapping import Engine, Extraction
-from agent.scrape.reach import PLAIN, Reach
+from agent.engines.mapping import Extraction
+from agent.engines.table import Engine
+from agent.scrape.server_access import PLAIN, ServerAccess
 from agent.state.endpoint import UNIDENTIFIED, Identity
 
 
 class Target(NamedTuple):
-    """What to ask, how often (seconds), how long to wait for the whole page (seconds), and how large it may be.
+    """One address to scrape.
 
-    `histograms` are read beside the engine's signals.
-    `engine` is empty where no model server answers: then nothing is asked beside the page. `table` is that of an engine
-    which the configuration tells; the others are known by their names. The engine `auto` is recognised by its page, and
-    what is asked beside the page is asked from then on. `health_path` is the engine's where it is None; where it is
-    empty, health is not asked for. `name` is what the pool calls the server's host, empty for an address. Ports of 0
-    are those that the engine has for it beside the address's, or the address's. `identity` is who serves there, as far
-    as the pool says.
+    `interval` and `timeout` (of the whole page) are in seconds. `histograms` are read besides the engine's signals.
+    `engine` is empty for an exporter, which is not a model server: only its page is requested. `table` is the table of
+    an engine from the configuration; the others are known by name. With the engine `auto` the engine is recognised from
+    the page, and its probes are sent from then on. `health_path` is the engine's where it is None; empty: health is not
+    probed. `name` is the server's host name in the pool, empty for an address. A port of 0 is the engine's default for
+    the port of the address, or that port. `identity` is the server at the address, as far as discovery knows it.
     """
 
     address: str
@@ -33,19 +33,19 @@ class Target(NamedTuple):
     histograms: tuple[str, ...] = ()
     health_interval: float = 1.0
     health_path: str | None = None
-    reach: Reach = PLAIN
+    access: ServerAccess = PLAIN
     name: str = ""
     metrics_port: int = 0
     health_port: int = 0
     table: Engine | None = None
     identity: Identity = UNIDENTIFIED
 
-    def page_at(self) -> str:
-        """The address of its page."""
+    def page_address(self) -> str:
+        """The host:port of its page."""
         return self._at(self._page_port())
 
-    def health_at(self, table: Engine | None) -> str:
-        """The address of its health path, if it is this engine; empty where its health is not to be asked for."""
+    def health_address(self, table: Engine | None) -> str:
+        """The host:port of its health path, if it is this engine; empty where its health is not probed."""
         path = self.health_path
         if path is None and table is not None:
             path = table.health_path
@@ -71,59 +71,63 @@ class Target(NamedTuple):
     def _at(self, port: int) -> str:
         return f"{self.address.rpartition(':')[0]}:{port}" if port else self.address
 
-    def way(self) -> tuple[object, ...]:
-        """All that tells where connections lead, and how."""
-        return self.address, self.metrics_port, self.health_port, self.reach, self.name
+    def connection_key(self) -> tuple[object, ...]:
+        """Everything that determines where connections are opened to, and how."""
+        return self.address, self.metrics_port, self.health_port, self.access, self.name
 
     def engine_table(self) -> Engine | None:
-        """The table of its engine; None where no model server answers, and where its engine is to be recognised."""
+        """The table of its engine; None for an exporter, and for an engine that is to be recognised."""
         if self.table is not None or self.engine in {"", AUTO}:
             return self.table
         return engine(self.engine)
 
     def same_server(self, later: Target) -> bool:
-        """Whether `later` is the same server, and its pages are read alike: else no answer to this is one to that."""
+        """Whether `later` is the same server and its pages are read in the same way, so that results remain valid."""
         alike = self.engine == later.engine and self.table == later.table and self.histograms == later.histograms
         return alike and not self.identity.replaced_by(later.identity)
 
 
-Read = TypeVar("Read", covariant=True)  # noqa: PLC0105
-Told = TypeVar("Told", contravariant=True)  # noqa: PLC0105
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+ResultT_contra = TypeVar("ResultT_contra", contravariant=True)
 
 
-class Reader(Protocol[Read]):
-    """Makes something of the pages of one address."""
+class PageReader(Protocol[ResultT_co]):
+    """Reads the pages of one address."""
 
-    def extract(self, page: bytes, *, whole: bool = False) -> Read:
-        """What the page says, or PageRefused. `whole`: the transport has shown that nothing is missing at the end."""
+    def extract(self, page: bytes, *, whole: bool = False) -> ResultT_co:
+        """The content of the page, or PageRefused. `whole`: the transport showed that the page is complete."""
         ...
 
 
-class PageSink(Protocol[Told]):
-    """Who is told of pages; called on the event loop, so it must be quick. All times are monotonic seconds."""
+class PageSink(Protocol[ResultT_contra]):
+    """Receives the results of page scrapes, on the event loop: it must be quick. All times are monotonic seconds."""
 
-    def observed(self, address: str, extraction: Told, at: float, took: float, size: int) -> bool:
-        """A page of `size` bytes that was asked for at `at` and was read `took` seconds later; True when it comes from
-        another server than the page before."""
+    def observed(self, address: str, extraction: ResultT_contra, at: float, took: float, size: int) -> bool:
+        """A page of `size` bytes was requested at `at` and read `took` seconds later.
+
+        True when it comes from another server than the page before.
+        """
         ...
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
-        """A scrape that brought no page."""
+        """A scrape failed; `reason` is one of `agent.scrape.reasons.REASONS`."""
         ...
 
 
 class Sink(PageSink[Extraction], Protocol):
-    """Who is told of a model server: of its pages, and of what is asked beside them."""
+    """Receives the results of scraping model servers: pages and probes."""
 
     def recognised(self, address: str, engine: str) -> None:
-        """Whose its page is, where that was to be recognised; told before the page itself."""
+        """The engine of an endpoint was recognised; called before `observed` for the page itself."""
         ...
 
     def served_models(self, address: str, names: frozenset[str], at: float) -> None:
-        """The models that the endpoint answers for."""
+        """The models that the endpoint serves."""
         ...
 
     def health(self, address: str, answered: bool, reason: str, detail: str, at: float, took: float) -> None:  # noqa: FBT001
-        """What the health path said, or that it did not; `reason` is one of `agent.state.health.HEALTH_REASONS`, empty
-        where it answered, and where it is not asked any more."""
+        """The result of a health probe; `reason` is one of `agent.state.health.HEALTH_REASONS`, empty for a success.
+
+        Not `answered` with an empty `reason`: health is not probed any more.
+        """
         ...

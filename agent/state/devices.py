@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from agent.accelerators.combine import Accelerators, combine, nothing
+from agent.accelerators.combine import Accelerators, combine, no_devices
 from agent.accelerators.device import Device, Devices
 from agent.accelerators.faults import Fault, fault_of
-from agent.accelerators.join import By, Place, join
+from agent.accelerators.join import EndpointLocation, JoinKey, join
 from agent.events import Hook, ignore
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
 from agent.state.freshness import is_fresh
@@ -35,7 +35,7 @@ class Want(NamedTuple):
     """
 
     key: ExporterKey
-    by: By
+    by: JoinKey
     stale_after: float
     fatal_xids: frozenset[int]
     node: str = ""
@@ -46,7 +46,7 @@ class PoolDevices(NamedTuple):
     """A pool: the locations of its endpoints, and the exporters that report their devices."""
 
     pool: str
-    places: tuple[Place, ...]
+    places: tuple[EndpointLocation, ...]
     wants: tuple[Want, ...]
 
 
@@ -136,7 +136,7 @@ class DeviceState:
     def _wants(self, key: ExporterKey) -> list[tuple[PoolDevices, Want]]:
         return [(pool, want) for pool in self._pools for want in pool.wants if want.key == key]
 
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[EndpointLocation]:
         """The locations of all endpoints of all pools: a device that several of them may own is ambiguous."""
         return [place for pool in self._pools for place in pool.places]
 
@@ -198,7 +198,7 @@ class DeviceState:
                     if not any(one.source == source for one in of_endpoint):
                         unscraped = not unread.isdisjoint({(source, ""), (source, place.node)})
                         why = "never_scraped" if unscraped else "no_accelerator"
-                        of_endpoint.append(nothing(source, why, limit, picked_on=picked_on))
+                        of_endpoint.append(no_devices(source, why, limit, picked_on=picked_on))
         after = {key: tuple(sorted(each, key=lambda one: (one.source, one.exporter))) for key, each in found.items()}
         before, self._delivered = self._delivered, after
         for key in before.keys() | after.keys():
@@ -222,6 +222,6 @@ def _located(devices: Sequence[Device], wants: Sequence[Want], want: Want) -> Se
     """The devices with their node, where the exporter is configured for one machine. That takes precedence over the
     node on its page, which may be the name of the exporter's own pod."""
     nodes = {other.node for other in wants}
-    if want.by is By.NODE and len(nodes) == 1 and want.node:
+    if want.by is JoinKey.NODE and len(nodes) == 1 and want.node:
         return [device._replace(node=want.node) for device in devices]
     return devices

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
-from agent.engines.mapping import NONE_ASKED
-from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Kind, Reading, Value
+from agent.engines.mapping import NO_HISTOGRAMS
+from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Reading, SignalKind, Value
 from agent.state.counter_rates import Window
 from agent.state.drain_rate import DrainRate
 from agent.state.freshness import expiry, is_fresh
@@ -17,7 +17,7 @@ from agent.state.prefill_rate import PrefillRateEstimator
 from agent.state.snapshot import EndpointView, Prefix, Work
 
 _new: Final = tuple.__new__
-_COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is Kind.COUNTER)
+_COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is SignalKind.COUNTER)
 
 
 class Identity(NamedTuple):
@@ -102,7 +102,7 @@ class EndpointState:
         self.rate_estimator = PrefillRateEstimator()
         self.drain = DrainRate()
         self.window = Window()
-        self.histograms: Mapping[str, Histogram | None] = NONE_ASKED
+        self.histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
         self.pool_rate: float | None = None  # the pool's prefill rate when this endpoint's was last computed
         self.learnt_rate: float | None = None  # the estimator's rate when it last changed by more than noise
         self.predicted_hits = 0.0
@@ -144,7 +144,7 @@ class EndpointState:
         self.rate_estimator.reset()
         self.drain.reset()
         self.window.reset()
-        self.histograms = NONE_ASKED
+        self.histograms = NO_HISTOGRAMS
         self.predicted_hits = 0.0
         self.hits_at_start = None
 

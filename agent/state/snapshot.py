@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from agent.accelerators.combine import Accelerators
-from agent.engines.mapping import NONE_ASKED
+from agent.engines.mapping import NO_HISTOGRAMS
 from agent.signals import Histogram, Reading, Value
 from agent.state.counter_rates import Counters
 from agent.state.freshness import is_fresh
@@ -75,7 +75,7 @@ class EndpointView(NamedTuple):
     prefix: Prefix
     accelerators: tuple[Accelerators, ...] = ()
     before: Counters | None = None
-    histograms: Mapping[str, Histogram | None] = NONE_ASKED
+    histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
 
     @property
     def readings(self) -> dict[str, Reading]:

@@ -1,4 +1,4 @@
-"""What an exporter's page says of its devices, and what it does not."""
+"""Devices from the pages of exporters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent.accelerators.table import (
     TEMPERATURE,
     UTILIZATION,
 )
-from agent.signals import Refusal
+from agent.signals import RefusedValue
 
 
 def read(name: str, *lines: str) -> tuple[Device, ...]:
@@ -30,7 +30,7 @@ def test_both_spellings_of_the_host_name_are_the_node(label: str) -> None:
     assert device.node == "node-a"
 
 
-def test_a_pod_behind_a_prometheus_goes_before_the_exporter_s_own_pod() -> None:
+def test_exported_pod_takes_precedence_over_the_exporters_own_pod() -> None:
     labels = 'UUID="GPU-a",exported_namespace="llm",exported_pod="chat-0",namespace="gpu-operator",pod="exporter-x"'
     (device,) = read("dcgm", f"DCGM_FI_DEV_GPU_UTIL{{{labels}}} 5")
     assert device.pod == "llm/chat-0"
@@ -43,7 +43,7 @@ def test_a_pod_behind_a_prometheus_goes_before_the_exporter_s_own_pod() -> None:
         "9223372036854775794", "9223372036854775795", "9.223372036854776e+18",
     ],
 )  # fmt: skip
-def test_what_was_not_measured_is_unknown_and_not_a_number(blank: str) -> None:
+def test_a_blank_value_is_unknown_and_not_a_number(blank: str) -> None:
     (device,) = read(
         "dcgm",
         f'DCGM_FI_DEV_GPU_TEMP{{UUID="GPU-a"}} {blank}',
@@ -56,7 +56,7 @@ def test_what_was_not_measured_is_unknown_and_not_a_number(blank: str) -> None:
     assert device.xids == ()
 
 
-def test_a_measured_utilization_of_the_card_stands_in_for_an_engine_that_was_not_measured() -> None:
+def test_the_utilization_of_the_card_replaces_an_engine_activity_that_was_not_measured() -> None:
     lines = [
         'DCGM_FI_PROF_GR_ENGINE_ACTIVE{UUID="GPU-a"} 140737488355330',
         'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-a"} 57',
@@ -67,14 +67,14 @@ def test_a_measured_utilization_of_the_card_stands_in_for_an_engine_that_was_not
     assert device.values[UTILIZATION] == 0.25
 
 
-def test_an_instance_of_a_card_takes_utilization_from_the_engine_and_never_from_the_card() -> None:
+def test_a_mig_instance_has_the_utilization_of_its_engine_and_never_that_of_the_card() -> None:
     part = 'UUID="GPU-a",GPU_I_ID="7",GPU_I_PROFILE="1g.10gb"'
     (device,) = read("dcgm", f"DCGM_FI_DEV_GPU_UTIL{{{part}}} 100", f"DCGM_FI_DEV_FB_USED{{{part}}} 10")
     assert (device.id, device.part) == ("GPU-a/7", "7")
     assert device.values.keys() == {MEMORY_USED}
 
 
-def test_what_ails_the_card_ails_each_of_its_parts_and_each_of_its_users() -> None:
+def test_a_fault_of_the_card_affects_each_of_its_parts_and_users() -> None:
     one, two = 'UUID="GPU-a",GPU_I_ID="1",pod="p1",namespace="n"', 'UUID="GPU-a",GPU_I_ID="2",pod="p2",namespace="n"'
     devices = read(
         "dcgm",
@@ -98,7 +98,7 @@ def test_what_ails_the_card_ails_each_of_its_parts_and_each_of_its_users() -> No
     assert [device.xids for device in devices] == [(48,), (48,)]
 
 
-def test_a_card_that_is_shared_in_time_is_a_device_of_each_pod() -> None:
+def test_a_time_shared_card_is_a_device_of_each_pod() -> None:
     devices = read("dcgm", *(f'DCGM_FI_DEV_GPU_UTIL{{UUID="GPU-a",pod="p{n}",namespace="n"}} 40' for n in (1, 2)))
     assert [(device.id, device.pod) for device in devices] == [("GPU-a", "n/p1"), ("GPU-a", "n/p2")]
 
@@ -109,18 +109,18 @@ def test_two_containers_of_a_pod_on_one_card_are_one_device() -> None:
     assert device.values[MEMORY_USED] == 10 * 2**20
 
 
-def test_the_whole_memory_is_its_parts_together() -> None:
+def test_total_memory_is_the_sum_of_its_parts() -> None:
     parts = {"USED": 10, "FREE": 20, "RESERVED": 3}
     (device,) = read("dcgm", *(f'DCGM_FI_DEV_FB_{name}{{UUID="GPU-a"}} {size}' for name, size in parts.items()))
     assert device.values[MEMORY_TOTAL] == 33 * 2**20
 
 
-def test_series_of_switches_are_nobody_s_device() -> None:
+def test_series_of_switches_are_not_devices() -> None:
     devices = read("dcgm", 'DCGM_FI_DEV_XID_ERRORS{nvswitch="0"} 3', 'DCGM_FI_DEV_GPU_TEMP{UUID="GPU-a"} 30')
     assert [device.id for device in devices] == ["GPU-a"]
 
 
-def test_the_quantities_of_a_tpu_machine_are_not_added_to_those_of_its_containers() -> None:
+def test_the_values_of_a_tpu_node_are_not_added_to_those_of_its_containers() -> None:
     (device,) = read(
         "tpu",
         'duty_cycle{accelerator_id="1-0",namespace="n",pod="p"} 50',
@@ -130,29 +130,29 @@ def test_the_quantities_of_a_tpu_machine_are_not_added_to_those_of_its_container
     assert (device.pod, device.values) == ("n/p", {UTILIZATION: 0.5})
 
 
-def test_a_machine_whose_devices_nobody_uses_has_a_good_page_without_a_device() -> None:
+def test_the_page_of_a_node_without_devices_in_use_is_valid() -> None:
     assert read("tpu", 'duty_cycle_node{accelerator_id="1-0"} 0') == ()
 
 
 @pytest.mark.parametrize("case", [str.lower, str.upper])
-def test_labels_of_amd_are_read_in_either_case(case) -> None:
+def test_amd_labels_are_read_in_upper_and_lower_case(case) -> None:
     labels = {"serial_number": "S1", "gpu_id": "0", "pod": "p", "namespace": "n", "hostname": "h"}
     text = ",".join(f'{case(key)}="{value}"' for key, value in labels.items())
     (device,) = read("amd", f"gpu_gfx_activity{{{text}}} 12", f"gpu_package_power{{{text}}} 255")
     assert (device.pod, device.node, device.values) == ("n/p", "h", {UTILIZATION: 0.12, POWER: 255.0})
 
 
-def test_what_cannot_be_true_is_refused_and_told() -> None:
+def test_a_value_out_of_range_is_refused_and_reported() -> None:
     page = b'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-a"} 101\nDCGM_FI_DEV_GPU_TEMP{UUID="GPU-a"} NaN\n'
     found = DeviceReader(exporter("dcgm")).extract(page, whole=True)
     assert found.devices[0].values == {}
     assert found.refused == (
-        Refusal(UTILIZATION, "out_of_range", "1.01 of GPU-a"),
-        Refusal(TEMPERATURE, "not_finite", "nan of GPU-a"),
+        RefusedValue(UTILIZATION, "out_of_range", "1.01 of GPU-a"),
+        RefusedValue(TEMPERATURE, "not_finite", "nan of GPU-a"),
     )
 
 
-def test_a_series_that_stands_twice_and_a_bad_line_cost_their_signal_alone() -> None:
+def test_a_duplicate_series_and_a_bad_line_only_affect_their_signals() -> None:
     page = (
         b'DCGM_FI_DEV_GPU_TEMP{UUID="GPU-a"} 1\nDCGM_FI_DEV_GPU_TEMP{UUID="GPU-a"} 2\n'
         b'DCGM_FI_DEV_FB_USED{UUID="GPU-a"} 1\nDCGM_FI_DEV_POWER_USAGE{UUID="GPU-a"} twelve\n'
@@ -165,7 +165,7 @@ def test_a_series_that_stands_twice_and_a_bad_line_cost_their_signal_alone() -> 
     }
 
 
-def test_a_page_that_may_go_on_says_nothing_by_its_last_series() -> None:
+def test_the_last_series_of_a_page_that_may_be_cut_off_is_refused() -> None:
     page = b'DCGM_FI_DEV_GPU_TEMP{UUID="GPU-a"} 1\nDCGM_FI_DEV_FB_USED{UUID="GPU-a"} 1\n'
     found = DeviceReader(exporter("dcgm")).extract(page)
     assert found.devices[0].values.keys() == {TEMPERATURE}
@@ -176,7 +176,7 @@ NUMBERS = st.one_of(st.integers(-5, 200), st.floats(), st.sampled_from([2**31 - 
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), NUMBERS, NUMBERS, NUMBERS), max_size=4, unique_by=lambda row: row[0]))
-def test_whatever_the_numbers_a_value_that_is_let_in_can_be_true(rows) -> None:
+def test_any_accepted_value_is_in_its_valid_range(rows) -> None:
     lines = [
         f'{name}{{UUID="GPU-{card}"}} {value}'
         for place, name in enumerate(("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_POWER_USAGE"))

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import yaml
 
-from agent.config.options import Admin
+from agent.config.admin import AdminConfig
 from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
 from alerts.render import text
@@ -116,7 +116,7 @@ def test_the_document_has_the_row_of_every_alert_in_the_order_of_the_rules() -> 
 @EVERY_ALERT
 async def test_the_link_of_an_alert_leads_to_the_agent_at_its_default_address(name: str) -> None:
     url = ALERT_RULES[name]["annotations"]["runbook_url"]
-    path = url.removeprefix(f"http://{Admin().address}")
+    path = url.removeprefix(f"http://{AdminConfig().address}")
     clock = ManualClock()
     server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock))
     port = await server.start()

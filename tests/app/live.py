@@ -15,7 +15,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from agent.app.agent import Agent
 from agent.app.vocabulary import WORDS
 from agent.clock import Clock, SystemClock
-from agent.config import load
+from agent.config.file import load
 from agent.events import Event
 from agent.instruments.hook import Instruments
 from tests.app.model_servers import ModelServer

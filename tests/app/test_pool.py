@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from agent.app.pool import Pool, PoolParts
+from agent.app.pools import Pools
 from agent.app.tasks import Tasks
 from agent.app.vocabulary import WORDS
 from agent.config import parse
@@ -39,7 +40,7 @@ class Bench:
     """A pool that is not started: its routing state and its pipeline, by a clock of the test."""
 
     def __init__(self, more: str = "") -> None:
-        config = parse(
+        self.config = parse(
             f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: ['{A}', '{B}']\n{more}",
             "test",
             WORDS,
@@ -47,7 +48,7 @@ class Bench:
         self.clock = ManualClock(100.0)
         self.events: list[Event] = []
         self.remembered: list[Pick] = []
-        parts = PoolParts(
+        self.parts = PoolParts(
             self.clock,
             self.events.append,
             Tasks(self.clock, self.events.append),
@@ -55,7 +56,7 @@ class Bench:
             lambda _, pick, __: self.remembered.append(pick),
             lambda: None,
         )
-        self.pool = Pool(config, config.pools[0], parts)
+        self.pool = Pool(self.config, self.config.pools[0], self.parts)
         self.pool.store.set_endpoints({A: "vllm", B: "vllm"}, 100.0)
 
     def scraped(self, *addresses: str, **values: float) -> None:
@@ -167,6 +168,28 @@ def test_a_pool_is_ready_when_every_endpoint_was_scraped() -> None:
     assert not bench.pool.ready()
     bench.pool.store.failed(B, "refused", "nobody listens", 100.0, 0.0)
     assert bench.pool.ready()
+
+
+def test_a_pool_that_was_ready_stays_ready_when_endpoints_are_added_or_fail() -> None:
+    bench = Bench()
+    bench.pool._known = EMPTY
+    bench.scraped(A, B)
+    assert bench.pool.ready()
+    bench.pool.store.failed(A, "refused", "nothing listens", 100.0, 0.0)
+    bench.pool.store.set_endpoints({A: "vllm", B: "vllm", "10.0.0.3:8000": "vllm"}, 100.0)
+    assert bench.pool.ready()
+
+
+def test_a_pool_that_is_added_later_has_to_be_scraped_too() -> None:
+    old, new = Bench(), Bench()
+    pools = Pools(old.config, old.parts, lambda: None)
+    for bench in (old, new):
+        bench.pool._known = EMPTY
+    old.scraped(A, B)
+    pools.pools = {"old": old.pool}
+    assert pools.readiness() == []
+    pools.pools = {"old": old.pool, "new": new.pool}
+    assert pools.readiness() == ["pool default: 2 of 2 endpoints were not scraped yet"]
 
 
 def test_an_empty_pool_is_ready_to_say_so() -> None:

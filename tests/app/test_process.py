@@ -125,7 +125,7 @@ def test_an_address_of_another_machine_is_told(processes: Processes) -> None:
 
 
 def test_a_file_without_pools_does_not_run(processes: Processes) -> None:
-    path = Path(__file__).resolve().parents[2] / "deploy/examples/field.yaml"
+    path = Path(__file__).resolve().parents[2] / "deploy/examples/llm-d.yaml"
     agent = processes.start([*RUN, "--config", path])
     assert agent.wait() == 1
     assert agent.output() == f"igw: {path}: there is no pool to serve; add pools: with a name and endpoints\n"

@@ -10,7 +10,8 @@ import pytest
 from agent.app.component import CannotStart
 from agent.app.supervisor import Supervisor
 from agent.app.tasks import FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, SETTLED_SECONDS, Tasks
-from agent.config import Config, from_flags
+from agent.config import from_flags
+from agent.config.config import Config
 from agent.events import Event
 from agent.events.process import TaskFailed
 from tests.fakes.clock import ManualClock

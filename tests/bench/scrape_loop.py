@@ -21,7 +21,8 @@ from agent.app.process import tune_garbage_collector
 from agent.clock import SystemClock
 from agent.events import Event
 from agent.events.scraping import ScrapeDone, ScrapeFailed
-from agent.scrape.loop import ScrapeLoop, Target
+from agent.scrape.loop import ScrapeLoop
+from agent.scrape.target import Target
 from agent.state.store import RoutingStore
 from tests.bench.children import Child
 from tests.bench.fleet import addresses

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
 from agent.engines.mapping import Extractor
-from agent.signals import SIGNALS, START_TIME, Kind
+from agent.signals import SIGNALS, START_TIME, SignalKind
 from tests.bench.ages import Look, Spread, by_second, moments, percentile, spread
 from tests.bench.children import ROOT
 from tests.bench.fleet import FORMS, PAGE, addresses, nginx_conf
@@ -49,7 +49,7 @@ def test_no_reading_is_refused_and_no_counter_goes_back(pages: list[bytes]) -> N
         assert not extraction.refused
         assert not extraction.missing
         for signal, value in extraction.readings.items():
-            if SIGNALS[signal].kind is Kind.COUNTER:
+            if SIGNALS[signal].kind is SignalKind.COUNTER:
                 assert isinstance(value, float)
                 assert value >= last.get(signal, 0.0)
                 last[signal] = value

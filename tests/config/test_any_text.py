@@ -1,4 +1,4 @@
-"""Whatever a file holds, it is a configuration or a list of what is wrong with it, and nothing else is raised."""
+"""Any file is a configuration or is refused with a list of problems; nothing else is raised."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.app.vocabulary import WORDS
-from agent.config import BadConfig, parse
-from agent.config.names import BUILT_IN, FIELD_KEYS, NOT_YET
-from agent.config.options import reference
+from agent.config import parse
+from agent.config.config import Config
+from agent.config.epp.names import BUILT_IN, EPP_KEYS, NOT_SUPPORTED
+from agent.config.nodes import BadConfig
+from agent.config.options import all_options
 
 WORD = st.sampled_from(
     [
-        *FIELD_KEYS, *BUILT_IN[:6], *NOT_YET[:6], *WORDS.scorers, *WORDS.filters, "pools", "endpoints", "pluginRef",
-        *{part for row in reference() for part in re.split(r"[.\[\]]+", row.key) if part},
+        *EPP_KEYS, *BUILT_IN[:6], *NOT_SUPPORTED[:6], *WORDS.scorers, *WORDS.filters, "pools", "endpoints", "pluginRef",
+        *{part for path, _ in all_options(Config) for part in re.split(r"[.\[\]]+", path) if part},
         "weight", "type", "name", "parameters", "sources", "extractors", "parsers", "llm-d.ai/v1alpha1",
         "EndpointPickerConfig", "1s", "500ms", "16MiB", "127.0.0.1:9002", "[::1]:80", "flowControl", "\ud800", "",
     ]
@@ -28,8 +30,8 @@ VALUE = st.recursive(
 )
 
 
-def understood(text: str) -> bool:
-    """Whether it is a configuration, or is refused by lines that can be printed and name the file."""
+def parsed(text: str) -> bool:
+    """Whether it is a configuration, or is refused with printable lines that name the file."""
     try:
         parse(text, "any.yaml", WORDS)
     except BadConfig as refused:
@@ -39,21 +41,21 @@ def understood(text: str) -> bool:
 
 
 @given(st.text())
-def test_any_text_is_understood_or_refused(text: str) -> None:
-    assert understood(text)
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    assert parsed(text)
 
 
 @given(st.text(alphabet="{}[]:,-&*!?|>'\"%@#~\n \tab01.\\xuU", max_size=60))
-def test_any_punctuation_is_understood_or_refused(text: str) -> None:
-    assert understood(text)
+def test_any_punctuation_is_parsed_or_refused(text: str) -> None:
+    assert parsed(text)
 
 
 @given(st.dictionaries(WORD, VALUE, max_size=8))
-def test_any_data_under_our_keys_is_understood_or_refused(data: dict[str, object]) -> None:
+def test_any_data_under_known_keys_is_parsed_or_refused(data: dict[str, object]) -> None:
     document = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig", **data}
-    assert understood(yaml.safe_dump(document, allow_unicode=True, sort_keys=False))
+    assert parsed(yaml.safe_dump(document, allow_unicode=True, sort_keys=False))
 
 
 @given(st.binary(max_size=200))
-def test_a_good_file_with_any_bytes_behind_it_is_understood_or_refused(tail: bytes) -> None:
-    assert understood(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{tail.decode('latin-1')}")
+def test_a_good_file_with_any_bytes_behind_it_is_parsed_or_refused(tail: bytes) -> None:
+    assert parsed(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{tail.decode('latin-1')}")

@@ -1,4 +1,4 @@
-"""`igw check` shows what a file comes to, or everything that is wrong with it; its exit status says which."""
+"""`igw check` prints the configuration of a file or all its problems; the exit status says which."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_good_file_is_ok_and_its_defaults_are_shown(capsys: pytest.CaptureFixt
     assert "  state: staleAfter 3s" in out
 
 
-def test_what_is_written_of_an_endpoint_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option_of_an_endpoint_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "igw.yaml"
     entry = "{address: '10.0.0.1:80', pod: llm/chat-0, node: gpu-1, labels: {tier: gold, app: chat, empty: }}"
     path.write_text(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: [{entry}]\n")
@@ -29,24 +29,24 @@ def test_what_is_written_of_an_endpoint_is_shown(tmp_path: Path, capsys: pytest.
     assert shown in capsys.readouterr().out.splitlines()
 
 
-def test_a_file_without_pools_is_ok_and_told_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(ROOT / "deploy/examples/field.yaml")]) == 0
+def test_a_file_without_pools_is_valid_and_the_missing_pool_is_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(ROOT / "deploy/examples/llm-d.yaml")]) == 0
     out = capsys.readouterr().out
     assert "no pools: `igw run` needs one; add pools: with a name and endpoints" in out
     assert "profile default: queue-scorer x 2 + kv-cache-utilization-scorer x 2 + prefix-cache-scorer x 3" in out
-    assert "note: plugins[6].parameters.insecureSkipVerify of metrics-data-source: without effect" in out
+    assert "note: plugins[6].parameters.insecureSkipVerify of metrics-data-source has no effect" in out
 
 
-def test_a_typo_is_told_with_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_typo_is_reported_with_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "with a space.yaml"
     path.write_text(MINIMAL.read_text() + "scrape:\n  intervall: 1s\n")
     assert main(["check", str(path)]) == 1
     captured = capsys.readouterr()
-    assert captured.err == f"{path}:9: scrape.intervall: unknown key; did you mean 'interval'?\n"
+    assert captured.err == f"{path}:10: scrape.intervall: unknown key; did you mean 'interval'?\n"
     assert captured.out == ""
 
 
-def test_one_bad_file_of_two_is_one_too_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_file_of_two_fails_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("")
     assert main(["check", "--quiet", str(bad), str(MINIMAL)]) == 1
@@ -55,7 +55,7 @@ def test_one_bad_file_of_two_is_one_too_many(tmp_path: Path, capsys: pytest.Capt
 
 def test_no_file_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 2
-    assert capsys.readouterr().err == "igw check: no file was named; write igw check FILE\n"
+    assert capsys.readouterr().err == "igw check: no file is given; write igw check FILE\n"
 
 
 def test_the_options_are_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:

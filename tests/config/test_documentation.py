@@ -1,4 +1,4 @@
-"""docs/configuration.md says what the program knows, no more and no less."""
+"""docs/configuration.md lists exactly the options, plugins and flags of the program."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 
 from agent.app.vocabulary import WORDS
 from agent.commands import check, run
-from agent.config import Config, load, parse
-from agent.config.names import BUILT_IN, NOT_YET
-from agent.config.options import reference
+from agent.config import parse
+from agent.config.config import Config
+from agent.config.epp.names import BUILT_IN, NOT_SUPPORTED
+from agent.config.file import load
+from agent.config.options import all_options
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -29,10 +31,10 @@ def test_the_table_of_options_is_the_one_that_the_program_prints() -> None:
 
 
 def test_every_option_has_a_meaning_and_a_default() -> None:
-    for row in reference():
-        assert row.meaning
-        assert row.default
-        assert not row.meaning.endswith(".")
+    for _, option in all_options(Config):
+        assert option.meaning
+        assert option.default_in_words()
+        assert not option.meaning.endswith(".")
 
 
 def test_the_table_of_plugins_holds_every_filter_and_scorer() -> None:
@@ -51,12 +53,12 @@ def test_the_parameters_of_the_table_are_taken_with_the_defaults_shown() -> None
         assert WORDS.check(name.strip("`"), {"nonsense": 1.0}) is not None
 
 
-def test_every_type_of_the_field_stands_where_it_belongs() -> None:
+def test_every_plugin_type_is_listed_where_it_belongs() -> None:
     def listed(after: str) -> list[str]:
         return re.findall(r"`([^`]+)`", TEXT.split(after)[1].split(".\n")[0])
 
-    assert listed("what they do is built in: ") == list(BUILT_IN)
-    assert listed("does not do them yet: ") == list(NOT_YET)
+    assert listed("the agent does what they do: ") == list(BUILT_IN)
+    assert listed("are not supported yet: ") == list(NOT_SUPPORTED)
 
 
 def test_the_table_of_flags_is_what_the_command_takes() -> None:
@@ -65,16 +67,16 @@ def test_the_table_of_flags_is_what_the_command_takes() -> None:
     flags = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
     table = dict(re.findall(r"\| `(--[\w-]+)` \| `([^`]+)`", "\n".join(rows("Without a file", "flag"))))
     assert set(table) == flags - {"--help", "--config"}
-    known = {row.key for row in reference()} | {"pools[].endpoints"}
+    known = {path for path, _ in all_options(Config)} | {"pools[].endpoints"}
     assert set(table.values()) <= known
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy/examples").glob("*.yaml")), ids=lambda path: path.name)
-def test_an_example_file_is_well(path: Path) -> None:
+def test_an_example_file_is_valid(path: Path) -> None:
     assert isinstance(load(path, WORDS), Config)
 
 
-def test_the_examples_in_the_text_are_well() -> None:
+def test_the_examples_in_the_text_are_valid() -> None:
     examples = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     assert len(examples) >= 2
     for example in examples:
@@ -84,4 +86,4 @@ def test_the_examples_in_the_text_are_well() -> None:
 def test_the_full_example_holds_every_option() -> None:
     text = (ROOT / "deploy/examples/full.yaml").read_text(encoding="utf-8")
     written = set(re.findall(r"^[ #-]*(\w+):", text, re.MULTILINE))
-    assert {re.split(r"[.\]]", row.key)[-1] for row in reference()} <= written
+    assert {re.split(r"[.\]]", path)[-1] for path, _ in all_options(Config)} <= written

@@ -1,4 +1,4 @@
-"""Which engine an endpoint is, and engines that the file tells."""
+"""The engine of an endpoint, and engines that the file defines."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import pytest
 
 from agent.app.pool import targets_of
 from agent.app.vocabulary import WORDS
-from agent.config import Config, Endpoint, parse
+from agent.config import parse
+from agent.config.config import Config
+from agent.config.pools import EndpointConfig
 from agent.discovery.endpoints import EndpointSet
 from agent.engine_specs import ENGINE_LABELS, EngineSpec, MetricSpec
-from agent.scrape.reach import PLAIN
+from agent.scrape.server_access import PLAIN
 from agent.scrape.target import Target
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, RUNNING, WAITING
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
 EXTRACTOR = HEAD + "plugins:\n- type: core-metrics-extractor\n  parameters:\n"
-# How llm-d's router 0.10 describes the engines that it has built in.
-FIELD = """    engineConfigs:
+# The built-in engines of llm-d's router 0.10, by its own descriptions.
+ENGINE_CONFIGS = """    engineConfigs:
     - {name: my-vllm, queuedRequestsSpec: "vllm:num_requests_waiting", runningRequestsSpec: "vllm:num_requests_running",
        kvUsageSpec: "vllm:kv_cache_usage_perc", loraSpec: "vllm:lora_requests_info",
        cacheInfoSpec: "vllm:cache_config_info"}
@@ -34,14 +36,14 @@ def engines(text: str) -> list[str]:
     return [endpoint.engine for pool in parse(text, "x", WORDS).pools for endpoint in pool.endpoints]
 
 
-def asked(config: Config, engines: dict[str, str]) -> list[Target]:
-    """What is asked of the first pool with these endpoints."""
-    endpoints = {address: Endpoint(address, engine) for address, engine in engines.items()}
+def scraped(config: Config, engines: dict[str, str]) -> list[Target]:
+    """The scrape targets of the first pool with these endpoints."""
+    endpoints = {address: EndpointConfig(address, engine) for address, engine in engines.items()}
     return targets_of(config, config.pools[0], EndpointSet(endpoints, {}, {}), PLAIN)
 
 
-def test_engines_are_told_in_the_fields_words() -> None:
-    vllm, sglang, triton = parse(EXTRACTOR + FIELD, "x", WORDS).engines
+def test_engines_are_defined_as_in_llm_d_s_router() -> None:
+    vllm, sglang, triton = parse(EXTRACTOR + ENGINE_CONFIGS, "x", WORDS).engines
     assert vllm == EngineSpec(
         "my-vllm",
         (
@@ -69,35 +71,35 @@ def test_engines_are_told_in_the_fields_words() -> None:
 
 
 def test_an_engine_of_the_file_can_be_an_endpoints_and_the_default() -> None:
-    text = EXTRACTOR + "    defaultEngine: my-triton\n" + FIELD
+    text = EXTRACTOR + "    defaultEngine: my-triton\n" + ENGINE_CONFIGS
     pools = "pools:\n- endpoints: [10.0.0.1:1, {address: 10.0.0.2:1, engine: my-sglang}]\n"
     assert engines(text + pools) == ["my-triton", "my-sglang"]
     config = parse(text + pools, "x", WORDS)
-    made = asked(config, {"10.0.0.1:1": "my-triton", "10.0.0.3:1": "vllm"})
+    made = scraped(config, {"10.0.0.1:1": "my-triton", "10.0.0.3:1": "vllm"})
     tables = [target.engine_table() for target in made]
     assert [table.name for table in tables if table] == ["my-triton", "vllm"]
     assert [target.table is None for target in made] == [False, True]
 
 
 @pytest.mark.parametrize(
-    ("said", "path"), [("", "/prometheus/metrics"), ("scrape: {path: /stats}\n", "/stats")], ids=["unsaid", "said"]
+    ("scrape", "path"), [("", "/prometheus/metrics"), ("scrape: {path: /stats}\n", "/stats")], ids=["default", "set"]
 )
-def test_the_page_is_where_the_engine_has_it_unless_the_file_says_otherwise(said: str, path: str) -> None:
-    config = parse(HEAD + said + "pools:\n- {engine: trtllm-serve, endpoints: [10.0.0.1:1]}\n", "x", WORDS)
-    assert [target.path for target in asked(config, {"10.0.0.1:1": "trtllm-serve"})] == [path]
+def test_the_path_is_the_engine_s_unless_the_file_sets_another(scrape: str, path: str) -> None:
+    config = parse(HEAD + scrape + "pools:\n- {engine: trtllm-serve, endpoints: [10.0.0.1:1]}\n", "x", WORDS)
+    assert [target.path for target in scraped(config, {"10.0.0.1:1": "trtllm-serve"})] == [path]
 
 
-def test_a_triton_of_the_file_is_asked_at_its_ports() -> None:
+def test_triton_is_scraped_and_probed_at_its_ports() -> None:
     config = parse(HEAD + "pools:\n- {engine: triton, endpoints: [10.0.0.1:8000]}\n", "x", WORDS)
-    (target,) = asked(config, {"10.0.0.1:8000": "triton"})
-    assert (target.page_at(), target.path) == ("10.0.0.1:8002", "/metrics")
-    assert target.health_at(target.engine_table()) == "10.0.0.1:8000"
+    (target,) = scraped(config, {"10.0.0.1:8000": "triton"})
+    assert (target.page_address(), target.path) == ("10.0.0.1:8002", "/metrics")
+    assert target.health_address(target.engine_table()) == "10.0.0.1:8000"
 
 
-def test_a_changed_table_of_an_engine_is_read_with_a_new_reader() -> None:
+def test_an_endpoint_whose_engine_is_redefined_counts_as_another_server() -> None:
     pools = "pools:\n- {engine: m, endpoints: [10.0.0.1:1]}\n"
     one, other, same = (
-        asked(config, {"10.0.0.1:1": "m"})[0]
+        scraped(config, {"10.0.0.1:1": "m"})[0]
         for config in (
             parse(f"{EXTRACTOR}    engineConfigs: [{{name: m, queuedRequestsSpec: {name}}}]\n{pools}", "x", WORDS)
             for name in ("a", "b", "a")
@@ -118,14 +120,14 @@ def test_a_label_names_the_engine_where_the_endpoint_does_not(key: str) -> None:
     assert engines(text) == ["tgi", "sglang", "vllm", "tgi"]
 
 
-def test_another_label_can_be_named() -> None:
+def test_engine_label_key_replaces_the_label() -> None:
     text = EXTRACTOR + "    engineLabelKey: runs\npools:\n- endpoints:\n"
     text += "  - {address: 10.0.0.4:1, labels: {runs: sglang, llm-d.ai/engine-type: tgi}}\n"
     assert engines(text) == ["sglang"]
     assert parse(text, "x", WORDS).engine_labels == ("runs",)
 
 
-def test_an_empty_list_and_an_empty_key_say_nothing() -> None:
+def test_an_empty_list_and_an_empty_key_count_as_not_set() -> None:
     config = parse(EXTRACTOR + '    engineConfigs: []\n    engineLabelKey: ""\n', "x", WORDS)
     assert config.engines == ()
     assert config.engine_labels == ENGINE_LABELS

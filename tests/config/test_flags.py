@@ -1,4 +1,4 @@
-"""Flags stand for a file: the same configuration, the same checks, and the flag's name where the line would be."""
+"""Flags are a short form of a file: the same configuration, the same checks; problems name the flag, not a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from agent.__main__ import main
 from agent.app.vocabulary import WORDS
 from agent.commands import run
-from agent.config import BadConfig, from_flags, parse
+from agent.config import from_flags, parse
+from agent.config.nodes import BadConfig
 
 
 def configured(*flags: str):
@@ -20,7 +21,7 @@ def configured(*flags: str):
     return run.configured(parser.parse_args(flags))
 
 
-def test_flags_come_to_the_same_as_a_file() -> None:
+def test_flags_give_the_same_configuration_as_a_file() -> None:
     by_file = parse(
         """
 apiVersion: llm-d.ai/v1alpha1
@@ -53,18 +54,18 @@ def test_endpoints_alone_are_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--scrape-interval", "10ms"], "--scrape-interval: 10ms is too short; write 50ms or more"),
         (["--scrape-interval", "1"], "--scrape-interval: 1 has no unit; write 1s for seconds or 1ms for milliseconds"),
-        (["--profile", "best"], "--profile: there is no profile 'best'; valid are: affinity, blend, least-cost"),
-        (["--engine", "vlllm"], "--engine: 'vlllm' is no engine; did you mean 'vllm'?"),
+        (["--profile", "best"], "--profile: there is no profile 'best'; valid values: affinity, blend, least-cost"),
+        (["--engine", "vlllm"], "--engine: 'vlllm' is not an engine; did you mean 'vllm'?"),
         (["--pool", "a b"], "--pool: 'a b' is not a name; write letters, digits, '-', '_' and '.', at most 63 of them"),
         (
             ["--admin-address", "127.0.0.1:9002"],
             (
-                "--admin-address: 127.0.0.1:9002 is also pools[0].extProcAddress, and one port cannot be both a picker "
-                "port and the admin port; write another port, or port 0 for any free one"
+                "--admin-address: 127.0.0.1:9002 is also pools[0].extProcAddress, and the ext_proc "
+                "port and the admin port must differ; write another port, or port 0 for any free port"
             ),
         ),
         (
@@ -73,31 +74,31 @@ def test_endpoints_alone_are_enough() -> None:
         ),
     ],
 )
-def test_a_bad_flag_is_told_by_its_name(flags: list[str], said: str) -> None:
+def test_a_problem_of_a_flag_names_it(flags: list[str], message: str) -> None:
     with pytest.raises(BadConfig) as refused:
         configured("--endpoints", "127.0.0.1:8001", *flags)
-    assert refused.value.lines() == [said]
+    assert refused.value.lines() == [message]
 
 
 @pytest.mark.parametrize(
-    ("endpoints", "said"),
+    ("endpoints", "message"),
     [
         ("127.0.0.1", "--endpoints: '127.0.0.1' has no port; write HOST:PORT, such as 127.0.0.1:8000"),
-        ("a:1,,b:1", "--endpoints: an empty entry; write what belongs there, or remove a comma"),
-        ("a:1,a:1", "--endpoints: a:1 stands twice in this pool, first at pools[0].endpoints[0]; keep one"),
+        ("a:1,,b:1", "--endpoints: an empty entry; write its value, or remove the comma"),
+        ("a:1,a:1", "--endpoints: a:1 is listed twice in this pool, first at pools[0].endpoints[0]; keep one"),
     ],
 )
-def test_bad_endpoints_are_told_by_the_flag(endpoints: str, said: str) -> None:
+def test_a_problem_of_the_endpoints_names_their_flag(endpoints: str, message: str) -> None:
     with pytest.raises(BadConfig) as refused:
-        from_flags([text.strip() for text in endpoints.split(",")], words=WORDS)
-    assert refused.value.lines() == [said]
+        from_flags([text.strip() for text in endpoints.split(",")], vocabulary=WORDS)
+    assert refused.value.lines() == [message]
 
 
-def test_an_address_that_is_our_own_is_told_by_the_flags() -> None:
+def test_an_endpoint_with_the_agent_s_own_address_is_refused() -> None:
     with pytest.raises(BadConfig) as refused:
-        from_flags(["a:1"], words=WORDS, ext_proc_address="a:1")
+        from_flags(["a:1"], vocabulary=WORDS, ext_proc_address="a:1")
     assert refused.value.lines() == [
-        "--endpoints: a:1 is our own --ext-proc-address; write the address of a model server"
+        "--endpoints: a:1 is the agent's --ext-proc-address; write the address of a model server"
     ]
 
 

@@ -30,7 +30,7 @@ from agent.events.scraping import (
 )
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
-from agent.signals import HISTOGRAMS, SIGNALS, Histogram, Kind, Refusal, Value
+from agent.signals import HISTOGRAMS, SIGNALS, Histogram, RefusedValue, SignalKind, Value
 from agent.state.counter_rates import COUNTERS, Counters
 from agent.state.devices import ExporterKey, ExporterView
 from agent.state.snapshot import Prefix
@@ -55,9 +55,9 @@ EVERYTHING: tuple[Event, ...] = (
     Abandoned("pool", "body"),
     TaskFailed("discovery/pool", "it returned", 0.5),
     StreamBroken("pool", "protocol", "x"),
-    ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (Refusal("kv_usage_ratio", "not_finite", "NaN"),)),
+    ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (RefusedValue("kv_usage_ratio", "not_finite", "NaN"),)),
     ScrapeFailed("pool", "a:1", 0.0, 0.01, "timeout", "x"),
-    DevicesRead("dcgm", "x:1", 0.0, 0.01, 1000, (), (Refusal("accelerator_power_watts", "not_finite", "NaN"),)),
+    DevicesRead("dcgm", "x:1", 0.0, 0.01, 1000, (), (RefusedValue("accelerator_power_watts", "not_finite", "NaN"),)),
     DevicesFailed("dcgm", "x:1", 0.0, 0.01, "timeout", "x"),
     DeviceHealthChanged("dcgm", "x:1", "GPU-a", "accelerator_xid", "XID 79"),
     HealthChanged("pool", "a:1", "unknown", "healthy", ""),
@@ -78,7 +78,7 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     for event in EVERYTHING:
         instruments(event)
     values: dict[str, Value] = {
-        name: frozenset({"x"}) if row.kind is Kind.NAMES else max(1.0, row.low) for name, row in SIGNALS.items()
+        name: frozenset({"x"}) if row.kind is SignalKind.NAMES else max(1.0, row.low) for name, row in SIGNALS.items()
     }
     histograms = dict.fromkeys(HISTOGRAMS, Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5))
     before = Counters(-10.0, tuple(0.0 for _ in COUNTERS))

@@ -2,9 +2,10 @@
 
 A block marked `runs` behind its language (```console runs) is executed line by line as a reader would type it, against
 live processes: the lines that begin with `$ `. What the document shows below a command must be what comes out, where
-`...` stands for anything. `igw run` and `igw emulate` are started and stay until the end of the document. A block
-marked `yaml file=NAME` is that file. The addresses of the documents are replaced by free ones on the way in, and put
-back on the way out, so a port in use on this machine breaks nothing.
+`...` stands for anything. `igw run`, `igw emulate` and `envoy -c` are started and run until the end of the document;
+with `& echo $! > FILE` behind them, FILE has the process id. A block marked `yaml file=NAME` is that file. The
+addresses of the documents, and the default addresses of `igw run` and `igw render`, are replaced by free ones on the
+way in, and put back on the way out, so a port in use on this machine breaks nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +31,17 @@ from tests.processes import ROOT, Processes
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 # Commands that serve until they are stopped, and what they print when they are ready.
-SERVERS = {"run": r"admin: http", "emulate": r"emulated on http"}
-# The addresses that `igw run` takes where the document names none.
-DEFAULTS = {"--ext-proc-address": "127.0.0.1:9002", "--admin-address": "127.0.0.1:9090"}
+SERVERS = {
+    ("igw", "run"): r"admin: http",
+    ("igw", "emulate"): r"\bon http",
+    ("envoy", "-c"): r"starting main dispatch loop",
+}
+# The addresses that a command takes where the document names none; a configuration file has those of the agent.
+DEFAULTS = {
+    "run": {"--ext-proc-address": "127.0.0.1:9002", "--admin-address": "127.0.0.1:9090"},
+    "render": {"--ext-proc-address": "127.0.0.1:9002", "--listen": "127.0.0.1:8080", "--admin": "127.0.0.1:9901"},
+}
+IN_THE_FILE = {"--ext-proc-address", "--admin-address"}
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -81,7 +90,8 @@ class Reader:
     def __init__(self, home: Path, processes: Processes, free_ports: Callable[[int], list[int]], text: str) -> None:
         self._home = home
         self._processes = processes
-        documented = sorted({*re.findall(r"\b127\.0\.0\.1:\d+\b", text), *DEFAULTS.values()})
+        defaults = {address for options in DEFAULTS.values() for address in options.values()}
+        documented = sorted({*re.findall(r"\b127\.0\.0\.1:\d+\b", text), *defaults})
         live = [f"127.0.0.1:{port}" for port in free_ports(len(documented))]
         self._live = dict(zip(documented, live, strict=True))
         (home / ".venv").symlink_to(sys.prefix)
@@ -95,13 +105,15 @@ class Reader:
 
     def type(self, step: Step, where: str) -> None:
         """Run one command and compare; a server is started and waited for."""
-        command = self._in(step.command)
-        words = shlex.split(command.rstrip("& "))
-        if Path(words[0]).name == "igw" and words[1] in SERVERS and "--help" not in words:
-            if words[1] == "run" and "--config" not in words:
-                for option in DEFAULTS.keys() - set(words):
-                    words += [option, self._live[DEFAULTS[option]]]
-            self._processes.start(words, cwd=self._home).wait_for(SERVERS[words[1]])
+        command = self._with_addresses(self._in(step.command))
+        program, _, pid_file = command.partition(" & echo $! > ")
+        words = shlex.split(program.rstrip("& "))
+        ready = SERVERS.get((Path(words[0]).name, words[1])) if len(words) > 1 and "--help" not in words else None
+        if ready is not None:
+            process = self._processes.start(words, cwd=self._home)
+            process.wait_for(ready)
+            if pid_file:
+                (self._home / pid_file).write_text(f"{process.pid}\n")
             return
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
@@ -120,6 +132,21 @@ class Reader:
             pytest.fail(
                 f"{where}: {step.command}\n--- the document shows\n{step.shown}--- it prints\n{printed}{done.stderr}"
             )
+
+    def _with_addresses(self, command: str) -> str:
+        """The command with the options that replace its default addresses."""
+        found = re.search(r"\bigw (run|render)\b(?!.*--help)", command)
+        if found is None:
+            return command
+        left_out = {option for option in DEFAULTS[found[1]] if option in command}
+        if "--config" in command:
+            left_out |= IN_THE_FILE
+        options = [
+            f"{option} {self._live[address]}"
+            for option, address in DEFAULTS[found[1]].items()
+            if option not in left_out
+        ]
+        return " ".join([command[: found.end()], *options]) + command[found.end() :]
 
     def _in(self, text: str) -> str:
         return re.sub(r"\b127\.0\.0\.1:\d+\b", lambda found: self._live[found[0]], text)

@@ -1,4 +1,4 @@
-"""The contract that every registered engine keeps, checked without anyone writing a test for a new one."""
+"""The contract of every registered engine; a new engine is checked without a new test."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from agent.__main__ import main
+from agent.engine_specs import EngineSpec, MetricSpec
 from agent.engines import ENGINES, engine, matrix
-from agent.engines.mapping import MARKS, REFUSALS, Combine, Extractor, Source
+from agent.engines.custom import custom
+from agent.engines.mapping import Extractor
 from agent.engines.recognition import recognise
 from agent.engines.report import REASONS as REPORT_REASONS
+from agent.engines.table import NAME_PREFIXES, REFUSALS, SeriesCombination, SignalSource
 from agent.exposition.page import PageRefused
 from agent.scrape.reasons import REASONS
-from agent.signals import HISTOGRAMS, SIGNALS, Kind
+from agent.signals import HISTOGRAMS, SIGNALS, Signal, SignalKind
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -27,37 +32,63 @@ EVERY_ENGINE = pytest.mark.parametrize("name", sorted(ENGINES))
 def test_every_signal_has_a_source_or_a_reason_why_it_has_none(name: str) -> None:
     table = engine(name)
     assert table.name == name
-    assert not table.sources.keys() & table.silent.keys()
-    assert table.sources.keys() | table.silent.keys() | table.histograms.keys() == SIGNALS.keys() | HISTOGRAMS.keys()
+    assert table.sources.keys() <= SIGNALS.keys()
     assert table.histograms.keys() <= HISTOGRAMS.keys()
-    assert not table.histograms.keys() & table.silent.keys()
+    assert table.silent.keys() <= SIGNALS.keys() | HISTOGRAMS.keys()
+    assert not table.silent.keys() & (table.sources.keys() | table.histograms.keys())
     assert all(table.sources.values())
-    assert all(len(reason) > 10 for reason in table.silent.values())
+    assert all(table.histograms.values())
+    for signal in (*SIGNALS, *HISTOGRAMS):
+        reported = signal in table.sources or signal in table.histograms
+        assert reported or len(table.why_silent(signal)) > 10, signal
+        assert not (reported and table.why_silent(signal)), signal
+
+
+NEW_SIGNAL = Signal("queue_age_seconds", "seconds", SignalKind.GAUGE, 0, 1e6, "age of the oldest waiting request")
 
 
 @EVERY_ENGINE
-def test_a_load_report_tells_numbers_that_the_page_tells_too(name: str) -> None:
+def test_a_new_signal_is_one_row_and_every_engine_without_it_is_silent_with_a_reason(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cast(dict[str, Signal], SIGNALS), NEW_SIGNAL.name, NEW_SIGNAL)
+    table = engine(name)
+    assert table.why_silent(NEW_SIGNAL.name) == f"{name} does not report it"
+    assert matrix.cell(table, NEW_SIGNAL.name) == "-"
+    for page in golden_pages(name).values():
+        assert NEW_SIGNAL.name not in Extractor(table).extract(page, whole=True).readings
+    assert main(["signals", "--engine", name]) == 0
+    assert f"none: {name} does not report it" in capsys.readouterr().out
+    own = custom(EngineSpec(name, (MetricSpec(NEW_SIGNAL.name, "my_queue_age"),)))
+    assert Extractor(own).extract(b"my_queue_age 3\n", whole=True).readings == {NEW_SIGNAL.name: 3}
+
+
+@EVERY_ENGINE
+def test_a_load_report_only_has_gauges_that_are_on_the_page_too(name: str) -> None:
     table = engine(name)
     assert set(table.reports.values()) <= table.sources.keys()
-    assert all(SIGNALS[signal].kind is Kind.GAUGE for signal in table.reports.values())
+    assert all(SIGNALS[signal].kind is SignalKind.GAUGE for signal in table.reports.values())
 
 
 @EVERY_ENGINE
 def test_every_source_suits_its_signal(name: str) -> None:
     for signal, sources in engine(name).sources.items():
         for source in sources:
-            names = SIGNALS[signal].kind is Kind.NAMES
-            assert not names or (source.label is not None and source.combine is Combine.NEWEST), signal
-            assert source.combine not in {Combine.NEWEST, Combine.EACH} or source.label is not None, signal
-            assert not source.added or source.combine is Combine.SUM, signal
+            names = SIGNALS[signal].kind is SignalKind.NAMES
+            assert not names or (source.label is not None and source.combine is SeriesCombination.NEWEST), signal
+            assert (
+                source.combine not in {SeriesCombination.NEWEST, SeriesCombination.PER_ENGINE}
+                or source.label is not None
+            ), signal
+            assert not source.added or source.combine is SeriesCombination.SUM, signal
             assert not (source.label and source.one_minus), signal
 
 
 @EVERY_ENGINE
-def test_an_engine_is_recognised_by_its_marks(name: str) -> None:
+def test_the_prefixes_of_an_engine_identify_it(name: str) -> None:
     table = engine(name)
-    assert table.marks
-    assert all(MARKS.get(mark) == name for mark in table.marks)
+    assert table.prefixes
+    assert all(NAME_PREFIXES.get(prefix) == name for prefix in table.prefixes)
 
 
 @EVERY_ENGINE
@@ -95,19 +126,19 @@ def test_an_engine_is_recognised_by_each_of_its_golden_pages(name: str) -> None:
 
 
 @EVERY_ENGINE
-def test_an_engine_has_paths_that_can_be_asked(name: str) -> None:
+def test_the_paths_of_an_engine_are_valid(name: str) -> None:
     table = engine(name)
     for path in (table.page_path, table.health_path, table.models_path):
         assert path is None or re.fullmatch(r"(?:/[a-z0-9._-]+)+", path)
 
 
-def series_of(source: Source, value: str) -> str:
-    """Lines of a page that give this source one value, as an untyped sample."""
-    told = {
+def series_of(source: SignalSource, value: str) -> str:
+    """Lines of a page with one value of this source, as an untyped sample."""
+    labels_of = {
         **{label: text for label, text in source.where.items() if text},
         **({source.label: value} if source.label else {}),
     }
-    labels = ",".join(f'{label}="{text}"' for label, text in told.items())
+    labels = ",".join(f'{label}="{text}"' for label, text in labels_of.items())
     first = f"{source.sample}{'{' + labels + '}' if labels else ''} {'1' if source.label else value}\n"
     return first + "".join(f"{sample} 0\n" for sample in source.added)
 
@@ -115,17 +146,17 @@ def series_of(source: Source, value: str) -> str:
 @pytest.mark.parametrize(
     ("name", "signal"), [(name, signal) for name in sorted(ENGINES) for signal in engine(name).sources]
 )
-def test_each_name_of_a_signal_is_read_alone_and_the_newest_of_several_counts(name: str, signal: str) -> None:
+def test_each_name_of_a_signal_is_read_alone_and_the_newest_of_several_is_used(name: str, signal: str) -> None:
     table = engine(name)
-    own = next(name for name in table.names() if name.startswith(table.marks))
-    foreign = not table.sources[signal][0].sample.startswith(table.marks)
-    mark = f"{own} 1\n" if foreign else ""
+    own = next(name for name in table.names() if name.startswith(table.prefixes))
+    foreign = not table.sources[signal][0].sample.startswith(table.prefixes)
+    own_line = f"{own} 1\n" if foreign else ""
     sources = [source for source in table.sources[signal] if not source.tokens_or_blocks]
     wanted = {True: "0", False: "1"}
-    names = SIGNALS[signal].kind is Kind.NAMES
+    names = SIGNALS[signal].kind is SignalKind.NAMES
 
     def reading(*parts: str) -> object:
-        return Extractor(table).extract("".join((mark, *parts)).encode(), whole=True).readings.get(signal)
+        return Extractor(table).extract("".join((own_line, *parts)).encode(), whole=True).readings.get(signal)
 
     for source in sources:
         value = reading(series_of(source, "1"))
@@ -150,7 +181,7 @@ def golden_pages(name: str) -> dict[str, bytes]:
 
 
 def cuts(page: bytes, names: list[str]) -> list[int]:
-    """Places all over the page, and many in and around the wanted lines; half of them behind a line end."""
+    """Offsets all over the page, and many in and around the wanted lines; half of them after a line end."""
     wanted = re.compile(rb"^(?:" + b"|".join(re.escape(name.encode()) for name in names) + rb")[{ ]", re.MULTILINE)
     near: set[int] = set()
     for found in wanted.finditer(page):
@@ -169,7 +200,7 @@ def cuts(page: bytes, names: list[str]) -> list[int]:
 
 @EVERY_ENGINE
 def test_a_golden_page_cut_at_any_byte_never_gives_a_wrong_reading(name: str) -> None:
-    """Behind a line end nothing tells that a page was cut, so what may be a part of a sum must not be a reading."""
+    """A cut after a line end cannot be detected, so a possibly partial sum must not be a reading."""
     table = engine(name)
     for file, page in golden_pages(name).items():
         true = Extractor(table).extract(page, whole=True).readings
@@ -186,7 +217,7 @@ def test_a_golden_page_cut_at_any_byte_never_gives_a_wrong_reading(name: str) ->
 
 
 @EVERY_ENGINE
-def test_what_an_extractor_remembers_changes_no_reading(name: str) -> None:
+def test_the_pages_read_before_change_no_reading(name: str) -> None:
     table = engine(name)
     remembering = Extractor(table)
     for page in [page for pages in itertools.permutations(golden_pages(name).values(), 2) for page in pages]:
@@ -199,7 +230,7 @@ def test_what_an_extractor_remembers_changes_no_reading(name: str) -> None:
 def signal_rows() -> list[str]:
     return [
         f"| `{row.name}` | {row.unit} | {row.kind.value} | "
-        + ("any" if row.kind is Kind.NAMES else f"{row.low:g} to {row.high:g}")
+        + ("any" if row.kind is SignalKind.NAMES else f"{row.low:g} to {row.high:g}")
         + f" | {row.help} |"
         for row in SIGNALS.values()
     ]
@@ -209,8 +240,8 @@ def histogram_rows() -> list[str]:
     return [f"| `{row.name}` | {row.unit} | {row.help} |" for row in HISTOGRAMS.values()]
 
 
-def word_rows(words: Mapping[str, str]) -> list[str]:
-    return [f"| `{word}` | {meaning} |" for word, meaning in words.items()]
+def meaning_rows(meanings: Mapping[str, str]) -> list[str]:
+    return [f"| `{word}` | {meaning} |" for word, meaning in meanings.items()]
 
 
 def report_rows() -> list[str]:
@@ -224,17 +255,17 @@ def report_rows() -> list[str]:
 @pytest.mark.parametrize(
     ("section", "rows"),
     [
-        ("What the agent understands", signal_rows()),
-        ("Why a signal is not read", word_rows(REFUSALS)),
-        ("Why a scrape fails", word_rows(REASONS)),
-        (r"Load reports between two pages \(ORCA\)", [*report_rows(), *word_rows(REPORT_REASONS)]),
-        ("Histograms, where they are asked for", histogram_rows()),
-        ("Which engine tells which signal", [*matrix.matrix_markdown([engine(name) for name in sorted(ENGINES)])][2:]),
+        ("The signals", signal_rows()),
+        ("Why a value is refused", meaning_rows(REFUSALS)),
+        ("Why a scrape fails", meaning_rows(REASONS)),
+        (r"Load reports between two scrapes \(ORCA\)", [*report_rows(), *meaning_rows(REPORT_REASONS)]),
+        ("Optional histograms", histogram_rows()),
+        ("Signals reported by each engine", [*matrix.matrix_markdown([engine(name) for name in sorted(ENGINES)])][2:]),
         *((f"Engine {name}", [*matrix.engine_markdown(engine(name))][2:]) for name in sorted(ENGINES)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_documents_of_signals_and_engines_say_what_the_tables_say(section: str, rows: list[str]) -> None:
+def test_the_documents_of_signals_and_engines_have_the_content_of_the_tables(section: str, rows: list[str]) -> None:
     file = "engines.md" if section.startswith("Engine ") else "signals.md"
     text = (DOCS / file).read_text(encoding="utf-8")
     found = re.search(rf"^## {section}$\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
@@ -242,13 +273,13 @@ def test_the_documents_of_signals_and_engines_say_what_the_tables_say(section: s
     assert re.findall(r"^\| `.*\|$", found[1], re.MULTILINE) == rows, "it should say:\n" + "\n".join(rows)
 
 
-def test_the_document_of_engines_has_no_engine_that_is_not_there() -> None:
+def test_the_document_of_engines_has_exactly_the_registered_engines() -> None:
     text = (DOCS / "engines.md").read_text(encoding="utf-8")
     assert re.findall(r"^## Engine (.*)$", text, re.MULTILINE) == sorted(ENGINES)
 
 
 @EVERY_ENGINE
-def test_the_document_of_engines_says_what_is_asked_of_it(name: str) -> None:
+def test_the_document_of_engines_has_the_paths_of_each(name: str) -> None:
     text = (DOCS / "engines.md").read_text(encoding="utf-8")
     path = r"\| (?:`([^`|]+)`[^|]*)?"
     row = re.search(rf"^\| `{name}` \| [^|]+ \| [^|]+ {path * 3}\|$", text, re.MULTILINE)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent.__main__ import COMMANDS
-from agent.accelerators import EXPORTERS, PROBES
+from agent.accelerators import DEVICE_SOURCES, EXPORTERS
 from agent.engines import ENGINES
-from agent.engines.mapping import Engine
+from agent.engines.table import Engine
 from agent.pick.scorers import SCORERS, scorer
 from exporters import EXPORTERS as GAUGE_EXPORTERS
 
@@ -33,13 +33,15 @@ class Registry(NamedTuple):
 REGISTRIES = [
     Registry(
         "agent.accelerators",
-        dict(sorted({**EXPORTERS, **PROBES}.items())),
-        frozenset({"combine", "device", "faults", "join", "mapping", "probe", "table"}),
+        dict(sorted({**EXPORTERS, **DEVICE_SOURCES}.items())),
+        frozenset({"combine", "device", "faults", "join", "mapping", "device_source", "table"}),
     ),
     Registry(
         "agent.engines",
         ENGINES,
-        frozenset({"auto", "custom", "histograms", "learning", "mapping", "matrix", "recognition", "report", "table"}),
+        frozenset(
+            {"auto", "custom", "histograms", "reading_plan", "mapping", "matrix", "recognition", "report", "table"}
+        ),
     ),
     Registry("agent.pick.scorers", SCORERS),
     Registry("exporters", GAUGE_EXPORTERS, frozenset({"exporter", "gauge"})),

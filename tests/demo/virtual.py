@@ -61,7 +61,7 @@ def run(
     addresses = [f"127.0.0.1:{8001 + number}" for number in range(servers)]
     clock = ManualClock()
     chosen = "least-cost" if profile == ROUND_ROBIN else profile
-    config = from_flags(addresses, words=WORDS, profile=chosen)
+    config = from_flags(addresses, vocabulary=WORDS, profile=chosen)
     picks: list[Pick] = []
     remember = lambda _, pick, __: picks.append(pick)
     parts = PoolParts(clock, ignore, Tasks(clock, ignore), ScrapeLoop(clock), remember, lambda: None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.config import Endpoint
+from agent.config.pools import EndpointConfig
 from agent.discovery.endpoints import EndpointSet, Unresolved
 from agent.discovery.static import StaticDiscovery, is_name
 from agent.events.scraping import ScrapeFailed
@@ -38,8 +38,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     return table
 
 
-def endpoints(*addresses: str) -> list[Endpoint]:
-    return [Endpoint(address, "vllm") for address in addresses]
+def endpoints(*addresses: str) -> list[EndpointConfig]:
+    return [EndpointConfig(address, "vllm") for address in addresses]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ async def test_a_name_resolves_to_all_its_ipv4_addresses(answers: Answers) -> No
 
 async def test_each_address_of_a_name_has_the_facts_of_its_entry(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.1", "10.0.0.2"]
-    entry = Endpoint("pods:80", "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
+    entry = EndpointConfig("pods:80", "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
     found = await StaticDiscovery((), 1.0).resolve([entry])
     assert found.endpoints == {
-        address: Endpoint(address, "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
+        address: EndpointConfig(address, "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
         for address in ("10.0.0.1:80", "10.0.0.2:80")
     }
 

@@ -61,8 +61,8 @@ def test_power_and_heat_grow_with_the_batch(kind: str) -> None:
     [
         ("dcgm", {"accelerator": "sick"}, "accelerator_xid"),
         ("dcgm", {"accelerator": "ecc"}, "accelerator_ecc"),
-        ("amd", {"accelerator": "sick"}, "accelerator_unwell"),
-        ("amd", {"accelerator": "ecc"}, "accelerator_unwell"),
+        ("amd", {"accelerator": "sick"}, "accelerator_unhealthy"),
+        ("amd", {"accelerator": "ecc"}, "accelerator_unhealthy"),
     ],
 )
 def test_it_can_fall_sick(kind: str, fault: dict[str, str], reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Engines that the configuration tells."""
+"""Engines from the configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from agent.engine_specs import ENGINE_LABELS, EngineSpec, MetricSpec, engine_by_label, parse_spec
 from agent.engines import ENGINES, engine
 from agent.engines.custom import custom
-from agent.engines.mapping import Combine, Engine, Extraction, Extractor
+from agent.engines.mapping import Extraction, Extractor
+from agent.engines.table import Engine, SeriesCombination
 from agent.exposition.page import PageRefused
 from agent.signals import (
     BLOCK_SIZE,
@@ -22,7 +23,7 @@ from agent.signals import (
     SIGNALS,
     START_TIME,
     WAITING,
-    Kind,
+    SignalKind,
 )
 
 MINE = EngineSpec(
@@ -42,7 +43,7 @@ def read(table: Engine, page: str) -> Extraction:
     return Extractor(table).extract(page.encode(), whole=True)
 
 
-def test_an_engine_of_the_configuration_reads_what_it_names() -> None:
+def test_an_engine_from_the_configuration_reads_the_samples_that_it_names() -> None:
     page = (
         'my_requests{state="queued"} 3\nmy_requests{state="running"} 2\nmy_requests{state="done"} 99\n'
         'my_cache_ratio 0.5\nmy_cache_info{page="16",pages="100"} 1\n'
@@ -58,7 +59,7 @@ def test_an_engine_of_the_configuration_reads_what_it_names() -> None:
     }
 
 
-def test_its_several_series_are_summed_and_its_caches_weighed() -> None:
+def test_its_several_series_are_summed_and_its_cache_usages_weighted_by_blocks() -> None:
     page = (
         'my_requests{state="queued",dp_rank="0"} 3\nmy_requests{state="queued",dp_rank="1"} 4\n'
         'my_cache_ratio{dp_rank="0"} 0.5\nmy_cache_ratio{dp_rank="1"} 1\n'
@@ -71,19 +72,18 @@ def test_its_several_series_are_summed_and_its_caches_weighed() -> None:
 
 def test_every_signal_has_a_source_or_a_reason_why_it_has_none() -> None:
     for table in (custom(MINE), *(custom(MINE._replace(name=name)) for name in ENGINES)):
-        told = table.sources.keys() | table.histograms.keys()
-        assert told | table.silent.keys() == SIGNALS.keys() | HISTOGRAMS.keys()
-        assert not told & table.silent.keys()
+        for signal in (*SIGNALS, *HISTOGRAMS):
+            assert bool(table.why_silent(signal)) is not (signal in table.sources or signal in table.histograms)
 
 
-def test_a_page_without_its_metrics_is_refused_with_the_engine_that_it_is_of() -> None:
+def test_a_page_without_its_metrics_is_refused_and_the_pages_engine_named() -> None:
     with pytest.raises(PageRefused, match="this is a page of sglang, not of mine: write `engine: sglang`"):
         read(custom(MINE), "sglang:num_queue_reqs 1\n")
     with pytest.raises(PageRefused, match=r"no metrics of mine \(my_requests.*engineConfigs"):
         read(custom(MINE), "other 1\n")
 
 
-def test_metrics_told_for_a_built_in_engine_come_before_its_own() -> None:
+def test_metrics_configured_for_a_built_in_engine_come_before_its_own() -> None:
     table = custom(EngineSpec("vllm", (MetricSpec(WAITING, "my_queue"),)))
     own = "vllm:num_requests_waiting 5\nvllm:num_requests_running 2\n"
     assert read(table, own).readings == {WAITING: 5, RUNNING: 2}
@@ -91,19 +91,21 @@ def test_metrics_told_for_a_built_in_engine_come_before_its_own() -> None:
     assert table.health_path == engine("vllm").health_path
 
 
-def test_a_number_where_adapters_have_a_label_is_a_number() -> None:
+def test_a_number_of_adapters_without_a_label_is_read_as_a_number() -> None:
     table = custom(EngineSpec("mine", (MetricSpec(LORA_MAX, "my_slots"),)))
     assert read(table, 'my_slots{rank="0"} 4\nmy_slots{rank="1"} 4\n').readings == {LORA_MAX: 4}
 
 
-@pytest.mark.parametrize("signal", [name for name, row in SIGNALS.items() if row.kind in {Kind.GAUGE, Kind.COUNTER}])
-def test_any_signal_that_is_a_number_can_be_told(signal: str) -> None:
+@pytest.mark.parametrize(
+    "signal", [name for name, row in SIGNALS.items() if row.kind in {SignalKind.GAUGE, SignalKind.COUNTER}]
+)
+def test_every_numeric_signal_can_be_configured(signal: str) -> None:
     table = custom(EngineSpec("mine", (MetricSpec(signal, "my_value"),)))
     assert read(table, "my_value 1\n").readings == {signal: 1}
-    assert (table.sources[signal][0].combine is Combine.LATEST) == (signal == START_TIME)
+    assert (table.sources[signal][0].combine is SeriesCombination.MAX) == (signal == START_TIME)
 
 
-# -- the field's specifications --------------------------------------------------------------------------------------
+# -- metric specifications ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_any_signal_that_is_a_number_can_be_told(signal: str) -> None:
         ('m{a="x\\"y\\\\z\\n,}"}', "m", {"a": 'x"y\\z\n,}'}),
     ],
 )
-def test_a_specification_is_read_as_the_field_writes_it(text: str, sample: str, where: dict[str, str]) -> None:
+def test_a_specification_is_read_in_the_syntax_of_llm_d(text: str, sample: str, where: dict[str, str]) -> None:
     assert parse_spec(text) == (sample, tuple(sorted(where.items())))
 
 
@@ -141,7 +143,7 @@ def test_a_specification_is_read_as_the_field_writes_it(text: str, sample: str, 
         "m" * 1001,
     ],
 )
-def test_what_is_no_specification_is_refused_with_what_to_write(text: str) -> None:
+def test_an_invalid_specification_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ValueError, match="; write"):
         parse_spec(text)
 
@@ -153,7 +155,7 @@ LABELS = st.dictionaries(
 
 
 @given(NAMES, LABELS)
-def test_whatever_the_labels_a_specification_names_them(name: str, labels: dict[str, str]) -> None:
+def test_any_labels_can_be_written_in_a_specification(name: str, labels: dict[str, str]) -> None:
     escaped = {
         label: text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for label, text in labels.items()
     }
@@ -165,8 +167,8 @@ def test_whatever_the_labels_a_specification_names_them(name: str, labels: dict[
 def test_any_text_is_a_specification_or_is_refused(text: str) -> None:
     try:
         name, _ = parse_spec(text)
-    except ValueError as wrong:
-        name = str(wrong)
+    except ValueError as error:
+        name = str(error)
     assert name
 
 
@@ -176,7 +178,7 @@ NEW, OLD = ENGINE_LABELS
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "expected"),
     [
         ({}, None),
         ({"app": "sglang"}, None),
@@ -186,8 +188,8 @@ NEW, OLD = ENGINE_LABELS
         ({NEW: "", OLD: "vllm"}, (OLD, "vllm")),
     ],
 )
-def test_the_label_of_a_pod_names_its_engine(labels: dict[str, str], told: tuple[str, str] | None) -> None:
-    assert engine_by_label(labels) == told
+def test_the_label_of_a_pod_names_its_engine(labels: dict[str, str], expected: tuple[str, str] | None) -> None:
+    assert engine_by_label(labels) == expected
 
 
 def test_another_label_can_be_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""From a page to readings: what each engine's table makes of recorded pages, and of broken ones."""
+"""Readings of each engine from recorded pages, and from damaged ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
-from agent.engines.mapping import REFUSALS, Extraction, Extractor, Memory
+from agent.engines.mapping import Extraction, Extractor, LayoutCache
+from agent.engines.table import REFUSALS
 from agent.exposition.page import FULL_SCAN_PAGES, MAX_SERIES, PageRefused
 from agent.scrape.reasons import REASONS
 from agent.signals import (
@@ -58,7 +59,7 @@ def changed(name: str, value: str, page: bytes = BASE) -> bytes:
 
 
 def samples_by_the_oracle(page: bytes, name: str) -> list[float]:
-    """The values of this name; ValueError for a page that is none, or on which a series stands twice."""
+    """The values of this name; ValueError for a page that cannot be parsed, or has a series twice."""
     samples = [
         sample
         for family in text_string_to_metric_families(page.decode())
@@ -71,7 +72,7 @@ def samples_by_the_oracle(page: bytes, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(PAGES.glob("*.prom"))])
-def test_what_we_read_from_a_recorded_page_is_what_prometheus_client_reads(name: str) -> None:
+def test_a_recorded_page_is_read_as_prometheus_client_reads_it(name: str) -> None:
     page = (PAGES / f"{name}.prom").read_bytes()
     readings = read(page).readings
     for signal, sample in {RUNNING: "vllm:num_requests_running", WAITING: "vllm:num_requests_waiting"}.items():
@@ -79,7 +80,7 @@ def test_what_we_read_from_a_recorded_page_is_what_prometheus_client_reads(name:
     assert [readings[START_TIME]] == samples_by_the_oracle(page, "process_start_time_seconds")
 
 
-def test_two_engines_behind_one_port_are_summed_and_their_caches_weighed_by_their_blocks() -> None:
+def test_two_engines_behind_one_port_are_summed_and_their_cache_usages_weighted_by_blocks() -> None:
     readings = read((PAGES / "derived_two_engines.prom").read_bytes()).readings
     assert readings[RUNNING] == 4 + 2
     assert readings[WAITING] == 20 + 5
@@ -88,12 +89,12 @@ def test_two_engines_behind_one_port_are_summed_and_their_caches_weighed_by_thei
     assert readings[KV_USAGE] == pytest.approx((0.797979797979798 * 100 + 0.2 * 300) / 400)
 
 
-def test_two_caches_of_unknown_size_count_alike() -> None:
+def test_two_caches_of_unknown_size_have_equal_weights() -> None:
     page = re.sub(rb"vllm:cache_config_info\{.*\n", b"", (PAGES / "derived_two_engines.prom").read_bytes())
     assert read(page).readings[KV_USAGE] == pytest.approx((0.797979797979798 + 0.2) / 2)
 
 
-def test_engines_that_disagree_on_the_block_size_have_none() -> None:
+def test_a_block_size_that_differs_between_engines_is_refused() -> None:
     page = (PAGES / "derived_two_engines.prom").read_bytes()
     first, _, second = page.rpartition(b',block_size="32"')
     extraction = read(first + b',block_size="16"' + second)
@@ -101,16 +102,16 @@ def test_engines_that_disagree_on_the_block_size_have_none() -> None:
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(BLOCK_SIZE, "disagreement")]
 
 
-def test_the_old_names_are_read_where_the_new_ones_are_not_there() -> None:
+def test_the_old_names_are_read_where_the_new_ones_are_missing() -> None:
     assert read((PAGES / "derived_v0_names.prom").read_bytes()) == read(BASE)
 
 
-def test_the_new_name_wins_where_a_page_has_both() -> None:
+def test_the_new_name_is_used_where_a_page_has_both() -> None:
     old = line("vllm:kv_cache_usage_perc").replace(b"kv_cache", b"gpu_cache").rpartition(b" ")[0] + b" 0.1\n"
     assert read(BASE + old).readings[KV_USAGE] == pytest.approx(0.797979797979798)
 
 
-def test_of_the_adapters_rows_the_newest_holds() -> None:
+def test_the_newest_row_of_adapters_is_used() -> None:
     extraction = read(LORAS)
     assert extraction.readings[LORA_RUNNING] == frozenset({"lora-a", "lora-b"})
     assert extraction.readings[LORA_MAX] == 2
@@ -118,7 +119,7 @@ def test_of_the_adapters_rows_the_newest_holds() -> None:
     assert read(older).readings[LORA_RUNNING] == frozenset()
 
 
-def test_a_page_without_adapters_says_that_they_are_missing_and_not_that_there_are_none() -> None:
+def test_adapters_that_are_not_on_the_page_are_missing_and_not_an_empty_set() -> None:
     extraction = read((PAGES / "plain_idle.prom").read_bytes())
     assert LORA_RUNNING not in extraction.readings
     assert LORA_RUNNING in extraction.missing
@@ -134,7 +135,7 @@ def test_a_page_without_adapters_says_that_they_are_missing_and_not_that_there_a
         ("1.5", "out_of_range"),
     ],
 )
-def test_an_impossible_value_is_refused_and_the_rest_of_the_page_is_read(value: str, reason: str) -> None:
+def test_a_value_out_of_range_is_refused_and_the_rest_of_the_page_is_read(value: str, reason: str) -> None:
     extraction = read(changed("vllm:kv_cache_usage_perc", value))
     assert KV_USAGE not in extraction.readings
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(KV_USAGE, reason)]
@@ -142,7 +143,7 @@ def test_an_impossible_value_is_refused_and_the_rest_of_the_page_is_read(value: 
 
 
 @pytest.mark.parametrize("value", ["", "four", "4_0", "0x4", "4 5 6", "4.0.0", "--4", "1e", "."])
-def test_a_wanted_line_that_cannot_be_read_costs_its_signal_and_no_other(value: str) -> None:
+def test_a_wanted_line_that_cannot_be_parsed_only_affects_its_signal(value: str) -> None:
     extraction = read(changed("vllm:num_requests_running", value))
     assert RUNNING not in extraction.readings
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(RUNNING, "bad_line")]
@@ -156,7 +157,7 @@ def test_a_value_is_read_as_prometheus_reads_it(value: str) -> None:
     assert read(changed("vllm:num_requests_running", value)).readings[RUNNING] == 4
 
 
-def test_one_bad_series_of_two_spoils_the_sum() -> None:
+def test_one_bad_series_of_two_makes_the_sum_refused() -> None:
     page = (PAGES / "derived_two_engines.prom").read_bytes()
     spoilt = page.replace(
         b'vllm:num_requests_waiting{engine="1",model_name="tiny"} 5.0',
@@ -166,30 +167,30 @@ def test_one_bad_series_of_two_spoils_the_sum() -> None:
     assert WAITING not in read(spoilt).readings
 
 
-def test_a_series_that_stands_twice_is_refused_and_not_summed() -> None:
+def test_a_duplicate_series_is_refused_and_not_summed() -> None:
     extraction = read(BASE + line("vllm:num_requests_waiting") + b"\n")
     assert WAITING not in extraction.readings
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "duplicate_series")]
 
 
-def test_a_label_without_text_makes_no_other_series() -> None:
+def test_an_empty_label_does_not_make_another_series() -> None:
     extraction = read(BASE + line("vllm:num_requests_waiting").replace(b"}", b',a=""}') + b"\n")
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "duplicate_series")]
 
 
 @pytest.mark.parametrize("behind", [b'"} 1', b'" , } 1', b'",b="c"} 1', b'" b="c"} 1'])
-def test_what_looks_like_a_line_within_the_text_of_a_label_is_none(behind: bytes) -> None:
+def test_a_line_inside_a_label_value_is_not_a_sample(behind: bytes) -> None:
     extraction = read(BASE + b'other{text="a \\" b\nvllm:num_requests_waiting 7\n' + behind + b"\n")
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(WAITING, "bad_line")]
     assert extraction.readings[RUNNING] == 4
 
 
-def test_a_text_that_never_ends_spoils_no_line_that_it_does_not_stand_on() -> None:
+def test_a_label_value_without_an_end_only_affects_its_own_line() -> None:
     assert read(b'other{text="} 1\n' + BASE) == read(BASE)
     assert read(b'# HELP other{text="\n' + BASE) == read(BASE)
 
 
-def test_series_of_one_sample_are_found_wherever_they_stand() -> None:
+def test_series_of_one_sample_are_found_anywhere_on_the_page() -> None:
     page = BASE + b'vllm:num_requests_waiting{engine="7",model_name="tiny"} 2\n'
     assert read(page).readings[WAITING] == 22
 
@@ -206,19 +207,19 @@ def test_series_of_one_sample_are_found_wherever_they_stand() -> None:
         'vllm:num_requests_waiting{model_name="h\u00e4\u00df\u4e2d"} 9'.encode(),
     ],
 )
-def test_labels_and_white_space_are_read_as_the_format_has_them(text: bytes) -> None:
+def test_labels_and_white_space_are_read_by_the_format(text: bytes) -> None:
     page = BASE.replace(line("vllm:num_requests_waiting"), text)
     assert read(page).readings[WAITING] == 9
 
 
-def test_names_that_begin_alike_are_not_confused() -> None:
+def test_names_with_a_common_prefix_are_not_confused() -> None:
     page = BASE.replace(line("vllm:num_requests_waiting") + b"\n", b"")
     extraction = read(page)
     assert WAITING not in extraction.readings
     assert extraction.readings[WAITING_CAPACITY] == 20
 
 
-def test_a_name_inside_a_label_or_a_comment_is_no_sample() -> None:
+def test_a_name_in_a_label_or_a_comment_is_not_a_sample() -> None:
     page = BASE + b'# vllm:num_requests_running 9\nother{text="\\nvllm:num_requests_running 9"} 1\n'
     assert read(page).readings[RUNNING] == 4
 
@@ -239,7 +240,7 @@ def test_a_name_inside_a_label_or_a_comment_is_no_sample() -> None:
         (b"# HELP nothing\n", "wrong_engine", "no metrics of vllm"),
     ],
 )
-def test_a_page_that_cannot_be_one_is_refused_whole_and_the_reason_says_what_to_check(
+def test_a_page_that_cannot_be_valid_is_refused_with_a_detail_of_what_to_check(
     page: bytes, reason: str, part: str
 ) -> None:
     with pytest.raises(PageRefused) as refused:
@@ -250,7 +251,7 @@ def test_a_page_that_cannot_be_one_is_refused_whole_and_the_reason_says_what_to_
 
 
 @pytest.mark.parametrize("other", [BASE.replace(b"vllm:", b"sglang:"), re.sub(rb"(?m)^.*vllm:.*\n", b"", BASE)])
-def test_after_a_page_of_another_engine_the_first_good_one_is_read(other: bytes) -> None:
+def test_the_first_good_page_after_one_of_another_engine_is_read(other: bytes) -> None:
     extractor = Extractor(engine("vllm"))
     with pytest.raises(PageRefused):
         extractor.extract(other, whole=True)
@@ -258,7 +259,7 @@ def test_after_a_page_of_another_engine_the_first_good_one_is_read(other: bytes)
 
 
 @pytest.mark.parametrize("name", ["vllm:num_requests_running", "vllm:prompt_tokens_total"])
-def test_a_first_line_far_from_all_that_was_read_is_seen_at_once(name: str) -> None:
+def test_a_first_line_far_from_all_known_lines_is_seen_at_once(name: str) -> None:
     remembering = Extractor(engine("vllm"))
     remembering.extract(b"vllm:num_requests_waiting 1\n# end\n", whole=True)
     later = b"vllm:num_requests_waiting 1\n# end\n# HELP\n" + line(name) + b"\n"
@@ -283,15 +284,15 @@ def test_a_page_cut_at_any_byte_never_gives_a_wrong_reading() -> None:
         except PageRefused:
             continue
         checked += 1
-        # A cut behind a line end leaves whole lines, and nothing on the page tells: of several series some may be gone
-        # (here those of finished requests). On the wire such a cut breaks the answer's framing, and is refused there.
+        # A cut after a line end leaves whole lines and cannot be detected: some of several series may be missing
+        # (here those of finished requests). In a response such a cut violates its framing, and is refused.
         for signal, value in readings.items():
             if signal != "finished_requests":
                 assert value == whole[signal], (cut, signal)
     assert checked > 10
 
 
-def test_a_remembered_layout_gives_the_readings_of_a_fresh_look() -> None:
+def test_a_known_layout_gives_the_same_readings_as_a_full_scan() -> None:
     remembering = Extractor(engine("vllm"))
     pages = [
         BASE,
@@ -317,7 +318,7 @@ def test_a_remembered_layout_gives_the_readings_of_a_fresh_look() -> None:
         max_size=8,
     )
 )
-def test_whatever_the_numbers_a_remembered_layout_reads_them(changes: list[tuple[str, float]]) -> None:
+def test_any_numbers_are_read_by_a_known_layout(changes: list[tuple[str, float]]) -> None:
     remembering = Extractor(engine("vllm"))
     page = BASE
     remembering.extract(page, whole=True)
@@ -326,7 +327,7 @@ def test_whatever_the_numbers_a_remembered_layout_reads_them(changes: list[tuple
         assert remembering.extract(page, whole=True) == read(page)
 
 
-def test_a_series_that_comes_as_another_line_goes_is_seen_after_some_pages() -> None:
+def test_a_series_that_replaces_another_line_is_seen_after_some_pages() -> None:
     remembering = Extractor(engine("vllm"))
     remembering.extract(BASE, whole=True)
     swapped = BASE.replace(line("process_cpu_seconds_total") + b"\n", b'vllm:num_requests_running{engine="1"} 3\n')
@@ -335,7 +336,7 @@ def test_a_series_that_comes_as_another_line_goes_is_seen_after_some_pages() -> 
     assert readings[-1] == 7
 
 
-def test_a_series_that_comes_right_behind_its_group_as_another_line_goes_is_seen_at_once() -> None:
+def test_a_series_that_replaces_the_line_after_its_group_is_seen_at_once() -> None:
     remembering = Extractor(engine("vllm"))
     assert remembering.extract(BASE, whole=True).readings[RUNNING] == 4
     behind = line("# HELP vllm:num_requests_waiting")
@@ -345,18 +346,18 @@ def test_a_series_that_comes_right_behind_its_group_as_another_line_goes_is_seen
     assert remembering.extract(BASE.replace(behind, series), whole=True).readings[RUNNING] == 7
 
 
-def test_pages_of_a_fleet_that_started_together_are_not_scanned_whole_at_the_same_time() -> None:
-    memory = Memory(engine("vllm"))
+def test_full_scans_of_a_fleet_that_started_at_once_are_spread() -> None:
+    memory = LayoutCache(engine("vllm"))
     fleet = [Extractor(engine("vllm"), memory) for _ in range(FULL_SCAN_PAGES)]
     for each in fleet:
         each.extract(BASE)
     swapped = BASE.replace(line("process_cpu_seconds_total") + b"\n", b'vllm:num_requests_running{engine="1"} 3\n')
     seen = [sum(each.extract(swapped, whole=True).readings[RUNNING] == 7 for each in fleet) for _ in fleet]
-    assert seen == list(range(FULL_SCAN_PAGES))  # with each page one more is scanned whole
+    assert seen == list(range(FULL_SCAN_PAGES))  # one more full scan with each page
 
 
-def test_a_text_over_lines_that_begins_far_from_every_wanted_line_is_seen_after_some_pages() -> None:
-    """Prometheus takes a page whose label goes on over lines, and reads no sample in it."""
+def test_a_label_value_with_line_ends_far_from_every_wanted_line_is_seen_after_some_pages() -> None:
+    """Prometheus accepts a label value with line ends, and reads no sample in it."""
     page = (
         b'up{who="me"} 1\n# HELP llamacpp:requests_processing Running.\n# TYPE llamacpp:requests_processing gauge\n'
         b'llamacpp:requests_processing 2\n# TYPE last gauge\nlast{who="me"} 1\n'
@@ -384,7 +385,7 @@ NUMBERS = (
 
 @st.composite
 def pages(draw: st.DrawFn) -> bytes:
-    """A page in the format, with our names and others in any order, spaced and escaped in any way that it allows."""
+    """A page in the format, with wanted and other names in any order, and any valid spacing and escaping."""
     rows: dict[tuple[str, frozenset[tuple[str, str]]], str] = {}
     names = ["vllm:num_requests_running", "vllm:num_requests_running_x", "vllm:num_requests_waiting", "other", "vllm:x"]
     for _ in range(draw(st.integers(1, 8))):
@@ -421,7 +422,7 @@ def test_a_page_that_the_oracle_accepts_is_never_misread(page: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_whatever_the_bytes_a_page_is_read_or_refused_with_a_known_reason(page: bytes) -> None:
+def test_any_bytes_are_read_or_refused_with_a_known_reason(page: bytes) -> None:
     found = read_or_refusal(page)
     assert isinstance(found, Extraction) or found.reason in REASONS
 
@@ -440,7 +441,7 @@ def test_a_damaged_page_is_read_or_refused_and_no_reading_is_out_of_range(data: 
     assert usage is None or (isinstance(usage, float) and 0 <= usage <= 1)
 
 
-def test_the_readings_of_every_recorded_page_are_those_written_beside_it() -> None:
+def test_every_recorded_page_has_the_readings_in_the_json_beside_it() -> None:
     for path in sorted(PAGES.glob("*.prom")):
         extraction = read(path.read_bytes())
         expected = json.loads(path.with_suffix(".json").read_text())
@@ -456,11 +457,11 @@ def test_the_readings_of_every_recorded_page_are_those_written_beside_it() -> No
 # -- the format, further -------------------------------------------------------------------------------------------
 
 
-def test_lines_may_end_as_on_windows() -> None:
+def test_lines_may_end_with_crlf() -> None:
     assert read(BASE.replace(b"\n", b"\r\n")) == read(BASE)
 
 
-def test_a_page_in_open_metrics_is_read_with_its_exemplars_and_its_end_mark() -> None:
+def test_an_openmetrics_page_with_exemplars_and_its_end_mark_is_read() -> None:
     total = line("vllm:prompt_tokens_total")
     page = BASE.replace(total, total + b' # {trace_id="a} 5"} 0.67 1795344417.3')
     for end in (b"# EOF\n", b"# EOF"):
@@ -468,7 +469,7 @@ def test_a_page_in_open_metrics_is_read_with_its_exemplars_and_its_end_mark() ->
 
 
 @pytest.mark.parametrize("rest", [b" # 0.67", b" #", b" 1 2", b" x", b" # {", b"# {", b' {a="b"}'])
-def test_what_is_behind_a_value_and_belongs_to_no_format_spoils_the_line_but_for_exemplars(rest: bytes) -> None:
+def test_an_invalid_text_after_a_value_makes_a_bad_line_but_an_exemplar_does_not(rest: bytes) -> None:
     total = line("vllm:prompt_tokens_total")
     extraction = read(BASE.replace(total, total + rest))
     assert (PROMPT_TOKENS in extraction.readings) == rest.startswith(b" # {")
@@ -477,7 +478,7 @@ def test_what_is_behind_a_value_and_belongs_to_no_format_spoils_the_line_but_for
 @pytest.mark.parametrize(
     "text", [b"hello world\n", b"error: no such path\n", b"Service Unavailable\n\n", b"\n", b"a b c\n"]
 )
-def test_a_text_that_is_no_page_at_all_is_told_from_the_page_of_another_program(text: bytes) -> None:
+def test_a_text_that_is_not_a_page_and_a_page_of_another_program_have_different_reasons(text: bytes) -> None:
     with pytest.raises(PageRefused) as refused:
         read(text)
     assert refused.value.reason == "not_metrics"
@@ -492,7 +493,7 @@ def test_a_page_with_more_series_than_any_server_has_is_refused() -> None:
     assert refused.value.reason == "too_large"
 
 
-def test_two_engines_of_one_server_join_their_newest_adapters() -> None:
+def test_the_newest_adapters_of_two_engines_are_joined() -> None:
     row = (
         'vllm:lora_requests_info{{engine="{}",max_lora="{}",running_lora_adapters="{}",waiting_lora_adapters=""}} {}\n'
     )
@@ -507,7 +508,7 @@ def old_counters(counted: bytes) -> bytes:
     return re.sub(rb"(# HELP vllm:gpu_prefix_cache_\w+_total ).*", rb"\1GPU prefix cache queries, in " + counted, page)
 
 
-def test_what_older_releases_counted_in_blocks_becomes_tokens() -> None:
+def test_a_counter_of_blocks_in_older_releases_is_converted_to_tokens() -> None:
     tokens, blocks = (
         read(old_counters(b"terms of number of queried " + unit + b".")).readings for unit in (b"tokens", b"blocks")
     )
@@ -515,7 +516,7 @@ def test_what_older_releases_counted_in_blocks_becomes_tokens() -> None:
     assert blocks[PREFIX_HITS] == 32 * float(str(tokens[PREFIX_HITS]))
 
 
-def test_a_new_release_that_counts_in_another_unit_is_seen_at_its_first_page() -> None:
+def test_a_change_of_the_unit_is_seen_on_the_first_page() -> None:
     tokens, blocks = (old_counters(b"terms of number of queried " + unit + b".") for unit in (b"tokens", b"blocks"))
     assert len(tokens) == len(blocks)
     remembering = Extractor(engine("vllm"))
@@ -523,7 +524,7 @@ def test_a_new_release_that_counts_in_another_unit_is_seen_at_its_first_page() -
         assert remembering.extract(page, whole=True) == read(page)
 
 
-def test_a_count_of_an_unknown_unit_is_no_reading() -> None:
+def test_a_counter_of_unknown_unit_is_refused() -> None:
     without_size = re.sub(rb"vllm:cache_config_info\{.*\n", b"", old_counters(b"blocks"))
     for page in (old_counters(b"some unit"), without_size):
         extraction = read(page)
@@ -534,7 +535,7 @@ def test_a_count_of_an_unknown_unit_is_no_reading() -> None:
         }
 
 
-def test_every_refusal_has_a_reason_that_is_documented() -> None:
+def test_every_reason_of_a_refused_value_is_documented() -> None:
     pages = [
         changed("vllm:num_requests_running", "NaN"),
         changed("vllm:num_requests_running", "-1"),
@@ -550,7 +551,7 @@ def test_every_refusal_has_a_reason_that_is_documented() -> None:
     assert found == REFUSALS.keys() - {"not_a_histogram"}  # tests/engines/test_histograms.py
 
 
-# -- what is remembered --------------------------------------------------------------------------------------------
+# -- known layouts -------------------------------------------------------------------------------------------------
 
 EDITS = st.lists(
     st.one_of(
@@ -581,7 +582,7 @@ def edited(lines: list[bytes], kind: str, at: int, text: str) -> list[bytes]:
 
 
 def around_what_is_read() -> list[int]:
-    """The numbers of the lines in and beside the groups of wanted lines."""
+    """The numbers of the lines in and next to the groups of wanted lines."""
     names = tuple(name.encode() for name in engine("vllm").names())
     rows = BASE.splitlines()
     wanted = [number for number, row in enumerate(rows) if row.startswith(names)]
@@ -589,7 +590,7 @@ def around_what_is_read() -> list[int]:
 
 
 @given(st.lists(EDITS, min_size=1, max_size=4), st.booleans())
-def test_a_page_that_was_edited_within_and_around_its_groups_reads_as_to_a_fresh_look(
+def test_a_page_edited_in_and_around_its_groups_is_read_as_by_a_full_scan(
     steps: list[list[tuple[str, int, str]]], whole: bool
 ) -> None:
     places = around_what_is_read()

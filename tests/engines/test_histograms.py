@@ -1,4 +1,4 @@
-"""Histograms of a page, read only for those who ask, held against the client library's parser."""
+"""Optional histograms of a page, compared with the client library's parser."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import engine
 from agent.engines.histograms import HistogramReader
-from agent.engines.mapping import NONE_ASKED, Extractor, Memory
-from agent.signals import FIRST_TOKEN_SECONDS, HISTOGRAMS, QUEUE_SECONDS, Histogram, Refusal
+from agent.engines.mapping import NO_HISTOGRAMS, Extractor, LayoutCache
+from agent.signals import FIRST_TOKEN_SECONDS, HISTOGRAMS, QUEUE_SECONDS, Histogram, RefusedValue
 
 PAGE = (Path(__file__).parents[1] / "recordings" / "pages" / "vllm" / "load_base_seqs4_blocks100.prom").read_bytes()
 VLLM = engine("vllm")
@@ -21,7 +21,7 @@ FAMILY = "vllm:time_to_first_token_seconds"
 
 
 def oracle(page: bytes, family: str) -> Histogram:
-    """All histograms of the family together, as the client library reads them."""
+    """The sum of all histograms of the family, as the client library reads them."""
     (found,) = [each for each in text_string_to_metric_families(page.decode()) if each.name == family]
     bounds = sorted({float(sample.labels["le"]) for sample in found.samples if sample.name.endswith("_bucket")})[:-1]
     counts = tuple(
@@ -38,7 +38,7 @@ def oracle(page: bytes, family: str) -> Histogram:
 
 
 def written(family: str, bounds: Sequence[str], groups: Sequence[Sequence[float]], sums: Sequence[float]) -> bytes:
-    """A page with one histogram for each group of counts, the last of which is that of all."""
+    """A page with one histogram per group of cumulative counts, whose last one is the total."""
     lines = ["vllm:num_requests_running 1", f"# TYPE {family} histogram"]
     for engine_number, (counts, whole) in enumerate(zip(groups, sums, strict=True)):
         for bound, count in zip((*bounds, "+Inf"), counts, strict=True):
@@ -48,9 +48,9 @@ def written(family: str, bounds: Sequence[str], groups: Sequence[Sequence[float]
     return ("\n".join(lines) + "\n").encode()
 
 
-def read(page: bytes, *, whole: bool = True, signal: str = FIRST_TOKEN_SECONDS) -> Histogram | Refusal | None:
-    told = HistogramReader(VLLM, [signal]).read(page, whole=whole)
-    return told.refused[0] if told.refused else told.found[signal]
+def read(page: bytes, *, whole: bool = True, signal: str = FIRST_TOKEN_SECONDS) -> Histogram | RefusedValue | None:
+    distributions = HistogramReader(VLLM, [signal]).read(page, whole=whole)
+    return distributions.refused[0] if distributions.refused else distributions.found[signal]
 
 
 @pytest.mark.parametrize("signal", sorted(HISTOGRAMS))
@@ -58,22 +58,22 @@ def test_the_recorded_page_is_read_as_the_client_library_reads_it(signal: str) -
     assert read(PAGE, signal=signal) == oracle(PAGE, VLLM.histograms[signal][0])
 
 
-def test_an_extractor_that_was_asked_for_none_does_not_look_for_any() -> None:
+def test_an_extractor_without_histograms_reads_none() -> None:
     extractor = Extractor(VLLM)
-    assert extractor.extract(PAGE, whole=True).histograms is NONE_ASKED
+    assert extractor.extract(PAGE, whole=True).histograms is NO_HISTOGRAMS
     assert not any("_bucket" in name for name in extractor._scanner._names)
 
 
-def test_extractors_that_read_histograms_agree_with_those_that_do_not() -> None:
-    memory = Memory(VLLM)
-    asked = Extractor(VLLM, memory, tuple(HISTOGRAMS)).extract(PAGE, whole=True)
-    assert asked._replace(histograms=NONE_ASKED) == Extractor(VLLM, memory).extract(PAGE, whole=True)
-    assert None not in asked.histograms.values()
+def test_reading_histograms_changes_no_other_reading() -> None:
+    memory = LayoutCache(VLLM)
+    with_histograms = Extractor(VLLM, memory, tuple(HISTOGRAMS)).extract(PAGE, whole=True)
+    assert with_histograms._replace(histograms=NO_HISTOGRAMS) == Extractor(VLLM, memory).extract(PAGE, whole=True)
+    assert None not in with_histograms.histograms.values()
 
 
-def test_a_page_without_the_histogram_has_none_and_says_nothing_more() -> None:
-    told = HistogramReader(VLLM, [QUEUE_SECONDS]).read(b"vllm:num_requests_running 1\n", whole=True)
-    assert (told.found, told.refused) == ({QUEUE_SECONDS: None}, ())
+def test_a_histogram_that_is_not_on_the_page_is_none_without_a_refusal() -> None:
+    distributions = HistogramReader(VLLM, [QUEUE_SECONDS]).read(b"vllm:num_requests_running 1\n", whole=True)
+    assert (distributions.found, distributions.refused) == ({QUEUE_SECONDS: None}, ())
 
 
 counts = st.lists(st.integers(0, 1000), min_size=4, max_size=4).map(
@@ -82,8 +82,8 @@ counts = st.lists(st.integers(0, 1000), min_size=4, max_size=4).map(
 
 
 @given(st.lists(st.tuples(counts, st.floats(0, 1e9)), min_size=1, max_size=4))
-def test_the_engines_of_one_server_are_added_up(groups: list[tuple[list[float], float]]) -> None:
-    page = written(FAMILY, ("0.1", "1.0", "10.0"), [told for told, _ in groups], [whole for _, whole in groups])
+def test_the_histograms_of_several_engines_are_added_up(groups: list[tuple[list[float], float]]) -> None:
+    page = written(FAMILY, ("0.1", "1.0", "10.0"), [counts for counts, _ in groups], [whole for _, whole in groups])
     expected = oracle(page, FAMILY)
     found = read(page)
     assert isinstance(found, Histogram)
@@ -92,7 +92,7 @@ def test_the_engines_of_one_server_are_added_up(groups: list[tuple[list[float], 
 
 
 @given(st.data())
-def test_a_reader_that_remembers_reads_like_one_that_does_not(data: st.DataObject) -> None:
+def test_a_known_layout_gives_the_same_histograms_as_a_full_scan(data: st.DataObject) -> None:
     remembering = HistogramReader(VLLM, [FIRST_TOKEN_SECONDS])
     for _ in range(4):
         groups = data.draw(st.lists(counts, min_size=1, max_size=3))
@@ -123,15 +123,15 @@ GOOD = written(FAMILY, ("0.1", "1.0"), [[1.0, 2.0, 3.0]], [4.5])
         (GOOD + OTHER_BOUNDS, "disagreement"),
     ],
 )
-def test_a_histogram_that_cannot_be_true_is_refused_and_the_signals_stand(page: bytes, reason: str) -> None:
+def test_an_inconsistent_histogram_is_refused_and_the_signals_are_read(page: bytes, reason: str) -> None:
     found = Extractor(VLLM, histograms=(FIRST_TOKEN_SECONDS,)).extract(page, whole=True)
     assert [(refusal.signal, refusal.reason) for refusal in found.refused] == [(FIRST_TOKEN_SECONDS, reason)]
     assert found.histograms == {FIRST_TOKEN_SECONDS: None}
     assert found.readings["running_requests"] == 1.0
 
 
-def test_a_page_cut_at_any_line_never_gives_a_part_of_a_histogram() -> None:
+def test_a_page_cut_at_any_line_never_gives_a_partial_histogram() -> None:
     page = written(FAMILY, ("0.1", "1.0"), [[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]], [4.5, 0.5]) + b"vllm:other 1\n"
     for cut in (place for place in range(40, len(page)) if page[place - 1] == 10):
         found = read(page[:cut], whole=False)
-        assert found in {None, read(page)} or isinstance(found, Refusal), page[:cut]
+        assert found in {None, read(page)} or isinstance(found, RefusedValue), page[:cut]

@@ -1,4 +1,4 @@
-"""`igw signals`: which engine tells which signal, in a form for people and one for programs."""
+"""`igw signals`: the signals reported by each engine, as text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from agent.__main__ import main
 from agent.engines import ENGINES, engine, matrix
-from agent.engines.table import Combine, Engine
+from agent.engines.table import Engine, SeriesCombination
 from agent.signals import HISTOGRAMS, MODELS, SIGNALS
 
 ALL = [engine(name) for name in sorted(ENGINES)]
@@ -40,77 +40,78 @@ def test_what_is_printed_fits_into_a_terminal_of_100_columns(
 
 def test_the_matrix_has_a_line_for_each_signal_and_a_cell_for_each_engine(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys).splitlines()
-    assert sum(line.startswith("signal ") for line in lines) == 1, "all engines fit beside each other"
-    for signal in matrix.ROWS:
+    assert sum(line.startswith("signal ") for line in lines) == 1, "all engines fit into one block"
+    for signal in matrix.rows():
         (line,) = [line for line in lines if line.startswith(f"{signal} ")]
         assert line.split()[1:] == [matrix.cell(table, signal) for table in ALL]
 
 
 @pytest.mark.parametrize("table", ALL, ids=lambda table: table.name)
-def test_a_signal_is_told_exactly_where_the_engines_table_has_a_source(table: Engine) -> None:
+def test_a_cell_says_whether_the_engines_table_has_a_source(table: Engine) -> None:
     for signal in SIGNALS:
-        asked = signal == MODELS and table.models_path is not None
-        assert matrix.cell(table, signal) == ("yes" if signal in table.sources else "asked" if asked else "-")
+        probed = signal == MODELS and table.models_path is not None
+        assert matrix.cell(table, signal) == ("yes" if signal in table.sources else "path" if probed else "-")
     for signal in HISTOGRAMS:
         assert matrix.cell(table, signal) == ("named" if signal in table.histograms else "-")
 
 
 @pytest.mark.parametrize("table", ALL, ids=lambda table: table.name)
-def test_one_engine_is_told_with_every_name_it_is_read_by_and_every_reason(
+def test_the_text_of_one_engine_has_every_metric_name_and_every_reason(
     table: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = re.sub(r"\s+", " ", printed(capsys, "--engine", table.name))
     for sources in table.sources.values():
         assert all(sample in text for source in sources for sample in source.samples)
     assert all(family in text for families in table.histograms.values() for family in families)
-    assert all(f"{signal} none: {why}" in text for signal, why in table.silent.items())
-    assert f"its names begin with {', '.join(table.marks)} " in text
+    reasons = {signal: why for signal in matrix.rows() if (why := table.why_silent(signal))}
+    assert all(f"{signal} none: {why}" in text for signal, why in reasons.items())
+    assert f"prefixes of its names {', '.join(table.prefixes)} " in text
     assert table.hint in text
-    combined = {source.combine for sources in table.sources.values() for source in sources} - {Combine.SUM}
+    combined = {source.combine for sources in table.sources.values() for source in sources} - {SeriesCombination.SUM}
     assert all(combine.value in text for combine in combined)
 
 
-def test_the_json_says_the_same_as_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_has_the_content_of_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(printed(capsys, "--format", "json"))
     assert list(document["engines"]) == sorted(ENGINES)
     for table in ALL:
-        told = document["engines"][table.name]
-        assert told["page_path"] == table.page_path
-        ports = (told["page_port"], told["health_port"])
+        found = document["engines"][table.name]
+        assert found["page_path"] == table.page_path
+        ports = (found["page_port"], found["health_port"])
         assert ports == ((table.ports.page, table.ports.health) if table.ports else (None, None))
-        assert told["marks"] == list(table.marks)
-        assert told["signals"].keys() == SIGNALS.keys()
-        for signal, row in told["signals"].items():
+        assert found["prefixes"] == list(table.prefixes)
+        assert found["signals"].keys() == SIGNALS.keys()
+        for signal, row in found["signals"].items():
             samples = [list(source.samples) for source in table.sources.get(signal, ())]
             assert [source["samples"] for source in row["sources"]] == samples
-            assert row["silent"] == table.silent.get(signal)
-            assert (row["told"] == "yes") == bool(samples)
-        families = {signal: tuple(row["families"]) for signal, row in told["histograms"].items() if row["families"]}
+            assert row["silent"] == (table.why_silent(signal) or None)
+            assert (row["availability"] == "yes") == bool(samples)
+        families = {signal: tuple(row["families"]) for signal, row in found["histograms"].items() if row["families"]}
         assert families == dict(table.histograms)
 
 
-def test_engines_of_a_configuration_stand_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engines_of_a_configuration_are_printed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "igw.yaml"
     path.write_text(OWN)
-    told = json.loads(printed(capsys, "--config", str(path), "--format", "json"))["engines"]
-    assert list(told) == sorted([*ENGINES, "my-server"])
-    assert told["my-server"]["signals"]["waiting_requests"]["told"] == "yes"
-    assert told["vllm"]["signals"]["kv_usage_ratio"]["sources"][0]["samples"] == ["my_cache_usage_ratio"]
+    found = json.loads(printed(capsys, "--config", str(path), "--format", "json"))["engines"]
+    assert list(found) == sorted([*ENGINES, "my-server"])
+    assert found["my-server"]["signals"]["waiting_requests"]["availability"] == "yes"
+    assert found["vllm"]["signals"]["kv_usage_ratio"]["sources"][0]["samples"] == ["my_cache_usage_ratio"]
     own = printed(capsys, "--config", str(path), "--engine", "my-server")
     assert 'my_requests{state="queued"}' in own
     wide = printed(capsys, "--config", str(path)).splitlines()
     assert max(map(len, wide)) <= 100
-    assert sum(line.startswith("signal ") for line in wide) == 2, "what does not fit stands below"
+    assert sum(line.startswith("signal ") for line in wide) == 2, "the engines need two blocks"
 
 
-def test_an_engine_that_is_not_there_is_wrong_use_and_the_near_one_is_named(
+def test_an_unknown_engine_is_wrong_use_and_the_error_suggests_a_similar_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["signals", "--engine", "vlm"]) == 2
     assert capsys.readouterr().err == "igw signals: there is no engine 'vlm'; did you mean 'vllm'?\n"
 
 
-def test_a_configuration_with_problems_is_told_like_everywhere(
+def test_the_problems_of_a_configuration_are_printed_with_their_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "igw.yaml"

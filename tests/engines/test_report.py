@@ -1,4 +1,4 @@
-"""Load reports beside answers: what is read of them, and what is not believed."""
+"""Load reports in response headers: values, and reports that are refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines import engine
-from agent.engines.report import MOST_CHARACTERS, REASONS, ReportRefused, read
+from agent.engines.report import MAX_CHARACTERS, REASONS, ReportRefused, read
 from agent.signals import KV_USAGE, SIGNALS, WAITING
 
 VLLM = engine("vllm").reports
-# As recorded of vLLM 0.32, but for the numbers.
+# Recorded from vLLM 0.32, with other numbers.
 TEXT = "TEXT named_metrics.num_requests_waiting=3.0, named_metrics.kv_cache_usage_perc=0.25"
 JSON = 'JSON {"named_metrics": {"num_requests_waiting": 3.0, "kv_cache_usage_perc": 0.25}}'
 
@@ -25,11 +25,11 @@ def refusal(report: str) -> str:
 
 
 @pytest.mark.parametrize("report", [TEXT, JSON, TEXT.lower(), f"  {JSON} "])
-def test_both_formats_say_the_same(report: str) -> None:
+def test_both_formats_have_the_same_values(report: str) -> None:
     assert read(report, VLLM) == {WAITING: 3.0, KV_USAGE: 0.25}
 
 
-def test_what_the_engine_s_table_does_not_name_is_none_of_our_business() -> None:
+def test_metrics_that_are_not_in_the_engines_table_are_ignored() -> None:
     more = "TEXT cpu_utilization=0.9, named_metrics.queue_bytes=x, named_metrics.num_requests_waiting=2, rps=nan"
     assert read(more, VLLM) == {WAITING: 2.0}
 
@@ -61,20 +61,20 @@ def test_what_the_engine_s_table_does_not_name_is_none_of_our_business() -> None
         ("TEXT named_metrics.num_requests_waiting=1, named_metrics.kv_cache_usage_perc=1.5", "out_of_range"),
         ("TEXT named_metrics.num_requests_waiting=1, named_metrics.num_requests_waiting=2", "several"),
         (f"{TEXT}\n{TEXT}", "unreadable"),
-        ("TEXT " + "x=1," * MOST_CHARACTERS, "too_long"),
+        ("TEXT " + "x=1," * MAX_CHARACTERS, "too_long"),
     ],
 )
-def test_a_report_that_cannot_be_believed_is_refused_whole_with_the_reason(report: str, reason: str) -> None:
+def test_an_invalid_report_is_refused_as_a_whole_with_the_reason(report: str, reason: str) -> None:
     assert refusal(report) == reason
 
 
-def test_an_engine_without_reports_makes_nothing_of_one() -> None:
+def test_a_report_of_an_engine_without_reports_is_refused() -> None:
     with pytest.raises(ReportRefused, match="nothing_known"):
         read(TEXT, engine("tgi").reports)
 
 
 @given(st.text(max_size=200), st.sampled_from(["", "TEXT ", "JSON ", "TEXT named_metrics.kv_cache_usage_perc=", JSON]))
-def test_whatever_a_server_writes_it_is_read_or_refused_for_a_known_reason(text: str, before: str) -> None:
+def test_any_header_is_read_or_refused_with_a_known_reason(text: str, before: str) -> None:
     reason, values = "", {}
     try:
         values = read(before + text, VLLM)
@@ -85,7 +85,7 @@ def test_whatever_a_server_writes_it_is_read_or_refused_for_a_known_reason(text:
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1), st.booleans())
-def test_what_a_server_reports_is_what_is_read(waiting: int, usage: float, as_json: bool) -> None:
+def test_the_reported_values_are_read(waiting: int, usage: float, as_json: bool) -> None:
     if as_json:
         named = {"num_requests_waiting": float(waiting), "kv_cache_usage_perc": usage}
         report = f"JSON {orjson.dumps({'named_metrics': named}).decode()}"

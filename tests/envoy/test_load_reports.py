@@ -21,13 +21,13 @@ from tests.envoy.rig import CHAT, WAYS, a_rig, chat
 from tests.waiting import eventually
 
 REPORT = "TEXT named_metrics.num_requests_waiting=4.0, named_metrics.kv_cache_usage_perc=0.5"
-ASKED_BY, HEADER = "endpoint-load-metrics-format", "endpoint-load-metrics"
+REQUEST_HEADER, HEADER = "endpoint-load-metrics-format", "endpoint-load-metrics"
 both = pytest.mark.parametrize("way", WAYS, ids=[way.value for way in WAYS])
 
 
 def reporting(server: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def respond(request: web.Request) -> web.StreamResponse:
-        headers = {HEADER: REPORT} if ASKED_BY in request.headers else {}
+        headers = {HEADER: REPORT} if REQUEST_HEADER in request.headers else {}
         return web.json_response({"server": server}, headers=headers)
 
     return respond
@@ -42,7 +42,7 @@ async def test_a_report_comes_with_who_answered_and_the_client_does_not_see_it(t
             async with rig.client.post(rig.url(way), json=chat()) as answer:
                 assert answer.status == 200
                 assert HEADER not in answer.headers
-            assert server.seen[-1][0].headers[ASKED_BY] == "TEXT"
+            assert server.seen[-1][0].headers[REQUEST_HEADER] == "TEXT"
         assert rig.pool.heard == [(server.address, REPORT, server.address) for server in rig.servers]
         await eventually(lambda: rig.pool.ended_as == ["closed"] * 3)
 
@@ -52,9 +52,9 @@ async def test_a_client_s_own_question_is_answered_to_it_and_heard_by_us(tmp_pat
     async with a_rig(tmp_path, reports=True) as rig:
         server = rig.servers[0]
         server.respond = reporting(server.address)
-        async with rig.client.post(rig.url(way), json=chat(), headers={ASKED_BY: "JSON"}) as answer:
+        async with rig.client.post(rig.url(way), json=chat(), headers={REQUEST_HEADER: "JSON"}) as answer:
             assert answer.headers[HEADER] == REPORT
-        assert server.seen[-1][0].headers.getall(ASKED_BY) == ["JSON"]
+        assert server.seen[-1][0].headers.getall(REQUEST_HEADER) == ["JSON"]
         assert rig.pool.heard == [(server.address, REPORT, server.address)]
 
 
@@ -92,7 +92,7 @@ async def test_where_reports_are_off_nobody_is_asked_for_one(tmp_path: Path) -> 
     async with a_rig(tmp_path) as rig:
         async with rig.client.post(rig.url(Way.BUFFERED), json=chat()) as answer:
             assert answer.status == 200
-        assert ASKED_BY not in rig.servers[0].seen[-1][0].headers
+        assert REQUEST_HEADER not in rig.servers[0].seen[-1][0].headers
 
 
 async def test_between_two_pages_an_answer_tells_of_the_queue_behind_it(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_file_that_the_agent_would_refuse_is_not_rendered_for(
         assert main([*command, str(file)]) == 1
         said.append(capsys.readouterr())
     assert said[0] == said[1]
-    assert "'foo-scorer' is no plugin type" in said[1].err
+    assert "'foo-scorer' is not a plugin type" in said[1].err
 
 
 @pytest.mark.parametrize(

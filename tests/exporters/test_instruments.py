@@ -24,7 +24,7 @@ from agent.events.scraping import (
 from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH, LabelLimiter
 from agent.instruments.requests import MODEL_NAMES, SERVER_NAMES
-from agent.signals import Refusal
+from agent.signals import RefusedValue
 from exporters.gauge import GaugeSet
 from exporters.prometheus import page
 from tests.fakes.clock import ManualClock
@@ -82,7 +82,9 @@ def test_a_rejected_request_counts_as_a_request_and_as_an_error_with_the_referen
 
 def test_scrapes_are_counted_by_result_and_reason(instruments):
     instruments(
-        ScrapeDone("pool", "a:1", 0.0, 0.02, 73_000, ("kv_blocks",), (Refusal("kv_usage_ratio", "not_finite", "NaN"),))
+        ScrapeDone(
+            "pool", "a:1", 0.0, 0.02, 73_000, ("kv_blocks",), (RefusedValue("kv_usage_ratio", "not_finite", "NaN"),)
+        )
     )
     instruments(ScrapeFailed("pool", "b:1", 0.0, 1.0, "timeout", "no answer in 1 s"))
     assert sample(instruments, "igw_scrapes_total", {"pool": "pool", "result": "ok", "reason": ""}) == 1

@@ -17,7 +17,7 @@ from agent.events.scraping import BudgetExceeded, HealthChanged, ScrapeDone, Scr
 from agent.instruments.event_log import DETAIL_LENGTH, LOGGER, QUIET_SECONDS, Repeats
 from agent.instruments.hook import Instruments
 from agent.instruments.log_format import write_log
-from agent.signals import Refusal
+from agent.signals import RefusedValue
 from tests.fakes.clock import ManualClock
 
 
@@ -38,7 +38,7 @@ def failed(at: float, endpoint: str = "a:1") -> ScrapeFailed:
     return ScrapeFailed("pool", endpoint, at, 0.1, "timeout", "no answer in 1 s")
 
 
-def done(at: float, *refused: Refusal) -> ScrapeDone:
+def done(at: float, *refused: RefusedValue) -> ScrapeDone:
     return ScrapeDone("pool", "a:1", at, 0.01, 100, (), refused)
 
 
@@ -94,7 +94,7 @@ def test_each_change_of_state_has_its_line(clock, log):
     hook(TaskFailed("discovery/pool", "it returned", 0.5))
     hook(WatcherDropped("slow"))
     hook(StreamBroken("pool", "protocol", "a body before the headers"))
-    hook(done(0.0, Refusal("kv_usage_ratio", "not_finite", "NaN")))
+    hook(done(0.0, RefusedValue("kv_usage_ratio", "not_finite", "NaN")))
     assert messages(log) == [
         "pool pool: a:1 is down (refused), was healthy",
         "pool pool: new server at a:1 (new_start_time): the state of the previous one is discarded",

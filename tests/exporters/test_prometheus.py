@@ -18,7 +18,7 @@ from agent.events.requests import Ended, Picked, Refused
 from agent.events.scraping import ScrapeDone
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
-from agent.signals import LORA_RUNNING, SIGNALS, WAITING, Kind, Value
+from agent.signals import LORA_RUNNING, SIGNALS, WAITING, SignalKind, Value
 from agent.state.snapshot import Prefix
 from exporters.catalog import ALIASES, CATALOG, endpoints, requests
 from exporters.gauge import Gauge, GaugeSet
@@ -26,7 +26,7 @@ from exporters.prometheus import page
 from tests.fakes.views import STALE_AFTER, snapshot, view
 
 ALL_SIGNALS: dict[str, Value] = {
-    name: frozenset({"adapter"}) if row.kind is Kind.NAMES else row.low for name, row in SIGNALS.items()
+    name: frozenset({"adapter"}) if row.kind is SignalKind.NAMES else row.low for name, row in SIGNALS.items()
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engines.report import ASKED_BY
+from agent.engines.report import REQUEST_HEADER
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request
@@ -452,7 +452,7 @@ def test_a_load_report_is_asked_for_where_the_pool_wants_it_and_is_kept_from_the
     session = a_session(reports=True)
     scheduled(session, mode)
     (route,) = [action for action in session.decided(a_pick()) if isinstance(action, Route)]
-    assert route.add == ((ASKED_BY, "TEXT"),)
+    assert route.add == ((REQUEST_HEADER, "TEXT"),)
     pick = session.response_headers("TEXT x=1", "10.0.0.1:8000")
     assert pick == (RemoveHeader("endpoint-load-metrics"), Report("TEXT x=1", "10.0.0.1:8000"))
     assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
@@ -460,7 +460,7 @@ def test_a_load_report_is_asked_for_where_the_pool_wants_it_and_is_kept_from_the
 
 def test_a_client_that_asks_for_a_load_report_itself_gets_it_as_it_asked() -> None:
     session = a_session(reports=True)
-    session.request_headers({**HEADERS, ":method": "GET", ASKED_BY: "JSON"}, end_of_stream=True)
+    session.request_headers({**HEADERS, ":method": "GET", REQUEST_HEADER: "JSON"}, end_of_stream=True)
     (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert (route.add, route.remove) == ((), ())

@@ -1,4 +1,4 @@
-"""A pool's state that a test sets by hand, where the store's own rules are not what is tested."""
+"""The state of a pool that a test sets directly, where the rules of the store are not under test."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from agent.state.snapshot import EndpointView, Snapshot
 
 
-class FakeSource:
-    """Holds the views that it was given; each `put` or `drop` is one change."""
+class FakeStateSource:
+    """Holds these views; each `put` or `drop` is one change."""
 
     def __init__(self, pool: str = "pool", *views: EndpointView) -> None:
         self.pool = pool
@@ -24,12 +24,12 @@ class FakeSource:
         )
 
     def put(self, *views: EndpointView) -> None:
-        """These endpoints are new or different."""
+        """Add or replace these endpoints."""
         self.views |= {view.address: view for view in views}
         self._changed()
 
     def drop(self, address: str) -> None:
-        """This endpoint is gone."""
+        """Remove this endpoint."""
         del self.views[address]
         self._changed()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hypothesis import strategies as st
 
-from agent.signals import KV_USAGE, RUNNING, SIGNALS, WAITING, Kind, Value
+from agent.signals import KV_USAGE, RUNNING, SIGNALS, WAITING, SignalKind, Value
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
 
@@ -59,10 +59,12 @@ class FixedIndex:
 
 def _values(name: str) -> st.SearchStrategy[Value]:
     row = SIGNALS[name]
-    return st.frozensets(st.text(max_size=5), max_size=4) if row.kind is Kind.NAMES else st.floats(row.low, row.high)
+    return (
+        st.frozensets(st.text(max_size=5), max_size=4) if row.kind is SignalKind.NAMES else st.floats(row.low, row.high)
+    )
 
 
-# Any endpoint: each signal known or not, in any health, with any work.
+# Any endpoint: each signal known or not, any health, any work.
 views = st.builds(
     view,
     st.text(min_size=1, max_size=9),

@@ -1,4 +1,4 @@
-"""A gateway that knows only `/v1/state/watch`: it rebuilds the state from events, and snapshots from the state."""
+"""A client of `/v1/state/watch` alone: it rebuilds the state from the events, and snapshots from the state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from agent.signals import WAITING, Reading, Value
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
 
-PATIENCE = 30.0  # seconds that a test waits for what must come
+PATIENCE = 30.0  # seconds until a test that waits for an event fails
 
 
-class Event:
+class StreamEvent:
     """One server-sent event, or a comment (kind is empty)."""
 
     def __init__(self, kind: str, id: str, data: str) -> None:
@@ -25,8 +25,8 @@ class Event:
         self.data = data
 
 
-def parse_event(text: str) -> Event:
-    """The event of one block of lines."""
+def parse_event(text: str) -> StreamEvent:
+    """The event in one block of lines."""
     fields = {"event": "", "id": "", "data": ""}
     for line in text.splitlines():
         name, _, value = line.partition(":")
@@ -34,11 +34,11 @@ def parse_event(text: str) -> Event:
             fields[name] += value.removeprefix(" ")
         elif line.startswith(":"):
             fields["data"] = value.strip()
-    return Event(fields["event"], fields["id"], fields["data"])
+    return StreamEvent(fields["event"], fields["id"], fields["data"])
 
 
-class Rebuilt:
-    """The state as the events tell it. `now` is this side's own clock; it need not be the agent's."""
+class RebuiltState:
+    """The state after the events so far. `now` is the client's own clock, which need not be the agent's."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -46,18 +46,18 @@ class Rebuilt:
         self.version = 0
         self.last_id = ""
         self.kinds: list[str] = []
-        # What this clock shows at uptime 0 of the agent, at the latest: messages travel, so the least is the best.
+        # This clock at uptime 0 of the agent. Messages take time to arrive, so the minimum is the best estimate.
         self.uptime_zero = float("inf")
         self.pools: dict[str, dict[str, tuple[dict[str, Any], float]]] = {}
 
-    def apply(self, event: Event) -> None:
-        """Take in one event or comment."""
+    def apply(self, event: StreamEvent) -> None:
+        """Apply one event or comment."""
         if not event.data:
             return
         document = json.loads(event.data)
         if document["epoch"] != self.epoch:
             if event.kind == "change":
-                raise AssertionError("a change of an epoch whose state was never sent")
+                raise AssertionError("a change of an epoch without a state event")
             self.uptime_zero = float("inf")
         self.uptime_zero = min(self.uptime_zero, self._now() - document["uptime_seconds"])
         if not event.kind:
@@ -71,7 +71,7 @@ class Rebuilt:
             }
         else:
             if not document["since"] <= max(self.version, document["since"]) <= document["version"]:
-                raise AssertionError("a change that does not follow")
+                raise AssertionError("a change that does not follow the state")
             for pool in document["pools"]:
                 known = self.pools.setdefault(pool["pool"], {})
                 known.update({each["address"]: (each, uptime) for each in pool["changed"]})
@@ -82,39 +82,39 @@ class Rebuilt:
         self.epoch, self.version, self.last_id = document["epoch"], document["version"], event.id
 
     def document(self, uptime: float) -> list[dict[str, Any]]:
-        """`pools` as `/v1/state` would show it at this uptime: ages and work moved on from when they were told."""
+        """`pools` as `/v1/state` returns it at this uptime: ages and backlog advanced since their event."""
         return [
             {
                 "pool": name,
-                "endpoints": [_moved_on(*endpoints[address], uptime) for address in sorted(endpoints)],
+                "endpoints": [_advanced(*endpoints[address], uptime) for address in sorted(endpoints)],
             }
             for name, endpoints in self.pools.items()
         ]
 
     def snapshot(self, pool: str) -> Snapshot:
-        """The pool at this moment of this side's clock, in the agent's own types and on this side's time line."""
+        """The pool now, in the agent's own types; its times are on the client's clock."""
         now = self._now()
         endpoints = self.pools[pool]
         views = [_view(*endpoints[address], self.uptime_zero, now) for address in sorted(endpoints)]
         return Snapshot(pool, self.version, now, now, tuple(views))
 
 
-def _moved_on(endpoint: dict[str, Any], told_at: float, uptime: float) -> dict[str, Any]:
-    passed = uptime - told_at
-    moved: dict[str, Any] = json.loads(json.dumps(endpoint))
-    if moved["page_age_seconds"] is not None:
-        moved["page_age_seconds"] += passed
-    for signal in moved["signals"].values():
+def _advanced(endpoint: dict[str, Any], published_at: float, uptime: float) -> dict[str, Any]:
+    passed = uptime - published_at
+    advanced: dict[str, Any] = json.loads(json.dumps(endpoint))
+    if advanced["page_age_seconds"] is not None:
+        advanced["page_age_seconds"] += passed
+    for signal in advanced["signals"].values():
         if signal["age_seconds"] is not None:
             signal["age_seconds"] += passed
-    work = moved["work"]
+    work = advanced["work"]
     work["prefill_seconds"] = max(0.0, work["prefill_seconds"] - passed)
     work["prefill_tokens"] = work["prefill_seconds"] * work["rate_tokens_per_second"]
-    return moved
+    return advanced
 
 
-def _view(endpoint: dict[str, Any], told_at: float, uptime_zero: float, now: float) -> EndpointView:
-    as_of = uptime_zero + told_at
+def _view(endpoint: dict[str, Any], published_at: float, uptime_zero: float, now: float) -> EndpointView:
+    as_of = uptime_zero + published_at
     stale_after = endpoint["stale_after_seconds"]
     readings: dict[str, Reading] = {}
     for name, signal in endpoint["signals"].items():
@@ -152,34 +152,34 @@ def _view(endpoint: dict[str, Any], told_at: float, uptime_zero: float, now: flo
 
 
 class WatchClient:
-    """Follows the stream of one agent; comes back with the last event's id whenever it was let go."""
+    """Follows the stream of one agent; reconnects with the id of the last event whenever it is disconnected."""
 
     def __init__(self, base_url: str, now: Callable[[], float]) -> None:
-        self.rebuilt = Rebuilt(now)
+        self.rebuilt = RebuiltState(now)
         self.connections = 0
         self._url = f"{base_url}/v1/state/watch"
-        self._news = asyncio.Condition()
+        self._applied = asyncio.Condition()
         self._reading = asyncio.Event()
         self._reading.set()
         self._task = asyncio.create_task(self._follow())
 
-    async def wait(self, condition: Callable[[Rebuilt], bool]) -> None:
-        """Until what is known fulfils the condition."""
-        async with asyncio.timeout(PATIENCE), self._news:
-            await self._news.wait_for(lambda: self._task.done() or condition(self.rebuilt))
+    async def wait(self, condition: Callable[[RebuiltState], bool]) -> None:
+        """Wait until the state fulfils the condition."""
+        async with asyncio.timeout(PATIENCE), self._applied:
+            await self._applied.wait_for(lambda: self._task.done() or condition(self.rebuilt))
         if self._task.done():
             self._task.result()
 
     def pause(self) -> None:
-        """Read nothing more; the connection stays open."""
+        """Stop reading; the connection stays open."""
         self._reading.clear()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue reading."""
         self._reading.set()
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -197,11 +197,11 @@ class WatchClient:
 
     async def _read(self, response: aiohttp.ClientResponse) -> None:
         rest = b""
-        async for piece in response.content.iter_any():
+        async for chunk in response.content.iter_any():
             await self._reading.wait()
-            rest += piece
+            rest += chunk
             *blocks, rest = rest.split(b"\n\n")
             for block in blocks:
                 self.rebuilt.apply(parse_event(block.decode()))
-            async with self._news:
-                self._news.notify_all()
+            async with self._applied:
+                self._applied.notify_all()

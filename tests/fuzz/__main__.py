@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing: `python -m tests.fuzz TARGET [SECONDS] [libFuzzer options]`.
 
-It grows the corpus in a folder outside the repository; `--keep` then takes over what adds coverage, as small as it can.
-A finding is written beside it as `crash-...`: mend the defect, and put the file into `tests/fuzz/corpus/TARGET`, where
-every test run reads it.
+New inputs are written to a folder outside the repository; `--keep` copies the smallest ones that add coverage into the
+corpus. A failing input is written next to that folder as `crash-...`: fix the defect, and put the file into
+`tests/fuzz/corpus/TARGET`, which every test run reads.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TARGETS = ("pages", "answers")
-MOST_BYTES = {"pages": 6000, "answers": 2500}
+MAX_BYTES = {"pages": 6000, "answers": 2500}
 
 
 def main() -> None:
-    """Fuzz until the time is over or something is found; the exit status says which."""
+    """Fuzz until the time is over or an input fails, which sets the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Coverage-guided fuzzing of the scraper.")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("seconds", nargs="?", type=int, default=60)
-    parser.add_argument("--keep", action="store_true", help="take the found inputs that add coverage into the corpus")
+    parser.add_argument("--keep", action="store_true", help="copy new inputs that add coverage into the corpus")
     arguments, more = parser.parse_known_args()
     target: str = arguments.target
     found = HERE.parents[1] / ".cache" / "fuzz" / target
     found.mkdir(parents=True, exist_ok=True)
     corpus = HERE / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
-    words = HERE / f"{target}.dict"
+    dictionary = HERE / f"{target}.dict"
     if arguments.keep:
         print(f"{keep(target, found, corpus)} inputs are new in {corpus}")
         return
-    options = [f"-max_len={MOST_BYTES[target]}", f"-dict={words}", "-print_final_stats=1", *more]
+    options = [f"-max_len={MAX_BYTES[target]}", f"-dict={dictionary}", "-print_final_stats=1", *more]
     options += [f"-max_total_time={arguments.seconds}", f"-artifact_prefix={found.parent}/", str(found), str(corpus)]
 
     import atheris
 
-    with atheris.instrument_imports(include=["agent.scrape", "agent.engines", "agent.signals"]):
+    with atheris.instrument_imports(include=["agent.scrape", "agent.exposition", "agent.engines", "agent.signals"]):
         run = importlib.import_module(f"tests.fuzz.{target}").one_input
     os.environ.setdefault("PYTHONHASHSEED", "0")
     atheris.Setup([sys.argv[0], *options], run)
@@ -49,14 +49,16 @@ def main() -> None:
 
 
 def keep(target: str, found: Path, corpus: Path) -> int:
-    """Copy the smallest inputs that take a way through the code which the corpus does not take; how many they were."""
+    """Copy the smallest inputs that take a path through the code which the corpus does not take; their number."""
     run = importlib.import_module(f"tests.fuzz.{target}").one_input
     steps: set[tuple[str, int, int]] = set()
     before: dict[FrameType, int] = {}
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         name = frame.f_code.co_filename
-        if not any(part in name for part in ("/agent/scrape/", "/agent/engines/", "/agent/signals")):
+        if not any(
+            part in name for part in ("/agent/scrape/", "/agent/exposition/", "/agent/engines/", "/agent/signals")
+        ):
             return None
         steps.add((name, before.get(frame, 0), frame.f_lineno))
         before[frame] = frame.f_lineno

@@ -1,7 +1,8 @@
-"""Fuzz target: one HTTP answer as a connection reads it, however its bytes are cut.
+"""Fuzz target: one HTTP response as a connection reads it, in pieces of any size.
 
-An input is the answer's bytes; the first byte says how they are cut. The head is read as `plain_head` says, the body as
-`plain_body`; both are written in the plainest way. Whatever comes, the connection tells exactly one end of the GET.
+An input is the bytes of a response; its first byte is the size of the pieces. The result is compared with
+`plain_response`, which is written for clarity and not for speed. For any bytes the connection reports exactly one
+result of the GET.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-from agent.scrape.fetch import Buffers, Connection, FetchFailed
-from agent.scrape.http import BadAnswer, Chunks, head
+from agent.scrape.http import ChunkedBody, MalformedResponse, parse_head
+from agent.scrape.http_connection import BufferPool, FetchFailed, HttpConnection
 from agent.scrape.reasons import REASONS
 
 LIMIT = 4096
@@ -38,34 +39,34 @@ class Transport(asyncio.Transport):
 
 
 def one_input(data: bytes) -> None:
-    """Fails where an answer is taken for another, or a GET has no end or two."""
+    """Fails where a response is misread, or a GET has no result or two."""
     if not data:
         return
     step, text = data[0] or 1, data[1:]
-    at_once = heard(text, len(text) or 1)
-    in_pieces = heard(text, step)
+    at_once = result_of(text, len(text) or 1)
+    in_pieces = result_of(text, step)
     assert kind(at_once) == kind(in_pieces), f"at once {at_once}, in pieces {in_pieces}"
     if isinstance(at_once, tuple):
         assert at_once == in_pieces
         body, whole = at_once
-        assert (body, whole) == plain_answer(text), "the connection and the plain reader differ"
+        assert (body, whole) == plain_response(text), "the connection and the plain reader differ"
     _head_is_sound(text)
-    _chunks_are_the_same(text, step)
+    _chunks_are_equal(text, step)
 
 
-def heard(text: bytes, step: int) -> tuple[bytes, bool] | str:
-    """What comes of a GET that is answered by these bytes, in pieces of `step`, and by the end of the connection."""
-    ends: list[tuple[bytes, bool] | str] = []
-    connection = Connection(Buffers(), lambda: None)
+def result_of(text: bytes, step: int) -> tuple[bytes, bool] | str:
+    """The result of a GET whose response is these bytes, in pieces of `step`, followed by the end of the connection."""
+    results: list[tuple[bytes, bool] | str] = []
+    connection = HttpConnection(BufferPool(), lambda: None)
     transport = Transport()
     connection.connection_made(transport)
 
     def failed(failure: FetchFailed) -> None:
         assert failure.reason in REASONS
         assert failure.detail
-        ends.append(failure.reason)
+        results.append(failure.reason)
 
-    connection.get(b"GET / HTTP/1.1\r\n\r\n", LIMIT, lambda body, whole: ends.append((body, whole)), failed)
+    connection.get(b"GET / HTTP/1.1\r\n\r\n", LIMIT, lambda body, whole: results.append((body, whole)), failed)
     for piece in pieces(text, step):
         at = 0
         while at < len(piece) and not transport.aborted:
@@ -77,20 +78,20 @@ def heard(text: bytes, step: int) -> tuple[bytes, bool] | str:
     if not transport.aborted:
         connection.eof_received()
         connection.connection_lost(None)
-    (end,) = ends
-    return end
+    (result,) = results
+    return result
 
 
-def kind(end: tuple[bytes, bool] | str) -> str:
-    return end if isinstance(end, str) else "answered"
+def kind(result: tuple[bytes, bool] | str) -> str:
+    return result if isinstance(result, str) else "body"
 
 
 def pieces(text: bytes, step: int) -> Iterator[bytes]:
     yield from (text[at : at + step] for at in range(0, len(text), step))
 
 
-def plain_answer(text: bytes) -> tuple[bytes, bool]:
-    """Body and wholeness of an answer that can be used."""
+def plain_response(text: bytes) -> tuple[bytes, bool]:
+    """The body of a usable response, and whether its end is explicit."""
     start, _, rest = text.partition(b"\r\n\r\n")
     while start.split()[1].startswith(b"1"):
         start, _, rest = rest.partition(b"\r\n\r\n")
@@ -120,17 +121,17 @@ def plain_answer(text: bytes) -> tuple[bytes, bool]:
 
 def _head_is_sound(text: bytes) -> None:
     try:
-        found = head(text.partition(b"\r\n\r\n")[0])
-    except BadAnswer:
+        found = parse_head(text.partition(b"\r\n\r\n")[0])
+    except MalformedResponse:
         return
     assert 100 <= found.status <= 999
     assert found.length is None or found.length >= 0
     assert not (found.chunked and found.length is not None)
 
 
-def _chunks_are_the_same(text: bytes, step: int) -> None:
-    at_once = _taken(text, [len(text)])
-    slowly = _taken(text, [min(end, len(text)) for end in range(0, len(text) + step, step)])
+def _chunks_are_equal(text: bytes, step: int) -> None:
+    at_once = _decoded(text, [len(text)])
+    slowly = _decoded(text, [min(end, len(text)) for end in range(0, len(text) + step, step)])
     if at_once is None or slowly is None:
         assert at_once is slowly
         return
@@ -138,12 +139,12 @@ def _chunks_are_the_same(text: bytes, step: int) -> None:
     assert not at_once.done or at_once.size == len(at_once.body())
 
 
-def _taken(text: bytes, ends: list[int]) -> Chunks | None:
-    """The chunks of the text as it comes in up to each of these ends, or None where it has none."""
-    chunks, buffer = Chunks(0), bytearray(text)
+def _decoded(text: bytes, ends: list[int]) -> ChunkedBody | None:
+    """The chunked body, fed up to each of these ends, or None where it is malformed."""
+    chunks, buffer = ChunkedBody(0), bytearray(text)
     try:
         for end in ends:
-            chunks.take(buffer, end)
-    except BadAnswer:
+            chunks.feed(buffer, end)
+    except MalformedResponse:
         return None
     return chunks

@@ -1,27 +1,27 @@
-"""Fuzz target: pages of one endpoint, one after another, as the scanner and the extractor read them.
+"""Fuzz target: consecutive pages of one endpoint, as the scanner and the extractor read them.
 
-An input is text: a first line with the name of an engine and perhaps the word `whole`, then pages between lines that
-hold `PAGE_BREAK` alone. Each page is read by an extractor that has read those before it, by one that sees it for the
-first time, and by `tests.fuzz.plain`; whatever differs is a defect.
+An input is text: a first line with the name of an engine and optionally `whole`, then pages separated by `PAGE_BREAK`.
+Each page is read by an extractor that has read the pages before it, by a new one, and by `tests.fuzz.plain`; any
+difference is a defect.
 """
 
 from __future__ import annotations
 
 from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extraction, Extractor
-from agent.exposition.page import Layouts, PageRefused, Scanner
+from agent.exposition.page import PageRefused, Scanner, SharedLayouts
 from agent.scrape.reasons import REASONS
 from agent.signals import SIGNALS
 from tests.fuzz.plain import Sample, Spoilt, read
 
 PAGE_BREAK = b"\n\x1c\n"
-MOST_PAGES = 6
+MAX_PAGES = 6
 
 Line = tuple[str, frozenset[tuple[str, str]], str]
 
 
 class Readers:
-    """An extractor and a scanner that remember, beside fresh ones and the plain reader: all have to agree."""
+    """An extractor and a scanner with memory, new ones, and the plain reader: all have to agree."""
 
     def __init__(self, name: str, *, whole: bool) -> None:
         self._table = table = engine(name)
@@ -31,20 +31,20 @@ class Readers:
         self._remembering, self._scanner = Extractor(table), Scanner(self._names, helps)
 
     def read(self, page: bytes) -> Extraction | str:
-        """What a fresh look at the page gives, or why it is refused; fails where anybody misreads it."""
+        """What a new extractor reads, or why the page is refused; fails where a reader misreads it."""
         names = self._names
         fresh = extracted(Extractor(self._table), page, whole=self._whole)
         warm = extracted(self._remembering, page, whole=self._whole)
-        cold = scanned(Scanner(names, layouts=Layouts()), page)
+        cold = scanned(Scanner(names, layouts=SharedLayouts()), page)
         known = scanned(self._scanner, page)
         if cold is None:
-            assert known is None, "a page that cannot be one was read"
+            assert known is None, "a refused page was read"
             assert isinstance(fresh, str)
             assert isinstance(warm, str)
             return fresh
         assert cold == plainly(page, names), "the scanner and the plain reader differ"
         assert known is not None
-        if isinstance(warm, str):  # the extractor's own scanner does so too
+        if isinstance(warm, str):  # as the extractor's own scanner does
             self._scanner.forget()
         if known == cold:
             assert same(warm, fresh), f"remembered {warm}, fresh {fresh}"
@@ -61,12 +61,12 @@ def one_input(data: bytes) -> None:
     words = head.split()
     name = words[0].decode("latin-1") if words else ""
     readers = Readers(name if name in ENGINES else "vllm", whole=b"whole" in words)
-    for page in text.split(PAGE_BREAK)[:MOST_PAGES]:
+    for page in text.split(PAGE_BREAK)[:MAX_PAGES]:
         readers.read(page)
 
 
 def extracted(extractor: Extractor, page: bytes, *, whole: bool) -> Extraction | str:
-    """What the page says, or the reason for which it is refused."""
+    """The content of the page, or the reason for which it is refused."""
     try:
         return extractor.extract(page, whole=whole)
     except PageRefused as page_refused:
@@ -77,7 +77,7 @@ def extracted(extractor: Extractor, page: bytes, *, whole: bool) -> Extraction |
 
 
 def scanned(scanner: Scanner, page: bytes) -> list[Line] | None:
-    """Every wanted line of the page in its order, those that cannot be read at the end; None for a page refused."""
+    """Every wanted line in the order of the page, then the bad lines; None for a refused page."""
     try:
         layout, values = scanner.read(page)
     except PageRefused:
@@ -92,12 +92,12 @@ def scanned(scanner: Scanner, page: bytes) -> list[Line] | None:
 def plainly(page: bytes, names: list[str]) -> list[Line]:
     """The same by the plain reader."""
     lines = read(page, names)
-    found = [as_told(line) for line in lines if isinstance(line, Sample)]
-    return found + sorted(as_told(line) for line in lines if isinstance(line, Spoilt))
+    found = [as_line(line) for line in lines if isinstance(line, Sample)]
+    return found + sorted(as_line(line) for line in lines if isinstance(line, Spoilt))
 
 
 def same(one: Extraction | str, other: Extraction | str) -> bool:
-    """Equal, whatever the order of the refusals."""
+    """Equal except for the order of the refused values."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other
     return (one.readings, one.stamps, set(one.missing), sorted(one.refused)) == (
@@ -109,39 +109,39 @@ def same(one: Extraction | str, other: Extraction | str) -> bool:
 
 
 def only_far_lines_are_missing(known: list[Line], page: bytes, names: list[str]) -> bool:
-    """What the scanner does not see at once: a new line that stands outside every group of known ones, and a label's
-    text that goes on over lines and begins there.
+    """Whether the difference is one that the scanner does not see at once: a new line outside every group of known
+    lines, or a label value that contains line ends and begins outside.
 
-    What else it read must be right, and a line right behind a known one must have been seen.
+    All other lines must be right, and a line directly after a known one must be present.
     """
     unseen: list[int] = []
     seen: set[int] = set()
     rest = list(known)
     for line in read(page, names):
-        told = as_told(line)
-        if isinstance(line, Spoilt) and line.within and told not in rest:
-            told = as_told(line.within)
-        if told in rest:
-            rest.remove(told)
+        expected = as_line(line)
+        if isinstance(line, Spoilt) and line.within and expected not in rest:
+            expected = as_line(line.within)
+        if expected in rest:
+            rest.remove(expected)
             seen.add(line.line)
         else:
             unseen.append(line.line)
     return not rest and not any(line - 1 in seen for line in unseen)
 
 
-def as_told(line: Sample | Spoilt) -> Line:
+def as_line(line: Sample | Spoilt) -> Line:
     if isinstance(line, Spoilt):
         return line.name, frozenset(), "bad"
     return line.name, frozenset(line.labels.items()), repr(line.value)
 
 
 def sound(extraction: Extraction) -> None:
-    """No reading is impossible, and every signal has one fate at most."""
+    """Every reading is in its valid range, and every signal has at most one result."""
     for signal, value in extraction.readings.items():
         row = SIGNALS[signal]
         if isinstance(value, float):
             assert row.low <= value <= row.high, signal
         else:
             assert isinstance(value, frozenset), signal
-    fates = [*extraction.readings, *extraction.missing, *(refusal.signal for refusal in extraction.refused)]
-    assert len(fates) == len(set(fates)), fates
+    results = [*extraction.readings, *extraction.missing, *(refusal.signal for refusal in extraction.refused)]
+    assert len(results) == len(set(results)), results

@@ -1,8 +1,8 @@
-"""A page of metrics read slowly and in the plainest way: line by line, character by character, nothing remembered.
+"""A slow and simple reader of a page, as the reference for `agent.exposition.page`: line by line, without memory.
 
-It says what `agent.exposition.page` has to find. Written from Prometheus's description of its text format and from what
-its scraper takes (`tests/spec/test_prometheus_agrees.py`), and not from the scanner: two programs that were written
-apart and agree on whatever a fuzzer thinks of are hardly wrong in the same way.
+It is written from Prometheus's description of its text format and from what its scraper accepts
+(`tests/spec/test_prometheus_agrees.py`), not from the scanner: two independent programs are unlikely to have the same
+defect.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DIGITS = b"0123456789"
 
 
 class Sample(NamedTuple):
-    """A line that was read; `line` is its place among the lines of the page."""
+    """A parsed line; `line` is its number on the page, from 0."""
 
     line: int
     name: str
@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
 
 class Spoilt(NamedTuple):
-    """A line of a wanted name that cannot be read; `within` is what it would say did it not stand in a label's text."""
+    """A line of a wanted name that cannot be parsed; `within`: it is inside a label value, and this is its content."""
 
     line: int
     name: str
@@ -36,8 +36,8 @@ class NotRead(Exception):
     """The line is not in the format."""
 
 
-class Line:
-    """One line and how far it was read."""
+class Cursor:
+    """A text and the offset of the next unread byte."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -47,14 +47,14 @@ class Line:
         return self.text[self.at : self.at + 1]
 
     def take(self, allowed: bytes) -> bytes:
-        """As many bytes as are among those allowed."""
+        """The following bytes that are among those allowed."""
         start = self.at
         while self.at < len(self.text) and self.text[self.at] in allowed:
             self.at += 1
         return self.text[start : self.at]
 
     def until(self, ends: bytes) -> bytes:
-        """As many bytes as are not among these."""
+        """The following bytes up to one of these."""
         start = self.at
         while self.at < len(self.text) and self.text[self.at] not in ends:
             self.at += 1
@@ -71,7 +71,7 @@ def read(page: bytes, names: Collection[str]) -> list[Sample | Spoilt]:
     found: list[Sample | Spoilt] = []
     within = _within_texts(page)
     for number, text in enumerate(page.split(b"\n")[:-1]):
-        line = Line(text)
+        line = Cursor(text)
         line.take(BLANKS)
         name = line.until(b"{ \t").decode("latin-1")
         if name in names and line.peek():
@@ -84,11 +84,11 @@ def read(page: bytes, names: Collection[str]) -> list[Sample | Spoilt]:
 
 
 def _within_texts(page: bytes) -> set[int]:
-    """The lines that begin within the text of a label: Prometheus's scraper lets a text go over line ends."""
+    """The lines that begin inside a label value: Prometheus's scraper accepts line ends in values."""
     within: set[int] = set()
     at, number, begins = 0, 0, True
     while at < len(page):
-        rest = Line(page)
+        rest = Cursor(page)
         rest.at = at
         if begins:
             rest.take(BLANKS)
@@ -109,8 +109,8 @@ def _within_texts(page: bytes) -> set[int]:
 
 
 def _end_of_text(page: bytes, at: int) -> int:
-    """Where the quoted text behind an equals sign ends, or 0 where none stands there that a label could have."""
-    text = Line(page)
+    """Where the quoted text after an equals sign ends, or 0 where there is no text that a label could have."""
+    text = Cursor(page)
     text.at = at
     text.take(BLANKS)
     if text.peek() != b'"':
@@ -126,7 +126,7 @@ def _end_of_text(page: bytes, at: int) -> int:
     return end if text.peek() and text.peek() in b",}" + LETTERS else 0
 
 
-def _labels(line: Line) -> dict[str, str]:
+def _labels(line: Cursor) -> dict[str, str]:
     labels: dict[str, str] = {}
     line.take(BLANKS)
     if line.peek() != b"{":
@@ -155,7 +155,7 @@ def _labels(line: Line) -> dict[str, str]:
             raise NotRead
 
 
-def _quoted(line: Line) -> str:
+def _quoted(line: Cursor) -> str:
     text = b""
     while line.peek() != b'"':
         if not line.peek():
@@ -173,7 +173,7 @@ def _quoted(line: Line) -> str:
     return text.decode("utf-8", "replace")
 
 
-def _value(line: Line) -> float:
+def _value(line: Cursor) -> float:
     line.take(BLANKS)
     value = number(line.until(b" \t\r"))
     blank = line.take(BLANKS)
@@ -196,7 +196,7 @@ def _value(line: Line) -> float:
 
 
 def number(text: bytes) -> float:
-    """What Go's ParseFloat makes of it, but for hexadecimal and underscores, which Prometheus excludes."""
+    """The value by Go's ParseFloat without hexadecimal and underscores, which Prometheus excludes."""
     if text.lower() == b"nan":
         return float("nan")
     digits = text[1:] if text[:1] in (b"+", b"-") and text else text

@@ -1,7 +1,6 @@
-"""Whatever a fuzzer has found is read again in every run.
+"""Every input of the fuzz corpus is read in every test run.
 
-`tests/fuzz/corpus` holds an input for each piece of code, and one for each defect that was ever found (`found_...`, by
-what was wrong).
+`tests/fuzz/corpus` has inputs that cover the code, and one for each defect found (`found_...`, named after the defect).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from tests.fuzz import answers, pages
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 TARGETS: dict[str, Callable[[bytes], None]] = {"pages": pages.one_input, "answers": answers.one_input}
-MOST_BYTES = 2 << 20
+MAX_BYTES = 2 << 20
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -25,10 +24,10 @@ def test_no_input_of_the_corpus_is_misread(target: str) -> None:
     for path in inputs:
         try:
             TARGETS[target](path.read_bytes())
-        except Exception as error:  # whatever a target raises is a finding; its file has to be named
+        except Exception as error:  # any exception is a failure; its file has to be named
             error.add_note(f"reading {path.name} of the corpus of {target}")
             raise
 
 
 def test_the_corpus_is_small() -> None:
-    assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < MOST_BYTES
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < MAX_BYTES

@@ -19,7 +19,7 @@ from agent.signals import (
     SIGNALS,
     WAITING,
     Histogram,
-    Kind,
+    SignalKind,
 )
 from agent.state.counter_rates import RATES
 from agent.state.health import Health
@@ -175,11 +175,11 @@ def test_every_signal_rate_and_histogram_is_published_or_there_is_a_reason():
 
 @pytest.mark.parametrize(("signal", "metrics"), BY_SIGNAL, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_signal_is_published_under_its_own_name_with_its_value(signal, metrics):
-    names = SIGNALS[signal].kind is Kind.NAMES
+    names = SIGNALS[signal].kind is SignalKind.NAMES
     made = gauge_set([snapshot(view("a:1", {signal: frozenset({"x", "y"}) if names else 1.0}))], 0.0)
     for metric in metrics:
         assert values(made, metric) == {("pool", "a:1"): 2.0 if names else 1.0}
-        assert metric.type == ("counter" if SIGNALS[signal].kind is Kind.COUNTER else "gauge")
+        assert metric.type == ("counter" if SIGNALS[signal].kind is SignalKind.COUNTER else "gauge")
     assert {f"igw_endpoint_{signal}", f"igw_endpoint_{signal}_total"} & {metric.name for metric in metrics}
 
 

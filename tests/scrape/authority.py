@@ -1,4 +1,4 @@
-"""Certificates for a test: an authority of its own, and what it vouches for, made with the system's openssl."""
+"""A certificate authority for tests, with the system's openssl."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Authority:
-    """Vouches for certificates; `file` is its own, `sign` makes one and its key."""
+    """Signs certificates; `file` is its own one, `sign` makes another and its key."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -27,28 +27,28 @@ class Authority:
             "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
             "-subj", f"/CN={name}", "-keyout", key, "-out", request,
         )  # fmt: skip
-        words = self._folder / f"{name}.ext"
-        words.write_text(f"subjectAltName={hosts}\n")
+        extensions = self._folder / f"{name}.ext"
+        extensions.write_text(f"subjectAltName={hosts}\n")
         span = ["-days", str(days)]
         if not_after:
             return self._expired(name, hosts, not_after, request, made), key
         self._openssl(
             "x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self._key, "-CAcreateserial",
-            "-extfile", words, "-out", made, *span,
+            "-extfile", extensions, "-out", made, *span,
         )  # fmt: skip
         return made, key
 
-    def server(self, pair: tuple[Path, Path], *, wants_clients: bool = False) -> ssl.SSLContext:
-        """What a server listens with; `wants_clients`: only those whom this authority vouches for."""
+    def server(self, pair: tuple[Path, Path], *, requires_clients: bool = False) -> ssl.SSLContext:
+        """The TLS context of a server; `requires_clients`: it requires client certificates of this authority."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*pair)
-        if wants_clients:
+        if requires_clients:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(self.file)
         return context
 
     def _expired(self, name: str, hosts: str, not_after: str, request: Path, made: Path) -> Path:
-        # `openssl x509` cannot go back in time; `openssl ca` can.
+        # `openssl x509` has no option for a start in the past; `openssl ca` has.
         (self._folder / "index.txt").write_text("")
         (self._folder / "serial").write_text("7777\n")
         settings = self._folder / "ca.cnf"
@@ -63,6 +63,6 @@ class Authority:
         )  # fmt: skip
         return made
 
-    def _openssl(self, *words: str | Path) -> None:
-        done = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True, check=False)
+    def _openssl(self, *arguments: str | Path) -> None:
+        done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A server that answers a scraper in any way that a test wants, well or badly; it counts what it is asked."""
+"""A server for scrape tests that responds in any way that a test wants; it counts requests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Behaviour = Callable[["ModelServer", str, asyncio.StreamWriter], Awaitable[None]
 
 
 def answer(body: bytes, status: str = "200 OK", headers: str = "", *, length: int | None = None) -> bytes:
-    """An HTTP/1.1 answer; `length` lies about the body's where it is given."""
+    """An HTTP/1.1 response; `length` replaces the content length of the body."""
     size = len(body) if length is None else length
     return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n{headers}\r\n".encode() + body
 
 
 class ModelServer:
-    """Listens on a free port of 127.0.0.1; `behave` answers each GET and may do what it likes to the connection."""
+    """Listens on a free port of 127.0.0.1; `behave` responds to each GET, and may close the connection."""
 
     def __init__(self, behave: Behaviour | None = None) -> None:
         self.behave = behave or good
@@ -49,7 +49,7 @@ class ModelServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Listen no more and break every connection."""
+        """Stop listening and abort every connection."""
         if self._server is not None:
             self._server.close()
             for writer in list(self.writers):
@@ -63,7 +63,7 @@ class ModelServer:
         try:
             while True:
                 first = await reader.readexactly(1)
-                if first == b"\x16":  # a hello by TLS, to a server that speaks none: this is what nginx says
+                if first == b"\x16":  # a TLS handshake: respond as nginx does on a plain port
                     writer.write(answer(b"", "400 Bad Request", "Connection: close\r\n"))
                     break
                 head = first + await reader.readuntil(b"\r\n\r\n")
@@ -85,13 +85,13 @@ class ModelServer:
 
 
 class Target(ModelServer):
-    """A model server that turns bad and good again."""
+    """A model server whose behaviour changes."""
 
     _held: socket.socket | None = None
     tls: ssl.SSLContext | None = None
 
     async def turn(self, behave: Behaviour | None) -> None:
-        """From now on it behaves so; None: it listens no more, and nobody else gets its port meanwhile."""
+        """Change its behaviour; None: it stops listening, and its port stays reserved."""
         self.behave = behave or good
         if behave is None:
             await self.stop()
@@ -99,27 +99,27 @@ class Target(ModelServer):
             self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._held.bind(("127.0.0.1", self.port))
         elif self._server is None:
-            self._let_go()
+            self._release()
             await self.start(self.port, tls=self.tls)
 
     async def stop(self) -> None:
-        """Listen no more, and leave the port to others."""
-        self._let_go()
+        """Stop listening, and release the port."""
+        self._release()
         await super().stop()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._held is not None:
             self._held.close()
             self._held = None
 
 
 async def good(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    """The recorded page, a list of models, and a word that all is well."""
+    """The recorded page, a list of models, and a good health path."""
     writer.write(answer({"/v1/models": MODELS, "/health": b""}.get(path, server.page)))
 
 
 def raw(*pieces: bytes, close: bool = False) -> Behaviour:
-    """These bytes, piece by piece, whatever is asked."""
+    """These bytes, piece by piece, for any request."""
 
     async def behave(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -132,7 +132,7 @@ def raw(*pieces: bytes, close: bool = False) -> Behaviour:
 
 
 async def hang(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    """Nothing, ever."""
+    """No response."""
     await asyncio.Event().wait()
 
 
@@ -153,13 +153,13 @@ async def reset(server: ModelServer, path: str, writer: asyncio.StreamWriter) ->
     """Half of the page, then a reset as a dying kernel sends it."""
     writer.write(answer(PAGE)[:20000])
     await writer.drain()
-    on_close = struct.pack("ii", 1, 0)  # linger for no time: whatever is unsent is thrown away
+    on_close = struct.pack("ii", 1, 0)  # linger for 0 s: unsent bytes are dropped, and the connection is reset
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, on_close)
     writer.transport.abort()
 
 
 async def endless(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    """A chunked page of 100 MB, as far as anybody reads it."""
+    """A chunked page of 100 MB."""
     writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     block = PAGE[:65536]
     for _ in range(1600):

@@ -1,4 +1,4 @@
-"""Endpoints of which nobody said what runs there, scraped from servers of several kinds."""
+"""Endpoints of the engine `auto`, scraped from servers of several engines (simulated time)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.clock import SystemClock
 from agent.engine_specs import AUTO
 from agent.engines import ENGINES, engine
-from agent.scrape.loop import ScrapeLoop, Target
+from agent.scrape.loop import ScrapeLoop
+from agent.scrape.target import Target
 from agent.signals import RUNNING, WAITING
+from tests.fakes.simulated import LoopClock, raise_broken
 from tests.scrape.model_server import ModelServer, answer
-from tests.scrape.test_loop import Sink
+from tests.scrape.sinks import RecordingSink
 from tests.waiting import eventually
+
+pytestmark = pytest.mark.simulated
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
 UNKNOWN = b"my_own_queue 1\n"
@@ -25,27 +28,17 @@ def page_of(name: str) -> bytes:
     return max((PAGES / name).glob("*.prom")).read_bytes()
 
 
-class Told(Sink):
-    """Takes down which engine each address was said to be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engines: dict[str, list[str]] = {}
-
-    def recognised(self, address: str, engine: str) -> None:
-        self.engines.setdefault(address, []).append(engine)
-
-
 async def either(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    """The page at `/metrics`, a word everywhere else."""
+    """The page at `/metrics`, an empty object everywhere else."""
     writer.write(answer(server.page if path == "/metrics" else b"{}"))
 
 
 @pytest.fixture
 async def loop() -> AsyncIterator[ScrapeLoop]:
-    made = ScrapeLoop(SystemClock())
+    made = ScrapeLoop(LoopClock(asyncio.get_running_loop()))
     yield made
     await made.stop()
+    raise_broken()
 
 
 @pytest.fixture
@@ -61,24 +54,26 @@ def target(server: ModelServer) -> Target:
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))
-async def test_an_engine_is_recognised_read_and_asked_what_it_can_be_asked(
+async def test_an_engine_is_recognised_and_its_page_and_its_probes_are_requested(
     name: str, loop: ScrapeLoop, server: ModelServer
 ) -> None:
     server.page = page_of(name)
-    sink = Told()
+    sink = RecordingSink()
     loop.set_targets("pool", [target(server)], sink)
     await sink.until(lambda: sink.count(server.address) >= 3)
     assert sink.engines == {server.address: [name]}
     table = engine(name)
-    # At this port nobody knows where a Triton has its health path (`test_ports.py`).
-    beside = {path for path in (table.models_path, None if table.ports else table.health_path) if path}
-    await eventually(lambda: beside <= set(server.asked))
-    assert set(server.asked) <= {"/metrics", *beside}
+    # For this port the health path of a Triton is unknown (`test_ports.py`).
+    probed = {path for path in (table.models_path, None if table.ports else table.health_path) if path}
+    await eventually(lambda: probed <= set(server.asked))
+    assert set(server.asked) <= {"/metrics", *probed}
 
 
-async def test_an_unknown_page_fails_until_a_known_one_comes(loop: ScrapeLoop, server: ModelServer) -> None:
+async def test_scrapes_of_an_unknown_page_fail_until_there_is_a_known_one(
+    loop: ScrapeLoop, server: ModelServer
+) -> None:
     server.page = UNKNOWN
-    sink = Told()
+    sink = RecordingSink()
     loop.set_targets("pool", [target(server)], sink)
     await sink.until(lambda: bool(sink.failures))
     reason, detail = sink.failures[server.address][0]
@@ -90,9 +85,9 @@ async def test_an_unknown_page_fails_until_a_known_one_comes(loop: ScrapeLoop, s
     assert sink.engines == {server.address: ["tgi"]}
 
 
-async def test_another_engine_at_the_same_address_is_recognised_anew(loop: ScrapeLoop, server: ModelServer) -> None:
+async def test_another_engine_at_the_same_address_is_recognised_too(loop: ScrapeLoop, server: ModelServer) -> None:
     server.page = page_of("tgi")
-    sink = Told()
+    sink = RecordingSink()
     loop.set_targets("pool", [target(server)], sink)
     await sink.until(lambda: sink.count(server.address) >= 2)
     server.page = b"sglang:num_running_reqs 3\nsglang:num_queue_reqs 1\n"
@@ -102,14 +97,14 @@ async def test_another_engine_at_the_same_address_is_recognised_anew(loop: Scrap
     assert not sink.failures
 
 
-async def test_settings_that_change_leave_what_was_recognised(loop: ScrapeLoop, server: ModelServer) -> None:
+async def test_the_recognised_engine_is_kept_when_settings_change(loop: ScrapeLoop, server: ModelServer) -> None:
     server.page = page_of("sglang")
-    sink = Told()
+    sink = RecordingSink()
     loop.set_targets("pool", [target(server)], sink)
     await sink.until(lambda: sink.count(server.address) >= 2)
     loop.set_targets("pool", [target(server)._replace(interval=0.03)], sink)
-    seen = sink.count(server.address)
-    await sink.until(lambda: sink.count(server.address) >= seen + 3)
+    before = sink.count(server.address)
+    await sink.until(lambda: sink.count(server.address) >= before + 3)
     assert sink.engines == {server.address: ["sglang"]}
     asked = server.asked.count("/v1/models")
     await eventually(lambda: server.asked.count("/v1/models") > asked)

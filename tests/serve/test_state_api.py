@@ -1,4 +1,4 @@
-"""`/v1/state`, `/v1/gauges` and their schema: what is unknown is null, everywhere at once."""
+"""`/v1/state`, `/v1/gauges` and their schema: what is unknown is null in all documents at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent.events.process import WatcherDropped
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.serve.admin.server import AdminServer
-from agent.serve.state import documents as state_json
+from agent.serve.state import documents
 from agent.serve.state.documents import Moment
 from agent.serve.state.openapi import document as openapi_document
 from agent.serve.state.openapi import text as openapi_text
@@ -30,7 +30,7 @@ from agent.state.health import Health
 from agent.state.snapshot import Prefix
 from tests.fakes.clock import ManualClock
 from tests.fakes.schema import check
-from tests.fakes.state_source import FakeSource
+from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import STALE_AFTER, snapshot, view, views
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,27 +40,25 @@ fleets = st.lists(views, max_size=4, unique_by=lambda each: each.address)
 
 
 @given(fleets, st.floats(0, 10))
-def test_the_state_of_any_fleet_is_valid_by_the_schema_and_survives_json(found, now):
-    document = state_json.state("epoch", 1, [snapshot(*found)], Moment(now, 1.79e9 + now, now))
+def test_the_state_of_any_fleet_is_json_that_is_valid_by_the_schema(found, now):
+    document = documents.state("epoch", 1, [snapshot(*found)], Moment(now, 1.79e9 + now, now))
     check(document, "State")
-    assert orjson.loads(orjson.dumps(document)) == document
-    assert b":NaN" not in orjson.dumps(document)
+    assert len(orjson.loads(documents.encode(document))["pools"][0]["endpoints"]) == len(found)
 
 
 @given(fleets, fleets, st.floats(0, 10))
 def test_every_change_is_valid_by_the_schema(before, after, now):
     old, new = {"pool": {each.address: each for each in before}}, {"pool": {each.address: each for each in after}}
-    changes, gone = state_json.differences(old, new)
-    document = state_json.change("epoch", 1, 2, changes, gone, Moment(now, 1.79e9 + now, now))
+    changes, removed_pools = documents.differences(old, new)
+    document = documents.change("epoch", 1, 2, changes, removed_pools, Moment(now, 1.79e9 + now, now))
     check(document, "Change")
-    assert orjson.loads(orjson.dumps(document)) == document
 
 
 @given(fleets, st.floats(0, 10))
 def test_the_gauges_of_any_fleet_are_valid_by_the_schema(found, now):
-    document = state_json.gauges(gauge_set([snapshot(*found)], now), Moment(now, 1.79e9 + now, now))
+    document = documents.gauges(gauge_set([snapshot(*found)], now), Moment(now, 1.79e9 + now, now))
     check(document, "Gauges")
-    assert all(row["value"] is None or math.isfinite(row["value"]) for row in document["gauges"])
+    assert all(row.value is None or math.isfinite(row.value) for row in document.gauges)
 
 
 @given(
@@ -75,22 +73,22 @@ def test_differences_applied_to_the_old_state_give_the_new_one(before, after):
         return pools
 
     old, new = state(before), state(after)
-    changes, gone = state_json.differences(old, new)
+    changes, removed_pools = documents.differences(old, new)
     rebuilt = {pool: dict(endpoints) for pool, endpoints in old.items()}
     for change in changes:
         known = rebuilt.setdefault(change.pool, {})
         known |= {each.address: each for each in change.changed}
         for address in change.removed:
             del known[address]
-    for pool in gone:
+    for pool in removed_pools:
         del rebuilt[pool]
     assert rebuilt == new
 
 
-class Served:
+class StateServed:
     """An admin server over one pool, and a client of it."""
 
-    def __init__(self, clock: ManualClock, source: FakeSource, http: aiohttp.ClientSession) -> None:
+    def __init__(self, clock: ManualClock, source: FakeStateSource, http: aiohttp.ClientSession) -> None:
         self.clock = clock
         self.source = source
         self.http = http
@@ -108,20 +106,20 @@ class Served:
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
+async def served() -> AsyncIterator[StateServed]:
     clock = ManualClock(100.0)
-    source = FakeSource(
+    source = FakeStateSource(
         "llama", view("a:1", {WAITING: 3.0, RUNNING: 2.0, KV_USAGE: 0.4}, at=99.0), view("b:1", at=99.5)
     )
     server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits())
     server.set_pools([source])
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield Served(clock, source, http)
+        yield StateServed(clock, source, http)
     await server.stop()
 
 
-async def test_the_state_says_for_each_signal_value_unit_age_and_whether_it_is_fresh(served):
+async def test_the_state_has_value_unit_age_and_freshness_of_each_signal(served):
     document = await served.get("/v1/state")
     check(document, "State")
     (pool,) = document["pools"]
@@ -142,16 +140,20 @@ async def test_the_state_says_for_each_signal_value_unit_age_and_whether_it_is_f
     }
 
 
-async def test_the_gap_of_prefix_hits_is_there_while_the_servers_count_is_current(served):
+async def test_the_gap_of_prefix_hits_is_known_while_the_servers_count_is_fresh(served):
     served.source.put(view("a:1", {PREFIX_HITS: 900.0}, at=99.0)._replace(prefix=Prefix(640.0, 512.0)))
-    told: dict[str, float | None] = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": 512.0, "gap_tokens": 128.0}
-    assert (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["prefix"] == told
+    expected: dict[str, float | None] = {
+        "predicted_hit_tokens": 640.0,
+        "measured_hit_tokens": 512.0,
+        "gap_tokens": 128.0,
+    }
+    assert (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["prefix"] == expected
     served.clock.advance(10.0)
-    told = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": None, "gap_tokens": None}
-    assert (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["prefix"] == told
+    expected = {"predicted_hit_tokens": 640.0, "measured_hit_tokens": None, "gap_tokens": None}
+    assert (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["prefix"] == expected
 
 
-async def test_work_ahead_is_that_of_the_moment_at_which_the_document_was_made(served):
+async def test_the_backlog_is_that_at_the_time_of_the_document(served):
     served.source.put(view("a:1", at=99.0, backlog_seconds=104.0, rate=500.0, requests=2))
     served.clock.advance(1.0)
     work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
@@ -173,7 +175,7 @@ async def test_no_raw_monotonic_time_leaves_the_process(served):
     assert (first["as_of"], second["as_of"]) == ("2026-09-21T14:15:00.000000Z", "2026-09-21T14:15:02.000000Z")
 
 
-async def test_what_goes_stale_is_null_withheld_and_absent_at_the_same_time(served):
+async def test_a_stale_reading_is_null_withheld_and_absent_at_the_same_time(served):
     async def exits():
         state = await served.get("/v1/state")
         gauges = await served.get("/v1/gauges")
@@ -199,7 +201,7 @@ async def test_what_goes_stale_is_null_withheld_and_absent_at_the_same_time(serv
 
 
 @pytest.mark.parametrize("health", [Health.DOWN, Health.STALE, Health.UNKNOWN])
-async def test_an_endpoint_that_is_not_healthy_shows_no_number_of_its_server_anywhere(served, health):
+async def test_an_endpoint_that_is_not_healthy_shows_no_value_of_its_server_anywhere(served, health):
     served.source.put(view("a:1", {WAITING: 77.0, LORA_RUNNING: frozenset({"x"})}, at=99.5, health=health))
     served.source.drop("b:1")
     state = await served.get("/v1/state")
@@ -224,68 +226,86 @@ async def test_a_gauge_has_its_value_and_sample_time_or_the_reason_why_it_is_wit
     assert (row["value"], row["withheld"]) == (None, "none_fresh")
 
 
-async def test_one_pool_can_be_asked_for(served):
+async def test_one_pool_can_be_requested(served):
     assert [pool["pool"] for pool in (await served.get("/v1/state?pool=llama"))["pools"]] == ["llama"]
     refused = await served.get("/v1/state?pool=lama", 404)
     assert refused["error"]["message"] == "there is no pool 'lama'; the pools are: llama"
     check(refused, "Error")
 
 
+async def test_the_parameters_of_every_path_are_those_of_the_document():
+    clock = ManualClock()
+    server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock))
+    accepted = {route.path: sorted(route.parameters) for route in server.routes if route.parameters is not None}
+    documented = {
+        path: sorted(each["name"] for each in methods["get"].get("parameters", []) if each["in"] == "query")
+        for path, methods in openapi_document()["paths"].items()
+    }
+    assert accepted == {path: documented[path] for path in accepted}
+    assert {path for path, names in documented.items() if names} <= accepted.keys()
+
+
+async def test_a_parameter_of_a_path_without_parameters_is_refused(served):
+    refused = await served.get("/v1/accelerators?pool=llama", 400)
+    assert refused["error"]["message"] == "there is no parameter 'pool' here; there are none"
+    check(refused, "Error")
+
+
 async def test_a_parameter_that_does_not_exist_is_refused_by_name(served):
     refused = await served.get("/v1/gauges?pol=llama", 400)
-    assert refused["error"]["message"] == "there is no parameter 'pol' here, only pool, name"
+    assert refused["error"]["message"] == "there is no parameter 'pol' here; the parameters are: pool, name"
     assert refused["error"]["param"] == "pol"
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "hint"),
     [
         ("llm_d_epp_average_queue", "did you mean 'llm_d_epp_average_queue_size'?"),
-        ("igw_picks_total", "/v1/gauges lists all that there are"),
+        ("igw_picks_total", "/v1/gauges lists all gauges"),
     ],
 )
-async def test_a_gauge_that_does_not_exist_is_told_from_one_that_is_withheld(served, name, said):
+async def test_a_gauge_that_does_not_exist_is_not_a_withheld_one(served, name, hint):
     refused = await served.get(f"/v1/gauges?name={name}", 404)
-    assert refused["error"]["message"] == f"there is no gauge '{name}'; {said}"
+    assert refused["error"]["message"] == f"there is no gauge '{name}'; {hint}"
     check(refused, "Error")
 
 
-async def test_names_that_no_utf_8_can_hold_do_not_stop_the_state(served):
+async def test_names_that_are_not_valid_unicode_do_not_break_the_state(served):
     served.source.put(view("a:1", {LORA_RUNNING: frozenset({"\ud800", "b"})}, at=99.5))
     signal = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["signals"][LORA_RUNNING]
     assert signal["value"] == ["?", "b"]
 
 
 @pytest.mark.parametrize(
-    ("pools", "path", "said"),
+    ("pools", "path", "advice"),
     [
         (1, "/v1/state", "over the limit of 1000; raise admin.maxStateBytes"),
-        (2, "/v1/state", "over the limit of 1000; ask for one pool with /v1/state?pool=, or raise admin.maxStateBytes"),
+        (2, "/v1/state", "over the limit of 1000; request one pool with /v1/state?pool=, or raise admin.maxStateBytes"),
         (2, "/v1/state?pool=p1", "over the limit of 1000; raise admin.maxStateBytes"),
-        (2, "/v1/state/watch", "ask for one pool with /v1/state?pool=, or raise admin.maxStateBytes"),
+        (2, "/v1/state/watch", "request one pool with /v1/state?pool=, or raise admin.maxStateBytes"),
     ],
 )
-async def test_a_state_over_the_size_limit_is_refused_with_what_to_do_and_counted(pools, path, said):
+async def test_a_state_over_the_size_limit_is_refused_with_advice_and_counted(pools, path, advice):
     clock = ManualClock()
     events: list[Event] = []
     limits = WatchLimits(message_bytes=1000)
     server = AdminServer("127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=events.append, limits=limits)
-    server.set_pools([FakeSource(f"p{n}", view("a:1")) for n in range(pools)])
+    server.set_pools([FakeStateSource(f"p{n}", view("a:1")) for n in range(pools)])
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http, http.get(path) as response:
         refused = await response.json()
         assert (response.status, refused["error"]["code"]) == (503, "state_too_large")
-    assert refused["error"]["message"].endswith(said)
+    assert refused["error"]["message"].endswith(advice)
     assert events == [WatcherDropped("too_large")]
     await server.stop()
 
 
-async def test_one_pool_of_a_fleet_over_the_limit_is_told():
+async def test_one_pool_of_a_fleet_over_the_limit_is_served():
     clock = ManualClock()
     server = AdminServer(
         "127.0.0.1:0", clock=clock, instruments=Instruments(clock), limits=WatchLimits(message_bytes=10_000)
     )
-    server.set_pools([FakeSource(f"p{n}", view("a:1"), view("b:1")) for n in range(10)])
+    server.set_pools([FakeStateSource(f"p{n}", view("a:1"), view("b:1")) for n in range(10)])
     port = await server.start()
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
         async with http.get("/v1/state") as whole:
@@ -295,14 +315,14 @@ async def test_one_pool_of_a_fleet_over_the_limit_is_told():
     await server.stop()
 
 
-async def test_the_openapi_document_is_served_and_is_the_one_in_the_docs(served):
+async def test_the_openapi_document_is_served_and_equals_the_one_in_the_docs(served):
     assert await served.get("/v1/openapi.json") == openapi_document()
     assert (DOCS / "openapi.json").read_bytes() == openapi_text(), (
         "run: .venv/bin/python -m agent.serve.state.openapi > docs/openapi.json"
     )
 
 
-def test_every_schema_of_the_document_is_one():
+def test_every_schema_of_the_document_is_a_valid_schema():
     schemas = openapi_document()["components"]["schemas"]
     assert {"State", "Change", "Gauges"} <= schemas.keys()
     for schema in schemas.values():
@@ -320,8 +340,26 @@ def test_every_schema_of_the_document_is_one():
     ],
 )
 def test_the_schema_refuses_a_signal_that_contradicts_itself(broken):
-    document = state_json.state("epoch", 1, [snapshot(view("a:1"))], Moment(0.0, 1.79e9, 0.0))
-    check(document, "State")
+    state = documents.state("epoch", 1, [snapshot(view("a:1"))], Moment(0.0, 1.79e9, 0.0))
+    check(state, "State")
+    document = orjson.loads(documents.encode(state))
     document["pools"][0]["endpoints"][0]["signals"][KV_USAGE] = broken
     with pytest.raises(jsonschema.ValidationError):
         check(document, "State")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"value": None},
+        {"value": 1.0, "withheld": "none_fresh"},
+        {"value": 1.0, "withheld": "none_fresh", "sample_time": "2026-09-21T14:14:59Z", "age_seconds": 1.0},
+        {"value": None, "withheld": "no_reason_of_ours"},
+    ],
+)
+def test_the_schema_refuses_a_gauge_that_contradicts_itself(broken):
+    row = {"name": "igw_x", "aliases": [], "labels": {}, "unit": "requests"}
+    as_of = "2026-09-21T14:15:00Z"
+    check({"as_of": as_of, "gauges": [{**row, "value": None, "withheld": "none_fresh"}]}, "Gauges")
+    with pytest.raises(jsonschema.ValidationError):
+        check({"as_of": as_of, "gauges": [{**row, **broken}]}, "Gauges")

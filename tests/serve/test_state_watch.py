@@ -1,4 +1,4 @@
-"""`/v1/state/watch`: told once for all, remembered within bounds, resumable, and no reader can harm another."""
+"""`/v1/state/watch`: encoded once for all watchers, bounded history, resumable, and no reader affects another."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from agent.events import Event
 from agent.events.process import WatcherDropped
 from agent.instruments.hook import Instruments
 from agent.serve.admin.server import AdminServer
-from agent.serve.state import documents as state_json
-from agent.serve.state.watch import Feed, History, Message, WatchLimits, event, parse_id
+from agent.serve.state import documents
+from agent.serve.state.watch import ChangeEvent, Feed, History, WatchLimits, event, parse_id
 from agent.signals import KV_USAGE, WAITING
 from tests.fakes import watch_client
 from tests.fakes.clock import ManualClock
-from tests.fakes.state_source import FakeSource
+from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import STALE_AFTER, view
-from tests.fakes.watch_client import PATIENCE, Rebuilt, WatchClient, parse_event
+from tests.fakes.watch_client import PATIENCE, RebuiltState, WatchClient, parse_event
 from tests.waiting import eventually
 
 QUICK = WatchLimits(gather_seconds=0.001, heartbeat_seconds=0.01, drain_seconds=PATIENCE)
@@ -39,7 +39,7 @@ def test_the_id_of_an_event_reads_back(epoch, version):
 
 
 @given(st.text())
-def test_any_text_is_an_id_or_none(text):
+def test_any_text_parses_as_an_id_or_none(text):
     found = parse_id(text)
     assert found is None or f"{found[0]}.{text.rpartition('.')[2]}" == text
 
@@ -47,35 +47,35 @@ def test_any_text_is_an_id_or_none(text):
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(0, 300)), max_size=30), st.integers(1, 1000), st.integers(1, 8)
 )
-def test_a_history_gives_all_that_was_missed_or_says_that_it_cannot(steps, most_bytes, most_messages):
-    history, told, version = History(most_bytes, most_messages), [], 0
-    for grown, size in steps:
-        message = Message(version, version + grown, bytes(size))
-        version += grown
-        told.append(message)
-        history.add(message)
-        assert len(history._messages) <= most_messages
-        assert len(history._messages) == 1 or sum(len(each.payload) for each in history._messages) <= most_bytes
+def test_a_history_returns_every_missed_event_or_none(steps, max_bytes, max_events):
+    history, published, version = History(max_bytes, max_events), [], 0
+    for growth, size in steps:
+        change = ChangeEvent(version, version + growth, bytes(size))
+        version += growth
+        published.append(change)
+        history.add(change)
+        assert len(history._events) <= max_events
+        assert len(history._events) == 1 or sum(len(each.payload) for each in history._events) <= max_bytes
     for at in range(version + 1):
         missed = history.after(at)
         if missed is None:
             assert at < history.base
         else:
-            assert missed == [each for each in told if each.version > at]
-        if history.knows(at):
+            assert missed == [each for each in published if each.version > at]
+        if history.covers(at):
             assert missed is not None
-            assert at == 0 or at in {each.version for each in told}
+            assert at == 0 or at in {each.version for each in published}
 
 
 # -- a server and its watchers ----------------------------------------------------------------------------------------
 
 
-class Fleet:
-    """An admin server over one fake pool; `events` are those that its hook was given."""
+class WatchedFleet:
+    """An admin server over one fake pool; `events` are those that its hook received."""
 
     def __init__(self, limits: WatchLimits, clock: ManualClock) -> None:
         self.clock = clock
-        self.source = FakeSource("pool", view("a:1"), view("b:1"))
+        self.source = FakeStateSource("pool", view("a:1"), view("b:1"))
         self.events: list[Event] = []
         self.server = AdminServer(
             "127.0.0.1:0", clock=clock, instruments=Instruments(clock), hook=self.events.append, limits=limits
@@ -102,7 +102,7 @@ class Fleet:
             return await response.json()
 
     async def agrees(self, client: WatchClient) -> None:
-        """Wait until the client knows the newest version, and hold it against what `/v1/state` says."""
+        """Wait until the client has the newest version, and compare it with `/v1/state`."""
         await client.wait(lambda rebuilt: rebuilt.version == self.feed.version)
         served = await self.served_state()
         assert client.rebuilt.document(served["uptime_seconds"]) == served["pools"]
@@ -110,10 +110,10 @@ class Fleet:
 
 @pytest.fixture
 async def start() -> AsyncIterator[Callable]:
-    started: list[Fleet] = []
+    started: list[WatchedFleet] = []
 
-    async def start(limits: WatchLimits = QUICK, clock: ManualClock | None = None) -> Fleet:
-        fleet = Fleet(limits, clock or ManualClock())
+    async def start(limits: WatchLimits = QUICK, clock: ManualClock | None = None) -> WatchedFleet:
+        fleet = WatchedFleet(limits, clock or ManualClock())
         fleet.port = await fleet.server.start()
         started.append(fleet)
         return fleet
@@ -125,7 +125,7 @@ async def start() -> AsyncIterator[Callable]:
         await fleet.server.stop()
 
 
-async def test_the_first_event_is_the_whole_state_and_later_ones_rebuild_it_exactly(start):
+async def test_the_first_event_is_the_full_state_and_later_ones_update_it_exactly(start):
     fleet = await start()
     client = fleet.client()
     await fleet.agrees(client)
@@ -144,8 +144,8 @@ async def test_only_what_changed_is_sent(start):
     fleet = await start()
     await fleet.agrees(fleet.client())
     fleet.source.put(view("a:1", {WAITING: 1.0}))
-    await eventually(lambda: len(fleet.feed.history._messages) == 1)
-    document = json.loads(parse_event(fleet.feed.history._messages[0].payload.decode()).data)
+    await eventually(lambda: len(fleet.feed.history._events) == 1)
+    document = json.loads(parse_event(fleet.feed.history._events[0].payload.decode()).data)
     assert [[each["address"] for each in pool["changed"]] for pool in document["pools"]] == [["a:1"]]
 
 
@@ -159,36 +159,36 @@ async def test_many_changes_at_once_are_one_event(start):
     assert client.rebuilt.kinds == ["state", "change"]
 
 
-async def test_a_change_is_encoded_once_however_many_watch(start, monkeypatch):
+async def test_a_change_is_encoded_once_for_all_watchers(start, monkeypatch):
     fleet = await start()
     clients = [fleet.client() for _ in range(5)]
     for client in clients:
         await fleet.agrees(client)
     encoded = []
-    change = state_json.change
+    change = documents.change
 
-    def counted(*given):
-        encoded.append(given)
-        return change(*given)
+    def counted(*arguments):
+        encoded.append(arguments)
+        return change(*arguments)
 
-    monkeypatch.setattr(state_json, "change", counted)
+    monkeypatch.setattr(documents, "change", counted)
     fleet.source.put(view("a:1", {WAITING: 1.0}))
     for client in clients:
         await fleet.agrees(client)
     assert len(encoded) == 1
 
 
-async def test_nothing_is_encoded_while_nobody_watches(start, monkeypatch):
+async def test_nothing_is_encoded_without_watchers(start, monkeypatch):
     fleet = await start()
-    monkeypatch.setattr(state_json, "change", lambda *_: pytest.fail("encoded for nobody"))
+    monkeypatch.setattr(documents, "change", lambda *_: pytest.fail("encoded without watchers"))
     before = fleet.feed.version
     for depth in range(100):
         fleet.source.put(view("a:1", {WAITING: float(depth)}))
     assert fleet.feed.version == before + 100
-    assert fleet.feed._due is None
+    assert fleet.feed._gathering is None
 
 
-async def test_a_watcher_that_leaves_is_forgotten_and_the_timers_with_the_last_one(start):
+async def test_the_last_watcher_that_leaves_cancels_the_timers(start):
     fleet = await start()
     client = fleet.client()
     await fleet.agrees(client)
@@ -197,10 +197,12 @@ async def test_a_watcher_that_leaves_is_forgotten_and_the_timers_with_the_last_o
     await fleet.agrees(client)
     await client.stop()
     await eventually(lambda: fleet.feed.watchers == 0)
-    assert (fleet.feed._due, fleet.feed._expiry) == (None, None)
+    assert (fleet.feed._gathering, fleet.feed._expiry) == (None, None)
 
 
-async def first_events(fleet: Fleet, count: int, query: str = "", **headers: str) -> list[watch_client.Event]:
+async def first_events(
+    fleet: WatchedFleet, count: int, query: str = "", **headers: str
+) -> list[watch_client.StreamEvent]:
     """The first events of a new connection, comments included."""
     async with (
         asyncio.timeout(PATIENCE),
@@ -218,7 +220,7 @@ async def first_events(fleet: Fleet, count: int, query: str = "", **headers: str
 
 
 @pytest.mark.parametrize("by", ["header", "query"])
-async def test_who_comes_back_gets_what_was_missed_and_no_more(start, by):
+async def test_a_watcher_that_resumes_gets_the_missed_events_and_no_more(start, by):
     fleet = await start()
     witness = fleet.client()
     await fleet.agrees(witness)
@@ -236,7 +238,7 @@ async def test_who_comes_back_gets_what_was_missed_and_no_more(start, by):
     assert resumed[-1].id == witness.rebuilt.last_id
 
 
-async def test_what_changed_while_nobody_watched_is_told_to_who_comes_back(start):
+async def test_a_watcher_that_resumes_gets_what_changed_without_watchers(start):
     fleet = await start()
     client = fleet.client()
     await fleet.agrees(client)
@@ -253,17 +255,17 @@ async def test_what_changed_while_nobody_watched_is_told_to_who_comes_back(start
 
 
 @pytest.mark.parametrize("seen", ["another.1", "nonsense", "{epoch}.0", "{epoch}.999999"])
-async def test_who_comes_back_with_what_the_history_does_not_cover_gets_the_whole_state(start, seen):
-    fleet = await start(WatchLimits(gather_seconds=0.001, history_messages=1))
+async def test_a_watcher_that_resumes_from_an_id_outside_the_history_gets_the_full_state(start, seen):
+    fleet = await start(WatchLimits(gather_seconds=0.001, history_events=1))
     witness = fleet.client()
     for depth in range(3):
         fleet.source.put(view("a:1", {WAITING: float(depth)}))
         await fleet.agrees(witness)
-    (answered,) = await first_events(fleet, 1, **{"Last-Event-ID": seen.format(epoch=fleet.feed.epoch)})
-    assert answered.kind == "state"
+    (first,) = await first_events(fleet, 1, **{"Last-Event-ID": seen.format(epoch=fleet.feed.epoch)})
+    assert first.kind == "state"
 
 
-async def test_a_version_between_two_events_does_not_do_to_resume_because_something_may_have_come_and_gone(start):
+async def test_a_watcher_cannot_resume_from_a_version_between_two_events(start):
     fleet = await start()
     witness = fleet.client()
     await fleet.agrees(witness)
@@ -272,45 +274,45 @@ async def test_a_version_between_two_events_does_not_do_to_resume_because_someth
     fleet.source.drop("c:1")
     fleet.source.put(view("a:1", {WAITING: 1.0}))
     await fleet.agrees(witness)
-    (answered,) = await first_events(fleet, 1, **{"Last-Event-ID": between})
-    assert answered.kind == "state"
+    (first,) = await first_events(fleet, 1, **{"Last-Event-ID": between})
+    assert first.kind == "state"
 
 
-async def test_a_since_that_a_person_mistyped_is_refused(start):
+async def test_a_since_that_is_not_an_id_is_refused(start):
     fleet = await start()
     async with aiohttp.ClientSession() as http, http.get(f"{fleet.url}/v1/state/watch?since=yesterday") as response:
         assert response.status == 400
         assert "write the id of an event" in (await response.json())["error"]["message"]
 
 
-async def test_comments_tell_that_nothing_changed_and_until_when(start):
+async def test_heartbeats_contain_the_time_until_which_nothing_changed(start):
     fleet = await start()
     events = await first_events(fleet, 3)
     assert [each.kind for each in events] == ["state", "", ""]
-    rebuilt = Rebuilt(fleet.clock.now)
+    rebuilt = RebuiltState(fleet.clock.now)
     fleet.clock.advance(7.0)
-    (_, beat) = await first_events(fleet, 2)
+    (_, heartbeat) = await first_events(fleet, 2)
     rebuilt.epoch = fleet.feed.epoch
-    rebuilt.apply(beat)
+    rebuilt.apply(heartbeat)
     assert rebuilt.uptime_zero == 0.0
-    assert json.loads(beat.data)["uptime_seconds"] == 7.0
+    assert json.loads(heartbeat.data)["uptime_seconds"] == 7.0
 
 
-async def test_a_reading_that_goes_stale_is_told_though_nothing_happened(start):
+async def test_a_reading_that_becomes_stale_is_published_without_another_change(start):
     fleet = await start()
     client = fleet.client()
     await fleet.agrees(client)
     fleet.source.good_until = fleet.clock.now()
     fleet.source.put(view("a:1", {WAITING: 1.0}))
     await fleet.agrees(client)
-    told = len(client.rebuilt.kinds)
+    received = len(client.rebuilt.kinds)
     fleet.clock.advance(STALE_AFTER)
     fleet.source.views["a:1"] = view("a:1", {WAITING: 2.0})
-    await client.wait(lambda rebuilt: len(rebuilt.kinds) > told)
+    await client.wait(lambda rebuilt: len(rebuilt.kinds) > received)
     assert client.rebuilt.pools["pool"]["a:1"][0]["signals"][WAITING]["value"] is None
 
 
-async def test_a_watcher_too_many_is_refused_and_told_when_to_come_back(start):
+async def test_a_watcher_over_the_limit_is_refused_with_retry_after(start):
     fleet = await start(WatchLimits(watchers=1, gather_seconds=0.001))
     await fleet.agrees(fleet.client())
     async with aiohttp.ClientSession() as http, http.get(f"{fleet.url}/v1/state/watch") as response:
@@ -327,11 +329,11 @@ def big_fleet(depth: float) -> list:
     return [view(f"10.0.0.{number}:8000", {WAITING: depth, KV_USAGE: 0.5}) for number in range(250)]
 
 
-async def test_a_reader_that_does_not_read_is_dropped_and_no_other_notices(start):
-    fleet = await start(WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_messages=4))
+async def test_a_watcher_that_does_not_read_is_dropped_and_no_other_is_affected(start):
+    fleet = await start(WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_events=4))
     fleet.source.put(*big_fleet(0.0))
-    good = fleet.client()
-    await fleet.agrees(good)
+    reader = fleet.client()
+    await fleet.agrees(reader)
     loop = asyncio.get_running_loop()
     with socket.socket() as silent:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -343,14 +345,14 @@ async def test_a_reader_that_does_not_read_is_dropped_and_no_other_notices(start
             while not fleet.events:
                 depth += 1.0
                 fleet.source.put(*big_fleet(depth))
-                await good.wait(lambda rebuilt: rebuilt.version == fleet.feed.version)
+                await reader.wait(lambda rebuilt: rebuilt.version == fleet.feed.version)
     assert fleet.events == [WatcherDropped("slow")]
     await eventually(lambda: fleet.feed.watchers == 1)
-    await fleet.agrees(good)
-    assert good.connections == 1
+    await fleet.agrees(reader)
+    assert reader.connections == 1
 
 
-async def test_a_change_over_the_size_limit_lets_the_watchers_go_and_they_are_told_why_in_the_events(start):
+async def test_a_change_over_the_size_limit_drops_the_watchers_and_is_counted(start):
     fleet = await start(WatchLimits(gather_seconds=0.001, message_bytes=100_000))
     client = fleet.client()
     await fleet.agrees(client)
@@ -359,11 +361,11 @@ async def test_a_change_over_the_size_limit_lets_the_watchers_go_and_they_are_to
     assert set(fleet.events) == {WatcherDropped("too_large")}
 
 
-async def test_pools_may_come_and_go(start):
+async def test_pools_may_be_added_and_removed(start):
     fleet = await start()
     client = fleet.client()
     await fleet.agrees(client)
-    other = FakeSource("other", view("x:1"))
+    other = FakeStateSource("other", view("x:1"))
     fleet.server.set_pools([fleet.source, other])
     await fleet.agrees(client)
     assert set(client.rebuilt.pools) == {"pool", "other"}
@@ -374,7 +376,7 @@ async def test_pools_may_come_and_go(start):
     assert client.connections == 1
 
 
-async def test_a_stopping_agent_lets_its_watchers_go_at_once(start):
+async def test_an_agent_that_stops_ends_its_streams_at_once(start):
     fleet = await start()
     client = fleet.client()
     await fleet.agrees(client)

@@ -1,4 +1,4 @@
-"""A gateway can live on `/v1/state/watch`: who sees nothing else makes the picker's own load-only choice."""
+"""A gateway that reads only `/v1/state/watch` makes the picker's own load-only choice."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tests.fakes.views import FixedIndex
 from tests.fakes.watch_client import WatchClient
 
 STALE_AFTER = 3.0
-# The gateway's clock began long before the agent's. A power of two, so that moving between the two rounds nothing.
+# Seconds between the gateway's clock and the agent's: a power of two, so that conversion does not round.
 CLOCKS_APART = 4096.0
 PROFILES = [build(spec) for spec in PRESETS.values()]
 MODELS = ("base", "adapter-1", "adapter-2")
 EIGHTH = 0.125
 
 
-class Fleet:
-    """An agent's store and admin address, driven at random by one seed."""
+class RandomFleet:
+    """The store and the admin address of an agent, with random changes from one seed."""
 
     def __init__(self, seed: int, size: int, limits: WatchLimits) -> None:
         self.random = random.Random(seed)
@@ -47,7 +47,7 @@ class Fleet:
         self.begin()
 
     def begin(self) -> None:
-        """A new agent, which knows nothing of the one before."""
+        """A new agent without the state of the previous one."""
         self.store = RoutingStore(
             "pool", stale_after=STALE_AFTER, rate=RateLimits(default=1024.0), hook=self.events.append
         )
@@ -71,7 +71,7 @@ class Fleet:
         await self.start()
 
     def page(self, address: str) -> None:
-        """The endpoint was scraped; now and then its page lacks the queue."""
+        """A scrape of the endpoint; some pages lack the queue."""
         draw = self.random
         readings: dict[str, Value] = {
             RUNNING: float(draw.randrange(8)),
@@ -85,14 +85,14 @@ class Fleet:
         self.store.observed(address, Extraction(readings, (), ()), self.clock.now(), 0.0, 1000)
 
     def step(self) -> None:
-        """Something happens to some endpoint."""
+        """A random change of a random endpoint."""
         draw, now = self.random, self.clock.now()
         address = draw.choice(self.addresses)
         match draw.randrange(8):
             case 0 | 1 | 2:
                 self.page(address)
             case 3:
-                self.store.failed(address, draw.choice(["refused", "timeout"]), "made so", now, 0.0)
+                self.store.failed(address, draw.choice(["refused", "timeout"]), "set by the test", now, 0.0)
             case 4 | 5:
                 self.tickets.append(self.store.started(address, draw.randrange(1, 4096), draw.randrange(512), now))
             case 6 if self.tickets:
@@ -105,20 +105,20 @@ class Fleet:
         return (client.rebuilt.epoch, client.rebuilt.version) == (feed.epoch, feed.version)
 
     async def agrees(self, client: WatchClient) -> None:
-        """Once the client knows the newest version, it chooses as the picker does."""
+        """Once the client has the newest version, it chooses as the picker does."""
         self.store.snapshot(self.clock.now())
         await client.wait(lambda _: self.up_to_date(client))
         self.agrees_now(client)
 
     def agrees_now(self, client: WatchClient) -> None:
-        """The client chooses as the picker does, with what it knows."""
+        """The client chooses as the picker does from the state that it has."""
         now = self.clock.now()
         ours, theirs = self.store.snapshot(now), client.rebuilt.snapshot("pool")
         assert choices(theirs, now + CLOCKS_APART) == choices(ours, now)
 
 
 def choices(snapshot: Snapshot, now: float) -> list[str]:
-    """What each profile chooses for a few requests without a known prefix."""
+    """The choices of each profile for some requests without a known prefix."""
     chosen = []
     for profile in PROFILES:
         for number, model in enumerate(MODELS * 3):
@@ -131,10 +131,10 @@ def choices(snapshot: Snapshot, now: float) -> list[str]:
 
 @pytest.fixture
 async def follow() -> AsyncIterator:
-    fleets: list[tuple[Fleet, WatchClient]] = []
+    fleets: list[tuple[RandomFleet, WatchClient]] = []
 
-    async def follow(seed: int, size: int, limits: WatchLimits) -> tuple[Fleet, WatchClient]:
-        fleet = Fleet(seed, size, limits)
+    async def follow(seed: int, size: int, limits: WatchLimits) -> tuple[RandomFleet, WatchClient]:
+        fleet = RandomFleet(seed, size, limits)
         await fleet.start()
         client = WatchClient(f"http://127.0.0.1:{fleet.port}", lambda: fleet.clock.now() + CLOCKS_APART)
         fleets.append((fleet, client))
@@ -150,7 +150,7 @@ QUICK = WatchLimits(gather_seconds=0.001)
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_gateway_that_sees_only_the_stream_chooses_as_the_picker_does(follow, seed):
+async def test_a_gateway_that_reads_only_the_stream_chooses_as_the_picker_does(follow, seed):
     fleet, client = await follow(seed, 5, QUICK)
     for _ in range(40):
         for _ in range(fleet.random.randrange(6)):
@@ -161,7 +161,7 @@ async def test_a_gateway_that_sees_only_the_stream_chooses_as_the_picker_does(fo
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_between_two_events_it_knows_what_the_passing_of_time_alone_has_done(follow, seed):
+async def test_between_two_events_it_accounts_for_the_time_that_passes(follow, seed):
     fleet, client = await follow(seed, 5, QUICK)
     for _ in range(10):
         for _ in range(20):
@@ -174,7 +174,7 @@ async def test_between_two_events_it_knows_what_the_passing_of_time_alone_has_do
         assert len(client.rebuilt.kinds) == events
 
 
-async def test_it_lives_through_a_restart_of_the_agent(follow):
+async def test_it_recovers_from_a_restart_of_the_agent(follow):
     fleet, client = await follow(1, 5, QUICK)
     for _ in range(50):
         fleet.step()
@@ -190,8 +190,8 @@ async def test_it_lives_through_a_restart_of_the_agent(follow):
     assert client.rebuilt.kinds.count("state") == 2
 
 
-async def test_it_lives_through_reading_too_slowly_and_being_dropped(follow):
-    fleet, client = await follow(2, 100, WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_messages=4))
+async def test_it_recovers_after_it_was_dropped_for_slow_reading(follow):
+    fleet, client = await follow(2, 100, WatchLimits(gather_seconds=0.001, drain_seconds=1.0, history_events=4))
     await fleet.agrees(client)
     client.pause()
     witness = WatchClient(f"http://127.0.0.1:{fleet.port}", fleet.clock.now)

@@ -114,7 +114,7 @@ REACHING: tuple[Row, ...] = (
          _signed("late", not_after="20200102000000Z")),
     _tls("certificate of another", "By https: its certificate names another host.", "tls_name",
          _signed("other", "DNS:other.example")),
-    _tls("certificate of a stranger", "By https: nobody whom the agent trusts vouches for it.", "tls_untrusted",
+    _tls("certificate of a stranger", "By https: its certificate is not signed by a trusted CA.", "tls_untrusted",
          _by_a_stranger),
     _tls("no TLS", "By https: it speaks plain HTTP.", "tls", lambda _: None),
     Row(
@@ -208,7 +208,7 @@ EXPORTERS: tuple[Row, ...] = (
     _exporter("exporter of others", "The page is that of another kind of exporter.", "wrong_engine",
               raw(answer(OTHER_DEVICES))),
     Row(
-        "accelerator sick", "The exporter tells a fatal XID of one of its accelerators.", _pages(_OFF_THE_BUS),
+        "accelerator unhealthy", "The exporter reports a fatal XID of one of its accelerators.", _pages(_OFF_THE_BUS),
         AT_EXPORTER, LEFT_OUT, unhealthy("down", "accelerator_xid"), withheld("down"),
         absent("down", 0.5),
         (DOWN, counted("igw_accelerator_health_changes_total", source="dcgm", reason="accelerator_xid")),

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.exposition.page import Layouts, PageRefused, Scanner
+from agent.exposition.page import PageRefused, Scanner, SharedLayouts
 from tests.fuzz.pages import scanned
 from tests.fuzz.plain import Sample, read
 from tests.journeys.prometheus import Prometheus
@@ -74,7 +74,7 @@ class Server(ThreadingHTTPServer):
 def ours(page: bytes) -> list[tuple[Series, str]] | None:
     """The wanted series that we read, labels without text left out as Prometheus does; None: the page is refused."""
     try:
-        layout, numbers = Scanner(NAMES, layouts=Layouts()).read(page)
+        layout, numbers = Scanner(NAMES, layouts=SharedLayouts()).read(page)
     except PageRefused:
         return None
     return [
@@ -168,7 +168,7 @@ def test_the_plain_reader_that_the_fuzzer_trusts_agrees_with_prometheus_too(
 @given(st.randoms(use_true_random=False))
 def test_what_is_read_from_a_page_that_takes_no_risk_is_what_prometheus_client_reads(random: Random) -> None:
     page, risk = odd_page(random)
-    found = scanned(Scanner(NAMES, layouts=Layouts()), page)
+    found = scanned(Scanner(NAMES, layouts=SharedLayouts()), page)
     if risk:
         return
     wanted = [

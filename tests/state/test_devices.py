@@ -7,7 +7,7 @@ import pytest
 from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device, Devices
 from agent.accelerators.faults import FATAL_XIDS, FAULTS
-from agent.accelerators.join import By, Place
+from agent.accelerators.join import EndpointLocation, JoinKey
 from agent.accelerators.table import COMBINED, POWER, UTILIZATION
 from agent.engines.mapping import Extraction
 from agent.events import Event
@@ -26,7 +26,7 @@ STALE = 15.0
 
 
 def want(
-    key: ExporterKey = KEY, by: By = By.POD, node: str = "", fatal: frozenset[int] = frozenset(FATAL_XIDS)
+    key: ExporterKey = KEY, by: JoinKey = JoinKey.POD, node: str = "", fatal: frozenset[int] = frozenset(FATAL_XIDS)
 ) -> Want:
     return Want(key, by, STALE, fatal, node)
 
@@ -43,7 +43,9 @@ class Rig:
     """A pool's store, the exporters, and all events."""
 
     def __init__(
-        self, *wants: Want, places: tuple[Place, ...] = (Place("1:1", pod="n/a"), Place("2:1", pod="n/b"))
+        self,
+        *wants: Want,
+        places: tuple[EndpointLocation, ...] = (EndpointLocation("1:1", pod="n/a"), EndpointLocation("2:1", pod="n/b")),
     ) -> None:
         self.events: list[Event] = []
         self.store = RoutingStore("pool", stale_after=3.0, hook=self.events.append)
@@ -119,7 +121,7 @@ def test_an_unhealthy_accelerator_takes_its_endpoint_out_until_a_page_shows_it_h
         "accelerator_xid": gpu("1", xids=(79,)),
         "accelerator_ecc": Device("1", "1", {"accelerator_uncorrected_ecc_errors": 2.0}, pod="n/a"),
         "accelerator_row_remap": Device("1", "1", {"accelerator_row_remap_failed": 1.0}, pod="n/a"),
-        "accelerator_unwell": Device("1", "1", {"accelerator_well": 0.0}, pod="n/a"),
+        "accelerator_unhealthy": Device("1", "1", {"accelerator_healthy": 0.0}, pod="n/a"),
     }[reason]
     rig = Rig()
     rig.scraped(5.0)
@@ -175,9 +177,9 @@ def test_a_device_that_leaves_its_pod_leaves_its_endpoint() -> None:
 
 
 def test_endpoints_that_are_added_later_get_the_readings_of_the_last_page() -> None:
-    rig = Rig(places=(Place("1:1", pod="n/a"),))
+    rig = Rig(places=(EndpointLocation("1:1", pod="n/a"),))
     rig.state.observed(KEY, page(gpu("0"), gpu("1", "n/b")), 5.0, 0.1, 100)
-    places = (Place("1:1", pod="n/a"), Place("2:1", pod="n/b"))
+    places = (EndpointLocation("1:1", pod="n/a"), EndpointLocation("2:1", pod="n/b"))
     rig.store.set_endpoints({"1:1": "vllm", "2:1": "vllm"}, 6.0)
     rig.state.set_pools([PoolDevices("pool", places, (want(),))], 6.0)
     assert [device.id for device in rig.of("2:1", 6.0).devices] == ["1"]
@@ -187,8 +189,8 @@ def test_endpoints_that_are_added_later_get_the_readings_of_the_last_page() -> N
 
 
 def test_an_exporter_configured_for_a_node_belongs_to_it_whatever_node_its_page_names() -> None:
-    places = (Place("1:1", node="node-a"), Place("2:1", node="node-b"))
-    rig = Rig(want(KEY, By.NODE, "node-a"), want(OTHER, By.NODE, "node-b"), places=places)
+    places = (EndpointLocation("1:1", node="node-a"), EndpointLocation("2:1", node="node-b"))
+    rig = Rig(want(KEY, JoinKey.NODE, "node-a"), want(OTHER, JoinKey.NODE, "node-b"), places=places)
     rig.state.observed(KEY, page(gpu("0", "", node="dcgm-exporter-x7k2p")), 5.0, 0.1, 100)
     rig.state.observed(OTHER, page(gpu("1", "", node="dcgm-exporter-b52zz")), 5.0, 0.1, 100)
     assert [device.id for device in rig.of("1:1").devices] == ["0"]
@@ -202,8 +204,8 @@ def test_an_endpoint_of_another_pool_can_make_a_device_ambiguous() -> None:
         delivered[pool, address] = found
 
     state = DeviceState(deliver)
-    mine = PoolDevices("mine", (Place("1:1", node="node-a"),), (want(KEY, By.NODE, "node-a"),))
-    state.set_pools([mine, PoolDevices("theirs", (Place("1:2", node="node-a"),), ())], 0.0)
+    mine = PoolDevices("mine", (EndpointLocation("1:1", node="node-a"),), (want(KEY, JoinKey.NODE, "node-a"),))
+    state.set_pools([mine, PoolDevices("theirs", (EndpointLocation("1:2", node="node-a"),), ())], 0.0)
     state.observed(KEY, page(gpu("0", "")), 5.0, 0.1, 100)
     (view,) = state.exporters()
     assert [device.id for device in view.ambiguous] == ["0"]

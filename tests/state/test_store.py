@@ -26,7 +26,7 @@ from agent.signals import (
     SIGNALS,
     START_TIME,
     WAITING,
-    Kind,
+    SignalKind,
     Value,
 )
 from agent.state.endpoint import Identity
@@ -631,7 +631,7 @@ def test_another_engine_at_an_address_is_another_server() -> None:
     fleet.store.recognised("gone:1", "tgi")
 
 
-@pytest.mark.parametrize("counter", [row.name for row in SIGNALS.values() if row.kind is Kind.COUNTER])
+@pytest.mark.parametrize("counter", [row.name for row in SIGNALS.values() if row.kind is SignalKind.COUNTER])
 @pytest.mark.parametrize("more", [{START_TIME: 100.0}, {}], ids=["same start time", "no start time"])
 def test_any_counter_that_goes_back_is_another_server_and_requests_stay_in_flight(
     counter: str, more: dict[str, Value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.engines.report import ASKED_BY
+from agent.engines.report import REQUEST_HEADER
 
 SUBSET: Final = "x-gateway-destination-endpoint-subset"
 
@@ -56,4 +56,4 @@ CONTROL: Final = frozenset(
     }
 )
 # The only headers that a conversation reads: a wire need not hand over more.
-READ: Final = CONTROL | {":path", ":method", "content-encoding", "content-length", REQUEST_ID, ASKED_BY}
+READ: Final = CONTROL | {":path", ":method", "content-encoding", "content-length", REQUEST_ID, REQUEST_HEADER}

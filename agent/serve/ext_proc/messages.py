@@ -10,7 +10,7 @@ from typing import Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
+from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.serve.ext_proc.actions import Actions, Mode, Phase, Respond, Route
 from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
 from agent.serve.ext_proc.session import Session
@@ -25,7 +25,7 @@ _SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 _PICK_NAMESPACE: Final = "envoy.lb"
 _ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
 SERVED: Final = "upstream.address"  # the attribute that names the endpoint that answered
-_REQUEST_REPORT: Final = ((ASKED_BY, ASKED_FOR),)
+_REQUEST_REPORT: Final = ((REQUEST_HEADER, REQUESTED_FORMAT),)
 
 
 def dispatch(session: Session, data: bytes) -> Actions:

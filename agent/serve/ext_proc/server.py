@@ -20,7 +20,8 @@ from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
-from agent.config.values import Wrong, split_address
+from agent.config.addresses import split_address
+from agent.config.values import InvalidValue
 from agent.events import Hook
 from agent.events.requests import Abandoned, Refused, StreamBroken
 from agent.pick.decision import Pick
@@ -274,7 +275,7 @@ class ExtProcServer:
         """Listen; returns the bound port. Raises OSError when the address is in use or not of this machine."""
         try:
             port = await self._listener.listen(*split_address(self._address))
-        except (OSError, Wrong) as error:
+        except (OSError, InvalidValue) as error:
             raise OSError(f"the picker port of pool {self._pool.name} cannot listen on {self._address}") from error
         self._started = True
         return port

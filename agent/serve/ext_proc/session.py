@@ -38,7 +38,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-from agent.engines.report import ASKED_BY, ASKED_FOR, HEADER
+from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request
@@ -184,9 +184,9 @@ class Session:
         if not self._request_id:
             self._request_id = self._new_id()
             self._add = ((REQUEST_ID, self._request_id),)
-        if self._config.reports and ASKED_BY not in headers:
+        if self._config.reports and REQUEST_HEADER not in headers:
             self._remove_report = True
-            self._add += ((ASKED_BY, ASKED_FOR),)
+            self._add += ((REQUEST_HEADER, REQUESTED_FORMAT),)
         if not CONTROL.isdisjoint(headers):
             self._remove = tuple(name for name in headers if name in CONTROL)
         if subset is not None and not subset:

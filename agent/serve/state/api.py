@@ -1,65 +1,48 @@
-"""The shared state endpoint: `GET /v1/state`, `/v1/state/watch`, `/v1/gauges` and their OpenAPI document.
+"""The shared state endpoint: `GET /v1/state`, `/v1/state/watch`, `/v1/gauges`, `/v1/accelerators` and their schema.
 
-A gateway reads `/v1/state` once or follows `/v1/state/watch`; both say the same, and enough to make the picker's
-load-only choice without asking the picker. Documents are built from immutable snapshots in a thread, so that a fleet
-of a thousand endpoints does not hold up the event loop; only taking the snapshot happens on it.
+A gateway reads `/v1/state` once or follows `/v1/state/watch`. Both contain the same, and enough to make the picker's
+load-only choice without a request to the picker. A document is built from immutable snapshots in a thread, so that a
+fleet of a thousand endpoints does not block the event loop; only the snapshots are taken on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Final
 
-import orjson
 from aiohttp import web
 
 from agent.clock import Clock
 from agent.events import Hook
 from agent.events.process import WatcherDropped
-from agent.requests.rejections import error_body
 from agent.scaling.gauges import gauge_set
 from agent.serve.gauge_feed import GaugeFeed
-from agent.serve.state import accelerators as device_json
-from agent.serve.state import documents as state_json
-from agent.serve.state.openapi import document as openapi_document
-from agent.serve.state.watch import Feed, StateSource, Told, WatchLimits, event, parse_id
+from agent.serve.http.responses import HttpError, json_bytes
+from agent.serve.http.server import HttpRoute, HttpStream
+from agent.serve.state import documents
+from agent.serve.state.openapi import compact
+from agent.serve.state.watch import Feed, PublishedState, StateSource, WatchLimits, event, parse_id
 from agent.state.devices import ExporterView
+from agent.state.snapshot import Snapshot
 from exporters.exporter import Exporter
 
-PIECE_BYTES: Final = 1 << 16  # of a message that are written before the reader has to have taken the ones before
 RETRY_SECONDS: Final = 5
-STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """A JSON answer that no cache keeps."""
-    return json_bytes(orjson.dumps(content), status, headers)
+EVENT_STREAM: Final = "text/event-stream"
+_STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """The same, of what is JSON already."""
-    return web.Response(
-        body=body,
-        status=status,
-        content_type="application/json",
-        headers={"Cache-Control": "no-store", **(headers or {})},
-    )
-
-
-def error(
-    status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
-) -> web.Response:
-    """An error in the shape that OpenAI's clients know."""
-    return json_bytes(error_body(status, message, param=param, code=code), status, headers)
+def check_pool(pool: str | None, pools: Sequence[str]) -> None:
+    """`HttpError` for the name of a pool that does not exist; None, which is no name, passes."""
+    if pool is not None and pool not in pools:
+        message = f"there is no pool {pool[:64]!r}; the pools are: {', '.join(pools)}"
+        raise HttpError(404, "no_such_pool", message, param="pool")
 
 
 class StateApi:
-    """The handlers over one `Feed`. `epoch` tells one start of the agent from another; it is drawn anew each time."""
+    """The routes over one `Feed`. `epoch` identifies one start of the agent; empty: a random one."""
 
     def __init__(
         self,
@@ -70,200 +53,150 @@ class StateApi:
         gauge_exporters: Sequence[Exporter] = (),
     ) -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
+        self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # the state of the accelerator exporters
+        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)  # noqa: PLW0108 - set later
         self._hook = hook
-        self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # what is known of accelerator exporters
-        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)  # noqa: PLW0108 - replaced later
 
     def set_sources(self, sources: Sequence[StateSource]) -> None:
-        """The pools from now on."""
+        """Replace the pools."""
         self.feed.set_sources(sources)
 
-    def handlers(self) -> dict[str, Handler]:
-        """Path -> handler; each answers GET and HEAD."""
-        return {
-            "/v1/state": self.state,
-            "/v1/state/watch": self.watch,
-            "/v1/gauges": self.gauges,
-            "/v1/accelerators": self.accelerators,
-            "/v1/openapi.json": self.openapi,
-        }
+    def routes(self) -> list[HttpRoute]:
+        """The routes of this API."""
+        return [
+            HttpRoute("/v1/state", self.state, ("pool",)),
+            HttpRoute("/v1/state/watch", self.watch, ("since",), streamed=True),
+            HttpRoute("/v1/gauges", self.gauges, ("pool", "name")),
+            HttpRoute("/v1/accelerators", self.accelerators, ()),
+            HttpRoute("/v1/openapi.json", self.openapi),
+        ]
 
     async def state(self, request: web.Request) -> web.Response:
-        """The whole state, or one pool's with `?pool=`."""
-        refused = self._refuse_query(request, "pool")
-        if refused is not None:
-            return refused
+        """The whole state, or that of one pool with `?pool=`."""
         moment = self.feed.moment()
-        snapshots = self.feed.snapshots(moment.now, request.query.get("pool"))
-        body = await self._encoded(Told(self.feed.version, snapshots, moment))
-        return self._too_large(len(body), "pool" in request.query) or json_bytes(body)
+        snapshots = self._snapshots(request, moment.now)
+        body = await self._encoded(PublishedState(self.feed.version, snapshots, moment))
+        self._check_size(len(body), one_pool="pool" in request.query)
+        return json_bytes(body)
 
     async def gauges(self, request: web.Request) -> web.Response:
-        """Every gauge with its value or why it is withheld; `?pool=` and `?name=` choose among them."""
-        refused = self._refuse_query(request, "pool", "name")
-        if refused is not None:
-            return refused
-        name = request.query.get("name", "")
-        if name and name not in state_json.GAUGE_NAMES:
-            near = get_close_matches(name[:128], state_json.GAUGE_NAMES, 1, 0.7)
-            which = f"did you mean {near[0]!r}?" if near else "/v1/gauges lists all that there are"
-            return error(404, f"there is no gauge {name[:128]!r}; {which}", "no_such_gauge", "name")
-        if "pool" not in request.query:
+        """Every gauge with its value or the reason why it is withheld; `?pool=` and `?name=` select."""
+        pool, name = request.query.get("pool"), request.query.get("name", "")
+        check_pool(pool, self.feed.pools())
+        if name and name not in documents.GAUGE_NAMES:
+            near = get_close_matches(name[:128], documents.GAUGE_NAMES, 1, 0.7)
+            hint = f"did you mean {near[0]!r}?" if near else "/v1/gauges lists all gauges"
+            raise HttpError(404, "no_such_gauge", f"there is no gauge {name[:128]!r}; {hint}", param="name")
+        if pool is None:
             dated = await self.gauge_feed.latest()
-            return json_bytes(await asyncio.to_thread(lambda: orjson.dumps(state_json.gauges(*dated, name))))
+            return json_bytes(await asyncio.to_thread(lambda: documents.encode(documents.gauges(*dated, name))))
         moment = self.feed.moment()
-        snapshots = self.feed.snapshots(moment.now, request.query["pool"])
+        snapshots = self.feed.snapshots(moment.now, pool)
 
         def encode() -> bytes:
-            return orjson.dumps(state_json.gauges(gauge_set(snapshots, moment.now), moment, name))
+            return documents.encode(documents.gauges(gauge_set(snapshots, moment.now), moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))
 
     async def accelerators(self, request: web.Request) -> web.Response:
-        """Every accelerator exporter, and whose its devices are."""
-        refused = self._refuse_query(request)
-        if refused is not None:
-            return refused
-        moment = self.feed.moment()
-        views = self.exporters()
-        header = {"as_of": state_json.rfc3339(moment.wall)}
-        return json_bytes(
-            await asyncio.to_thread(lambda: orjson.dumps(device_json.exporters(views, moment.now, header)))
-        )
+        """Every accelerator exporter, and which endpoint its devices belong to."""
+        moment, views = self.feed.moment(), self.exporters()
+        return json_bytes(await asyncio.to_thread(lambda: documents.encode(documents.exporters(views, moment))))
 
     async def openapi(self, request: web.Request) -> web.Response:
-        """The schema of all of this."""
-        return json_response(openapi_document())
+        """The OpenAPI document."""
+        return json_bytes(compact())
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """The state and then its changes, as server-sent events, for as long as the reader keeps up."""
-        refused = self._refuse_query(request, "since")
-        if refused is not None:
-            return refused
-        known = request.headers.get("Last-Event-ID") or request.query.get("since") or ""
-        seen = parse_id(known)
-        if seen is None and not request.headers.get("Last-Event-ID") and known:
-            return error(
-                400, f"since is {known[:64]!r}: write the id of an event, <epoch>.<version>", "bad_since", "since"
-            )
+        header, since = request.headers.get("Last-Event-ID"), request.query.get("since")
+        last_seen = parse_id(header or since or "")
+        if last_seen is None and since and not header:
+            message = f"since is {since[:64]!r}: write the id of an event, <epoch>.<version>"
+            raise HttpError(400, "bad_since", message, param="since")
         if self.feed.closed:
-            return error(503, "the agent is stopping", "stopping")
+            raise HttpError(503, "stopping", "the agent is stopping")
         if self.feed.watchers >= self.feed.limits.watchers:
             self._hook(WatcherDropped("too_many"))
-            message = f"{self.feed.limits.watchers} readers watch already; read /v1/state instead, or come back later"
-            return error(503, message, "too_many_watchers", headers={"Retry-After": str(RETRY_SECONDS)})
+            message = f"there are {self.feed.limits.watchers} watchers already; read /v1/state instead, or retry later"
+            raise HttpError(503, "too_many_watchers", message, headers={"Retry-After": str(RETRY_SECONDS)})
         if request.method == "HEAD":
-            return web.Response(content_type="text/event-stream", headers=STREAM_HEADERS)
-        awake = self.feed.join()
+            return web.Response(content_type=EVENT_STREAM, headers=_STREAM_HEADERS)
+        changed = self.feed.join()
         try:
-            return await self._follow(request, awake, seen)
+            return await self._follow(request, changed, last_seen)
         finally:
-            self.feed.leave(awake)
+            self.feed.leave(changed)
 
     # -- within ----------------------------------------------------------------------------------------------------
 
     async def _follow(
-        self, request: web.Request, awake: asyncio.Event, seen: tuple[str, int] | None
+        self, request: web.Request, changed: asyncio.Event, last_seen: tuple[str, int] | None
     ) -> web.StreamResponse:
         feed = self.feed
-        told = feed.tell()
+        published = feed.publish()
         first = b""
-        if seen is not None and seen[0] == feed.epoch and feed.covers(seen[1]):
-            position = seen[1]
+        if last_seen is not None and last_seen[0] == feed.epoch and feed.covers(last_seen[1]):
+            position = last_seen[1]
         else:
-            position = told.version
-            first = event("state", feed.epoch, position, await self._encoded(told))
-            refused = self._too_large(len(first))
-            if refused is not None:
-                return refused
-        response = web.StreamResponse(headers=STREAM_HEADERS)
-        response.content_type = "text/event-stream"
-        stream = _Stream(request, response, feed.limits.drain_seconds)
+            position = published.version
+            first = event("state", feed.epoch, position, await self._encoded(published))
+            self._check_size(len(first))
+        stream = HttpStream(request, EVENT_STREAM, _STREAM_HEADERS, feed.limits.drain_seconds)
         try:
-            await response.prepare(request)
+            await stream.start()
             await stream.send(first + b"retry: %d\n\n" % (RETRY_SECONDS * 1000))
-            await self._send_changes(stream, awake, position)
+            await self._send_changes(stream, changed, position)
         except ConnectionResetError:
-            return response  # the reader has left, which is its right
-        except _Slow as slow:
-            self._hook(WatcherDropped(str(slow)))
-            if request.transport is not None:
-                request.transport.abort()
-        return response
+            pass  # the reader has left, which is not an error
+        return stream.response
 
-    async def _send_changes(self, stream: _Stream, awake: asyncio.Event, position: int) -> None:
+    async def _send_changes(self, stream: HttpStream, changed: asyncio.Event, position: int) -> None:
         feed = self.feed
-        beat = True  # at once, so that who resumes an event of long ago knows what time it is
+        idle = True  # a heartbeat comes first, so that a reader that resumes from an old event learns the time
         while not feed.closed:
-            awake.clear()
+            changed.clear()
             missed = feed.history.after(position)
             if missed is None:
-                raise _Slow("too_large" if position < feed.oversized else "slow")
-            for message in missed:
-                await stream.send(message.payload)
-                position = message.version
+                raise stream.dropped("too_large" if position < feed.oversized else "slow")
+            for each in missed:
+                await stream.send(each.payload)
+                position = each.version
             if missed:
                 continue
-            if beat:
+            if idle:
                 await stream.send(self._heartbeat())
             try:
                 async with asyncio.timeout(feed.limits.heartbeat_seconds):
-                    await awake.wait()
-                beat = False
+                    await changed.wait()
+                idle = False
             except TimeoutError:
-                beat = True
+                idle = True
 
     def _heartbeat(self) -> bytes:
-        """A comment: nothing has changed up to now."""
-        now = state_json.header(self.feed.epoch, self.feed.told_version, self.feed.moment())
-        return b": %s\n\n" % orjson.dumps(now)
+        """A comment: nothing has changed until now."""
+        header = documents.header(self.feed.epoch, self.feed.published_version, self.feed.moment())
+        return b": %s\n\n" % documents.encode(header)
 
-    async def _encoded(self, told: Told) -> bytes:
+    def _snapshots(self, request: web.Request, now: float) -> list[Snapshot]:
+        """The snapshots that the request's `?pool=` selects."""
+        pool = request.query.get("pool")
+        check_pool(pool, self.feed.pools())
+        return self.feed.snapshots(now, pool)
+
+    async def _encoded(self, published: PublishedState) -> bytes:
         def encode() -> bytes:
-            return orjson.dumps(state_json.state(self.feed.epoch, told.version, told.snapshots, told.moment))
+            version, snapshots, moment = published
+            return documents.encode(documents.state(self.feed.epoch, version, snapshots, moment))
 
         return await asyncio.to_thread(encode)
 
-    def _too_large(self, size: int, one_pool: bool = False) -> web.Response | None:  # noqa: FBT001, FBT002
-        """A refusal, counted, of a document that is over the limit: with what to ask for or to write instead."""
+    def _check_size(self, size: int, *, one_pool: bool = False) -> None:
+        """`HttpError`, counted, for a document over the limit; it says what to request or configure instead."""
         limit = self.feed.limits.message_bytes
         if size <= limit:
-            return None
+            return
         self._hook(WatcherDropped("too_large"))
-        instead = "" if one_pool or len(self.feed.pools()) < 2 else "ask for one pool with /v1/state?pool=, or "
-        message = f"the state is {size} bytes, over the limit of {limit}; {instead}raise admin.maxStateBytes"
-        return error(503, message, "state_too_large")
-
-    def _refuse_query(self, request: web.Request, *known: str) -> web.Response | None:
-        """A refusal of a query that asks for what there is not, with what there is."""
-        for key in request.query:
-            if key not in known:
-                return error(
-                    400, f"there is no parameter {key[:64]!r} here, only {', '.join(known)}", "unknown_parameter", key
-                )
-        pool = request.query.get("pool")
-        if pool is not None and pool not in self.feed.pools():
-            message = f"there is no pool {pool[:64]!r}; the pools are: {', '.join(self.feed.pools())}"
-            return error(404, message, "no_such_pool", "pool")
-        return None
-
-
-class _Slow(Exception):
-    """The reader did not keep up; the text is the reason, one word."""
-
-
-class _Stream:
-    """Writes to one reader, in pieces, and no faster than it reads."""
-
-    def __init__(self, request: web.Request, response: web.StreamResponse, drain_seconds: float) -> None:
-        self._response = response
-        self._drain_seconds = drain_seconds
-
-    async def send(self, payload: bytes) -> None:
-        """All of the payload; `_Slow` when the reader did not take enough of it in time."""
-        try:
-            async with asyncio.timeout(self._drain_seconds):
-                for start in range(0, len(payload), PIECE_BYTES):
-                    await self._response.write(payload[start : start + PIECE_BYTES])
-        except TimeoutError:
-            raise _Slow("slow") from None
+        instead = "" if one_pool or len(self.feed.pools()) < 2 else "request one pool with /v1/state?pool=, or "
+        message = f"the state has {size} bytes, over the limit of {limit}; {instead}raise admin.maxStateBytes"
+        raise HttpError(503, "state_too_large", message)

@@ -1,30 +1,55 @@
-"""The documents of the shared state endpoint: snapshots and gauge sets as JSON. Pure.
+"""From snapshots, gauge sets and exporters to the JSON documents of the admin address.
 
-No document carries a raw monotonic time, which means nothing outside the process. A time is given twice: as an age in
-seconds at the document's `as_of`, and `as_of` itself both as wall time, for people, and as `uptime_seconds`, seconds
-since the agent's epoch began, for programs: on that line the documents of one epoch stand in true order and distance
-even when somebody sets the wall clock. The `prefill_seconds` ahead are those at `as_of`; they shrink by a second a
-second, down to 0.
+No document contains a raw monotonic time, which means nothing in another process. A reading is dated by its age at the
+document's `as_of`. That instant is given twice: `as_of` is wall time, for people; `uptime_seconds`, seconds since the
+agent's epoch began, is for programs: it orders the documents of one epoch even when the wall clock is set.
+`prefill_seconds` is the backlog at `as_of`; it decreases by one second per second, down to 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+import msgspec
+
+from agent.accelerators.combine import Accelerators
+from agent.accelerators.device import Device
+from agent.accelerators.faults import Fault
+from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
 from agent.scaling.rollup import Unknown, current, histogram
-from agent.serve.state import accelerators as device_json
-from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS, Value
+from agent.serve.state.schema import (
+    AcceleratorsJson,
+    ChangedPoolJson,
+    ChangeJson,
+    DeviceJson,
+    EndpointDeviceJson,
+    EndpointJson,
+    ExporterJson,
+    ExportersJson,
+    GaugeJson,
+    GaugesJson,
+    HeaderJson,
+    HistogramJson,
+    HistogramValueJson,
+    PoolJson,
+    PrefixJson,
+    SignalValueJson,
+    StateJson,
+    WorkJson,
+)
+from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS
 from agent.state.counter_rates import RATES, Rate
+from agent.state.devices import ExporterView
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld
 
-Json = dict[str, Any]
-# What `/v1/gauges?name=` takes.
+# The values of `/v1/gauges?name=`.
 GAUGE_NAMES: Final = tuple(
     name
     for row in CATALOG.values()
@@ -32,6 +57,8 @@ GAUGE_NAMES: Final = tuple(
     for name in (row.name, *(alias.name for alias in row.aliases))
 )
 _UNITS: Final = tuple((name, row.unit) for name, row in SIGNALS.items())
+
+encode: Final = msgspec.json.Encoder().encode
 
 
 class Moment(NamedTuple):
@@ -47,97 +74,27 @@ def rfc3339(wall: float) -> str:
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def header(epoch: str, version: int, moment: Moment) -> Json:
-    """What every document begins with."""
-    return {
-        "epoch": epoch,
-        "version": version,
-        "as_of": rfc3339(moment.wall),
-        "uptime_seconds": moment.uptime,
-    }
-
-
-def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Moment) -> Json:
-    """Every endpoint of these pools."""
-    document = header(epoch, version, moment)
-    document["pools"] = [
-        {"pool": snapshot.pool, "endpoints": [endpoint(view, moment.now) for view in snapshot.endpoints]}
-        for snapshot in snapshots
-    ]
-    return document
-
-
-def endpoint(view: EndpointView, now: float) -> Json:
-    """One endpoint: its health, the agent's own work there, and every signal, null with a reason where unknown."""
-    work = view.work
-    predicted, measured = view.prefix
-    if isinstance(current(view, PREFIX_HITS, now), Unknown):
-        measured = None
-    return {
-        "address": view.address,
-        "engine": view.engine,
-        "health": view.health.value,
-        "reason": view.reason,
-        "page_age_seconds": None if view.page_at is None else age(view.page_at, now),
-        "failures": view.failures,
-        "stale_after_seconds": view.stale_after,
-        "work": {
-            "requests": work.requests,
-            "prefill_seconds": work.prefill_seconds(now),
-            "prefill_tokens": work.prefill_tokens(now),
-            "rate_tokens_per_second": work.rate,
-            "rate_source": work.rate_source,
-            "corrected": work.corrected,
-        },
-        "prefix": {
-            "predicted_hit_tokens": predicted,
-            "measured_hit_tokens": measured,
-            "gap_tokens": None if measured is None else predicted - measured,
-        },
-        "signals": {name: _signal(view, name, unit, now) for name, unit in _UNITS},
-        "histograms": {name: _histogram(view, name, now) for name in view.histograms},
-        "rates": {row.name: _rate(view, row, now) for row in RATES.values()},
-        "accelerators": device_json.of_endpoint(view.accelerators, now),
-    }
-
-
-def _signal(view: EndpointView, name: str, unit: str, now: float) -> Json:
-    reading = view.reading(name)
-    known_age = None if reading is None else age(reading.at, now)
-    found = current(view, name, now)
-    if isinstance(found, Unknown):
-        return {"value": None, "unit": unit, "age_seconds": known_age, "fresh": False, "reason": found.reason}
-    return {"value": _plain(found.value), "unit": unit, "age_seconds": known_age, "fresh": True}
-
-
-def _histogram(view: EndpointView, name: str, now: float) -> Json:
-    told = histogram(view, name, now)
-    unit = HISTOGRAMS[name].unit
-    if isinstance(told, Unknown):
-        return {"value": None, "unit": unit, "age_seconds": None, "fresh": False, "reason": told.reason}
-    bounds, counts, total, whole = told.value
-    value = {"buckets": list(map(list, zip(bounds, counts, strict=True))), "count": total, "sum": whole}
-    return {"value": value, "unit": unit, "age_seconds": age(told.at, now), "fresh": True}
-
-
-def _rate(view: EndpointView, row: Rate, now: float) -> Json:
-    found = rate(view, row.name, now)
-    if isinstance(found, Unknown):
-        return {"value": None, "unit": row.unit, "age_seconds": None, "fresh": False, "reason": found.reason}
-    return {"value": found.value, "unit": row.unit, "age_seconds": age(found.at, now), "fresh": True}
-
-
-def _plain(value: Value) -> float | list[str]:
-    return sorted(map(printable, value)) if isinstance(value, frozenset) else value
-
-
 def printable(text: str) -> str:
-    """Text that JSON in UTF-8 can carry: half of a surrogate pair becomes a question mark."""
+    """Text that UTF-8 can encode: a lone surrogate becomes a question mark."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-class Change(NamedTuple):
-    """What became of one pool between two documents: views that are new or different, and addresses that are gone."""
+# -- state and its changes ---------------------------------------------------------------------------------------------
+
+
+def header(epoch: str, version: int, moment: Moment) -> HeaderJson:
+    """The version of a state and its time."""
+    return HeaderJson(epoch, version, rfc3339(moment.wall), moment.uptime)
+
+
+def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Moment) -> StateJson:
+    """Every endpoint of these pools."""
+    pools = [PoolJson(each.pool, [endpoint(view, moment.now) for view in each.endpoints]) for each in snapshots]
+    return StateJson(epoch, version, rfc3339(moment.wall), moment.uptime, pools)
+
+
+class PoolDifference(NamedTuple):
+    """How one pool differs between two states: views that are new or different, and addresses that were removed."""
 
     pool: str
     changed: Sequence[EndpointView]
@@ -146,10 +103,10 @@ class Change(NamedTuple):
 
 def differences(
     before: Mapping[str, Mapping[str, EndpointView]], after: Mapping[str, Mapping[str, EndpointView]]
-) -> tuple[list[Change], list[str]]:
-    """The pools in which something changed, and the pools that are gone; both arguments are pool -> address -> view.
+) -> tuple[list[PoolDifference], list[str]]:
+    """The pools that changed, and the pools that were removed; both arguments are pool -> address -> view.
 
-    Views are equal when everything in them is; the same object, which is the common case, costs no comparison.
+    Views are equal when all their fields are; the same object, which is the common case, needs no comparison.
     """
     changes = []
     for pool, views in after.items():
@@ -157,60 +114,188 @@ def differences(
         changed = [view for address, view in views.items() if known.get(address) != view]
         removed = sorted(known.keys() - views.keys())
         if changed or removed or pool not in before:
-            changes.append(Change(pool, changed, removed))
+            changes.append(PoolDifference(pool, changed, removed))
     return changes, sorted(before.keys() - after.keys())
 
 
 def change(
-    epoch: str, since: int, version: int, changes: Sequence[Change], gone: Sequence[str], moment: Moment
-) -> Json:
-    """What makes the state at `version` of a state at `since` or later: whole endpoints, never parts of one."""
-    document = header(epoch, version, moment)
-    document["since"] = since
-    document["pools"] = [
-        {
-            "pool": each.pool,
-            "changed": [endpoint(view, moment.now) for view in each.changed],
-            "removed": list(each.removed),
-        }
+    epoch: str,
+    since: int,
+    version: int,
+    changes: Sequence[PoolDifference],
+    removed_pools: Sequence[str],
+    moment: Moment,
+) -> ChangeJson:
+    """What turns the state at `since` or later into the state at `version`: complete endpoints, never parts of one."""
+    pools = [
+        ChangedPoolJson(each.pool, [endpoint(view, moment.now) for view in each.changed], list(each.removed))
         for each in changes
     ]
-    document["removed_pools"] = list(gone)
-    return document
+    return ChangeJson(epoch, version, rfc3339(moment.wall), moment.uptime, since, pools, list(removed_pools))
 
 
-def gauges(found: GaugeSet, moment: Moment, name: str = "") -> Json:
-    """Every gauge that an autoscaler could read, or why it is withheld; only those called `name` if one is given."""
-    rows = [_gauge(gauge, moment) for gauge in found.gauges if _wanted(gauge, name)]
-    rows += [_withheld(gauge) for gauge in found.withheld if _wanted(gauge, name)]
-    return {"as_of": rfc3339(moment.wall), "gauges": rows}
+# -- an endpoint -------------------------------------------------------------------------------------------------------
 
 
-def _wanted(gauge: Gauge | Withheld, name: str) -> bool:
+def endpoint(view: EndpointView, now: float) -> EndpointJson:
+    """One endpoint: its health, the agent's own work there, and every signal, null with a reason where unknown."""
+    work = view.work
+    predicted, measured = view.prefix
+    if isinstance(current(view, PREFIX_HITS, now), Unknown):
+        measured = None
+    return EndpointJson(
+        view.address,
+        view.engine,
+        view.health,
+        view.reason,
+        None if view.page_at is None else age(view.page_at, now),
+        view.failures,
+        view.stale_after,
+        WorkJson(
+            work.requests,
+            work.prefill_seconds(now),
+            work.prefill_tokens(now),
+            work.rate,
+            work.rate_source,
+            work.corrected,
+        ),
+        PrefixJson(predicted, measured, None if measured is None else predicted - measured),
+        {name: _signal(view, name, unit, now) for name, unit in _UNITS},
+        {name: _histogram(view, name, now) for name in view.histograms},
+        {name: _rate(view, row, now) for name, row in RATES.items()},
+        [_accelerators(each, now) for each in view.accelerators],
+    )
+
+
+def _signal(view: EndpointView, name: str, unit: str, now: float) -> SignalValueJson:
+    found = current(view, name, now)
+    if isinstance(found, Unknown):
+        last = view.reading(name)
+        return SignalValueJson(None, unit, None if last is None else age(last.at, now), False, found.reason)
+    value = found.value
+    plain = sorted(map(printable, value)) if isinstance(value, frozenset) else value
+    return SignalValueJson(plain, unit, age(found.at, now), True)
+
+
+def _histogram(view: EndpointView, name: str, now: float) -> HistogramValueJson:
+    found = histogram(view, name, now)
+    unit = HISTOGRAMS[name].unit
+    if isinstance(found, Unknown):
+        return HistogramValueJson(None, unit, None, False, found.reason)
+    bounds, counts, count, total = found.value
+    value = HistogramJson(list(zip(bounds, counts, strict=True)), count, total)
+    return HistogramValueJson(value, unit, age(found.at, now), True)
+
+
+def _rate(view: EndpointView, row: Rate, now: float) -> SignalValueJson:
+    found = rate(view, row.name, now)
+    if isinstance(found, Unknown):
+        return SignalValueJson(None, row.unit, None, False, found.reason)
+    return SignalValueJson(found.value, row.unit, age(found.at, now), True)
+
+
+# -- accelerators ------------------------------------------------------------------------------------------------------
+
+
+def _accelerators(accelerators: Accelerators, now: float) -> AcceleratorsJson:
+    faults = {fault.device: fault for fault in accelerators.faults}
+    return AcceleratorsJson(
+        accelerators.source,
+        accelerators.exporter,
+        age(oldest(accelerators), now) if accelerators.devices else None,
+        accelerators.stale_after,
+        accelerators.picked_on,
+        [_endpoint_device(device, faults.get(device.id)) for device in accelerators.devices],
+        {signal: _device_signal(accelerators, signal, now) for signal in COMBINED},
+    )
+
+
+def _device(device: Device) -> DeviceJson:
+    return DeviceJson(device.id, device.number, device.part, device.model, device.node, device.pod, device.container)
+
+
+def _endpoint_device(device: Device, fault: Fault | None) -> EndpointDeviceJson:
+    return EndpointDeviceJson(
+        device.id,
+        device.number,
+        device.part,
+        device.model,
+        device.node,
+        device.pod,
+        device.container,
+        "" if fault is None else fault.reason,
+        "" if fault is None else fault.detail,
+    )
+
+
+def _device_signal(accelerators: Accelerators, signal: str, now: float) -> SignalValueJson:
+    unit = DEVICE_SIGNALS[signal].unit
+    found = reading(accelerators, signal, now)
+    if isinstance(found, Unknown):
+        last = accelerators.readings.get(signal)
+        return SignalValueJson(None, unit, None if last is None else age(last.at, now), False, found.reason)
+    value = found.value
+    return SignalValueJson(None if isinstance(value, frozenset) else value, unit, age(found.at, now), True)
+
+
+def exporters(views: Sequence[ExporterView], moment: Moment) -> ExportersJson:
+    """Every exporter: its health, and which endpoint its devices belong to."""
+    return ExportersJson(rfc3339(moment.wall), [_exporter(view, moment.now) for view in views])
+
+
+def _exporter(view: ExporterView, now: float) -> ExporterJson:
+    return ExporterJson(
+        view.key.source,
+        view.key.address,
+        view.key.path,
+        view.fresh(now),
+        None if view.page_at is None else age(view.page_at, now),
+        view.stale_after,
+        view.failures,
+        view.reason,
+        {address: [_device(device) for device in devices] for address, devices in view.joined.items()},
+        [_device(device) for device in view.unmatched],
+        [_device(device) for device in view.ambiguous],
+        {fault.device: f"{fault.reason}: {fault.detail}" for fault in view.faults},
+    )
+
+
+# -- gauges ------------------------------------------------------------------------------------------------------------
+
+
+def gauges(found: GaugeSet, moment: Moment, name: str = "") -> GaugesJson:
+    """Every gauge that an autoscaler could read, or why it is withheld; only those named `name` unless it is empty."""
+    rows = [_gauge(gauge, moment) for gauge in found.gauges if _selected(gauge, name)]
+    rows += [_withheld(gauge) for gauge in found.withheld if _selected(gauge, name)]
+    return GaugesJson(rfc3339(moment.wall), rows)
+
+
+def _selected(gauge: Gauge | Withheld, name: str) -> bool:
     metric = gauge.metric
     return metric.type == "gauge" and (
         not name or name == metric.name or any(name == each.name for each in metric.aliases)
     )
 
 
-def _described(gauge: Gauge | Withheld) -> Json:
+def _gauge(gauge: Gauge, moment: Moment) -> GaugeJson:
     metric = gauge.metric
-    return {
-        "name": metric.name,
-        "aliases": [alias.name for alias in metric.aliases],
-        "labels": dict(zip(metric.labels, map(printable, gauge.labels), strict=True)),
-        "unit": metric.unit,
-    }
+    gauge_age = age(gauge.at, moment.now)
+    return GaugeJson(
+        metric.name,
+        [alias.name for alias in metric.aliases],
+        _labels(gauge),
+        metric.unit,
+        gauge.value,
+        rfc3339(moment.wall - gauge_age),
+        gauge_age,
+    )
 
 
-def _gauge(gauge: Gauge, moment: Moment) -> Json:
-    old = age(gauge.at, moment.now)
-    return _described(gauge) | {
-        "value": gauge.value,
-        "sample_time": rfc3339(moment.wall - old),
-        "age_seconds": old,
-    }
+def _withheld(gauge: Withheld) -> GaugeJson:
+    metric = gauge.metric
+    aliases = [alias.name for alias in metric.aliases]
+    return GaugeJson(metric.name, aliases, _labels(gauge), metric.unit, None, withheld=gauge.reason)
 
 
-def _withheld(gauge: Withheld) -> Json:
-    return _described(gauge) | {"value": None, "withheld": gauge.reason}
+def _labels(gauge: Gauge | Withheld) -> dict[str, str]:
+    return dict(zip(gauge.metric.labels, map(printable, gauge.labels), strict=True))

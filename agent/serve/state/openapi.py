@@ -1,366 +1,184 @@
-"""The OpenAPI 3.1 document of the admin address, made from the tables that the answers are made from.
+"""The OpenAPI 3.1 document of the admin address. Its schemas are made from the types of `agent.serve.state.schema`.
 
-`python -m agent.serve.state.openapi` prints it as it stands in `docs/openapi.json`.
+`python -m agent.serve.state.openapi` prints docs/openapi.json.
 """
 
 from __future__ import annotations
 
 import sys
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
-import orjson
+import msgspec
 
-from agent.accelerators.faults import FAULTS
-from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.serve.state.schema import (
-    AMOUNT,
-    COUNT,
-    NUMBER,
-    SCORES,
-    SECONDS,
-    TEXT,
+    REF,
+    RULES,
+    ChangeJson,
+    ErrorJson,
+    ExportersJson,
+    GaugesJson,
+    HeaderJson,
+    LivenessJson,
+    PicksJson,
+    ReadinessJson,
     Schema,
-    described,
-    histogram,
-    list_of,
-    object_of,
-    or_null,
-    rate,
-    ref,
-    signal,
+    StateJson,
 )
-from agent.signals import HISTOGRAMS, SIGNALS
-from agent.state.counter_rates import RATES
-from agent.state.health import Health
-from exporters.gauge import REASONS
 
-_HEADER: Final[dict[str, Schema]] = {
-    "epoch": described(TEXT, "drawn at each start of the agent; versions of different epochs cannot be compared"),
-    "version": described(COUNT, "grows with every change"),
-    "as_of": described({"type": "string", "format": "date-time"}, "the instant that all ages refer to, in UTC"),
-    "uptime_seconds": described(SECONDS, "the same instant in seconds since the epoch began: it never steps"),
-}
+_DOCUMENTS: Final = (
+    HeaderJson,
+    StateJson,
+    ChangeJson,
+    GaugesJson,
+    ExportersJson,
+    PicksJson,
+    LivenessJson,
+    ReadinessJson,
+    ErrorJson,
+)
+
+
+def _component(name: str) -> str:
+    return name.removesuffix("Json")
+
+
+def _cleaned(node: Any) -> Any:
+    """A schema without titles, on one line where a docstring has several, and with the names of components."""
+    if isinstance(node, list):
+        return [_cleaned(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    cleaned = {}
+    for key, value in node.items():
+        if key == "$ref":
+            cleaned[key] = _component(value)
+        elif key == "description" and isinstance(value, str):
+            cleaned[key] = " ".join(value.split())
+        elif key != "title":
+            cleaned[key] = _cleaned(value)
+    return cleaned
 
 
 def _schemas() -> dict[str, Schema]:
+    _, components = msgspec.json.schema_components(_DOCUMENTS, ref_template=REF + "{name}")
+    for described, rules in RULES.items():
+        components[described.__name__] |= rules
+    return {_component(name): _cleaned(schema) for name, schema in sorted(components.items())}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"{REF}{name}"}
+
+
+def _responses(description: str, schema: str, **errors: str) -> Schema:
+    """A 200 of this schema, and errors by status (`s404`)."""
+    found = {"200": _json(description, schema)}
+    return found | {status.removeprefix("s"): _json(why, "Error") for status, why in errors.items()}
+
+
+def _json(description: str, schema: str) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": _ref(schema)}}}
+
+
+def _parameter(name: str, description: str, *, place: str = "query") -> Schema:
+    schema = {"type": "string"}
+    return {"name": name, "in": place, "required": False, "description": description, "schema": schema}
+
+
+def _get(operation: str, summary: str, responses: Schema, *parameters: Schema) -> Schema:
+    found: Schema = {"operationId": operation, "summary": summary}
+    if parameters:
+        found["parameters"] = list(parameters)
+    return {"get": found | {"responses": responses}}
+
+
+_POOL: Final = _parameter("pool", "only this pool")
+_UNKNOWN: Final = "unknown parameter"
+
+
+def _watch() -> Schema:
+    responses = _responses(
+        "Server-sent events: `state` (a State) first, unless the reader resumes, then `change` (a Change) for as long "
+        "as the reader keeps up. The id of an event is `<epoch>.<version>`. A comment contains a Header: nothing has "
+        "changed until then.",
+        "State",
+        s400="unknown parameter, or `since` is not the id of an event",
+        s503="too many watchers (Retry-After says when to retry), or the state is over the size limit",
+    )
+    responses["200"]["content"] = {"text/event-stream": {"schema": {"oneOf": [_ref("State"), _ref("Change")]}}}
+    return _get(
+        "watchState",
+        "The state and then its changes",
+        responses,
+        _parameter("since", "the id of the last event received"),
+        _parameter("Last-Event-ID", "the same, as browsers send it; takes precedence over `since`", place="header"),
+    )
+
+
+def _paths() -> dict[str, Schema]:
+    readiness = _responses("Ready", "Readiness") | {"503": _json("Not ready", "Readiness")}
     return {
-        "Endpoint": object_of(
-            "One replica of a model server.",
-            {
-                "address": described(TEXT, "host:port, or [host]:port for IPv6"),
-                "engine": TEXT,
-                "health": described({"enum": [each.value for each in Health]}, "only a healthy endpoint is picked"),
-                "reason": described(TEXT, "why it is not healthy, one word; empty when it is"),
-                "page_age_seconds": described(or_null(SECONDS), "of the last metrics page; null before the first"),
-                "failures": described(COUNT, "scrapes that failed since that page"),
-                "stale_after_seconds": described(SECONDS, "a page, or a reading, of this age is stale"),
-                "work": object_of(
-                    "What the agent itself has given to the endpoint and has not seen the end of.",
-                    {
-                        "requests": COUNT,
-                        "prefill_seconds": described(
-                            SECONDS, "until their prefill is done, at as_of; a second less each second"
-                        ),
-                        "prefill_tokens": described(AMOUNT, "the same in uncached prompt tokens"),
-                        "rate_tokens_per_second": {"type": "number", "exclusiveMinimum": 0},
-                        "rate_source": {"enum": ["configured", "default", "learnt", "pool"]},
-                        "corrected": described({"type": "boolean"}, "whether fresh pages keep the estimate true"),
-                    },
-                ),
-                "prefix": object_of(
-                    "Prefix cache hits since the agent knows this server.",
-                    {
-                        "predicted_hit_tokens": described(AMOUNT, "what the agent's index expected"),
-                        "measured_hit_tokens": described(or_null(NUMBER), "what the server counted"),
-                        "gap_tokens": described(or_null(NUMBER), "predicted minus measured: above 0 the index hopes"),
-                    },
-                ),
-                "histograms": described(
-                    object_of(
-                        "Those that the configuration asks for, as of the last page.",
-                        {name: histogram(row) for name, row in HISTOGRAMS.items()},
-                        optional=tuple(HISTOGRAMS),
-                    ),
-                    "empty unless scrape.histograms names some",
-                ),
-                "rates": object_of(
-                    "What its counters grew by lately, as of the last page.",
-                    {row.name: rate(row) for row in RATES.values()},
-                ),
-                "accelerators": described(
-                    list_of(ref("Accelerators")), "what runs under it, one entry for each source"
-                ),
-                "signals": object_of("What the server reports.", {name: signal(row) for name, row in SIGNALS.items()}),
-            },
+        "/v1/state": _get(
+            "getState",
+            "The state of every pool, endpoint and signal",
+            _responses(
+                "The state", "State", s400=_UNKNOWN, s404="no such pool", s503="the state is over the size limit"
+            ),
+            _POOL,
         ),
-        "Accelerators": object_of(
-            "What one source says of an endpoint's accelerators, and how old that is.",
-            {
-                "source": described(TEXT, "the kind of exporter"),
-                "exporter": described(TEXT, "who said it; empty where nobody has said anything of this endpoint"),
-                "age_seconds": described(or_null(SECONDS), "of the oldest reading; null where there is none"),
-                "stale_after_seconds": SECONDS,
-                "picked_on": described({"type": "boolean"}, "whether a profile may pick by these readings"),
-                "devices": list_of(
-                    object_of(
-                        "One accelerator, or one part of it.",
-                        {
-                            **_DEVICE,
-                            "fault": described({"enum": ["", *sorted(FAULTS)]}, "why it is sick; empty: it is not"),
-                            "detail": TEXT,
-                        },
-                    )
-                ),
-                "signals": object_of(
-                    "Of all of them together: the busiest, the hottest, or the sum.",
-                    {name: signal(DEVICE_SIGNALS[name]) for name in COMBINED},
-                ),
-            },
+        "/v1/state/watch": _watch(),
+        "/v1/gauges": _get(
+            "getGauges",
+            "Every gauge that an autoscaler could read, with its sample time, or why it is withheld",
+            _responses("The gauges", "Gauges", s400=_UNKNOWN, s404="no such pool or gauge"),
+            _POOL,
+            _parameter("name", "only gauges of this name or alias"),
         ),
-        "Exporters": object_of(
-            "Every accelerator exporter, and whose its devices are.",
-            {
-                "as_of": _HEADER["as_of"],
-                "exporters": list_of(
-                    object_of(
-                        "One exporter.",
-                        {
-                            "source": TEXT,
-                            "address": TEXT,
-                            "path": TEXT,
-                            "fresh": {"type": "boolean"},
-                            "page_age_seconds": described(or_null(SECONDS), "null before the first page"),
-                            "stale_after_seconds": SECONDS,
-                            "failures": described(COUNT, "scrapes that failed since the last page"),
-                            "reason": described(TEXT, "of the last failure; empty when there is none"),
-                            "joined": described(
-                                {"type": "object", "additionalProperties": list_of(object_of("A device.", _DEVICE))},
-                                "endpoint -> its devices",
-                            ),
-                            "unmatched": described(list_of(object_of("A device.", _DEVICE)), "they fit no endpoint"),
-                            "ambiguous": described(list_of(object_of("A device.", _DEVICE)), "they fit several"),
-                            "sick": described(
-                                {"type": "object", "additionalProperties": TEXT}, "device -> what it suffers from"
-                            ),
-                        },
-                    )
-                ),
-            },
+        "/v1/accelerators": _get(
+            "getAccelerators",
+            "Every accelerator exporter, the age of its page, and which endpoint its devices belong to",
+            _responses("The exporters", "Exporters", s400=_UNKNOWN),
         ),
-        "State": object_of(
-            "The state of every pool at as_of.",
-            {
-                **_HEADER,
-                "pools": list_of(object_of("One pool.", {"pool": TEXT, "endpoints": list_of(ref("Endpoint"))})),
-            },
+        "/v1/picks": _get(
+            "getPicks",
+            "The last picks and why each endpoint was picked",
+            _responses("The picks", "Picks", s400="unknown parameter, or a limit out of range", s404="no such pool"),
+            _parameter("limit", "how many, 1 to 256; default 20"),
+            _parameter("request_id", "only the picks of this request"),
+            _POOL,
         ),
-        "Change": object_of(
-            "What makes the state at `version` of the one at `since` or any later one. Applying it twice does no harm.",
-            {
-                **_HEADER,
-                "since": COUNT,
-                "pools": list_of(
-                    object_of(
-                        "A pool that changed, or a new one.",
-                        {
-                            "pool": TEXT,
-                            "changed": described(list_of(ref("Endpoint")), "new or different endpoints, whole"),
-                            "removed": described(list_of(TEXT), "addresses that are gone"),
-                        },
-                    )
-                ),
-                "removed_pools": list_of(TEXT),
-            },
-        ),
-        "Gauges": object_of(
-            "Every gauge that an autoscaler could read.",
-            {"as_of": _HEADER["as_of"], "gauges": list_of({"oneOf": [ref("Gauge"), ref("WithheldGauge")]})},
-        ),
-        "Gauge": object_of(
-            "A gauge with a value.",
-            {
-                **_GAUGE,
-                "value": {"type": "number"},
-                "sample_time": described({"type": "string", "format": "date-time"}, "of the oldest reading in it"),
-                "age_seconds": SECONDS,
-            },
-        ),
-        "WithheldGauge": object_of(
-            "A gauge without fresh data; " + "; ".join(f"{word}: {text}" for word, text in sorted(REASONS.items())),
-            {**_GAUGE, "value": {"type": "null"}, "withheld": {"enum": sorted(REASONS)}},
-        ),
-        "Picks": object_of(
-            "The newest picks, newest first.",
-            {
-                "as_of": _HEADER["as_of"],
-                "picks": list_of(
-                    object_of(
-                        "One decision and its reasons.",
-                        {
-                            "pool": TEXT,
-                            "request_id": TEXT,
-                            "time": {"type": "string", "format": "date-time"},
-                            "age_seconds": SECONDS,
-                            "endpoint": TEXT,
-                            "decided_by": described(TEXT, "only_candidate, tie, or the scorer that decided"),
-                            "left_warmest": described({"type": "boolean"}, "another had more of the prompt cached"),
-                            "prompt_tokens": AMOUNT,
-                            "hit_tokens": described(AMOUNT, "expected in the cache of the endpoint"),
-                            "best_hit_tokens": described(AMOUNT, "the most expected at any candidate"),
-                            "state_version": described(COUNT, "of the pool's store, not that of /v1/state"),
-                            "candidates": list_of(
-                                object_of(
-                                    "One that could have been picked; the best is first.",
-                                    {"address": TEXT, "total": NUMBER, "scores": SCORES},
-                                )
-                            ),
-                        },
-                    )
-                ),
-            },
-        ),
-        "Health": object_of("Alive.", {"status": {"const": "ok"}}),
-        "Readiness": object_of(
-            "Whether every pool has been looked at once.", {"ready": {"type": "boolean"}, "reasons": list_of(TEXT)}
-        ),
-        "Error": object_of(
-            "Why there is no answer.",
-            {
-                "error": object_of(
-                    "In the shape of OpenAI's errors.",
-                    {"message": TEXT, "type": TEXT, "param": or_null(TEXT), "code": or_null(TEXT)},
-                )
-            },
-        ),
+        "/healthz": _get("getHealth", "200 while the agent runs", _responses("Alive", "Liveness")),
+        "/readyz": _get("getReadiness", "200 once every endpoint of every pool was scraped once", readiness),
     }
-
-
-_DEVICE: Final[dict[str, Schema]] = {
-    "id": TEXT,
-    "number": described(TEXT, "on its machine"),
-    "part": described(TEXT, "of a card that is cut up; empty for a whole one"),
-    "model": TEXT,
-    "node": described(TEXT, "as the exporter calls it; empty where it does not say"),
-    "pod": described(TEXT, "NAMESPACE/POD of who uses it; empty where nobody does, or nobody says"),
-    "container": TEXT,
-}
-_GAUGE: Final[dict[str, Schema]] = {
-    "name": TEXT,
-    "aliases": described(list_of(TEXT), "other names of the same number"),
-    "labels": {"type": "object", "additionalProperties": TEXT},
-    "unit": TEXT,
-}
-
-
-def _answers(description: str, schema: str, *, media: str = "application/json", **errors: str) -> Schema:
-    found: Schema = {"200": {"description": description, "content": {media: {"schema": ref(schema)}}}}
-    for status, why in errors.items():
-        content = {"application/json": {"schema": ref("Error")}}
-        found[status.removeprefix("s")] = {"description": why, "content": content}
-    return found
-
-
-def _parameter(name: str, place: str, description: str) -> Schema:
-    return {"name": name, "in": place, "required": False, "description": description, "schema": TEXT}
 
 
 @cache
 def document() -> Schema:
-    """The document; one object, not to be changed."""
-    pool = _parameter("pool", "query", "only this pool")
-    watch = _answers(
-        "Server-sent events: `state` (a State) first, unless the reader resumes, then `change` (a Change) for as long "
-        "as the reader keeps up. The id of each is `<epoch>.<version>`. Comments carry epoch, version, as_of and "
-        "uptime_seconds: nothing has changed up to then.",
-        "State",
-        media="text/event-stream",
-        s400="`since` is no event id",
-        s503="too many readers (Retry-After says when to come back), or the state is over the size limit",
-    )
-    watch["200"]["content"]["text/event-stream"]["schema"] = {"oneOf": [ref("State"), ref("Change")]}
+    """The document; cached, not to be changed."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Inference gateway agent: shared state",
             "version": "1",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "What the agent knows of the model servers, and how old it is. Unknown is null, never zero. "
-            "HEAD answers as GET does, without the body.",
+            "description": "What the agent knows about the model servers, and the age of every value. Unknown is null, "
+            "never zero. HEAD returns what GET returns, without the body.",
         },
-        "paths": {
-            "/v1/state": {
-                "get": {
-                    "operationId": "getState",
-                    "summary": "The state of every pool, endpoint and signal",
-                    "parameters": [pool],
-                    "responses": _answers(
-                        "The state", "State", s404="no such pool", s503="the state is over the size limit"
-                    ),
-                }
-            },
-            "/v1/state/watch": {
-                "get": {
-                    "operationId": "watchState",
-                    "summary": "The state and its changes, as they happen",
-                    "parameters": [
-                        _parameter("since", "query", "the id of the last event that was seen"),
-                        _parameter("Last-Event-ID", "header", "the same, as browsers send it; it goes before `since`"),
-                    ],
-                    "responses": watch,
-                }
-            },
-            "/v1/gauges": {
-                "get": {
-                    "operationId": "getGauges",
-                    "summary": "Every gauge that an autoscaler could read, its sample time, or why it is withheld",
-                    "parameters": [pool, _parameter("name", "query", "only gauges of this name or alias")],
-                    "responses": _answers("The gauges", "Gauges", s404="no such pool or gauge"),
-                }
-            },
-            "/v1/accelerators": {
-                "get": {
-                    "operationId": "getAccelerators",
-                    "summary": "Every accelerator exporter, how old its page is, and whose its devices are",
-                    "responses": _answers("The exporters", "Exporters"),
-                }
-            },
-            "/v1/picks": {
-                "get": {
-                    "operationId": "getPicks",
-                    "summary": "The last picks and why each endpoint was picked",
-                    "parameters": [_parameter("limit", "query", "how many, 1 to 256; 20 when it is not given")],
-                    "responses": _answers("The picks", "Picks", s400="limit is no such number"),
-                }
-            },
-            "/healthz": {
-                "get": {
-                    "operationId": "getHealth",
-                    "summary": "200 while the agent lives",
-                    "responses": _answers("Alive", "Health"),
-                }
-            },
-            "/readyz": {
-                "get": {
-                    "operationId": "getReadiness",
-                    "summary": "200 once every endpoint that the agent started with was asked at least once",
-                    "responses": {
-                        "200": {"description": "Ready", "content": {"application/json": {"schema": ref("Readiness")}}},
-                        "503": {
-                            "description": "Not yet",
-                            "content": {"application/json": {"schema": ref("Readiness")}},
-                        },
-                    },
-                }
-            },
-        },
+        "paths": _paths(),
         "components": {"schemas": _schemas()},
     }
 
 
+@cache
+def compact() -> bytes:
+    """The document as `/v1/openapi.json` serves it."""
+    return msgspec.json.encode(document())
+
+
 def text() -> bytes:
     """The content of docs/openapi.json."""
-    return orjson.dumps(document(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return msgspec.json.format(compact(), indent=2) + b"\n"
 
 
 if __name__ == "__main__":

@@ -1,101 +1,409 @@
-"""The pieces of the OpenAPI document: small schemas, and what a number with its unit and age looks like."""
+"""The JSON documents of the admin address as types: their encoding and their OpenAPI schemas are both made from these.
+
+A class is an object with exactly its fields. Its docstring and the `Meta` of its fields are the descriptions in
+docs/openapi.json, where it is named without `Json`. A field with the default UNSET is left out unless it is set.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
 
-from agent.signals import HistogramSignal, Kind, Signal
-from agent.state.counter_rates import Rate
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from agent.accelerators.faults import FAULTS
+from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
+from agent.state.counter_rates import RATES, Rate
+from agent.state.health import Health
 from exporters.gauge import REASONS
 
 Schema = dict[str, Any]
-
-TEXT: Final[Schema] = {"type": "string"}
-COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-SECONDS: Final[Schema] = {"type": "number", "minimum": 0}
-NUMBER: Final[Schema] = {"type": "number"}
-SCORES: Final[Schema] = {"type": "object", "additionalProperties": NUMBER}
-AMOUNT: Final[Schema] = {"type": "number", "minimum": 0}
+REF: Final = "#/components/schemas/"
 
 
-def ref(name: str) -> Schema:
-    """A schema of the document, by its name."""
-    return {"$ref": f"#/components/schemas/{name}"}
+class JsonObject(Struct, gc=False, forbid_unknown_fields=True):
+    """An object of a document."""
 
 
-def or_null(schema: Schema) -> Schema:
-    """The schema, or null."""
-    return {"anyOf": [schema, {"type": "null"}]}
+# -- parts of schemas that a type does not express ---------------------------------------------------------------------
 
 
-def object_of(description: str, properties: dict[str, Schema], optional: tuple[str, ...] = ()) -> Schema:
-    """An object with these properties and no others; all are required but the optional ones."""
-    return {
-        "type": "object",
-        "description": description,
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
-    }
+def _one_of(values: Iterable[str]) -> Schema:
+    """A string: one of these."""
+    return {"enum": sorted(values)}
 
 
-def list_of(items: Schema) -> Schema:
-    """An array of any length."""
-    return {"type": "array", "items": items}
+def _keys(values: Mapping[str, Schema], *, required: bool = True) -> Schema:
+    """A map with these keys only; `values` is what holds for the value of each."""
+    schema: Schema = {"properties": dict(values), "propertyNames": _one_of(values)}
+    return schema | {"required": list(values)} if required else schema
 
 
-def described(schema: Schema, description: str) -> Schema:
-    """The schema with a description."""
-    return {**schema, "description": description}
+def _value(kind: str, help: str, unit: str, value: Schema) -> Schema:
+    ref = f"{REF}{kind}"
+    return {"$ref": ref, "description": help, "properties": {"unit": {"const": unit}, "value": value}}
 
 
-def signal(row: Signal) -> Schema:
-    """A signal's value."""
-    value: Schema = list_of(TEXT)
-    if row.kind is not Kind.NAMES:
-        value = {"type": "number", "minimum": row.low, "maximum": row.high}
-    return _known_or_not(row.help, value, row.unit, "null when it was never read")
+def _signal(row: Signal) -> Schema:
+    value: Schema = {"type": ["array", "null"]}
+    if row.kind is not SignalKind.NAMES:
+        value = {"type": ["number", "null"], "minimum": row.low, "maximum": row.high}
+    return _value("SignalValueJson", row.help, row.unit, value)
 
 
-_HISTOGRAM: Final[Schema] = object_of(
-    "How often each length of time was met since the server started.",
-    {
-        "buckets": described(
-            list_of({"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2}),
-            "an upper bound, and how many were no longer; the infinite one is left out",
-        ),
-        "count": described(AMOUNT, "how many there were"),
-        "sum": described(AMOUNT, "their sum"),
-    },
-)
+def _rate(row: Rate) -> Schema:
+    value = {"type": ["number", "null"], "minimum": 0} | ({"maximum": 1} if row.unit == "ratio" else {})
+    return _value("SignalValueJson", f"{row.help}, over the last 30 seconds", row.unit, value)
 
 
-def rate(row: Rate) -> Schema:
-    """A rate's value."""
-    value = {**AMOUNT, "maximum": 1} if row.unit == "ratio" else AMOUNT
-    return _known_or_not(f"{row.help}, over the last 30 seconds", value, row.unit, "null when there is no value")
+def _histogram(row: HistogramSignal) -> Schema:
+    return _value("HistogramValueJson", row.help, row.unit, {"type": ["object", "null"]})
 
 
-def histogram(row: HistogramSignal) -> Schema:
-    """A histogram."""
-    return _known_or_not(row.help, _HISTOGRAM, row.unit, "null when there is no value")
+_SIGNALS: Final = _keys({name: _signal(row) for name, row in SIGNALS.items()})
+_DEVICE_SIGNALS: Final = _keys({name: _signal(DEVICE_SIGNALS[name]) for name in COMBINED})
+_RATES: Final = _keys({name: _rate(row) for name, row in RATES.items()})
+_HISTOGRAMS: Final = _keys({name: _histogram(row) for name, row in HISTOGRAMS.items()}, required=False)
+
+# -- fields ------------------------------------------------------------------------------------------------------------
+
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Amount = Annotated[float, Meta(ge=0)]
+Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+AsOf = Annotated[Instant, Meta(description="the instant that all ages refer to, in UTC")]
+Reason = Annotated[str, Meta(extra_json_schema=_one_of(REASONS))]
+NoValueReason = Annotated[Reason, Meta(description="why there is no value; present only when `value` is null")]
+Unit = Annotated[str, Meta(description="always the same for one key")]
+Age = Annotated[Seconds | None, Meta(description="age of the reading; null where there is none")]
+Fresh = Annotated[bool, Meta(description="true exactly when there is a value")]
+PageAge = Annotated[Seconds | None, Meta(description="age of the last metrics page; null before the first")]
 
 
-def _known_or_not(what: str, value: Schema, unit: str, no_age: str) -> Schema:
-    """A number with its unit and age, or null with the reason."""
-    schema = object_of(
-        what,
-        {
-            "value": or_null(value),
-            "unit": {"const": unit},
-            "age_seconds": described(or_null(SECONDS), no_age),
-            "fresh": described({"type": "boolean"}, "true exactly when there is a value"),
-            "reason": described({"enum": sorted(REASONS)}, "why there is no value; only there when there is none"),
-        },
-        optional=("reason",),
-    )
-    schema["oneOf"] = [
+class HeaderJson(JsonObject):
+    """The version of a state and its time."""
+
+    epoch: Annotated[
+        str, Meta(description="random for each start of the agent; versions of two epochs cannot be compared")
+    ]
+    version: Annotated[Count, Meta(description="increases with every change")]
+    as_of: AsOf
+    uptime_seconds: Annotated[
+        Seconds, Meta(description="the same instant in seconds since the epoch began, on a monotonic clock")
+    ]
+
+
+# -- an endpoint -------------------------------------------------------------------------------------------------------
+
+
+class SignalValueJson(JsonObject):
+    """The value of a signal with its unit and age, or null and the reason."""
+
+    value: float | list[str] | None
+    unit: Unit
+    age_seconds: Age
+    fresh: Fresh
+    reason: NoValueReason | UnsetType = UNSET
+
+
+class HistogramJson(JsonObject):
+    """Observations since the server started."""
+
+    buckets: Annotated[
+        list[tuple[float, float]],
+        Meta(description="upper bound, and number of observations up to it; the infinite bucket is left out"),
+    ]
+    count: Annotated[Amount, Meta(description="number of observations")]
+    sum: Annotated[Amount, Meta(description="sum of the observations")]
+
+
+class HistogramValueJson(JsonObject):
+    """A histogram with its unit and age, or null and the reason."""
+
+    value: HistogramJson | None
+    unit: Unit
+    age_seconds: Age
+    fresh: Fresh
+    reason: NoValueReason | UnsetType = UNSET
+
+
+class WorkJson(JsonObject):
+    """The requests that the agent has routed to the endpoint and that have not ended."""
+
+    requests: Count
+    prefill_seconds: Annotated[
+        Seconds, Meta(description="until their prefill is done, at as_of; decreases by one second per second")
+    ]
+    prefill_tokens: Annotated[Amount, Meta(description="the same in uncached prompt tokens")]
+    rate_tokens_per_second: Annotated[float, Meta(gt=0)]
+    rate_source: Annotated[str, Meta(extra_json_schema=_one_of(("configured", "default", "learnt", "pool")))]
+    corrected: Annotated[bool, Meta(description="whether fresh pages correct the estimate")]
+
+
+class PrefixJson(JsonObject):
+    """Prefix cache hits since the agent knows this server."""
+
+    predicted_hit_tokens: Annotated[Amount, Meta(description="hits that the agent's index predicted")]
+    measured_hit_tokens: Annotated[float | None, Meta(description="hits that the server counted")]
+    gap_tokens: Annotated[
+        float | None, Meta(description="predicted minus measured; above 0 the index predicts too many hits")
+    ]
+
+
+class DeviceJson(JsonObject):
+    """An accelerator, or a part of one."""
+
+    id: str
+    number: Annotated[str, Meta(description="on its machine")]
+    part: Annotated[str, Meta(description="of a partitioned card; empty for a whole card")]
+    model: str
+    node: Annotated[str, Meta(description="as the exporter names it; empty when not reported")]
+    pod: Annotated[str, Meta(description="NAMESPACE/POD that uses it; empty when none does or none is reported")]
+    container: str
+
+
+class EndpointDeviceJson(DeviceJson):
+    """An accelerator, or a part of one, and its fault."""
+
+    fault: Annotated[
+        str, Meta(description="why it is unhealthy; empty when healthy", extra_json_schema=_one_of(("", *FAULTS)))
+    ]
+    detail: str
+
+
+class AcceleratorsJson(JsonObject):
+    """The accelerators of an endpoint as one source reports them, with the age of the report."""
+
+    source: Annotated[str, Meta(description="the kind of exporter")]
+    exporter: Annotated[str, Meta(description="its address; empty when no exporter has reported this endpoint")]
+    age_seconds: Annotated[Seconds | None, Meta(description="age of the oldest reading; null where there is none")]
+    stale_after_seconds: Seconds
+    picked_on: Annotated[bool, Meta(description="whether a profile may use these readings")]
+    devices: list[EndpointDeviceJson]
+    signals: Annotated[
+        dict[str, SignalValueJson],
+        Meta(description="of all devices together: the maximum or the sum", extra_json_schema=_DEVICE_SIGNALS),
+    ]
+
+
+class EndpointJson(JsonObject):
+    """A replica of a model server."""
+
+    address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
+    engine: str
+    health: Annotated[Health, Meta(description="only a healthy endpoint is picked")]
+    reason: Annotated[str, Meta(description="why it is not healthy, one word; empty when healthy")]
+    page_age_seconds: PageAge
+    failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
+    stale_after_seconds: Annotated[Seconds, Meta(description="a page or a reading of this age is stale")]
+    work: WorkJson
+    prefix: PrefixJson
+    signals: Annotated[
+        dict[str, SignalValueJson],
+        Meta(description="every signal, reported by the server or not", extra_json_schema=_SIGNALS),
+    ]
+    histograms: Annotated[
+        dict[str, HistogramValueJson],
+        Meta(description="the histograms that `scrape.histograms` names", extra_json_schema=_HISTOGRAMS),
+    ]
+    rates: Annotated[
+        dict[str, SignalValueJson],
+        Meta(description="how fast the server's counters grow, as of the last page", extra_json_schema=_RATES),
+    ]
+    accelerators: Annotated[list[AcceleratorsJson], Meta(description="one entry for each source of the pool")]
+
+
+# -- /v1/state and /v1/state/watch -------------------------------------------------------------------------------------
+
+
+class PoolJson(JsonObject):
+    """A pool and its endpoints."""
+
+    pool: str
+    endpoints: list[EndpointJson]
+
+
+class StateJson(HeaderJson):
+    """The state of every pool at as_of."""
+
+    pools: list[PoolJson]
+
+
+class ChangedPoolJson(JsonObject):
+    """A pool that changed, or a new one."""
+
+    pool: str
+    changed: Annotated[list[EndpointJson], Meta(description="new or different endpoints, complete")]
+    removed: Annotated[list[str], Meta(description="addresses of removed endpoints")]
+
+
+class ChangeJson(HeaderJson):
+    """Turns the state at `since`, or at a later version, into the state at `version`. Applying it twice is harmless."""
+
+    since: Count
+    pools: list[ChangedPoolJson]
+    removed_pools: list[str]
+
+
+# -- /v1/gauges --------------------------------------------------------------------------------------------------------
+
+
+class GaugeJson(JsonObject):
+    """A gauge with its value, or null and the reason why it is withheld."""
+
+    name: str
+    aliases: Annotated[list[str], Meta(description="other names of the same gauge")]
+    labels: dict[str, str]
+    unit: str
+    value: float | None
+    sample_time: Annotated[Instant, Meta(description="time of the oldest reading in the value")] | UnsetType = UNSET
+    age_seconds: Seconds | UnsetType = UNSET
+    withheld: (
+        Annotated[Reason, Meta(description="; ".join(f"{word}: {text}" for word, text in sorted(REASONS.items())))]
+        | UnsetType
+    ) = UNSET
+
+
+class GaugesJson(JsonObject):
+    """Every gauge that an autoscaler could read."""
+
+    as_of: AsOf
+    gauges: list[GaugeJson]
+
+
+# -- /v1/accelerators --------------------------------------------------------------------------------------------------
+
+
+class ExporterJson(JsonObject):
+    """An accelerator exporter."""
+
+    source: str
+    address: str
+    path: str
+    fresh: bool
+    page_age_seconds: PageAge
+    stale_after_seconds: Seconds
+    failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
+    reason: Annotated[str, Meta(description="of the last failure; empty when there is none")]
+    joined: Annotated[dict[str, list[DeviceJson]], Meta(description="endpoint -> its devices")]
+    unmatched: Annotated[list[DeviceJson], Meta(description="devices that match no endpoint")]
+    ambiguous: Annotated[list[DeviceJson], Meta(description="devices that match several endpoints")]
+    unhealthy: Annotated[dict[str, str], Meta(description="device -> its fault")]
+
+
+class ExportersJson(JsonObject):
+    """Every accelerator exporter, and which endpoint its devices belong to."""
+
+    as_of: AsOf
+    exporters: list[ExporterJson]
+
+
+# -- /v1/picks ---------------------------------------------------------------------------------------------------------
+
+
+class FilterJson(JsonObject):
+    """A filter and the endpoints that it removed."""
+
+    name: str
+    removed: list[str]
+
+
+class CostJson(JsonObject):
+    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts."""
+
+    backlog_seconds: Annotated[Seconds, Meta(description="w: prefill that is before the request there")]
+    prefill_seconds: Annotated[Seconds, Meta(description="u: prefill that the request adds there")]
+    requests: Annotated[Count, Meta(description="n: requests of the agent in flight there")]
+    cost_seconds: Annotated[Seconds, Meta(description="the cost; `W` is the mean backlog of the candidates")]
+
+
+class CandidateJson(JsonObject):
+    """An endpoint that every filter kept."""
+
+    address: str
+    total: Annotated[float, Meta(description="sum of the scores times their weights")]
+    scores: Annotated[dict[str, float], Meta(description="scorer -> its score, 0 to 1")]
+    hit_tokens: Annotated[Count | None, Meta(description="prompt tokens expected in its cache")]
+    cost: Annotated[CostJson | None, Meta(description="null unless the profile has the least-cost scorer")]
+
+
+class PickJson(JsonObject):
+    """A decision and its reasons."""
+
+    pool: str
+    request_id: str
+    time: Instant
+    age_seconds: Seconds
+    endpoint: str
+    decided_by: Annotated[str, Meta(description="only_candidate, tie, or the scorer that decided")]
+    left_warmest: Annotated[bool, Meta(description="another candidate had more of the prompt in its cache")]
+    prompt_tokens: Count
+    hit_tokens: Annotated[Count, Meta(description="expected in the cache of the endpoint")]
+    best_hit_tokens: Annotated[Count, Meta(description="the most expected in the cache of any candidate")]
+    state_version: Annotated[Count, Meta(description="of the pool's state, not that of /v1/state")]
+    filters: Annotated[list[FilterJson], Meta(description="in the order in which they were applied")]
+    weights: Annotated[dict[str, float], Meta(description="scorer -> its weight; a scorer without a score is left out")]
+    candidates: Annotated[list[CandidateJson], Meta(description="the picked one first, then by falling total")]
+
+
+class PicksJson(JsonObject):
+    """The last picks, the newest first."""
+
+    as_of: AsOf
+    picks: list[PickJson]
+
+
+# -- /healthz, /readyz and errors --------------------------------------------------------------------------------------
+
+
+class LivenessJson(JsonObject):
+    """The agent runs."""
+
+    status: Literal["ok"]
+
+
+class ReadinessJson(JsonObject):
+    """Whether the agent is ready, and the reasons when it is not."""
+
+    ready: bool
+    reasons: list[str]
+
+
+class ErrorDetailJson(JsonObject):
+    """The error object of the OpenAI API."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorJson(JsonObject):
+    """Why the request was refused."""
+
+    error: ErrorDetailJson
+
+
+# -- rules between the fields of an object -----------------------------------------------------------------------------
+
+_FRESH_OR_REASON: Final[Schema] = {
+    "oneOf": [
         {"properties": {"fresh": {"const": True}, "value": {"not": {"type": "null"}}, "reason": False}},
         {"properties": {"fresh": {"const": False}, "value": {"type": "null"}}, "required": ["reason"]},
     ]
-    return schema
+}
+_KNOWN_OR_WITHHELD: Final[Schema] = {
+    "oneOf": [
+        {"properties": {"value": {"type": "number"}, "withheld": False}, "required": ["sample_time", "age_seconds"]},
+        {
+            "properties": {"value": {"type": "null"}, "sample_time": False, "age_seconds": False},
+            "required": ["withheld"],
+        },
+    ]
+}
+RULES: Final[Mapping[type[JsonObject], Schema]] = {
+    SignalValueJson: _FRESH_OR_REASON,
+    HistogramValueJson: _FRESH_OR_REASON,
+    GaugeJson: _KNOWN_OR_WITHHELD,
+}

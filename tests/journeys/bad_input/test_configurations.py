@@ -28,7 +28,7 @@ TABLE = {
     "an engine": ("name: pool", "engine: vlm", 8, "did you mean 'vllm'?"),
     "an address": ("'127.0.0.1:8001'", "'127.0.0.1'", 8, "HOST:PORT"),
     "an address twice": ("127.0.0.1:8002", "127.0.0.1:8001", 8, "127.0.0.1:8001"),
-    "a limit below the interval": ("staleAfter: 2s", "staleAfter: 100ms", 5, "so no value would ever be fresh; write"),
+    "a limit below the interval": ("staleAfter: 2s", "staleAfter: 100ms", 5, "so every reading would be stale; write"),
     "the kind": ("EndpointPickerConfig", "EndpointPickConfig", 2, "EndpointPickerConfig"),
     "the syntax": ("{interval: 100ms", "{interval: 100ms]", 4, "not YAML: while parsing a flow mapping expected"),
     "a tab": ("pools:\n", "pools:\n\t", 8, "not YAML: a tab; indent with spaces"),

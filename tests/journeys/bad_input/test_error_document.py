@@ -12,7 +12,7 @@ import pytest
 
 from agent.accelerators.faults import FAULTS
 from agent.clock import SystemClock
-from agent.engines.mapping import REFUSALS
+from agent.engines.table import REFUSALS
 from agent.envoy.render import Listener, Pool, Settings, bootstrap
 from agent.instruments.hook import Instruments
 from agent.requests.rejections import REJECTIONS
@@ -107,7 +107,7 @@ def test_every_break_of_a_stream_is_documented() -> None:
     assert set(first("Envoy and the agent do not understand each other")) == broken
 
 
-def test_every_reason_to_let_a_reader_go_is_documented() -> None:
+def test_every_reason_to_disconnect_a_reader_is_documented() -> None:
     registry = Instruments(SystemClock()).registry
     found = {
         sample.labels["reason"]
@@ -115,7 +115,14 @@ def test_every_reason_to_let_a_reader_go_is_documented() -> None:
         for sample in family.samples
         if sample.name == "igw_watchers_dropped_total"
     }
-    assert set(first("A reader of the state is let go")) == found
+    assert set(first("A reader of the admin address is disconnected")) == found
+
+
+def test_every_error_of_the_admin_address_is_documented() -> None:
+    files = [path for part in ("http", "admin", "state") for path in (ROOT / "agent/serve" / part).glob("*.py")]
+    found = {tuple(arguments[:2]) for path in files for arguments in calls(str(path), "HttpError")}
+    rows = documented("A request to the admin address is refused", "`code`")
+    assert {(row[0], row[1]) for row in rows} == {(code, str(status or "4xx")) for status, code in found}
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:igw|llm_d_epp)_\w+", TEXT))))

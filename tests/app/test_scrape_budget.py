@@ -1,0 +1,249 @@
+"""A fleet under a budget, in a world of its own: what is asked of each server in minutes that take no time."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+import pytest
+
+from agent.app.scrape_budget import ADJUST_SECONDS, ScrapeBudget
+from agent.config import parse
+from agent.config.config import Config
+from agent.events import Event
+from agent.events.scraping import BudgetChanged, BudgetExceeded, ScrapesPaced
+from agent.scrape.loop import ScrapeLoop
+from agent.scrape.target import Target
+from agent.state.store import RoutingStore
+from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
+from tests.scrape.model_server import answer
+
+FLEET = 100
+# What a scrape is to cost in these tests, in seconds of CPU.
+COST = 0.001
+# A page asked for so long after the last one is here before that is stale: staleAfter less timeout, and a breath.
+LATEST = 2.5 + 0.02
+
+
+class Steady:
+    """A server whose page changes while it is `at_work`; it notes when each page was asked for."""
+
+    def __init__(self) -> None:
+        self.at_work = False
+        self.pages: list[float] = []
+        self.health: list[float] = []
+
+    async def connected(self, loop: SimulatedLoop) -> None:
+        """At once."""
+
+    def asked(self, wire: Wire, request: bytes) -> None:
+        """For its page, for its health, for both, or once for its models, of which there are none."""
+        answers = []
+        for get in request.split(b"\r\n\r\n")[:-1]:
+            if get.startswith(b"GET /metrics "):
+                self.pages.append(wire.loop.time())
+                answers.append(self._page())
+            elif get.startswith(b"GET /health "):
+                self.health.append(wire.loop.time())
+                answers.append(answer(b""))
+            else:
+                answers.append(answer(b"", "404 Not Found"))
+        wire.loop.call_later(0.002, wire.bring, b"".join(answers))
+
+    def _page(self) -> bytes:
+        running = len(self.pages) if self.at_work else 0
+        text = f'vllm:num_requests_running{{model_name="m"}} {running}\nvllm:num_requests_waiting{{model_name="m"}} 0\n'
+        return answer(text.encode())
+
+    def left(self, wire: Wire) -> None:
+        """Nothing to be done."""
+
+    def between(self, begin: float, end: float) -> int:
+        """Pages that were asked for."""
+        return sum(begin <= at < end for at in self.pages)
+
+
+def told(budget: str, stale_after: str = "3s", fleet: int = 1) -> Config:
+    """A configuration with a budget; the fleet of these tests is told to the loop directly."""
+    endpoints = ", ".join(f"10.0.1.{place}:8000" for place in range(fleet))
+    return parse(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        f"scrape: {{interval: 1s, timeout: 500ms, budget: {budget}}}\nstate: {{staleAfter: {stale_after}}}\n"
+        f"pools:\n- endpoints: [{endpoints}]\n",
+        "test",
+    )
+
+
+class World:
+    """A fleet, its scrape loop and its budget. Each scrape costs COST, and `beside` cores go elsewhere."""
+
+    def __init__(self, loop: SimulatedLoop, fleet: list[Steady]) -> None:
+        self.loop = loop
+        self.fleet = fleet
+        self.beside = 0.0
+        self.events: list[Event] = []
+        self.clock = LoopClock(loop, self._cpu)
+        self.scrapes = ScrapeLoop(self.clock)
+        self.store = RoutingStore("pool", stale_after=3.0)
+        self.budget = ScrapeBudget(self.scrapes, self.clock, lambda now: [self.store.snapshot(now)], self.events.append)
+
+    def _cpu(self) -> float:
+        return COST * sum(len(server.pages) for server in self.fleet) + self.beside * self.clock.now()
+
+    def begin(self) -> None:
+        """Begin to scrape them all."""
+        addresses = [f"10.0.0.{place}:8000" for place in range(len(self.fleet))]
+        self.store.set_endpoints(dict.fromkeys(addresses, "vllm"), self.clock.now())
+        targets = [Target(each, "vllm", timeout=0.5, models_interval=1e9) for each in addresses]
+        self.scrapes.set_targets("pool", targets, self.store)
+
+    def times(self, begin: float) -> list[float]:
+        """When any page was asked for, in order, from `begin` on."""
+        return sorted(at for server in self.fleet for at in server.pages if at >= begin)
+
+    def paced(self) -> ScrapesPaced:
+        """What was told of the last look."""
+        return [event for event in self.events if isinstance(event, ScrapesPaced)][-1]
+
+
+def run(budget: str, main: Callable[[World], Awaitable[None]], fleet: int = FLEET) -> None:
+    """Run a test in a world with so many servers and this budget."""
+    servers = [Steady() for _ in range(fleet)]
+
+    async def inside(loop: SimulatedLoop) -> None:
+        world = World(loop, servers)
+        world.budget.change(told(budget))
+        world.begin()
+        try:
+            await main(world)
+        finally:
+            world.budget.stop()
+            await world.scrapes.stop()
+
+    simulate({(f"10.0.0.{place}", 8000): server for place, server in enumerate(servers)}, inside)
+
+
+def test_the_budget_is_kept_and_no_reading_grows_stale() -> None:
+    async def main(world: World) -> None:
+        for server in world.fleet[:20]:
+            server.at_work = True
+        await world.loop.after(120.0)
+        times = world.times(0.0)
+        for place, at in enumerate(times):
+            # What is due within 20 ms is begun together. A second in which many come to stand still may have some more,
+            # for readings that cannot wait.
+            assert bisect_right(times, at + 10.0) - place <= 60 * 10.02 + 1
+            assert at < 20.0 or bisect_right(times, at + 1.0) - place <= 60 * 1.02 + 1
+        assert len(world.times(20.0)) >= 0.9 * 60 * 100
+        for server in world.fleet:
+            assert max(later - at for at, later in pairwise(server.pages)) <= LATEST
+        assert not [event for event in world.events if isinstance(event, BudgetExceeded)]
+
+    run("{scrapesPerSecond: 60}", main)
+
+
+def test_an_endpoint_at_work_is_asked_at_its_interval_and_those_that_stand_still_make_room() -> None:
+    async def main(world: World) -> None:
+        for server in world.fleet[:10]:
+            server.at_work = True
+        await world.loop.after(100.0)
+        hot = [server.between(40, 100) for server in world.fleet[:10]]
+        still = [server.between(40, 100) for server in world.fleet[10:]]
+        assert min(hot) >= 50
+        assert max(still) <= 40
+        assert min(still) >= 60 / 2.5 - 1
+        paced = world.paced()
+        assert (paced.busy, paced.idle) == (10, 90)
+        assert paced.busy_interval == 1.0
+        assert 1.8 <= paced.idle_interval <= 2.25
+        assert 0.8 <= paced.used["scrapes"] <= 1.0
+
+    run("{scrapesPerSecond: 60}", main)
+
+
+def test_health_is_asked_every_second_however_seldom_the_page_is() -> None:
+    async def main(world: World) -> None:
+        await world.loop.after(60.0)
+        for server in world.fleet:
+            assert len([at for at in server.pages if at >= 30]) < 18
+            asked = [at for at in server.health if at >= 10]
+            assert max(later - at for at, later in pairwise(asked)) <= 1.6
+            assert 45 <= len(asked) <= 56
+
+    run("{scrapesPerSecond: 50}", main)
+
+
+def test_an_endpoint_that_is_picked_is_asked_more_often_from_the_next_look_on() -> None:
+    async def main(world: World) -> None:
+        await world.loop.after(60.0)
+        server = world.fleet[7]
+        before = server.between(30, 60)
+        world.store.started("10.0.0.7:8000", 100, 0, world.clock.now())
+        await world.loop.after(30.0)
+        assert server.between(60, 90) >= 1.4 * before
+        assert world.paced().busy == 1
+
+    run("{scrapesPerSecond: 50}", main)
+
+
+def test_a_budget_that_is_large_enough_changes_nothing() -> None:
+    async def main(world: World) -> None:
+        await world.loop.after(60.0)
+        assert {server.between(10, 60) for server in world.fleet} <= {49, 50, 51}
+
+    run("{scrapesPerSecond: 500, cpu: 1}", main)
+
+
+@pytest.mark.parametrize(("beside", "scrapes"), [(0.0, 60), (0.01, 50)])
+def test_a_budget_of_cpu_is_found_out_and_kept(beside: float, scrapes: int) -> None:
+    """At 1 ms a scrape, 0.06 cores are 60 scrapes a second, less what the agent uses beside them."""
+
+    async def main(world: World) -> None:
+        world.beside = beside
+        await world.loop.after(120.0)
+        assert len(world.times(60.0)) / 60 == pytest.approx(scrapes, rel=0.06)
+        assert world.paced().used["cpu"] == pytest.approx(1.0, abs=0.07)
+        for server in world.fleet:
+            assert max(later - at for at, later in pairwise(server.pages)) <= LATEST
+
+    run("{cpu: 0.06}", main)
+
+
+@pytest.mark.parametrize(("budget", "of"), [("{scrapesPerSecond: 20}", "scrapes"), ("{cpu: 0.02}", "cpu")])
+def test_a_fleet_that_has_outgrown_its_budget_stays_fresh_and_it_is_told_once(budget: str, of: str) -> None:
+    async def main(world: World) -> None:
+        await world.loop.after(120.0)
+        for server in world.fleet:
+            assert max(later - at for at, later in pairwise(server.pages)) <= LATEST
+        assert len(world.times(60.0)) / 60 <= 1.1 * FLEET / 2.25
+        told_of = [event for event in world.events if isinstance(event, BudgetExceeded)]
+        assert [(event.resource, event.endpoints) for event in told_of] == [(of, FLEET)]
+        needed = FLEET / 2.25 * (COST if of == "cpu" else 1)
+        assert told_of[0].needed == pytest.approx(needed, rel=0.1)
+        assert world.paced().used[of] > 1
+
+    run(budget, main)
+
+
+def test_a_budget_that_is_taken_away_leaves_all_at_the_configured_interval() -> None:
+    async def main(world: World) -> None:
+        await world.loop.after(30.0)
+        world.budget.change(told("{}"))
+        world.events.clear()
+        await world.loop.after(30.0)
+        assert {server.between(40, 60) for server in world.fleet} <= {19, 20, 21}
+        assert world.events == []
+
+    run("{scrapesPerSecond: 50}", main)
+
+
+def test_a_change_of_the_budget_says_that_what_was_told_holds_no_more() -> None:
+    async def main(world: World) -> None:
+        await world.loop.after(2 * ADJUST_SECONDS + 0.5)
+        world.budget.change(told("{scrapesPerSecond: 50}"))
+        world.budget.change(told("{scrapesPerSecond: 60}"))
+        assert Counter(type(event) for event in world.events) == {ScrapesPaced: 2, BudgetChanged: 1}
+
+    run("{scrapesPerSecond: 50}", main, fleet=10)

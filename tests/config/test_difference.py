@@ -1,0 +1,128 @@
+"""The difference of two configurations names every option that changes, and refuses what needs a restart."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.app.vocabulary import WORDS
+from agent.config import parse
+from agent.config.config import Config
+from agent.config.difference import NeedsRestart, differences
+from agent.config.options import Option, all_options
+
+POOL = {
+    "name": "chat",
+    "endpoints": [{"address": "a:1"}, {"address": "b:1"}],
+    "scrape": {"scheme": "https"},
+    "accelerators": [{"source": "dcgm", "address": "c:9400", "join": "node"}],
+}
+OTHER: dict[str, Any] = {
+    "pools[].name": "code", "pools[].engine": "sglang", "pools[].profile": "blend", "pools[].orca": True,
+    "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
+    "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},
+    "pools[].endpoints[].node": "gpu-1", "pools[].endpoints[].pod": "llm/chat-0",
+    "pools[].endpoints[].devices": ["0"], "pools[].scrape.scheme": "http", "pools[].scrape.caFile": "ca.pem",
+    "pools[].scrape.certFile": "c.pem", "pools[].scrape.keyFile": "c.key", "pools[].scrape.serverName": "c.example",
+    "pools[].scrape.insecureSkipVerify": True, "pools[].scrape.tokenFile": "token", "pools[].scrape.metricsPort": 9,
+    "pools[].scrape.metricsPath": "/m", "pools[].scrape.healthPort": 9, "pools[].scrape.healthPath": "none",
+    "pools[].accelerators[].source": "amd", "pools[].accelerators[].address": "d:9400",
+    "pools[].accelerators[].path": "/m", "pools[].accelerators[].prefix": "amd", "pools[].accelerators[].join": "node",
+    "pools[].accelerators[].interval": "4s", "pools[].accelerators[].timeout": "2s",
+    "pools[].accelerators[].staleAfter": "20s", "pools[].accelerators[].fatalXids": [48],
+    "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
+    "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": ["queue_time_seconds"],
+    "scrape.budget.scrapesPerSecond": 50, "scrape.budget.cpu": 0.5, "state.staleAfter": "7s", "prefillRate.fixed": 9,
+    "prefillRate.default": 999, "prefillRate.low": 9, "prefillRate.high": 99999, "prefixIndex.blockTokens": 32,
+    "prefixIndex.bytesPerToken": 3, "prefixIndex.maxTokens": 999, "prefixIndex.capacityBlocks": 7,
+    "prefixIndex.maxBlocks": 7, "prefixIndex.autoSize": False, "extProc.maxBody": "1MiB",
+    "extProc.maxBufferedBytes": "16MiB", "extProc.fallbacks": 1, "extProc.drainTimeout": "1s",
+    "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
+    "log.format": "json", "log.level": "error",
+}  # fmt: skip
+# Set beside the option where it is not valid alone.
+BESIDE = {
+    "pools[].scrape.certFile": {"keyFile": "c.key"},
+    "pools[].scrape.keyFile": {"certFile": "c.pem"},
+}
+# Not valid beside `source: dcgm`, or the value of the document already.
+NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}
+
+
+def config(path: str = "", value: object = None, **pool: object) -> Config:
+    """The configuration with one option set, or with other keys of its pool."""
+    document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
+    document["pools"] = [yaml.safe_load(yaml.safe_dump({**POOL, **pool}))]
+    table: Any = document
+    *sections, key = path.split(".")
+    for section in sections:
+        name = section.removesuffix("[]")
+        table = table.setdefault(name, [{}] if section != name else {})
+        table = table[0] if section != name else table
+    if path:
+        table |= {key: value, **BESIDE.get(path, {})}
+    return parse(yaml.safe_dump(document), "x", WORDS)
+
+
+def shown(path: str) -> str:
+    """How a change of the option is reported."""
+    if ".accelerators[]" in path:
+        return "pools[chat].accelerators changed"
+    if path == "pools[].endpoints[].address":
+        return "pools[chat].endpoints +c:1 -a:1"
+    return (
+        "pools +code -chat"
+        if path == "pools[].name"
+        else path.replace("pools[]", "pools[chat]").replace("endpoints[]", "endpoints[a:1]")
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "option"), [(path, option) for path, option in all_options(Config) if path not in NOT_CHANGED]
+)
+def test_every_option_changes_in_place_or_is_refused_by_its_name(path: str, option: Option) -> None:
+    old = config()
+    new = config(path, OTHER[path]) if path != "pools[].name" else config(path, "code", extProcAddress="127.0.0.1:9")
+    if option.live:
+        assert any(line.startswith(shown(path)) for line in differences(old, new)), differences(old, new)
+    else:
+        with pytest.raises(NeedsRestart, match=f"^needs a restart: {re.escape(shown(path))} "):
+            differences(old, new)
+
+
+def test_equal_configurations_have_no_difference() -> None:
+    assert differences(config(), config()) == []
+
+
+def test_values_are_shown_as_the_file_has_them_and_a_default_without_a_value_in_words() -> None:
+    assert differences(config(), config("scrape.budget.cpu", 0.5)) == ["scrape.budget.cpu unlimited -> 0.5"]
+    assert differences(config("scrape.maxPageBytes", "1MiB"), config()) == ["scrape.maxPageBytes 1MiB -> 4MiB"]
+    assert differences(config(), config("pools[].scrape.healthPath", "none")) == [
+        "pools[chat].scrape.healthPath the engine's -> none"
+    ]
+
+
+def test_a_pool_that_is_renamed_on_its_port_needs_a_restart() -> None:
+    message = "needs a restart: pools[code].extProcAddress is that of the removed pool chat; "
+    with pytest.raises(NeedsRestart, match=f"^{re.escape(message)}"):
+        differences(config(), config(name="code"))
+
+
+def test_a_changed_profile_and_a_changed_engine_are_changes() -> None:
+    def document(queue: int, metric: str) -> Config:
+        return parse(
+            "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n- type: queue-scorer\n"
+            "- type: core-metrics-extractor\n  parameters:\n"
+            f"    engineConfigs: [{{name: mine, queuedRequestsSpec: {metric}}}]\n"
+            f"schedulingProfiles: [{{name: x, plugins: [{{pluginRef: queue-scorer, weight: {queue}}}]}}]\n",
+            "x",
+            WORDS,
+        )
+
+    assert differences(document(1, "a"), document(2, "a")) == ["profiles[x] changed"]
+    assert differences(document(1, "a"), document(1, "b")) == ["engines[mine] changed"]
+    plain = parse("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n", "x", WORDS)
+    assert differences(document(1, "a"), plain) == ["profiles -x", "engines -mine"]
