@@ -119,7 +119,7 @@ class AcceleratorScraping:
     def _deliver(self, pool: str, address: str, accelerators: tuple[Readings, ...], now: float) -> None:
         pools = self._pools()
         if pool in pools:
-            pools[pool].store.run_on(address, accelerators, now)
+            pools[pool].store.set_accelerators(address, accelerators, now)
 
     def _scrape(self, wanted: Mapping[ExporterKey, list[AcceleratorConfig]], max_page_bytes: int) -> None:
         groups: dict[ExporterKey, list[Target]] = {key: [] for key in self._groups}

@@ -37,7 +37,7 @@ from agent.scrape.target import Target
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.state.endpoint import Identity
 from agent.state.health import Health
-from agent.state.rate import RateLimits
+from agent.state.prefill_rate import RateLimits
 from agent.state.snapshot import Snapshot
 from agent.state.store import RoutingStore
 

@@ -1,7 +1,7 @@
-"""The endpoints that are left for one request, in columns: what filters take from and scorers score.
+"""The endpoints that may serve one request, in columns: filters remove some, scorers score the rest.
 
-Every list here is aligned with `views`. A column of a signal holds None where the signal is unknown or stale; scorers
-never meet one, because `agent.pick.scoring` hands them only candidates that have all they need.
+Every list here is aligned with `views`. A signal's column holds None where the signal is unknown or stale. Scorers
+never see None, because `agent.pick.scoring` passes them only candidates that have every signal they need.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from collections.abc import Sequence
 
 from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
+from agent.state.freshness import is_fresh
 from agent.state.snapshot import EndpointView, Work
 
 
 class Candidates:
-    """Candidates for `request` at `now`; `hits` are the prompt tokens that the index expects in each one's cache."""
+    """Candidates for `request` at `now`.
 
-    __slots__ = ("adapters", "backlog_seconds", "hits", "now", "request", "views", "works")
+    `hits` are the prompt tokens that the index predicts in each one's cache; `backlog_seconds` the seconds of uncached
+    prefill before a request that arrives now; `adapters` as in the snapshot.
+    """
+
+    __slots__ = ("_page_fresh", "adapters", "backlog_seconds", "hits", "now", "request", "views", "works")
 
     def __init__(
         self,
@@ -31,10 +36,10 @@ class Candidates:
         self.now = now
         self.views = views
         self.hits = hits
-        self.adapters = adapters  # as in the snapshot: None where nobody gathered them
+        self.adapters = adapters
         self.works = [view.work for view in views]
-        # Seconds of uncached prefill that stand before a request that comes now, at each candidate.
         self.backlog_seconds = _backlog_seconds(self.works, now) if backlog_seconds is None else backlog_seconds
+        self._page_fresh: list[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.views)
@@ -44,9 +49,17 @@ class Candidates:
         now = self.now
         if signal in COMBINED:
             return [_of_accelerators(view, signal, now) for view in self.views]
+        # As `EndpointView.fresh`, with one check of freshness for each page instead of one for each signal.
+        page_fresh = self._page_fresh
+        if page_fresh is None:
+            page_fresh = self._page_fresh = [
+                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) for view in self.views
+            ]
         column: list[float | None] = []
-        for view in self.views:
-            value = view.fresh(signal, now)
+        for view, fresh in zip(self.views, page_fresh, strict=True):
+            value = view.values.get(signal) if fresh else None
+            if value is None:
+                value = view.fresh(signal, now)
             column.append(None if isinstance(value, frozenset) else value)
         return column
 
@@ -65,13 +78,13 @@ class Candidates:
 
 
 def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | None:
-    """What runs under the endpoint, by the first source that may be picked on and has a fresh reading."""
+    """The endpoint's accelerator reading from the first source that may be picked on and has a fresh one."""
     for accelerators in view.accelerators:
         found = accelerators.readings.get(signal)
         if (
             accelerators.picked_on
             and found is not None
-            and now - found.at < accelerators.stale_after
+            and is_fresh(found.at, accelerators.stale_after, now)
             and not isinstance(found.value, frozenset)
         ):
             return found.value
@@ -79,12 +92,12 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
 
 
 def _backlog_seconds(works: Sequence[Work], now: float) -> list[float]:
-    """The work ahead at each candidate. Where no fresh page corrects the estimate, it is at least the longest of the
-    others."""
-    # By their places, because this runs for each endpoint at each pick: `busy_until`, `corrected`.
-    ahead = [ends[1] - now if ends[1] > now else 0.0 for ends in works]
-    known = [work[4] for work in works]
-    if all(known) or not any(known):
-        return ahead
-    longest = max(seconds for seconds, sure in zip(ahead, known, strict=True) if sure)
-    return [seconds if sure else max(seconds, longest) for seconds, sure in zip(ahead, known, strict=True)]
+    """The backlog at each candidate. Where no fresh page corrects the estimate, it is at least the largest corrected
+    one."""
+    # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4.
+    backlog = [work[1] - now if work[1] > now else 0.0 for work in works]
+    corrected = [work[4] for work in works]
+    if all(corrected) or not any(corrected):
+        return backlog
+    largest = max(seconds for seconds, known in zip(backlog, corrected, strict=True) if known)
+    return [seconds if known else max(seconds, largest) for seconds, known in zip(backlog, corrected, strict=True)]

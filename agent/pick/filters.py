@@ -1,8 +1,7 @@
-"""Hard constraints: each filter takes candidates and says which places stay.
+"""Filters: each takes the candidates and returns the places of those that stay.
 
-`serves_model`, `prefix_affinity` and `accelerator_ceiling` relax when they would leave nothing: they state a
-preference that only holds where somebody fulfils it. Health and the proxy's subset do not relax: `agent.pick.picker`
-applies these two itself.
+`serves_model`, `prefix_affinity` and `accelerator_ceiling` keep all candidates where they would leave none. Health and
+the proxy's subset are strict: `agent.pick.picker` applies these two.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ Filter = Callable[[Candidates], Sequence[int]]
 
 
 def serves_model(candidates: Candidates) -> Sequence[int]:
-    """The candidates that answer for the request's model, where any is known to; else all of them.
+    """The candidates that serve the request's model, where any is known to; else all of them.
 
-    A server whose list of models is unknown is left out only when another is known to have the model. Where none has
-    it, all stay: the model server gives the error that its clients know.
+    A server whose list of models is unknown is removed only when another is known to have the model. Where none has
+    it, all stay: the model server responds with the error that its clients know.
     """
     model = candidates.request.model
     views = candidates.views
@@ -34,11 +33,11 @@ def serves_model(candidates: Candidates) -> Sequence[int]:
 
 
 def prefix_affinity(parameters: Mapping[str, object]) -> Filter:
-    """Stay warm: keep the candidates that hold at least `affinityThreshold` of the prompt, while that costs little.
+    """Keep the candidates that hold at least `affinityThreshold` of the prompt (the warm ones), while that is cheap.
 
-    When the least work ahead of the warm ones exceeds the least of the others by more than `maxTTFTPenaltyMs`, all
-    stay: the prompt may be cheaper to prefill again than to wait for. Rule and defaults: llm-d, "sticky until
-    saturated", 2026-08-17 (0.8; 18,000 ms there). BadParameter for one that it does not take.
+    When the smallest backlog of the warm ones exceeds the smallest of all by more than `maxTTFTPenaltyMs`, all stay: to
+    prefill the prompt again may be faster than to wait. Rule and defaults: llm-d, "sticky until saturated", 2026-08-17
+    (0.8; 18,000 ms there). BadParameter for a parameter that it does not take.
     """
     only(parameters, "affinityThreshold", "maxTTFTPenaltyMs", "explorationProbability", "peakPrefillThroughput")
     threshold = number(parameters, "affinityThreshold", 0.8, low=0.0, high=1.0)
@@ -50,25 +49,25 @@ def prefix_affinity(parameters: Mapping[str, object]) -> Filter:
 
     def keep(candidates: Candidates) -> Sequence[int]:
         wanted = threshold * candidates.request.prompt_tokens
-        everyone = range(len(candidates))
+        everything = range(len(candidates))
         if wanted <= 0:
-            return everyone
+            return everything
         warm = [place for place, hit in enumerate(candidates.hits) if hit >= wanted]
         if not warm or len(warm) == len(candidates):
-            return everyone
+            return everything
         backlog = candidates.backlog_seconds
         if min(backlog[place] for place in warm) - min(backlog) > penalty:
-            return everyone
+            return everything
         return warm
 
     return keep
 
 
 def accelerator_ceiling(parameters: Mapping[str, object]) -> Filter:
-    """Leave out whoever's accelerators are known to be busier than `maxUtilization`, unless that is everybody.
+    """Remove the endpoints whose accelerators are known to be busier than `maxUtilization`, unless all are.
 
-    An endpoint whose utilization is unknown stays: silence of an exporter is no reason to starve a server.
-    BadParameter for one that it does not take.
+    An endpoint whose utilization is unknown stays: a missing reading is no reason to starve a server. BadParameter for
+    a parameter that it does not take.
     """
     only(parameters, "maxUtilization")
     ceiling = number(parameters, "maxUtilization", 0.95, low=0.0, high=1.0)

@@ -1,4 +1,4 @@
-"""Reading a plugin's parameters strictly: an unknown key or a value out of range says what to write."""
+"""Strict reading of a plugin's parameters: the error for an unknown key or a bad value says what to write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class BadParameter(ValueError):
-    """A parameter that cannot be used: its `key` and `what` is wrong with it, as the end of a sentence."""
+    """A parameter that cannot be used: its `key`, and `what` is wrong with it (the end of a sentence)."""
 
     def __init__(self, key: str, what: str) -> None:
         super().__init__(f"{key} {what}")
@@ -23,7 +23,7 @@ def only(parameters: Mapping[str, object], *known: str) -> None:
 
 
 def number(parameters: Mapping[str, object], key: str, default: float, *, low: float, high: float) -> float:
-    """The parameter as a number within `low` and `high`, `default` when it is not given. BadParameter for another."""
+    """The parameter as a number from `low` to `high`, or `default` when it is missing. BadParameter otherwise."""
     value = parameters.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadParameter(key, f"is {value!r}: write a number")

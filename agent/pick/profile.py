@@ -1,4 +1,4 @@
-"""From a profile as data (`agent.profiles`) to one that can be asked: every name resolved, every parameter checked."""
+"""A profile that is ready to pick, built from one as data (`agent.profiles`): names resolved, parameters checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BadProfile(ValueError):
 
 
 class Profile(NamedTuple):
-    """What decides for a pool: filters in order, then weighted scorers."""
+    """The rule of a pool: filters in order, then weighted scorers."""
 
     name: str
     filters: tuple[tuple[str, Filter], ...]
@@ -28,7 +28,7 @@ class Profile(NamedTuple):
 
 
 def build(spec: ProfileSpec) -> Profile:
-    """The profile that `spec` describes; `BadProfile` lists everything that is wrong with it."""
+    """The profile that `spec` describes; `BadProfile` lists every problem."""
     problems: list[str] = []
     filters: list[tuple[str, Filter]] = []
     scorers: list[Weighted] = []

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class PickRequest(NamedTuple):
-    """One request as the picker sees it.
+    """One request as the picker reads it.
 
     `chain` holds the hash of each whole block of the prompt, each hash covering all blocks before it
-    (`agent.prefix.blocks`); `block_tokens` is the number of tokens of one block. `subset`, where the proxy gave one,
+    (`agent.prefix.blocks`); `block_tokens` is the number of tokens of one block. `subset`, where the proxy sent one,
     holds the only addresses (`ip:port`) that may be picked.
     """
 
@@ -23,10 +23,10 @@ class PickRequest(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What a request body says that a pick may depend on. A request without a body has an empty model and text.
+    """The parts of a request body on which a pick may depend. A request without a body has an empty model and text.
 
-    `text` is the prompt as bytes, in the order in which the model reads it, so that two requests with a common
-    beginning have texts with a common beginning; `salt` keeps apart what must not share a cache (`cache_salt`).
+    `text` is the prompt as bytes, in the order in which the model reads it: two requests with a common beginning have
+    texts with a common beginning. `salt` separates what must not share a cache (`cache_salt`).
     """
 
     model: str

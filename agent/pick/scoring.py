@@ -1,9 +1,8 @@
-"""What a scorer is, and the one rule for what an unknown signal scores.
+"""The interface of a scorer, and the one rule for the score of an unknown signal.
 
-A scorer gives each candidate a number from 0 to 1, 1 being best, or None when it has no say in this request. It
-sees only candidates with a fresh value of every signal that it needs. A candidate without one gets the lowest score
-among those that have it: what is unknown weakens a claim and never strengthens it. Where nobody has it, the scorer is
-silent.
+A scorer gives each candidate a number from 0 to 1, where 1 is best, or None when it does not apply to the request. It
+gets only candidates with a fresh value of every signal that it needs. A candidate without one gets the lowest score
+among the others: an unknown value never makes a candidate better. Where no candidate has it, the scorer does not apply.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ Columns = Mapping[str, Sequence[float]]
 
 
 class Scorer(Protocol):
-    """One opinion. Between picks it remembers nothing: same candidates and columns, same scores."""
+    """One preference. It keeps no state between picks: the same candidates and columns give the same scores."""
 
     name: str
     needs: frozenset[str]
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
-        """Scores in [0, 1] aligned with the candidates; None: no opinion. `columns` hold what it needs."""
+        """Scores in [0, 1] aligned with the candidates; None: it does not apply. `columns` are those of `needs`."""
         ...
 
 
 class Weighted(NamedTuple):
-    """A scorer and how much its opinion counts; weights are not negative."""
+    """A scorer and its weight, which is not negative."""
 
     scorer: Scorer
     weight: float
 
 
 def opinion(scorer: Scorer, candidates: Candidates) -> Sequence[float] | None:
-    """The scorer's scores for all candidates by the rule above, or None where it is silent."""
+    """The scorer's scores for all candidates by the rule above, or None where it does not apply."""
     if not scorer.needs:
         return scorer.score(candidates, {})
     columns: dict[str, Sequence[float]] = {}

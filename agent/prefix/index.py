@@ -1,18 +1,18 @@
-"""Which endpoint holds which prefix, as far as we sent it there: an estimate, bounded per endpoint and in all.
+"""The prefix index: an estimate of the prompt blocks in each endpoint's cache, bounded per endpoint and in total.
 
-A block is known at an endpoint from the moment at which a prompt with it was sent there, not from the moment at which
-it was prefilled: requests of one burst with one prefix then meet at one endpoint, where all but the first find it
-cached. The price is that a request which fails before its prefill leaves blocks here that its server never had; they
-leave like any block that is not used again. `make bench-routing` prints predicted over served hits.
+A block is recorded for an endpoint when a prompt with it is sent there, not when it is prefilled. Requests of one burst
+with one prefix then go to one endpoint, where all but the first find it cached. In return, a request that fails before
+its prefill leaves blocks that its server never had; they are evicted like any block that is not used again.
+`make bench-routing` prints predicted over served hits.
 
-Each endpoint remembers at most as many blocks as its server's cache holds, least recently used first out. A chain is
-touched from its end to its beginning, so its deepest block is the oldest and leaves first, and what is left of a chain
-is always its beginning. All endpoints together remember at most `most_blocks`: over that, endpoints that hold more than
-an equal share give up their oldest blocks. That bound holds whatever capacity a server's page claims.
+Each endpoint holds at most as many blocks as its server's cache, and the least recently used is evicted first. A chain
+is recorded from its end to its beginning, so its deepest block is the oldest and the rest of an evicted chain is always
+its beginning. All endpoints together hold at most `max_blocks`: above it, endpoints that hold more than an equal share
+lose their oldest blocks. That bound holds whatever capacity a server's page reports.
 
-One table holds, for each block, the endpoints that have it as bits of one integer, so a look-up costs a step for each
-block of the chain, whatever the number of endpoints, and one for each address asked about. A block costs about 170
-bytes at its first endpoint and 100 at each further one (CPython 3.11, up to 100 endpoints; 1,000 endpoints: 260).
+One table maps each block to its endpoints as the bits of one integer. A look-up costs one step for each block of the
+chain, whatever the number of endpoints, and one for each address. A block costs about 170 bytes at its first endpoint
+and 100 at each further one (CPython 3.11, up to 100 endpoints; 1,000 endpoints: 260).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import Final
 
-# Blocks per endpoint until its server says how much its cache holds: the reference's default.
+# Blocks per endpoint until its server reports the size of its cache: the reference's default.
 DEFAULT_CAPACITY_BLOCKS: Final = 31_250
-# Blocks of all endpoints together, one that two endpoints hold counted twice: at most about half a gigabyte.
-MOST_BLOCKS: Final = 2_000_000
+# Blocks of all endpoints together; one that two endpoints hold counts twice. At most about half a gigabyte.
+MAX_BLOCKS: Final = 2_000_000
 
 
 class _Holder:
@@ -39,11 +39,11 @@ class _Holder:
 
 
 class PrefixIndex:
-    """The index of one pool. Addresses are known from the first `record` or `resize` on, until `forget`."""
+    """The index of one pool. An address is known from its first `record` or `resize` until `forget`."""
 
-    def __init__(self, default_capacity_blocks: int = DEFAULT_CAPACITY_BLOCKS, most_blocks: int = MOST_BLOCKS) -> None:
+    def __init__(self, default_capacity_blocks: int = DEFAULT_CAPACITY_BLOCKS, max_blocks: int = MAX_BLOCKS) -> None:
         self._default_capacity = max(1, default_capacity_blocks)
-        self._most = most_blocks
+        self._max = max_blocks
         self._held = 0
         self._holders: dict[str, _Holder] = {}
         self._by_bit: dict[int, _Holder] = {}
@@ -51,7 +51,7 @@ class PrefixIndex:
         self._free_bits: list[int] = []
 
     def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
-        """How many leading blocks of the chain each of the addresses holds, in their order."""
+        """The number of leading blocks of the chain that each address holds, in the order of the addresses."""
         where = self._where
         alive = where.get(chain[0], 0) if chain else 0
         if not alive:
@@ -61,16 +61,16 @@ class PrefixIndex:
         for block in chain[1:]:
             still = alive & where.get(block, 0)
             if still != alive:
-                self._spell(alive ^ still, depth, depths)
+                self._note_depth(alive ^ still, depth, depths)
                 alive = still
                 if not alive:
                     break
             depth += 1
-        self._spell(alive, depth, depths)
+        self._note_depth(alive, depth, depths)
         return list(map(depths.get, addresses, repeat(0)))
 
     def record(self, address: str, chain: Sequence[int]) -> None:
-        """A prompt with this chain was sent to the address."""
+        """Record that a prompt with this chain was sent to the address."""
         holder = self._holder(address)
         blocks, bit, where = holder.blocks, holder.bit, self._where
         before = len(blocks)
@@ -82,17 +82,17 @@ class PrefixIndex:
                 where[block] = where.get(block, 0) | bit
         self._held += len(blocks) - before
         self._shrink(holder, holder.capacity)
-        if self._held > self._most:
+        if self._held > self._max:
             self._share_out(holder)
 
     def resize(self, address: str, capacity_blocks: int) -> None:
-        """The address holds at most so many blocks from now on; at least one."""
+        """Set the number of blocks that the address holds at most; at least one."""
         holder = self._holder(address)
         holder.capacity = max(1, capacity_blocks)
         self._shrink(holder, holder.capacity)
 
     def forget(self, address: str) -> None:
-        """The address holds nothing any more; unknown addresses hold nothing anyway."""
+        """Remove all blocks of the address. An unknown address is ignored."""
         holder = self._holders.pop(address, None)
         if holder is None:
             return
@@ -101,17 +101,17 @@ class PrefixIndex:
         self._free_bits.append(holder.bit)
 
     def blocks(self, address: str) -> int:
-        """How many blocks the address is taken to hold."""
+        """The number of blocks that the address holds, by the estimate."""
         holder = self._holders.get(address)
         return 0 if holder is None else len(holder.blocks)
 
     def capacity(self, address: str) -> int:
-        """How many blocks the address can hold."""
+        """The number of blocks that the address can hold."""
         holder = self._holders.get(address)
         return self._default_capacity if holder is None else holder.capacity
 
     def __len__(self) -> int:
-        """How many different blocks are known anywhere."""
+        """The number of different blocks at any address."""
         return len(self._where)
 
     def _holder(self, address: str) -> _Holder:
@@ -121,12 +121,12 @@ class PrefixIndex:
             holder = self._holders[address] = self._by_bit[bit] = _Holder(address, bit, self._default_capacity)
         return holder
 
-    def _shrink(self, holder: _Holder, size: int, most: int | None = None) -> None:
-        """Let the holder's oldest blocks go until it has `size` of them, or all holders together have `most`."""
+    def _shrink(self, holder: _Holder, size: int, total: int | None = None) -> None:
+        """Evict the holder's oldest blocks until it has `size` of them, or all holders together have `total`."""
         blocks, bit, where = holder.blocks, holder.bit, self._where
         excess = len(blocks) - size
-        if most is not None:
-            excess = min(excess, self._held - most)
+        if total is not None:
+            excess = min(excess, self._held - total)
         if excess <= 0:
             return
         for _ in range(excess):
@@ -139,16 +139,17 @@ class PrefixIndex:
         self._held -= excess
 
     def _share_out(self, writer: _Holder) -> None:
-        """Bring all holders together down to the bound: first the writer gives, then others above their share."""
-        share = self._most // len(self._holders)
-        self._shrink(writer, share, self._most)
+        """Evict blocks until all holders together are within the bound: first of the writer, then of others above their
+        share."""
+        share = self._max // len(self._holders)
+        self._shrink(writer, share, self._max)
         for holder in self._holders.values():
-            if self._held <= self._most:
+            if self._held <= self._max:
                 return
-            self._shrink(holder, share, self._most)
+            self._shrink(holder, share, self._max)
 
-    def _spell(self, bits: int, depth: int, depths: dict[str, int]) -> None:
-        """Note `depth` for the address of each bit that is set."""
+    def _note_depth(self, bits: int, depth: int, depths: dict[str, int]) -> None:
+        """Set `depth` for the address of each bit in `bits`."""
         by_bit = self._by_bit
         while bits:
             bit = bits & -bits

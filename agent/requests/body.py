@@ -1,23 +1,21 @@
-"""A request body -> what a pick may depend on: the model, the prompt as bytes in reading order, and the cache's salt.
+"""Reads a request body: the model, the prompt as bytes in reading order, and the salt of the cache.
 
-A model server renders a request into one sequence of tokens, and two requests share its cache as far as these sequences
-begin alike. We do not render: we write down what the template would read, in the order in which it reads it (tools,
-then the system prompt, then turn by turn the role and the content), with a mark before each part and none after it. So
-a conversation that goes on has a text that begins with the text of the conversation so far.
+A model server renders a request into one sequence of tokens, and two requests share cache blocks as far as these
+sequences begin alike. The prompt is not rendered here. Its parts are written in the order in which a chat template
+reads them (tools, then the system prompt, then role and content of each turn), with a mark before each part and none
+after it. So the text of a longer conversation begins with the text of the conversation before.
 
-What counts and what does not:
+    text                 as it is; a content of one text part equals the same content as a plain string
+    token ids            four bytes each, because a token of an average text has four bytes
+    images, audio, files a digest of 16 bytes of the whole part (its address, or its data)
+    sampling settings    ignored: no template reads them
 
-    text                 as it stands; a content of one text part equals the same content as a plain string
-    token ids            four bytes each, so that four bytes are one token here as they are in an average text
-    images, audio, files a digest of 16 bytes of all that the part says (its address, or its data)
-    sampling settings    nothing: no template reads them
+Only a body that cannot be routed is refused. One that is well-formed and has a model is passed on, whatever else is
+wrong with it, because the model server decides what it accepts. On unknown paths (`/tokenize`, `/v1/rerank`, an upload
+of audio) nothing is refused, and a model and a prompt are read where there are any.
 
-Only what cannot be routed is refused. A body that is well-formed and has a model is passed on, whatever else is wrong
-with it: its model server knows better than we do what it accepts, and says so. On paths that we do not know
-(`/tokenize`, `/v1/rerank`, an upload of audio) nothing is refused at all, and a model and a prompt are read if there.
-
-A body of nothing but tiny parts would cost seconds to read. So only the first `MOST_PARTS` turns, parts and prompts are
-read, far more than a request of any use has; what follows them counts as nothing.
+A body of many tiny parts would take seconds to read. So only the first `MAX_PARTS` turns, parts and prompts are read,
+far more than a useful request has; the rest is ignored.
 """
 
 from __future__ import annotations
@@ -31,10 +29,9 @@ import xxhash
 
 from agent.pick.request import Prompt
 
-Json = Any  # what orjson gives: dict, list, str, int, float, bool or None
+Json = Any  # what orjson returns: dict, list, str, int, float, bool or None
 
-
-MOST_PARTS: Final = 65_536
+MAX_PARTS: Final = 65_536
 
 
 class BodyRefused(Exception):
@@ -47,14 +44,14 @@ class BodyRefused(Exception):
         self.param = param
 
 
-# Marks of the ASCII control range, which hardly occurs in prompts; one that does merely makes two texts look alike.
+# Marks from the ASCII control range, which hardly occurs in prompts; where one does, two different texts may be equal.
 _TURN: Final = b"\x1e"
 _PART: Final = b"\x1f"
 _FIELD: Final = b"\x1d"
 
-# What a turn may hold beside its role and content, in the order in which templates read it.
+# The fields of a turn beside its role and content, in the order in which templates read them.
 _TURN_FIELDS: Final = ("name", "reasoning_content", "reasoning", "tool_calls", "function_call", "tool_call_id")
-# Parts that a model reads word for word although they are not plain text: calls of tools and their results.
+# Parts that a model reads literally although they are not plain text: tool calls and their results.
 _READ_WHOLE: Final = frozenset({"tool_use", "tool_result", "function_call", "function_call_output", "custom_tool_call"})
 _TEXT_FIELDS: Final = ("text", "refusal", "thinking")
 
@@ -62,12 +59,12 @@ _TEXT_FIELDS: Final = ("text", "refusal", "thinking")
 def parse(body: bytes, path: str, encoding: str = "") -> Prompt:
     """The model, prompt text and salt of a request with this body to this path (a query string is ignored).
 
-    `encoding` is its content-encoding, if it has one: a body is not unpacked, and the refusal says so.
+    `encoding` is its content-encoding, if it has one: a body is not decoded, and the error says so.
 
     Raises BodyRefused on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON
     object in UTF-8 (`invalid_json`), is nested too deep (`invalid_json`), or names no model (`model_required`: a server
-    with a single model would answer without one, but a pool that holds several cannot tell which is meant). Raises
-    nothing else.
+    with a single model responds without one, but in a pool of several models the wanted one is unknown). Raises nothing
+    else.
     """
     read = _reader(path)
     try:
@@ -97,7 +94,7 @@ def parse(body: bytes, path: str, encoding: str = "") -> Prompt:
 
 
 def _unreadable(error: orjson.JSONDecodeError, encoding: str) -> str:
-    """What is wrong with a body that is no JSON, and what to change."""
+    """The error message for a body that is not JSON: what is wrong, and what to change."""
     if encoding and encoding != "identity":
         return f"The body of your request has the content-encoding {encoding[:64]!r}: send it as plain JSON."
     why = str(error)
@@ -107,7 +104,7 @@ def _unreadable(error: orjson.JSONDecodeError, encoding: str) -> str:
 
 
 def _reader(path: str) -> Callable[[Mapping[str, Json], list[bytes]], None] | None:
-    """The reader of the API that this path ends with, whatever a gateway puts before it; None for another path."""
+    """The reader of the API by the end of the path, whatever prefix a gateway adds; None for an unknown path."""
     path = path.partition("?")[0].rstrip("/")
     for end, read in _READERS:
         if path.endswith(end):
@@ -175,13 +172,13 @@ _READERS: Final[tuple[tuple[str, Callable[[Mapping[str, Json], list[bytes]], Non
 
 def _turns(turns: Json, out: list[bytes]) -> None:
     for turn in turns if isinstance(turns, list) else ():
-        if len(out) > MOST_PARTS:
+        if len(out) > MAX_PARTS:
             return
         _turn(turn, out)
 
 
 def _turn(turn: Json, out: list[bytes]) -> None:
-    """One turn of a conversation; an item of the Responses API without a role (a tool's call, its result) is a part."""
+    """One turn of a conversation; an item of the Responses API without a role (a tool call or its result) is a part."""
     if not isinstance(turn, dict):
         out.append(_TURN)
         _content(turn, out)
@@ -203,11 +200,11 @@ def _turn(turn: Json, out: list[bytes]) -> None:
 
 
 def _content(content: Json, out: list[bytes]) -> None:
-    """What a turn says: a string, or parts of which each has a kind."""
+    """The content of a turn: a string, or parts of different types."""
     if isinstance(content, str):
         out.append(_PART + content.encode())
     elif isinstance(content, list):
-        for part in content if len(content) <= MOST_PARTS else content[:MOST_PARTS]:
+        for part in content if len(content) <= MAX_PARTS else content[:MAX_PARTS]:
             _part(part, out)
     elif content is not None:
         out.append(_PART + _dump(content))
@@ -243,7 +240,7 @@ def _plain(prompt: Json, out: list[bytes]) -> None:
         if isinstance(prompt[0], int):
             out.append(_tokens(prompt))
         else:
-            for one in prompt if len(prompt) <= MOST_PARTS else prompt[:MOST_PARTS]:
+            for one in prompt if len(prompt) <= MAX_PARTS else prompt[:MAX_PARTS]:
                 if isinstance(one, list):
                     out.append(_tokens(one))
                 else:
@@ -253,7 +250,7 @@ def _plain(prompt: Json, out: list[bytes]) -> None:
 
 
 def _tokens(ids: list[Json]) -> bytes:
-    """Four bytes a token; what is no list of token ids after all is written down as it is, for its server to refuse."""
+    """Four bytes for each token. A list of other values is written as JSON; the model server refuses it."""
     try:
         return array("I", ids).tobytes()
     except (TypeError, OverflowError):
@@ -266,7 +263,7 @@ def _field(value: Json, out: list[bytes]) -> None:
 
 
 def _dump(value: Json) -> bytes:
-    """The value as JSON. orjson reads 1,024 levels and writes 254: what lies between is refused by `parse`."""
+    """The value as JSON. orjson reads 1,024 levels and writes 254: `parse` refuses a body between the two."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
@@ -274,7 +271,7 @@ def _dump(value: Json) -> bytes:
 
 
 def _kind(value: Json) -> str:
-    """What JSON calls the type of a value."""
+    """The JSON name of the value's type."""
     if value is None:
         return "null"
     names = {

@@ -1,8 +1,8 @@
-"""From a snapshot to a pool's load: sums, means and spreads of what is known, and how much of the pool that is.
+"""The load of a pool from a snapshot: sums, means and deviations of what is known, and the coverage of the pool.
 
-A reading counts while its endpoint is healthy and the reading is younger than the staleness limit; `current` is the
-one place that says so, for gauges, for `/v1/gauges` and for `/v1/state` alike. An endpoint without a current reading is
-left out of a mean, never taken as zero; the coverage says how many were. With nobody left there is no mean at all.
+A reading is published while its endpoint is healthy and the reading is fresh: `current` decides that for the gauges,
+for `/v1/gauges` and for `/v1/state`. An endpoint without a current reading is left out of a mean, never counted as
+zero; the coverage says how many endpoints are in it. Without any there is no mean.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from math import fsum, sqrt
 from typing import Final, NamedTuple
 
 from agent.signals import KV_USAGE, MODELS, RUNNING, WAITING, Histogram, Value
+from agent.state.freshness import NOT_REPORTED, why_not_fresh
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
 
-# The reference's saturation detector: an endpoint is full at 5 waiting requests or at 80 % of its KV cache.
+# The reference's saturation detector: an endpoint is saturated at 5 waiting requests or at 80 % of its KV cache.
 QUEUE_FULL: Final = 5.0
 KV_FULL: Final = 0.8
 
-# The list of models comes by a request of its own, far rarer than pages: it holds as long as its endpoint is healthy.
+# The list of models comes with a request of its own, less often than pages: current while the endpoint is healthy.
 _OWN_REQUEST: Final = frozenset({MODELS})
 
 
 class Current(NamedTuple):
-    """A value that may be acted on, and when it was asked for (monotonic seconds)."""
+    """A value that may be used, and when it was requested (monotonic seconds)."""
 
     value: Value
     at: float
 
 
 class Unknown(NamedTuple):
-    """Why there is no such value: a word of `exporters.gauge.REASONS`."""
+    """Why there is no such value: one of `exporters.gauge.REASONS`."""
 
     reason: str
 
@@ -41,72 +42,69 @@ _BY_HEALTH: Final = {
     Health.STALE: Unknown("stale"),
     Health.UNKNOWN: Unknown("never_scraped"),
 }
-_NOT_REPORTED: Final = Unknown("not_reported")
-_STALE: Final = Unknown("stale")
 
 
 def current(view: EndpointView, signal: str, now: float) -> Current | Unknown:
-    """The endpoint's reading of the signal if it may be acted on at `now`, else why not."""
-    blind = _BY_HEALTH.get(view.health)
-    if blind is not None:
-        return blind
+    """The endpoint's reading of the signal if it may be used at `now`, else why not."""
+    unhealthy = _BY_HEALTH.get(view.health)
+    if unhealthy is not None:
+        return unhealthy
     reading = view.reading(signal)
     if reading is None:
-        return _NOT_REPORTED
-    if now - reading.at >= view.stale_after and signal not in _OWN_REQUEST:
-        return _STALE
-    return Current(reading.value, reading.at)
+        return Unknown(NOT_REPORTED)
+    reason = "" if signal in _OWN_REQUEST else why_not_fresh(reading.at, view.stale_after, now)
+    return Unknown(reason) if reason else Current(reading.value, reading.at)
 
 
-class Told(NamedTuple):
-    """A histogram that may be acted on, and when it was asked for."""
+class DatedHistogram(NamedTuple):
+    """A histogram that may be used, and when it was requested (monotonic seconds)."""
 
     value: Histogram
     at: float
 
 
-def histogram(view: EndpointView, name: str, now: float) -> Told | Unknown:
+def histogram(view: EndpointView, name: str, now: float) -> DatedHistogram | Unknown:
     """The histogram of this name on the endpoint's last page, or why there is none."""
-    blind = _BY_HEALTH.get(view.health)
-    if blind is not None:
-        return blind
+    unhealthy = _BY_HEALTH.get(view.health)
+    if unhealthy is not None:
+        return unhealthy
     value, at = view.histograms.get(name), view.page_at
     if value is None or at is None:
-        return _NOT_REPORTED
-    return _STALE if now - at >= view.stale_after else Told(value, at)
+        return Unknown(NOT_REPORTED)
+    reason = why_not_fresh(at, view.stale_after, now)
+    return Unknown(reason) if reason else DatedHistogram(value, at)
 
 
-class Sample(NamedTuple):
-    """A number that is known, and the age-giving time of the oldest reading behind it."""
+class DatedValue(NamedTuple):
+    """A number, and the time of the oldest reading behind it (monotonic seconds)."""
 
     value: float
     at: float
 
 
-def number(view: EndpointView, signal: str, now: float) -> Sample | Unknown:
-    """Like `current`, as a number: a set of names counts as its size."""
+def number(view: EndpointView, signal: str, now: float) -> DatedValue | Unknown:
+    """As `current`, as a number: a set of names gives its size."""
     found = current(view, signal, now)
     if isinstance(found, Unknown):
         return found
     value = found.value
-    return Sample(float(len(value)) if isinstance(value, frozenset) else value, found.at)
+    return DatedValue(float(len(value)) if isinstance(value, frozenset) else value, found.at)
 
 
-def saturation(view: EndpointView, now: float) -> Sample | Unknown:
-    """max(waiting / 5, KV usage / 0.8) of the endpoint, not clamped; unknown where either of the two is."""
+def saturation(view: EndpointView, now: float) -> DatedValue | Unknown:
+    """max(waiting / 5, KV usage / 0.8) of the endpoint, not clamped; unknown where either is unknown."""
     waiting, usage = number(view, WAITING, now), number(view, KV_USAGE, now)
     if isinstance(waiting, Unknown):
         return waiting
     if isinstance(usage, Unknown):
         return usage
-    return Sample(max(waiting.value / QUEUE_FULL, usage.value / KV_FULL), min(waiting.at, usage.at))
+    return DatedValue(max(waiting.value / QUEUE_FULL, usage.value / KV_FULL), min(waiting.at, usage.at))
 
 
 class Spread(NamedTuple):
-    """One quantity over the endpoints of a pool that know it.
+    """One quantity over the endpoints of a pool, of which `known` of `total` have it.
 
-    `known` of `total` endpoints; `deviation` is the sample standard deviation (0 for a single endpoint); `at` is the
-    time of the oldest reading in it.
+    `deviation` is the sample standard deviation (0 for a single endpoint); `at` is the time of the oldest reading.
     """
 
     known: int
@@ -118,38 +116,38 @@ class Spread(NamedTuple):
 
     @property
     def coverage(self) -> float:
-        """Part of the endpoints that know it, 0 to 1."""
+        """The share of the endpoints that have it, 0 to 1."""
         return self.known / self.total
 
 
 class NoSpread(NamedTuple):
-    """Nobody knows the quantity: `no_endpoints` or `none_fresh`, of `total` endpoints."""
+    """No endpoint has the quantity: `no_endpoints` or `none_fresh`, of `total` endpoints."""
 
     reason: str
     total: int
 
 
-def spread(samples: Iterable[Sample | Unknown]) -> Spread | NoSpread:
-    """The spread of the known ones among `samples`, one for each endpoint of a pool."""
+def spread(values: Iterable[DatedValue | Unknown]) -> Spread | NoSpread:
+    """The spread of the known `values`, of which there is one for each endpoint of a pool."""
     total = 0
-    values: list[float] = []
+    numbers: list[float] = []
     oldest = float("inf")
-    for sample in samples:
+    for value in values:
         total += 1
-        if isinstance(sample, Sample):
-            values.append(sample.value)
-            oldest = min(oldest, sample.at)
-    if not values:
+        if isinstance(value, DatedValue):
+            numbers.append(value.value)
+            oldest = min(oldest, value.at)
+    if not numbers:
         return NoSpread("none_fresh" if total else "no_endpoints", total)
-    known = len(values)
-    whole = fsum(values)
+    known = len(numbers)
+    whole = fsum(numbers)
     mean = whole / known
-    variance = fsum((value - mean) ** 2 for value in values) / (known - 1) if known > 1 else 0.0
+    variance = fsum((each - mean) ** 2 for each in numbers) / (known - 1) if known > 1 else 0.0
     return Spread(known, total, whole, mean, sqrt(variance), oldest)
 
 
 class Load(NamedTuple):
-    """A pool at `at`: its endpoints by health, the spread of its signals, and the agent's own work there."""
+    """A pool at `at`: its endpoints by health, the spread of its signals, and the agent's own requests there."""
 
     pool: str
     at: float

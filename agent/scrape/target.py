@@ -9,7 +9,7 @@ from agent.engines import engine
 from agent.engines.mapping import Extraction
 from agent.engines.table import Engine
 from agent.scrape.server_access import PLAIN, ServerAccess
-from agent.state.endpoint import NOBODY_SAID, Identity
+from agent.state.endpoint import UNIDENTIFIED, Identity
 
 
 class Target(NamedTuple):
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     metrics_port: int = 0
     health_port: int = 0
     table: Engine | None = None
-    identity: Identity = NOBODY_SAID
+    identity: Identity = UNIDENTIFIED
 
     def page_address(self) -> str:
         """The host:port of its page."""
@@ -84,7 +84,7 @@ class Target(NamedTuple):
     def same_server(self, later: Target) -> bool:
         """Whether `later` is the same server and its pages are read in the same way, so that results remain valid."""
         alike = self.engine == later.engine and self.table == later.table and self.histograms == later.histograms
-        return alike and not self.identity.lost_in(later.identity)
+        return alike and not self.identity.replaced_by(later.identity)
 
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)

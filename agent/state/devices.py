@@ -1,9 +1,8 @@
-"""What the accelerator exporters said last, and whose devices they spoke of: one for all pools, beside their stores.
+"""The last pages of the accelerator exporters, joined with the endpoints of all pools.
 
-An exporter has its own page, its own time and its own silence. Its page is joined with the endpoints of all pools when
-it comes in, and when the endpoints change, never when somebody picks; what changes for an endpoint is handed to its
-pool. An exporter that is silent changes nothing: readings grow old by themselves, and an endpoint is as well, or as
-sick, as the exporter's last word was, because neither a fault nor its end shows in silence. Pure: `now` is handed in.
+A page is joined when it is read, and when the endpoints change, never during a pick. The result is delivered to each
+pool whose endpoint it changes. A failed scrape of an exporter changes nothing: readings go stale by themselves, and the
+device faults of its last page stay, because a missing page shows neither a fault nor its end.
 """
 
 from __future__ import annotations
@@ -17,10 +16,11 @@ from agent.accelerators.faults import Fault, fault_of
 from agent.accelerators.join import EndpointLocation, JoinKey, join
 from agent.events import Hook, ignore
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.state.freshness import is_fresh
 
 
 class ExporterKey(NamedTuple):
-    """One exporter: which kind, and where; `path` and `prefix` tell two at one address apart."""
+    """One exporter: its source (kind) and address; `path` and `prefix` distinguish two at one address."""
 
     source: str
     address: str
@@ -29,9 +29,9 @@ class ExporterKey(NamedTuple):
 
 
 class Want(NamedTuple):
-    """What a pool wants of one exporter. `node` is the machine that it was asked for, empty where it names none.
+    """How a pool uses one exporter. `node` is the machine for which it is configured, empty where none is.
 
-    A reading of age `stale_after` (seconds) is withheld. `picked_on`: picks may look at its readings.
+    A reading of age `stale_after` (seconds) is stale. `picked_on`: picks may use its readings.
     """
 
     key: ExporterKey
@@ -43,7 +43,7 @@ class Want(NamedTuple):
 
 
 class PoolDevices(NamedTuple):
-    """A pool: where its endpoints run, and which exporters tell of their devices."""
+    """A pool: the locations of its endpoints, and the exporters that report their devices."""
 
     pool: str
     places: tuple[EndpointLocation, ...]
@@ -51,8 +51,12 @@ class PoolDevices(NamedTuple):
 
 
 class ExporterView(NamedTuple):
-    """An exporter as of its last page: `page_at` is when that was asked for (None: never one), `failures` since then
-    and the `reason` of the last; `joined` says which device is which endpoint's, `faults` which of them are sick."""
+    """An exporter as of its last page, requested at `page_at` (None: never one).
+
+    `failures` counts the scrapes that failed since, `reason` is that of the last one. `joined` has the devices of each
+    endpoint by address; `unmatched` devices belong to no endpoint, `ambiguous` ones to one of several; `faults` are
+    those of unhealthy devices.
+    """
 
     key: ExporterKey
     stale_after: float
@@ -65,8 +69,8 @@ class ExporterView(NamedTuple):
     faults: tuple[Fault, ...]
 
     def fresh(self, now: float) -> bool:
-        """Whether its last page is young enough to be acted on."""
-        return self.page_at is not None and now - self.page_at < self.stale_after
+        """Whether its last page is fresh."""
+        return self.page_at is not None and is_fresh(self.page_at, self.stale_after, now)
 
 
 class _Exporter:
@@ -80,30 +84,30 @@ class _Exporter:
         self.faults: dict[str, Fault] = {}
 
 
-# Pool, address, what its devices are from now on, and the time.
+# Pool, address, the endpoint's new accelerators, and the time.
 Deliver = Callable[[str, str, tuple[Accelerators, ...], float], None]
 
 
 class DeviceState:
-    """The last word of every exporter. `deliver` is called for each endpoint for which something changed."""
+    """The last page of every exporter. `deliver` is called for each endpoint whose accelerators change."""
 
     def __init__(self, deliver: Deliver, hook: Hook = ignore) -> None:
         self._deliver = deliver
         self._hook = hook
         self._pools: Sequence[PoolDevices] = ()
         self._exporters: dict[ExporterKey, _Exporter] = {}
-        self._told: dict[tuple[str, str], tuple[Accelerators, ...]] = {}
+        self._delivered: dict[tuple[str, str], tuple[Accelerators, ...]] = {}
 
     def set_pools(self, pools: Sequence[PoolDevices], now: float) -> None:
-        """The pools from now on; what is known of exporters that stay is joined anew."""
+        """Replace the pools. Exporters that stay keep their last page, which is joined again."""
         self._pools = tuple(pools)
         wanted = dict.fromkeys(want.key for pool in pools for want in pool.wants)
         self._exporters = {key: self._exporters.get(key) or _Exporter() for key in wanted}
-        self._told = {(pool.pool, place.address): () for pool in pools for place in pool.places}
-        self._tell(now, anew=True)
+        self._delivered = {(pool.pool, place.address): () for pool in pools for place in pool.places}
+        self._deliver_changes(now, to_all=True)
 
     def observed(self, key: ExporterKey, devices: Devices, at: float, took: float, size: int) -> None:
-        """A page of an exporter that was asked for at `at` and was here `took` seconds later."""
+        """Apply an exporter's page that was requested at `at` and read `took` seconds later."""
         exporter = self._exporters.get(key)
         if exporter is None:
             return
@@ -113,10 +117,10 @@ class DeviceState:
         exporter.reason = ""
         self._hook(DevicesRead(key.source, key.address, at, took, size, devices.missing, devices.refused))
         self._note_faults(key, exporter)
-        self._tell(at + took)
+        self._deliver_changes(at + took)
 
     def failed(self, key: ExporterKey, reason: str, detail: str, at: float, took: float) -> None:
-        """A scrape of an exporter that brought nothing."""
+        """Record a scrape of an exporter that brought no page."""
         exporter = self._exporters.get(key)
         if exporter is not None:
             exporter.failures += 1
@@ -124,7 +128,7 @@ class DeviceState:
             self._hook(DevicesFailed(key.source, key.address, at, took, reason, detail))
 
     def exporters(self) -> list[ExporterView]:
-        """Every exporter, in the order of their keys."""
+        """Every exporter, ordered by key."""
         return [self._view(key, exporter) for key, exporter in sorted(self._exporters.items())]
 
     # -- within --------------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ class DeviceState:
         return [(pool, want) for pool in self._pools for want in pool.wants if want.key == key]
 
     def _places(self) -> list[EndpointLocation]:
-        """Where every endpoint of every pool runs: a device is nobody's for certain while another may have it."""
+        """The locations of all endpoints of all pools: a device that several of them may own is ambiguous."""
         return [place for pool in self._pools for place in pool.places]
 
     def _view(self, key: ExporterKey, exporter: _Exporter) -> ExporterView:
@@ -161,21 +165,21 @@ class DeviceState:
             tuple(exporter.faults.values()),
         )
 
-    def _tell(self, now: float, *, anew: bool = False) -> None:
-        """Hand every endpoint what its devices are now, where that is not what they were; `anew`: to all of them."""
+    def _deliver_changes(self, now: float, *, to_all: bool = False) -> None:
+        """Deliver the accelerators of every endpoint for which they changed, or of all endpoints."""
         places = self._places()
         found: dict[tuple[str, str], list[Accelerators]] = {}
         for pool in self._pools:
-            mine = {place.address for place in pool.places}
-            blind: set[tuple[str, str]] = set()  # source and node of which no page has come
+            own = {place.address for place in pool.places}
+            unread: set[tuple[str, str]] = set()  # source and node of exporters without a page
             for want in pool.wants:
                 exporter = self._exporters[want.key]
                 if exporter.page_at is None:
-                    blind.add((want.key.source, want.node))
+                    unread.add((want.key.source, want.node))
                     continue
                 wants = [other for _, other in self._wants(want.key)]
                 joined = join(_located(exporter.devices, wants, want), places, want.by).devices
-                for address in joined.keys() & mine:
+                for address in joined.keys() & own:
                     made = combine(
                         want.key.source,
                         want.key.address,
@@ -190,20 +194,20 @@ class DeviceState:
                 (want.key.source, want.stale_after, want.picked_on) for want in pool.wants
             }:
                 for place in pool.places:
-                    told_of = found.setdefault((pool.pool, place.address), [])
-                    if not any(one.source == source for one in told_of):
-                        unasked = not blind.isdisjoint({(source, ""), (source, place.node)})
-                        why = "never_scraped" if unasked else "no_accelerator"
-                        told_of.append(no_devices(source, why, limit, picked_on=picked_on))
-        told = {key: tuple(sorted(each, key=lambda one: (one.source, one.exporter))) for key, each in found.items()}
-        before, self._told = self._told, told
-        for key in before.keys() | told.keys():
-            now_his = told.get(key, ())
-            if anew or now_his != before.get(key, ()):
-                self._deliver(*key, now_his, now)
+                    of_endpoint = found.setdefault((pool.pool, place.address), [])
+                    if not any(one.source == source for one in of_endpoint):
+                        unscraped = not unread.isdisjoint({(source, ""), (source, place.node)})
+                        why = "never_scraped" if unscraped else "no_accelerator"
+                        of_endpoint.append(no_devices(source, why, limit, picked_on=picked_on))
+        after = {key: tuple(sorted(each, key=lambda one: (one.source, one.exporter))) for key, each in found.items()}
+        before, self._delivered = self._delivered, after
+        for key in before.keys() | after.keys():
+            accelerators = after.get(key, ())
+            if to_all or accelerators != before.get(key, ()):
+                self._deliver(*key, accelerators, now)
 
     def _note_faults(self, key: ExporterKey, exporter: _Exporter) -> None:
-        """Tell of devices that fell sick or recovered, once each."""
+        """Emit an event for each device that became unhealthy or recovered."""
         fatal: Collection[int] = frozenset().union(*(want.fatal_xids for _, want in self._wants(key)))
         faults = {fault.device: fault for device in exporter.devices if (fault := fault_of(device, fatal)) is not None}
         for device in faults.keys() - exporter.faults.keys():
@@ -215,8 +219,8 @@ class DeviceState:
 
 
 def _located(devices: Sequence[Device], wants: Sequence[Want], want: Want) -> Sequence[Device]:
-    """The devices with their machine, where the exporter was asked for as that of one machine: that goes before what
-    its page says, which may be the name of the exporter's own pod."""
+    """The devices with their node, where the exporter is configured for one machine. That takes precedence over the
+    node on its page, which may be the name of the exporter's own pod."""
     nodes = {other.node for other in wants}
     if want.by is JoinKey.NODE and len(nodes) == 1 and want.node:
         return [device._replace(node=want.node) for device in devices]

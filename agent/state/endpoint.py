@@ -1,4 +1,4 @@
-"""One endpoint's record: the only thing in the agent that changes in place, and only by the store's hand."""
+"""The state of one endpoint. It changes in place, and only the store (`agent.state.store`) changes it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Final, NamedTuple
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
 from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Reading, SignalKind, Value
-from agent.state.health import ANSWERED, DOWN_AFTER, PROOF_OF_DEATH, Health, Verdict, Word, judge
+from agent.state.counter_rates import Window
+from agent.state.drain_rate import DrainRate
+from agent.state.freshness import expiry, is_fresh
+from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, SUCCESS, Health, ProbeResult, Verdict, evaluate
 from agent.state.inflight import InFlight
-from agent.state.pace import QueuePace
-from agent.state.rate import PrefillRate
-from agent.state.rates import Window
+from agent.state.prefill_rate import PrefillRateEstimator
 from agent.state.snapshot import EndpointView, Prefix, Work
 
 _new: Final = tuple.__new__
@@ -20,106 +21,106 @@ _COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is Sig
 
 
 class Identity(NamedTuple):
-    """Who serves at an address, as far as anybody said: the pod and the node, empty where nobody did."""
+    """The pod and the node behind an address, empty where unknown."""
 
     pod: str = ""
     node: str = ""
 
-    def lost_in(self, told: Identity) -> str:
-        """Why what is told now is another server than this, or the empty string. To hear a name for the first time is
-        to know more of the same one; to hear no name any more is to know nothing of who serves now."""
-        if self.pod and told.pod != self.pod:
+    def replaced_by(self, later: Identity) -> str:
+        """Why `later` is another server than this one, or the empty string. A name that was unknown before is no
+        change; a name that is unknown now is one, because the server behind the address is no longer known."""
+        if self.pod and later.pod != self.pod:
             return "another_pod"
-        return "another_node" if self.node and told.node != self.node else ""
+        return "another_node" if self.node and later.node != self.node else ""
 
 
-NOBODY_SAID: Final = Identity()
+UNIDENTIFIED: Final = Identity()
 
 
 class Stamp(NamedTuple):
-    """The time stamp of a series, as text, and when the first page with it was asked for."""
+    """The time stamp of a series, as text, and when the first page with it was requested."""
 
     text: bytes
     at: float
 
 
-class Record:
-    """What we hold about one endpoint between two snapshots."""
+class EndpointState:
+    """What is known of one endpoint between two snapshots."""
 
     __slots__ = (
         "accelerators",
         "address",
         "configured_engine",
         "dead",
+        "drain",
         "engine",
         "failure",
         "failures",
+        "fault",
         "health",
         "histograms",
         "hits_at_start",
         "identity",
         "in_flight",
-        "learner",
-        "learnt",
+        "learnt_rate",
         "others",
         "others_at",
-        "pace",
         "page_at",
+        "pool_rate",
         "predicted_hits",
-        "rate_of_pool",
+        "probe",
+        "probe_succeeded",
+        "rate_estimator",
         "rate_source",
-        "sick",
         "stamps",
         "until",
         "values",
-        "was_well",
         "window",
-        "word",
     )
 
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
         self.address = address
-        self.identity = NOBODY_SAID
-        self.engine = engine  # what it is known to be
-        self.configured_engine = engine  # what it was said to be
+        self.identity = UNIDENTIFIED
+        self.engine = engine  # recognised from its page, or configured
+        self.configured_engine = engine
         self.health = Health.UNKNOWN
         self.rate_source = rate_source
         self.values: Mapping[str, Value] = {}  # those of the last page
-        self.others: Mapping[str, Reading] = {}  # readings that it did not bring
-        self.others_at: tuple[float, ...] = ()  # when these were asked for
+        self.others: Mapping[str, Reading] = {}  # readings that the last page did not bring
+        self.others_at: tuple[float, ...] = ()  # when these were requested
         self.page_at: float | None = None
         self.accelerators: tuple[Accelerators, ...] = ()
-        self.sick = ""  # what one of them suffers from
+        self.fault = ""  # why one of them is unhealthy
         self.stamps: dict[str, tuple[Stamp, ...]] = {}  # of signals whose series have time stamps
-        self.until = 0.0  # when its health or a reading of it expires, as far as it was looked at
+        self.until = 0.0  # when its health or a reading expires, as of the last view or verdict
         self.failures = 0
         self.failure = ""
         self.dead = False  # a failure since the last page was a proof of death
-        self.word: Word | None = None  # what the health path said last, if it is asked
-        self.was_well = False  # the health path has answered well since the server came up
+        self.probe: ProbeResult | None = None  # the last result of the health path, if it is probed
+        self.probe_succeeded = False  # the health path has succeeded since the server started
         self.in_flight = InFlight(rate)
-        self.learner = PrefillRate()
-        self.pace = QueuePace()
+        self.rate_estimator = PrefillRateEstimator()
+        self.drain = DrainRate()
         self.window = Window()
         self.histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
-        self.rate_of_pool: float | None = None  # the pool's when the rate was last reckoned
-        self.learnt: float | None = None  # the learner's rate when it last moved by more than noise
+        self.pool_rate: float | None = None  # the pool's prefill rate when this endpoint's was last computed
+        self.learnt_rate: float | None = None  # the estimator's rate when it last changed by more than noise
         self.predicted_hits = 0.0
         self.hits_at_start: float | None = None
 
     def restarted_by(self, values: Mapping[str, Value]) -> str:
-        """Why this page must come from another server than the last one did, or the empty string."""
-        known, told = self.value(START_TIME), values.get(START_TIME)
-        if known is not None and told is not None and told != known:
+        """Why a page with these values comes from another server than the last page, or the empty string."""
+        before, after = self.value(START_TIME), values.get(START_TIME)
+        if before is not None and after is not None and after != before:
             return "new_start_time"
-        before = self.values
+        known = self.values
         for name in _COUNTERS:
             now = values.get(name)
             if now is not None:
-                last = before.get(name)
+                last = known.get(name)
                 if last is None:
                     last = self.value(name)
-                # One process may hold several engines, of which one begins anew: its cache is gone all the same.
+                # One process may hold several engines. If one of them restarts, its cache is lost as well.
                 if last is not None and now < last:  # type: ignore[operator]
                     return "counter_went_back"
         return ""
@@ -132,23 +133,23 @@ class Record:
             return None if other is None else other.value
         return value
 
-    def forget(self) -> None:
-        """Drop all that was learnt of the server; what we gave it and have not seen the end of stays in flight."""
+    def reset(self) -> None:
+        """Drop everything that was learnt of the server; requests without a known end stay in flight."""
         self.values = {}
         self.others = {}
         self.others_at = ()
         self.stamps = {}
         self.page_at = None
-        self.was_well = self.word == ANSWERED
-        self.learner.forget()
-        self.pace.forget()
-        self.window.forget()
+        self.probe_succeeded = self.probe == SUCCESS
+        self.rate_estimator.reset()
+        self.drain.reset()
+        self.window.reset()
         self.histograms = NO_HISTOGRAMS
         self.predicted_hits = 0.0
         self.hits_at_start = None
 
     def apply(self, values: Mapping[str, Value], at: float) -> None:
-        """Take in one page's values; the page was asked for at `at`."""
+        """Apply one page's values; the page was requested at `at`."""
         if not (self.values.keys() <= values.keys() and self.others.keys().isdisjoint(values)):
             younger = {name for name, it in self.others.items() if it.at > at and name in values}
             if younger:
@@ -156,7 +157,7 @@ class Record:
             dated = (
                 {} if self.page_at is None else {name: Reading(it, self.page_at) for name, it in self.values.items()}
             )
-            self._keep({name: it for name, it in {**self.others, **dated}.items() if name not in values})
+            self._set_others({name: it for name, it in {**self.others, **dated}.items() if name not in values})
         self.values = values
         self.page_at = at
         self.window.observe(values, at)
@@ -171,12 +172,13 @@ class Record:
     def apply_stamped(
         self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float
     ) -> Mapping[str, Value]:
-        """Take in a page whose series have time stamps; the values that are as of this page. The others are as old as
-        the first page that had the same stamp: they were not measured since. A sum is as old as the oldest part of it,
-        and a page that brings nothing new keeps nobody from growing stale.
+        """Apply a page whose series have time stamps; returns the values that are as of this page.
 
-        Stamps are compared and never read as times, for whose clock they are and whether it is right, nobody knows. A
-        value without a stamp is as of its page, as for Prometheus.
+        A value whose stamp repeats was not measured again: it is as old as the first page with the same stamp. A sum is
+        as old as its oldest part. A page on which every stamp repeats does not keep the endpoint from going stale.
+
+        Stamps are compared and never read as times, because the clock behind them is unknown. A value without a stamp
+        is as of its page, as in Prometheus.
         """
         old: dict[str, float] = {}
         kept: dict[str, tuple[Stamp, ...]] = {}
@@ -192,84 +194,88 @@ class Record:
             if oldest < at:
                 old[signal] = oldest
         self.stamps = kept
-        fresh = {signal: value for signal, value in values.items() if signal not in old}
-        if fresh or not old:
-            self.apply(fresh, at)
-            self._keep({**self.others, **{signal: Reading(values[signal], since) for signal, since in old.items()}})
-        else:  # it answers, and that is all
+        new = {signal: value for signal, value in values.items() if signal not in old}
+        if new or not old:
+            self.apply(new, at)
+            others = {signal: Reading(values[signal], since) for signal, since in old.items()}
+            self._set_others({**self.others, **others})
+        else:  # the server responded, but measured nothing since the last page
             self.failures = 0
             self.failure = ""
             self.dead = False
-        return fresh
+        return new
 
-    def hear(self, values: Mapping[str, Value], at: float) -> None:
-        """Take in readings that did not come with a page, each unless there is a younger one."""
+    def merge_readings(self, values: Mapping[str, Value], at: float) -> None:
+        """Merge readings that did not come with a page; a younger reading of the same signal is kept."""
         page_at, others = self.page_at, dict(self.others)
         for signal, value in values.items():
             old = others.get(signal)
             if (old is None or old.at < at) and (signal not in self.values or page_at is None or page_at < at):
                 others[signal] = Reading(value, at)
         self.values = {name: value for name, value in self.values.items() if name not in others}
-        self._keep(others)
+        self._set_others(others)
 
-    def _keep(self, others: Mapping[str, Reading]) -> None:
+    def _set_others(self, others: Mapping[str, Reading]) -> None:
         self.others = others
         self.others_at = tuple({reading.at for reading in others.values()})
 
-    def fail(self, reason: str) -> None:
-        """Take in a scrape that brought no page. What was dead stays so until a page comes, whatever fails next."""
+    def record_failure(self, reason: str) -> None:
+        """Record a scrape that brought no page. After a proof of death the endpoint stays dead until the next page."""
         self.failures += 1
         self.failure = reason
-        if self.word == ANSWERED and self.failures == 1:
-            self.word = None  # it says nothing of a server whose page fails: only the next ones do
+        if self.probe == SUCCESS and self.failures == 1:
+            self.probe = None  # a success from before the failure proves nothing; later results do
         if reason in PROOF_OF_DEATH:
             self.dead = True
-            self.word = None  # what it said before it died says nothing of who comes back
-            self.was_well = False
+            self.probe = None  # a result of the dead server does not apply to its successor
+            self.probe_succeeded = False
 
-    def say(self, answered: bool, reason: str) -> bool:  # noqa: FBT001
-        """Take in what the health path said; whether that is news. Neither answer nor reason: it is asked no more."""
-        before = self.word
+    def record_probe(self, answered: bool, reason: str) -> bool:  # noqa: FBT001
+        """Record a result of the health path; returns whether it changed. Neither answered nor a reason: the health
+        path is not probed any more."""
+        before = self.probe
         if answered:
-            self.word = ANSWERED
-            self.was_well = True
+            self.probe = SUCCESS
+            self.probe_succeeded = True
         elif not reason:
-            self.word = None
+            self.probe = None
         else:
-            if reason == "health_unavailable" and not self.was_well:
+            if reason == "health_unavailable" and not self.probe_succeeded:
                 reason = "loading"
-            self.word = Word(reason, before.times + 1 if before else 1)
-        return self.word != before
+            self.probe = ProbeResult(reason, before.failures + 1 if before else 1)
+        return self.probe != before
 
-    def run_on(self, accelerators: tuple[Accelerators, ...]) -> None:
-        """Take in what runs under the server. It is not the server's: another server on it finds it as it is."""
+    def set_accelerators(self, accelerators: tuple[Accelerators, ...]) -> None:
+        """Set the accelerators that the endpoint runs on. They outlive a restart of the server."""
         self.accelerators = accelerators
-        self.sick = next((fault.reason for each in accelerators for fault in each.faults), "")
+        self.fault = next((fault.reason for each in accelerators for fault in each.faults), "")
 
-    def judged(self, now: float, stale_after: float) -> Verdict:
+    def verdict(self, now: float, stale_after: float) -> Verdict:
         """Health at `now`."""
         failures = max(self.failures, DOWN_AFTER) if self.dead else self.failures
-        return judge(
+        return evaluate(
             now,
             self.page_at,
             failures,
             self.failure,
             stale_after,
-            self.word,
-            self.sick,
+            self.probe,
+            self.fault,
             asleep=self.values.get(MODEL_LOADED) == 0.0,
         )
 
-    def look(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
-        """The view of this record at `now`, and until when it is good: until its health or a reading in it expires."""
-        verdict = self.judged(now, stale_after)
+    def view(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
+        """The view of this endpoint at `now`, and when its health or a reading in it expires."""
+        verdict = self.verdict(now, stale_after)
         until = verdict.until
         for at in self.others_at:
-            if now < at + stale_after < until:
-                until = at + stale_after
+            expires = expiry(at, stale_after)
+            if now < expires < until:
+                until = expires
         for each in self.accelerators:
-            if now < each.at + each.stale_after < until:
-                until = each.at + each.stale_after
+            expires = expiry(each.at, each.stale_after)
+            if now < expires < until:
+                until = expires
         measured: float | None = None
         hits = self.value(PREFIX_HITS)
         if self.hits_at_start is not None and isinstance(hits, float):
@@ -279,8 +285,8 @@ class Record:
         if WAITING not in self.values:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
-        corrected = waiting_at is not None and now - waiting_at < stale_after
-        # The tuple's own constructor: a view is made for each page.
+        corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now)
+        # The tuple's own constructor, because a view is made for each page.
         fields = (
             self.address,
             self.engine,

@@ -1,19 +1,19 @@
-"""The one table of health: what an endpoint is, given what its page and its engine's health path said last.
+"""The one table of health: the state of an endpoint by its last page and the last result of its health path.
 
-Health is what both say. The first row that holds is the verdict:
+The first row that applies is the verdict:
 
-    down      it refuses connections, or nothing leads there
-    down      the health path says that the server is loading or leaving
-    down      `DOWN_AFTER` scrapes in a row failed in whatever way (`health_only`: while the health path answers)
-    down      one of its accelerators is sick (the reasons of `agent.accelerators.faults`)
-    down      the health path says no in another way, or did not answer `DOWN_AFTER` times in a row
-    unknown   no page was ever read from this server
-    stale     its last page is older than `stale_after`: it may live, but nobody knows how it is
-    down      its last page says that it sleeps: its model is not loaded
-    healthy   its last page is younger, and its health path answers, where it has one that is asked
+    down      connections are refused, or there is no route
+    down      the health path reports that the server is loading or shutting down
+    down      `DOWN_AFTER` scrapes in a row failed for any reason (`health_only`: while the health path answers)
+    down      one of its accelerators is unhealthy (the reasons of `agent.accelerators.faults`)
+    down      the health path reports another failure, or gave no answer `DOWN_AFTER` times in a row
+    unknown   no page of this server was ever read
+    stale     its last page is stale (`agent.state.freshness`)
+    down      its last page reports that it sleeps: its model is not loaded
+    healthy   its last page is fresh, and its health path succeeds where one is probed
 
-Only a healthy endpoint is picked. A page that comes in later than it went stale makes the endpoint healthy again, and
-so does a health path that answers again.
+Only a healthy endpoint is picked. A page makes a stale endpoint healthy again, and so does a health path that succeeds
+again after failures.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
+
+from agent.state.freshness import expiry, is_fresh
 
 
 class Health(StrEnum):
@@ -32,47 +34,47 @@ class Health(StrEnum):
     DOWN = "down"
 
 
-# Nobody listens there: no need to wait for a second proof. The other failures (a time-out, a bad page) may be a hiccup.
+# Nothing listens there: one failure is enough. Other failures (a timeout, a bad page) may be transient.
 PROOF_OF_DEATH: Final = frozenset({"refused", "unreachable"})
 DOWN_AFTER: Final = 3
 
-# Why an endpoint that gives pages is not healthy, or gives none though it answers; one word each, a closed list.
+# Why an endpoint is not healthy although it serves pages, or although it answers; one word each, a closed list.
 HEALTH_REASONS: Final[Mapping[str, str]] = {
-    "loading": "the health path answers 503, and has not answered well since the server came up",
-    "health_unavailable": "the health path answers 503, and answered well before: its engine is dead or is leaving",
+    "loading": "the health path answers 503 and has not succeeded since the server started",
+    "health_unavailable": "the health path answers 503 after it had succeeded: the engine is dead or shutting down",
     "health_status": "the health path answers with another status than 2xx, 404 and 503",
-    "health_not_found": "the server has no such health path (404): the configuration names a wrong one",
-    "health_refused": "nobody listens where the health path is asked",
+    "health_not_found": "the server has no such health path (404): the configured one is wrong",
+    "health_refused": "connections to the health path are refused",
     "health_timeout": "the health path does not answer within half a second",
-    "health_broken": "the health path's answer breaks off or is not HTTP",
+    "health_broken": "the health path's response breaks off or is not HTTP",
     "asleep": "the server sleeps: its model's weights are not loaded",
-    "health_only": "the health path answers, and the page does not come",
+    "health_only": "the health path succeeds, and the page cannot be scraped",
 }
 _UNAVAILABLE: Final = frozenset({"loading", "health_unavailable"})
-# An answer, or a proof that none will come. The others may be a hiccup, as with a page.
+# A response, or a proof that none will come. The other failures may be transient, as with a page.
 _CERTAIN: Final = _UNAVAILABLE | {"health_status", "health_not_found", "health_refused"}
-# How a page fails that does not come: of these a health path that answers says more. A page that comes and is wrong has
-# a reason of its own.
+# Scrape failures without a response. A health path that succeeds is the better reason then; a bad page has a reason of
+# its own.
 _SILENT: Final = frozenset({"timeout", "reset"})
 
 
-class Word(NamedTuple):
-    """What the health path said last: it answered (empty `reason`), or failed `times` in a row, last with `reason`."""
+class ProbeResult(NamedTuple):
+    """The last result of the health path: success (empty `reason`), or `failures` in a row, the last with `reason`."""
 
     reason: str
-    times: int
+    failures: int
 
     @property
-    def no(self) -> bool:
-        """Whether this says that the server is not well."""
-        return self.reason in _CERTAIN or self.times >= DOWN_AFTER
+    def unhealthy(self) -> bool:
+        """Whether this result alone makes the server unhealthy."""
+        return self.reason in _CERTAIN or self.failures >= DOWN_AFTER
 
 
-ANSWERED: Final = Word("", 0)
+SUCCESS: Final = ProbeResult("", 0)
 
 
 class Verdict(NamedTuple):
-    """A state, the reason in a few words (empty when healthy), and when it ends by the mere passing of time."""
+    """A state, the reason as one word (empty when healthy), and when it ends by the passing of time alone."""
 
     health: Health
     reason: str
@@ -82,39 +84,39 @@ class Verdict(NamedTuple):
 _FOREVER: Final = float("inf")
 
 
-def judge(
+def evaluate(
     now: float,
     page_at: float | None,
     failures: int,
     failure: str,
     stale_after: float,
-    word: Word | None = None,
-    sick: str = "",
+    probe: ProbeResult | None = None,
+    fault: str = "",
     *,
     asleep: bool = False,
 ) -> Verdict:
-    """Health at `now` of an endpoint whose last page was asked for at `page_at` (None: never).
+    """Health at `now` of an endpoint whose last page was requested at `page_at` (None: never).
 
     `failures` counts the scrapes that failed since that page, `failure` is the reason of the last one (empty: none).
-    `word` is what the health path said last (None: nothing is known of it, as where it is not asked), `sick` what one
-    of its accelerators suffers from (empty: nothing that is known). `asleep`: its last page says that its model is not
+    `probe` is the last result of the health path (None: unknown, or the health path is not probed), `fault` the reason
+    why one of its accelerators is unhealthy (empty: none known). `asleep`: its last page reports that its model is not
     loaded.
     """
     if failures and failure in PROOF_OF_DEATH:
         return Verdict(Health.DOWN, failure, _FOREVER)
-    if word is not None and word.reason in _UNAVAILABLE:
-        return Verdict(Health.DOWN, word.reason, _FOREVER)
+    if probe is not None and probe.reason in _UNAVAILABLE:
+        return Verdict(Health.DOWN, probe.reason, _FOREVER)
     if failures >= DOWN_AFTER:
-        reason = "health_only" if word == ANSWERED and failure in _SILENT else failure
+        reason = "health_only" if probe == SUCCESS and failure in _SILENT else failure
         return Verdict(Health.DOWN, reason, _FOREVER)
-    if sick:
-        return Verdict(Health.DOWN, sick, _FOREVER)
-    if word is not None and word.no:
-        return Verdict(Health.DOWN, word.reason, _FOREVER)
+    if fault:
+        return Verdict(Health.DOWN, fault, _FOREVER)
+    if probe is not None and probe.unhealthy:
+        return Verdict(Health.DOWN, probe.reason, _FOREVER)
     if page_at is None:
         return Verdict(Health.UNKNOWN, failure or "never_scraped", _FOREVER)
-    if now - page_at >= stale_after:
+    if not is_fresh(page_at, stale_after, now):
         return Verdict(Health.STALE, failure or "no_fresh_page", _FOREVER)
     if asleep:
-        return Verdict(Health.DOWN, "asleep", page_at + stale_after)
-    return Verdict(Health.HEALTHY, "", page_at + stale_after)
+        return Verdict(Health.DOWN, "asleep", expiry(page_at, stale_after))
+    return Verdict(Health.HEALTHY, "", expiry(page_at, stale_after))

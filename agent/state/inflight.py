@@ -1,32 +1,33 @@
-"""The picker's own work at one endpoint, between scrapes and corrected by them.
+"""The agent's requests in flight at one endpoint, and their prefill backlog: counted between pages, corrected by pages.
 
-A server prefills in the order of arrival, so the work given to it is a line of tokens: each request holds the stretch
-from where the line ended when it came to that end plus its uncached prompt tokens. The head of the line moves at the
-prefill rate. What lies between head and end is the work ahead: `prefill_tokens`, and over the rate the seconds until
-a request that comes now has its turn. A request's first token is due when the head passes its stretch; from then on it
-only counts as a request in flight. All of it is a model, and a page corrects it: of the requests that the server had
-when it was asked, the newest `waiting` have certainly not begun, and all but the newest `waiting + running` are done.
+A server prefills in the order of arrival, so the backlog is a line of tokens. Each request adds its uncached prompt
+tokens at the end of the line, and the head of the line moves at the prefill rate. The tokens between head and end are
+the backlog (`prefill_tokens`); over the rate, they are the seconds until a new request is scheduled. A request's first
+token is due when the head has passed its tokens; from then on it only counts as in flight. This is a model, and a page
+corrects it: of the requests that the server had when the page was requested, the newest `waiting` have not begun, and
+all but the newest `waiting + running` are prefilled.
 
-Where the line explains little of the queue that a page shows, something else than prefill holds it up (a batch full of
-long answers, a full cache). Then the wait is that of the queue at the pace at which it has moved (`agent.state.pace`).
+Where the backlog explains little of the queue on a page, something else than prefill delays the queue (a batch full of
+long responses, a full KV cache). Then the wait is the queue's length over its drain rate (`agent.state.drain_rate`).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# A request picked this short a time before a page was asked for may not have reached the server yet (two proxies and
-# a connection between): it is taken as unseen by that page.
+# A request that was picked less than this before a page was requested may not have reached the server (two proxies and
+# a connection lie between): the page is taken not to include it.
 TRANSIT_SECONDS: Final = 0.05
 
+# Something else than prefill delays a queue whose wait exceeds the backlog by this factor; below it, the difference is
+# the noise of two estimates. Short queues are noise too: the reference calls a server with five waiting saturated.
+DELAYED_FACTOR: Final = 3.0
+DELAYED_WAITING: Final = 5.0
 
-# A queue whose wait is so many times what the line explains is held up by something else; less is the noise of two
-# estimates. So is a short queue: five waiting requests are what the reference calls saturated.
-HELD_UP_FACTOR: Final = 3.0
-HELD_UP_WAITING: Final = 5.0
 
+class _QueuedPrefill:
+    """One request's tokens in the line: they end at `end`."""
 
-class _Stretch:
     __slots__ = ("end", "picked_at", "tokens")
 
     def __init__(self, picked_at: float, tokens: float, end: float) -> None:
@@ -36,43 +37,43 @@ class _Stretch:
 
 
 class InFlight:
-    """Requests given to one endpoint and not ended. One writer; every method takes `now`, which never goes back."""
+    """Requests that were sent to one endpoint and have not ended. `now` never goes back between calls."""
 
     __slots__ = ("_busy_until", "_each_seconds", "_end", "_mean_tokens", "_queue_until", "_requests", "rate")
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self._requests: dict[int, _Stretch] = {}
+        self._requests: dict[int, _QueuedPrefill] = {}
         self._end = 0.0
         self._busy_until = float("-inf")
         self._queue_until = float("-inf")
-        self._each_seconds = 0.0  # what one more request adds to the queue's wait
+        self._each_seconds = 0.0  # the wait that one more request adds to the queue
         self._mean_tokens = 0.0
 
     @property
     def busy_until(self) -> float:
-        """When a request that comes now has its turn, in monotonic seconds; minus infinity before the first request."""
+        """When a request that arrives now is scheduled (monotonic seconds); minus infinity before the first request."""
         return max(self._busy_until, self._queue_until)
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def prefill_tokens(self, now: float) -> float:
-        """Uncached prompt tokens whose prefill is still ahead."""
-        ahead = self._busy_until - now
-        return ahead * self.rate if ahead > 0 else 0.0
+        """The backlog in uncached prompt tokens."""
+        backlog = self._busy_until - now
+        return backlog * self.rate if backlog > 0 else 0.0
 
     def start(self, ticket: int, tokens: float, now: float) -> None:
-        """A request with so many uncached prompt tokens was given to this endpoint."""
+        """Add a request with this many uncached prompt tokens."""
         self._end += tokens
-        self._requests[ticket] = _Stretch(now, tokens, self._end)
+        self._requests[ticket] = _QueuedPrefill(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
         if self._queue_until > now:
             self._queue_until += self._each_seconds
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
     def end(self, ticket: int, now: float) -> None:
-        """A request is over. What was left of its prefill leaves the line, and those behind it move up."""
+        """Remove a request. The rest of its prefill leaves the line, and the requests behind it move up."""
         gone = self._requests.pop(ticket)
         head = self._end - self.prefill_tokens(now)
         left = min(gone.tokens, gone.end - head)
@@ -86,25 +87,25 @@ class InFlight:
         self._busy_until -= left / self.rate
 
     def set_rate(self, rate: float, now: float) -> None:
-        """The head moves at another rate from now on; the tokens ahead stay what they are."""
-        ahead = self.prefill_tokens(now)
+        """Change the prefill rate; the backlog in tokens stays the same."""
+        backlog = self.prefill_tokens(now)
         self.rate = rate
-        self._busy_until = now + ahead / rate if ahead > 0 else self._busy_until
+        self._busy_until = now + backlog / rate if backlog > 0 else self._busy_until
 
     def correct(self, running: float | None, waiting: float, at: float, now: float) -> None:
-        """Move the head to where a page allows it: the page was asked for at `at` and said `running` and `waiting`.
+        """Correct the backlog by a page that was requested at `at` and reports `running` (None: unknown) and `waiting`.
 
-        Requests that the server has beside ours (another gateway's) are taken to be as long as ours are on average.
+        Requests from elsewhere (another gateway) are taken to have the mean length of the agent's own.
         """
         if not self._requests and not waiting and self._busy_until <= now:
             return
-        unseen = at - TRANSIT_SECONDS
+        included = at - TRANSIT_SECONDS
         newest = inside = 0.0
         most = 0.0
         seen = unsure = 0
         bound = None if running is None else running + waiting
         for request in reversed(self._requests.values()):
-            if request.picked_at > unseen:
+            if request.picked_at > included:
                 newest += request.tokens
                 unsure += 1
                 continue
@@ -121,20 +122,20 @@ class InFlight:
             least += foreign
             most += foreign
         passed = (now - at) * self.rate
-        ahead = self.prefill_tokens(now)
+        backlog = self.prefill_tokens(now)
         low = newest + max(0.0, least - passed)
-        if ahead < low:
-            ahead = low
-        elif bound is not None and ahead > newest + most:
-            ahead = newest + most
+        if backlog < low:
+            backlog = low
+        elif bound is not None and backlog > newest + most:
+            backlog = newest + most
         else:
             return
-        self._busy_until = now + ahead / self.rate
+        self._busy_until = now + backlog / self.rate
 
-    def hold(self, wait_seconds: float | None, waiting: float, at: float, now: float) -> None:
-        """Take the wait of a queue that prefill does not explain: `wait_seconds` behind `waiting`, as of `at`."""
-        line = max(0.0, self._busy_until - now)
-        if wait_seconds is not None and waiting >= HELD_UP_WAITING and wait_seconds > HELD_UP_FACTOR * line:
+    def delay_queue(self, wait_seconds: float | None, waiting: float, at: float, now: float) -> None:
+        """Apply the wait of a queue that prefill does not explain: `wait_seconds` behind `waiting`, as of `at`."""
+        backlog = max(0.0, self._busy_until - now)
+        if wait_seconds is not None and waiting >= DELAYED_WAITING and wait_seconds > DELAYED_FACTOR * backlog:
             self._queue_until = at + wait_seconds
             self._each_seconds = wait_seconds / waiting
         else:

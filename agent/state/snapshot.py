@@ -1,7 +1,7 @@
-"""All endpoints of one pool at one instant: immutable, replaced whole by the one writer (`agent.state.store`).
+"""All endpoints of one pool at one instant: immutable, replaced as a whole by its one writer (`agent.state.store`).
 
-Nothing here is ever changed after it was made, so a reader may keep a snapshot as long as it likes. It knows until
-when it is good: past `good_until` some reading in it has gone stale or some health has changed, and it must be retaken.
+A reader may keep a snapshot as long as it likes. At `good_until` a reading or a health in it expires, and the store
+takes a new one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import NamedTuple
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
 from agent.signals import Histogram, Reading, Value
+from agent.state.counter_rates import Counters
+from agent.state.freshness import is_fresh
 from agent.state.health import Health
-from agent.state.rates import Counters
 
 
 class Work(NamedTuple):
-    """The picker's own work at one endpoint.
+    """The agent's own requests at one endpoint.
 
-    `requests` in flight; `busy_until` (monotonic seconds): when a request that comes now is estimated to have its turn,
-    which is when all prefill given to the server is done at `rate` tokens of uncached prompt a second, or, where
-    something else holds its queue up, when that queue is through; `rate_source` says where the rate comes from:
-    `configured`, `learnt`, `pool` (the median of the learnt ones beside it) or `default`. The work ahead shrinks as
-    time passes, so it is a function of `now` and not a field. `corrected`: a fresh page's queue has corrected the
-    estimate; without one it knows nothing of what others gave to this server.
+    `requests` are in flight. `busy_until` (monotonic seconds) is the estimate of when a request that arrives now is
+    scheduled: when all prefill before it is done at `rate` tokens of uncached prompt a second or, where something else
+    delays the queue, when the queue has drained. `rate_source` is `configured`, `learnt`, `pool` (the median of the
+    pool's learnt rates) or `default`. The backlog shrinks as time passes, so it is a function of `now` and not a field.
+    `corrected`: the queue on a fresh page has corrected the estimate; otherwise requests from elsewhere are missing.
     """
 
     requests: int
@@ -34,19 +34,19 @@ class Work(NamedTuple):
     corrected: bool = True
 
     def prefill_seconds(self, now: float) -> float:
-        """Seconds of uncached prefill still ahead there at `now`; 0 when its first tokens are all out."""
-        ahead = self.busy_until - now
-        return ahead if ahead > 0 else 0.0
+        """The backlog at `now` in seconds; 0 when the first tokens of all requests are due."""
+        backlog = self.busy_until - now
+        return backlog if backlog > 0 else 0.0
 
     def prefill_tokens(self, now: float) -> float:
-        """The same in tokens of uncached prompt."""
+        """The backlog at `now` in tokens of uncached prompt."""
         return self.prefill_seconds(now) * self.rate
 
 
 class Prefix(NamedTuple):
-    """Prefix hits in tokens since the agent knows this server: what the index predicted and what the server counted.
+    """Prefix hits in tokens since the agent knows this server: `predicted` by the index, `measured` by the server.
 
-    `measured` is None where the server does not say; both are counted from the same moment on.
+    `measured` is None where the server does not report it. Both are counted from the same moment on.
     """
 
     predicted: float
@@ -54,12 +54,12 @@ class Prefix(NamedTuple):
 
 
 class EndpointView(NamedTuple):
-    """One endpoint in a snapshot. `values` are those of its last page, asked for at `page_at`; `others` are readings
-    that came otherwise: with an older page, or with a request of their own. Fresh or not: ask `fresh`.
+    """One endpoint in a snapshot. `values` are those of its last page, requested at `page_at`; `others` are readings of
+    another time: from an older page, a load report or a request of their own. `fresh` gives a value that may be used.
 
-    A page's values are kept as they came: to date each one by itself would cost more than all else that is done with
-    the page, and few of them are read before the next. `before` is the page that rates look back on,
-    `histograms` are those that the last page was asked for.
+    A page's values are kept as they are: dating each one would cost more than everything else that is done with the
+    page, and few are read before the next one. `before` is the page against which rates are computed; `histograms` are
+    those that were requested of the last page.
     """
 
     address: str
@@ -79,7 +79,7 @@ class EndpointView(NamedTuple):
 
     @property
     def readings(self) -> dict[str, Reading]:
-        """Every reading."""
+        """Every reading, however old."""
         at = self.page_at
         return {
             **self.others,
@@ -103,17 +103,17 @@ class EndpointView(NamedTuple):
         return found
 
     def fresh(self, signal: str, now: float) -> Value | None:
-        """The signal's value if its reading is younger than `stale_after`, else None: never a number for unknown."""
+        """The signal's value if its reading is fresh, else None: an unknown value is never a number."""
         value, at = self.values.get(signal), self.page_at
         if value is None or at is None:
             other = self.others.get(signal)
             if other is None:
                 return None
             value, at = other
-        return value if now - at < self.stale_after else None
+        return value if is_fresh(at, self.stale_after, now) else None
 
     def number(self, signal: str, now: float) -> float | None:
-        """Like `fresh`, for signals that are numbers."""
+        """As `fresh`, for signals that are numbers."""
         value = self.fresh(signal, now)
         return None if value is None or isinstance(value, frozenset) else value
 
@@ -121,10 +121,10 @@ class EndpointView(NamedTuple):
 class Snapshot(NamedTuple):
     """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
 
-    Facts about all of them, so that a pick need not look at each: `adapters` are the LoRA adapters that any endpoint's
-    last page names (None: not gathered), `models_everywhere` the models that every endpoint lists. `healthy_addresses`
-    are the endpoints' addresses where every one of them is healthy, else empty. `addresses` are those of all endpoints,
-    in their order. Each may be left empty in a snapshot that no store made.
+    Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
+    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
+    the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
+    in their order; empty in a snapshot that no store made.
     """
 
     pool: str

@@ -1,4 +1,4 @@
-"""Metrics of rates: the increase of a server's counters over the last 30 seconds (`agent.state.rates`)."""
+"""Metrics of rates: the increase of a server's counters over the last 30 seconds (`agent.state.counter_rates`)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from agent.emulator.config import EmulatorConfig
 from agent.pick.profile import build
 from agent.prefix.index import PrefixIndex
 from agent.profiles import PRESETS
-from agent.state.rate import RateLimits
+from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
 from tests.bench import bench_routing
 from tests.bench.replay import (

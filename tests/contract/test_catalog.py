@@ -31,8 +31,8 @@ from agent.events.scraping import (
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import HISTOGRAMS, SIGNALS, Histogram, RefusedValue, SignalKind, Value
+from agent.state.counter_rates import COUNTERS, Counters
 from agent.state.devices import ExporterKey, ExporterView
-from agent.state.rates import COUNTERS, Counters
 from agent.state.snapshot import Prefix
 from exporters.catalog import ALIASES, CATALOG
 from exporters.catalog.metric import Metric

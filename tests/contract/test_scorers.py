@@ -1,4 +1,4 @@
-"""The contract that every registered scorer keeps, checked without anyone writing a test for a new one."""
+"""The contract of every registered scorer; a new one is tested without a test of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERY_SCORER = pytest.mark.parametrize("name", sorted(SCORERS))
 
 @st.composite
 def accelerators(draw: st.DrawFn) -> tuple[Accelerators, ...]:
-    """What up to two sources say of an endpoint's devices, now or long ago."""
+    """The accelerators of an endpoint from up to two sources, fresh or stale."""
     return tuple(
         combine(
             "dcgm",
@@ -42,7 +42,7 @@ def accelerators(draw: st.DrawFn) -> tuple[Accelerators, ...]:
 
 @st.composite
 def candidates(draw: st.DrawFn) -> Candidates:
-    """One to six endpoints with any state that a server may be in, and any request."""
+    """One to six endpoints in any state, and any request."""
     views: list[EndpointView] = []
     hits: list[int] = []
     for i in range(draw(st.integers(1, 6))):
@@ -101,14 +101,12 @@ def test_the_order_of_the_candidates_does_not_matter(name: str, candidates: Cand
 
 @EVERY_SCORER
 @given(candidates=candidates())
-def test_the_same_candidates_always_get_the_same_scores_and_are_left_as_they_were(
-    name: str, candidates: Candidates
-) -> None:
+def test_a_scorer_is_deterministic_and_does_not_change_the_candidates(name: str, candidates: Candidates) -> None:
     made = scorer(name, {})
-    views, hits, ahead = list(candidates.views), list(candidates.hits), copy.copy(candidates.backlog_seconds)
+    views, hits, backlog = list(candidates.views), list(candidates.hits), copy.copy(candidates.backlog_seconds)
     first = opinion(made, candidates)
     assert opinion(made, candidates) == first
-    assert (list(candidates.views), list(candidates.hits), candidates.backlog_seconds) == (views, hits, ahead)
+    assert (list(candidates.views), list(candidates.hits), candidates.backlog_seconds) == (views, hits, backlog)
 
 
 @EVERY_SCORER

@@ -1,4 +1,4 @@
-"""Endpoint views and snapshots for tests of the code that reads them."""
+"""Endpoint views and snapshots made by hand, for tests of their readers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def view(
     requests: int = 0,
     corrected: bool = True,
 ) -> EndpointView:
-    """An endpoint in a snapshot taken at time 0; its page was requested at `at`."""
+    """An endpoint of a snapshot at time 0; its readings were requested at `at`."""
     return EndpointView(
         address,
         "vllm",
@@ -47,13 +47,13 @@ def snapshot(*views: EndpointView, pool: str = "pool") -> Snapshot:
 
 
 class FixedIndex:
-    """A prefix index with fixed content: address -> leading blocks."""
+    """A prefix index with fixed results: address -> leading blocks."""
 
     def __init__(self, blocks: Mapping[str, int] | None = None) -> None:
         self.blocks = blocks or {}
 
     def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
-        """The number of each address, at most the length of the chain."""
+        """The fixed number for each address, at most the length of the chain."""
         return [min(len(chain), self.blocks.get(address, 0)) for address in addresses]
 
 

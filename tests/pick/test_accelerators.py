@@ -1,4 +1,4 @@
-"""Picking by what runs under the endpoints: only where a profile says so, and only on fresh readings."""
+"""Picking by accelerator readings: only where a profile uses them, and only fresh ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def left(ceiling: float, *busy: float | None) -> list[int]:
 
 
 @given(st.floats(0, 1), st.lists(BUSY, min_size=1, max_size=5))
-def test_whoever_is_known_to_be_above_the_ceiling_leaves_unless_all_would(ceiling, busy) -> None:
+def test_endpoints_known_to_be_above_the_ceiling_are_removed_unless_all_are(ceiling, busy) -> None:
     below = [place for place, each in enumerate(busy) if each is None or each <= ceiling]
     assert left(ceiling, *busy) == (below or list(range(len(busy))))
 
@@ -49,13 +49,13 @@ def test_the_ceiling_is_a_ratio() -> None:
         FILTERS["accelerator-utilization-filter"]({"maxUtilization": 90})
 
 
-def test_no_ready_made_profile_looks_at_accelerators() -> None:
+def test_no_preset_uses_accelerators() -> None:
     views = [endpoint("a:1", source(1.0)), endpoint("b:1", source(0.0))]
     for spec in PRESETS.values():
         for number in range(8):
-            asked = PickRequest(str(number), "m", 10)
-            with_them = pick(snapshot(*views), asked, build(spec), FixedIndex(), 0.0)
-            without = pick(snapshot(view("a:1"), view("b:1")), asked, build(spec), FixedIndex(), 0.0)
+            request = PickRequest(str(number), "m", 10)
+            with_them = pick(snapshot(*views), request, build(spec), FixedIndex(), 0.0)
+            without = pick(snapshot(view("a:1"), view("b:1")), request, build(spec), FixedIndex(), 0.0)
             assert isinstance(with_them, Pick)
             assert isinstance(without, Pick)
             assert (with_them.endpoint, with_them.totals) == (without.endpoint, without.totals)
@@ -72,18 +72,18 @@ def chosen(*views: EndpointView, now: float = 0.0) -> Pick:
     return found
 
 
-def test_a_profile_that_says_so_picks_the_idlest() -> None:
+def test_a_profile_with_the_scorer_picks_the_idlest() -> None:
     found = chosen(endpoint("a:1", source(0.7)), endpoint("b:1", source(0.2)), endpoint("c:1", source(0.99)))
     assert (found.endpoint, found.decided_by) == ("b:1", "accelerator-utilization-scorer")
     assert list(found.addresses) == ["a:1", "b:1"]
 
 
-def test_a_stale_reading_and_one_that_is_only_to_be_shown_are_unknown_and_never_win() -> None:
+def test_a_stale_reading_and_one_that_may_not_be_picked_on_are_unknown_and_never_win() -> None:
     old, shown = source(0.0, at=-15.0), source(0.0, picked_on=False)
     found = chosen(endpoint("a:1", old), endpoint("b:1", source(0.5)), endpoint("c:1", shown))
     assert dict(zip(found.addresses, found.totals, strict=True)) == {"a:1": 0.5, "b:1": 0.5, "c:1": 0.5}
 
 
-def test_a_source_that_may_be_picked_on_counts_beside_one_that_may_not() -> None:
+def test_the_source_that_may_be_picked_on_is_used_beside_one_that_may_not() -> None:
     found = chosen(endpoint("a:1", source(0.0, picked_on=False), source(0.9)), endpoint("b:1", source(0.5)))
     assert found.endpoint == "b:1"

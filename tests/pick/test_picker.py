@@ -1,4 +1,4 @@
-"""The decision: who is left, who wins, what is said about it."""
+"""The decision: the candidates, the winner, and the reasons."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def choose(
     *views: EndpointView,
     profile: Profile = LEAST_COST,
     warm: dict[str, int] | None = None,
-    asked: PickRequest | None = None,
+    wanted: PickRequest | None = None,
     now: float = 0.0,
 ) -> Pick:
-    decision = pick(snapshot(*views), asked or request(), profile, FixedIndex(warm), now)
+    decision = pick(snapshot(*views), wanted or request(), profile, FixedIndex(warm), now)
     assert isinstance(decision, Pick), decision
     return decision
 
@@ -54,7 +54,7 @@ def test_a_warm_endpoint_wins_when_all_are_idle(profile: Profile) -> None:
     assert not decision.left_warmest
 
 
-def test_least_cost_leaves_a_warm_endpoint_when_waiting_there_costs_more_than_prefilling_anew() -> None:
+def test_least_cost_leaves_a_warm_endpoint_when_waiting_there_costs_more_than_prefilling_again() -> None:
     decision = choose(view("a:1", backlog_seconds=5.0), view("b:1"), warm={"a:1": 10})
     assert decision.endpoint == "b:1"
     assert decision.left_warmest
@@ -64,8 +64,10 @@ def test_least_cost_leaves_a_warm_endpoint_when_waiting_there_costs_more_than_pr
 
 def test_least_cost_is_the_published_formula() -> None:
     # w = (1.0, 0.2), u = (0.1, 0.64): W = 0.6, price = 1 + 2 x 0.6 = 2.2; costs 1.22 and 1.608.
-    asked = request(tokens=640)
-    decision = choose(view("a:1", backlog_seconds=1.0), view("b:1", backlog_seconds=0.2), warm={"a:1": 10}, asked=asked)
+    wanted = request(tokens=640)
+    decision = choose(
+        view("a:1", backlog_seconds=1.0), view("b:1", backlog_seconds=0.2), warm={"a:1": 10}, wanted=wanted
+    )
     w, u = (1.0, 0.2), (0.0, 0.64)
     price = 1 + 2 * (sum(w) / 2)
     costs = [wait + price * own for wait, own in zip(w, u, strict=True)]
@@ -73,17 +75,17 @@ def test_least_cost_is_the_published_formula() -> None:
     assert decision.scores["least-cost-scorer"] == pytest.approx(expected)
 
 
-def test_fallbacks_are_the_next_best_candidates_within_the_subset_and_none_unless_asked_for() -> None:
+def test_fallbacks_are_the_next_best_candidates_within_the_subset_and_none_unless_requested() -> None:
     views = [
         view(f"{name}:1", backlog_seconds=seconds) for name, seconds in (("c", 2.0), ("a", 0.0), ("d", 3.0), ("b", 1))
     ]
     views.append(view("down:1", health=Health.DOWN))
-    for most, expected in ((0, ()), (1, ("b:1",)), (2, ("b:1", "c:1")), (8, ("b:1", "c:1", "d:1"))):
-        decision = pick(snapshot(*views), request(), LEAST_COST, FixedIndex(), 0.0, most)
+    for count, expected in ((0, ()), (1, ("b:1",)), (2, ("b:1", "c:1")), (8, ("b:1", "c:1", "d:1"))):
+        decision = pick(snapshot(*views), request(), LEAST_COST, FixedIndex(), 0.0, count)
         assert isinstance(decision, Pick)
         assert (decision.endpoint, decision.fallbacks) == ("a:1", expected)
-    asked = request(subset=frozenset({"c:1", "d:1"}))
-    decision = pick(snapshot(*views), asked, LEAST_COST, FixedIndex(), 0.0, 8)
+    wanted = request(subset=frozenset({"c:1", "d:1"}))
+    decision = pick(snapshot(*views), wanted, LEAST_COST, FixedIndex(), 0.0, 8)
     assert isinstance(decision, Pick)
     assert (decision.endpoint, decision.fallbacks) == ("c:1", ("d:1",))
 
@@ -104,7 +106,7 @@ def test_affinity_stays_warm_until_the_penalty_is_reached() -> None:
     assert choose(view("a:1", backlog_seconds=5.1), view("b:1"), profile=AFFINITY, warm=warm).endpoint == "b:1"
 
 
-def test_affinity_does_not_hold_for_less_than_its_threshold_of_the_prompt() -> None:
+def test_affinity_needs_its_threshold_of_the_prompt() -> None:
     assert choose(view("a:1", backlog_seconds=1.0), view("b:1"), profile=AFFINITY, warm={"a:1": 7}).endpoint == "b:1"
 
 
@@ -118,16 +120,16 @@ def test_blend_weighs_queue_cache_and_prefix_by_the_reference_formulas() -> None
 
 
 @EVERY_PRESET
-def test_equal_endpoints_share_requests_evenly_and_a_request_always_ties_the_same_way(profile: Profile) -> None:
+def test_equal_endpoints_share_requests_evenly_and_a_tie_is_always_broken_the_same_way(profile: Profile) -> None:
     views = [view(f"e{i}:1") for i in range(4)]
-    picks = [choose(*views, profile=profile, asked=request(f"request-{i}")) for i in range(4000)]
+    picks = [choose(*views, profile=profile, wanted=request(f"request-{i}")) for i in range(4000)]
     assert {each.decided_by for each in picks} == {"tie"}
     shares = Counter(each.endpoint for each in picks)
     assert all(850 < shares[each.address] < 1150 for each in views)
-    assert choose(*views, profile=profile, asked=request("request-7")).endpoint == picks[7].endpoint
+    assert choose(*views, profile=profile, wanted=request("request-7")).endpoint == picks[7].endpoint
 
 
-def test_a_single_candidate_is_said_to_be_the_only_one() -> None:
+def test_a_single_candidate_is_decided_by_only_candidate() -> None:
     assert choose(view("a:1")).decided_by == "only_candidate"
 
 
@@ -138,7 +140,7 @@ def test_an_endpoint_that_is_not_healthy_is_never_picked_however_warm(profile: P
     assert decision.endpoint == "b:1"
 
 
-def test_no_pick_says_how_the_endpoints_are() -> None:
+def test_no_pick_counts_the_endpoints_by_health() -> None:
     none = pick(
         snapshot(view("a:1", health=Health.DOWN), view("b:1", health=Health.STALE)),
         request(),
@@ -149,27 +151,27 @@ def test_no_pick_says_how_the_endpoints_are() -> None:
     assert none == NoPick("r", "none_healthy", "none of the endpoints of pool pool is healthy: 1 down, 1 stale")
 
 
-def test_an_empty_pool_is_a_reason_of_its_own() -> None:
+def test_an_empty_pool_has_a_reason_of_its_own() -> None:
     none = pick(snapshot(), request(), LEAST_COST, FixedIndex(), 0.0)
     assert isinstance(none, NoPick)
     assert none.reason == "no_endpoints"
 
 
-def test_a_subset_binds_and_an_empty_one_is_a_reason_of_its_own() -> None:
+def test_a_subset_is_binding_and_an_empty_one_has_a_reason_of_its_own() -> None:
     views = view("a:1"), view("b:1")
-    assert choose(*views, asked=request(subset=frozenset({"b:1", "z:1"})), warm={"a:1": 10}).endpoint == "b:1"
+    assert choose(*views, wanted=request(subset=frozenset({"b:1", "z:1"})), warm={"a:1": 10}).endpoint == "b:1"
     for subset in (frozenset[str](), frozenset({"z:1"})):
         none = pick(snapshot(*views), request(subset=subset), LEAST_COST, FixedIndex(), 0.0)
         assert isinstance(none, NoPick)
         assert none.reason == "subset_empty"
 
 
-def test_a_model_goes_where_it_is_served_and_anywhere_when_nobody_is_known_to_serve_it() -> None:
+def test_a_request_goes_where_its_model_is_served_and_anywhere_when_no_endpoint_is_known_to() -> None:
     has = view("a:1", {**IDLE, MODELS: frozenset({"base", "lora-a"})}, backlog_seconds=9.0)
     lacks = view("b:1", {**IDLE, MODELS: frozenset({"base"})})
-    assert choose(has, lacks, asked=request(model="lora-a")).endpoint == "a:1"
-    assert choose(has, lacks, asked=request(model="base")).endpoint == "b:1"
-    assert choose(has, lacks, asked=request(model="nobody-has-it")).endpoint == "b:1"
+    assert choose(has, lacks, wanted=request(model="lora-a")).endpoint == "a:1"
+    assert choose(has, lacks, wanted=request(model="base")).endpoint == "b:1"
+    assert choose(has, lacks, wanted=request(model="unknown")).endpoint == "b:1"
 
 
 def test_an_adapter_prefers_active_then_a_free_slot_then_waiting_then_none() -> None:
@@ -183,14 +185,14 @@ def test_an_adapter_prefers_active_then_a_free_slot_then_waiting_then_none() -> 
         server("coming:1", {"y"}, {"x"}, 1),
         server("full:1", {"y"}, set(), 1),
     )
-    decision = choose(*views, asked=request(model="x"))
+    decision = choose(*views, wanted=request(model="x"))
     scores = dict(zip(decision.addresses, decision.scores["lora-affinity-scorer"], strict=True))
     assert scores == {"active:1": 1.0, "free:1": 0.8, "coming:1": 0.6, "full:1": 0.0}
     assert decision.endpoint == "active:1"
-    assert "lora-affinity-scorer" not in choose(*views, asked=request(model="base")).scores
+    assert "lora-affinity-scorer" not in choose(*views, wanted=request(model="base")).scores
 
 
-def test_an_unknown_or_stale_signal_scores_the_least_of_those_that_are_known() -> None:
+def test_an_unknown_or_stale_signal_gets_the_lowest_known_score() -> None:
     silent = view("a:1", {RUNNING: 0.0})
     stale = view("b:1", {**IDLE, KV_USAGE: 0.0}, at=-10.0)
     decision = choose(
@@ -199,12 +201,12 @@ def test_an_unknown_or_stale_signal_scores_the_least_of_those_that_are_known() -
     assert decision.scores["kv-cache-utilization-scorer"] == pytest.approx([0.1, 0.1, 0.1, 0.7])
 
 
-def test_a_signal_that_nobody_has_leaves_its_scorer_silent() -> None:
+def test_a_signal_that_no_candidate_has_gives_its_scorer_no_opinion() -> None:
     decision = choose(view("a:1", {WAITING: 1.0}), view("b:1", {WAITING: 0.0}), profile=BLEND)
     assert set(decision.scores) == {"queue-scorer"}
 
 
-def test_an_estimate_that_no_page_corrects_counts_as_the_longest_of_the_others() -> None:
+def test_a_backlog_that_no_page_corrects_counts_as_the_largest_of_the_others() -> None:
     views = view("a:1", corrected=False), view("b:1", backlog_seconds=2.0), view("c:1", backlog_seconds=1.0)
     assert choose(*views, warm={}).endpoint == "c:1"
     alone = view("a:1", corrected=False), view("b:1", corrected=False, backlog_seconds=1.0)
@@ -262,11 +264,9 @@ def test_whatever_the_fleet_a_pick_is_a_healthy_endpoint_with_scores_from_0_to_1
     assert again == decision
 
 
-@given(ahead=st.floats(0, 100), more=st.floats(0, 100), hit=st.integers(0, 9))
-def test_more_work_ahead_or_less_of_the_prompt_in_the_cache_never_wins_a_request(
-    ahead: float, more: float, hit: int
-) -> None:
-    better, worse = view("a:1", backlog_seconds=ahead), view("b:1", backlog_seconds=ahead + more)
+@given(backlog=st.floats(0, 100), more=st.floats(0, 100), hit=st.integers(0, 9))
+def test_a_larger_backlog_or_a_smaller_prefix_hit_never_wins_a_request(backlog: float, more: float, hit: int) -> None:
+    better, worse = view("a:1", backlog_seconds=backlog), view("b:1", backlog_seconds=backlog + more)
     decision = choose(better, worse, warm={"a:1": hit + 1, "b:1": hit})
     assert decision.endpoint == "a:1"
 
@@ -304,16 +304,16 @@ def test_more_work_ahead_or_less_of_the_prompt_in_the_cache_never_wins_a_request
         ),
     ],
 )
-def test_a_profile_that_cannot_be_built_says_what_to_write(spec: ProfileSpec, sentence: str) -> None:
+def test_the_error_of_a_bad_profile_says_what_to_write(spec: ProfileSpec, sentence: str) -> None:
     with pytest.raises(BadProfile) as bad:
         build(spec)
     assert sentence in str(bad.value)
 
 
-def test_an_adapter_that_only_a_stale_page_names_sways_nobody() -> None:
+def test_an_adapter_that_only_a_stale_page_names_is_not_scored() -> None:
     values: dict[str, Value] = {LORA_MAX: 2.0, LORA_RUNNING: frozenset({"x"}), LORA_WAITING: frozenset()}
     stale = view("a:1", {**IDLE, **values}, at=-10.0)
-    assert "lora-affinity-scorer" not in choose(stale, view("b:1"), asked=request(model="x")).scores
+    assert "lora-affinity-scorer" not in choose(stale, view("b:1"), wanted=request(model="x")).scores
 
 
 def test_of_two_endpoints_that_cost_the_same_the_one_with_fewer_requests_is_picked() -> None:

@@ -1,4 +1,4 @@
-"""A chain of block hashes stands for the text block by block, and for nothing else."""
+"""A chain of block hashes identifies a text block by block."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def common(left: list[int] | bytes, right: list[int] | bytes) -> int:
 
 
 @given(texts, texts, texts, block_sizes)
-def test_two_chains_agree_on_exactly_the_leading_blocks_that_the_texts_share(
+def test_two_chains_share_exactly_the_leading_blocks_that_the_texts_share(
     beginning: bytes, left: bytes, right: bytes, size: int
 ) -> None:
     one, other = beginning + left, beginning + right
@@ -65,12 +65,12 @@ def test_another_model_or_salt_is_another_seed_and_shares_no_block(
     assert bool(set(chain(text, 64, one, 8)) & set(chain(text, 64, other, 8))) is same
 
 
-def test_model_and_salt_do_not_run_into_each_other() -> None:
+def test_model_and_salt_are_delimited() -> None:
     assert seed("ab", b"c") != seed("a", b"bc")
     assert seed("a\x00b", b"") != seed("a", b"b")
 
 
-def test_a_name_may_hold_a_lone_surrogate_as_json_can() -> None:
+def test_a_model_name_may_contain_a_lone_surrogate_as_in_json() -> None:
     assert len({seed(model, b"") for model in ("\ud800", "\udc00", "?", "")}) == 4
 
 

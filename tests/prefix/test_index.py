@@ -1,4 +1,4 @@
-"""Who holds which prefix: the index against a plain model, and the bounds that it keeps."""
+"""The prefix index against a plain model, and its bounds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ADDRESSES = [f"10.0.0.{number}:8000" for number in range(1, 7)]
 DEFAULT_CAPACITY = 12
 
 addresses = st.sampled_from(ADDRESSES)
-# Few letters and short texts: chains that branch, meet and crowd each other out.
+# Few letters and short texts, so that chains share beginnings and evict each other.
 chains = st.text("ab", max_size=9).map(lambda text: chain(text.encode(), 1, b"", 100))
 capacities = st.integers(min_value=-1, max_value=20)
 
 
 class Model:
-    """What the index is to do, as plainly as it can be said: a list of blocks per address, the oldest first."""
+    """A list of blocks per address, the oldest first."""
 
     def __init__(self) -> None:
         self.lists: dict[str, list[int]] = {}
@@ -43,7 +43,7 @@ class Model:
 
 
 class IndexAgainstModel(RuleBasedStateMachine):
-    """Any sequence of calls leaves the index saying what the model says."""
+    """After any sequence of calls the index gives the same results as the model."""
 
     recorded = Bundle("recorded")
 
@@ -77,9 +77,9 @@ class IndexAgainstModel(RuleBasedStateMachine):
         assert self.index.blocks(address) == 0
         assert self.index.capacity(address) == DEFAULT_CAPACITY
 
-    @rule(blocks=chains | recorded, asked=st.lists(addresses))
-    def match(self, blocks: list[int], asked: list[str]) -> None:
-        assert self.index.match(blocks, asked) == [self.model.depth(address, blocks) for address in asked]
+    @rule(blocks=chains | recorded, wanted=st.lists(addresses))
+    def match(self, blocks: list[int], wanted: list[str]) -> None:
+        assert self.index.match(blocks, wanted) == [self.model.depth(address, blocks) for address in wanted]
 
     @invariant()
     def holds_what_the_model_holds_and_no_more(self) -> None:
@@ -96,7 +96,7 @@ steps = st.lists(st.tuples(addresses, chains), max_size=60)
 
 
 @given(steps, st.integers(min_value=1, max_value=15))
-def test_what_is_left_of_a_chain_is_always_its_beginning(work: list[tuple[str, list[int]]], capacity: int) -> None:
+def test_the_rest_of_an_evicted_chain_is_always_its_beginning(work: list[tuple[str, list[int]]], capacity: int) -> None:
     index = PrefixIndex(capacity)
     for address, blocks in work:
         index.record(address, blocks)
@@ -108,19 +108,19 @@ def test_what_is_left_of_a_chain_is_always_its_beginning(work: list[tuple[str, l
 
 
 @given(steps, st.integers(min_value=0, max_value=30))
-def test_all_endpoints_together_never_hold_more_than_the_bound(work: list[tuple[str, list[int]]], most: int) -> None:
-    index = PrefixIndex(10**9, most_blocks=most)
+def test_all_endpoints_together_never_hold_more_than_the_bound(work: list[tuple[str, list[int]]], limit: int) -> None:
+    index = PrefixIndex(10**9, max_blocks=limit)
     for address, blocks in work:
         index.record(address, blocks)
         held = [index.blocks(address) for address in ADDRESSES]
-        assert sum(held) <= most
+        assert sum(held) <= limit
         assert len(index) <= sum(held)
         for other in ADDRESSES:
             assert index.match(blocks, [other])[0] <= index.blocks(other)
 
 
-def test_an_endpoint_with_less_than_its_share_loses_nothing_to_one_that_claims_all_room() -> None:
-    index = PrefixIndex(10**9, most_blocks=100)
+def test_an_endpoint_below_its_share_loses_no_block_to_one_that_fills_the_index() -> None:
+    index = PrefixIndex(10**9, max_blocks=100)
     small = chain(b"s" * 30, 1, b"", 100)
     index.record("small:1", small)
     for number in range(50):
@@ -129,8 +129,8 @@ def test_an_endpoint_with_less_than_its_share_loses_nothing_to_one_that_claims_a
     assert index.blocks("greedy:1") == 70
 
 
-def test_a_late_comer_gets_its_share_from_those_that_hold_more() -> None:
-    index = PrefixIndex(10**9, most_blocks=100)
+def test_a_new_endpoint_gets_its_share_from_those_above_theirs() -> None:
+    index = PrefixIndex(10**9, max_blocks=100)
     index.record("first:1", chain(b"f" * 100, 1, b"", 100))
     late = chain(b"l" * 40, 1, b"", 100)
     index.record("late:1", late)
@@ -138,7 +138,7 @@ def test_a_late_comer_gets_its_share_from_those_that_hold_more() -> None:
     assert index.match(chain(b"f" * 100, 1, b"", 100), ["first:1", "late:1"]) == [60, 0]
 
 
-def test_the_place_of_a_forgotten_endpoint_starts_empty_for_its_successor() -> None:
+def test_a_new_endpoint_inherits_no_block_of_a_forgotten_one() -> None:
     index = PrefixIndex()
     blocks = chain(b"prompt " * 9, 7, b"", 100)
     index.record("old:1", blocks)
@@ -149,7 +149,7 @@ def test_the_place_of_a_forgotten_endpoint_starts_empty_for_its_successor() -> N
     assert len(index) == 4 + 1
 
 
-def test_the_deepest_block_of_the_oldest_prompt_leaves_first() -> None:
+def test_the_deepest_block_of_the_oldest_prompt_is_evicted_first() -> None:
     index = PrefixIndex(6)
     oldest, newest = chain(b"aaaa", 1, b"", 9), chain(b"bbb", 1, b"", 9)
     index.record("a:1", oldest)
@@ -158,7 +158,7 @@ def test_the_deepest_block_of_the_oldest_prompt_leaves_first() -> None:
     assert index.match(newest, ["a:1"]) == [3]
 
 
-def test_use_keeps_a_prefix_and_a_match_alone_does_not() -> None:
+def test_a_record_keeps_a_prefix_from_eviction_and_a_match_alone_does_not() -> None:
     index = PrefixIndex(4)
     used, idle = chain(b"uu", 1, b"", 9), chain(b"ii", 1, b"", 9)
     index.record("a:1", used)
@@ -170,14 +170,14 @@ def test_use_keeps_a_prefix_and_a_match_alone_does_not() -> None:
     assert index.match(idle, ["a:1"]) == [0]
 
 
-def test_a_prompt_longer_than_the_cache_leaves_its_beginning() -> None:
+def test_of_a_prompt_longer_than_the_cache_the_beginning_is_kept() -> None:
     index = PrefixIndex(5)
     blocks = chain(b"0123456789", 1, b"", 100)
     index.record("a:1", blocks)
     assert index.match(blocks, ["a:1"]) == [5]
 
 
-def test_nothing_is_known_of_an_empty_chain_or_an_unknown_address() -> None:
+def test_an_empty_chain_or_an_unknown_address_matches_no_block() -> None:
     index = PrefixIndex()
     assert index.match([], ["a:1", "b:1"]) == [0, 0]
     assert index.match([1, 2], []) == []

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.pick.request import Prompt
-from agent.requests.body import MOST_PARTS, BodyRefused, parse
+from agent.requests.body import MAX_PARTS, BodyRefused, parse
 from agent.requests.rejections import REJECTIONS
 
 CHAT = "/v1/chat/completions"
@@ -85,9 +85,7 @@ def test_any_json_document_is_read_or_refused_with_400_and_nothing_else(document
     more=st.lists(turns, max_size=3),
     path=st.sampled_from((CHAT, "/v1/messages")),
 )
-def test_a_conversation_that_goes_on_begins_with_the_text_of_the_conversation_so_far(
-    head: Any, more: Any, path: str
-) -> None:
+def test_a_longer_conversation_begins_with_the_text_of_the_conversation_before(head: Any, more: Any, path: str) -> None:
     def clean(turn: Any) -> Any:
         return orjson.loads(
             orjson.dumps(
@@ -100,13 +98,15 @@ def test_a_conversation_that_goes_on_begins_with_the_text_of_the_conversation_so
 
 
 @given(common=texts, one=texts, other=texts, path=st.sampled_from(PATHS))
-def test_prompts_that_begin_alike_have_texts_that_begin_alike(common: str, one: str, other: str, path: str) -> None:
-    def text(words: str) -> bytes:
-        field: dict[str, Any] = {"messages": [{"role": "user", "content": words}]}
+def test_prompts_with_a_common_beginning_have_texts_with_a_common_beginning(
+    common: str, one: str, other: str, path: str
+) -> None:
+    def text(content: str) -> bytes:
+        field: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
         if path == "/v1/completions":
-            field = {"prompt": words}
+            field = {"prompt": content}
         elif path in ("/v1/embeddings", "/v1/responses"):
-            field = {"input": words}
+            field = {"input": content}
         return read(path, **field).text
 
     both = text(common)
@@ -115,7 +115,7 @@ def test_prompts_that_begin_alike_have_texts_that_begin_alike(common: str, one: 
 
 
 @given(ids=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50), cut=st.integers(0, 50))
-def test_token_ids_are_four_bytes_each_and_begin_alike_where_their_prompts_do(ids: list[int], cut: int) -> None:
+def test_token_ids_are_four_bytes_each_and_share_the_beginning_of_their_prompts(ids: list[int], cut: int) -> None:
     whole = read("/v1/completions", prompt=ids).text
     assert len(whole) == 4 * len(ids)
     if ids[:cut]:
@@ -142,7 +142,7 @@ def test_token_ids_are_four_bytes_each_and_begin_alike_where_their_prompts_do(id
         (b'{"model":["m"]}', "model", "model_required", "an array"),
     ],
 )
-def test_what_cannot_be_routed_is_refused_with_what_is_wrong(
+def test_a_body_that_cannot_be_routed_is_refused_with_the_problem(
     path: str, body: bytes, param: str | None, code: str, word: str
 ) -> None:
     refused = refusal(body, path)
@@ -151,23 +151,23 @@ def test_what_cannot_be_routed_is_refused_with_what_is_wrong(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"--boundary\r\n", b"{}", b'{"model":3}'])
-def test_on_an_unknown_path_nothing_is_refused(body: bytes) -> None:
+def test_on_an_unknown_path_no_body_is_refused(body: bytes) -> None:
     assert parse(body, "/v1/audio/transcriptions") == Prompt("", b"")
 
 
-def test_on_an_unknown_path_a_model_and_a_prompt_are_read_if_they_are_there() -> None:
+def test_on_an_unknown_path_a_model_and_a_prompt_are_read_if_present() -> None:
     prompt = read("/tokenize", prompt="hello")
     assert prompt.model == "m"
     assert b"hello" in prompt.text
     assert b"q" in read("/v1/rerank", query="q", documents=["d"]).text
 
 
-def test_a_path_is_known_by_its_end_and_without_its_query() -> None:
+def test_a_path_is_matched_by_its_end_without_its_query() -> None:
     for path in ("/v1/chat/completions?a=b/c", "/team-a/v1/chat/completions", "/v1/chat/completions/"):
         assert refusal(b"{}", path).param == "model"
 
 
-def test_a_chat_is_written_down_in_reading_order() -> None:
+def test_a_chat_is_written_in_reading_order() -> None:
     text = read(
         tools=[{"type": "function", "function": {"name": "weather"}}],
         messages=[
@@ -227,13 +227,13 @@ def test_a_content_of_one_text_part_equals_the_plain_string() -> None:
 
 
 def test_an_image_counts_as_a_digest_that_differs_with_the_image() -> None:
-    def ask(data: bytes) -> bytes:
+    def text(data: bytes) -> bytes:
         url = "data:image/png;base64," + base64.b64encode(data).decode()
         return read(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]).text
 
-    assert ask(b"a" * 100_000) == ask(b"a" * 100_000)
-    assert ask(b"a" * 100_000) != ask(b"a" * 99_999 + b"b")
-    assert len(ask(b"a" * 100_000)) < 100
+    assert text(b"a" * 100_000) == text(b"a" * 100_000)
+    assert text(b"a" * 100_000) != text(b"a" * 99_999 + b"b")
+    assert len(text(b"a" * 100_000)) < 100
 
 
 def test_several_prompts_are_all_read() -> None:
@@ -254,14 +254,12 @@ def test_several_prompts_are_all_read() -> None:
         ("/v1/messages", lambda times: {"messages": [0] * times}),
     ],
 )
-def test_what_follows_more_parts_than_any_request_of_use_has_counts_as_nothing(
-    path: str, fields: Callable[[int], dict[str, Any]]
-) -> None:
-    assert read(path, **fields(2 * MOST_PARTS)) == read(path, **fields(3 * MOST_PARTS))
+def test_parts_beyond_the_limit_are_ignored(path: str, fields: Callable[[int], dict[str, Any]]) -> None:
+    assert read(path, **fields(2 * MAX_PARTS)) == read(path, **fields(3 * MAX_PARTS))
     assert read(path, **fields(100)) != read(path, **fields(200))
 
 
-def test_only_a_body_that_cannot_be_read_is_told_of_its_encoding() -> None:
+def test_only_the_error_of_a_body_that_cannot_be_read_names_its_encoding() -> None:
     body = orjson.dumps({"model": "m"})
     assert parse(body, CHAT, "gzip").model == "m"
     assert parse(gzip.compress(body), "/tokenize", "gzip") == Prompt("", b"")
@@ -271,7 +269,7 @@ def test_only_a_body_that_cannot_be_read_is_told_of_its_encoding() -> None:
         parse(gzip.compress(body), CHAT, "identity")
 
 
-def test_the_salt_is_kept_apart_from_the_text() -> None:
+def test_the_salt_is_not_part_of_the_text() -> None:
     prompt = read(messages=[{"role": "user", "content": "hi"}], cache_salt="tenant-a")
     assert prompt.salt == b"tenant-a"
     assert b"tenant-a" not in prompt.text
@@ -279,6 +277,6 @@ def test_the_salt_is_kept_apart_from_the_text() -> None:
 
 
 @pytest.mark.parametrize("turn", [{"role": "assistant"}, {"content": "x"}, {"role": "assistant", "content": "x"}])
-def test_a_call_of_a_tool_counts_whatever_stands_beside_it(turn: dict[str, Any]) -> None:
+def test_a_tool_call_is_read_whatever_else_is_in_its_turn(turn: dict[str, Any]) -> None:
     calls = [{"id": "call_1", "function": {"name": "weather"}}]
     assert b"weather" in read(messages=[{**turn, "tool_calls": calls}]).text

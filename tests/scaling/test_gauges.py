@@ -1,4 +1,4 @@
-"""What is published of a snapshot: true numbers, with the time of the oldest reading in them, or a reason instead."""
+"""What is published of a snapshot: numbers with the time of their oldest reading, or a reason instead."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from agent.signals import (
     Histogram,
     SignalKind,
 )
+from agent.state.counter_rates import RATES
 from agent.state.health import Health
-from agent.state.rates import RATES
 from agent.state.snapshot import EndpointView, Prefix
 from exporters.catalog import CATALOG, accelerators, endpoints, pools
 from exporters.catalog.withheld import WITHHELD
@@ -43,7 +43,7 @@ POOL_GAUGES = (
 )
 
 
-OF_ACCELERATORS = {row.name for row in accelerators.ROWS}  # pools without any have none
+OF_ACCELERATORS = {row.name for row in accelerators.ROWS}  # absent where a pool has none
 
 
 def values(found: GaugeSet, metric) -> dict[tuple[str, ...], float]:
@@ -57,20 +57,20 @@ def reasons(found: GaugeSet, metric) -> dict[tuple[str, ...], str]:
 histograms = st.fixed_dictionaries(
     dict.fromkeys(HISTOGRAMS, st.none() | st.just(Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5)))
 )
-views = st.builds(lambda each, asked: each._replace(histograms=asked), plain_views, histograms)
+views = st.builds(lambda each, found: each._replace(histograms=found), plain_views, histograms)
 
 
 @given(st.lists(views, max_size=5, unique_by=lambda each: each.address), st.floats(0, 10))
 def test_every_number_is_finite_and_every_series_is_either_published_or_withheld_with_a_reason(found, now):
     made = gauge_set([snapshot(*found)], now)
-    told: list[Gauge | Distribution] = [*made.gauges, *made.distributions]
-    published = [(row.metric.name, row.labels) for row in told]
+    rows: list[Gauge | Distribution] = [*made.gauges, *made.distributions]
+    published = [(row.metric.name, row.labels) for row in rows]
     withheld = [(row.metric.name, row.labels) for row in made.withheld]
     assert all(math.isfinite(gauge.value) for gauge in made.gauges)
     assert len(set(published)) == len(published)
     assert not set(published) & set(withheld)
     assert {row.reason for row in made.withheld} <= REASONS.keys()
-    assert all(row.at <= now for row in told)
+    assert all(row.at <= now for row in rows)
     names = {name for name, _ in published} | {name for name, _ in withheld}
     expected = {row.name for row in CATALOG.values() if row.origin == "state"} - OF_ACCELERATORS
     if found:
@@ -103,7 +103,7 @@ def test_no_ready_endpoint_is_a_true_zero():
     assert values(gauge_set([snapshot()], 0.0), pools.READY_ENDPOINTS) == {("pool",): 0}
 
 
-def test_a_mean_is_of_the_endpoints_that_know_and_the_coverage_says_how_many_they_are():
+def test_a_mean_is_over_the_endpoints_with_a_value_and_the_coverage_is_their_share():
     made = gauge_set(
         [snapshot(view("a:1", {WAITING: 8.0}, at=0.0), view("b:1", {WAITING: 99.0}, at=-STALE_AFTER), view("c:1", {}))],
         0.0,
@@ -160,14 +160,14 @@ def test_adapters_are_counted():
 
 # Why a signal has no metric of its own.
 ELSEWHERE = {
-    "prefill_seconds": "it is in the prefill rate that the agent reckons with",
-    "prefilled_requests": "it is in the prefill rate that the agent reckons with",
+    "prefill_seconds": "it is in the prefill rate",
+    "prefilled_requests": "it is in the prefill rate",
     "start_time_seconds": "restarts are counted",
     "served_models": "names are in /v1/state",
 }
 
 
-def test_every_signal_rate_and_histogram_reaches_the_page_or_there_is_a_reason():
+def test_every_signal_rate_and_histogram_is_published_or_there_is_a_reason():
     assert {signal for signal, _ in BY_SIGNAL} == SIGNALS.keys() - ELSEWHERE.keys()
     assert BY_RATE.keys() == RATES.keys()
     assert BY_HISTOGRAM.keys() == HISTOGRAMS.keys()
@@ -210,7 +210,7 @@ def test_pools_are_published_side_by_side():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_gauge_cannot_be_made_of_what_is_not_a_number(value):
+def test_a_gauge_that_is_not_finite_is_refused(value):
     with pytest.raises(NotFinite, match="llm_d_epp_average_queue_size"):
         Gauge(pools.AVERAGE_QUEUE, ("pool",), value, 0.0)
 

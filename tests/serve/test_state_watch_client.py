@@ -19,7 +19,7 @@ from agent.profiles import PRESETS
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.signals import KV_USAGE, LORA_MAX, LORA_RUNNING, LORA_WAITING, RUNNING, WAITING, Value
-from agent.state.rate import RateLimits
+from agent.state.prefill_rate import RateLimits
 from agent.state.snapshot import Snapshot
 from agent.state.store import RoutingStore
 from tests.fakes.clock import ManualClock

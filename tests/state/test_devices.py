@@ -1,4 +1,4 @@
-"""What exporters say reaches the endpoints whose devices they speak of, grows old, and takes the sick out."""
+"""Accelerator readings reach the endpoints of their devices, go stale, and unhealthy devices take endpoints out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gpu(name: str, pod: str = "n/a", busy: float = 0.5, **more) -> Device:
 
 
 class Rig:
-    """A pool's store beside the exporters, and all that happened."""
+    """A pool's store, the exporters, and all events."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Rig:
         self.state.set_pools([PoolDevices("pool", places, wants or (want(),))], 0.0)
 
     def deliver(self, pool: str, address: str, found: tuple[Accelerators, ...], now: float) -> None:
-        self.store.run_on(address, found, now)
+        self.store.set_accelerators(address, found, now)
 
     def of(self, address: str, now: float = 0.0) -> Accelerators:
         (found,) = (view for view in self.store.snapshot(now).endpoints if view.address == address)
@@ -70,7 +70,7 @@ class Rig:
             self.store.observed(address, Extraction({RUNNING: 1.0}, (), ()), now, 0.0, 10)
 
 
-def test_one_page_reaches_every_endpoint_that_hangs_on_the_exporter() -> None:
+def test_one_page_reaches_every_endpoint_of_the_exporter() -> None:
     rig = Rig()
     rig.state.observed(KEY, page(gpu("0"), gpu("1", busy=0.9), gpu("2", "n/b", 0.1)), 5.0, 0.1, 100)
     assert published.reading(rig.of("1:1"), UTILIZATION, 6.0) == Current(0.9, 5.0)
@@ -81,7 +81,7 @@ def test_one_page_reaches_every_endpoint_that_hangs_on_the_exporter() -> None:
     ]
 
 
-def test_before_the_first_page_and_without_a_device_the_reason_is_told() -> None:
+def test_before_the_first_page_and_without_a_device_there_is_a_reason() -> None:
     rig = Rig()
     assert set(rig.of("1:1").withheld.values()) == {"never_scraped"}
     rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
@@ -89,7 +89,7 @@ def test_before_the_first_page_and_without_a_device_the_reason_is_told() -> None
     assert published.reading(rig.of("2:1"), UTILIZATION, 5.0) == Unknown("no_accelerator")
 
 
-def test_a_silent_exporter_makes_readings_stale_and_no_endpoint_unhealthy() -> None:
+def test_an_exporter_that_fails_makes_readings_stale_and_no_endpoint_unhealthy() -> None:
     rig = Rig()
     rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
     for second in range(6, 60):
@@ -116,8 +116,8 @@ def test_a_snapshot_is_good_until_a_reading_of_an_accelerator_expires() -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(FAULTS))
-def test_a_sick_accelerator_takes_its_endpoint_out_with_the_reason_until_a_page_says_otherwise(reason: str) -> None:
-    sick = {
+def test_an_unhealthy_accelerator_takes_its_endpoint_out_until_a_page_shows_it_healthy(reason: str) -> None:
+    unhealthy = {
         "accelerator_xid": gpu("1", xids=(79,)),
         "accelerator_ecc": Device("1", "1", {"accelerator_uncorrected_ecc_errors": 2.0}, pod="n/a"),
         "accelerator_row_remap": Device("1", "1", {"accelerator_row_remap_failed": 1.0}, pod="n/a"),
@@ -126,14 +126,14 @@ def test_a_sick_accelerator_takes_its_endpoint_out_with_the_reason_until_a_page_
     rig = Rig()
     rig.scraped(5.0)
     assert rig.health("1:1", 5.0) == ("healthy", "")
-    rig.state.observed(KEY, page(gpu("0"), sick, gpu("2", "n/b")), 5.0, 0.1, 100)
+    rig.state.observed(KEY, page(gpu("0"), unhealthy, gpu("2", "n/b")), 5.0, 0.1, 100)
     assert rig.health("1:1", 5.2) == ("down", reason)
     assert rig.health("2:1", 5.2) == ("healthy", "")
     rig.scraped(6.0)
     assert rig.health("1:1", 6.0) == ("down", reason)
     rig.state.failed(KEY, "refused", "gone", 30.0, 0.0)
     rig.scraped(30.0)
-    assert rig.health("1:1", 30.0) == ("down", reason)  # silence heals nothing
+    assert rig.health("1:1", 30.0) == ("down", reason)  # a failed scrape shows no recovery
     rig.state.observed(KEY, page(gpu("0"), gpu("1"), gpu("2", "n/b")), 31.0, 0.1, 100)
     assert rig.health("1:1", 31.2) == ("healthy", "")
     changes = [(event.device, event.reason) for event in rig.events if isinstance(event, DeviceHealthChanged)]
@@ -143,7 +143,7 @@ def test_a_sick_accelerator_takes_its_endpoint_out_with_the_reason_until_a_page_
     ]
 
 
-def test_codes_that_the_configuration_does_not_call_fatal_are_shown_and_harm_nobody() -> None:
+def test_codes_that_are_not_configured_as_fatal_are_shown_and_change_no_health() -> None:
     rig = Rig(want(fatal=frozenset({48})))
     rig.scraped(5.0)
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
@@ -151,14 +151,14 @@ def test_codes_that_the_configuration_does_not_call_fatal_are_shown_and_harm_nob
     assert rig.of("1:1").devices[0].xids == (79,)
 
 
-def test_a_dead_server_is_dead_whatever_its_accelerators_are() -> None:
+def test_a_dead_server_is_down_for_its_own_reason_whatever_its_accelerators_report() -> None:
     rig = Rig()
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
-    rig.store.failed("1:1", "refused", "nobody listens", 6.0, 0.0)
+    rig.store.failed("1:1", "refused", "connection refused", 6.0, 0.0)
     assert rig.health("1:1", 6.0) == (Health.DOWN, "refused")
 
 
-def test_another_server_on_the_same_accelerators_finds_them_as_they_are() -> None:
+def test_accelerators_outlive_a_restart_of_the_server() -> None:
     rig = Rig()
     rig.store.observed("1:1", Extraction({"start_time_seconds": 1.0}, (), ()), 5.0, 0.0, 10)
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
@@ -176,7 +176,7 @@ def test_a_device_that_leaves_its_pod_leaves_its_endpoint() -> None:
     assert ([device.id for device in view.unmatched], dict(view.joined)) == (["0"], {})
 
 
-def test_endpoints_that_come_later_are_given_what_is_known() -> None:
+def test_endpoints_that_are_added_later_get_the_readings_of_the_last_page() -> None:
     rig = Rig(places=(EndpointLocation("1:1", pod="n/a"),))
     rig.state.observed(KEY, page(gpu("0"), gpu("1", "n/b")), 5.0, 0.1, 100)
     places = (EndpointLocation("1:1", pod="n/a"), EndpointLocation("2:1", pod="n/b"))
@@ -188,7 +188,7 @@ def test_endpoints_that_come_later_are_given_what_is_known() -> None:
     assert rig.state.exporters() == []
 
 
-def test_an_exporter_that_was_asked_for_a_machine_is_that_machine_s_whatever_its_page_calls_it() -> None:
+def test_an_exporter_configured_for_a_node_belongs_to_it_whatever_node_its_page_names() -> None:
     places = (EndpointLocation("1:1", node="node-a"), EndpointLocation("2:1", node="node-b"))
     rig = Rig(want(KEY, JoinKey.NODE, "node-a"), want(OTHER, JoinKey.NODE, "node-b"), places=places)
     rig.state.observed(KEY, page(gpu("0", "", node="dcgm-exporter-x7k2p")), 5.0, 0.1, 100)
@@ -197,11 +197,11 @@ def test_an_exporter_that_was_asked_for_a_machine_is_that_machine_s_whatever_its
     assert [device.id for device in rig.of("2:1").devices] == ["1"]
 
 
-def test_an_endpoint_of_another_pool_makes_a_device_ambiguous_too() -> None:
-    told: dict[tuple[str, str], tuple[Accelerators, ...]] = {}
+def test_an_endpoint_of_another_pool_can_make_a_device_ambiguous() -> None:
+    delivered: dict[tuple[str, str], tuple[Accelerators, ...]] = {}
 
     def deliver(pool: str, address: str, found: tuple[Accelerators, ...], now: float) -> None:
-        told[pool, address] = found
+        delivered[pool, address] = found
 
     state = DeviceState(deliver)
     mine = PoolDevices("mine", (EndpointLocation("1:1", node="node-a"),), (want(KEY, JoinKey.NODE, "node-a"),))
@@ -209,10 +209,10 @@ def test_an_endpoint_of_another_pool_makes_a_device_ambiguous_too() -> None:
     state.observed(KEY, page(gpu("0", "")), 5.0, 0.1, 100)
     (view,) = state.exporters()
     assert [device.id for device in view.ambiguous] == ["0"]
-    assert told["mine", "1:1"][0].devices == ()
+    assert delivered["mine", "1:1"][0].devices == ()
 
 
-def test_a_page_of_an_exporter_that_nobody_wants_any_more_is_ignored() -> None:
+def test_a_page_of_an_exporter_that_is_not_configured_any_more_is_ignored() -> None:
     rig = Rig()
     before = rig.store.version
     rig.state.observed(OTHER, page(gpu("0")), 5.0, 0.1, 100)

@@ -1,4 +1,4 @@
-"""The line of uncached tokens at one endpoint: how it grows, shrinks and is corrected."""
+"""The prefill backlog at one endpoint: how it grows, shrinks and is corrected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def line(*tokens: float, rate: float = 1000.0, at: float = 0.0) -> InFlight:
     return made
 
 
-def test_work_ahead_is_the_tokens_given_less_the_rate_times_the_time() -> None:
+def test_the_backlog_is_the_tokens_sent_less_the_rate_times_the_time() -> None:
     work = line(3000, 1000)
     assert work.prefill_tokens(0.0) == 4000
     assert work.prefill_tokens(1.5) == 2500
@@ -24,32 +24,32 @@ def test_work_ahead_is_the_tokens_given_less_the_rate_times_the_time() -> None:
     assert work.busy_until == 4.0
 
 
-def test_an_idle_time_is_not_saved_up() -> None:
+def test_idle_time_does_not_count_for_later_requests() -> None:
     work = line(1000)
     work.start(9, 500, 10.0)
     assert work.prefill_tokens(10.0) == 500
 
 
-def test_a_request_that_ends_before_its_turn_takes_its_tokens_along() -> None:
+def test_a_request_that_ends_before_its_prefill_removes_its_tokens() -> None:
     work = line(1000, 2000, 4000)
     work.end(1, 0.5)
     assert work.prefill_tokens(0.5) == 500 + 4000
     assert len(work) == 2
 
 
-def test_a_request_that_ends_after_its_first_token_was_due_changes_nothing_ahead() -> None:
+def test_a_request_that_ends_after_its_first_token_was_due_does_not_change_the_backlog() -> None:
     work = line(1000, 2000)
     work.end(0, 1.5)
     assert work.prefill_tokens(1.5) == 1500
 
 
-def test_a_request_that_ends_half_prefilled_takes_the_other_half_along() -> None:
+def test_a_request_that_ends_half_prefilled_removes_the_other_half() -> None:
     work = line(1000, 2000)
     work.end(0, 0.25)
     assert work.prefill_tokens(0.25) == 2000
 
 
-def test_those_behind_one_that_left_move_up() -> None:
+def test_the_requests_behind_one_that_ended_move_up() -> None:
     work = line(1000, 2000, 4000)
     work.end(0, 0.0)
     work.end(2, 0.0)
@@ -58,32 +58,32 @@ def test_those_behind_one_that_left_move_up() -> None:
     assert work.prefill_tokens(1.0) == 0
 
 
-def test_a_page_says_that_the_newest_waiting_have_not_begun() -> None:
+def test_by_a_page_the_newest_waiting_requests_have_not_begun() -> None:
     work = line(1000, 1000, 1000)
     work.correct(running=1, waiting=2, at=3.0, now=3.0)
     assert work.prefill_tokens(3.0) == 2000
 
 
-def test_a_page_says_that_all_but_the_newest_are_done() -> None:
+def test_by_a_page_all_but_the_newest_requests_are_prefilled() -> None:
     work = line(4000, 1000, 1000)
     work.correct(running=1, waiting=1, at=0.5, now=0.5)
     assert work.prefill_tokens(0.5) == 2000
 
 
-def test_an_idle_server_has_nothing_ahead() -> None:
+def test_an_idle_server_has_no_backlog() -> None:
     work = line(4000, 1000)
     work.correct(running=0, waiting=0, at=1.0, now=1.0)
     assert work.prefill_tokens(1.0) == 0
 
 
-def test_a_request_that_the_page_cannot_have_seen_stays_ahead() -> None:
+def test_a_request_that_the_page_cannot_include_stays_in_the_backlog() -> None:
     work = line(4000)
     work.start(9, 300, 1.0)
     work.correct(running=0, waiting=0, at=1.0 + TRANSIT_SECONDS / 2, now=1.03)
     assert work.prefill_tokens(1.03) == pytest.approx(300)
 
 
-def test_requests_of_another_gateway_count_as_long_as_ours() -> None:
+def test_requests_of_another_gateway_count_with_our_mean_length() -> None:
     work = line(*[800.0] * 64)
     for ticket in range(64):
         work.end(ticket, 100.0)
@@ -91,26 +91,26 @@ def test_requests_of_another_gateway_count_as_long_as_ours() -> None:
     assert work.prefill_tokens(101.0) == pytest.approx(8000, rel=0.05)
 
 
-def test_the_first_request_already_tells_how_long_requests_are() -> None:
+def test_the_first_request_sets_the_mean_length() -> None:
     work = line(1000.0)
     work.end(0, 100.0)
     work.correct(running=4, waiting=10, at=101.0, now=101.0)
     assert work.prefill_tokens(101.0) == pytest.approx(10_000)
 
 
-def test_a_late_page_is_carried_on_to_now() -> None:
+def test_a_page_that_arrives_late_is_extrapolated_to_now() -> None:
     work = line(1000, 1000)
     work.correct(running=0, waiting=2, at=1.9, now=2.2)
     assert work.prefill_tokens(2.2) == pytest.approx(1700)
 
 
-def test_without_a_number_of_running_requests_a_page_bounds_from_below_only() -> None:
+def test_a_page_without_running_requests_bounds_the_backlog_from_below_only() -> None:
     work = line(4000, 1000)
     work.correct(running=None, waiting=0, at=1.0, now=1.0)
     assert work.prefill_tokens(1.0) == 4000
 
 
-def test_another_rate_leaves_the_tokens_ahead_as_they_are() -> None:
+def test_another_rate_does_not_change_the_backlog_in_tokens() -> None:
     work = line(4000)
     work.set_rate(2000.0, 1.0)
     assert work.prefill_tokens(1.0) == 3000
@@ -130,7 +130,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-def test_whatever_happens_work_is_never_negative_and_ends_with_the_last_request(
+def test_the_backlog_is_never_negative_and_ends_with_the_last_request(
     steps: list[tuple[str, float, float, int, int]],
 ) -> None:
     work, now, ticket = InFlight(500.0), 0.0, 0

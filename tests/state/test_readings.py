@@ -1,4 +1,4 @@
-"""What an endpoint's view tells of a signal, wherever its reading came from, against the obvious way to keep it."""
+"""The readings of an endpoint's view, from pages and other sources, against a plain model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ADDRESS = "127.0.0.1:8000"
 
 pages = st.dictionaries(st.sampled_from([RUNNING, WAITING, KV_USAGE]), st.sampled_from([0.0, 0.5, 1.0]))
 names = st.sampled_from([frozenset[str](), frozenset({"a"}), frozenset({"a", "b"})])
-happenings = st.lists(
+steps = st.lists(
     st.one_of(
         st.tuples(st.just("page"), pages, names),
         st.tuples(st.just("models"), names),
@@ -25,13 +25,13 @@ happenings = st.lists(
 )
 
 
-@given(happenings)
-def test_each_signal_has_its_newest_value_and_the_time_it_was_asked_for(what: list[tuple[object, ...]]) -> None:
+@given(steps)
+def test_each_signal_has_its_newest_value_and_the_time_of_its_request(taken: list[tuple[object, ...]]) -> None:
     store = RoutingStore("pool", stale_after=STALE_AFTER)
     store.set_endpoints({ADDRESS: "vllm"}, 0.0)
     expected: dict[str, Reading] = {}
     now = 0.0
-    for event in what:
+    for event in taken:
         now += 1.0
         match event:
             case ("page", dict(values), frozenset(running)):
@@ -63,7 +63,7 @@ moments = st.lists(
 
 @given(moments)
 def test_the_snapshot_lists_healthy_addresses_exactly_while_every_endpoint_is_healthy(
-    what: list[tuple[str, int, float]],
+    taken: list[tuple[str, int, float]],
 ) -> None:
     addresses = [f"10.0.0.{number}:8000" for number in range(3)]
     store = RoutingStore("pool", stale_after=STALE_AFTER)
@@ -71,15 +71,16 @@ def test_the_snapshot_lists_healthy_addresses_exactly_while_every_endpoint_is_he
     now = 0.0
     for address in addresses:
         store.observed(address, Extraction({RUNNING: 0.0}, (), ()), now, 0.0, 100)
-    for kind, number, passed in what:
+    for kind, number, passed in taken:
         now += passed
         if kind == "page":
             store.observed(addresses[number], Extraction({RUNNING: 1.0}, (), ()), now, 0.0, 100)
         elif kind != "nothing":
             store.failed(addresses[number], kind if kind == "refused" else "timeout", "", now, 0.0)
         snapshot = store.snapshot(now)
-        well = all(view.health is Health.HEALTHY for view in snapshot.endpoints)
-        assert snapshot.healthy_addresses == (tuple(addresses) if well else ())
+        healthy = all(view.health is Health.HEALTHY for view in snapshot.endpoints)
+        assert snapshot.healthy_addresses == (tuple(addresses) if healthy else ())
+        assert snapshot.addresses == tuple(addresses)
 
 
 def test_a_server_that_sleeps_is_not_picked_until_it_wakes() -> None:
@@ -93,7 +94,7 @@ def test_a_server_that_sleeps_is_not_picked_until_it_wakes() -> None:
     assert seen == [("healthy", ""), ("down", "asleep"), ("healthy", "")]
 
 
-def test_a_sleeping_server_that_falls_silent_is_stale() -> None:
+def test_a_sleeping_server_without_a_fresh_page_is_stale() -> None:
     store = RoutingStore("pool", stale_after=STALE_AFTER)
     store.set_endpoints({ADDRESS: "vllm"}, 0.0)
     store.observed(ADDRESS, Extraction({RUNNING: 0.0, MODEL_LOADED: 0.0}, (), ()), 0.0, 0.01, 100)

@@ -1,4 +1,4 @@
-"""Samples with time stamps of their own: one that repeats its stamp was not measured since, and is as old as it was."""
+"""Samples with time stamps: one that repeats its stamp was not measured again, and keeps its age."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Server:
         self.store.set_endpoints({A: "vllm"}, 0.0)
         self.extractor = Extractor(engine("vllm"))
 
-    def says(self, at: float, running: str, waiting: str = "", more: str = "") -> EndpointView:
+    def scraped(self, at: float, running: str, waiting: str = "", more: str = "") -> EndpointView:
         page = f"vllm:num_requests_running {running}\n" + (f"vllm:num_requests_waiting {waiting}\n" if waiting else "")
         self.store.observed(A, self.extractor.extract((page + more).encode(), whole=True), at, 0.0, 1)
         return self.view(at)
@@ -38,29 +38,29 @@ class Server:
 
 def test_a_sample_whose_stamp_repeats_is_as_old_as_the_first_page_that_had_it() -> None:
     server = Server()
-    assert server.says(0.0, "4 1000", "1 1000").reading(RUNNING) == (4.0, 0.0)
-    view = server.says(1.0, "4 1000", "2 2000")
+    assert server.scraped(0.0, "4 1000", "1 1000").reading(RUNNING) == (4.0, 0.0)
+    view = server.scraped(1.0, "4 1000", "2 2000")
     assert view.reading(RUNNING) == (4.0, 0.0)
     assert view.reading(WAITING) == (2.0, 1.0)
-    assert server.says(2.0, "4 2000", "2 2000").reading(RUNNING) == (4.0, 2.0)
+    assert server.scraped(2.0, "4 2000", "2 2000").reading(RUNNING) == (4.0, 2.0)
 
 
-def test_a_server_of_which_every_sample_repeats_grows_stale_and_is_well_with_the_next_measurement() -> None:
+def test_a_server_whose_samples_all_repeat_goes_stale_and_is_healthy_with_the_next_measurement() -> None:
     server = Server()
     for at in range(8):
-        view = server.says(float(at), "4 1000")
+        view = server.scraped(float(at), "4 1000")
         assert view.health is (Health.HEALTHY if at < STALE_AFTER else Health.STALE)
     assert view.fresh(RUNNING, 7.0) is None
-    view = server.says(8.0, "4 1001")
+    view = server.scraped(8.0, "4 1001")
     assert (view.health, view.reading(RUNNING)) == (Health.HEALTHY, (4.0, 8.0))
 
 
-def test_a_page_that_repeats_ends_the_failures_before_it_and_brings_nothing() -> None:
+def test_a_page_of_repeated_samples_ends_the_failures_before_it_and_changes_no_reading() -> None:
     server = Server()
-    server.says(0.0, "4 1000")
+    server.scraped(0.0, "4 1000")
     server.store.failed(A, "refused", "", 1.0, 0.0)
     assert server.view(1.0).health is Health.DOWN
-    view = server.says(2.0, "4 1000")
+    view = server.scraped(2.0, "4 1000")
     assert (view.health, view.failures, view.reading(RUNNING)) == (Health.HEALTHY, 0, (4.0, 0.0))
 
 
@@ -68,7 +68,7 @@ def test_a_sum_is_as_old_as_its_oldest_part() -> None:
     server = Server()
     for at, stamps in ((0.0, (1, 1)), (1.0, (2, 1)), (2.0, (3, 2)), (3.0, (3, 3))):
         lines = "".join(f'vllm:num_requests_waiting{{engine="{at}"}} 2 {stamp}\n' for at, stamp in enumerate(stamps))
-        view = server.says(at, "1", more=lines)
+        view = server.scraped(at, "1", more=lines)
         assert view.reading(RUNNING) == (1.0, at)
         reading = view.reading(WAITING)
         assert reading is not None
@@ -76,15 +76,15 @@ def test_a_sum_is_as_old_as_its_oldest_part() -> None:
         assert reading.at == {0.0: 0.0, 1.0: 0.0, 2.0: 2.0, 3.0: 2.0}[at]
 
 
-def test_a_new_server_that_repeats_the_stamps_of_the_old_one_is_read_anew() -> None:
+def test_the_samples_of_a_restarted_server_are_new_although_their_stamps_repeat() -> None:
     server = Server()
-    server.says(0.0, "4 1000", more="process_start_time_seconds 5\n")
-    server.says(1.0, "4 1000", more="process_start_time_seconds 5\n")
-    view = server.says(2.0, "4 1000", more="process_start_time_seconds 6\n")
+    server.scraped(0.0, "4 1000", more="process_start_time_seconds 5\n")
+    server.scraped(1.0, "4 1000", more="process_start_time_seconds 5\n")
+    view = server.scraped(2.0, "4 1000", more="process_start_time_seconds 6\n")
     assert view.reading(RUNNING) == (4.0, 2.0)
 
 
-def test_a_page_without_stamps_pays_nothing_and_has_none() -> None:
+def test_a_page_without_stamps_has_none() -> None:
     server = Server()
     page = b"vllm:num_requests_running 4\nvllm:kv_cache_usage_perc 0.5\n"
     assert server.extractor.extract(page, whole=True).stamps == {}
@@ -97,15 +97,15 @@ STAMPS = st.sampled_from(["", "1", "2"])
 
 @given(st.lists(st.tuples(STAMPS, STAMPS).filter(any), min_size=1, max_size=12))
 def test_no_reading_is_younger_than_its_stamp_and_none_is_lost(pages: list[tuple[str, str]]) -> None:
-    """Against the plainest account: go back as long as the stamp is the same."""
+    """The oracle goes back while the stamp is the same."""
     store = RoutingStore("pool", stale_after=STALE_AFTER)
     store.set_endpoints({A: "vllm"}, 0.0)
     for at, stamps in enumerate(pages):
         values: dict[str, Value] = {RUNNING: float(at), WAITING: 1.0}
-        told: Mapping[str, tuple[bytes, ...]] = {
+        given_stamps: Mapping[str, tuple[bytes, ...]] = {
             name: (stamp.encode(),) for name, stamp in zip((RUNNING, WAITING), stamps, strict=True)
         }
-        store.observed(A, Extraction(values, (), (), {}, told), float(at), 0.0, 1)
+        store.observed(A, Extraction(values, (), (), {}, given_stamps), float(at), 0.0, 1)
         (view,) = store.snapshot(float(at)).endpoints
         for place, name in enumerate((RUNNING, WAITING)):
             since = at

@@ -30,24 +30,24 @@ from agent.signals import (
     Value,
 )
 from agent.state.endpoint import Identity
-from agent.state.health import DOWN_AFTER, HEALTH_REASONS, Health, judge
-from agent.state.rate import RateLimits
+from agent.state.health import DOWN_AFTER, HEALTH_REASONS, Health, evaluate
+from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
 
 PAGE: Mapping[str, Value] = {RUNNING: 1.0, WAITING: 0.0, KV_USAGE: 0.25, START_TIME: 100.0, PREFIX_HITS: 0.0}
 
 
 class Index:
-    """Takes down what the store tells an index of prefixes."""
+    """Records the calls that the store makes to the prefix index."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str, int]] = []
+        self.calls: list[tuple[str, str, int]] = []
 
     def resize(self, address: str, capacity_blocks: int) -> None:
-        self.told.append(("resize", address, capacity_blocks))
+        self.calls.append(("resize", address, capacity_blocks))
 
     def forget(self, address: str) -> None:
-        self.told.append(("forget", address, 0))
+        self.calls.append(("forget", address, 0))
 
 
 class Fixture:
@@ -74,14 +74,14 @@ def test_an_endpoint_is_unknown_until_its_first_page_and_has_no_reading() -> Non
     assert view.readings == {}
 
 
-def test_a_reading_carries_the_time_at_which_its_page_was_asked_for() -> None:
+def test_a_reading_has_the_time_at_which_its_page_was_requested() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 5.0)
     (view,) = fleet.store.snapshot(5.5).endpoints
     assert view.readings[KV_USAGE] == (0.25, 5.0)
 
 
-def test_freshness_is_per_signal_a_signal_that_a_good_page_lacks_keeps_its_age() -> None:
+def test_a_signal_that_a_good_page_lacks_keeps_its_age() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     for second in (1.0, 2.0, 3.0):
@@ -107,7 +107,7 @@ def test_a_snapshot_is_the_same_object_until_something_changes_and_is_never_chan
     assert (before.version, before.endpoints, dict(before.endpoints[0].readings)) == copy
 
 
-def test_a_silent_fleet_goes_stale_by_the_mere_passing_of_time_and_the_version_tells() -> None:
+def test_a_fleet_without_new_pages_goes_stale_and_the_version_changes() -> None:
     fleet = Fixture("a:1", "b:1")
     fleet.page("a:1", 0.0)
     fleet.page("b:1", 1.0)
@@ -121,7 +121,7 @@ def test_a_silent_fleet_goes_stale_by_the_mere_passing_of_time_and_the_version_t
     ]
 
 
-def test_a_refused_connection_is_down_at_once_and_a_page_brings_it_back() -> None:
+def test_a_refused_connection_is_down_at_once_and_a_page_makes_it_healthy_again() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     fleet.store.failed("a:1", "refused", "connection refused", 1.0, 0.001)
@@ -134,15 +134,15 @@ def test_a_dead_server_is_not_healthy_again_because_its_next_scrape_fails_in_ano
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     fleet.store.failed("a:1", "refused", "connection refused", 1.0, 0.001)
-    fleet.store.failed("a:1", "timeout", "it begins to listen", 1.1, 0.1)
+    fleet.store.failed("a:1", "timeout", "it starts to listen", 1.1, 0.1)
     assert fleet.health(1.3) == {"a:1": (Health.DOWN, "timeout")}
     fleet.page("a:1", 2.0)
-    fleet.store.failed("a:1", "timeout", "a hiccup", 2.1, 0.1)
+    fleet.store.failed("a:1", "timeout", "transient", 2.1, 0.1)
     assert fleet.health(2.3) == {"a:1": (Health.HEALTHY, "")}
 
 
 @pytest.mark.parametrize("reason", ["timeout", "status", "not_metrics", "truncated"])
-def test_one_bad_page_is_a_hiccup_and_three_are_a_dead_server(reason: str) -> None:
+def test_an_endpoint_is_down_after_three_bad_pages_and_not_after_one(reason: str) -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     for failure in range(DOWN_AFTER - 1):
@@ -165,7 +165,7 @@ def test_a_failure_keeps_the_readings_and_their_age() -> None:
     ("changes", "reason"),
     [({START_TIME: 200.0}, "new_start_time"), ({"start_time_seconds": None, PREFIX_HITS: 1.0}, "counter_went_back")],
 )
-def test_a_restarted_server_inherits_nothing(changes: dict[str, Value | None], reason: str) -> None:
+def test_a_restarted_server_inherits_no_reading(changes: dict[str, Value | None], reason: str) -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0, prefix_hit_tokens=500.0)
     fleet.store.served_models("a:1", frozenset({"m"}), 0.0)
@@ -173,17 +173,17 @@ def test_a_restarted_server_inherits_nothing(changes: dict[str, Value | None], r
     if reason == "counter_went_back":
         fleet = Fixture("a:1")
         fleet.store.observed("a:1", Extraction({PREFIX_HITS: 500.0, KV_USAGE: 0.5}, (), ()), 0.0, 0.01, 10)
-    told = Extraction({k: v for k, v in values.items() if v is not None}, (), ())
-    assert fleet.store.observed("a:1", told, 1.0, 0.01, 10)
-    assert not fleet.store.observed("a:1", told, 1.05, 0.01, 10)
+    extraction = Extraction({k: v for k, v in values.items() if v is not None}, (), ())
+    assert fleet.store.observed("a:1", extraction, 1.0, 0.01, 10)
+    assert not fleet.store.observed("a:1", extraction, 1.05, 0.01, 10)
     (view,) = fleet.store.snapshot(1.1).endpoints
     assert KV_USAGE not in view.readings
     assert MODELS not in view.readings
-    assert ("forget", "a:1", 0) in fleet.index.told
+    assert ("forget", "a:1", 0) in fleet.index.calls
     assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == [reason]
 
 
-def test_our_own_work_is_in_the_next_snapshot_and_leaves_with_its_end() -> None:
+def test_a_request_is_in_the_next_snapshot_until_it_ends() -> None:
     fleet = Fixture("a:1", "b:1")
     ticket = fleet.store.started("a:1", 2000, 640, 1.0)
     view = fleet.store.snapshot(1.0).endpoints[0]
@@ -214,10 +214,10 @@ def test_requests_at_an_endpoint_that_left_the_pool_still_end() -> None:
     assert fleet.store.in_flight == 1
     fleet.store.ended(ticket, 2.0)
     assert fleet.store.in_flight == 0
-    assert ("forget", "a:1", 0) in fleet.index.told
+    assert ("forget", "a:1", 0) in fleet.index.calls
 
 
-def test_an_endpoint_that_comes_back_starts_from_nothing() -> None:
+def test_an_endpoint_that_is_added_again_starts_over() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     fleet.store.set_endpoints({}, 1.0)
@@ -226,7 +226,7 @@ def test_an_endpoint_that_comes_back_starts_from_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "told", "reason"),
+    ("before", "after", "reason"),
     [
         (Identity("pod-a"), Identity("pod-b"), "another_pod"),
         (Identity("pod-a", "n1"), Identity("pod-b", "n1"), "another_pod"),
@@ -238,8 +238,8 @@ def test_an_endpoint_that_comes_back_starts_from_nothing() -> None:
         (Identity("pod-a"), Identity("pod-a", "n1"), ""),
     ],
 )
-def test_another_pod_or_node_at_an_address_is_another_server_and_inherits_nothing(
-    before: Identity, told: Identity, reason: str
+def test_another_pod_or_node_at_an_address_is_another_server_and_inherits_no_reading(
+    before: Identity, after: Identity, reason: str
 ) -> None:
     fleet = Fixture()
     fleet.store.set_endpoints({"a:1": "vllm"}, 0.0, {"a:1": before})
@@ -247,21 +247,21 @@ def test_another_pod_or_node_at_an_address_is_another_server_and_inherits_nothin
     fleet.store.served_models("a:1", frozenset({"m"}), 0.0)
     fleet.store.health("a:1", True, "", "", 0.0, 0.01)
     ticket = fleet.store.started("a:1", 100, 64, 0.5)
-    fleet.store.set_endpoints({"a:1": "vllm"}, 1.0, {"a:1": told})
+    fleet.store.set_endpoints({"a:1": "vllm"}, 1.0, {"a:1": after})
     (view,) = fleet.store.snapshot(1.0).endpoints
     assert (view.health, view.reason) == ((Health.UNKNOWN, "never_scraped") if reason else (Health.HEALTHY, ""))
     assert bool(view.readings) is not bool(reason)
     assert view.prefix.predicted == (0 if reason else 64)
     assert view.work.requests == (0 if reason else 1)
-    assert (("forget", "a:1", 0) in fleet.index.told) is bool(reason)
+    assert (("forget", "a:1", 0) in fleet.index.calls) is bool(reason)
     assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == [reason] * bool(reason)
-    # A counter that is smaller than the old server's is no second restart, and its own do not go back to it.
+    # A counter below the old server's is not a second restart.
     assert not fleet.store.observed("a:1", Extraction({**PAGE, PREFIX_HITS: 0.0}, (), ()), 2.0, 0.01, 10)
     fleet.store.ended(ticket, 3.0)
     assert fleet.store.in_flight == 0
 
 
-def test_a_pod_that_was_named_no_more_does_not_hand_its_readings_to_the_next() -> None:
+def test_a_pod_whose_name_became_unknown_does_not_pass_its_readings_to_the_next() -> None:
     fleet = Fixture()
     for pod in ("pod-a", "", "pod-b"):
         fleet.store.set_endpoints({"a:1": "vllm"}, 0.0, {"a:1": Identity(pod)})
@@ -277,7 +277,7 @@ def test_endpoints_that_stay_keep_their_state_when_the_set_changes() -> None:
     assert fleet.health(1.0)["a:1"] == (Health.HEALTHY, "")
 
 
-def test_what_is_told_of_an_endpoint_that_is_not_in_the_pool_is_ignored() -> None:
+def test_a_result_for_an_address_that_is_not_in_the_pool_is_ignored() -> None:
     fleet = Fixture("a:1")
     version = fleet.store.version
     fleet.page("z:1", 0.0)
@@ -286,13 +286,13 @@ def test_what_is_told_of_an_endpoint_that_is_not_in_the_pool_is_ignored() -> Non
     assert fleet.store.version == version
 
 
-def test_the_index_learns_how_much_each_cache_holds_once_per_change() -> None:
+def test_the_index_is_resized_once_for_each_change_of_a_cache() -> None:
     fleet = Fixture("a:1")
     for second in range(3):
         fleet.page("a:1", float(second), **{BLOCKS: 100.0, BLOCK_SIZE: 128.0})
-    assert fleet.index.told == [("resize", "a:1", 200)]
+    assert fleet.index.calls == [("resize", "a:1", 200)]
     fleet.page("a:1", 4.0, **{BLOCKS: 200.0, BLOCK_SIZE: 128.0})
-    assert fleet.index.told[-1] == ("resize", "a:1", 400)
+    assert fleet.index.calls[-1] == ("resize", "a:1", 400)
 
 
 def test_measured_and_predicted_hits_are_counted_from_the_same_moment() -> None:
@@ -306,7 +306,7 @@ def test_measured_and_predicted_hits_are_counted_from_the_same_moment() -> None:
     assert view.prefix == (64.0, 60.0)
 
 
-def test_an_endpoint_that_has_shown_nothing_uses_the_median_of_those_that_have() -> None:
+def test_an_endpoint_without_an_estimate_uses_the_median_of_its_pool() -> None:
     fleet = Fixture("a:1", "b:1", fixed=None)
     for second in range(60):
         done = float(second)
@@ -319,13 +319,13 @@ def test_an_endpoint_that_has_shown_nothing_uses_the_median_of_those_that_have()
 
 
 def learn(fleet: Fixture, address: str, rate: float, prefills: int, start: float) -> None:
-    """Two pages between which so many prefills of one second were done at this rate."""
+    """Two pages between which that many prefills of one second were done at this rate."""
     for second, done in ((start, 0.0), (start + 1, float(prefills))):
         fleet.page(address, second, **{PROMPT_TOKENS: rate * done, PREFILL_SECONDS: done, PREFILLS: done})
 
 
-def test_what_one_endpoint_learns_all_go_by_at_once() -> None:
-    """Else an idle, equal neighbour looks ten times as fast until its own next page."""
+def test_the_rate_of_one_endpoint_is_applied_to_all_at_once() -> None:
+    """Otherwise an idle, equal endpoint looks ten times as fast until its next page."""
     fleet = Fixture("a:1", "b:1", fixed=None)
     fleet.page("b:1", 0.0)
     learn(fleet, "a:1", 1800.0, 20, 0.0)
@@ -334,7 +334,7 @@ def test_what_one_endpoint_learns_all_go_by_at_once() -> None:
 
 
 @pytest.mark.parametrize(("prefills", "rates"), [(24, [6240.0, 6240.0]), (200, [1800.0, 21_632.0])])
-def test_two_servers_that_show_different_rates_are_equal_until_both_have_shown_them_long(
+def test_two_servers_with_different_estimates_share_a_rate_until_both_have_many_prefills(
     prefills: int, rates: list[float]
 ) -> None:
     fleet = Fixture("a:1", "b:1", fixed=None)
@@ -344,26 +344,26 @@ def test_two_servers_that_show_different_rates_are_equal_until_both_have_shown_t
     assert [view.work.rate for view in views] == pytest.approx(rates, rel=0.03)
 
 
-def test_each_scrape_is_told_once_with_its_outcome() -> None:
+def test_each_scrape_emits_one_event_with_its_result() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     fleet.store.failed("a:1", "status", "HTTP 500", 1.0, 0.02)
-    told = [each for each in fleet.events if isinstance(each, ScrapeDone | ScrapeFailed)]
-    assert told == [
+    scrapes = [each for each in fleet.events if isinstance(each, ScrapeDone | ScrapeFailed)]
+    assert scrapes == [
         ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, (), ()),
         ScrapeFailed("pool", "a:1", 1.0, 0.02, "status", "HTTP 500"),
     ]
 
 
-def test_watchers_hear_of_every_change() -> None:
+def test_watchers_are_called_for_every_change() -> None:
     fleet = Fixture("a:1")
-    heard: list[int] = []
-    fleet.store.on_change.append(lambda: heard.append(fleet.store.version))
+    versions: list[int] = []
+    fleet.store.on_change.append(lambda: versions.append(fleet.store.version))
     fleet.page("a:1", 0.0)
     fleet.store.ended(fleet.store.started("a:1", 1, 0, 0.0), 0.0)
     fleet.store.failed("a:1", "timeout", "", 1.0, 1.0)
-    assert heard == sorted(heard)
-    assert len(heard) == len(set(heard)) == 4
+    assert versions == sorted(versions)
+    assert len(versions) == len(set(versions)) == 4
 
 
 @given(
@@ -373,11 +373,11 @@ def test_watchers_hear_of_every_change() -> None:
     earlier=st.floats(0, 200),
     later=st.floats(0, 200),
 )
-def test_an_endpoint_only_gets_worse_by_waiting_and_a_verdict_holds_until_it_says(
+def test_time_alone_never_improves_health_and_a_verdict_holds_until_its_end(
     page_at: float | None, failures: int, failure: str, earlier: float, later: float
 ) -> None:
     earlier, later = sorted((earlier, later))
-    first, second = judge(earlier, page_at, failures, failure, 3.0), judge(later, page_at, failures, failure, 3.0)
+    first, second = evaluate(earlier, page_at, failures, failure, 3.0), evaluate(later, page_at, failures, failure, 3.0)
     if first.health is not Health.HEALTHY:
         assert second.health is first.health
     if later < first.until:
@@ -392,7 +392,7 @@ def test_an_endpoint_only_gets_worse_by_waiting_and_a_verdict_holds_until_it_say
         max_size=40,
     )
 )
-def test_a_snapshot_made_step_by_step_is_the_one_made_all_at_once(steps: list[tuple[str, str, float]]) -> None:
+def test_a_snapshot_that_is_updated_equals_one_that_is_rebuilt(steps: list[tuple[str, str, float]]) -> None:
     fleet = Fixture("a:1", "b:1")
     now, tickets = 0.0, list[int]()
     for kind, name, wait in steps:
@@ -411,24 +411,26 @@ def test_a_snapshot_made_step_by_step_is_the_one_made_all_at_once(steps: list[tu
             fleet.store.set_endpoints(dict.fromkeys({"a:1", "b:1", address}, "vllm"), now)
         step_by_step = fleet.store.snapshot(now)
         assert fleet.store.in_flight == len(tickets)
-        untils = [(record, record.until) for record in fleet.store._records.values()]
+        untils = [(each, each.until) for each in fleet.store._endpoints.values()]
         fleet.store._snapshot = None
         at_once = fleet.store.snapshot(now)
         assert step_by_step.endpoints == at_once.endpoints
         assert step_by_step.good_until <= at_once.good_until
-        fleet.store._snapshot = step_by_step  # it goes on step by step
-        for record, until in untils:
-            record.until = until
+        fleet.store._snapshot = step_by_step  # continue with updates
+        for each, until in untils:
+            each.until = until
 
 
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["page", "fail", "say no", "wait", "read"]), st.sampled_from("ab"), st.floats(0, 4)),
+        st.tuples(
+            st.sampled_from(["page", "fail", "unhealthy", "wait", "read"]), st.sampled_from("ab"), st.floats(0, 4)
+        ),
         max_size=40,
     )
 )
 @example([("page", "a", 0.0), ("page", "b", 1.0), ("wait", "a", 2.0), ("wait", "a", 1.0)])
-def test_a_pool_that_nobody_reads_tells_of_what_grows_old_when_one_that_is_read_does(
+def test_a_pool_without_readers_emits_the_same_events_as_one_with_readers(
     steps: list[tuple[str, str, float]],
 ) -> None:
     aged, read = Fixture("a:1", "b:1"), Fixture("a:1", "b:1")
@@ -440,7 +442,7 @@ def test_a_pool_that_nobody_reads_tells_of_what_grows_old_when_one_that_is_read_
                 fleet.page(f"{name}:1", now)
             elif kind == "fail":
                 fleet.store.failed(f"{name}:1", "timeout", "", now, 0.0)
-            elif kind == "say no":
+            elif kind == "unhealthy":
                 fleet.store.health(f"{name}:1", False, "health_status", "", now, 0.0)
         if kind == "read":
             aged.store.snapshot(now)
@@ -449,7 +451,7 @@ def test_a_pool_that_nobody_reads_tells_of_what_grows_old_when_one_that_is_read_
         assert sorted(aged.events, key=repr) == sorted(read.events, key=repr)
 
 
-def test_a_snapshot_is_kept_ready_for_readers_and_none_is_taken_where_there_are_none() -> None:
+def test_a_snapshot_is_renewed_only_where_there_are_readers() -> None:
     fleet = Fixture("a:1", "b:1")
     fleet.page("a:1", 0.0)
     first = fleet.store.snapshot(0.0)
@@ -463,7 +465,7 @@ def test_a_snapshot_is_kept_ready_for_readers_and_none_is_taken_where_there_are_
     assert fleet.store.snapshot(1.0).endpoints[1].page_at == 1.0
 
 
-def test_a_snapshot_gathers_the_adapters_of_all_and_the_models_that_each_lists() -> None:
+def test_a_snapshot_has_the_adapters_of_any_endpoint_and_the_models_of_all() -> None:
     fleet = Fixture("a:1", "b:1")
     assert (fleet.store.snapshot(0.0).adapters, fleet.store.snapshot(0.0).models_everywhere) == (
         frozenset(),
@@ -483,7 +485,7 @@ def test_a_snapshot_gathers_the_adapters_of_all_and_the_models_that_each_lists()
     assert fleet.store.snapshot(2.1).models_everywhere == frozenset()
 
 
-def say(fleet: Fixture, reason: str, at: float) -> None:
+def probe(fleet: Fixture, reason: str, at: float) -> None:
     fleet.store.health("a:1", not reason, reason, "what was found", at, 0.001)
 
 
@@ -521,39 +523,39 @@ def test_adapters_and_models_of_a_snapshot_are_those_of_its_endpoints(
         assert snapshot.models_everywhere == frozenset("xyz").intersection(*(view.names(MODELS) for view in views))
 
 
-def test_health_is_what_page_and_health_path_both_say() -> None:
+def test_health_depends_on_the_page_and_on_the_health_path() -> None:
     fleet = Fixture("a:1")
-    say(fleet, "", 0.0)
+    probe(fleet, "", 0.0)
     assert fleet.health(0.0) == {"a:1": (Health.UNKNOWN, "never_scraped")}
     fleet.page("a:1", 0.0)
     assert fleet.health(0.1) == {"a:1": (Health.HEALTHY, "")}
-    say(fleet, "health_status", 1.0)
+    probe(fleet, "health_status", 1.0)
     assert fleet.health(1.1) == {"a:1": (Health.DOWN, "health_status")}
-    say(fleet, "", 2.0)
+    probe(fleet, "", 2.0)
     assert fleet.health(2.1) == {"a:1": (Health.HEALTHY, "")}
     assert fleet.health(3.0) == {"a:1": (Health.STALE, "no_fresh_page")}
 
 
-def test_a_health_path_that_says_nothing_twice_is_a_hiccup() -> None:
+def test_an_endpoint_is_down_after_three_probes_without_an_answer_and_not_after_two() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     for failure in range(DOWN_AFTER - 1):
-        say(fleet, "health_timeout", 0.1 * failure)
+        probe(fleet, "health_timeout", 0.1 * failure)
         assert fleet.health(0.5) == {"a:1": (Health.HEALTHY, "")}
-    say(fleet, "health_timeout", 0.6)
+    probe(fleet, "health_timeout", 0.6)
     assert fleet.health(0.7) == {"a:1": (Health.DOWN, "health_timeout")}
 
 
-def test_503_is_loading_until_the_server_was_well_and_again_after_it_died_or_restarted() -> None:
+def test_503_is_loading_until_the_health_path_succeeded_and_again_after_a_death_or_restart() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
-    say(fleet, "health_unavailable", 0.0)
+    probe(fleet, "health_unavailable", 0.0)
     assert fleet.health(0.1) == {"a:1": (Health.DOWN, "loading")}
-    say(fleet, "", 1.0)
-    say(fleet, "health_unavailable", 1.5)
+    probe(fleet, "", 1.0)
+    probe(fleet, "health_unavailable", 1.5)
     assert fleet.health(1.6) == {"a:1": (Health.DOWN, "health_unavailable")}
     fleet.store.failed("a:1", "refused", "", 2.0, 0.001)
-    say(fleet, "health_unavailable", 2.5)
+    probe(fleet, "health_unavailable", 2.5)
     fleet.page("a:1", 2.5, start_time_seconds=200.0)
     assert fleet.health(2.6) == {"a:1": (Health.DOWN, "loading")}
     assert [each.reason for each in fleet.events if isinstance(each, HealthPathFailed)] == [
@@ -564,25 +566,25 @@ def test_503_is_loading_until_the_server_was_well_and_again_after_it_died_or_res
 
 
 @pytest.mark.parametrize(("failure", "reason"), [("timeout", "health_only"), ("status", "status")])
-def test_a_health_path_that_answers_says_more_than_a_page_that_does_not_come(failure: str, reason: str) -> None:
+def test_a_health_path_that_succeeds_is_the_reason_where_a_page_does_not_come(failure: str, reason: str) -> None:
     fleet = Fixture("a:1")
-    say(fleet, "", 0.0)
+    probe(fleet, "", 0.0)
     for second in range(DOWN_AFTER):
         fleet.store.failed("a:1", failure, "", float(second), 0.01)
-    assert fleet.health(3.0) == {"a:1": (Health.DOWN, failure)}  # what it said before says nothing of now
-    say(fleet, "", 3.0)
+    assert fleet.health(3.0) == {"a:1": (Health.DOWN, failure)}  # the earlier success does not count
+    probe(fleet, "", 3.0)
     assert fleet.health(3.0) == {"a:1": (Health.DOWN, reason)}
     fleet.store.failed("a:1", failure, "", 3.5, 0.01)
-    assert fleet.health(3.5) == {"a:1": (Health.DOWN, reason)}  # the reason does not change with every question
+    assert fleet.health(3.5) == {"a:1": (Health.DOWN, reason)}  # the reason does not change with each failure
 
 
 @given(
     pages=st.lists(st.sampled_from(["", "timeout", "status", "refused"]), max_size=5),
-    words=st.lists(st.sampled_from(["", *HEALTH_REASONS]), max_size=5),
+    probes=st.lists(st.sampled_from(["", *HEALTH_REASONS]), max_size=5),
     now=st.floats(0, 10),
 )
-def test_an_endpoint_is_healthy_only_when_its_last_page_and_its_last_word_allow_for_it(
-    pages: list[str], words: list[str], now: float
+def test_an_endpoint_is_healthy_only_when_its_last_page_and_its_last_probe_allow_it(
+    pages: list[str], probes: list[str], now: float
 ) -> None:
     fleet = Fixture("a:1")
     for page in pages:
@@ -590,19 +592,19 @@ def test_an_endpoint_is_healthy_only_when_its_last_page_and_its_last_word_allow_
             fleet.store.failed("a:1", page, "", 0.0, 0.0)
         else:
             fleet.page("a:1", 0.0)
-    for word in words:
-        say(fleet, word, 0.0)
+    for result in probes:
+        probe(fleet, result, 0.0)
     ((health, reason),) = fleet.health(now).values()
     assert (health is Health.HEALTHY) is (reason == "")
     if health is Health.HEALTHY:
         assert "" in pages
         assert now < 3.0
-        assert not words or words[-1] == "" or words[-DOWN_AFTER:].count("") > 0 or len(words) < DOWN_AFTER
-    if words and words[-1] in ("loading", "health_unavailable", "health_status"):
+        assert not probes or probes[-1] == "" or probes[-DOWN_AFTER:].count("") > 0 or len(probes) < DOWN_AFTER
+    if probes and probes[-1] in ("loading", "health_unavailable", "health_status"):
         assert health is not Health.HEALTHY
 
 
-def test_an_engine_that_is_recognised_is_the_endpoints_and_stays_so_when_the_endpoints_are_told_again() -> None:
+def test_a_recognised_engine_stays_when_the_endpoints_are_set_again() -> None:
     fleet = Fixture()
     fleet.store.set_endpoints({"a:1": "auto"}, 0.0)
     assert fleet.store.snapshot(0.0).endpoints[0].engine == "auto"
@@ -630,16 +632,16 @@ def test_another_engine_at_an_address_is_another_server() -> None:
 
 
 @pytest.mark.parametrize("counter", [row.name for row in SIGNALS.values() if row.kind is SignalKind.COUNTER])
-@pytest.mark.parametrize("told", [{START_TIME: 100.0}, {}], ids=["same start time", "no start time"])
-def test_any_counter_that_goes_back_is_another_server_and_what_it_was_given_stays_in_flight(
-    counter: str, told: dict[str, Value]
+@pytest.mark.parametrize("more", [{START_TIME: 100.0}, {}], ids=["same start time", "no start time"])
+def test_any_counter_that_goes_back_is_another_server_and_requests_stay_in_flight(
+    counter: str, more: dict[str, Value]
 ) -> None:
     fleet = Fixture("a:1")
-    fleet.store.observed("a:1", Extraction({counter: 7.0, KV_USAGE: 0.5, **told}, (), ()), 0.0, 0.01, 10)
+    fleet.store.observed("a:1", Extraction({counter: 7.0, KV_USAGE: 0.5, **more}, (), ()), 0.0, 0.01, 10)
     fleet.store.started("a:1", 100, 0, 0.5)
-    fleet.store.observed("a:1", Extraction({counter: 7.0, **told}, (), ()), 1.0, 0.01, 10)
+    fleet.store.observed("a:1", Extraction({counter: 7.0, **more}, (), ()), 1.0, 0.01, 10)
     assert fleet.store.snapshot(1.0).endpoints[0].reading(KV_USAGE) == (0.5, 0.0)
-    fleet.store.observed("a:1", Extraction({counter: 6.0, **told}, (), ()), 2.0, 0.01, 10)
+    fleet.store.observed("a:1", Extraction({counter: 6.0, **more}, (), ()), 2.0, 0.01, 10)
     (view,) = fleet.store.snapshot(2.0).endpoints
     assert view.reading(KV_USAGE) is None
     assert view.work.requests == 1
@@ -663,7 +665,7 @@ def test_a_load_report_is_a_reading_of_its_own_time_until_the_next_page() -> Non
     assert view.reading(WAITING) == (2.0, 12.0)
 
 
-def test_a_page_that_was_asked_for_before_a_report_does_not_take_its_place() -> None:
+def test_a_page_that_was_requested_before_a_report_does_not_replace_it() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 10.0)
     ticket = fleet.store.started("a:1", 100, 0, 10.1)
@@ -676,7 +678,7 @@ def test_a_page_that_was_asked_for_before_a_report_does_not_take_its_place() -> 
     assert (view.reading(WAITING), view.reading(KV_USAGE)) == ((7.0, 11.01), (0.5, 11.0))
 
 
-def test_a_report_grows_stale_as_any_reading_and_keeps_no_server_healthy() -> None:
+def test_a_report_goes_stale_as_any_reading_and_keeps_no_server_healthy() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 10.0)
     ticket = fleet.store.started("a:1", 100, 0, 10.1)
@@ -689,7 +691,7 @@ def test_a_report_grows_stale_as_any_reading_and_keeps_no_server_healthy() -> No
     assert view.fresh(WAITING, 15.0) is None
 
 
-def test_a_report_of_a_request_that_is_over_or_of_a_server_that_was_replaced_is_nobody_s() -> None:
+def test_a_report_for_a_request_that_ended_or_of_a_replaced_server_is_ignored() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 10.0)
     over, lost = (fleet.store.started("a:1", 100, 0, 10.1) for _ in range(2))
@@ -702,7 +704,7 @@ def test_a_report_of_a_request_that_is_over_or_of_a_server_that_was_replaced_is_
     assert view.reading(WAITING) is None
 
 
-def test_a_queue_that_a_report_tells_of_is_work_ahead_at_once() -> None:
+def test_the_queue_of_a_report_is_in_the_backlog_at_once() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 10.0)
     tickets = [fleet.store.started("a:1", 1000, 0, 10.0) for _ in range(3)]

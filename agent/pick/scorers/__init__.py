@@ -1,4 +1,4 @@
-"""The scorers: type name -> where it is made. A new scorer is one file here and one line in this table."""
+"""The scorers: type name -> class. A new scorer is one file here and one line in this table."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Prefer the endpoint whose accelerators are the least busy.
 
-Off in every ready-made profile: utilization says that something runs, not how much. A server with one long request is
-as busy as one with fifty, and the number is as old as its exporter makes it (dcgm-exporter: up to 30 seconds). It is of
-use where other programs run on the same accelerators.
+No preset uses it: utilization shows that something runs, not how much. A server with one long request is as busy as one
+with fifty, and the reading is as old as its exporter makes it (dcgm-exporter: up to 30 seconds). It helps where other
+programs run on the same accelerators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agent.pick.scoring import Columns
 
 
 class Accelerator:
-    """1 at idle accelerators, 0 at busy ones."""
+    """1 where the accelerators are idle, 0 where one is busy."""
 
     name = "accelerator-utilization-scorer"
     needs = frozenset({UTILIZATION})

@@ -11,7 +11,7 @@ from agent.signals import KV_USAGE
 
 
 class KvCache:
-    """1 at an empty cache, 0 at a full one."""
+    """1 where the cache is empty, 0 where it is full."""
 
     name = "kv-cache-utilization-scorer"
     needs = frozenset({KV_USAGE})

@@ -11,7 +11,7 @@ from agent.pick.scoring import Columns
 from agent.signals import LORA_MAX, LORA_RUNNING, LORA_WAITING
 from agent.state.snapshot import EndpointView
 
-# The reference's `lora-affinity-scorer`: active, a free slot, waiting for one, none of it.
+# The values of the reference's `lora-affinity-scorer`: adapter running, a free slot, adapter waiting, none of these.
 ACTIVE: Final = 1.0
 FREE_SLOT: Final = 0.8
 COMING: Final = 0.6
@@ -19,7 +19,7 @@ NEITHER: Final = 0.0
 
 
 class LoraAffinity:
-    """Scores only requests for an adapter that some candidate's fresh page names; it has no say in any other."""
+    """Applies only to requests for an adapter that some candidate's fresh page names."""
 
     name = "lora-affinity-scorer"
     needs: frozenset[str] = frozenset()
@@ -28,7 +28,7 @@ class LoraAffinity:
         only(parameters)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
-        """Affinity of each candidate; no opinion where no candidate's page names this adapter."""
+        """The affinity of each candidate; None where no candidate's page names this adapter."""
         model, now = candidates.request.model, candidates.now
         if candidates.adapters is not None and model not in candidates.adapters:
             return None

@@ -10,7 +10,7 @@ from agent.pick.scoring import Columns
 
 
 class PrefixCache:
-    """The part of the prompt that the index expects in each candidate's cache."""
+    """The share of the prompt that the index predicts in each candidate's cache."""
 
     name = "prefix-cache-scorer"
     needs: frozenset[str] = frozenset()
@@ -19,7 +19,7 @@ class PrefixCache:
         only(parameters, "prefixMatchInfoProducerName")
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float] | None:
-        """Expected hit over prompt length; no opinion where nobody holds any of it."""
+        """Predicted hit over prompt length; None where no candidate holds any of it."""
         prompt = candidates.request.prompt_tokens
         if prompt <= 0 or not any(candidates.hits):
             return None

@@ -1,4 +1,4 @@
-"""Prefer the endpoint with the shortest queue, relative to the longest and the shortest among the candidates."""
+"""Prefer the endpoint with the shortest queue, relative to the longest and the shortest of the candidates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shortest_first(lengths: Sequence[float]) -> list[float]:
 
 
 class QueueDepth:
-    """1 at the shortest queue, 0 at the longest."""
+    """1 for the shortest queue, 0 for the longest."""
 
     name = "queue-scorer"
     needs = frozenset({WAITING})
@@ -29,5 +29,5 @@ class QueueDepth:
         only(parameters)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
-        """The place of each candidate's queue between the shortest and the longest."""
+        """Where each candidate's queue lies between the longest and the shortest."""
         return shortest_first(columns[WAITING])

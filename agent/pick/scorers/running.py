@@ -1,4 +1,4 @@
-"""Prefer the endpoint with the fewest running requests, the picker's own ones that no page has shown included."""
+"""Prefer the endpoint with the fewest running requests, including the agent's own that no page shows yet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.signals import RUNNING
 
 
 class Running:
-    """1 at the fewest requests, 0 at the most; a request counts once, as the server's or as ours."""
+    """1 for the fewest requests, 0 for the most; a request counts once, as the server's or as the agent's."""
 
     name = "running-requests-size-scorer"
     needs = frozenset({RUNNING})
@@ -21,7 +21,7 @@ class Running:
         only(parameters)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
-        """The larger of what the server reports and what we have there, ranked from most to fewest."""
+        """Where each candidate's count, the larger of the server's and the agent's, lies between most and fewest."""
         reported = columns[RUNNING]
         return shortest_first(
             [max(count, float(view.work.requests)) for count, view in zip(reported, candidates.views, strict=True)]

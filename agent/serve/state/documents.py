@@ -43,8 +43,8 @@ from agent.serve.state.schema import (
     WorkJson,
 )
 from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS
+from agent.state.counter_rates import RATES, Rate
 from agent.state.devices import ExporterView
-from agent.state.rates import RATES, Rate
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld

@@ -14,8 +14,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
+from agent.state.counter_rates import RATES, Rate
 from agent.state.health import Health
-from agent.state.rates import RATES, Rate
 from exporters.gauge import REASONS
 
 Schema = dict[str, Any]

@@ -17,7 +17,7 @@ from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, bootstrap
 from agent.instruments.hook import Instruments
 from agent.requests.rejections import REJECTIONS
 from agent.scrape.reasons import REASONS
-from agent.state.health import HEALTH_REASONS, judge
+from agent.state.health import HEALTH_REASONS, evaluate
 from exporters.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,7 +74,7 @@ def test_every_reason_of_a_failed_scrape_is_documented() -> None:
 
 
 def test_every_reason_of_health_is_documented() -> None:
-    beside = {judge(9.0, None, 0, "", 1.0).reason, judge(9.0, 0.0, 0, "", 1.0).reason, *FAULTS}
+    beside = {evaluate(9.0, None, 0, "", 1.0).reason, evaluate(9.0, 0.0, 0, "", 1.0).reason, *FAULTS}
     assert set(first("A model server cannot be scraped", "reason beside health")) == beside
 
 

@@ -1,4 +1,4 @@
-"""The learnt prefill rate."""
+"""The estimated prefill rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
-from agent.state.rate import ENOUGH_PREFILLS, OWN_PREFILLS, PoolRates, PrefillRate, RateLimits
+from agent.state.prefill_rate import ENOUGH_PREFILLS, OWN_PREFILLS, PoolRates, PrefillRateEstimator, RateLimits
 
 
 def page(tokens: float, seconds: float, prefills: float, hits: float = 0.0) -> dict[str, Value]:
@@ -22,53 +22,53 @@ def page(tokens: float, seconds: float, prefills: float, hits: float = 0.0) -> d
     }
 
 
-def test_nothing_is_known_before_enough_prefills_were_seen() -> None:
-    learner = PrefillRate()
-    learner.observe(page(0, 0, 0))
-    learner.observe(page(1000 * (ENOUGH_PREFILLS - 1), ENOUGH_PREFILLS - 1, ENOUGH_PREFILLS - 1))
-    assert learner.rate is None
-    learner.observe(page(1000 * ENOUGH_PREFILLS, ENOUGH_PREFILLS, ENOUGH_PREFILLS))
-    assert learner.rate == pytest.approx(1000, rel=0.01)
+def test_there_is_no_rate_before_enough_prefills_were_observed() -> None:
+    estimator = PrefillRateEstimator()
+    estimator.observe(page(0, 0, 0))
+    estimator.observe(page(1000 * (ENOUGH_PREFILLS - 1), ENOUGH_PREFILLS - 1, ENOUGH_PREFILLS - 1))
+    assert estimator.rate is None
+    estimator.observe(page(1000 * ENOUGH_PREFILLS, ENOUGH_PREFILLS, ENOUGH_PREFILLS))
+    assert estimator.rate == pytest.approx(1000, rel=0.01)
 
 
-def test_what_was_counted_before_the_first_page_does_not_count() -> None:
-    learner = PrefillRate()
-    learner.observe(page(9e9, 1.0, 1e6))
-    learner.observe(page(9e9 + 50_000, 51.0, 1e6 + 50))
-    assert learner.rate == pytest.approx(1000)
+def test_counts_from_before_the_first_page_are_ignored() -> None:
+    estimator = PrefillRateEstimator()
+    estimator.observe(page(9e9, 1.0, 1e6))
+    estimator.observe(page(9e9 + 50_000, 51.0, 1e6 + 50))
+    assert estimator.rate == pytest.approx(1000)
 
 
 def test_cached_tokens_are_not_prefilled() -> None:
-    learner = PrefillRate()
-    learner.observe(page(0, 0, 0))
-    learner.observe(page(50_000, 50, 50, hits=1e9))
-    assert learner.rate == pytest.approx(1000)
+    estimator = PrefillRateEstimator()
+    estimator.observe(page(0, 0, 0))
+    estimator.observe(page(50_000, 50, 50, hits=1e9))
+    assert estimator.rate == pytest.approx(1000)
 
 
-def test_a_long_prompt_that_is_counted_at_once_does_not_look_fast() -> None:
-    learner = PrefillRate()
+def test_a_long_prompt_that_is_counted_at_once_does_not_raise_the_rate() -> None:
+    estimator = PrefillRateEstimator()
     for second in range(200):
         # Every tenth second ten seconds of work are counted: 10,000 tokens that took 10 seconds.
         done = second // 10
-        learner.observe(page(10_000 * done, 10 * done, 2 * done))
-    assert learner.rate == pytest.approx(1000)
+        estimator.observe(page(10_000 * done, 10 * done, 2 * done))
+    assert estimator.rate == pytest.approx(1000)
 
 
 @pytest.mark.parametrize(("prefills", "proven"), [(OWN_PREFILLS - 1, False), (OWN_PREFILLS, True)])
-def test_a_server_is_told_from_its_pool_only_after_many_prefills(prefills: int, *, proven: bool) -> None:
-    learner = PrefillRate()
-    learner.observe(page(0, 0, 0))
-    learner.observe(page(50_000, 50, prefills))
-    assert learner.rate == pytest.approx(1000, rel=0.01)
-    assert learner.proven is proven
+def test_a_server_is_distinguished_from_its_pool_only_after_many_prefills(prefills: int, *, proven: bool) -> None:
+    estimator = PrefillRateEstimator()
+    estimator.observe(page(0, 0, 0))
+    estimator.observe(page(50_000, 50, prefills))
+    assert estimator.rate == pytest.approx(1000, rel=0.01)
+    assert estimator.proven is proven
 
 
-def test_a_server_that_was_replaced_has_proven_nothing() -> None:
-    learner = PrefillRate()
-    learner.observe(page(0, 0, 0))
-    learner.observe(page(50_000, 50, OWN_PREFILLS))
-    learner.forget()
-    assert learner.proven is False
+def test_a_replaced_server_is_not_proven() -> None:
+    estimator = PrefillRateEstimator()
+    estimator.observe(page(0, 0, 0))
+    estimator.observe(page(50_000, 50, OWN_PREFILLS))
+    estimator.reset()
+    assert estimator.proven is False
 
 
 @pytest.mark.parametrize(
@@ -85,38 +85,38 @@ def test_a_server_that_was_replaced_has_proven_nothing() -> None:
         (1e9, None, (50_000.0, "learnt")),
     ],
 )
-def test_an_endpoint_goes_by_its_pool_unless_it_is_of_another_kind(
+def test_an_endpoint_uses_the_rate_of_its_pool_unless_its_own_is_far_away(
     own: float | None, of_pool: float | None, chosen: tuple[float, str]
 ) -> None:
     assert RateLimits(default=500.0, low=50.0, high=50_000.0).choose(own, of_pool) == chosen
 
 
-def test_a_configured_rate_is_the_rate() -> None:
+def test_a_configured_rate_is_always_used() -> None:
     assert RateLimits(fixed=7.0).choose(1000.0, 2000.0) == (7.0, "configured")
 
 
-def test_a_counter_that_goes_back_starts_the_learning_anew() -> None:
-    learner = PrefillRate()
-    learner.observe(page(0, 0, 0))
-    learner.observe(page(50_000, 50, 50))
-    learner.observe(page(10, 0.1, 1))
-    assert learner.rate is None
+def test_a_counter_that_goes_back_starts_the_estimate_over() -> None:
+    estimator = PrefillRateEstimator()
+    estimator.observe(page(0, 0, 0))
+    estimator.observe(page(50_000, 50, 50))
+    estimator.observe(page(10, 0.1, 1))
+    assert estimator.rate is None
 
 
 @pytest.mark.parametrize("lacking", [PROMPT_TOKENS, PREFILL_SECONDS, PREFILLS])
-def test_a_page_that_lacks_a_counter_teaches_nothing(lacking: str) -> None:
-    learner = PrefillRate()
+def test_a_page_without_one_of_the_counters_is_ignored(lacking: str) -> None:
+    estimator = PrefillRateEstimator()
     for second in range(60):
         values = page(1000.0 * second, float(second), float(second))
         del values[lacking]
-        learner.observe(values)
-    assert learner.rate is None
+        estimator.observe(values)
+    assert estimator.rate is None
 
 
 @example([(0.0, 0.0, 0, 1.0), (5e-324, 2.0, 20, 1.0)])
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 60), st.integers(0, 50), st.floats(0.01, 30)), max_size=60))
 def test_a_learnt_rate_is_positive_and_within_its_bounds(steps: list[tuple[float, float, int, float]]) -> None:
-    learner, limits = PrefillRate(), RateLimits(low=50, high=5e4)
+    estimator, limits = PrefillRateEstimator(), RateLimits(low=50, high=5e4)
     tokens = seconds = prefills = now = 0.0
     for more_tokens, more_seconds, more_prefills, wait in steps:
         tokens, seconds, prefills, now = (
@@ -125,14 +125,14 @@ def test_a_learnt_rate_is_positive_and_within_its_bounds(steps: list[tuple[float
             prefills + more_prefills,
             now + wait,
         )
-        learner.observe(page(tokens, seconds, prefills))
-        if learner.rate is not None:
-            assert learner.rate > 0
-            assert 50 <= limits.choose(learner.rate, None)[0] <= 5e4
+        estimator.observe(page(tokens, seconds, prefills))
+        if estimator.rate is not None:
+            assert estimator.rate > 0
+            assert 50 <= limits.choose(estimator.rate, None)[0] <= 5e4
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | st.floats(1, 1e6)), max_size=60))
-def test_the_median_of_a_pool_is_that_of_the_rates_told_last(steps: list[tuple[str, float | None]]) -> None:
+def test_the_median_of_a_pool_is_over_the_last_rate_of_each_endpoint(steps: list[tuple[str, float | None]]) -> None:
     pool, last = PoolRates(), dict[str, float | None]()
     for endpoint, rate in steps:
         pool.replace(last.get(endpoint), rate)

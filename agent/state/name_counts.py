@@ -1,4 +1,4 @@
-"""Which names any endpoint of a pool tells, and which all of them tell; a change costs what has changed."""
+"""The names that any endpoint of a pool reports, and those that all of them report; an update costs what it changes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final
 _NONE: Final[frozenset[str]] = frozenset()
 
 
-class Names:
-    """The names that each endpoint told last: adapters, or models."""
+class NameCounts:
+    """For each name (of an adapter, or of a model), how many endpoints reported it last."""
 
     __slots__ = ("_anywhere", "_counts", "_everywhere", "_of")
 
@@ -18,25 +18,25 @@ class Names:
         self._anywhere: frozenset[str] | None = _NONE
         self._everywhere: frozenset[str] | None = _NONE
 
-    def tell(self, address: str, names: frozenset[str]) -> None:
-        """From now on the endpoint has these."""
+    def set(self, address: str, names: frozenset[str]) -> None:
+        """Replace the endpoint's names."""
         before = self._of.get(address)
         if before == names:
             return
         self._of[address] = names
-        if before is None:  # one more, who must have a name that all have
+        if before is None:  # one more endpoint, which may lack a name that all others have
             before = _NONE
             self._everywhere = None
-        everyone, counts = len(self._of), self._counts
+        endpoints, counts = len(self._of), self._counts
         for name in names - before:
             count = counts[name] = counts.get(name, 0) + 1
             if count == 1:
                 self._anywhere = None
-            if count == everyone:
+            if count == endpoints:
                 self._everywhere = None
         for name in before - names:
             count = counts.pop(name)
-            if count == everyone:
+            if count == endpoints:
                 self._everywhere = None
             if count > 1:
                 counts[name] = count - 1
@@ -45,15 +45,15 @@ class Names:
 
     @property
     def anywhere(self) -> frozenset[str]:
-        """Those that at least one endpoint has."""
+        """The names of at least one endpoint."""
         if self._anywhere is None:
             self._anywhere = frozenset(self._counts)
         return self._anywhere
 
     @property
     def everywhere(self) -> frozenset[str]:
-        """Those that every endpoint has which was told of."""
+        """The names that every endpoint has, of those that were set."""
         if self._everywhere is None:
-            everyone = len(self._of)
-            self._everywhere = frozenset(name for name, count in self._counts.items() if count == everyone)
+            endpoints = len(self._of)
+            self._everywhere = frozenset(name for name, count in self._counts.items() if count == endpoints)
         return self._everywhere

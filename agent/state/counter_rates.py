@@ -1,9 +1,9 @@
-"""Rates from counters: what a server did in the last half minute, though its page only tells what it ever did.
+"""Rates over counters: what a server did in the last half minute.
 
-A counter says little until it is held against an earlier page. Kept of each endpoint are the counters of a page every
-few seconds, back to `WINDOW_SECONDS`; a rate is the difference between the last page and the oldest that is kept, over
-the time between the two requests. A counter that went back is another server's: what was kept is dropped, and there is
-no rate until enough pages of the new one are here. Nothing is computed before somebody reads.
+For each endpoint the counters of one page every few seconds are kept, back to `WINDOW_SECONDS`. A rate is the
+difference between the last page and the oldest one that is kept, over the time between their requests. When a counter
+goes back, another server responds: the window is cleared, and there is no rate until enough pages of the new server
+were read. A rate is computed only when it is read (`agent.scaling.rates`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Final, NamedTuple
 from agent.signals import FINISHED, GENERATION_TOKENS, PREEMPTIONS, PREFIX_HITS, PREFIX_QUERIES, PROMPT_TOKENS, Value
 
 WINDOW_SECONDS: Final = 30.0
-# Pages closer than this add nothing to a window but memory.
+# Pages closer together than this only add memory.
 SPACING_SECONDS: Final = 3.0
-# The time that a rate looks back on at the least: over less, one request more or less is all that it shows.
-LEAST_SECONDS: Final = 5.0
+# The shortest time that a rate may cover: over less, a single request dominates it.
+MIN_SECONDS: Final = 5.0
 
 
 class Rate(NamedTuple):
-    """What a rate is made of: the increase of `part` over that of `whole`, or over seconds where that is None."""
+    """The definition of a rate: the increase of `part` over that of `whole`, or over seconds where `whole` is None."""
 
     name: str
     unit: str
@@ -37,12 +37,12 @@ _ROWS: Final = (
         "ratio",
         PREFIX_HITS,
         PREFIX_QUERIES,
-        "part of the prompt tokens that the cache held already",
+        "share of the prompt tokens that were found in the prefix cache",
     ),
     Rate("prompt_tokens_per_second", "tokens per second", PROMPT_TOKENS, None, "prompt tokens, cached ones included"),
     Rate("generation_tokens_per_second", "tokens per second", GENERATION_TOKENS, None, "tokens generated"),
-    Rate("finished_requests_per_second", "requests per second", FINISHED, None, "requests ended, whatever the reason"),
-    Rate("preemptions_per_second", "preemptions per second", PREEMPTIONS, None, "requests thrown out of the batch"),
+    Rate("finished_requests_per_second", "requests per second", FINISHED, None, "requests ended, for any reason"),
+    Rate("preemptions_per_second", "preemptions per second", PREEMPTIONS, None, "requests preempted (KV cache full)"),
 )
 RATES: Final[Mapping[str, Rate]] = {row.name: row for row in _ROWS}
 
@@ -50,7 +50,7 @@ COUNTERS: Final = tuple(dict.fromkeys(name for row in _ROWS for name in (row.par
 
 
 class Counters(NamedTuple):
-    """The counters of one page, in the order of `COUNTERS`, None where it had none; `at`: when it was asked for."""
+    """The counters of one page, in the order of `COUNTERS`, None where it had none; requested at `at`."""
 
     at: float
     values: tuple[float | None, ...]
@@ -61,7 +61,7 @@ class Counters(NamedTuple):
 
 
 class Window:
-    """The pages of one endpoint that its rates look back on, the oldest first."""
+    """The pages of one endpoint from which its rates are computed, the oldest first."""
 
     __slots__ = ("_next_at", "_pages")
 
@@ -69,17 +69,17 @@ class Window:
         self._pages: deque[Counters] = deque()
         self._next_at = float("-inf")
 
-    def forget(self) -> None:
-        """Forget all: another server answers now."""
+    def reset(self) -> None:
+        """Start over: another server responds now."""
         self._pages.clear()
         self._next_at = float("-inf")
 
     def observe(self, values: Mapping[str, Value], at: float) -> None:
-        """Take in a page's values; `at` never goes back."""
+        """Record a page's values; `at` never goes back."""
         if at < self._next_at:
             return
-        told = map(values.get, COUNTERS)
-        page = Counters(at, tuple(value if isinstance(value, float) else None for value in told))
+        counters = map(values.get, COUNTERS)
+        page = Counters(at, tuple(value if isinstance(value, float) else None for value in counters))
         pages = self._pages
         if pages and _went_back(pages[-1], page):
             pages.clear()
@@ -90,7 +90,7 @@ class Window:
 
     @property
     def oldest(self) -> Counters | None:
-        """The page that rates look back on, `WINDOW_SECONDS` ago where there is one so old."""
+        """The page against which rates are computed: `WINDOW_SECONDS` old, or the oldest one of a younger window."""
         return self._pages[0] if self._pages else None
 
 
