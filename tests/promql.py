@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # Functions and keywords of PromQL that our expressions use; any other name is a metric.
-WORDS = frozenset(
+VOCABULARY = frozenset(
     """abs absent and avg bool by clamp count delta deriv group group_left group_right histogram_quantile ignoring
     increase irate label_replace max min offset on or quantile rate sum time topk unless vector without""".split()
 )
@@ -18,7 +18,7 @@ def metrics(expr: str) -> set[str]:
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", bare)
     bare = re.sub(r"\boffset\s+\S+", " ", bare)
     bare = re.sub(_LISTS, " ", bare)
-    return {name for name in re.findall(r"[a-zA-Z_:][\w:]*", bare) if name not in WORDS}
+    return {name for name in re.findall(r"[a-zA-Z_:][\w:]*", bare) if name not in VOCABULARY}
 
 
 def labels(expr: str) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from agent.app.component import CannotStart
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config.config import Config
 from agent.config.difference import NeedsRestart
 from agent.config.file import load
@@ -63,7 +63,7 @@ class Reload:
         async with self._lock:
             self._seen = _state_of(self._path)
             try:
-                changed = await self._change(await asyncio.to_thread(load, self._path, WORDS))
+                changed = await self._change(await asyncio.to_thread(load, self._path, VOCABULARY))
             except BadConfig as bad:
                 return self._refuse("; ".join(bad.lines()))
             except (NeedsRestart, CannotStart) as refused:

@@ -26,7 +26,7 @@ def check_parameters(type_: str, parameters: Mapping[str, object]) -> tuple[str,
     return None
 
 
-WORDS: Final = Vocabulary(
+VOCABULARY: Final = Vocabulary(
     (*sorted(ENGINES), AUTO),
     tuple(sorted([*EXPORTERS, *DEVICE_SOURCES])),
     tuple(sorted(FILTERS)),

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config.config import Config
 from agent.config.file import load
 from agent.config.nodes import BadConfig
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     valid = True
     for file in args.files:
         try:
-            config = load(file, WORDS)
+            config = load(file, VOCABULARY)
         except BadConfig as bad:
             valid = False
             print("\n".join(bad.lines()), file=sys.stderr)
@@ -121,4 +121,4 @@ def table() -> str:
 
 def schema() -> str:
     """The JSON Schema of the file, as in docs/config.schema.json."""
-    return json.dumps(json_schema(WORDS), indent=1, ensure_ascii=False)
+    return json.dumps(json_schema(VOCABULARY), indent=1, ensure_ascii=False)

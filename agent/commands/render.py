@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import Final
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import from_flags
 from agent.config.config import Config
 from agent.config.file import load
@@ -109,7 +109,7 @@ def _config(args: argparse.Namespace) -> Config:
     if args.config is not None:
         if args.endpoints is not None or args.ext_proc_address is not None:
             raise ValueError("--config has these addresses; remove --endpoints and --ext-proc-address")
-        return load(args.config, WORDS)
+        return load(args.config, VOCABULARY)
     if args.endpoints is None:
         raise ValueError("set --config FILE or --endpoints IP:PORT,...")
     return from_flags(args.endpoints.split(","), ext_proc_address=args.ext_proc_address)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def configured(args: argparse.Namespace) -> Config:
     """The configuration that the command line stands for. Raises `BadConfig`, or ValueError for wrong use."""
-    from agent.app.vocabulary import WORDS
+    from agent.app.vocabulary import VOCABULARY
 
     given = [name for name in _INSTEAD_OF_A_FILE if getattr(args, name) is not None]
     if args.config is not None:
@@ -46,12 +46,12 @@ def configured(args: argparse.Namespace) -> Config:
             raise ValueError(
                 f"--config and {flags} contradict each other; write that into the file, or leave --config out"
             )
-        return load(args.config, WORDS)
+        return load(args.config, VOCABULARY)
     if args.endpoints is None:
         raise ValueError("nothing to serve; write --config FILE, or --endpoints HOST:PORT,...")
     return from_flags(
         [address.strip() for address in args.endpoints.split(",")],
-        vocabulary=WORDS,
+        vocabulary=VOCABULARY,
         **{name: getattr(args, name) for name in _INSTEAD_OF_A_FILE[1:]},
     )
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import Final
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config.file import load
 from agent.config.nodes import BadConfig
 from agent.config.values import suggestion
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     known = {name: engine(name) for name in ENGINES}
     if args.config is not None:
         try:
-            known |= tables(load(args.config, WORDS).engines)
+            known |= tables(load(args.config, VOCABULARY).engines)
         except BadConfig as bad:
             print("\n".join(bad.lines()), file=sys.stderr)
             return 1

@@ -91,14 +91,14 @@ async def run_demo(options: DemoOptions, screen: Screen, clock: Clock, stop: asy
     async with _fleet(options.ports, endpoints) as fleet:
         outcome = await _until_stopped(stop, _compare(fleet, options, screen, clock))
         if outcome is None:
-            screen.say("Stopping before the end.")
+            screen.print_line("Stopping before the end.")
             return None
         if not options.once:
             _print_addresses(screen, fleet, options, outcome.model)
-            screen.say()
-            screen.say(f"The table took {clock.now() - start:.0f} s. All processes keep running until Ctrl-C.")
+            screen.print_line()
+            screen.print_line(f"The table took {clock.now() - start:.0f} s. All processes keep running until Ctrl-C.")
             await _until_stopped(stop, _watch_processes(fleet, screen))
-            screen.say("Stopping.")
+            screen.print_line("Stopping.")
     return 1 if outcome.failed else 0
 
 
@@ -133,12 +133,14 @@ async def _compare(fleet: DemoFleet, options: DemoOptions, screen: Screen, clock
     screen.title(f"Results of {len(turns)} chats in each run")
     screen.table(("", *(run.name for run in runs)), table(runs))
     for note in notes(runs, best_hit_ratio(turns)):
-        screen.say(f"  {note}")
-    screen.say(f"  The agent scrapes each server every {SCRAPE_INTERVAL_SECONDS * 1000:.0f} ms. {UNKNOWN} is unknown.")
+        screen.print_line(f"  {note}")
+    screen.print_line(
+        f"  The agent scrapes each server every {SCRAPE_INTERVAL_SECONDS * 1000:.0f} ms. {UNKNOWN} is unknown."
+    )
     screen.title("Gauges for an autoscaler (from /v1/gauges of the agent; its /metrics has the same)")
     now = read_gauges(await fleet.json(f"{fleet.admin}/v1/gauges"))
     screen.table(("gauge", "highest in the last run", "now", "age"), pool_gauges(now, peaks))
-    screen.say(f"  {withheld(now)}")
+    screen.print_line(f"  {withheld(now)}")
     return _Outcome(work.model, sum(run.failed for run in runs))
 
 
@@ -158,16 +160,16 @@ async def _fleet(ports: FleetPorts, endpoints: Sequence[str]) -> AsyncIterator[D
 async def _prepare(fleet: DemoFleet, options: DemoOptions, screen: Screen) -> _Workload:
     """Start what every run needs, and choose the workload."""
     if fleet.own:
-        screen.say(
+        screen.print_line(
             f"Starting {SERVERS} emulated model servers: each computes {EMULATED.prefill_tokens_per_second:,.0f} "
             f"prompt tokens per second and caches {EMULATED.capacity * EMULATED.block_size:,}."
         )
         await fleet.start_servers()
         work = _Workload(MODEL, _with_options(WorkloadShape(), options))
     else:
-        screen.say(f"Reading the models of {len(fleet.endpoints)} model servers.")
+        screen.print_line(f"Reading the models of {len(fleet.endpoints)} model servers.")
         work = await _real_workload(fleet, options, screen)
-    screen.say("Starting Envoy with two listeners: round robin, and the agent as its picker.")
+    screen.print_line("Starting Envoy with two listeners: round robin, and the agent as its picker.")
     await fleet.start_envoy()
     return work
 
@@ -202,14 +204,14 @@ async def _real_workload(fleet: DemoFleet, options: DemoOptions, screen: Screen)
         fleet.bytes_per_token = max(1, round(shape.bytes_per_token))
     except (FleetNotStarted, KeyError, TypeError, ZeroDivisionError):
         shape = replace(shape, bytes_per_token=3.0)
-        screen.say(
+        screen.print_line(
             "  They have no /tokenize: assuming 3 bytes per token; prompts may be shorter than the model allows."
         )
     max_model_len = models.get(name)
     fits = REAL_PROMPT_TOKENS if max_model_len is None else int(max_model_len * 0.9) - shape.answer_tokens
     options = replace(options, prompt_tokens=options.prompt_tokens or max(MIN_PROMPT_TOKENS, fits))
     shape = _with_options(shape, options)
-    screen.say(
+    screen.print_line(
         f"  Model {name}, prompts of up to {shape.prompt_tokens:,} tokens. These servers are not restarted: the "
         "prompts of each run start with a random word, so that no prompt is cached from an earlier run."
     )
@@ -240,7 +242,7 @@ async def _run(
     await fleet.start_agent(name if picks else options.profiles[0])
     turns = plan(work.shape, salt)
     how = f"picked by the agent with profile {name}" if picks else "round robin; the agent only scrapes"
-    screen.say(f"Sending {len(turns)} chats through Envoy, {how}. Caches are empty.")
+    screen.print_line(f"Sending {len(turns)} chats through Envoy, {how}. Caches are empty.")
     before = _counters(await fleet.pages())
     cpu = fleet.agent_cpu_seconds()
     port = fleet.ports.picker if picks else fleet.ports.round_robin
@@ -379,13 +381,13 @@ async def _watch_processes(fleet: DemoFleet, screen: Screen) -> int:
         for name in fleet.ended_servers():
             if name not in ended:
                 ended.add(name)
-                screen.say(f"{name} has ended; {fleet.admin}/v1/state shows how the agent reports it.")
+                screen.print_line(f"{name} has ended; {fleet.admin}/v1/state shows how the agent reports it.")
 
 
 def _print_workload(screen: Screen, shape: WorkloadShape, turns: Sequence[ChatTurn]) -> None:
     tokens = sum(turn.prompt_tokens for turn in turns) / max(1, len(turns))
     hottest = sum(turn.tenant == 0 for turn in turns) / max(1, len(turns))
-    screen.say(
+    screen.print_line(
         f"Workload: {shape.rate:g} chats per second for {shape.seconds:g} s, {tokens:,.0f} prompt tokens each on "
         f"average; {shape.tenants} tenants with a system prompt of {shape.system_tokens:,} tokens, {hottest:.0%} of "
         f"the chats from one of them; up to {shape.turns} turns per conversation."
@@ -408,7 +410,7 @@ def _print_addresses(screen: Screen, fleet: DemoFleet, options: DemoOptions, mod
         *((f"http://{address}/metrics", name) for address, name in fleet.server_names().items()),
     ]
     for address, what in rows:
-        screen.say(f"  {address:<38} {what}")
-    screen.say("Try:")
+        screen.print_line(f"  {address:<38} {what}")
+    screen.print_line("Try:")
     chat = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 20}}'
-    screen.say(f"  curl -s {picker}{client.PATH} -H 'content-type: application/json' -d '{chat}'")
+    screen.print_line(f"  curl -s {picker}{client.PATH} -H 'content-type: application/json' -d '{chat}'")

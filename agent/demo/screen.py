@@ -33,7 +33,7 @@ class Screen:
         if not self._console.is_terminal:
             self._console = Console(highlight=False, emoji=False, width=_PLAIN_WIDTH)
 
-    def say(self, text: str = "") -> None:
+    def print_line(self, text: str = "") -> None:
         """Print a line without markup."""
         self._console.print(text, markup=False, soft_wrap=True)
 
@@ -70,7 +70,7 @@ class Screen:
         def on_progress(run: RunProgress) -> None:
             while due and run.ended >= due[0]:
                 if len(due) == 1 or run.ended < due[1]:
-                    self.say(f"  {name}: {_status(run)}")
+                    self.print_line(f"  {name}: {_status(run)}")
                 due.pop(0)
 
         return on_progress

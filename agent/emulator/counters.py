@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Final
 
-from agent.emulator.jobs import Job
+from agent.emulator.jobs import GenerationJob
 
 _TOKENS_PER_STEP: Final = tuple(float(1 << i) for i in (0, *range(3, 15)))
 _REQUEST_SECONDS: Final = (
@@ -111,18 +111,18 @@ class EngineCounters:
             self.inter_token.add(seconds, tokens)
         self.iteration.add(float(decoding + prefill_tokens), steps)
 
-    def count_scheduled(self, job: Job) -> None:
+    def count_scheduled(self, job: GenerationJob) -> None:
         """Count a request's first prefix cache query; vLLM does not count the one after a preemption (recorded)."""
         self.prefix_queries += job.spec.prompt_tokens
         self.prefix_hits += job.cached
 
-    def count_first_token(self, job: Job, at: float) -> None:
+    def count_first_token(self, job: GenerationJob, at: float) -> None:
         """Count a request's first token."""
         self.prompt_tokens += job.spec.prompt_tokens
         self.prompt_tokens_cached += job.cached
         self.first_token.add(at - job.arrived)
 
-    def count_finished(self, job: Job, at: float) -> None:
+    def count_finished(self, job: GenerationJob, at: float) -> None:
         """Count a request whose last token came at `at`."""
         spec = job.spec
         count = spec.output_tokens

@@ -39,7 +39,7 @@ from agent.emulator.adapters import AdapterSlots
 from agent.emulator.cache import BlockCache
 from agent.emulator.config import EmulatorConfig
 from agent.emulator.counters import EngineCounters
-from agent.emulator.jobs import Finished, FirstToken, Job, JobEvent, JobSpec, QueueFull, TokenProgress
+from agent.emulator.jobs import Finished, FirstToken, GenerationJob, JobEvent, JobSpec, QueueFull, TokenProgress
 
 
 class EqualSteps:
@@ -100,16 +100,16 @@ class EngineSimulation:
         self.adapters = AdapterSlots(config, self.ready_at)
         self._now = now
         self._last_id = 0
-        self._jobs: dict[int, Job] = {}
-        self._running: dict[int, Job] = {}  # in order of admission
-        self._waiting: deque[Job] = deque()
-        self._deferred: deque[Job] = deque()
-        self._prefilling: list[Job] = []
-        self._chunks: list[tuple[Job, int]] = []
-        self._aborted_running: list[Job] = []
-        self._need_block: list[Job] = []
-        self._due: list[tuple[int, int, int, Job]] = []  # (boundary, id, version, job)
-        self._streams: dict[int, Job] = {}
+        self._jobs: dict[int, GenerationJob] = {}
+        self._running: dict[int, GenerationJob] = {}  # in order of admission
+        self._waiting: deque[GenerationJob] = deque()
+        self._deferred: deque[GenerationJob] = deque()
+        self._prefilling: list[GenerationJob] = []
+        self._chunks: list[tuple[GenerationJob, int]] = []
+        self._aborted_running: list[GenerationJob] = []
+        self._need_block: list[GenerationJob] = []
+        self._due: list[tuple[int, int, int, GenerationJob]] = []  # (boundary, id, version, job)
+        self._streams: dict[int, GenerationJob] = {}
         self._events: list[JobEvent] = []
         # True: `_steps` are running. False: their first boundary is reached and the next step is not scheduled yet.
         self._steps = EqualSteps(self.ready_at)
@@ -155,7 +155,7 @@ class EngineSimulation:
             self.counters.rejections += 1
             raise QueueFull(f"{self.waiting} requests wait already, which is max_num_queued_reqs")
         self._last_id += 1
-        job = Job(self._last_id, spec, now)
+        job = GenerationJob(self._last_id, spec, now)
         self._jobs[job.id] = job
         if self._scheduled:
             if not self._waiting and len(self._running) < self.config.max_num_seqs:
@@ -278,7 +278,7 @@ class EngineSimulation:
     def _admit(self, budget: int) -> None:
         """Move requests from the queues into the batch while they fit."""
         config, running = self.config, self._running
-        no_slot: list[Job] = []
+        no_slot: list[GenerationJob] = []
         adapters = {job.spec.lora for job in running.values() if job.spec.lora} if config.max_loras else set()
         while budget > 0 and len(running) < config.max_num_seqs:
             queue = self._deferred or self._waiting
@@ -303,7 +303,7 @@ class EngineSimulation:
             self._prefill_chunk(job, chunk)
         self._deferred.extendleft(reversed(no_slot))
 
-    def _allocate(self, job: Job) -> bool:
+    def _allocate(self, job: GenerationJob) -> bool:
         """Hold the blocks of all tokens that the job must compute, cached and new; False if they do not fit."""
         size = self.config.block_size
         hashes = job.spec.hashes
@@ -324,12 +324,12 @@ class EngineSimulation:
             self.counters.count_scheduled(job)
         return True
 
-    def _prefill_chunk(self, job: Job, chunk: int) -> None:
+    def _prefill_chunk(self, job: GenerationJob, chunk: int) -> None:
         """Compute `chunk` more prompt tokens in this step; the next request can hit the blocks they fill."""
         self._chunks.append((job, chunk))
         self._add_hashes(job, job.computed + chunk)
 
-    def _add_hashes(self, job: Job, computed: int) -> None:
+    def _add_hashes(self, job: GenerationJob, computed: int) -> None:
         """Give the blocks that `computed` tokens fill their hashes."""
         hashes, full = job.spec.hashes, computed // self.config.block_size
         for index in range(job.hashed_to, min(full, len(hashes))):
@@ -374,7 +374,7 @@ class EngineSimulation:
                 self._drop(job, self._steps.at)
         self._aborted_running.clear()
 
-    def _first_token(self, job: Job) -> None:
+    def _first_token(self, job: GenerationJob) -> None:
         """Record that the prompt is computed at the boundary reached, which generates one token."""
         counters, at, spec = self.counters, self._steps.at, job.spec
         job.generated += 1
@@ -399,14 +399,14 @@ class EngineSimulation:
                 self._streams[job.id] = job
             self._push_due(job)
 
-    def _push_due(self, job: Job) -> None:
+    def _push_due(self, job: GenerationJob) -> None:
         """Push the boundary at which the job ends or needs another block, whichever comes first."""
         end = job.decode_from + job.spec.output_tokens - job.generated
         full = job.decode_from + job.blocks * self.config.block_size - job.spec.prompt_tokens - job.generated + 1
         job.version += 1
         heapq.heappush(self._due, (min(end, max(full, job.decode_from)), job.id, job.version, job))
 
-    def _preempt(self, job: Job) -> None:
+    def _preempt(self, job: GenerationJob) -> None:
         """Preempt the job: it loses its blocks and moves to the head of the queue."""
         generated = job.generated_at(self._steps.first)
         self._release(job)
@@ -417,7 +417,7 @@ class EngineSimulation:
         job.uncounted_preemptions += 1
         self._waiting.appendleft(job)
 
-    def _release(self, job: Job) -> None:
+    def _release(self, job: GenerationJob) -> None:
         """Take the job out of the batch; its full blocks stay in the cache."""
         self._add_hashes(
             job, job.computed if not job.decoding else job.spec.prompt_tokens + job.generated_at(self._steps.first) - 1
@@ -431,14 +431,14 @@ class EngineSimulation:
         if not job.decoding:
             self._prefilling = [other for other in self._prefilling if other is not job]
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: GenerationJob) -> None:
         """Count the request, whose last token is out, and release it."""
         self._release(job)
         del self._jobs[job.id]
         self.counters.count_finished(job, self._steps.at)
         self._events.append(Finished(job.id, self._steps.at, job.spec.output_tokens, job.spec.finish_reason))
 
-    def _drop(self, job: Job, at: float) -> None:
+    def _drop(self, job: GenerationJob, at: float) -> None:
         """Forget an aborted request. vLLM does not count it (recorded); `counters.aborted` serves the tests."""
         del self._jobs[job.id]
         self.counters.aborted += 1

@@ -74,7 +74,7 @@ class Finished(NamedTuple):
 JobEvent = FirstToken | TokenProgress | Finished
 
 
-class Job:
+class GenerationJob:
     """The engine's state of one request.
 
     `generated` tokens existed at the boundary `decode_from`; a decoding job has one more for each boundary since. The

@@ -63,8 +63,10 @@ def pick(
             narrowed.append(Narrowing(SUBSET, addresses, allowed))
             addresses = allowed
     if request.chain:
-        size, most = request.block_tokens, request.prompt_tokens
-        hits = [known if (known := blocks * size) < most else most for blocks in index.match(request.chain, addresses)]
+        size, limit = request.block_tokens, request.prompt_tokens
+        hits = [
+            known if (known := blocks * size) < limit else limit for blocks in index.match(request.chain, addresses)
+        ]
     else:
         hits = [0] * len(views)
     candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters)

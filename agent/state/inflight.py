@@ -101,7 +101,7 @@ class InFlight:
             return
         included = at - TRANSIT_SECONDS
         newest = inside = 0.0
-        most = 0.0
+        upper = 0.0
         seen = unsure = 0
         bound = None if running is None else running + waiting
         for request in reversed(self._requests.values()):
@@ -114,20 +114,20 @@ class InFlight:
             elif bound is None or seen >= bound:
                 break
             if bound is not None and seen < bound:
-                most += request.tokens
+                upper += request.tokens
             seen += 1
-        least = inside
+        lower = inside
         if waiting > seen + unsure:
             foreign = (waiting - seen - unsure) * self._mean_tokens
-            least += foreign
-            most += foreign
+            lower += foreign
+            upper += foreign
         passed = (now - at) * self.rate
         backlog = self.prefill_tokens(now)
-        low = newest + max(0.0, least - passed)
+        low = newest + max(0.0, lower - passed)
         if backlog < low:
             backlog = low
-        elif bound is not None and backlog > newest + most:
-            backlog = newest + most
+        elif bound is not None and backlog > newest + upper:
+            backlog = newest + upper
         else:
             return
         self._busy_until = now + backlog / self.rate

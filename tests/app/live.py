@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from agent.app.agent import Agent
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.clock import Clock, SystemClock
 from agent.config.file import load
 from agent.events import Event
@@ -51,7 +51,7 @@ class Live:
     def __init__(self, path: Path, clock: Clock | None = None) -> None:
         self.clock = clock = clock or SystemClock()
         self.recorder = Recorder(clock)
-        self.agent = Agent(load(path, WORDS), clock, path=path, instruments=self.recorder)
+        self.agent = Agent(load(path, VOCABULARY), clock, path=path, instruments=self.recorder)
         self.admin = ""
         self.picker = ""
         self.pickers: dict[str, str] = {}

@@ -70,21 +70,21 @@ async def test_one_exporter_is_scraped_once_for_all_endpoints_and_every_exit_say
 
         state = await get(live, "/v1/state")
         check(state, "State")
-        told = {each["address"]: each["accelerators"] for each in state["pools"][0]["endpoints"]}
-        (mine,) = told[one.address]
+        reported = {each["address"]: each["accelerators"] for each in state["pools"][0]["endpoints"]}
+        (mine,) = reported[one.address]
         busy = mine["signals"]["accelerator_utilization_ratio"]
         assert (busy["value"], busy["unit"], busy["fresh"]) == (0.96875, "ratio", True)
         assert 0 <= busy["age_seconds"] < 10
         assert mine["signals"]["accelerator_power_watts"]["value"] == 589.75
         assert [device["number"] for device in mine["devices"]] == ["0", "1"]
         assert (mine["source"], mine["exporter"]) == ("dcgm", source.address)
-        (theirs,) = told[two.address]
+        (theirs,) = reported[two.address]
         assert theirs["signals"]["accelerator_power_watts"]["reason"] == "no_accelerator"
 
         seen = await get(live, "/v1/accelerators")
         check(seen, "Exporters")
-        (said,) = seen["exporters"]
-        assert (said["fresh"], len(said["joined"][one.address]), len(said["unmatched"])) == (True, 2, 1)
+        (stated,) = seen["exporters"]
+        assert (stated["fresh"], len(stated["joined"][one.address]), len(stated["unmatched"])) == (True, 2, 1)
 
         metrics = await get(live, "/metrics")
         labels = f'{{pool="default",server="{one.address}",source="dcgm"}}'
@@ -120,8 +120,8 @@ async def test_a_card_that_falls_off_the_bus_takes_its_endpoint_out_and_a_silent
         assert len(live.healthy()) == 2
         state = await get(live, "/v1/state")
         check(state, "State")
-        told = {each["address"]: each["accelerators"][0] for each in state["pools"][0]["endpoints"]}
-        busy = told[one.address]["signals"]["accelerator_utilization_ratio"]
+        reported = {each["address"]: each["accelerators"][0] for each in state["pools"][0]["endpoints"]}
+        busy = reported[one.address]["signals"]["accelerator_utilization_ratio"]
         assert (busy["value"], busy["fresh"], busy["reason"]) == (None, False, "stale")
 
 

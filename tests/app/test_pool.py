@@ -8,7 +8,7 @@ import pytest
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.tasks import Tasks
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.discovery.endpoints import EndpointSet
 from agent.engines.mapping import Extraction
@@ -43,7 +43,7 @@ class Bench:
         self.config = parse(
             f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- endpoints: ['{A}', '{B}']\n{more}",
             "test",
-            WORDS,
+            VOCABULARY,
         )
         self.clock = ManualClock(100.0)
         self.events: list[Event] = []

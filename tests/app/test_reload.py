@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from agent.app.agent import Agent
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.clock import SystemClock
 from agent.config import from_flags
 from agent.config.file import load
@@ -99,10 +99,10 @@ async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Pa
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
 
-        def told(pod: str) -> str:
+        def reported(pod: str) -> str:
             return document([one.address]).replace(f"'{one.address}'", f"{{address: '{one.address}', pod: {pod}}}")
 
-        path.write_text(told("n/pod-a"))
+        path.write_text(reported("n/pod-a"))
         async with running(path, healthy=1) as live:
             conversation, _ = await live.send_request()
             await finish(conversation)
@@ -110,7 +110,7 @@ async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Pa
             one.page = vllm_page(running=7)
             await eventually(lambda: live.readings(one.address).get("running_requests") == 7)
             one.pause()
-            path.write_text(told("n/pod-b"))
+            path.write_text(reported("n/pod-b"))
             await eventually(lambda: live.recorder.of(Reloaded))
             assert live.recorder.of(Reloaded) == [
                 Reloaded(True, f"pools[default].endpoints[{one.address}].pod n/pod-a -> n/pod-b")
@@ -271,7 +271,7 @@ async def test_a_pool_that_goes_holds_up_no_other_change_while_a_body_of_its_sti
 async def test_a_change_between_the_reading_of_the_file_and_the_start_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     path.write_text(document([]))
-    config = load(path, WORDS)
+    config = load(path, VOCABULARY)
     path.write_text(document([], "  profile: blend\n"))
     agent = Agent(config, SystemClock(), path=path)
     await agent.start()

@@ -38,7 +38,7 @@ class Steady:
     async def connected(self, loop: SimulatedLoop) -> None:
         """At once."""
 
-    def asked(self, wire: Wire, request: bytes) -> None:
+    def requested(self, wire: Wire, request: bytes) -> None:
         """For its page, for its health, for both, or once for its models, of which there are none."""
         answers = []
         for get in request.split(b"\r\n\r\n")[:-1]:
@@ -65,7 +65,7 @@ class Steady:
         return sum(begin <= at < end for at in self.pages)
 
 
-def told(budget: str, stale_after: str = "3s", fleet: int = 1) -> Config:
+def budgeted(budget: str, stale_after: str = "3s", fleet: int = 1) -> Config:
     """A configuration with a budget; the fleet of these tests is told to the loop directly."""
     endpoints = ", ".join(f"10.0.1.{place}:8000" for place in range(fleet))
     return parse(
@@ -114,7 +114,7 @@ def run(budget: str, main: Callable[[World], Awaitable[None]], fleet: int = FLEE
 
     async def inside(loop: SimulatedLoop) -> None:
         world = World(loop, servers)
-        world.budget.change(told(budget))
+        world.budget.change(budgeted(budget))
         world.begin()
         try:
             await main(world)
@@ -168,9 +168,9 @@ def test_health_is_asked_every_second_however_seldom_the_page_is() -> None:
         await world.loop.after(60.0)
         for server in world.fleet:
             assert len([at for at in server.pages if at >= 30]) < 18
-            asked = [at for at in server.health if at >= 10]
-            assert max(later - at for at, later in pairwise(asked)) <= 1.6
-            assert 45 <= len(asked) <= 56
+            requested = [at for at in server.health if at >= 10]
+            assert max(later - at for at, later in pairwise(requested)) <= 1.6
+            assert 45 <= len(requested) <= 56
 
     run("{scrapesPerSecond: 50}", main)
 
@@ -218,10 +218,10 @@ def test_a_fleet_that_has_outgrown_its_budget_stays_fresh_and_it_is_told_once(bu
         for server in world.fleet:
             assert max(later - at for at, later in pairwise(server.pages)) <= LATEST
         assert len(world.times(60.0)) / 60 <= 1.1 * FLEET / 2.25
-        told_of = [event for event in world.events if isinstance(event, BudgetExceeded)]
-        assert [(event.resource, event.endpoints) for event in told_of] == [(of, FLEET)]
+        reported = [event for event in world.events if isinstance(event, BudgetExceeded)]
+        assert [(event.resource, event.endpoints) for event in reported] == [(of, FLEET)]
         needed = FLEET / 2.25 * (COST if of == "cpu" else 1)
-        assert told_of[0].needed == pytest.approx(needed, rel=0.1)
+        assert reported[0].needed == pytest.approx(needed, rel=0.1)
         assert world.paced().used[of] > 1
 
     run(budget, main)
@@ -230,7 +230,7 @@ def test_a_fleet_that_has_outgrown_its_budget_stays_fresh_and_it_is_told_once(bu
 def test_a_budget_that_is_taken_away_leaves_all_at_the_configured_interval() -> None:
     async def main(world: World) -> None:
         await world.loop.after(30.0)
-        world.budget.change(told("{}"))
+        world.budget.change(budgeted("{}"))
         world.events.clear()
         await world.loop.after(30.0)
         assert {server.between(40, 60) for server in world.fleet} <= {19, 20, 21}
@@ -242,8 +242,8 @@ def test_a_budget_that_is_taken_away_leaves_all_at_the_configured_interval() -> 
 def test_a_change_of_the_budget_says_that_what_was_told_holds_no_more() -> None:
     async def main(world: World) -> None:
         await world.loop.after(2 * ADJUST_SECONDS + 0.5)
-        world.budget.change(told("{scrapesPerSecond: 50}"))
-        world.budget.change(told("{scrapesPerSecond: 60}"))
+        world.budget.change(budgeted("{scrapesPerSecond: 50}"))
+        world.budget.change(budgeted("{scrapesPerSecond: 60}"))
         assert Counter(type(event) for event in world.events) == {ScrapesPaced: 2, BudgetChanged: 1}
 
     run("{scrapesPerSecond: 50}", main, fleet=10)

@@ -57,9 +57,9 @@ async def test_a_step_of_the_wall_clock_moves_no_age_and_the_file_is_still_looke
             await eventually(lambda: server.paths.count("/metrics") >= pages + 2, what="pages after the step")
             async with session.get(f"http://{ports.admin}/v1/state") as answer:
                 (pool,) = (await answer.json())["pools"]
-            (told,) = pool["endpoints"]
-            assert 0 <= told["page_age_seconds"] < 3
-            assert all(0 <= each["age_seconds"] < 60 for each in told["signals"].values() if "reason" not in each)
+            (reported,) = pool["endpoints"]
+            assert 0 <= reported["page_age_seconds"] < 3
+            assert all(0 <= each["age_seconds"] < 60 for each in reported["signals"].values() if "reason" not in each)
             assert [event.new for event in live.recorder.of(HealthChanged)] == ["healthy"]
             file.write_text(document([server.address], "scrape: {interval: 500ms}\n"))
             await eventually(lambda: live.recorder.of(Reloaded), what="the file to be looked at")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
-from tests.bench.ages import Spread
+from tests.bench.ages import AgeSpread
 
 _LOW, _HIGH = 0.1, 100.0  # range of the scale; other values are drawn at its edge
 _WIDE, _HIGH_PX, _LEFT, _TOP, _GAP, _LEGEND_ROW = 620, 190, 66, 34, 40, 18
@@ -18,16 +18,16 @@ _COLOURS: Final = ("#1769aa", "#c2571a", "#5b7f3a", "#7a4f9a")
 _DASHES: Final = {"p50": "2 4", "p99": "none", "largest": "7 4"}
 
 
-class Panel(NamedTuple):
+class ChartPanel(NamedTuple):
     """One fleet: its title, its interval and bar in seconds, and the ages of each scraper for each second."""
 
     title: str
     interval: float
     bar: float
-    ages: Mapping[str, Sequence[tuple[float, Spread]]]
+    ages: Mapping[str, Sequence[tuple[float, AgeSpread]]]
 
 
-def svg(panels: Sequence[Panel]) -> str:
+def svg(panels: Sequence[ChartPanel]) -> str:
     """The SVG document."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.ages))
     legend = 26 + len(names) * _LEGEND_ROW
@@ -54,7 +54,7 @@ def _legend(names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _panel(panel: Panel, top: int, names: Sequence[str]) -> list[str]:
+def _panel(panel: ChartPanel, top: int, names: Sequence[str]) -> list[str]:
     seconds = max((at for points in panel.ages.values() for at, _ in points), default=0.0)
     end = max(1, math.ceil(seconds))
     above = top + _TOP

@@ -19,7 +19,7 @@ class AgeSample(NamedTuple):
     ages: Sequence[float]
 
 
-class Spread(NamedTuple):
+class AgeSpread(NamedTuple):
     """Median, 99th percentile and maximum of ages in seconds."""
 
     p50: float
@@ -35,13 +35,13 @@ def percentile(values: Iterable[float], part: float) -> float:
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 
 
-def spread(samples: Iterable[AgeSample]) -> Spread | None:
+def spread(samples: Iterable[AgeSample]) -> AgeSpread | None:
     """The statistics over all samples; None without an age."""
     ages = sorted(age for sample in samples for age in sample.ages)
-    return Spread(percentile(ages, 0.5), percentile(ages, 0.99), ages[-1]) if ages else None
+    return AgeSpread(percentile(ages, 0.5), percentile(ages, 0.99), ages[-1]) if ages else None
 
 
-def by_second(samples: Iterable[AgeSample]) -> list[tuple[float, Spread]]:
+def by_second(samples: Iterable[AgeSample]) -> list[tuple[float, AgeSpread]]:
     """The statistics of each second that has an age, with the middle of that second."""
     seconds: dict[int, list[AgeSample]] = {}
     for sample in samples:

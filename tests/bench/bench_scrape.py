@@ -25,14 +25,14 @@ from statistics import median
 
 from agent.engines import engine
 from agent.engines.mapping import Extractor
-from tests.bench.age_picture import Panel, svg
+from tests.bench.age_picture import ChartPanel, svg
 from tests.bench.machine_speed import MachineSpeed
 from tests.bench.nginx_fleet import PAGE, FleetSize, NginxFleet
 from tests.bench.pages import sequence
 from tests.bench.programs import ROOT, machine_seconds, missing, own_seconds, prepare_process
 from tests.bench.scrape_loop import measured
 from tests.bench.table import Column, Table
-from tests.bench.turns import MeasurementPlan, ScraperCost, measure, say
+from tests.bench.turns import MeasurementPlan, ScraperCost, measure, report
 
 PICTURE = ROOT / "out" / "age-over-time.svg"
 BAR_SCAN_US, BAR_LOOP_US, BAR_OVER_PROMETHEUS = 40.0, 125.0, 0.1
@@ -70,7 +70,7 @@ def loop_us(folder: Path, fleet: NginxFleet, plan: MeasurementPlan) -> float:
     """CPU microseconds per scrape of the scrape loop and the store alone."""
     found = []
     for number in range(plan.rounds):
-        say(f"the scrape loop alone, run {number + 1} of {plan.rounds}")
+        report(f"the scrape loop alone, run {number + 1} of {plan.rounds}")
         plan.speed.sample()
         found.append(measured(folder, fleet.port, plan.seconds).cpu_us)
     return median(found)
@@ -145,7 +145,7 @@ def show_growth(table: FigureTable, costs: Sequence[tuple[FleetSize, ScraperCost
 def draw(compared: Mapping[FleetSize, Mapping[str, ScraperCost]]) -> None:
     """Write the picture of the compared fleets."""
     panels = [
-        Panel(size.title, size.interval, BAR_AGE * size.interval, {n: c.seconds for n, c in costs.items()})
+        ChartPanel(size.title, size.interval, BAR_AGE * size.interval, {n: c.seconds for n, c in costs.items()})
         for size, costs in compared.items()
     ]
     PICTURE.parent.mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ SAMPLE = "vllm:num_requests_waiting"
 _FAILED = re.compile(rb'^igw_scrapes_total\{[^}]*result="failed"[^}]*\} (\S+)$', re.MULTILINE)
 
 
-class Scraper(Protocol):
+class MeasuredScraper(Protocol):
     """A running scraper, which ends when the exit stack that it was given is closed."""
 
     name: str

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.signals import SIGNALS, START_TIME, SignalKind
-from tests.bench.age_picture import Panel, svg
-from tests.bench.ages import AgeSample, Spread, by_second, percentile, sample_times, spread
+from tests.bench.age_picture import ChartPanel, svg
+from tests.bench.ages import AgeSample, AgeSpread, by_second, percentile, sample_times, spread
 from tests.bench.nginx_fleet import PAGE, PAGES, addresses, nginx_conf
 from tests.bench.pages import MissingSample, sequence
 from tests.bench.programs import ROOT
@@ -113,7 +113,7 @@ def test_without_values_there_is_no_percentile_and_no_spread() -> None:
 
 def test_ages_are_grouped_by_second_without_empty_ones() -> None:
     samples = [AgeSample(0.2, [1.0]), AgeSample(0.9, [3.0]), AgeSample(1.5, []), AgeSample(2.0, [5.0, 7.0])]
-    assert by_second(samples) == [(0.5, Spread(1.0, 3.0, 3.0)), (2.5, Spread(5.0, 7.0, 7.0))]
+    assert by_second(samples) == [(0.5, AgeSpread(1.0, 3.0, 3.0)), (2.5, AgeSpread(5.0, 7.0, 7.0))]
 
 
 @given(st.floats(min_value=0, max_value=60), st.floats(min_value=0.05, max_value=10), st.integers())
@@ -127,7 +127,7 @@ def test_sample_times_are_ordered_random_and_within_the_time(seconds: float, gap
 # -- the picture -------------------------------------------------------------------------------------------------------
 
 
-def drawn(panels: Sequence[Panel]) -> list[list[tuple[float, float]]]:
+def drawn(panels: Sequence[ChartPanel]) -> list[list[tuple[float, float]]]:
     root = ET.fromstring(svg(panels))
     lines = root.findall("{http://www.w3.org/2000/svg}polyline")
     return [
@@ -137,8 +137,8 @@ def drawn(panels: Sequence[Panel]) -> list[list[tuple[float, float]]]:
 
 
 def test_an_older_age_is_drawn_higher_and_a_later_one_to_the_right() -> None:
-    young, old = Spread(0.5, 0.9, 1.0), Spread(5.0, 9.0, 10.0)
-    lines = drawn([Panel("fleet", 1.0, 1.1, {"agent": [(0.5, young), (1.5, old)]})])
+    young, old = AgeSpread(0.5, 0.9, 1.0), AgeSpread(5.0, 9.0, 10.0)
+    lines = drawn([ChartPanel("fleet", 1.0, 1.1, {"agent": [(0.5, young), (1.5, old)]})])
     assert len(lines) == 3
     for (x1, y1), (x2, y2) in lines:
         assert x1 < x2
@@ -147,7 +147,7 @@ def test_an_older_age_is_drawn_higher_and_a_later_one_to_the_right() -> None:
 
 @given(st.floats(min_value=0, max_value=1e9))
 def test_any_age_is_drawn_within_its_panel(age: float) -> None:
-    panel = Panel("a < b & c", 0.05, 0.055, {"agent": [(0.5, Spread(age, age, age))]})
+    panel = ChartPanel("a < b & c", 0.05, 0.055, {"agent": [(0.5, AgeSpread(age, age, age))]})
     for line in drawn([panel, panel]):
         for x, y in line:
             assert 0 <= x <= 760

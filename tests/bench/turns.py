@@ -11,10 +11,10 @@ from random import Random
 from statistics import median
 from typing import NamedTuple
 
-from tests.bench.ages import AgeSample, Spread, by_second, sample_times, spread
+from tests.bench.ages import AgeSample, AgeSpread, by_second, sample_times, spread
 from tests.bench.machine_speed import MachineSpeed
 from tests.bench.nginx_fleet import FleetSize, NginxFleet, addresses
-from tests.bench.scrapers import AgentScraper, PrometheusScraper, Scraper
+from tests.bench.scrapers import AgentScraper, MeasuredScraper, PrometheusScraper
 
 WARM_SECONDS = 3.0
 _SETTLED_WITHIN = 30.0
@@ -34,8 +34,8 @@ class ScraperCost(NamedTuple):
 
     used: CpuUse
     mib: float
-    age: Spread | None
-    seconds: Sequence[tuple[float, Spread]]
+    age: AgeSpread | None
+    seconds: Sequence[tuple[float, AgeSpread]]
 
 
 class MeasurementPlan(NamedTuple):
@@ -47,7 +47,7 @@ class MeasurementPlan(NamedTuple):
     speed: MachineSpeed
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Print the progress to standard error."""
     print(f"  .. {text}", file=sys.stderr, flush=True)
 
@@ -60,11 +60,11 @@ def measure(
     place.mkdir()
     endpoints = addresses(fleet.port, size.endpoints)
     with contextlib.ExitStack() as stack:
-        say(f"{size.title}: the agent starts")
-        scrapers: list[Scraper] = [AgentScraper(place, endpoints, size, stack)]
+        report(f"{size.title}: the agent starts")
+        scrapers: list[MeasuredScraper] = [AgentScraper(place, endpoints, size, stack)]
         if beside:
             scrapers[0].child.pause()
-            say(f"{size.title}: Prometheus starts")
+            report(f"{size.title}: Prometheus starts")
             scrapers.append(PrometheusScraper(place, endpoints, size.interval, stack))
             _settle(fleet, size.endpoints)
             scrapers[1].child.pause()
@@ -79,20 +79,20 @@ def _settle(fleet: NginxFleet, endpoints: int) -> None:
 
 
 def _take_turns(
-    fleet: NginxFleet, size: FleetSize, scrapers: Sequence[Scraper], plan: MeasurementPlan
+    fleet: NginxFleet, size: FleetSize, scrapers: Sequence[MeasuredScraper], plan: MeasurementPlan
 ) -> dict[str, ScraperCost]:
     runs: dict[str, list[CpuUse]] = {scraper.name: [] for scraper in scrapers}
     if len(scrapers) == 1:
         time.sleep(_warm(size))
     for number in range(plan.rounds):
         for scraper in scrapers:
-            say(f"{size.title}: CPU of {scraper.name}, run {number + 1} of {plan.rounds}")
+            report(f"{size.title}: CPU of {scraper.name}, run {number + 1} of {plan.rounds}")
             plan.speed.sample()
             with _turn(scraper, size, scrapers):
                 runs[scraper.name].append(_cpu(scraper, fleet, max(plan.seconds, 1.2 * size.interval)))
     found = {}
     for scraper in scrapers:
-        say(f"{size.title}: ages at {scraper.name}")
+        report(f"{size.title}: ages at {scraper.name}")
         # Before the ages are read, which needs memory too.
         mib = scraper.child.memory_bytes() / 2**20
         with _turn(scraper, size, scrapers):
@@ -103,7 +103,7 @@ def _take_turns(
 
 
 @contextlib.contextmanager
-def _turn(scraper: Scraper, size: FleetSize, scrapers: Sequence[Scraper]) -> Iterator[None]:
+def _turn(scraper: MeasuredScraper, size: FleetSize, scrapers: Sequence[MeasuredScraper]) -> Iterator[None]:
     """Let one scraper run and warm up; pause it afterwards if there are others."""
     alone = len(scrapers) == 1
     if not alone:
@@ -119,7 +119,7 @@ def _warm(size: FleetSize) -> float:
     return max(WARM_SECONDS, 1.5 * size.interval)
 
 
-def _cpu(scraper: Scraper, fleet: NginxFleet, seconds: float) -> CpuUse:
+def _cpu(scraper: MeasuredScraper, fleet: NginxFleet, seconds: float) -> CpuUse:
     failed = scraper.failed()
     time.sleep(0.5)  # until the work for that answer is over
     used, start = scraper.child.cpu_seconds(), time.monotonic()
@@ -130,7 +130,7 @@ def _cpu(scraper: Scraper, fleet: NginxFleet, seconds: float) -> CpuUse:
     return CpuUse(used / max(1, pages) * 1e6, used / took, pages / took, scraper.failed() - failed)
 
 
-def _age_samples(scraper: Scraper, endpoints: int, seconds: float) -> list[AgeSample]:
+def _age_samples(scraper: MeasuredScraper, endpoints: int, seconds: float) -> list[AgeSample]:
     """Read the ages at random times, rarely enough that this does not load the scraper."""
     found = []
     start = time.monotonic()

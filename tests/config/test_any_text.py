@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.config.config import Config
 from agent.config.epp.names import BUILT_IN, EPP_KEYS, NOT_SUPPORTED
@@ -17,7 +17,7 @@ from agent.config.options import all_options
 
 WORD = st.sampled_from(
     [
-        *EPP_KEYS, *BUILT_IN[:6], *NOT_SUPPORTED[:6], *WORDS.scorers, *WORDS.filters, "pools", "endpoints", "pluginRef",
+        *EPP_KEYS, *BUILT_IN[:6], *NOT_SUPPORTED[:6], *VOCABULARY.scorers, *VOCABULARY.filters, "pools", "endpoints", "pluginRef",
         *{part for path, _ in all_options(Config) for part in re.split(r"[.\[\]]+", path) if part},
         "weight", "type", "name", "parameters", "sources", "extractors", "parsers", "llm-d.ai/v1alpha1",
         "EndpointPickerConfig", "1s", "500ms", "16MiB", "127.0.0.1:9002", "[::1]:80", "flowControl", "\ud800", "",
@@ -33,7 +33,7 @@ VALUE = st.recursive(
 def parsed(text: str) -> bool:
     """Whether it is a configuration, or is refused with printable lines that name the file."""
     try:
-        parse(text, "any.yaml", WORDS)
+        parse(text, "any.yaml", VOCABULARY)
     except BadConfig as refused:
         str(refused).encode()
         return bool(refused.problems) and all(line.startswith("any.yaml:") for line in refused.lines())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.config.document import MAX_BYTES, MAX_DEPTH
 from agent.config.file import load
@@ -19,7 +19,7 @@ QUEUE = "plugins: [{type: queue-scorer}]\n"
 
 def complaints(text: str) -> list[str]:
     with pytest.raises(BadConfig) as refused:
-        parse(text, "file.yaml", WORDS)
+        parse(text, "file.yaml", VOCABULARY)
     return [line.removeprefix("file.yaml") for line in refused.value.lines()]
 
 
@@ -440,7 +440,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -
         (tmp_path, "cannot be read: Is a directory"),
     ):
         with pytest.raises(BadConfig) as refused:
-            load(path, WORDS)
+            load(path, VOCABULARY)
         assert refused.value.lines() == [f"{path}: {reason}"]
 
 
@@ -448,7 +448,7 @@ def test_a_file_that_is_not_utf_8_is_refused_with_the_line(tmp_path: Path) -> No
     path = tmp_path / "latin.yaml"
     path.write_bytes(f"{HEAD}# caf".encode() + b"\xe9\n")
     with pytest.raises(BadConfig) as refused:
-        load(path, WORDS)
+        load(path, VOCABULARY)
     assert refused.value.lines() == [f"{path}:3: not UTF-8; save the file as UTF-8"]
 
 
@@ -457,4 +457,4 @@ def test_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> None
     with path.open("wb") as file:
         file.truncate(1 << 30)
     with pytest.raises(BadConfig, match="larger than 256 KiB"):
-        load(path, WORDS)
+        load(path, VOCABULARY)

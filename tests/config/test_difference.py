@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.config.config import Config
 from agent.config.difference import NeedsRestart, differences
@@ -64,7 +64,7 @@ def config(path: str = "", value: object = None, **pool: object) -> Config:
         table = table[0] if section != name else table
     if path:
         table |= {key: value, **BESIDE.get(path, {})}
-    return parse(yaml.safe_dump(document), "x", WORDS)
+    return parse(yaml.safe_dump(document), "x", VOCABULARY)
 
 
 def shown(path: str) -> str:
@@ -119,10 +119,10 @@ def test_a_changed_profile_and_a_changed_engine_are_changes() -> None:
             f"    engineConfigs: [{{name: mine, queuedRequestsSpec: {metric}}}]\n"
             f"schedulingProfiles: [{{name: x, plugins: [{{pluginRef: queue-scorer, weight: {queue}}}]}}]\n",
             "x",
-            WORDS,
+            VOCABULARY,
         )
 
     assert differences(document(1, "a"), document(2, "a")) == ["profiles[x] changed"]
     assert differences(document(1, "a"), document(1, "b")) == ["engines[mine] changed"]
-    plain = parse("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n", "x", WORDS)
+    plain = parse("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n", "x", VOCABULARY)
     assert differences(document(1, "a"), plain) == ["profiles -x", "engines -mine"]

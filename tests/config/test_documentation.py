@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.commands import check, run
 from agent.config import parse
 from agent.config.config import Config
@@ -40,8 +40,8 @@ def test_every_option_has_a_meaning_and_a_default() -> None:
 def test_the_table_of_plugins_holds_every_filter_and_scorer() -> None:
     documented = [tuple(re.findall(r"[^|]+", row)[:2]) for row in rows("Profiles", "plugin")[2:]]
     assert [(name.strip(" `"), kind.strip()) for name, kind in documented] == [
-        *((name, "filter") for name in WORDS.filters),
-        *((name, "scorer") for name in WORDS.scorers),
+        *((name, "filter") for name in VOCABULARY.filters),
+        *((name, "scorer") for name in VOCABULARY.scorers),
     ]
 
 
@@ -49,8 +49,8 @@ def test_the_parameters_of_the_table_are_taken_with_the_defaults_shown() -> None
     for row in rows("Profiles", "plugin")[2:]:
         name, _, parameters = (cell.strip() for cell in row.strip("|").split("|"))
         for parameter, default in re.findall(r"`(\w+)` \(([\d.]+)\)", parameters):
-            assert WORDS.check(name.strip("`"), {parameter: float(default)}) is None
-        assert WORDS.check(name.strip("`"), {"nonsense": 1.0}) is not None
+            assert VOCABULARY.check(name.strip("`"), {parameter: float(default)}) is None
+        assert VOCABULARY.check(name.strip("`"), {"nonsense": 1.0}) is not None
 
 
 def test_every_plugin_type_is_listed_where_it_belongs() -> None:
@@ -73,14 +73,14 @@ def test_the_table_of_flags_is_what_the_command_takes() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy/examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_an_example_file_is_valid(path: Path) -> None:
-    assert isinstance(load(path, WORDS), Config)
+    assert isinstance(load(path, VOCABULARY), Config)
 
 
 def test_the_examples_in_the_text_are_valid() -> None:
     examples = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     assert len(examples) >= 2
     for example in examples:
-        assert parse(example, "docs/configuration.md", WORDS).notes == ()
+        assert parse(example, "docs/configuration.md", VOCABULARY).notes == ()
 
 
 def test_the_full_example_holds_every_option() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.app.pool import targets_of
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.config.config import Config
 from agent.config.pools import EndpointConfig
@@ -33,7 +33,7 @@ ENGINE_CONFIGS = """    engineConfigs:
 
 
 def engines(text: str) -> list[str]:
-    return [endpoint.engine for pool in parse(text, "x", WORDS).pools for endpoint in pool.endpoints]
+    return [endpoint.engine for pool in parse(text, "x", VOCABULARY).pools for endpoint in pool.endpoints]
 
 
 def scraped(config: Config, engines: dict[str, str]) -> list[Target]:
@@ -43,7 +43,7 @@ def scraped(config: Config, engines: dict[str, str]) -> list[Target]:
 
 
 def test_engines_are_defined_as_in_llm_d_s_router() -> None:
-    vllm, sglang, triton = parse(EXTRACTOR + ENGINE_CONFIGS, "x", WORDS).engines
+    vllm, sglang, triton = parse(EXTRACTOR + ENGINE_CONFIGS, "x", VOCABULARY).engines
     assert vllm == EngineSpec(
         "my-vllm",
         (
@@ -74,7 +74,7 @@ def test_an_engine_of_the_file_can_be_an_endpoints_and_the_default() -> None:
     text = EXTRACTOR + "    defaultEngine: my-triton\n" + ENGINE_CONFIGS
     pools = "pools:\n- endpoints: [10.0.0.1:1, {address: 10.0.0.2:1, engine: my-sglang}]\n"
     assert engines(text + pools) == ["my-triton", "my-sglang"]
-    config = parse(text + pools, "x", WORDS)
+    config = parse(text + pools, "x", VOCABULARY)
     made = scraped(config, {"10.0.0.1:1": "my-triton", "10.0.0.3:1": "vllm"})
     tables = [target.engine_table() for target in made]
     assert [table.name for table in tables if table] == ["my-triton", "vllm"]
@@ -85,12 +85,12 @@ def test_an_engine_of_the_file_can_be_an_endpoints_and_the_default() -> None:
     ("scrape", "path"), [("", "/prometheus/metrics"), ("scrape: {path: /stats}\n", "/stats")], ids=["default", "set"]
 )
 def test_the_path_is_the_engine_s_unless_the_file_sets_another(scrape: str, path: str) -> None:
-    config = parse(HEAD + scrape + "pools:\n- {engine: trtllm-serve, endpoints: [10.0.0.1:1]}\n", "x", WORDS)
+    config = parse(HEAD + scrape + "pools:\n- {engine: trtllm-serve, endpoints: [10.0.0.1:1]}\n", "x", VOCABULARY)
     assert [target.path for target in scraped(config, {"10.0.0.1:1": "trtllm-serve"})] == [path]
 
 
 def test_triton_is_scraped_and_probed_at_its_ports() -> None:
-    config = parse(HEAD + "pools:\n- {engine: triton, endpoints: [10.0.0.1:8000]}\n", "x", WORDS)
+    config = parse(HEAD + "pools:\n- {engine: triton, endpoints: [10.0.0.1:8000]}\n", "x", VOCABULARY)
     (target,) = scraped(config, {"10.0.0.1:8000": "triton"})
     assert (target.page_address(), target.path) == ("10.0.0.1:8002", "/metrics")
     assert target.health_address(target.engine_table()) == "10.0.0.1:8000"
@@ -101,7 +101,7 @@ def test_an_endpoint_whose_engine_is_redefined_counts_as_another_server() -> Non
     one, other, same = (
         scraped(config, {"10.0.0.1:1": "m"})[0]
         for config in (
-            parse(f"{EXTRACTOR}    engineConfigs: [{{name: m, queuedRequestsSpec: {name}}}]\n{pools}", "x", WORDS)
+            parse(f"{EXTRACTOR}    engineConfigs: [{{name: m, queuedRequestsSpec: {name}}}]\n{pools}", "x", VOCABULARY)
             for name in ("a", "b", "a")
         )
     )
@@ -124,18 +124,18 @@ def test_engine_label_key_replaces_the_label() -> None:
     text = EXTRACTOR + "    engineLabelKey: runs\npools:\n- endpoints:\n"
     text += "  - {address: 10.0.0.4:1, labels: {runs: sglang, llm-d.ai/engine-type: tgi}}\n"
     assert engines(text) == ["sglang"]
-    assert parse(text, "x", WORDS).engine_labels == ("runs",)
+    assert parse(text, "x", VOCABULARY).engine_labels == ("runs",)
 
 
 def test_an_empty_list_and_an_empty_key_count_as_not_set() -> None:
-    config = parse(EXTRACTOR + '    engineConfigs: []\n    engineLabelKey: ""\n', "x", WORDS)
+    config = parse(EXTRACTOR + '    engineConfigs: []\n    engineLabelKey: ""\n', "x", VOCABULARY)
     assert config.engines == ()
     assert config.engine_labels == ENGINE_LABELS
 
 
 def test_each_rank_of_a_data_parallel_server_can_be_an_endpoint_by_its_port() -> None:
     text = HEAD + "pools:\n- endpoints: [10.0.0.7:8000, 10.0.0.7:8001, '[fd00::7]:8000', '[fd00::7]:8001']\n"
-    (pool,) = parse(text, "x", WORDS).pools
+    (pool,) = parse(text, "x", VOCABULARY).pools
     assert [endpoint.address for endpoint in pool.endpoints] == [
         "10.0.0.7:8000", "10.0.0.7:8001", "[fd00::7]:8000", "[fd00::7]:8001",
     ]  # fmt: skip

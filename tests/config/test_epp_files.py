@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.config.config import Config
 from agent.config.epp.names import API_VERSIONS, BUILT_IN, NOT_SUPPORTED
@@ -20,11 +20,11 @@ POOL = "pools:\n- endpoints: [127.0.0.1:8001]\n"
 
 
 def read(text: str) -> Config:
-    return parse(HEAD + text, "file.yaml", WORDS)
+    return parse(HEAD + text, "file.yaml", VOCABULARY)
 
 
 def test_the_default_configuration_of_llm_d_s_router_becomes_a_profile_of_the_same_weights() -> None:
-    config = load(ROOT / "deploy/examples/llm-d.yaml", WORDS)
+    config = load(ROOT / "deploy/examples/llm-d.yaml", VOCABULARY)
     profile = config.profiles["default"]
     assert [(spec.type, weight) for spec, weight in profile.scorers] == [
         ("queue-scorer", 2),
@@ -35,30 +35,30 @@ def test_the_default_configuration_of_llm_d_s_router_becomes_a_profile_of_the_sa
 
 
 def test_the_profiles_written_out_in_the_full_example_are_the_built_in_ones() -> None:
-    config = load(ROOT / "deploy/examples/full.yaml", WORDS)
+    config = load(ROOT / "deploy/examples/full.yaml", VOCABULARY)
     assert dict(config.profiles) == dict(PRESETS)
     assert config.notes == ()
 
 
 def test_the_full_example_shows_every_default() -> None:
-    full, minimal = (load(ROOT / f"deploy/examples/{name}.yaml", WORDS) for name in ("full", "minimal"))
+    full, minimal = (load(ROOT / f"deploy/examples/{name}.yaml", VOCABULARY) for name in ("full", "minimal"))
     for section in ("scrape", "state", "prefill_rate", "prefix_index", "ext_proc", "admin", "reload", "log"):
         assert getattr(full, section) == getattr(minimal, section)
 
 
 @pytest.mark.parametrize("version", API_VERSIONS)
 def test_every_api_version_of_the_document_loads(version: str) -> None:
-    assert parse(f"apiVersion: {version}\nkind: EndpointPickerConfig\n", "x", WORDS).pools == ()
+    assert parse(f"apiVersion: {version}\nkind: EndpointPickerConfig\n", "x", VOCABULARY).pools == ()
 
 
 def test_no_type_is_both_supported_and_not_supported() -> None:
-    ours = {*WORDS.filters, *WORDS.scorers}
+    ours = {*VOCABULARY.filters, *VOCABULARY.scorers}
     assert not ours & set(BUILT_IN)
     assert not ours & set(NOT_SUPPORTED)
     assert not set(BUILT_IN) & set(NOT_SUPPORTED)
 
 
-@pytest.mark.parametrize("type_", [*WORDS.scorers, *WORDS.filters, *BUILT_IN])
+@pytest.mark.parametrize("type_", [*VOCABULARY.scorers, *VOCABULARY.filters, *BUILT_IN])
 def test_every_supported_type_loads_without_parameters(type_: str) -> None:
     assert read(f"plugins: [{{type: {type_}}}]\n").notes == ()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.__main__ import main
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.commands import run
 from agent.config import from_flags, parse
 from agent.config.nodes import BadConfig
@@ -36,7 +36,7 @@ scrape: {interval: 200ms}
 admin: {address: 127.0.0.1:7090}
 """,
         "flags",
-        WORDS,
+        VOCABULARY,
     )
     by_flags = configured(
         "--endpoints", "127.0.0.1:8001,[::1]:8002", "--pool", "chat", "--profile", "blend", "--engine", "vllm",
@@ -90,13 +90,13 @@ def test_a_problem_of_a_flag_names_it(flags: list[str], message: str) -> None:
 )
 def test_a_problem_of_the_endpoints_names_their_flag(endpoints: str, message: str) -> None:
     with pytest.raises(BadConfig) as refused:
-        from_flags([text.strip() for text in endpoints.split(",")], vocabulary=WORDS)
+        from_flags([text.strip() for text in endpoints.split(",")], vocabulary=VOCABULARY)
     assert refused.value.lines() == [message]
 
 
 def test_an_endpoint_with_the_agent_s_own_address_is_refused() -> None:
     with pytest.raises(BadConfig) as refused:
-        from_flags(["a:1"], vocabulary=WORDS, ext_proc_address="a:1")
+        from_flags(["a:1"], vocabulary=VOCABULARY, ext_proc_address="a:1")
     assert refused.value.lines() == [
         "--endpoints: a:1 is the agent's --ext-proc-address; write the address of a model server"
     ]

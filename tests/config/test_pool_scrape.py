@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.config.nodes import BadConfig
 from agent.config.pools import PoolScrapeConfig
@@ -13,11 +13,11 @@ HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools:\n- end
 
 
 def pool_scrape(written: str) -> PoolScrapeConfig:
-    return parse(f"{HEAD}  scrape: {{{written}}}\n", "x", WORDS).pools[0].scrape
+    return parse(f"{HEAD}  scrape: {{{written}}}\n", "x", VOCABULARY).pools[0].scrape
 
 
 def test_without_options_servers_are_scraped_over_plain_http() -> None:
-    assert parse(HEAD, "x", WORDS).pools[0].scrape == PoolScrapeConfig()
+    assert parse(HEAD, "x", VOCABULARY).pools[0].scrape == PoolScrapeConfig()
     assert (PoolScrapeConfig().scheme, PoolScrapeConfig().health_path) == ("http", None)
 
 

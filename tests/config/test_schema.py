@@ -18,7 +18,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.commands import check
 from agent.config import parse
 from agent.config.addresses import Address, AddressTemplate, HostName
@@ -77,7 +77,7 @@ def documents() -> Iterator[Any]:
 def test_the_schema_and_the_reader_agree_on_every_document(text: str) -> None:
     problems = schema_problems(data_of(text))
     try:
-        parse(text, "x", WORDS)
+        parse(text, "x", VOCABULARY)
     except BadConfig as refused:
         unknown = any("unknown key" in problem.what for problem in refused.problems)
         assert bool(problems) == unknown

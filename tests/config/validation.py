@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config.document import compose
 from agent.config.nodes import plain
 from agent.config.schema import json_schema
@@ -21,7 +21,7 @@ def _pattern(validator: Any, text: str, instance: object, schema: object) -> Ite
 
 
 VALIDATOR = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})
-SCHEMA = json_schema(WORDS)
+SCHEMA = json_schema(VOCABULARY)
 
 
 def data_of(text: str) -> object:

@@ -53,7 +53,7 @@ class Block(NamedTuple):
     line: int
 
 
-class Step(NamedTuple):
+class DocumentStep(NamedTuple):
     """A command of a document, what the document shows that it prints, and its line."""
 
     command: str
@@ -69,16 +69,16 @@ def blocks(document: Path) -> Iterator[Block]:
         yield Block(tuple(found[1].split()), found[2], text.count("\n", 0, found.start()) + 2)
 
 
-def steps(block: Block) -> list[Step]:
+def steps(block: Block) -> list[DocumentStep]:
     """The commands of a block; a line that ends with a backslash goes on in the next one."""
-    found: list[Step] = []
+    found: list[DocumentStep] = []
     lines = iter(enumerate(block.text.splitlines(), block.line))
     for number, line in lines:
         if line.startswith("$ "):
             command = line[2:]
             while command.endswith("\\"):
                 command = command[:-1] + next(lines)[1].strip()
-            found.append(Step(command, "", number))
+            found.append(DocumentStep(command, "", number))
         elif found:
             found[-1] = found[-1]._replace(shown=found[-1].shown + line + "\n")
     return found
@@ -104,7 +104,7 @@ class Reader:
         (name,) = (word.removeprefix("file=") for word in block.words if word.startswith("file="))
         (self._home / name).write_text(self._in(block.text), encoding="utf-8")
 
-    def type(self, step: Step, where: str) -> None:
+    def type(self, step: DocumentStep, where: str) -> None:
         """Run one command and compare; a server is started and waited for."""
         command = self._with_addresses(self._in(step.command))
         program, _, pid_file = command.partition(" & echo $! > ")

@@ -166,7 +166,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
 # Numbers, hashes and codecs, without a clock, a socket or a file: anybody's.
 OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml"})
 SHIPPED = ("agent", "exporters", "dashboards")
-SAY_NOTHING: frozenset[str] = frozenset(
+VAGUE_NAMES: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()
 )
 
@@ -280,7 +280,7 @@ def test_every_module_keeps_to_its_layer_and_its_purity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "said"),
+    ("module", "source", "message"),
     [
         ("agent.state.probe", "from agent.pick import filters", "layer 3 may not know layer 4"),
         ("agent.state.probe", "import agent.pick.filters", "layer 3 may not know layer 4"),
@@ -299,9 +299,9 @@ def test_every_module_keeps_to_its_layer_and_its_purity() -> None:
         ("exporters.probe", "from agent import signals", "may know nothing but"),
     ],
 )
-def test_a_wrong_import_is_found(module: str, source: str, said: str) -> None:
+def test_a_wrong_import_is_found(module: str, source: str, message: str) -> None:
     found = violations({module: source})
-    assert any(wrong.startswith(module) and said in wrong for wrong in found), found
+    assert any(wrong.startswith(module) and message in wrong for wrong in found), found
 
 
 def test_a_right_import_is_left_alone() -> None:
@@ -321,7 +321,7 @@ def test_every_row_of_the_tables_speaks_of_something_that_exists() -> None:
 def test_no_file_or_folder_has_a_name_that_says_nothing() -> None:
     files = [path for top in (*SHIPPED, "tests") for path in (ROOT / top).rglob("*.py")]
     named = {part for path in files for part in path.relative_to(ROOT).with_suffix("").parts}
-    assert named & SAY_NOTHING == set()
+    assert named & VAGUE_NAMES == set()
 
 
 def test_no_test_takes_sleep_by_name() -> None:

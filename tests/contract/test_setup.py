@@ -114,22 +114,22 @@ def test_what_runs_is_tested_in_the_same_versions() -> None:
 
 
 def test_no_package_is_asked_for_where_its_program_is_there() -> None:
-    asked = subprocess.run([ROOT / ".ci" / "packages", "sh=nothing"], capture_output=True, text=True, check=True)
-    assert (asked.stdout, asked.stderr) == ("", "")
+    requested = subprocess.run([ROOT / ".ci" / "packages", "sh=nothing"], capture_output=True, text=True, check=True)
+    assert (requested.stdout, requested.stderr) == ("", "")
 
 
 def test_a_machine_without_apt_is_told_which_packages_it_lacks(tmp_path: Path) -> None:
     bash = shutil.which("bash")
     assert bash
-    asked = subprocess.run(
+    requested = subprocess.run(
         [bash, ROOT / ".ci" / "packages", "no-such-program=some-package", "no-such-either=some-package"],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert asked.returncode == 1
-    assert asked.stderr.startswith("Missing on this machine: some-package (")
+    assert requested.returncode == 1
+    assert requested.stderr.startswith("Missing on this machine: some-package (")
 
 
 def python_stub(path: Path, *, lacks: str = "nothing") -> Path:

@@ -17,8 +17,8 @@ def terms() -> dict[str, list[str]]:
     """Term -> the words that it replaces, of the table in the document."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.partition("\n## Terms\n")[2].partition("\n## ")[0]
-    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in table.splitlines() if line.startswith("| ")]
-    return {row[0]: re.findall(r"`([a-z]+)`", row[2]) for row in rows[2:] if len(row) == 3}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    return {term: re.findall(r"`([a-z]+)`", replaced) for term, _, replaced in rows[1:]}
 
 
 def parts(name: str) -> list[str]:

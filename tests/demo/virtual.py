@@ -15,7 +15,7 @@ import orjson
 
 from agent.app.pool import Pool, PoolParts
 from agent.app.tasks import Tasks
-from agent.app.vocabulary import WORDS
+from agent.app.vocabulary import VOCABULARY
 from agent.config import from_flags
 from agent.demo.workload import ChatTurn
 from agent.emulator.config import EmulatorConfig
@@ -66,7 +66,7 @@ def run(
     addresses = [f"127.0.0.1:{8001 + number}" for number in range(servers)]
     clock = ManualClock()
     chosen = "least-cost" if profile == ROUND_ROBIN else profile
-    agent_config = from_flags(addresses, vocabulary=WORDS, profile=chosen)
+    agent_config = from_flags(addresses, vocabulary=VOCABULARY, profile=chosen)
     picks: list[Pick] = []
     remember = lambda _, pick, __: picks.append(pick)
     parts = PoolParts(clock, ignore, Tasks(clock, ignore), ScrapeLoop(clock), remember, lambda: None)

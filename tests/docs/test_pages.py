@@ -167,9 +167,9 @@ def adapter_queries() -> dict[str, str]:
 def test_keda_and_the_adapter_ask_the_same() -> None:
     (block,) = of_kind("keda")
     triggers = block.documents[0]["spec"]["triggers"]
-    asked = {trigger["metadata"]["query"] for trigger in triggers}
-    assert len(asked) == 2
-    assert asked <= set(adapter_queries().values())
+    requested = {trigger["metadata"]["query"] for trigger in triggers}
+    assert len(requested) == 2
+    assert requested <= set(adapter_queries().values())
     assert {trigger["metadata"]["ignoreNullValues"] for trigger in triggers} == {"false"}
 
 

@@ -112,7 +112,7 @@ async def test_a_subset_hint_reaches_the_picker(port: Port, hint: Any, subset: f
     conversation = port.converse()
     await conversation.write(request_headers(end=True, subset=hint))
     await read(conversation)
-    assert [asked[2] for asked in port.pool.requests] == [subset]
+    assert [requested[2] for requested in port.pool.requests] == [subset]
     conversation.cancel()
 
 

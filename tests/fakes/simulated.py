@@ -38,7 +38,7 @@ class Server(Protocol):
         """Returns when a connection is open; OSError where none is opened."""
         ...
 
-    def asked(self, wire: Wire, request: bytes) -> None:
+    def requested(self, wire: Wire, request: bytes) -> None:
         """Bytes were received; the response is written to the wire, now or later."""
         ...
 
@@ -59,7 +59,7 @@ class Wire(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Send to the server, which receives it in the next iteration of the loop."""
-        self.loop.call_soon(self._asked, bytes(data))
+        self.loop.call_soon(self._requested, bytes(data))
 
     def is_closing(self) -> bool:
         """Whether either side has closed the connection."""
@@ -86,9 +86,9 @@ class Wire(asyncio.Transport):
             self.closed = True
             self.loop.call_soon(self._protocol.connection_lost, None)
 
-    def _asked(self, data: bytes) -> None:
+    def _requested(self, data: bytes) -> None:
         if not self.closed:
-            self._server.asked(self, data)
+            self._server.requested(self, data)
 
 
 def simulate(servers: Mapping[tuple[str, int], Server], main: Callable[[SimulatedLoop], Awaitable[None]]) -> None:

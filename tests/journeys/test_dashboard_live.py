@@ -59,7 +59,7 @@ class Fleet(NamedTuple):
     known: frozenset[str]
 
 
-class Load:
+class ServerLoad:
     """The client: chats through Envoy, and invalid bodies."""
 
     def __init__(self, url: str, pool: ThreadPoolExecutor) -> None:
@@ -134,7 +134,7 @@ def _loaded(processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: l
     )
     proxy = asyncio.run(envoy.start(bootstrap(settings), home / "envoy", concurrency=1))
     stack.callback(lambda: asyncio.run(proxy.stop()))
-    load = Load(f"http://127.0.0.1:{proxy.ports['in']}/v1/chat/completions", pool)
+    load = ServerLoad(f"http://127.0.0.1:{proxy.ports['in']}/v1/chat/completions", pool)
     jobs = {"servers": addresses, "agent": [f"127.0.0.1:{admin}"]}
     prometheus = Prometheus(processes, home / "prometheus", own, jobs, [RULES])
 

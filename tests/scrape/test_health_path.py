@@ -166,11 +166,11 @@ async def test_a_health_path_that_hangs_delays_no_page(rig: Rig, monkeypatch: py
     server = await rig.start(timeout=20.0)
     await rig.store.until_recorded("healthy")
     server.behave = at_health(after(held))
-    asked = server.paths.count("/health")
-    await eventually(lambda: server.paths.count("/health") > asked)
+    requested = server.paths.count("/health")
+    await eventually(lambda: server.paths.count("/health") > requested)
     pages, probes = (rig.store.order.count(result) for result in ("page", "healthy"))
     await rig.store.until_recorded("page", pages + 20)
-    assert server.paths.count("/health") == asked + 1
+    assert server.paths.count("/health") == requested + 1
     assert rig.store.order.count("healthy") == probes
     held.set()
     await rig.store.until_recorded("healthy", probes + 1)
@@ -210,9 +210,9 @@ async def test_a_health_path_that_is_not_probed_any_more_has_no_effect(rig: Rig)
     await eventually(lambda: rig.store.verdict == ("down", "health_status"))
     rig.scrape(health_path="")
     await eventually(lambda: rig.store.verdict == ("healthy", ""))
-    asked, pages = rig.server.paths.count("/health"), rig.store.order.count("page")
+    requested, pages = rig.server.paths.count("/health"), rig.store.order.count("page")
     await rig.store.until_recorded("page", pages + 5)
-    assert rig.server.paths.count("/health") == asked
+    assert rig.server.paths.count("/health") == requested
     assert rig.store.verdict == ("healthy", "")
 
 

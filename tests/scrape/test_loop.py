@@ -384,11 +384,11 @@ async def test_the_models_of_a_server_that_returns_are_requested_at_once(rig: Ri
     await server.stop()
     await rig.sink.until(lambda: bool(rig.sink.failures))
     rig.sink.models.clear()
-    asked = server.paths.count("/v1/models")
+    requested = server.paths.count("/v1/models")
     await server.start(port)
     await rig.sink.until(lambda: server.address in rig.sink.models)
     assert rig.sink.models[server.address] == {"tiny", "lora-a"}
-    assert server.paths.count("/v1/models") == asked + 1
+    assert server.paths.count("/v1/models") == requested + 1
 
 
 async def test_the_models_of_a_server_that_restarts_between_two_scrapes_are_requested_at_once(rig: Rig) -> None:
@@ -399,10 +399,10 @@ async def test_the_models_of_a_server_that_restarts_between_two_scrapes_are_requ
     rig.sink.restarted = lambda extraction: extraction.readings[RUNNING] == 7
     server.page = OTHER_PAGE
     await rig.sink.until(lambda: server.address in rig.sink.models)
-    asked = [path for path in server.paths if path != "/health"]
-    before = asked.index("/v1/models", asked.index("/v1/models") + 1)
+    requested = [path for path in server.paths if path != "/health"]
+    before = requested.index("/v1/models", requested.index("/v1/models") + 1)
     (first,) = [at for at, page in enumerate(rig.sink.pages[server.address]) if page[0].readings[RUNNING] == 7][:1]
-    assert asked[:before].count("/metrics") == first + 1
+    assert requested[:before].count("/metrics") == first + 1
     assert not rig.sink.failures
 
 
@@ -452,11 +452,11 @@ async def test_targets_that_stay_keep_their_connection_and_removed_ones_are_not_
     rig.scrape(stays.address, goes.address)
     await rig.sink.until(lambda: rig.sink.count(stays.address) > 1 and rig.sink.count(goes.address) > 1)
     rig.scrape(stays.address, comes.address)
-    asked = len(goes.paths)
+    requested = len(goes.paths)
     before = rig.sink.count(stays.address)
     await rig.sink.until(lambda: rig.sink.count(comes.address) > 2 and rig.sink.count(stays.address) > before + 2)
     assert stays.connections == 1
-    assert len(goes.paths) == asked
+    assert len(goes.paths) == requested
     assert not goes.writers
 
 
@@ -468,9 +468,9 @@ async def test_after_stop_there_are_no_requests_and_no_connections() -> None:
         loop.set_targets("pool", [Target(server.address, "vllm", interval=INTERVAL)], sink)
         await sink.until(lambda: sink.count(server.address) >= 2)
         await loop.stop()
-        asked = len(server.paths)
+        requested = len(server.paths)
         await eventually(lambda: not server.writers)
-        assert len(server.paths) == asked
+        assert len(server.paths) == requested
     finally:
         await server.stop()
 

@@ -91,7 +91,7 @@ class UnsteadyServer:
         if behaviour.connected == "refused":
             raise ConnectionRefusedError
 
-    def asked(self, wire: Wire, request: bytes) -> None:
+    def requested(self, wire: Wire, request: bytes) -> None:
         """One GET, or two pipelined ones."""
         at = wire.loop.time()
         for get in request.split(b"\r\n\r\n")[:-1]:
@@ -217,11 +217,11 @@ def test_an_endpoint_never_has_two_active_page_requests_and_is_always_scraped_ag
             loop.set_rate_limiter(None)
             loop.set_targets("pool", [first], sink)
             await sim.after(SECONDS - clock.now())
-            pages, requested, at = len(sink.pages), server.pages_requested, clock.now()
+            pages, requested_now, at = len(sink.pages), server.pages_requested, clock.now()
             await sim.after(5 * interval + 1.0)
             if server.settled:
                 assert len(sink.pages) >= pages + 4
-            assert server.pages_requested - requested <= (clock.now() - at) / interval + 3
+            assert server.pages_requested - requested_now <= (clock.now() - at) / interval + 3
         finally:
             await loop.stop()
 

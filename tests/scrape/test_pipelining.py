@@ -159,7 +159,7 @@ class SteadyServer:
     async def connected(self, loop: SimulatedLoop) -> None:
         self.connections += 1
 
-    def asked(self, wire: SimulatedWire, request: bytes) -> None:
+    def requested(self, wire: SimulatedWire, request: bytes) -> None:
         paths = tuple(path.decode() for path in _GET.findall(request))
         self.reads.append(paths)
         for path in paths:
@@ -273,10 +273,10 @@ async def test_health_is_reported_while_the_page_cannot_be_read(
 @pytest.mark.simulated
 async def test_health_does_not_wait_for_a_page_that_hangs(rig: Rig) -> None:
     await pipelined(rig, timeout=60.0)
-    asked = rig.server.reads.count(BOTH)
+    requested = rig.server.reads.count(BOTH)
     rig.server.behave = no_page
     await rig.until_recorded("healthy", 4)
-    assert rig.server.reads.count(BOTH) == asked + 1
+    assert rig.server.reads.count(BOTH) == requested + 1
     assert set(rig.store.order) == {"page", "healthy"}
 
 

@@ -106,5 +106,5 @@ async def test_the_recognised_engine_is_kept_when_settings_change(loop: ScrapeLo
     before = sink.count(server.address)
     await sink.until(lambda: sink.count(server.address) >= before + 3)
     assert sink.engines == {server.address: ["sglang"]}
-    asked = server.paths.count("/v1/models")
-    await eventually(lambda: server.paths.count("/v1/models") > asked)
+    requested = server.paths.count("/v1/models")
+    await eventually(lambda: server.paths.count("/v1/models") > requested)

@@ -339,7 +339,7 @@ async def test_new_access_settings_apply_at_once(rig: Rig, authority: Authority)
     await eventually(lambda: secret.paths)
     await rig.reads(address)
     await eventually(lambda: not plain.writers)
-    asked = len(plain.paths)
+    requested = len(plain.paths)
     await rig.reads(address)
-    assert len(plain.paths) == asked
+    assert len(plain.paths) == requested
     assert not rig.sink.failures

@@ -37,7 +37,7 @@ class RowRun(NamedTuple):
     """A row, its outputs, the events of the good servers, and the outputs after the repair."""
 
     row: FaultRow
-    observed: Observations
+    observations: Observations
     side_effects: list[Event]
     repaired: Outputs
 
@@ -48,12 +48,14 @@ async def run_row(row: FaultRow, folder: Path) -> RowRun:
         before = await scenario.read_outputs()
         early = await row.inject(scenario)
         after = await scenario.read_outputs()
-        told = Observations(scenario.bad.address, [server.address for server in scenario.good], before, early, after)
+        observations = Observations(
+            scenario.bad.address, [server.address for server in scenario.good], before, early, after
+        )
         await row.repair(scenario)
         await scenario.scrape_round()
         await scenario.until("healthy")
         await scenario.models()
-        return RowRun(row, told, scenario.side_effects(), await scenario.read_outputs())
+        return RowRun(row, observations, scenario.side_effects(), await scenario.read_outputs())
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -91,35 +93,35 @@ def cell(test: Callable[[RowRun], Awaitable[None]]) -> Any:
 
 @cell
 async def test_the_picker(case: RowRun) -> None:
-    case.row.picker.check(case.observed)
+    case.row.picker.check(case.observations)
 
 
 @cell
 async def test_the_state_document(case: RowRun) -> None:
-    case.row.state.check(case.observed)
+    case.row.state.check(case.observations)
 
 
 @cell
 async def test_the_gauges_document(case: RowRun) -> None:
-    case.row.gauges.check(case.observed)
+    case.row.gauges.check(case.observations)
 
 
 @cell
 async def test_the_metrics_page(case: RowRun) -> None:
-    case.row.metrics.check(case.observed)
+    case.row.metrics.check(case.observations)
 
 
 @cell
 async def test_exactly_the_counters_of_the_row_increase(case: RowRun) -> None:
-    found = grown(case.observed.before, case.observed.after)
+    found = grown(case.observations.before, case.observations.after)
     assert {series_text(series) for series in found} == {series_text(series) for series in case.row.counters}
 
 
 @cell
 async def test_the_good_endpoints_are_not_affected(case: RowRun) -> None:
     assert not case.side_effects
-    for address in case.observed.good:
-        for outputs in (case.observed.early, case.observed.after, case.repaired):
+    for address in case.observations.good:
+        for outputs in (case.observations.early, case.observations.after, case.repaired):
             values(outputs, address, PAGE_VALUES)
             assert outputs.state[address]["page_age_seconds"] < ROUND_SECONDS
             assert outputs.picks.get(address, 0) >= PICKS / len(outputs.state) / 2
@@ -127,22 +129,25 @@ async def test_the_good_endpoints_are_not_affected(case: RowRun) -> None:
 
 @cell
 async def test_before_a_fault_takes_effect_the_last_page_is_valid_with_its_true_age(case: RowRun) -> None:
-    early, before = case.observed.early.state[case.observed.bad], case.observed.before.state[case.observed.bad]
+    early, before = (
+        case.observations.early.state[case.observations.bad],
+        case.observations.before.state[case.observations.bad],
+    )
     if case.row.takes_effect not in (AT_THIRD, AT_THIRD_PROBE):
         assert early["failures"] <= 1
         return
     assert early["health"] == "healthy"
     assert early["failures"] == (2 if case.row.takes_effect == AT_THIRD else 1)
-    passed = case.observed.early.header["uptime_seconds"] - case.observed.before.header["uptime_seconds"]
+    passed = case.observations.early.header["uptime_seconds"] - case.observations.before.header["uptime_seconds"]
     assert early["page_age_seconds"] == pytest.approx(before["page_age_seconds"] + passed)
     assert {signal: early["signals"][signal]["value"] for signal in PAGE_VALUES} == PAGE_VALUES
-    assert case.observed.early.picks.get(case.observed.bad)
+    assert case.observations.early.picks.get(case.observations.bad)
 
 
 @cell
 async def test_after_the_repair_it_is_healthy_again(case: RowRun) -> None:
-    values(case.repaired, case.observed.bad, PAGE_VALUES)
-    assert case.repaired.picks.get(case.observed.bad)
+    values(case.repaired, case.observations.bad, PAGE_VALUES)
+    assert case.repaired.picks.get(case.observations.bad)
 
 
 # -- the table itself ------------------------------------------------------------------------------------------------

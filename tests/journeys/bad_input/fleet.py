@@ -89,7 +89,7 @@ class Fleet:
         rows = (await self.read("/v1/gauges"))["gauges"]
         return {row["name"]: row for row in rows if row["labels"] == {"pool": pool, "server": address}}
 
-    async def ask(self, pool: str, way: PickMode, **request: Any) -> tuple[int, Any]:
+    async def send(self, pool: str, way: PickMode, **request: Any) -> tuple[int, Any]:
         """One request through Envoy, the usual one unless told otherwise: status and JSON of the answer."""
         async with self.client.post(self.url(pool, way), **(request or {"json": chat()})) as answer:
             assert answer.content_type == "application/json", await answer.text()

@@ -40,14 +40,14 @@ TABLE = {
 def test_a_typo_is_told_with_its_line_and_what_to_write(
     name: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right, wrong, line, said = TABLE[name]
+    right, wrong, line, printed = TABLE[name]
     path = tmp_path / "the configuration.yaml"
     path.write_text(GOOD.replace(right, wrong))
     assert main([*command, str(path)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    told = [one for one in captured.err.splitlines() if one.startswith(f"{path}:{line}: ")]
-    assert any(said in one for one in told), captured.err
+    reported = [one for one in captured.err.splitlines() if one.startswith(f"{path}:{line}: ")]
+    assert any(printed in one for one in reported), captured.err
 
 
 @pytest.mark.parametrize("command", [["check"], ["run", "--config"]], ids=["check", "run"])
@@ -76,7 +76,7 @@ async def test_a_typo_in_a_running_agent_s_file_changes_nothing_is_counted_and_i
             "configuration not reloaded, the old one stays: "
             f"{fleet.file}:5: state.staleAftr: unknown key; did you mean 'staleAfter'?"
         )
-        status, answered = await fleet.ask("pool", PickMode.FULL_DUPLEX)
+        status, answered = await fleet.send("pool", PickMode.FULL_DUPLEX)
         assert (status, answered["object"]) == (200, "chat.completion")
         assert (await fleet.endpoint("pool", fleet.healthy[0]))["stale_after_seconds"] == 2
         await reloaded(fleet, good.replace("staleAfter: 2s", "staleAfter: 3s"), "ok")

@@ -16,11 +16,11 @@ async def test_requests_are_answered_503_while_the_agent_is_dead_and_served_when
 ) -> None:
     async with a_fleet(tmp_path, 1, lambda healthy: {"pool": healthy}) as fleet:
         for way in MODES:
-            await found(partial(fleet.ask, "pool", way), lambda answer: answer[0] == 200)
+            await found(partial(fleet.send, "pool", way), lambda answer: answer[0] == 200)
         (picker,) = re.findall(r"ext_proc on (\S+),", fleet.agent.output())
         fleet.agent.kill()
         for way in MODES:
-            status, answer = await fleet.ask("pool", way)
+            status, answer = await fleet.send("pool", way)
             error = answer["error"]
             assert (status, error["type"], error["code"]) == (503, "server_error", "picker_unavailable")
         at_its_place = fleet.file.read_text().replace("extProcAddress: '127.0.0.1:0'", f"extProcAddress: '{picker}'")
@@ -28,4 +28,4 @@ async def test_requests_are_answered_503_while_the_agent_is_dead_and_served_when
         again = processes.start([*IGW, "run", "--config", fleet.file])
         again.wait_for("is listening")
         for way in MODES:
-            await found(partial(fleet.ask, "pool", way), lambda answer: answer[0] == 200)
+            await found(partial(fleet.send, "pool", way), lambda answer: answer[0] == 200)

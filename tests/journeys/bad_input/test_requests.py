@@ -66,7 +66,7 @@ TABLE = {
 async def is_served(fleet: Fleet, way: PickMode) -> None:
     """Nothing is left in flight, and the next request is answered."""
     await fleet.idle(POOL)
-    status, body = await fleet.ask(POOL, way)
+    status, body = await fleet.send(POOL, way)
     assert (status, body["object"]) == (200, "chat.completion")
     await fleet.idle(POOL)
 
@@ -76,19 +76,19 @@ async def is_served(fleet: Fleet, way: PickMode) -> None:
 async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fleet, way: PickMode, name: str) -> None:
     bad = TABLE[name]
     before = await fleet.counts()
-    status, answer = await fleet.ask(POOL, way, data=bad.body(), headers={"content-type": "application/json"})
+    status, answer = await fleet.send(POOL, way, data=bad.body(), headers={"content-type": "application/json"})
     assert status == bad.status
     message = answer["error"].pop("message")
     assert message
     assert answer == {"error": {"type": "invalid_request_error", "param": bad.param, "code": bad.code}}
-    told = {"pool": POOL, "status": str(bad.status), "reason": bad.reason}
+    reported = {"pool": POOL, "status": str(bad.status), "reason": bad.reason}
 
     def counted(seen: Counts) -> float:
         # A body that is too large may outgrow Envoy's buffer before the agent has answered its headers.
         by_envoy = (
             seen.of("igw_requests_abandoned_total", pool=POOL) if bad.status == 413 and way is PickMode.BUFFERED else 0
         )
-        return seen.of("igw_requests_rejected_total", **told) + by_envoy
+        return seen.of("igw_requests_rejected_total", **reported) + by_envoy
 
     await found(fleet.counts, lambda seen: counted(seen) == counted(before) + 1)
     await is_served(fleet, way)
@@ -97,7 +97,7 @@ async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fl
 @both
 async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: PickMode) -> None:
     body = json.dumps(chat("one byte at a time")).encode()
-    status, answer = await fleet.ask(POOL, way, data=in_pieces(body, 1), headers={"content-type": "application/json"})
+    status, answer = await fleet.send(POOL, way, data=in_pieces(body, 1), headers={"content-type": "application/json"})
     assert (status, answer["object"]) == (200, "chat.completion")
     await is_served(fleet, way)
 
@@ -110,11 +110,11 @@ async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothi
     writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: 1000\r\n\r\n".encode() + b'{"model":')
     await writer.drain()
 
-    async def asked() -> bool:
+    async def requested() -> bool:
         async with fleet.client.get(f"{fleet.envoy.admin}/stats?filter={POOL}-picker.upstream_rq_active$") as answer:
             return (await answer.text()).endswith(": 1\n")
 
-    await found(asked, bool)
+    await found(requested, bool)
     writer.transport.abort()
     await found(fleet.counts, lambda seen: seen.of(name, pool=POOL) > before)
     await is_served(fleet, way)

@@ -115,8 +115,8 @@ async def is_left_out(targets: Targets, name: str) -> None:
         lambda: fleet.endpoint(name, bad),
         lambda seen: (seen["health"], seen["reason"]) == ("down", TABLE[name].reason),
     )
-    told = {signal: (said["value"], said["reason"]) for signal, said in state["signals"].items()}
-    assert told == dict.fromkeys(told, (None, "down"))
+    reported = {signal: (logged["value"], logged["reason"]) for signal, logged in state["signals"].items()}
+    assert reported == dict.fromkeys(reported, (None, "down"))
     gauges = await fleet.gauges(name, bad)
     assert {(gauges[each]["value"], gauges[each]["withheld"]) for each in SIGNALS} == {(None, "down")}
     counts = await fleet.counts()
@@ -132,7 +132,7 @@ async def others_go_on(targets: Targets, name: str) -> None:
     (well,) = fleet.healthy
     before = await fleet.counts()
     for way in MODES:
-        status, body = await fleet.ask(name, way)
+        status, body = await fleet.send(name, way)
         assert (status, body["object"]) == (200, "chat.completion")
     scraped = before.of("igw_scrapes_total", pool=name, result="ok")
     after = await found(fleet.counts, lambda seen: seen.of("igw_scrapes_total", pool=name, result="ok") > scraped)
@@ -148,8 +148,8 @@ async def test_a_bad_target_is_counted_by_its_reason_named_and_left_out_while_th
 ) -> None:
     await is_left_out(targets, name)
     assert await failures(targets.fleet, name)
-    said = f"scrape of {targets.servers[name].address} failed: {TABLE[name].reason}: "
-    assert said in targets.fleet.agent.output()
+    logged = f"scrape of {targets.servers[name].address} failed: {TABLE[name].reason}: "
+    assert logged in targets.fleet.agent.output()
     await others_go_on(targets, name)
 
 
