@@ -17,7 +17,8 @@ from agent.config.options import all_options
 
 WORD = st.sampled_from(
     [
-        *EPP_KEYS, *BUILT_IN[:6], *NOT_SUPPORTED[:6], *VOCABULARY.scorers, *VOCABULARY.filters, "pools", "endpoints", "pluginRef",
+        *EPP_KEYS, *BUILT_IN[:6], *NOT_SUPPORTED[:6], *VOCABULARY.scorers, *VOCABULARY.filters,
+        "pools", "endpoints", "pluginRef",
         *{part for path, _ in all_options(Config) for part in re.split(r"[.\[\]]+", path) if part},
         "weight", "type", "name", "parameters", "sources", "extractors", "parsers", "llm-d.ai/v1alpha1",
         "EndpointPickerConfig", "1s", "500ms", "16MiB", "127.0.0.1:9002", "[::1]:80", "flowControl", "\ud800", "",

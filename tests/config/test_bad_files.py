@@ -181,7 +181,7 @@ BAD = {
         ":5: pools[0].engine: 'vlm' is not an engine; did you mean 'vllm'?"
     ),
     f"{HEAD}pools:\n- endpoints:\n  - {{address: 'a:1', engine: x}}\n": (
-        f":5: pools[0].endpoints[0].engine: 'x' is not an engine; valid values: {', '.join(WORDS.engines)}"
+        f":5: pools[0].endpoints[0].engine: 'x' is not an engine; valid values: {', '.join(VOCABULARY.engines)}"
     ),
     f"{HEAD}pools:\n- endpoints:\n  - {{address: 'a:1', pod: vllm-0, node: -a-, labels: [x]}}\n": [
         ":5: pools[0].endpoints[0].labels: a list where labels are expected; write a mapping, such as {app: chat}",
