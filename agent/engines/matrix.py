@@ -1,6 +1,6 @@
 """Signals reported by each engine, and their sources: the engines' tables as text, Markdown and JSON.
 
-`igw signals` prints them; docs/signals.md and docs/engines.md contain them, which `tests/contract/test_engines.py`
+`igw signals` prints them; docs/reference/signals.md and docs/reference/engines.md contain them, which `tests/contract/test_engines.py`
 checks. A cell of the matrix is a key of `LEGEND`.
 """
 

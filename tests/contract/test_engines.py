@@ -24,7 +24,7 @@ from agent.scrape.reasons import REASONS
 from agent.signals import HISTOGRAMS, SIGNALS, Signal, SignalKind
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference"
 EVERY_ENGINE = pytest.mark.parametrize("name", sorted(ENGINES))
 
 
@@ -283,6 +283,6 @@ def test_the_document_of_engines_has_the_paths_of_each(name: str) -> None:
     text = (DOCS / "engines.md").read_text(encoding="utf-8")
     path = r"\| (?:`([^`|]+)`[^|]*)?"
     row = re.search(rf"^\| `{name}` \| [^|]+ \| [^|]+ {path * 3}\|$", text, re.MULTILINE)
-    assert row, f"docs/engines.md has no row for {name}"
+    assert row, f"docs/reference/engines.md has no row for {name}"
     table = engine(name)
     assert row.groups() == (table.page_path, table.health_path, table.models_path)
