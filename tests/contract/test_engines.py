@@ -16,9 +16,9 @@ from agent.engine_specs import EngineSpec, MetricSpec
 from agent.engines import ENGINES, engine, matrix
 from agent.engines.custom import custom
 from agent.engines.mapping import Extractor
-from agent.engines.recognition import recognise
+from agent.engines.recognition import name_prefixes, recognise
 from agent.engines.report import REASONS as REPORT_REASONS
-from agent.engines.table import NAME_PREFIXES, REFUSALS, SeriesCombination, SignalSource
+from agent.engines.table import REFUSALS, SeriesCombination, SignalSource
 from agent.exposition.page import PageRefused
 from agent.scrape.reasons import REASONS
 from agent.signals import HISTOGRAMS, SIGNALS, Signal, SignalKind
@@ -88,7 +88,7 @@ def test_every_source_suits_its_signal(name: str) -> None:
 def test_the_prefixes_of_an_engine_identify_it(name: str) -> None:
     table = engine(name)
     assert table.prefixes
-    assert all(NAME_PREFIXES.get(prefix) == name for prefix in table.prefixes)
+    assert all(name_prefixes().get(prefix) == name for prefix in table.prefixes)
 
 
 @EVERY_ENGINE
