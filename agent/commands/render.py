@@ -24,9 +24,7 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # address to list
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `igw render`."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="the agent's file (docs/reference/configuration.md)"
-    )
+    parser.add_argument("--config", metavar="FILE", help="the agent's file (docs/reference/configuration.md)")
     parser.add_argument("--endpoints", metavar="IP:PORT,...", help="without --config: the model servers of one pool")
     parser.add_argument(
         "--ext-proc-address",

@@ -11,17 +11,17 @@ from agent.config.config import Config
 from agent.config.file import load
 from agent.config.nodes import BadConfig
 
-HELP = """Run the agent: scrape the model servers, pick an endpoint for each request that Envoy asks about, and export
-what an autoscaler may read. Configured by --config FILE, or by --endpoints and the flags beside it for one pool.
-SIGHUP reads the file again; SIGTERM and Ctrl-C stop without dropping a stream.
-Exit status: 0 stopped as told, 1 cannot start, 2 wrong use."""
+HELP = """Run the agent: scrape the model servers, pick an endpoint for each request of Envoy, and export gauges for
+autoscalers. Configure it with --config FILE, or with --endpoints and the flags below for one pool.
+SIGHUP reads the file again; SIGTERM and Ctrl-C stop it, and open requests continue.
+Exit status: 0 stopped by a signal, 1 cannot start, 2 usage error."""
 
-# What stands for an option of the file, and so cannot stand beside one.
+# Flags that replace options of the file, and are refused together with one.
 _INSTEAD_OF_A_FILE = ("endpoints", "pool", "engine", "profile", "scrape_interval", "ext_proc_address", "admin_address")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `igw run` takes."""
+    """Add the options of `igw run`."""
     parser.add_argument("--config", metavar="FILE", help="the configuration file (docs/reference/configuration.md)")
     flags = parser.add_argument_group("instead of a file, for one pool of model servers")
     flags.add_argument("--endpoints", metavar="HOST:PORT,...", help="the model servers; IPv6 as [ADDRESS]:PORT")

@@ -40,5 +40,5 @@ class LoadReports:
                 reason = refused.reason
             else:
                 # The server wrote it before it arrived, by at most the time that a request takes on its way.
-                self._store.reported(ticket.work, values, now - TRANSIT_SECONDS, now)
+                self._store.reported(ticket.work_id, values, now - TRANSIT_SECONDS, now)
         self._hook(Reported(self._store.pool, endpoint, reason))

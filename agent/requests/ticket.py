@@ -59,13 +59,13 @@ class Ticket:
     """One submitted request; `request_id` to `subset` are those of the `Request`.
 
     `stage` is the index of the stage that processes or holds it. `body`, `prompt` and `wanted` are the results of the
-    stages so far; each is released by the stage that consumes it. `work` identifies the request in the routing state
+    stages so far; each is released by the stage that consumes it. `work_id` identifies the request in the routing state
     while it is in flight.
     """
 
     __slots__ = (
         "_on_decision", "_owner", "body", "encoding", "model", "path", "pick", "picked_at", "prompt", "request_id",
-        "stage", "state", "submitted_at", "subset", "wanted", "work",
+        "stage", "state", "submitted_at", "subset", "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +86,7 @@ class Ticket:
         self.wanted: PickRequest | None = None
         self.pick: Pick | None = None
         self.picked_at = now
-        self.work = 0
+        self.work_id = 0
 
     @property
     def pending(self) -> bool:

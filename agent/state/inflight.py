@@ -63,18 +63,18 @@ class InFlight:
         backlog = self._busy_until - now
         return backlog * self.rate if backlog > 0 else 0.0
 
-    def start(self, ticket: int, tokens: float, now: float) -> None:
+    def start(self, work_id: int, tokens: float, now: float) -> None:
         """Add a request with this many uncached prompt tokens."""
         self._end += tokens
-        self._requests[ticket] = _QueuedPrefill(now, tokens, self._end)
+        self._requests[work_id] = _QueuedPrefill(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
         if self._queue_until > now:
             self._queue_until += self._each_seconds
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
-    def end(self, ticket: int, now: float) -> None:
+    def end(self, work_id: int, now: float) -> None:
         """Remove a request. The rest of its prefill leaves the line, and the requests behind it move up."""
-        gone = self._requests.pop(ticket)
+        gone = self._requests.pop(work_id)
         head = self._end - self.prefill_tokens(now)
         left = min(gone.tokens, gone.end - head)
         if left <= 0:

@@ -78,8 +78,8 @@ class RoutingStore:
         self._adapters = NameCounts()
         self._models = NameCounts()
         self._renamed: set[str] = set()  # addresses whose names in the two above may be out of date
-        self._tickets: dict[int, EndpointState] = {}
-        self._next_ticket = 0
+        self._requests: dict[int, EndpointState] = {}
+        self._last_work_id = 0
         self._learnt_rates = PoolRates()
         self._pool_rate: float | None = None
         self._announced_rate: float | None = None  # the pool's rate when it was last applied to all endpoints
@@ -206,33 +206,33 @@ class RoutingStore:
     # -- called for each request ---------------------------------------------------------------------------------
 
     def started(self, address: str, uncached_tokens: float, hit_tokens: float, now: float) -> int:
-        """Count a request as in flight at the endpoint; returns a ticket for `ended` and `reported`.
+        """Count a request as in flight at the endpoint; returns its id for `ended` and `reported`.
 
         `uncached_tokens` of its prompt have to be prefilled, `hit_tokens` are expected in the cache. KeyError when the
         endpoint is not in the pool, which a pick from the current snapshot excludes.
         """
         state = self._endpoints[address]
-        self._next_ticket += 1
-        ticket = self._next_ticket
-        self._tickets[ticket] = state
-        state.in_flight.start(ticket, uncached_tokens, now)
+        self._last_work_id += 1
+        work_id = self._last_work_id
+        self._requests[work_id] = state
+        state.in_flight.start(work_id, uncached_tokens, now)
         state.predicted_hits += hit_tokens
         self._changed(address)
-        return ticket
+        return work_id
 
-    def ended(self, ticket: int, now: float) -> None:
-        """Count the request as ended, with whatever result. KeyError for a ticket that is not in flight."""
-        state = self._tickets.pop(ticket)
-        state.in_flight.end(ticket, now)
+    def ended(self, work_id: int, now: float) -> None:
+        """Count the request as ended, with whatever result. KeyError for an id that is not in flight."""
+        state = self._requests.pop(work_id)
+        state.in_flight.end(work_id, now)
         if self._endpoints.get(state.address) is state:
             self._changed(state.address)
 
-    def reported(self, ticket: int, values: Mapping[str, Value], at: float, now: float) -> None:
+    def reported(self, work_id: int, values: Mapping[str, Value], at: float, now: float) -> None:
         """Merge the load report that the endpoint sent with its response to this request, as of `at`.
 
         It changes readings only. Health depends on pages and on the health path.
         """
-        state = self._tickets.get(ticket)
+        state = self._requests.get(work_id)
         if state is None or self._endpoints.get(state.address) is not state:
             return
         state.merge_readings(values, at)
@@ -244,7 +244,7 @@ class RoutingStore:
     @property
     def in_flight(self) -> int:
         """Requests that were started and have not ended, those at endpoints that left the pool included."""
-        return len(self._tickets)
+        return len(self._requests)
 
     def engine(self, address: str) -> str:
         """The endpoint's engine, as configured or recognised; empty where the address is not in the pool."""

@@ -27,9 +27,7 @@ def rows(heading: str, first: str) -> list[str]:
 
 
 def test_the_table_of_options_is_the_one_that_the_program_prints() -> None:
-    assert rows("Options", "option") == check.table().splitlines(), (
-        "paste `igw check --options` into the page"
-    )
+    assert rows("Options", "option") == check.table().splitlines(), "paste `igw check --options` into the page"
 
 
 def test_every_option_has_a_meaning_and_a_default() -> None:

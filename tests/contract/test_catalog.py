@@ -158,9 +158,7 @@ def row(metric: Metric) -> str:
 
 @pytest.mark.parametrize("metric", CATALOG.values(), ids=lambda metric: metric.name)
 def test_the_document_has_the_metric_s_row(metric: Metric):
-    assert row(metric) in DOCUMENT.read_text().splitlines(), (
-        f"metrics.md lacks this line:\n{row(metric)}"
-    )
+    assert row(metric) in DOCUMENT.read_text().splitlines(), f"metrics.md lacks this line:\n{row(metric)}"
 
 
 def test_the_document_has_exactly_the_metrics_of_the_catalogue_in_its_order():

@@ -76,8 +76,8 @@ def test_a_queue_that_prefill_does_not_explain_is_the_backlog_until_a_page_repor
 def test_a_server_full_of_long_responses_is_busy_although_its_prefill_is_done() -> None:
     store = RoutingStore("pool", stale_after=3.0, rate=RateLimits(fixed=10_000.0))
     store.set_endpoints({"full:1": "vllm", "idle:1": "vllm"}, 0.0)
-    for ticket in range(20):
-        store.started("full:1", 100, 0, 0.01 * ticket)
+    for work_id in range(20):
+        store.started("full:1", 100, 0, 0.01 * work_id)
     for second in range(1, 9):
         page = {RUNNING: 4.0, WAITING: 16.0, FINISHED: 0.0}
         store.observed("full:1", Extraction(dict(page), (), ()), float(second), 0.01, 10)

@@ -11,8 +11,8 @@ from agent.state.inflight import TRANSIT_SECONDS, InFlight
 
 def line(*tokens: float, rate: float = 1000.0, at: float = 0.0) -> InFlight:
     made = InFlight(rate)
-    for ticket, each in enumerate(tokens):
-        made.start(ticket, each, at)
+    for work_id, each in enumerate(tokens):
+        made.start(work_id, each, at)
     return made
 
 
@@ -85,8 +85,8 @@ def test_a_request_that_the_page_cannot_include_stays_in_the_backlog() -> None:
 
 def test_requests_of_another_gateway_count_with_our_mean_length() -> None:
     work = line(*[800.0] * 64)
-    for ticket in range(64):
-        work.end(ticket, 100.0)
+    for work_id in range(64):
+        work.end(work_id, 100.0)
     work.correct(running=4, waiting=10, at=101.0, now=101.0)
     assert work.prefill_tokens(101.0) == pytest.approx(8000, rel=0.05)
 
@@ -133,15 +133,15 @@ STEPS = st.lists(
 def test_the_backlog_is_never_negative_and_ends_with_the_last_request(
     steps: list[tuple[str, float, float, int, int]],
 ) -> None:
-    work, now, ticket = InFlight(500.0), 0.0, 0
+    work, now, work_id = InFlight(500.0), 0.0, 0
     open_tickets: list[int] = []
     given_tokens = 0.0
     for kind, wait, tokens, running, waiting in steps:
         now += wait
         if kind == "start":
-            ticket += 1
-            work.start(ticket, tokens, now)
-            open_tickets.append(ticket)
+            work_id += 1
+            work.start(work_id, tokens, now)
+            open_tickets.append(work_id)
             given_tokens += tokens
         elif kind == "end" and open_tickets:
             work.end(open_tickets.pop(waiting % len(open_tickets)), now)

@@ -185,13 +185,13 @@ def test_a_restarted_server_inherits_no_reading(changes: dict[str, Value | None]
 
 def test_a_request_is_in_the_next_snapshot_until_it_ends() -> None:
     fleet = Fixture("a:1", "b:1")
-    ticket = fleet.store.started("a:1", 2000, 640, 1.0)
+    work_id = fleet.store.started("a:1", 2000, 640, 1.0)
     view = fleet.store.snapshot(1.0).endpoints[0]
     assert view.work.requests == 1
     assert view.work.prefill_seconds(1.0) == 2.0
     assert view.work.prefill_tokens(2.0) == 1000.0
     assert view.prefix.predicted == 640
-    fleet.store.ended(ticket, 1.5)
+    fleet.store.ended(work_id, 1.5)
     view = fleet.store.snapshot(1.5).endpoints[0]
     assert view.work.requests == 0
     assert view.work.prefill_seconds(1.5) == 0.0
@@ -200,19 +200,19 @@ def test_a_request_is_in_the_next_snapshot_until_it_ends() -> None:
 
 def test_a_request_ends_once() -> None:
     fleet = Fixture("a:1")
-    ticket = fleet.store.started("a:1", 1, 0, 0.0)
-    fleet.store.ended(ticket, 0.0)
+    work_id = fleet.store.started("a:1", 1, 0, 0.0)
+    fleet.store.ended(work_id, 0.0)
     with pytest.raises(KeyError):
-        fleet.store.ended(ticket, 0.0)
+        fleet.store.ended(work_id, 0.0)
 
 
 def test_requests_at_an_endpoint_that_left_the_pool_still_end() -> None:
     fleet = Fixture("a:1", "b:1")
-    ticket = fleet.store.started("a:1", 1, 0, 0.0)
+    work_id = fleet.store.started("a:1", 1, 0, 0.0)
     fleet.store.set_endpoints({"b:1": "vllm", "c:1": "vllm"}, 1.0)
     assert [view.address for view in fleet.store.snapshot(1.0).endpoints] == ["b:1", "c:1"]
     assert fleet.store.in_flight == 1
-    fleet.store.ended(ticket, 2.0)
+    fleet.store.ended(work_id, 2.0)
     assert fleet.store.in_flight == 0
     assert ("forget", "a:1", 0) in fleet.index.calls
 
@@ -246,7 +246,7 @@ def test_another_pod_or_node_at_an_address_is_another_server_and_inherits_no_rea
     fleet.page("a:1", 0.0)
     fleet.store.served_models("a:1", frozenset({"m"}), 0.0)
     fleet.store.health("a:1", True, "", "", 0.0, 0.01)
-    ticket = fleet.store.started("a:1", 100, 64, 0.5)
+    work_id = fleet.store.started("a:1", 100, 64, 0.5)
     fleet.store.set_endpoints({"a:1": "vllm"}, 1.0, {"a:1": after})
     (view,) = fleet.store.snapshot(1.0).endpoints
     assert (view.health, view.reason) == ((Health.UNKNOWN, "never_scraped") if reason else (Health.HEALTHY, ""))
@@ -257,7 +257,7 @@ def test_another_pod_or_node_at_an_address_is_another_server_and_inherits_no_rea
     assert [each.reason for each in fleet.events if isinstance(each, ServerRestarted)] == [reason] * bool(reason)
     # A counter below the old server's is not a second restart.
     assert not fleet.store.observed("a:1", Extraction({**PAGE, PREFIX_HITS: 0.0}, (), ()), 2.0, 0.01, 10)
-    fleet.store.ended(ticket, 3.0)
+    fleet.store.ended(work_id, 3.0)
     assert fleet.store.in_flight == 0
 
 
@@ -394,7 +394,7 @@ def test_time_alone_never_improves_health_and_a_verdict_holds_until_its_end(
 )
 def test_a_snapshot_that_is_updated_equals_one_that_is_rebuilt(steps: list[tuple[str, str, float]]) -> None:
     fleet = Fixture("a:1", "b:1")
-    now, tickets = 0.0, list[int]()
+    now, work_ids = 0.0, list[int]()
     for kind, name, wait in steps:
         now += wait
         address = f"{name}:1"
@@ -404,13 +404,13 @@ def test_a_snapshot_that_is_updated_equals_one_that_is_rebuilt(steps: list[tuple
         elif kind == "fail":
             fleet.store.failed(address, "timeout", "", now, 0.0)
         elif kind == "start" and address in known:
-            tickets.append(fleet.store.started(address, 100, 0, now))
-        elif kind == "end" and tickets:
-            fleet.store.ended(tickets.pop(0), now)
+            work_ids.append(fleet.store.started(address, 100, 0, now))
+        elif kind == "end" and work_ids:
+            fleet.store.ended(work_ids.pop(0), now)
         elif kind == "set":
             fleet.store.set_endpoints(dict.fromkeys({"a:1", "b:1", address}, "vllm"), now)
         step_by_step = fleet.store.snapshot(now)
-        assert fleet.store.in_flight == len(tickets)
+        assert fleet.store.in_flight == len(work_ids)
         untils = [(each, each.until) for each in fleet.store._endpoints.values()]
         fleet.store._snapshot = None
         at_once = fleet.store.snapshot(now)
@@ -654,8 +654,8 @@ def test_any_counter_that_goes_back_is_another_server_and_requests_stay_in_fligh
 def test_a_load_report_is_a_reading_of_its_own_time_until_the_next_page() -> None:
     fleet = Fixture("a:1", "b:1")
     fleet.page("a:1", 10.0, **{WAITING: 0.0, KV_USAGE: 0.25})
-    ticket = fleet.store.started("a:1", 100, 0, 10.1)
-    fleet.store.reported(ticket, {WAITING: 7.0}, 11.0, 11.05)
+    work_id = fleet.store.started("a:1", 100, 0, 10.1)
+    fleet.store.reported(work_id, {WAITING: 7.0}, 11.0, 11.05)
     view, other = fleet.store.snapshot(11.05).endpoints
     assert (view.reading(WAITING), view.reading(KV_USAGE)) == ((7.0, 11.0), (0.25, 10.0))
     assert other.reading(WAITING) is None
@@ -668,12 +668,12 @@ def test_a_load_report_is_a_reading_of_its_own_time_until_the_next_page() -> Non
 def test_a_page_that_was_requested_before_a_report_does_not_replace_it() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 10.0)
-    ticket = fleet.store.started("a:1", 100, 0, 10.1)
-    fleet.store.reported(ticket, {WAITING: 7.0}, 11.01, 11.02)
+    work_id = fleet.store.started("a:1", 100, 0, 10.1)
+    fleet.store.reported(work_id, {WAITING: 7.0}, 11.01, 11.02)
     fleet.page("a:1", 11.0, **{WAITING: 0.0, KV_USAGE: 0.5})
     (view,) = fleet.store.snapshot(11.05).endpoints
     assert (view.reading(WAITING), view.reading(KV_USAGE)) == ((7.0, 11.01), (0.5, 11.0))
-    fleet.store.reported(ticket, {WAITING: 1.0, KV_USAGE: 0.1}, 10.5, 11.06)
+    fleet.store.reported(work_id, {WAITING: 1.0, KV_USAGE: 0.1}, 10.5, 11.06)
     (view,) = fleet.store.snapshot(11.06).endpoints
     assert (view.reading(WAITING), view.reading(KV_USAGE)) == ((7.0, 11.01), (0.5, 11.0))
 
@@ -681,8 +681,8 @@ def test_a_page_that_was_requested_before_a_report_does_not_replace_it() -> None
 def test_a_report_goes_stale_as_any_reading_and_keeps_no_server_healthy() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 10.0)
-    ticket = fleet.store.started("a:1", 100, 0, 10.1)
-    fleet.store.reported(ticket, {WAITING: 7.0}, 12.0, 12.0)
+    work_id = fleet.store.started("a:1", 100, 0, 10.1)
+    fleet.store.reported(work_id, {WAITING: 7.0}, 12.0, 12.0)
     before = fleet.store.snapshot(12.0)
     assert before.endpoints[0].fresh(WAITING, 12.5) == 7.0
     (view,) = fleet.store.snapshot(13.5).endpoints
@@ -707,9 +707,9 @@ def test_a_report_for_a_request_that_ended_or_of_a_replaced_server_is_ignored() 
 def test_the_queue_of_a_report_is_in_the_backlog_at_once() -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 10.0)
-    tickets = [fleet.store.started("a:1", 1000, 0, 10.0) for _ in range(3)]
+    work_ids = [fleet.store.started("a:1", 1000, 0, 10.0) for _ in range(3)]
     (view,) = fleet.store.snapshot(14.0 - 1.5).endpoints
     assert view.work.prefill_seconds(13.5) == 0.0
-    fleet.store.reported(tickets[0], {WAITING: 2.0}, 13.5, 13.5)
+    fleet.store.reported(work_ids[0], {WAITING: 2.0}, 13.5, 13.5)
     (view,) = fleet.store.snapshot(13.5).endpoints
     assert view.work.prefill_seconds(13.5) == pytest.approx(2.0)

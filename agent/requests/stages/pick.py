@@ -51,7 +51,7 @@ class PickStage:
         answer = pick(store.snapshot(now), wanted, profile, self._index, now, self._fallbacks)
         if isinstance(answer, NoPick):
             return Rejection(answer.reason, f"No model server is available: {answer.detail}")
-        ticket.work = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
+        ticket.work_id = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
         ticket.picked_at = now
         if wanted.chain:
             self._index.record(answer.endpoint, wanted.chain)
@@ -75,6 +75,6 @@ class PickStage:
 
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request leaves the endpoint's work in flight."""
-        self._store.ended(ticket.work, now)
+        self._store.ended(ticket.work_id, now)
         if ticket.pick is not None:
             self._hook(Ended(self._store.pool, ticket.model, ticket.pick.endpoint, now - ticket.picked_at, how))
