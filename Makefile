@@ -53,7 +53,7 @@ bench-routing: $(TEST_STAMP) ## replay a recorded workload through the picker: T
 bench-%: bench-packages $(TEST_STAMP) $(if $(PLAIN),,wheel)
 	@$(if $(PLAIN),,PYTHONSAFEPATH=1 PYTHONPATH=$(COMPILED):. )$(BIN)/python -m tests.bench.bench_$(subst -,_,$*) $(ARGS)
 
-wheel: compiler $(COMPILED)/.made ## the package to install in production, compiled: dist/*.whl (docs/production.md)
+wheel: compiler $(COMPILED)/.made ## the package to install in production, compiled: dist/*.whl (docs/operations/production.md)
 
 lint: $(TEST_STAMP) ## ruff and mypy, nothing else
 	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted; run: make fmt" >&2; exit 1; }

@@ -110,7 +110,7 @@ def _profile(profile: ProfileSpec) -> str:
 
 
 def table() -> str:
-    """Every option of the agent as a table in Markdown, as in docs/configuration.md."""
+    """Every option of the agent as a table in Markdown, as in docs/reference/configuration.md."""
     lines = ["| option | type | default | meaning | on reload |", "|---|---|---|---|---|"]
     for path, option in all_options(Config):
         reload = "changes" if option.live else "needs a restart"

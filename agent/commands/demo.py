@@ -11,7 +11,7 @@ from typing import Final
 
 HELP = """Start Envoy, four emulated model servers and the agent on this machine. Send one chat workload through them,
 round robin and with the picker, each time with empty caches, and print a table of the results. All processes keep
-running until Ctrl-C. docs/demo.md explains the output.
+running until Ctrl-C. docs/reference/demo.md explains the output.
 Exit status: 0 all requests were answered, 1 cannot start or requests failed, 2 usage error, 130 or 143 stopped."""
 
 _DEFAULT_PROFILE: Final = "least-cost"

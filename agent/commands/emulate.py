@@ -20,7 +20,7 @@ from agent.emulator.server import EmulatedServer
 
 HELP = (
     "Run a model server that behaves like vLLM: the OpenAI API, /metrics with vLLM's families, continuous batching,\n"
-    "a prefix cache, LoRA slots, a queue, and faults that can be set while it runs (docs/emulator.md).\n"
+    "a prefix cache, LoRA slots, a queue, and faults that can be set while it runs (docs/reference/emulator.md).\n"
     "It needs no GPU and no weights: answers are random words, times and metrics are those of the configured server."
 )
 

@@ -22,7 +22,7 @@ _INSTEAD_OF_A_FILE = ("endpoints", "pool", "engine", "profile", "scrape_interval
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `igw run` takes."""
-    parser.add_argument("--config", metavar="FILE", help="the configuration file (docs/configuration.md)")
+    parser.add_argument("--config", metavar="FILE", help="the configuration file (docs/reference/configuration.md)")
     flags = parser.add_argument_group("instead of a file, for one pool of model servers")
     flags.add_argument("--endpoints", metavar="HOST:PORT,...", help="the model servers; IPv6 as [ADDRESS]:PORT")
     flags.add_argument("--engine", metavar="NAME", help="what they run, or auto (default: vllm)")

@@ -17,8 +17,8 @@ from agent.engines.custom import tables
 from agent.engines.table import Engine
 
 HELP = """Print the signals reported by each engine; with --engine, the sources of each signal of one engine, or why it
-has none. docs/signals.md describes the signals. Exit status: 0 printed, 1 the configuration has problems, 2 wrong
-use."""
+has none. docs/reference/signals.md describes the signals.
+Exit status: 0 printed, 1 the configuration has problems, 2 wrong use."""
 
 _FORMATS: Final = ("text", "markdown", "json")
 

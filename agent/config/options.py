@@ -1,8 +1,8 @@
 """How a section of the file is declared: the fields of a frozen dataclass, each with its row of the table of options.
 
 A field is an option (`option`), a nested section (`section`) or a list of sections (`sections`); sections nest to any
-depth. The reader, the difference of two configurations, docs/configuration.md and the JSON Schema walk these rows. The
-field `stale_after` is the key `staleAfter`; a field without a row is not read from the file.
+depth. The reader, the difference of two configurations, docs/reference/configuration.md and the JSON Schema walk these
+rows. The field `stale_after` is the key `staleAfter`; a field without a row is not read from the file.
 """
 
 from __future__ import annotations

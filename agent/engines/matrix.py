@@ -1,7 +1,7 @@
 """Signals reported by each engine, and their sources: the engines' tables as text, Markdown and JSON.
 
-`igw signals` prints them; docs/signals.md and docs/engines.md contain them, which `tests/contract/test_engines.py`
-checks. A cell of the matrix is a key of `LEGEND`.
+`igw signals` prints them; signals.md and engines.md of docs/reference contain them, which
+`tests/contract/test_engines.py` checks. A cell of the matrix is a key of `LEGEND`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,19 @@ Only sample names count: a HELP text may mention another engine, and a label may
 
 from __future__ import annotations
 
-from agent.engines.table import NAME_PREFIXES, OTHER_PROGRAMS
+from collections.abc import Mapping
+from functools import cache
+
+from agent.engines import ENGINES, engine
+from agent.engines.table import OTHER_PROGRAMS
 from agent.exposition.page import PageRefused, is_metrics
+
+
+@cache
+def name_prefixes() -> Mapping[str, str]:
+    """Prefix of metric names -> engine, of every engine; of two that match the same names the longer one is first."""
+    found = {prefix: name for name in ENGINES for prefix in engine(name).prefixes}
+    return {prefix: found[prefix] for prefix in sorted(found, key=len, reverse=True)}
 
 
 def recognise(page: bytes) -> str:
@@ -15,7 +26,7 @@ def recognise(page: bytes) -> str:
     owners = _owners(page)
     if len(owners) == 1:
         return owners[0]
-    known = ", ".join(sorted(set(NAME_PREFIXES.values())))
+    known = ", ".join(sorted(set(name_prefixes().values())))
     if owners:
         raise PageRefused(
             "wrong_engine",
@@ -40,7 +51,7 @@ def other(page: bytes, name: str) -> str:
 
 def advice(owner: str) -> str:
     """What to configure or to check for a page of this engine or program."""
-    if owner in NAME_PREFIXES.values():
+    if owner in name_prefixes().values():
         return f"write {_option(owner)} for the endpoint"
     return "is this the address of the model server?"
 
@@ -52,7 +63,7 @@ def _option(name: str) -> str:
 def _owners(page: bytes) -> list[str]:
     """The engines whose metric names the page has; the longer one of two prefixes that match the same names."""
     found: dict[str, str] = {}
-    for prefix, owner in NAME_PREFIXES.items():
+    for prefix, owner in name_prefixes().items():
         if _has(page, prefix) and not any(longer.startswith(prefix) for longer in found):
             found[prefix] = owner
     return list(dict.fromkeys(found.values()))

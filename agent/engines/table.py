@@ -17,18 +17,6 @@ from agent.signals import MODELS
 
 DEFAULT_PAGE_PATH: Final = "/metrics"
 
-# Prefix of metric names -> engine. Where one prefix is the beginning of another, the longer one is first.
-NAME_PREFIXES: Final[Mapping[str, str]] = {
-    "vllm:": "vllm",
-    "sglang:": "sglang",
-    "sglang_": "sglang",
-    "llamacpp:": "llamacpp",
-    "trtllm_": "trtllm-serve",
-    "nv_trt_llm_": "triton-tensorrt-llm",
-    "nv_": "triton",
-    "tgi_": "tgi",
-    "jetstream_": "jetstream",
-}
 # Programs that are not model servers but are often scraped by mistake: prefix of metric names -> program.
 OTHER_PROGRAMS: Final[Mapping[str, str]] = {
     "DCGM_": "an exporter of NVIDIA's GPUs",

@@ -1,4 +1,4 @@
-"""The catalogue of every metric that the agent publishes, in the order of docs/metrics.md.
+"""The catalogue of every metric that the agent publishes, in the order of docs/reference/metrics.md.
 
 Documents, dashboards, alerts and tests are checked against it, and exporters take names, labels and help from it, so
 that a metric is described once. Each family of metrics is a module of this package and one line in `_FAMILIES`.

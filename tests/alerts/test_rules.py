@@ -23,7 +23,7 @@ from tests.promql import family, labels, metrics
 ALERTS = Path(__file__).resolve().parents[2] / "alerts"
 RULES = ALERTS / "igw.rules.yaml"
 TESTS = ALERTS / "igw.test.yaml"
-DOCUMENT = ALERTS.parent / "docs" / "alerts.md"
+DOCUMENT = ALERTS.parent / "docs" / "reference" / "alerts.md"
 KINDS = ("firing", "silent", "absent")
 SEVERITIES = {"critical", "warning", "info"}
 

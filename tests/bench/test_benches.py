@@ -1,4 +1,4 @@
-"""Every bench has a command, a help text, and an entry in docs/benchmarks.md."""
+"""Every bench has a command, a help text, and an entry in docs/reference/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def test_a_bench_has_a_help_text(bench: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_documentation_lists_exactly_the_benches() -> None:
-    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "benchmarks.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`make (bench-[a-z-]+)`", text)) == {command(bench) for bench in BENCHES}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -155,6 +154,6 @@ def test_any_age_is_drawn_within_its_panel(age: float) -> None:
 
 
 def test_the_picture_of_the_documentation_exists() -> None:
-    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "benchmarks.md").read_text(encoding="utf-8")
     assert "(age-over-time.svg)" in text
-    assert ET.parse(ROOT / "docs" / Path("age-over-time.svg")).getroot().tag.endswith("svg")
+    assert ET.parse(ROOT / "docs" / "reference" / "age-over-time.svg").getroot().tag.endswith("svg")

@@ -1,4 +1,4 @@
-"""docs/configuration.md lists exactly the options, plugins and flags of the program."""
+"""docs/reference/configuration.md lists exactly the options, plugins and flags of the program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent.config.file import load
 from agent.config.options import all_options
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
 
 
 def rows(heading: str, first: str) -> list[str]:
@@ -27,7 +27,9 @@ def rows(heading: str, first: str) -> list[str]:
 
 
 def test_the_table_of_options_is_the_one_that_the_program_prints() -> None:
-    assert rows("Options", "option") == check.table().splitlines(), "docs/configuration.md: paste `igw check --options`"
+    assert rows("Options", "option") == check.table().splitlines(), (
+        "paste `igw check --options` into the page"
+    )
 
 
 def test_every_option_has_a_meaning_and_a_default() -> None:
@@ -80,7 +82,7 @@ def test_the_examples_in_the_text_are_valid() -> None:
     examples = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     assert len(examples) >= 2
     for example in examples:
-        assert parse(example, "docs/configuration.md", VOCABULARY).notes == ()
+        assert parse(example, "docs/reference/configuration.md", VOCABULARY).notes == ()
 
 
 def test_the_full_example_holds_every_option() -> None:

@@ -1,4 +1,4 @@
-"""The catalogue, the page and docs/metrics.md agree."""
+"""The catalogue, the page and docs/reference/metrics.md agree."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.fakes.views import snapshot, view
 # Set on every target by Prometheus, by the Prometheus operator's ServiceMonitor and PodMonitor, or by the relabelling
 # that is usual with Kubernetes service discovery.
 TARGET_LABELS = frozenset("container endpoint instance job namespace node pod service".split())
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 # One event of each type, so that every metric of events has a series.
 EVERYTHING: tuple[Event, ...] = (
@@ -158,7 +158,9 @@ def row(metric: Metric) -> str:
 
 @pytest.mark.parametrize("metric", CATALOG.values(), ids=lambda metric: metric.name)
 def test_the_document_has_the_metric_s_row(metric: Metric):
-    assert row(metric) in DOCUMENT.read_text().splitlines(), f"docs/metrics.md lacks this line:\n{row(metric)}"
+    assert row(metric) in DOCUMENT.read_text().splitlines(), (
+        f"metrics.md lacks this line:\n{row(metric)}"
+    )
 
 
 def test_the_document_has_exactly_the_metrics_of_the_catalogue_in_its_order():

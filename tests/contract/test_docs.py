@@ -186,7 +186,7 @@ def test_the_first_commands_of_the_readme_run() -> None:
 
 
 def option_rows(name: str) -> list[str]:
-    """What docs/commands.md must say of a command's options, made of what the program itself says."""
+    """What docs/reference/commands.md must say of a command's options, made of what the program itself says."""
     parser = argparse.ArgumentParser(prog=f"igw {name}")
     importlib.import_module(f"agent.commands.{name}").add_arguments(parser)
     formatter = parser._get_formatter()
@@ -203,16 +203,16 @@ def option_rows(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_options_of_a_command_are_documented_as_they_are(name: str) -> None:
-    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     section = re.search(rf"^## igw {name}$\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, f"docs/commands.md has no section '## igw {name}'"
+    assert section, f"docs/reference/commands.md has no section '## igw {name}'"
     documented = re.findall(r"^\| `.*\|$", section[1], re.MULTILINE)
     wanted = option_rows(name)
-    assert documented == wanted, "docs/commands.md should say:\n" + "\n".join(wanted)
+    assert documented == wanted, "docs/reference/commands.md should say:\n" + "\n".join(wanted)
 
 
 def test_no_command_is_documented_that_is_not_there() -> None:
-    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     assert re.findall(r"^## igw (\S+)$", text, re.MULTILINE) == list(COMMANDS)
 
 

@@ -16,15 +16,15 @@ from agent.engine_specs import EngineSpec, MetricSpec
 from agent.engines import ENGINES, engine, matrix
 from agent.engines.custom import custom
 from agent.engines.mapping import Extractor
-from agent.engines.recognition import recognise
+from agent.engines.recognition import name_prefixes, recognise
 from agent.engines.report import REASONS as REPORT_REASONS
-from agent.engines.table import NAME_PREFIXES, REFUSALS, SeriesCombination, SignalSource
+from agent.engines.table import REFUSALS, SeriesCombination, SignalSource
 from agent.exposition.page import PageRefused
 from agent.scrape.reasons import REASONS
 from agent.signals import HISTOGRAMS, SIGNALS, Signal, SignalKind
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "pages"
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference"
 EVERY_ENGINE = pytest.mark.parametrize("name", sorted(ENGINES))
 
 
@@ -88,7 +88,7 @@ def test_every_source_suits_its_signal(name: str) -> None:
 def test_the_prefixes_of_an_engine_identify_it(name: str) -> None:
     table = engine(name)
     assert table.prefixes
-    assert all(NAME_PREFIXES.get(prefix) == name for prefix in table.prefixes)
+    assert all(name_prefixes().get(prefix) == name for prefix in table.prefixes)
 
 
 @EVERY_ENGINE
@@ -283,6 +283,6 @@ def test_the_document_of_engines_has_the_paths_of_each(name: str) -> None:
     text = (DOCS / "engines.md").read_text(encoding="utf-8")
     path = r"\| (?:`([^`|]+)`[^|]*)?"
     row = re.search(rf"^\| `{name}` \| [^|]+ \| [^|]+ {path * 3}\|$", text, re.MULTILINE)
-    assert row, f"docs/engines.md has no row for {name}"
+    assert row, f"docs/reference/engines.md has no row for {name}"
     table = engine(name)
     assert row.groups() == (table.page_path, table.health_path, table.models_path)

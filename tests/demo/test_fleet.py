@@ -12,7 +12,7 @@ from agent.demo.fleet import HOST, FleetNotStarted, FleetPorts, envoy_config
 from agent.envoy.render import bootstrap
 
 DEPLOYED = Path(__file__).resolve().parents[2] / "deploy" / "envoy" / "demo.yaml"
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "demo.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference" / "demo.md"
 
 
 def all_ports(ports: FleetPorts) -> list[int]:

@@ -13,7 +13,7 @@ from agent.emulator.jobs import Finished, JobSpec, QueueFull
 
 FOLDER = Path(__file__).resolve().parent.parent / "recordings" / "vllm_loads"
 
-# One set of rates for all five loads, from recorded times (docs/emulator.md): the inter-token latency of one request is
+# One set of rates for all five loads, from recorded times (emulator.md): the inter-token latency of one request is
 # 2.4 ms (first request of load_two_loras) and of four requests 3.21 ms (load_base), so a step takes 2.13 ms and 0.27 ms
 # for each request. With adapters a step of four takes 3.98 and 4.73 ms, on average 1.15 ms more. A prefill rate of
 # 17,000 tokens per second gives the recorded times to first token of load_base (384 tokens at once),
@@ -37,7 +37,7 @@ class RecordedLoad:
     """One recording. `late` is when all requests but the first reached the server.
 
     `began` is when the load began, in the recording's time, where that is not one scrape interval before the first
-    scrape (docs/emulator.md).
+    scrape (emulator.md).
     """
 
     name: str

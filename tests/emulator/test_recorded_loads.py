@@ -1,4 +1,4 @@
-"""The pure engine behaves as a recorded vLLM with the same requests (docs/emulator.md has the rates and limits)."""
+"""The pure engine behaves as a recorded vLLM with the same requests (emulator.md has the rates and limits)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.emulator.recorded_loads import LOADS, QueueState, RecordedLoad, durat
 
 BY_NAME = pytest.mark.parametrize("load", LOADS, ids=lambda load: load.name)
 WITHIN = 0.10
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "emulator.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference" / "emulator.md"
 
 
 def at_kept_page(load: RecordedLoad) -> tuple[QueueState, QueueState]:
@@ -50,7 +50,7 @@ def test_hits_and_preemptions_of_a_whole_recorded_load_are_reproduced_exactly(lo
     ],
 )
 def test_the_duration_of_a_whole_load_differs_from_the_recorded_one_as_documented(name, ratio):
-    """The recorded machine changed its speed within a load, see docs/emulator.md."""
+    """The recorded machine changed its speed within a load, see docs/reference/emulator.md."""
     recorded, emulated = duration(next(load for load in LOADS if load.name == name))
     assert emulated / recorded == pytest.approx(ratio, abs=0.001)
     assert f"{recorded:.2f} / {emulated:.2f}" in DOCUMENT.read_text(encoding="utf-8")

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extractor
-from agent.engines.recognition import recognise
-from agent.engines.table import NAME_PREFIXES, OTHER_PROGRAMS
+from agent.engines.recognition import name_prefixes, recognise
+from agent.engines.table import OTHER_PROGRAMS
 from agent.exposition.page import PageRefused
 from agent.scrape.reasons import REASONS
 
-EVERY_PREFIX = pytest.mark.parametrize("prefix", sorted(NAME_PREFIXES))
+EVERY_PREFIX = pytest.mark.parametrize("prefix", sorted(name_prefixes()))
 
 
 def refusal(page: str) -> PageRefused:
@@ -24,8 +24,8 @@ def refusal(page: str) -> PageRefused:
 
 @EVERY_PREFIX
 def test_the_prefix_of_a_sample_name_identifies_its_engine(prefix: str) -> None:
-    assert recognise(f"python_info 1\n{prefix}anything 1\n".encode()) == NAME_PREFIXES[prefix]
-    assert recognise(f"{prefix}anything 1\n".encode()) == NAME_PREFIXES[prefix]
+    assert recognise(f"python_info 1\n{prefix}anything 1\n".encode()) == name_prefixes()[prefix]
+    assert recognise(f"{prefix}anything 1\n".encode()) == name_prefixes()[prefix]
 
 
 @EVERY_PREFIX
@@ -83,4 +83,4 @@ def test_any_bytes_are_recognised_as_an_engines_or_refused_with_a_known_reason(p
 
 
 def test_every_prefix_belongs_to_an_existing_engine() -> None:
-    assert set(NAME_PREFIXES.values()) == ENGINES.keys()
+    assert set(name_prefixes().values()) == ENGINES.keys()

@@ -1,4 +1,4 @@
-"""docs/envoy.md has the rendered settings, and the errors that a client receives."""
+"""docs/reference/envoy.md has the rendered settings, and the errors that a client receives."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from agent.envoy.yaml import dump
 from agent.requests.rejections import REJECTIONS, proxy_replies
 from agent.serve.ext_proc.session import HOLD_LIMIT
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "envoy.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "envoy.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
     found = re.search(rf"^## {re.escape(title)}$\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/envoy.md has no section {title!r}"
+    assert found, f"docs/reference/envoy.md has no section {title!r}"
     return found[1]
 
 

@@ -26,7 +26,7 @@ from tests.fakes.schema import check
 from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import IDLE, FixedIndex, snapshot, view
 
-EXPLAINED = Path(__file__).parents[2] / "docs" / "picking.md"
+EXPLAINED = Path(__file__).parents[2] / "docs" / "concepts" / "picking.md"
 
 
 class PicksPage:
@@ -130,7 +130,7 @@ def test_the_number_of_kept_picks_is_bounded():
 
 
 def the_example() -> Pick:
-    """The pick that docs/picking.md explains."""
+    """The pick that docs/concepts/picking.md explains."""
     llama = {**IDLE, MODELS: frozenset({"llama-3.1-8b"})}
     fleet = snapshot(
         view("10.0.0.1:8000", llama, backlog_seconds=0.5, rate=10_000.0, requests=3),

@@ -1,8 +1,8 @@
 """The specification of bad input: every row of the fault table, checked at a running agent.
 
 tests/spec holds this specification. `fault_table.py` (with `environment_rows.py`) is the table: a row is a fault, its
-cells are what the picker, `/v1/state`, `/v1/gauges` and `/metrics` then have for the endpoint. docs/bad-input.md shows
-the same table to users.
+cells are what the picker, `/v1/state`, `/v1/gauges` and `/metrics` then have for the endpoint. docs/reference/bad-input.md
+shows the same table to users.
 
 How a row becomes tests: `run_row` starts an agent with a few endpoints (`scenario.py`), injects the row's fault into
 one of them, reads all outputs before, during and after it, and repairs it. Each test below is one column of the table
@@ -160,7 +160,7 @@ def cells(row: FaultRow) -> str:
 
 
 def test_the_document_shows_the_table() -> None:
-    text = (ROOT / "docs" / "bad-input.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "bad-input.md").read_text(encoding="utf-8")
     rows = [cells(row) for row in TABLE]
     assert re.findall(r"^\| \*\*.*\|$", text, re.MULTILINE) == rows, "it should be:\n" + "\n".join(rows)
 

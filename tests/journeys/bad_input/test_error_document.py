@@ -1,4 +1,4 @@
-"""docs/errors.md names every reason that the code can give, and no other."""
+"""docs/reference/errors.md names every reason that the code can give, and no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agent.state.health import HEALTH_REASONS, evaluate
 from exporters.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[3]
-TEXT = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
 
 
 def documented(heading: str, column: str) -> list[list[str]]:
