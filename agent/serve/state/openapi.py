@@ -25,6 +25,7 @@ from agent.serve.state.schema import (
     Schema,
     StateJson,
 )
+from agent.state.health import Health
 
 _DOCUMENTS: Final = (
     HeaderJson,
@@ -64,6 +65,7 @@ def _schemas() -> dict[str, Schema]:
     _, components = msgspec.json.schema_components(_DOCUMENTS, ref_template=REF + "{name}")
     for described, rules in RULES.items():
         components[described.__name__] |= rules
+    components[Health.__name__]["description"] = "The health of an endpoint."  # mypyc drops the docstring of an enum
     return {_component(name): _cleaned(schema) for name, schema in sorted(components.items())}
 
 
