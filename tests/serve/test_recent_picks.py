@@ -162,3 +162,14 @@ async def test_the_example_in_the_docs_is_what_the_agent_returns(page):
     section = EXPLAINED.read_text(encoding="utf-8").split("\n## Why this endpoint?\n")[1]
     (example,) = re.findall(r"^```json\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert orjson.loads(example) == shown, orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
+
+
+def test_picks_of_many_candidates_are_kept_within_a_number_of_candidates_and_the_newest_always() -> None:
+    kept = RecentPicks(ManualClock(), list, max_picks=10, max_candidates=7)
+    for number in range(5):
+        kept.add("llama", a_pick(str(number)), 0.0)
+    assert [each.pick.request_id for each in kept._picks] == ["2", "3", "4"]  # two candidates each
+    kept.add("llama", a_pick("large")._replace(addresses=[f"s{number}:1" for number in range(20)]), 0.0)
+    assert [each.pick.request_id for each in kept._picks] == ["large"]
+    kept.add("llama", a_pick("next"), 0.0)
+    assert [each.pick.request_id for each in kept._picks] == ["next"]

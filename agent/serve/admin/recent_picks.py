@@ -21,6 +21,8 @@ from agent.serve.state.schema import CandidateJson, CostJson, FilterJson, PickJs
 
 PICKS_KEPT: Final = 256
 PICKS_SHOWN: Final = 20
+# Of all kept picks together: a candidate takes about 200 bytes, so that picks among 1,000 endpoints stay below 15 MB.
+MAX_CANDIDATES: Final = 65_536
 
 
 class RecentPick(NamedTuple):
@@ -32,16 +34,30 @@ class RecentPick(NamedTuple):
 
 
 class RecentPicks:
-    """The last `max_picks` picks. `pools` returns the names of the pools that exist."""
+    """The last `max_picks` picks, or fewer where they have more than `max_candidates` candidates. `pools` returns the
+    names of the pools that exist."""
 
-    def __init__(self, clock: Clock, pools: Callable[[], Sequence[str]], max_picks: int = PICKS_KEPT) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        pools: Callable[[], Sequence[str]],
+        max_picks: int = PICKS_KEPT,
+        max_candidates: int = MAX_CANDIDATES,
+    ) -> None:
         self._clock = clock
         self._pools = pools
-        self._picks: deque[RecentPick] = deque(maxlen=max_picks)
+        self._max_picks = max_picks
+        self._max_candidates = max_candidates
+        self._candidates = 0
+        self._picks: deque[RecentPick] = deque()
 
     def add(self, pool: str, pick: Pick, now: float) -> None:
         """Record a pick."""
-        self._picks.append(RecentPick(now, pool, pick))
+        picks = self._picks
+        picks.append(RecentPick(now, pool, pick))
+        self._candidates += len(pick.addresses)
+        while len(picks) > self._max_picks or (self._candidates > self._max_candidates and len(picks) > 1):
+            self._candidates -= len(picks.popleft().pick.addresses)
 
     def routes(self) -> list[HttpRoute]:
         """The route."""
