@@ -2,7 +2,7 @@
 
 A reading is published while its endpoint is healthy and the reading is fresh: `current` decides that for the gauges,
 for `/v1/gauges` and for `/v1/state`. An endpoint without a current reading is left out of a mean, never counted as
-zero; the coverage says how many endpoints are in it. Without any there is no mean.
+zero; the coverage is the number of endpoints in it. Without any there is no mean.
 """
 
 from __future__ import annotations
