@@ -1,8 +1,8 @@
-# Everything that a newcomer or CI runs. `make` alone lists the targets; ARGS='...' is handed to the program behind one.
+# Everything that a developer or CI runs. `make` lists the targets; ARGS='...' are arguments for the program of a target.
 #
-# The virtual environment is made once and marked by a stamp named after the content of the lock files and the place of
-# the checkout, so a second run asks no network and a changed lock or a moved folder installs again. All paths are
-# relative: the checkout may lie in a folder with spaces.
+# The virtual environment is made once. A stamp file is named after the content of the lock files and the path of the
+# checkout: a second run needs no network, and a changed lock or a moved checkout installs again. All paths are
+# relative, because the path of the checkout may contain spaces.
 
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
@@ -19,33 +19,33 @@ TEST_LOCK := requirements-test.lock
 FUZZ_LOCK := requirements-fuzz.lock
 RUN_STAMP := $(VENV)/.installed-run-$(call state,$(RUN_LOCK))
 TEST_STAMP := $(VENV)/.installed-test-$(call state,$(RUN_LOCK) $(TEST_LOCK))
-# The compiled package as it would lie in an environment, and what it is made of.
+# The unpacked compiled package, and its sources.
 COMPILED := out/compiled
 SOURCES := setup.py pyproject.toml $(shell find agent alerts dashboards exporters -type f -not -path '*/__pycache__/*')
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-demo: $(RUN_STAMP) ## the main job on this machine: Envoy, four emulated servers, the agent (ARGS=--once: stop after the table)
+demo: $(RUN_STAMP) ## Envoy, four emulated servers and the agent on this machine (ARGS=--once: stop after the table)
 	@$(BIN)/igw demo $(ARGS)
 
 run: $(RUN_STAMP) ## the agent alone (ARGS='--endpoints HOST:PORT,...' or ARGS='--config FILE')
 	@$(BIN)/igw run $(ARGS)
 
-test: packages compiler lint ## install what the tests need, then lint, types and all tests (ARGS='-k word')
+test: packages compiler lint ## install the tests' packages, then lint, types and all tests (ARGS='-k word')
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-vllm: $(TEST_STAMP) ## the journey against two real vLLM servers, installed under .cache/ (see CONTRIBUTING.md)
+test-vllm: $(TEST_STAMP) ## end-to-end tests with two real vLLM servers, installed under .cache/ (see CONTRIBUTING.md)
 	@$(BIN)/python tests/vllm/environment.py
 	@$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
 
-test-llamacpp: $(TEST_STAMP) ## the agent before a real llama.cpp server, built under .cache/ (see CONTRIBUTING.md)
+test-llamacpp: $(TEST_STAMP) ## tests with a real llama.cpp server, built under .cache/ (see CONTRIBUTING.md)
 	@$(BIN)/python tests/llamacpp/environment.py
 	@$(BIN)/python -m pytest -m llamacpp tests/llamacpp $(ARGS)
 
-# One recipe for each, so that make hands a signal to the bench itself and not to a shell around it. What is measured is
-# what `make wheel` builds for production; PLAIN=1 measures the checkout as it is.
-bench: $(subst _,-,$(filter-out %_routing,$(basename $(notdir $(sort $(wildcard tests/bench/bench_*.py)))))) ## CPU time per scrape, pick and request, beside what the field pays; or one: make bench-ext-proc
+# One recipe line each, so that make sends signals to the bench itself and not to a shell. The compiled package of
+# `make wheel` is measured; PLAIN=1 measures the checkout.
+bench: $(subst _,-,$(filter-out %_routing,$(basename $(notdir $(sort $(wildcard tests/bench/bench_*.py)))))) ## CPU time per scrape, pick and request, compared with other software; or one: make bench-ext-proc
 
 bench-routing: $(TEST_STAMP) ## replay a recorded workload through the picker: TTFT and prefix hits of each profile
 	@$(BIN)/python -m tests.bench.bench_routing $(ARGS)
@@ -55,16 +55,16 @@ bench-%: bench-packages $(TEST_STAMP) $(if $(PLAIN),,wheel)
 
 wheel: compiler $(COMPILED)/.made ## the package to install in production, compiled: dist/*.whl (docs/operations/production.md)
 
-lint: $(TEST_STAMP) ## ruff and mypy, nothing else
+lint: $(TEST_STAMP) ## ruff and mypy only
 	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted; run: make fmt" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 
-fmt: $(TEST_STAMP) ## format the code and mend what ruff can mend
+fmt: $(TEST_STAMP) ## format the code and apply the fixes of ruff
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix --quiet .
 
-lock: ## write the lock files anew from pyproject.toml (needs uv)
+lock: ## write the lock files from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra demo --extra build --output-file $(RUN_LOCK) pyproject.toml
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
@@ -72,7 +72,7 @@ lock: ## write the lock files anew from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra fuzz --constraint $(RUN_LOCK) --output-file $(FUZZ_LOCK) pyproject.toml
 
-# Programs that come by the system's package manager; nothing happens where they are all there.
+# Programs of the system's package manager; installed programs are skipped.
 packages:
 	@.ci/packages curl=curl nginx=nginx openssl=openssl prometheus=prometheus promtool=prometheus
 
@@ -88,18 +88,18 @@ $(BIN)/python:
 	@.ci/venv $(VENV)
 
 $(RUN_STAMP): | $(BIN)/python
-	@echo "Installing what the agent needs into $(VENV) ..."
+	@echo "Installing the packages of the agent into $(VENV) ..."
 	@$(PIP) install --require-hashes --requirement $(RUN_LOCK)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-run-* && touch $@
 
 $(TEST_STAMP): | $(RUN_STAMP)
-	@echo "Installing what the tests need into $(VENV) ..."
+	@echo "Installing the packages of the tests into $(VENV) ..."
 	@$(PIP) install --require-hashes --requirement $(TEST_LOCK)
 	@rm -f $(VENV)/.installed-test-* && touch $@
 
 $(COMPILED)/.made: $(SOURCES) | $(TEST_STAMP)
-	@echo "Compiling what runs for each scrape and each request (two minutes) ..."
+	@echo "Compiling the modules of the hot path (two minutes) ..."
 	@rm -rf build $(COMPILED) dist/inference_gateway_agent-*
 	@IGW_COMPILED=1 $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 	@rm -rf build

@@ -1,7 +1,7 @@
-"""What of the agent is compiled where a wheel is built with IGW_COMPILED=1: `make wheel`.
+"""The modules that are compiled when a wheel is built with IGW_COMPILED=1: `make wheel`.
 
-These modules run for each scrape and each request. mypyc (of mypy) makes C of them as they stand: one source, two
-speeds, and nothing else depends on which. Without the variable the wheel holds Python alone.
+These modules run for each scrape and each request. mypyc (of mypy) compiles the unchanged source to C, and no other
+code depends on whether it is compiled. Without the variable the wheel has no compiled module.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ COMPILED = (
 
 
 def compiled() -> list[str]:
-    """The files, relative to this one."""
+    """The compiled files, relative to this one."""
     here = Path(__file__).parent
     files = (file for pattern in COMPILED for file in here.glob(pattern))
     return sorted(str(file.relative_to(here)) for file in files if file.name != "__init__.py")
 
 
 def extensions() -> list[Extension]:
-    """The C of all that is compiled, or nothing."""
+    """The extension modules; empty without the variable."""
     if not os.environ.get("IGW_COMPILED"):
         return []
     from mypyc.build import mypycify

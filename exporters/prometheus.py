@@ -25,7 +25,7 @@ from exporters.catalog import CATALOG
 from exporters.catalog.metric import Alias
 from exporters.gauge import Distribution, Gauge, GaugeSet
 
-# How a scraper wants special characters in names escaped; our names have none.
+# The escaping of special characters in names that a scraper accepts; our names have none.
 _ESCAPING: Final = re.compile(r";\s*escaping=[^;,]*")
 _OPENMETRICS: Final = "application/openmetrics-text"
 # From here on Go's format has an exponent where Python's has none.

@@ -1,7 +1,7 @@
 """An accelerator exporter: the table of its metrics; and the device signals, which are independent of the vendor.
 
-A page has one series per device and quantity. So the table says which labels identify a device, its pod and its node,
-and which samples make each signal. Physical quantities belong to a card; a card may be divided into parts (MIG
+A page has one series per device and quantity. So the table has the labels that identify a device, its pod and its node,
+and the samples of each signal. Physical quantities belong to a card; a card may be divided into parts (MIG
 instances, partitions), each of which is a device of its own.
 """
 
@@ -133,7 +133,7 @@ class AcceleratorExporter:
         return list(dict.fromkeys([*found, *self.xids, *self.xid_counts]))
 
     def blank(self, value: float) -> bool:
-        """Whether this number stands for "not measured"."""
+        """Whether this number means "not measured"."""
         return any(low <= value <= high for low, high in self.blanks)
 
     def why_silent(self, signal: str) -> str:

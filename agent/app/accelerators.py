@@ -140,13 +140,13 @@ class AcceleratorScraping:
 
 
 def place_of(endpoint: EndpointConfig) -> EndpointLocation:
-    """Where an endpoint runs; on the host of its address where it does not say."""
+    """Where an endpoint runs: its `node`, by default the host of its address."""
     host, _ = split_address(endpoint.address)
     return EndpointLocation(endpoint.address, endpoint.node or host, endpoint.pod, frozenset(endpoint.devices))
 
 
 def wants_of(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -> list[Want]:
-    """The exporters that an entry stands for, given where the pool's endpoints run."""
+    """The exporters of an entry, given the locations of the pool's endpoints."""
     if entry.source in DEVICE_SOURCES:
         return [_of_source(entry, places)]
     nodes = list(dict.fromkeys(place.node for place in places)) if NODE_PLACEHOLDER in entry.address else [""]
@@ -163,7 +163,7 @@ def wants_of(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -> 
 
 
 def _of_source(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -> Want:
-    """What an entry without a page stands for: this machine, by the name that endpoints have for it, or a cluster."""
+    """The exporter of a source without a page: this machine (under the endpoints' name for it), or a cluster."""
     limits = (JoinKey(entry.join), entry.stale_after, frozenset(entry.fatal_xids))
     if entry.source == "gke":
         return Want(ExporterKey("gke", f"{entry.project}/{entry.location}/{entry.cluster}"), *limits, picked_on=False)
@@ -173,7 +173,7 @@ def _of_source(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -
 
 
 def _polled(key: ExporterKey, entries: list[AcceleratorConfig]) -> PolledSource:
-    """What asks the library, at the shortest interval that anybody wants."""
+    """The client of the library, polled at the shortest interval of all entries."""
     interval, timeout = min(entry.interval for entry in entries), min(entry.timeout for entry in entries)
     if key.source == "gke":
         entry = entries[0]

@@ -8,7 +8,7 @@ from agent.config.config import Config
 
 
 class CannotStart(Exception):
-    """A component cannot run as configured; the text names the address or option and says what to change."""
+    """A component cannot run as configured; the text has the address or option, and what to change."""
 
 
 class Component(Protocol):

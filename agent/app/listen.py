@@ -1,4 +1,4 @@
-"""Whether an address can be listened on, in the words of a person who has to change it."""
+"""Whether an address can be listened on, as an error message for the operator."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access:
 
 
 def _page_path(engine: str, custom: Mapping[str, Engine]) -> str:
-    """The path of the engine's page; the usual one while the engine is unknown."""
+    """The path of the engine's page; `/metrics` while the engine is unknown."""
     if engine == AUTO:
         return DEFAULT_PAGE_PATH
     return (custom.get(engine) or table_of(engine)).page_path

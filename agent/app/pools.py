@@ -10,7 +10,7 @@ from agent.app.component import CannotStart
 from agent.app.pool import Pool, PoolParts, profile_of
 from agent.config.config import Config
 
-# How often expired readings are looked for in pools that nobody reads: a stale endpoint is reported within this time.
+# Interval of the check for expired readings in pools without readers: a stale endpoint is reported within this time.
 AGING_SECONDS: Final = 0.5
 
 

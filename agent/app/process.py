@@ -1,4 +1,4 @@
-"""The process of the agent: event loop, signals, what it prints at its start and its end."""
+"""The process of the agent: event loop, signals, start and stop messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration file that is read again: when it changes, and when SIGHUP asks for it."""
+"""Reads the configuration file again when it changes and on SIGHUP."""
 
 from __future__ import annotations
 

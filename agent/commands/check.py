@@ -18,7 +18,7 @@ from agent.engine_specs import MetricSpec
 from agent.profiles import PRESETS, ProfileSpec
 
 HELP = """Check configuration files. Prints `FILE: ok` and the configuration with all defaults, or every problem as
-`FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all files are valid, 1 one is not, 2 wrong use."""
+`FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all files are valid, 1 one is not, 2 usage error."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

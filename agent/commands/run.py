@@ -25,18 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="the configuration file (docs/reference/configuration.md)")
     flags = parser.add_argument_group("instead of a file, for one pool of model servers")
     flags.add_argument("--endpoints", metavar="HOST:PORT,...", help="the model servers; IPv6 as [ADDRESS]:PORT")
-    flags.add_argument("--engine", metavar="NAME", help="what they run, or auto (default: vllm)")
+    flags.add_argument("--engine", metavar="NAME", help="their engine, or auto (default: vllm)")
     flags.add_argument("--pool", metavar="NAME", help="the pool's name (default: default)")
     flags.add_argument("--profile", metavar="NAME", help="least-cost, affinity or blend (default: least-cost)")
     flags.add_argument("--scrape-interval", metavar="TIME", help="time between two scrapes of a server (default: 1s)")
-    flags.add_argument("--ext-proc-address", metavar="HOST:PORT", help="for Envoy (default: 127.0.0.1:9002)")
+    flags.add_argument("--ext-proc-address", metavar="HOST:PORT", help="address for Envoy (default: 127.0.0.1:9002)")
     flags.add_argument(
-        "--admin-address", metavar="HOST:PORT", help="for people and Prometheus (default: 127.0.0.1:9090)"
+        "--admin-address", metavar="HOST:PORT", help="address of the API and the metrics (default: 127.0.0.1:9090)"
     )
 
 
 def configured(args: argparse.Namespace) -> Config:
-    """The configuration that the command line stands for. Raises `BadConfig`, or ValueError for wrong use."""
+    """The configuration of the command line. Raises `BadConfig`, or ValueError for a usage error."""
     from agent.app.vocabulary import VOCABULARY
 
     given = [name for name in _INSTEAD_OF_A_FILE if getattr(args, name) is not None]
@@ -57,7 +57,7 @@ def configured(args: argparse.Namespace) -> Config:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run until told to stop."""
+    """Run until a signal stops the agent."""
     try:
         config = configured(args)
     except ValueError as error:

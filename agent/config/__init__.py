@@ -20,7 +20,7 @@ from agent.profiles import PRESETS
 
 
 def parse(text: str, name: str, vocabulary: Vocabulary | None = None) -> Config:
-    """The configuration in a text; `name` stands for it in messages. Raises `BadConfig`.
+    """The configuration in a text; `name` identifies it in messages. Raises `BadConfig`.
 
     Without a vocabulary any well-formed name of an engine or a plugin is valid.
     """

@@ -96,7 +96,7 @@ def expand(template: str, node: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AddressTemplate(OptionType):
-    """`HOST:PORT`, in which `{node}` stands for an endpoint's node."""
+    """`HOST:PORT`, in which `{node}` is replaced by an endpoint's node."""
 
     def holds(self) -> str:
         """`HOST:PORT with {node}`."""

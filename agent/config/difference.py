@@ -12,7 +12,7 @@ from agent.config.options import Option, Section, SectionList, rows
 
 
 class NeedsRestart(Exception):
-    """A change that a running agent cannot make; the text says which, and what to do."""
+    """A change that a running agent cannot make; the text has the change and what to do."""
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -42,7 +42,7 @@ class EndpointConfig:
     """A model server. The host of `address` may be a name that resolves to several addresses."""
 
     address: str = option(
-        Address(), "where the server listens; a host name stands for all its addresses", required="write HOST:PORT"
+        Address(), "where the server listens; a host name is resolved to all its addresses", required="write HOST:PORT"
     )
     engine: str = option(
         Name(),

@@ -1,8 +1,8 @@
 """Endpoints that the configuration lists: addresses as they are, names as what they resolve to.
 
 A proxy is given `ip:port` and never a name, so names are resolved here, and again at an interval: the name of a
-headless service stands for all its pods. A name whose resolution fails keeps its last addresses; one that never had any
-is an unresolved endpoint, with the reason.
+headless service resolves to all its pods. A name whose resolution fails keeps its last addresses; one that never had
+any is an unresolved endpoint, with the reason.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ AI-Hypercomputer/JetStream. The page is the only HTTP path, on the port `prometh
 port. `idx` identifies the engines of one server.
 
 There is no KV cache usage. The fraction of decode slots in use is the nearest metric, with another meaning: a short
-request takes a slot as a long one does. Its name says percentage, and its value is a ratio. Until the middle of 2024
+request takes a slot as a long one does. Its value is a ratio, despite its name. Until the middle of 2024
 the page had the free fraction instead.
 """
 

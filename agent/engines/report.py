@@ -1,4 +1,4 @@
-"""Load reports: the response header in which a model server reports its load when the request asks for it.
+"""Load reports: the response header in which a model server reports its load on request.
 
 ORCA (Open Request Cost Aggregation), as model servers implement it: the response to a request with the header
 `endpoint-load-metrics-format: TEXT` has one line of named metrics, with `JSON` a JSON object:

@@ -1,4 +1,4 @@
-"""An engine: the table of its metrics, which says how the signals are read from its page.
+"""An engine: the table of its metrics, which defines how signals are read from its page.
 
 For each signal the table has sources, the newest metric name first; a signal without a source is silent, with a reason.
 A source names a sample, the labels that a series must have, the label that holds the value (if it is not the sample's

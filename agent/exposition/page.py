@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-# Reading more wanted series than this would delay all other scrapes by more than 50 ms; no server has so many.
+# Reading more wanted series than this would delay all other scrapes by more than 50 ms; no server has that many.
 MAX_SERIES: Final = 10_000
 _EXCERPT_BYTES: Final = 80  # of a bad page or line, in a message
 

@@ -59,7 +59,7 @@ _TEXT_FIELDS: Final = ("text", "refusal", "thinking")
 def parse(body: bytes, path: str, encoding: str = "") -> Prompt:
     """The model, prompt text and salt of a request with this body to this path (a query string is ignored).
 
-    `encoding` is its content-encoding, if it has one: a body is not decoded, and the error says so.
+    `encoding` is its content-encoding, if it has one: an encoded body is refused, not decoded.
 
     Raises BodyRefused on the paths of the OpenAI and Anthropic APIs: for a body that is not a JSON
     object in UTF-8 (`invalid_json`), is nested too deep (`invalid_json`), or names no model (`model_required`: a server

@@ -26,9 +26,9 @@ ENDED: Final = 4
 
 
 class Request(NamedTuple):
-    """What a proxy knows of a request when it asks for a decision.
+    """The proxy's data of a request that is to be decided.
 
-    `body` is None where there is none to read: the method has none, or the proxy does not hand it over. `subset` holds
+    `body` is None if the method has none or the proxy does not send it. `subset` holds
     the only addresses (`ip:port`) that the proxy allows, None for any. `encoding` is the content-encoding.
     """
 

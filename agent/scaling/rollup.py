@@ -1,8 +1,8 @@
-"""The load of a pool from a snapshot: sums, means and deviations of what is known, and the coverage of the pool.
+"""The load of a pool from a snapshot: sums, means and deviations of the fresh readings, and the coverage of the pool.
 
 A reading is published while its endpoint is healthy and the reading is fresh: `current` decides that for the gauges,
 for `/v1/gauges` and for `/v1/state`. An endpoint without a current reading is left out of a mean, never counted as
-zero; the coverage says how many endpoints are in it. Without any there is no mean.
+zero; the coverage is the number of endpoints in it. Without any there is no mean.
 """
 
 from __future__ import annotations

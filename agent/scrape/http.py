@@ -23,7 +23,7 @@ _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 
 class MalformedResponse(Exception):
-    """Bytes that are not an HTTP/1.1 response; the message says why."""
+    """Bytes that are not an HTTP/1.1 response; the message has the reason."""
 
 
 class ResponseHead(NamedTuple):

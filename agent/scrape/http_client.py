@@ -78,7 +78,7 @@ class PipelinedRequest(Protocol):
         ...
 
     def not_sent(self) -> None:
-        """There will be no response, and this says nothing about the server."""
+        """There will be no response, for a reason that is not the server's."""
         ...
 
 

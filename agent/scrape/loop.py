@@ -30,7 +30,7 @@ from agent.scrape.schedule import StartupLimiter
 from agent.scrape.scraper import Scraper
 from agent.scrape.target import PageReader, PageSink, ResultT_contra, Sink, Target
 
-# After a pause of the process the whole fleet may be due: responses are read between so many starts.
+# After a pause of the process the whole fleet may be due: responses are read after this number of starts.
 MAX_STARTS_AT_ONCE: Final = 100
 # How often deadlines are checked while a request is active: a time-out is late by at most this.
 DEADLINE_CHECK_SECONDS: Final = 0.05

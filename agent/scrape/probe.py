@@ -163,7 +163,7 @@ class Probe:
         self._owner.probe_ended(self, failure)
 
     def not_sent(self) -> None:
-        """There will be no response, and this says nothing about the server: it is still due."""
+        """There will be no response, for a reason that is not the server's: the probe is still due."""
         self.busy = False
         self._client = None
         self._next_at = self.sent_at

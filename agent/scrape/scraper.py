@@ -3,8 +3,8 @@
 Probes are sent on the page's connection while it has no active request, so a probe costs one small response. A page
 that is due while a probe is active does not wait: it takes a new connection, and the old one is closed after its
 response. Health is probed together with the page that is nearest to its due time, and alone if there is none. Until an
-endpoint's first page, and while it is down, health is probed before the page: a server that is loading says so before
-its page is used.
+endpoint's first page, and while it is down, health is probed before the page, so that a loading server is detected
+before its page is used.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Scraper:
             self.begin()
 
     def set_interval(self, interval: float) -> None:
-        """Scrape every so many seconds, be it the configured interval or a longer one."""
+        """Scrape every `interval` seconds, which is the configured interval or longer."""
         before, self.interval = self.interval, interval
         if interval < 0.9 * before and self._page_read and not self._failures:
             self._context.schedule(min(self.due_at, max(self._context.now, self._page_at + interval)), self)

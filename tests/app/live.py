@@ -1,4 +1,4 @@
-"""A live agent over live model servers, and a proxy's side of a conversation with its picker port."""
+"""A running agent with fake model servers, and a proxy's channel to its picker port."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 
 
 class Recorder(Instruments):
-    """Instruments that also remember what they were told."""
+    """Instruments that also record all events."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -36,7 +36,7 @@ class Recorder(Instruments):
 
 
 def document(endpoints: Sequence[str], more: str = "") -> str:
-    """A file for one pool on any free ports, which looks at itself ten times a second; `more` comes behind."""
+    """A configuration of one pool on free ports, checked for changes every 100 ms; `more` is appended."""
     listed = "".join(f"\n  - '{address}'" for address in endpoints)
     return (
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
@@ -46,7 +46,7 @@ def document(endpoints: Sequence[str], more: str = "") -> str:
 
 
 class Live:
-    """An agent that runs, by the system's clock or another; `channel` leads to its picker port."""
+    """A running agent, with the system's clock or another; `channel` is connected to its picker port."""
 
     def __init__(self, path: Path, clock: Clock | None = None) -> None:
         self.clock = clock = clock or SystemClock()
@@ -66,7 +66,7 @@ class Live:
         return [view.address for view in views if view.health == "healthy"]
 
     def readings(self, address: str) -> dict[str, Any]:
-        """What is known of an endpoint now, by signal."""
+        """The current values of an endpoint, by signal."""
         views = self.pool.store.snapshot(self.clock.now()).endpoints
         (view,) = [view for view in views if view.address == address]
         return {signal: reading.value for signal, reading in view.readings.items()}
@@ -78,7 +78,7 @@ class Live:
 
 @asynccontextmanager
 async def running(path: Path, healthy: int) -> AsyncIterator[Live]:
-    """The agent of a file, once so many of its endpoints are healthy."""
+    """The agent of a file, once `healthy` of its endpoints are healthy."""
     live = Live(path)
     ports = await live.agent.start()
     live.admin, live.picker, live.pickers = ports.admin, ports.pickers["default"], ports.pickers
@@ -93,7 +93,7 @@ async def running(path: Path, healthy: int) -> AsyncIterator[Live]:
 
 @asynccontextmanager
 async def servers(count: int) -> AsyncIterator[list[ModelServer]]:
-    """`count` model servers that listen."""
+    """`count` listening model servers."""
     started = [ModelServer(page=vllm_page()) for _ in range(count)]
     for server in started:
         await server.start()

@@ -1,4 +1,4 @@
-"""A live agent and exporters' pages: one scrape for each exporter, and what it says at every exit."""
+"""A running agent and accelerator exporters: one scrape per exporter, and its readings in every output of the agent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = Path(__file__).resolve().parents[1] / "recordings" / "accelerators"
 
 @asynccontextmanager
 async def exporter(page: bytes) -> AsyncIterator[ModelServer]:
-    """An exporter of this page on a free port."""
+    """An exporter with this page on a free port."""
     server = ModelServer()
     server.page = page
     await server.start()
@@ -52,7 +52,7 @@ PAGE = (PAGES / "dcgm" / "pods.prom").read_bytes()
 
 @asynccontextmanager
 async def two_pods(tmp_path: Path, times: str) -> AsyncIterator[tuple[Live, ModelServer, Any, Any]]:
-    """A running agent, an exporter of their cards that is read at these times, and the servers in the two pods."""
+    """A running agent, an exporter with these intervals for the devices of two pods, and the servers in the pods."""
     async with exporter(PAGE) as source, servers(2) as (one, two):
         path = tmp_path / "igw.yaml"
         wanted = f"{{source: dcgm, address: '{source.address}', {times}}}"
@@ -61,7 +61,9 @@ async def two_pods(tmp_path: Path, times: str) -> AsyncIterator[tuple[Live, Mode
             yield live, source, one, two
 
 
-async def test_one_exporter_is_scraped_once_for_all_endpoints_and_every_exit_says_what_it_said(tmp_path: Path) -> None:
+async def test_one_exporter_is_scraped_once_for_all_endpoints_and_its_readings_are_in_every_output(
+    tmp_path: Path,
+) -> None:
     async with two_pods(tmp_path, "interval: 50ms, timeout: 5s, staleAfter: 10s") as (live, source, one, two):
         await eventually(lambda: len(live.recorder.of(DevicesRead)) > 3)
         assert source.connections == 1
@@ -97,7 +99,7 @@ async def test_one_exporter_is_scraped_once_for_all_endpoints_and_every_exit_say
         check(await get(live, "/v1/gauges"), "Gauges")
 
 
-async def test_a_card_that_falls_off_the_bus_takes_its_endpoint_out_and_a_silent_exporter_does_not(
+async def test_a_fatal_xid_makes_its_endpoint_down_and_a_silent_exporter_does_not(
     tmp_path: Path,
 ) -> None:
     async with two_pods(tmp_path, "interval: 50ms, timeout: 50ms, staleAfter: 200ms") as (live, source, one, two):
@@ -125,7 +127,7 @@ async def test_a_card_that_falls_off_the_bus_takes_its_endpoint_out_and_a_silent
         assert (busy["value"], busy["fresh"], busy["reason"]) == (None, False, "stale")
 
 
-async def test_an_address_with_the_node_in_it_is_an_exporter_for_each_node_and_a_reload_changes_it(
+async def test_an_address_with_a_node_placeholder_is_one_exporter_per_node_and_a_reload_changes_it(
     tmp_path: Path,
 ) -> None:
     async with exporter(PAGE) as source, servers(2) as (one, two):

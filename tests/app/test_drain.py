@@ -1,4 +1,4 @@
-"""A stop harms no request: those on their way are let go of in good order, and the process ends with status 0."""
+"""A stop of the agent harms no request: streams in progress end with OK, and the process with status 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.processes import Processes
 from tests.waiting import eventually
 
 
-async def test_a_stop_lets_go_of_the_streams_that_are_on_their_way(tmp_path: Path, processes: Processes) -> None:
+async def test_a_stop_ends_the_streams_in_progress_with_ok(tmp_path: Path, processes: Processes) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         path.write_text(document([one.address]))

@@ -1,4 +1,4 @@
-"""A pool answers its picker port: every pick is counted until it ends, and remembers where prompts went."""
+"""The pipeline of a pool: every pick is in flight until it ends, and its prompt is in the prefix index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDLE = {RUNNING: 0.0, WAITING: 0.0, KV_USAGE: 0.0}
 
 
 def completion(model: str = "m", token: int = 7, **more: str) -> Request:
-    """A request with a prompt of 640 tokens, which are four bytes each."""
+    """A request with a prompt of 640 tokens of four bytes."""
     body = orjson.dumps({"model": model, "prompt": [token] * 640, **more})
     return Request("r", "/v1/completions", body)
 
@@ -37,7 +37,7 @@ LONG = completion()
 
 
 class Bench:
-    """A pool that is not started: its routing state and its pipeline, by a clock of the test."""
+    """A pool that is not started: its routing state and its pipeline, with a clock of the test."""
 
     def __init__(self, more: str = "") -> None:
         self.config = parse(
@@ -101,7 +101,7 @@ def test_a_pick_ends_once() -> None:
     assert len(bench.of(Ended)) == 1
 
 
-def test_no_pick_counts_as_nothing() -> None:
+def test_a_rejected_request_is_not_in_flight() -> None:
     bench = Bench()
     _, decision = bench.submit(LONG)
     assert isinstance(decision, Rejection)
@@ -109,7 +109,7 @@ def test_no_pick_counts_as_nothing() -> None:
     assert (bench.pool.in_flight, bench.of(Picked), bench.remembered) == (0, [], [])
 
 
-def test_the_same_prompt_is_expected_where_it_went() -> None:
+def test_a_repeated_prompt_is_predicted_at_the_endpoint_that_had_it() -> None:
     bench = Bench()
     bench.scraped(A, B)
     ticket, first = bench.pick()
@@ -123,7 +123,7 @@ def test_the_same_prompt_is_expected_where_it_went() -> None:
 
 
 @pytest.mark.parametrize("other", [completion("n"), completion(cache_salt="salt"), completion(token=8)])
-def test_another_model_salt_or_text_shares_nothing(other: Request) -> None:
+def test_another_model_salt_or_text_shares_no_prefix(other: Request) -> None:
     bench = Bench()
     bench.scraped(A, B)
     bench.pick()
@@ -138,7 +138,7 @@ def test_only_the_beginning_of_a_very_long_prompt_is_compared() -> None:
     assert first.prompt_tokens == 640
 
 
-def test_a_request_without_a_prompt_is_picked_for() -> None:
+def test_a_request_without_a_prompt_is_picked() -> None:
     bench = Bench()
     bench.scraped(A, B)
     ticket, pick = bench.pick(Request("r"))
@@ -146,14 +146,14 @@ def test_a_request_without_a_prompt_is_picked_for() -> None:
     assert ticket.end("closed")
 
 
-def test_the_proxys_subset_is_kept() -> None:
+def test_the_pick_is_in_the_subset_of_the_proxy() -> None:
     bench = Bench()
     bench.scraped(A, B)
     assert {bench.pick(subset=frozenset({B}))[1].endpoint for _ in range(3)} == {B}
 
 
 @pytest.mark.parametrize(("auto", "held"), [("true", 4), ("false", 10)])
-def test_the_index_follows_the_reported_cache_only_where_it_may(auto: str, held: int) -> None:
+def test_the_index_follows_the_reported_cache_size_only_with_auto_size(auto: str, held: int) -> None:
     bench = Bench(f"prefixIndex: {{autoSize: {auto}}}\n")
     bench.scraped(A, B, **{BLOCKS: 16.0, BLOCK_SIZE: 16.0})
     _, pick = bench.pick()
@@ -166,7 +166,7 @@ def test_a_pool_is_ready_when_every_endpoint_was_scraped() -> None:
     assert not bench.pool.ready()
     bench.scraped(A)
     assert not bench.pool.ready()
-    bench.pool.store.failed(B, "refused", "nobody listens", 100.0, 0.0)
+    bench.pool.store.failed(B, "refused", "nothing listens", 100.0, 0.0)
     assert bench.pool.ready()
 
 
@@ -180,7 +180,7 @@ def test_a_pool_that_was_ready_stays_ready_when_endpoints_are_added_or_fail() ->
     assert bench.pool.ready()
 
 
-def test_a_pool_that_is_added_later_has_to_be_scraped_too() -> None:
+def test_an_added_pool_is_ready_only_after_its_own_scrapes() -> None:
     old, new = Bench(), Bench()
     pools = Pools(old.config, old.parts, lambda: None)
     for bench in (old, new):
@@ -192,7 +192,7 @@ def test_a_pool_that_is_added_later_has_to_be_scraped_too() -> None:
     assert pools.readiness() == ["pool default: 2 of 2 endpoints were not scraped yet"]
 
 
-def test_an_empty_pool_is_ready_to_say_so() -> None:
+def test_an_empty_pool_is_ready_once_its_endpoints_are_known() -> None:
     bench = Bench()
     assert bench.pool.readiness() == ["pool default: its endpoints are not known yet"]
     bench.pool._known = EMPTY
@@ -213,7 +213,7 @@ REPORT = "TEXT named_metrics.num_requests_waiting=4.0, named_metrics.kv_cache_us
         ("BIN x", A, "unknown_format"),
     ],
 )
-def test_a_load_report_is_a_reading_of_who_answered_or_it_is_counted_and_dropped(
+def test_a_load_report_is_a_reading_of_the_server_that_answered_or_is_counted_as_refused(
     report: str, served: str, reason: str
 ) -> None:
     bench = Bench()
@@ -228,7 +228,7 @@ def test_a_load_report_is_a_reading_of_who_answered_or_it_is_counted_and_dropped
     assert other.reading(WAITING) == (0.0, 100.0)
 
 
-def test_a_load_report_of_an_engine_that_is_not_known_is_nobody_s() -> None:
+def test_a_load_report_of_an_engine_without_reports_is_refused() -> None:
     bench = Bench()
     bench.pool.store.set_endpoints({A: "auto", B: "tgi"}, 100.0)
     bench.scraped(A, B)
@@ -239,5 +239,5 @@ def test_a_load_report_of_an_engine_that_is_not_known_is_nobody_s() -> None:
 
 
 @pytest.mark.parametrize("orca", [True, False])
-def test_a_pool_asks_for_load_reports_where_its_file_says_so(orca: bool) -> None:
+def test_a_pool_requests_load_reports_if_its_configuration_enables_them(orca: bool) -> None:
     assert Bench(f"  orca: {str(orca).lower()}\n").pool.reports is orca

@@ -1,4 +1,4 @@
-"""`igw run` as a process: what it prints, its signals, its exit status, and a port that is taken."""
+"""`igw run` as a process: output, signals, exit status, and a port in use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.processes import Process, Processes
 from tests.waiting import until
 
 RUN = [sys.executable, "-m", "agent", "run"]
-NOBODY = "127.0.0.1:1"  # a port that nobody listens on: the agent runs all the same
+DEAD = "127.0.0.1:1"  # no process listens on this port; the agent runs regardless
 
 
 @pytest.fixture
 def taken() -> Iterator[str]:
-    """An address on which somebody else listens."""
+    """An address on which another program listens."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
@@ -33,7 +33,7 @@ def taken() -> Iterator[str]:
 def write(path: Path, more: str = "", admin: str = "127.0.0.1:0") -> Path:
     path.write_text(
         f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nadmin: {{address: '{admin}'}}\n"
-        f"reload: {{interval: 1h}}\npools:\n- extProcAddress: 127.0.0.1:0\n  endpoints: ['{NOBODY}']\n{more}"
+        f"reload: {{interval: 1h}}\npools:\n- extProcAddress: 127.0.0.1:0\n  endpoints: ['{DEAD}']\n{more}"
     )
     return path
 
@@ -48,7 +48,7 @@ def read(url: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_the_agent_stops_when_told_with_status_0(name: str, processes: Processes, tmp_path: Path) -> None:
+def test_the_agent_stops_on_a_signal_with_status_0(name: str, processes: Processes, tmp_path: Path) -> None:
     agent = processes.start([*RUN, "--config", write(tmp_path / "a file.yaml")])
     agent.wait_for("is listening")
     agent.signal(getattr(signal, name))
@@ -56,7 +56,7 @@ def test_the_agent_stops_when_told_with_status_0(name: str, processes: Processes
     assert "Traceback" not in agent.output()
 
 
-def test_a_fleet_larger_than_the_shell_s_limit_of_open_files_can_be_asked(processes: Processes, tmp_path: Path) -> None:
+def test_the_limit_of_open_files_is_raised_to_the_hard_limit(processes: Processes, tmp_path: Path) -> None:
     low = ["sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh"]
     agent = processes.start([*low, *RUN, "--config", write(tmp_path / "file.yaml")])
     agent.wait_for("is listening")
@@ -66,8 +66,8 @@ def test_a_fleet_larger_than_the_shell_s_limit_of_open_files_can_be_asked(proces
     assert found[1] == found[2]
 
 
-def test_the_admin_port_answers_what_the_greeting_lists(processes: Processes) -> None:
-    flags = ["--endpoints", NOBODY, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]
+def test_the_admin_port_serves_the_paths_that_the_start_message_lists(processes: Processes) -> None:
+    flags = ["--endpoints", DEAD, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]
     agent = processes.start([*RUN, *flags])
     base = admin(agent)
     listed = re.findall(r"(/\S+)", agent.wait_for(r"admin: \S+  (.*)")[1])
@@ -75,10 +75,10 @@ def test_the_admin_port_answers_what_the_greeting_lists(processes: Processes) ->
     for path in ("/metrics", "/v1/state", "/v1/gauges", "/healthz"):
         assert read(base + path)
     state = json.loads(read(base + "/v1/state"))
-    assert [endpoint["address"] for endpoint in state["pools"][0]["endpoints"]] == [NOBODY]
+    assert [endpoint["address"] for endpoint in state["pools"][0]["endpoints"]] == [DEAD]
 
 
-def test_sighup_reads_the_file_again_and_counts_it(processes: Processes, tmp_path: Path) -> None:
+def test_sighup_reloads_the_file_and_counts_the_reload(processes: Processes, tmp_path: Path) -> None:
     path = write(tmp_path / "igw.yaml")
     agent = processes.start([*RUN, "--config", path])
     base = admin(agent)
@@ -102,20 +102,20 @@ def test_sighup_reads_the_file_again_and_counts_it(processes: Processes, tmp_pat
         ),
     ],
 )
-def test_a_port_in_use_is_told_by_its_name(
+def test_the_error_of_a_port_in_use_names_the_option(
     flag: str, what: str, option: str, taken: str, processes: Processes, free_ports: Callable[[int], list[int]]
 ) -> None:
     one, other = free_ports(2)
     addresses = {"--admin-address": f"127.0.0.1:{one}", "--ext-proc-address": f"127.0.0.1:{other}", flag: taken}
     flags = [word for pair in addresses.items() for word in pair]
-    agent = processes.start([*RUN, "--endpoints", NOBODY, *flags])
+    agent = processes.start([*RUN, "--endpoints", DEAD, *flags])
     assert agent.wait() == 1
     assert agent.output() == f"igw: {what} {taken} is in use by another program; choose another with {option}\n"
 
 
-def test_an_address_of_another_machine_is_told(processes: Processes) -> None:
+def test_the_error_of_an_address_of_another_machine_names_the_option(processes: Processes) -> None:
     agent = processes.start(
-        [*RUN, "--endpoints", NOBODY, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "192.0.2.1:9090"]
+        [*RUN, "--endpoints", DEAD, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "192.0.2.1:9090"]
     )
     assert agent.wait() == 1
     assert agent.output() == (
@@ -131,13 +131,13 @@ def test_a_file_without_pools_does_not_run(processes: Processes) -> None:
     assert agent.output() == f"igw: {path}: there is no pool to serve; add pools: with a name and endpoints\n"
 
 
-def test_lines_of_the_log_are_json_where_that_is_wanted(processes: Processes, tmp_path: Path) -> None:
+def test_log_lines_are_json_if_configured(processes: Processes, tmp_path: Path) -> None:
     agent = processes.start([*RUN, "--config", write(tmp_path / "igw.yaml", "log: {format: json}\n")])
     line = agent.wait_for(r"^\{.*\}$|\n(\{.*\})\n")
     assert json.loads(line[0].strip())["pool"] == "default"
 
 
-def test_what_a_library_has_to_say_is_a_line_of_the_log_too(processes: Processes, tmp_path: Path) -> None:
+def test_a_warning_of_a_library_is_a_log_line(processes: Processes, tmp_path: Path) -> None:
     path = write(tmp_path / "igw.yaml", "log: {format: json}\n")
     program = (
         "import logging, sys\n"

@@ -1,4 +1,4 @@
-"""A changed file is taken over whole or not at all, and no stream notices."""
+"""A changed file is applied as a whole or refused as a whole, and no stream is dropped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fakes.model_server import vllm_page
 from tests.waiting import eventually
 
 
-async def test_a_stream_survives_a_reload_that_takes_its_endpoint_away(tmp_path: Path) -> None:
+async def test_a_stream_continues_after_a_reload_that_removes_its_endpoint(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(2) as (one, two):
         path.write_text(document([one.address]))
@@ -47,7 +47,7 @@ async def test_a_stream_survives_a_reload_that_takes_its_endpoint_away(tmp_path:
             assert reloaded == Reloaded(True, f"pools[default].endpoints +{two.address} -{one.address}")
 
 
-async def test_the_next_pick_is_by_the_new_profile(tmp_path: Path) -> None:
+async def test_the_next_pick_uses_the_new_profile(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         path.write_text(document([one.address]))
@@ -60,7 +60,7 @@ async def test_the_next_pick_is_by_the_new_profile(tmp_path: Path) -> None:
             assert [event.profile for event in live.recorder.of(Picked)] == ["blend", "affinity"]
 
 
-async def test_what_is_known_of_an_endpoint_that_stays_is_kept(tmp_path: Path) -> None:
+async def test_the_state_of_an_endpoint_that_stays_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(2) as (one, two):
         path.write_text(document([one.address]))
@@ -75,7 +75,7 @@ async def test_what_is_known_of_an_endpoint_that_stays_is_kept(tmp_path: Path) -
             assert live.agent.config.scrape.interval == 0.2
 
 
-async def test_a_budget_comes_and_goes_with_the_file_and_its_gauges_with_it(tmp_path: Path) -> None:
+async def test_a_budget_and_its_gauges_follow_the_file(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         path.write_text(document([one.address]))
@@ -90,12 +90,12 @@ async def test_a_budget_comes_and_goes_with_the_file_and_its_gauges_with_it(tmp_
 
 
 def interval_in_force(live: Live) -> float | None:
-    """Of endpoints at work, as `/metrics` has it."""
+    """The scrape interval of active endpoints on `/metrics`; None without a budget."""
     return live.recorder.registry.get_sample_value("igw_scrape_interval_seconds", {"activity": "busy"})
 
 
-async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Path) -> None:
-    """The old pod's page is still being written when the file says that another pod has its address."""
+async def test_another_pod_at_the_same_address_is_another_server(tmp_path: Path) -> None:
+    """The old pod is still sending its page when the file assigns its address to another pod."""
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
 
@@ -125,7 +125,7 @@ async def test_another_pod_under_the_same_address_is_another_server(tmp_path: Pa
             assert live.healthy() == [one.address]
 
 
-async def test_a_bad_file_is_refused_and_counted_once_and_the_old_one_stays(tmp_path: Path) -> None:
+async def test_an_invalid_file_is_refused_and_counted_once_and_the_old_one_stays(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         path.write_text(document([one.address]))
@@ -146,7 +146,7 @@ async def test_a_bad_file_is_refused_and_counted_once_and_the_old_one_stays(tmp_
             assert live.pool.store.stale_after == 9
 
 
-async def test_what_needs_a_restart_is_refused_whole(tmp_path: Path) -> None:
+async def test_a_file_with_a_change_that_needs_a_restart_is_refused_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         path.write_text(document([one.address]))
@@ -165,7 +165,7 @@ async def test_what_needs_a_restart_is_refused_whole(tmp_path: Path) -> None:
             assert live.agent.config.scrape.interval == 1
 
 
-async def test_a_config_map_that_moves_its_symlink_is_noticed(tmp_path: Path) -> None:
+async def test_a_config_map_that_replaces_its_symlink_is_reloaded(tmp_path: Path) -> None:
     async with servers(1) as (one,):
         for name, more in (("v1", ""), ("v2", "  profile: blend\n")):
             (tmp_path / name).mkdir()
@@ -180,7 +180,7 @@ async def test_a_config_map_that_moves_its_symlink_is_noticed(tmp_path: Path) ->
             assert live.pool.profile.name == "blend"
 
 
-async def test_a_file_that_is_gone_is_told_and_changes_nothing(tmp_path: Path) -> None:
+async def test_a_missing_file_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         path.write_text(document([one.address]))
@@ -193,7 +193,7 @@ async def test_a_file_that_is_gone_is_told_and_changes_nothing(tmp_path: Path) -
             await eventually(lambda: live.pool.profile.name == "blend")
 
 
-async def test_a_file_that_is_put_back_to_what_runs_is_told_once(tmp_path: Path) -> None:
+async def test_a_file_that_is_restored_is_reported_once(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     path.write_text(document([]))
     async with running(path, healthy=0) as live:
@@ -205,7 +205,7 @@ async def test_a_file_that_is_put_back_to_what_runs_is_told_once(tmp_path: Path)
             assert b"igw_config_last_reload_successful %.1f\n" % results[-1] in generate_latest(live.recorder.registry)
 
 
-async def test_a_hangup_without_a_file_is_told_and_leaves_nothing_to_mend() -> None:
+async def test_a_reload_without_a_file_fails_and_the_configuration_counts_as_valid() -> None:
     clock = SystemClock()
     instruments = Instruments(clock)
     agent = Agent(from_flags(["127.0.0.1:1"], admin_address="127.0.0.1:0"), clock, instruments=instruments)
@@ -213,7 +213,7 @@ async def test_a_hangup_without_a_file_is_told_and_leaves_nothing_to_mend() -> N
     assert b"igw_config_last_reload_successful 1.0\n" in generate_latest(instruments.registry)
 
 
-async def test_a_reload_that_was_asked_for_is_told_even_without_a_change(tmp_path: Path) -> None:
+async def test_a_requested_reload_is_reported_even_without_a_change(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     path.write_text(document([]))
     async with running(path, healthy=0) as live:
@@ -221,7 +221,7 @@ async def test_a_reload_that_was_asked_for_is_told_even_without_a_change(tmp_pat
         assert live.recorder.of(Reloaded) == [Reloaded(True, "no change")]
 
 
-async def test_a_pool_may_become_empty_and_says_so(tmp_path: Path) -> None:
+async def test_a_pool_may_become_empty_and_then_rejects_requests(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         path.write_text(document([one.address]))
@@ -233,7 +233,7 @@ async def test_a_pool_may_become_empty_and_says_so(tmp_path: Path) -> None:
             await finish(conversation)
 
 
-async def test_a_pool_may_come_and_go_while_another_serves(tmp_path: Path) -> None:
+async def test_a_pool_may_be_added_and_removed_while_another_serves(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         alone = document([one.address])
@@ -251,7 +251,7 @@ async def test_a_pool_may_come_and_go_while_another_serves(tmp_path: Path) -> No
             await eventually(lambda: live.pool.in_flight == 0)
 
 
-async def test_a_pool_that_goes_holds_up_no_other_change_while_a_body_of_its_still_arrives(tmp_path: Path) -> None:
+async def test_a_removed_pool_delays_no_other_change_while_one_of_its_bodies_arrives(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     async with servers(1) as (one,):
         alone = document([one.address], "  profile: blend\n")
@@ -264,11 +264,11 @@ async def test_a_pool_that_goes_holds_up_no_other_change_while_a_body_of_its_sti
             await eventually(lambda: live.recorder.of(Reloaded))
             assert live.pool.profile.name == "blend"
             assert list(live.agent.pools) == ["default"]
-            assert await send_body(conversation) == one.address  # the pool that is gone still decides
+            assert await send_body(conversation) == one.address  # the removed pool still decides
             await wait_for_end(conversation)
 
 
-async def test_a_change_between_the_reading_of_the_file_and_the_start_is_noticed(tmp_path: Path) -> None:
+async def test_a_change_between_reading_the_file_and_the_start_is_applied(tmp_path: Path) -> None:
     path = tmp_path / "igw.yaml"
     path.write_text(document([]))
     config = load(path, VOCABULARY)
@@ -282,7 +282,7 @@ async def test_a_change_between_the_reading_of_the_file_and_the_start_is_noticed
         await agent.stop()
 
 
-async def test_a_new_pool_whose_port_is_taken_changes_nothing(tmp_path: Path, free_port: int) -> None:
+async def test_a_new_pool_whose_port_is_in_use_changes_nothing(tmp_path: Path, free_port: int) -> None:
     path = tmp_path / "igw.yaml"
     path.write_text(document([]))
     async with running(path, healthy=0) as live:

@@ -1,4 +1,4 @@
-"""A fleet under a budget, in a world of its own: what is asked of each server in minutes that take no time."""
+"""A fleet under a scrape budget, in simulated time: the requests that each server receives within minutes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.fakes.model_server import answer
 from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
 
 FLEET = 100
-# What a scrape is to cost in these tests, in seconds of CPU.
+# The CPU seconds of a scrape in these tests.
 COST = 0.001
-# A page asked for so long after the last one is here before that is stale: staleAfter less timeout, and a breath.
+# The longest interval with which no reading becomes stale: staleAfter less timeout, and some slack.
 LATEST = 2.5 + 0.02
 
 
 class Steady:
-    """A server whose page changes while it is `at_work`; it notes when each page was asked for."""
+    """A server whose page changes while it is `active`; it records the times of the requests for its page."""
 
     def __init__(self) -> None:
-        self.at_work = False
+        self.active = False
         self.pages: list[float] = []
         self.health: list[float] = []
 
@@ -39,7 +39,7 @@ class Steady:
         """At once."""
 
     def requested(self, wire: Wire, request: bytes) -> None:
-        """For its page, for its health, for both, or once for its models, of which there are none."""
+        """A request for its page, its health path, or both; or for its models, of which there are none."""
         answers = []
         for get in request.split(b"\r\n\r\n")[:-1]:
             if get.startswith(b"GET /metrics "):
@@ -53,20 +53,20 @@ class Steady:
         wire.loop.call_later(0.002, wire.bring, b"".join(answers))
 
     def _page(self) -> bytes:
-        running = len(self.pages) if self.at_work else 0
+        running = len(self.pages) if self.active else 0
         text = f'vllm:num_requests_running{{model_name="m"}} {running}\nvllm:num_requests_waiting{{model_name="m"}} 0\n'
         return answer(text.encode())
 
     def left(self, wire: Wire) -> None:
-        """Nothing to be done."""
+        """Nothing to do."""
 
     def between(self, begin: float, end: float) -> int:
-        """Pages that were asked for."""
+        """The number of requests for the page."""
         return sum(begin <= at < end for at in self.pages)
 
 
 def budgeted(budget: str, stale_after: str = "3s", fleet: int = 1) -> Config:
-    """A configuration with a budget; the fleet of these tests is told to the loop directly."""
+    """A configuration with a budget; these tests pass their fleet to the loop directly."""
     endpoints = ", ".join(f"10.0.1.{place}:8000" for place in range(fleet))
     return parse(
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
@@ -77,12 +77,12 @@ def budgeted(budget: str, stale_after: str = "3s", fleet: int = 1) -> Config:
 
 
 class World:
-    """A fleet, its scrape loop and its budget. Each scrape costs COST, and `beside` cores go elsewhere."""
+    """A fleet, its scrape loop and its budget. Each scrape costs COST; other work uses `other_cores` cores."""
 
     def __init__(self, loop: SimulatedLoop, fleet: list[Steady]) -> None:
         self.loop = loop
         self.fleet = fleet
-        self.beside = 0.0
+        self.other_cores = 0.0
         self.events: list[Event] = []
         self.clock = LoopClock(loop, self._cpu)
         self.scrapes = ScrapeLoop(self.clock)
@@ -90,26 +90,26 @@ class World:
         self.budget = ScrapeBudget(self.scrapes, self.clock, lambda now: [self.store.snapshot(now)], self.events.append)
 
     def _cpu(self) -> float:
-        return COST * sum(len(server.pages) for server in self.fleet) + self.beside * self.clock.now()
+        return COST * sum(len(server.pages) for server in self.fleet) + self.other_cores * self.clock.now()
 
     def begin(self) -> None:
-        """Begin to scrape them all."""
+        """Start to scrape all of them."""
         addresses = [f"10.0.0.{place}:8000" for place in range(len(self.fleet))]
         self.store.set_endpoints(dict.fromkeys(addresses, "vllm"), self.clock.now())
         targets = [Target(each, "vllm", timeout=0.5, models_interval=1e9) for each in addresses]
         self.scrapes.set_targets("pool", targets, self.store)
 
     def times(self, begin: float) -> list[float]:
-        """When any page was asked for, in order, from `begin` on."""
+        """The times of all requests for pages from `begin` on, in order."""
         return sorted(at for server in self.fleet for at in server.pages if at >= begin)
 
     def paced(self) -> ScrapesPaced:
-        """What was told of the last look."""
+        """The last report of the intervals."""
         return [event for event in self.events if isinstance(event, ScrapesPaced)][-1]
 
 
 def run(budget: str, main: Callable[[World], Awaitable[None]], fleet: int = FLEET) -> None:
-    """Run a test in a world with so many servers and this budget."""
+    """Run a test with a fleet of this size and this budget."""
     servers = [Steady() for _ in range(fleet)]
 
     async def inside(loop: SimulatedLoop) -> None:
@@ -125,15 +125,15 @@ def run(budget: str, main: Callable[[World], Awaitable[None]], fleet: int = FLEE
     simulate({(f"10.0.0.{place}", 8000): server for place, server in enumerate(servers)}, inside)
 
 
-def test_the_budget_is_kept_and_no_reading_grows_stale() -> None:
+def test_the_budget_is_kept_and_no_reading_becomes_stale() -> None:
     async def main(world: World) -> None:
         for server in world.fleet[:20]:
-            server.at_work = True
+            server.active = True
         await world.loop.after(120.0)
         times = world.times(0.0)
         for place, at in enumerate(times):
-            # What is due within 20 ms is begun together. A second in which many come to stand still may have some more,
-            # for readings that cannot wait.
+            # Scrapes that are due within 20 ms start together. A second in which many servers become idle may have some
+            # more, for readings that would become stale.
             assert bisect_right(times, at + 10.0) - place <= 60 * 10.02 + 1
             assert at < 20.0 or bisect_right(times, at + 1.0) - place <= 60 * 1.02 + 1
         assert len(world.times(20.0)) >= 0.9 * 60 * 100
@@ -144,16 +144,16 @@ def test_the_budget_is_kept_and_no_reading_grows_stale() -> None:
     run("{scrapesPerSecond: 60}", main)
 
 
-def test_an_endpoint_at_work_is_asked_at_its_interval_and_those_that_stand_still_make_room() -> None:
+def test_an_active_endpoint_is_scraped_at_its_interval_and_idle_ones_less_often() -> None:
     async def main(world: World) -> None:
         for server in world.fleet[:10]:
-            server.at_work = True
+            server.active = True
         await world.loop.after(100.0)
-        hot = [server.between(40, 100) for server in world.fleet[:10]]
-        still = [server.between(40, 100) for server in world.fleet[10:]]
-        assert min(hot) >= 50
-        assert max(still) <= 40
-        assert min(still) >= 60 / 2.5 - 1
+        busy = [server.between(40, 100) for server in world.fleet[:10]]
+        idle = [server.between(40, 100) for server in world.fleet[10:]]
+        assert min(busy) >= 50
+        assert max(idle) <= 40
+        assert min(idle) >= 60 / 2.5 - 1
         paced = world.paced()
         assert (paced.busy, paced.idle) == (10, 90)
         assert paced.busy_interval == 1.0
@@ -163,7 +163,7 @@ def test_an_endpoint_at_work_is_asked_at_its_interval_and_those_that_stand_still
     run("{scrapesPerSecond: 60}", main)
 
 
-def test_health_is_asked_every_second_however_seldom_the_page_is() -> None:
+def test_health_is_probed_every_second_with_any_interval_of_the_page() -> None:
     async def main(world: World) -> None:
         await world.loop.after(60.0)
         for server in world.fleet:
@@ -175,7 +175,7 @@ def test_health_is_asked_every_second_however_seldom_the_page_is() -> None:
     run("{scrapesPerSecond: 50}", main)
 
 
-def test_an_endpoint_that_is_picked_is_asked_more_often_from_the_next_look_on() -> None:
+def test_a_picked_endpoint_is_scraped_more_often_from_the_next_adjustment_on() -> None:
     async def main(world: World) -> None:
         await world.loop.after(60.0)
         server = world.fleet[7]
@@ -196,12 +196,12 @@ def test_a_budget_that_is_large_enough_changes_nothing() -> None:
     run("{scrapesPerSecond: 500, cpu: 1}", main)
 
 
-@pytest.mark.parametrize(("beside", "scrapes"), [(0.0, 60), (0.01, 50)])
-def test_a_budget_of_cpu_is_found_out_and_kept(beside: float, scrapes: int) -> None:
-    """At 1 ms a scrape, 0.06 cores are 60 scrapes a second, less what the agent uses beside them."""
+@pytest.mark.parametrize(("other_cores", "scrapes"), [(0.0, 60), (0.01, 50)])
+def test_a_cpu_budget_is_converted_to_scrapes_and_kept(other_cores: float, scrapes: int) -> None:
+    """At 1 ms per scrape, 0.06 cores are 60 scrapes per second, less the other work of the agent."""
 
     async def main(world: World) -> None:
-        world.beside = beside
+        world.other_cores = other_cores
         await world.loop.after(120.0)
         assert len(world.times(60.0)) / 60 == pytest.approx(scrapes, rel=0.06)
         assert world.paced().used["cpu"] == pytest.approx(1.0, abs=0.07)
@@ -211,23 +211,23 @@ def test_a_budget_of_cpu_is_found_out_and_kept(beside: float, scrapes: int) -> N
     run("{cpu: 0.06}", main)
 
 
-@pytest.mark.parametrize(("budget", "of"), [("{scrapesPerSecond: 20}", "scrapes"), ("{cpu: 0.02}", "cpu")])
-def test_a_fleet_that_has_outgrown_its_budget_stays_fresh_and_it_is_told_once(budget: str, of: str) -> None:
+@pytest.mark.parametrize(("budget", "resource"), [("{scrapesPerSecond: 20}", "scrapes"), ("{cpu: 0.02}", "cpu")])
+def test_a_fleet_that_exceeds_its_budget_stays_fresh_and_is_reported_once(budget: str, resource: str) -> None:
     async def main(world: World) -> None:
         await world.loop.after(120.0)
         for server in world.fleet:
             assert max(later - at for at, later in pairwise(server.pages)) <= LATEST
         assert len(world.times(60.0)) / 60 <= 1.1 * FLEET / 2.25
         reported = [event for event in world.events if isinstance(event, BudgetExceeded)]
-        assert [(event.resource, event.endpoints) for event in reported] == [(of, FLEET)]
-        needed = FLEET / 2.25 * (COST if of == "cpu" else 1)
+        assert [(event.resource, event.endpoints) for event in reported] == [(resource, FLEET)]
+        needed = FLEET / 2.25 * (COST if resource == "cpu" else 1)
         assert reported[0].needed == pytest.approx(needed, rel=0.1)
-        assert world.paced().used[of] > 1
+        assert world.paced().used[resource] > 1
 
     run(budget, main)
 
 
-def test_a_budget_that_is_taken_away_leaves_all_at_the_configured_interval() -> None:
+def test_without_the_budget_all_are_scraped_at_the_configured_interval_again() -> None:
     async def main(world: World) -> None:
         await world.loop.after(30.0)
         world.budget.change(budgeted("{}"))
@@ -239,7 +239,7 @@ def test_a_budget_that_is_taken_away_leaves_all_at_the_configured_interval() -> 
     run("{scrapesPerSecond: 50}", main)
 
 
-def test_a_change_of_the_budget_says_that_what_was_told_holds_no_more() -> None:
+def test_a_change_of_the_budget_invalidates_the_last_report() -> None:
     async def main(world: World) -> None:
         await world.loop.after(2 * ADJUST_SECONDS + 0.5)
         world.budget.change(budgeted("{scrapesPerSecond: 50}"))

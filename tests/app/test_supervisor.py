@@ -1,4 +1,4 @@
-"""Components start in order, change as a whole, are watched, and stop in reverse."""
+"""Components start in order, change as a whole, are supervised, and stop in reverse."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_components_start_in_order_and_stop_in_reverse() -> None:
     assert calls == ["start a", "start b", "stop b", "stop a"]
 
 
-async def test_where_one_cannot_start_those_that_did_are_stopped_without_a_drain() -> None:
+async def test_if_one_cannot_start_the_started_ones_are_stopped_without_a_drain() -> None:
     calls: list[str] = []
     a = Part("a", calls)
     supervisor, _ = supervised(a, Part("b", calls, cannot="start"), Part("c", calls))
@@ -77,7 +77,7 @@ async def test_where_one_cannot_start_those_that_did_are_stopped_without_a_drain
     assert a.graces == [0.0]
 
 
-async def test_where_one_refuses_a_configuration_all_go_back_to_the_old_one() -> None:
+async def test_if_one_refuses_a_configuration_all_return_to_the_old_one() -> None:
     calls: list[str] = []
     parts = [Part("a", calls), Part("b", calls), Part("c", calls, cannot="apply")]
     supervisor, _ = supervised(*parts)
@@ -88,7 +88,7 @@ async def test_where_one_refuses_a_configuration_all_go_back_to_the_old_one() ->
     assert [part.config for part in parts] == [OLD, OLD, OLD]
 
 
-async def test_readiness_is_that_of_every_component_while_the_agent_runs() -> None:
+async def test_readiness_is_that_of_all_components_while_the_agent_runs() -> None:
     calls: list[str] = []
     part = Part("a", calls, why="pool x: 1 of 2 endpoints were not scraped yet")
     supervisor, _ = supervised(part, Part("b", calls))
@@ -101,7 +101,7 @@ async def test_readiness_is_that_of_every_component_while_the_agent_runs() -> No
     assert supervisor.readiness() == ["the agent is stopping"]
 
 
-def test_a_component_that_does_not_stop_is_reported_and_holds_up_no_other() -> None:
+def test_a_component_that_does_not_stop_is_reported_and_blocks_no_other() -> None:
     calls: list[str] = []
     events: list[Event] = []
 

@@ -1,4 +1,4 @@
-"""Somebody sets the machine's clock while an agent runs: no age moves, and nothing that comes round stops."""
+"""A step of the wall clock while an agent runs changes no age and stops no periodic job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import eventually
 
 
 class SetClock(SystemClock):
-    """The machine's, whose wall clock a test sets, for us and for the scheduler of jobs."""
+    """The system's clock; a test sets its wall clock, also for the scheduler of jobs."""
 
     seconds = 0.0
 
@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
 
 
 @pytest.mark.parametrize("step", [-86_400.0, 86_400.0], ids=["a day back", "a day ahead"])
-async def test_a_step_of_the_wall_clock_moves_no_age_and_the_file_is_still_looked_at(
+async def test_a_step_of_the_wall_clock_changes_no_age_and_the_file_is_still_checked(
     tmp_path: Path, clock: SetClock, step: float
 ) -> None:
     file = tmp_path / "igw.yaml"
@@ -62,6 +62,6 @@ async def test_a_step_of_the_wall_clock_moves_no_age_and_the_file_is_still_looke
             assert all(0 <= each["age_seconds"] < 60 for each in reported["signals"].values() if "reason" not in each)
             assert [event.new for event in live.recorder.of(HealthChanged)] == ["healthy"]
             file.write_text(document([server.address], "scrape: {interval: 500ms}\n"))
-            await eventually(lambda: live.recorder.of(Reloaded), what="the file to be looked at")
+            await eventually(lambda: live.recorder.of(Reloaded), what="a reload of the file")
         finally:
             await live.agent.stop(grace=0)

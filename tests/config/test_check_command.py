@@ -1,4 +1,4 @@
-"""`igw check` prints the configuration of a file or all its problems; the exit status says which."""
+"""`igw check` prints the configuration of a file or all its problems; with a different exit status."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_every_plugin_type_is_listed_where_it_belongs() -> None:
     def listed(after: str) -> list[str]:
         return re.findall(r"`([^`]+)`", TEXT.split(after)[1].split(".\n")[0])
 
-    assert listed("the agent does what they do: ") == list(BUILT_IN)
+    assert listed("the agent has their functions built in: ") == list(BUILT_IN)
     assert listed("are not supported yet: ") == list(NOT_SUPPORTED)
 
 

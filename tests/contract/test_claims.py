@@ -1,4 +1,4 @@
-"""A test is a claim: in each stands what could turn out to be false, or the call of a function that says it."""
+"""Every test makes a claim: it asserts something, or calls a function that does."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def functions(tree: ast.Module) -> Iterator[Function]:
-    """Every function and method, those within others too."""
+    """Every function and method, nested ones included."""
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
 def asserts(function: Function) -> bool:
-    """Whether the function itself can fail over what it claims. Waiting for a condition is no claim by itself."""
+    """Whether the function itself asserts something. Waiting for a condition is not an assertion."""
     return any(
         isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and ast.unparse(node.func) in RAISES)
         for node in ast.walk(function)
@@ -27,13 +27,13 @@ def asserts(function: Function) -> bool:
 
 
 def calls(function: Function) -> set[str]:
-    """The last part of the name of whatever it calls."""
+    """The last parts of the names of all called functions."""
     called = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
     return {ast.unparse(name).rpartition(".")[2] for name in called}
 
 
 def without_a_claim(trees: dict[Path, ast.Module]) -> list[str]:
-    """`file:line name` of the tests in these modules that claim nothing, nor call a function of theirs that does."""
+    """`file:line name` of the tests that assert nothing, nor call a function of these modules that does."""
     checks = {each.name for tree in trees.values() for each in functions(tree) if asserts(each)}
     return [
         f"{path}:{test.lineno} {test.name}"
@@ -45,7 +45,7 @@ def without_a_claim(trees: dict[Path, ast.Module]) -> list[str]:
 
 def test_every_test_claims_something() -> None:
     found = without_a_claim({path: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")})
-    assert found == [], "assert what the test's name says; to have waited for it is no claim"
+    assert found == [], "assert the claim of the test's name; waiting for it is not enough"
 
 
 @pytest.mark.parametrize(

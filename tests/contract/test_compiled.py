@@ -1,4 +1,4 @@
-"""What `make wheel` builds does what the source does: the tests of the folders that it compiles pass on it too."""
+"""The compiled package behaves like the source: the tests of the compiled folders pass on it too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ sys.exit(status or (0 if compiled() else "the checkout was tested"))
 
 
 def run(*command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """A program in the checkout, which knows nothing of a `make` that we may run in."""
+    """Run a program in the checkout, without the variables of an enclosing `make`."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))}
     return subprocess.run(
         command,
@@ -46,11 +46,11 @@ def package() -> Path:
 
 
 def python(package: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Python that finds the compiled package first, and never the folder in which it is started."""
+    """Run Python with the compiled package first on its path, and without the working directory."""
     return run(sys.executable, *arguments, PYTHONSAFEPATH="1", PYTHONPATH=f"{package}{os.pathsep}{ROOT}")
 
 
-def test_the_package_holds_what_setup_names_compiled_and_all_of_the_source(package: Path) -> None:
+def test_the_package_has_the_compiled_modules_of_setup_and_all_sources(package: Path) -> None:
     named = runpy.run_path(str(ROOT / "setup.py"))["compiled"]()
     libraries = {
         f"{Path(file.relative_to(package).parent, file.name.partition('.')[0])}.py"
@@ -61,7 +61,7 @@ def test_the_package_holds_what_setup_names_compiled_and_all_of_the_source(packa
         assert (package / source.relative_to(ROOT)).read_bytes() == source.read_bytes()
 
 
-def test_the_version_tells_what_is_compiled(package: Path) -> None:
+def test_the_version_shows_whether_the_package_is_compiled(package: Path) -> None:
     assert re.fullmatch(r"igw \S+, compiled\n", python(package, "-m", "agent", "--version").stdout)
     assert "compiled" not in run(sys.executable, "-m", "agent", "--version").stdout
 

@@ -1,11 +1,11 @@
-"""The documents are true: their examples run, their tables are the program's, their links lead somewhere.
+"""The documents are correct: examples run, tables match the program, links exist.
 
-A block marked `runs` behind its language (```console runs) is executed line by line as a reader would type it, against
-live processes: the lines that begin with `$ `. What the document shows below a command must be what comes out, where
-`...` stands for anything. `igw run`, `igw emulate` and `envoy -c` are started and run until the end of the document;
-with `& echo $! > FILE` behind them, FILE has the process id. A block marked `yaml file=NAME` is that file. The
-addresses of the documents, and the default addresses of `igw run` and `igw render`, are replaced by free ones on the
-way in, and put back on the way out, so a port in use on this machine breaks nothing.
+In a block marked `runs` after its language (```console runs) the lines that begin with `$ ` are executed in order,
+against live processes. The text below a command must be its output, where `...` matches any text. `igw run`,
+`igw emulate` and `envoy -c` are started and run until the end of the document; with `& echo $! > FILE` after them, FILE
+gets the process id. A block marked `yaml file=NAME` is that file. The addresses of the documents, and the default
+addresses of `igw run` and `igw render`, are replaced by free ones in commands, and restored in their output, so a port
+in use on this machine breaks nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from tests.processes import ROOT, Processes
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-# Commands that serve until they are stopped, and what they print when they are ready.
+# Commands that run until they are stopped, and what they print when they are ready.
 SERVERS = {
     ("igw", "run"): r"admin: http",
     ("igw", "emulate"): r"\bon http",
     ("envoy", "-c"): r"starting main dispatch loop",
 }
-# The addresses that a command takes where the document names none; a configuration file has those of the agent.
+# The default addresses of commands; those of the agent come from its configuration file if there is one.
 DEFAULTS = {
     "run": {"--ext-proc-address": "127.0.0.1:9002", "--admin-address": "127.0.0.1:9090"},
     "render": {"--ext-proc-address": "127.0.0.1:9002", "--listen": "127.0.0.1:8080", "--admin": "127.0.0.1:9901"},
@@ -46,7 +46,7 @@ SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 class Block(NamedTuple):
-    """A fenced block: the words behind the fence, its lines, and the line on which it begins."""
+    """A fenced block: the words after the fence, its text, and its first line."""
 
     words: tuple[str, ...]
     text: str
@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
 
 class DocumentStep(NamedTuple):
-    """A command of a document, what the document shows that it prints, and its line."""
+    """A command of a document, its documented output, and its line."""
 
     command: str
     shown: str
@@ -70,7 +70,7 @@ def blocks(document: Path) -> Iterator[Block]:
 
 
 def steps(block: Block) -> list[DocumentStep]:
-    """The commands of a block; a line that ends with a backslash goes on in the next one."""
+    """The commands of a block; a line that ends with a backslash continues on the next one."""
     found: list[DocumentStep] = []
     lines = iter(enumerate(block.text.splitlines(), block.line))
     for number, line in lines:
@@ -85,14 +85,14 @@ def steps(block: Block) -> list[DocumentStep]:
 
 
 class Reader:
-    """Somebody who types what a document says, in a folder of their own with the same `.venv`."""
+    """Executes the commands of a document in a folder of its own with the same `.venv`."""
 
     def __init__(self, home: Path, processes: Processes, free_ports: Callable[[int], list[int]], text: str) -> None:
         self._home = home
         self._processes = processes
         defaults = {address for options in DEFAULTS.values() for address in options.values()}
         documented = sorted({*re.findall(r"\b127\.0\.0\.1:\d+\b", text), *defaults})
-        # In the same order, so that what a program sorts by address comes out as the document shows it.
+        # In the same order, so that output sorted by address has the order of the document.
         live = sorted(f"127.0.0.1:{port}" for port in free_ports(len(documented)))
         self._live = dict(zip(documented, live, strict=True))
         (home / ".venv").symlink_to(sys.prefix)
@@ -100,12 +100,12 @@ class Reader:
             (home / name).symlink_to(ROOT / name)
 
     def write(self, block: Block) -> None:
-        """A block that is a file is written where the commands find it."""
+        """Write the file of a block into the folder of the commands."""
         (name,) = (word.removeprefix("file=") for word in block.words if word.startswith("file="))
         (self._home / name).write_text(self._in(block.text), encoding="utf-8")
 
     def type(self, step: DocumentStep, where: str) -> None:
-        """Run one command and compare; a server is started and waited for."""
+        """Run one command and compare its output; start a server and wait until it is ready."""
         command = self._with_addresses(self._in(step.command))
         program, _, pid_file = command.partition(" & echo $! > ")
         words = shlex.split(program.rstrip("& "))
@@ -159,7 +159,7 @@ class Reader:
 
 
 @EVERY_DOCUMENT
-def test_what_a_document_says_to_type_does_what_it_says(
+def test_the_commands_of_a_document_have_the_documented_output(
     document: Path, tmp_path: Path, processes: Processes, free_ports: Callable[[int], list[int]]
 ) -> None:
     home = tmp_path / "a reader's folder"
@@ -175,7 +175,7 @@ def test_what_a_document_says_to_type_does_what_it_says(
 
 
 def test_the_first_commands_of_the_readme_run() -> None:
-    """The test above proves nothing about a README whose examples are not marked."""
+    """The test above skips examples that are not marked `runs`."""
     typed = [step.command for block in blocks(ROOT / "README.md") if "runs" in block.words for step in steps(block)]
     assert any("igw run" in command for command in typed)
     assert {path for path in ("/v1/state", "/metrics", "/v1/gauges") if any(path in one for one in typed)} == {
@@ -186,7 +186,7 @@ def test_the_first_commands_of_the_readme_run() -> None:
 
 
 def option_rows(name: str) -> list[str]:
-    """What docs/reference/commands.md must say of a command's options, made of what the program itself says."""
+    """The rows of docs/reference/commands.md for the options of a command, from its parser."""
     parser = argparse.ArgumentParser(prog=f"igw {name}")
     importlib.import_module(f"agent.commands.{name}").add_arguments(parser)
     formatter = parser._get_formatter()
@@ -202,22 +202,22 @@ def option_rows(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_options_of_a_command_are_documented_as_they_are(name: str) -> None:
+def test_the_options_of_a_command_are_documented(name: str) -> None:
     text = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     section = re.search(rf"^## igw {name}$\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, f"docs/reference/commands.md has no section '## igw {name}'"
     documented = re.findall(r"^\| `.*\|$", section[1], re.MULTILINE)
     wanted = option_rows(name)
-    assert documented == wanted, "docs/reference/commands.md should say:\n" + "\n".join(wanted)
+    assert documented == wanted, "the rows of docs/reference/commands.md should be:\n" + "\n".join(wanted)
 
 
-def test_no_command_is_documented_that_is_not_there() -> None:
+def test_exactly_the_commands_are_documented() -> None:
     text = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     assert re.findall(r"^## igw (\S+)$", text, re.MULTILINE) == list(COMMANDS)
 
 
 @EVERY_DOCUMENT
-def test_links_and_places_in_a_document_exist(document: Path) -> None:
+def test_links_and_paths_in_a_document_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = [target for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text) if "://" not in target]
     assert [link for link in links if not (document.parent / link).exists()] == []
@@ -227,7 +227,7 @@ def test_links_and_places_in_a_document_exist(document: Path) -> None:
     assert {name for name in missing if "NAME" not in name} == set()
 
 
-def test_the_layers_that_the_architecture_shows_are_the_layers_that_are_kept() -> None:
+def test_the_layers_of_the_architecture_document_are_the_tested_ones() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d) \| ([^|]*) \| ([PS])[^|]*\|", text, re.MULTILINE)
     assert len(rows) > 15

@@ -270,7 +270,7 @@ def test_the_documents_of_signals_and_engines_have_the_content_of_the_tables(sec
     text = (DOCS / file).read_text(encoding="utf-8")
     found = re.search(rf"^## {section}$\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert found, f"docs/{file} has no section '## {section}'"
-    assert re.findall(r"^\| `.*\|$", found[1], re.MULTILINE) == rows, "it should say:\n" + "\n".join(rows)
+    assert re.findall(r"^\| `.*\|$", found[1], re.MULTILINE) == rows, "its rows should be:\n" + "\n".join(rows)
 
 
 def test_the_document_of_engines_has_exactly_the_registered_engines() -> None:

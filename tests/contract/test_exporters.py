@@ -1,4 +1,4 @@
-"""What holds of every exporter in the registry: it exports the latest set, nothing withheld, and never blocks."""
+"""The contract of every registered exporter: it exports the latest set, no withheld gauge, and never blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from exporters.gauge import Distribution, Gauge, GaugeSet, Withheld
 from exporters.prometheus import PrometheusExporter
 from tests.fakes.views import STALE_AFTER, snapshot, view
 
-# What an exporter has exported: metric name and labels -> value.
+# The output of an exporter: metric name and labels -> value.
 Exported = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -31,7 +31,7 @@ def of_prometheus(exporter: Exporter) -> Exported:
     return {(each.name, frozenset(each.labels.items())): each.value for family in families for each in family.samples}
 
 
-# How a test reads what an exporter exports; a new exporter adds its line.
+# How a test reads the output of an exporter; a new exporter adds its line.
 OUTPUTS: Mapping[str, Callable[[Exporter], Exported]] = {"prometheus": of_prometheus}
 EVERY_EXPORTER = pytest.mark.parametrize("name", EXPORTERS)
 UNKNOWN = Metric("igw_unknown_ratio", "gauge", "ratio", ("pool",), "state", "x")
@@ -67,7 +67,7 @@ def test_a_gauge_that_is_withheld_later_disappears(name: str) -> None:
 
 
 @EVERY_EXPORTER
-def test_publishing_a_set_twice_is_publishing_it_once(name: str) -> None:
+def test_publishing_a_set_twice_has_no_further_effect(name: str) -> None:
     once, twice = make_exporter(name), make_exporter(name)
     made = gauge_set(FLEET, 0.0)
     once.publish(made)

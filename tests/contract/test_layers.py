@@ -1,7 +1,7 @@
-"""The house as a test: who may import whom, who is pure, and which third-party client has which importers.
+"""The layers: which module may import which, which are pure, and which import a third-party client.
 
-The tables below are the rule; docs/architecture.md draws them. A new folder of agent/ fails until it has a row here,
-and so does a third-party client until somebody says who may import it.
+The tables below are the rules; docs/architecture.md explains them. A new folder of agent/, or a new third-party client,
+fails until it has a row here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Place(NamedTuple):
-    """A layer (a module imports its own or a lower one), and whether its modules are pure."""
+    """A layer (a module imports from its own or a lower one), and whether its modules are pure."""
 
     layer: int
     pure: bool
@@ -85,10 +85,10 @@ PLACES: dict[str, Place] = {
     "exporters.exporter": Place(1, P),
     "exporters.gauge": Place(1, P),
 }
-# The emulator stands in for somebody else's program: it may know our words and nothing of what we do with them.
+# The emulator replaces another program: it may use the names of signals, and no other code of the agent.
 ISLANDS: dict[str, frozenset[str]] = {
     "agent.emulator": frozenset({"agent.emulator", "agent.signals", "agent.clock"}),
-    # No circle: engines read pages of the text format, and the scraper uses both.
+    # No import cycle: engines use the text format, and the scraper uses both.
     "agent.exposition": frozenset({"agent.exposition"}),
     "agent.engines": frozenset({"agent.engines", "agent.engine_specs", "agent.exposition", "agent.signals"}),
     "agent.scrape": frozenset(
@@ -98,32 +98,32 @@ ISLANDS: dict[str, frozenset[str]] = {
             "agent.engine_specs",
             "agent.engines",
             "agent.exposition",
-            "agent.state.endpoint",  # who serves at an address
-            "agent.state.health",  # after how many failures it is down
+            "agent.state.endpoint",  # the identity of a server
+            "agent.state.health",  # the number of failures until it is down
         }
     ),
     "dashboards": frozenset({"dashboards", "exporters.catalog"}),
     "exporters": frozenset({"exporters"}),
 }
-# What a pure module may import beside pure modules of ours: values and functions of values.
+# What a pure module may import besides pure modules of the agent: values and functions of values.
 PURE: frozenset[str] = frozenset(
     """__future__ abc array base64 binascii bisect collections contextlib copy dataclasses difflib enum functools
     hashlib heapq hmac ipaddress itertools json math operator pkgutil re statistics string struct textwrap typing
     unicodedata urllib.parse zlib""".split()
 )
-# Modules with a pure part, which is all that a pure module may take of them.
+# Modules with a pure part; a pure module may use no other part.
 PURE_PARTS: dict[str, frozenset[str]] = {
-    "random": frozenset({"Random"}),  # made from a seed that it was handed
+    "random": frozenset({"Random"}),  # made from a given seed
     "sys": frozenset({"byteorder"}),
 }
-# Calls that read or write the outside world without an import.
+# Builtins that do I/O or run code.
 IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eval", "breakpoint"})
-# Clocks, and clients of other systems: who may import them. Several importers are there by nature or not at all.
+# Clocks and clients of other systems, and the modules that may import them.
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
     "datetime": frozenset(
         {"agent.app.jobs", "agent.instruments.log_format", "agent.serve.state.documents"}
-    ),  # words for a wall time that it is handed
+    ),  # formats of a given wall time
     "sched": frozenset(),
     "threading": frozenset(),
     "logging": frozenset(
@@ -163,7 +163,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "uvloop": frozenset({"agent.app.process", "agent.commands.emulate"}),
     "yaml": frozenset({"agent.config.document"}),
 }
-# Numbers, hashes and codecs, without a clock, a socket or a file: anybody's.
+# Numbers, hashes and codecs, without a clock, a socket or a file: any module may import them.
 OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml"})
 SHIPPED = ("agent", "exporters", "dashboards")
 VAGUE_NAMES: frozenset[str] = frozenset(
@@ -172,7 +172,7 @@ VAGUE_NAMES: frozenset[str] = frozenset(
 
 
 class Import(NamedTuple):
-    """A module that another one names, and where."""
+    """An imported module, and the line of the import."""
 
     module: str
     line: int
@@ -192,7 +192,7 @@ def sources() -> dict[str, str]:
 
 
 def place(module: str) -> Place:
-    """The row of the longest prefix that has one. KeyError: a folder that nobody has given a layer."""
+    """The row of the longest prefix that has one. KeyError: a folder without a layer."""
     name = module
     while name not in PLACES or (name == "agent" and module != "agent"):
         name = name.rpartition(".")[0]
@@ -202,7 +202,7 @@ def place(module: str) -> Place:
 
 
 def imports(source: str, known: Mapping[str, str]) -> Iterator[Import]:
-    """Every module that a source names in an import statement, wherever it stands."""
+    """Every module that a source imports, also within functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -219,7 +219,7 @@ def within(module: str, prefix: str) -> bool:
 
 
 def violations(modules: Mapping[str, str]) -> list[str]:
-    """What these sources do against the tables above, one sentence each."""
+    """The violations of the tables above in these sources, one sentence each."""
     known = {**sources(), **modules}
     return sorted({wrong for name, source in modules.items() for wrong in _violations(name, source, known)})
 
@@ -241,18 +241,18 @@ def _violations(name: str, source: str, known: Mapping[str, str]) -> Iterator[st
                 yield f"{where}, which has no layer"
                 continue
             if island is not None and not any(within(found, allowed) for allowed in island):
-                yield f"{where}: it may know nothing but {', '.join(sorted(island))}"
+                yield f"{where}: it may import only {', '.join(sorted(island))}"
             if other.layer > own.layer:
-                yield f"{where}: layer {own.layer} may not know layer {other.layer}"
+                yield f"{where}: layer {own.layer} may not import layer {other.layer}"
             if own.pure and not other.pure:
-                yield f"{where}: a pure module may not know the shell"
+                yield f"{where}: a pure module may not import the shell"
             continue
         if own.pure and found not in PURE and not {top, found} & (PURE | OF_VALUES | PURE_PARTS.keys()):
             yield f"{where}: a pure module may not"
         key = next((key for key in IMPORTERS if within(found, key)), None)
         if key is not None:
             if not any(within(name, allowed) for allowed in IMPORTERS[key]):
-                yield f"{where}: only {', '.join(sorted(IMPORTERS[key])) or 'nobody'} may"
+                yield f"{where}: only {', '.join(sorted(IMPORTERS[key])) or 'no module'} may"
         elif top not in sys.stdlib_module_names and top not in OF_VALUES:
             yield f"{where}, a third-party package without a row in IMPORTERS"
     if own.pure:
@@ -261,20 +261,20 @@ def _violations(name: str, source: str, known: Mapping[str, str]) -> Iterator[st
 
 
 def impurities(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """What a source does to the outside world by a builtin, or by the impure part of a module; line and deed."""
+    """Uses of impure builtins, or of the impure part of a module: line and description."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Name(id=called)) if called in IMPURE_CALLS:
                 yield node.lineno, f"calls {called}()"
             case ast.Attribute(value=ast.Name(id=module), attr=part) if part not in PURE_PARTS.get(module, {part}):
-                yield node.lineno, f"takes {part} of {module}"
+                yield node.lineno, f"uses {part} of {module}"
             case ast.ImportFrom(module=str(module), names=names):
                 for alias in names:
                     if alias.name not in PURE_PARTS.get(module, {alias.name}):
-                        yield node.lineno, f"takes {alias.name} of {module}"
+                        yield node.lineno, f"uses {alias.name} of {module}"
 
 
-def test_every_module_keeps_to_its_layer_and_its_purity() -> None:
+def test_every_module_respects_its_layer_and_its_purity() -> None:
     found = violations(sources())
     assert not found, "\n".join(found)
 
@@ -282,21 +282,21 @@ def test_every_module_keeps_to_its_layer_and_its_purity() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "message"),
     [
-        ("agent.state.probe", "from agent.pick import filters", "layer 3 may not know layer 4"),
-        ("agent.state.probe", "import agent.pick.filters", "layer 3 may not know layer 4"),
-        ("agent.pick.probe", "def f():\n    from agent.serve.ext_proc import server", "layer 4 may not know layer 5"),
+        ("agent.state.probe", "from agent.pick import filters", "layer 3 may not import layer 4"),
+        ("agent.state.probe", "import agent.pick.filters", "layer 3 may not import layer 4"),
+        ("agent.pick.probe", "def f():\n    from agent.serve.ext_proc import server", "layer 4 may not import layer 5"),
         ("agent.engines.probe", "import asyncio", "a pure module may not"),
         ("agent.engines.probe", "import urllib.request", "a pure module may not"),
         ("agent.engines.probe", "import logging", "a pure module may not"),
-        ("agent.pick.probe", "from agent.clock import Clock", "a pure module may not know the shell"),
+        ("agent.pick.probe", "from agent.clock import Clock", "a pure module may not import the shell"),
         ("agent.pick.probe", "print('seen')", "calls print()"),
-        ("agent.pick.probe", "import random\nrandom.random()", "takes random of random"),
-        ("agent.pick.probe", "from random import choice", "takes choice of random"),
+        ("agent.pick.probe", "import random\nrandom.random()", "uses random of random"),
+        ("agent.pick.probe", "from random import choice", "uses choice of random"),
         ("agent.serve.probe", "from time import monotonic", "only agent.clock may"),
         ("agent.serve.probe", "import boto3", "without a row in IMPORTERS"),
         ("agent.novel.probe", "", "has no layer"),
-        ("agent.emulator.probe", "from agent.state import store", "may know nothing but"),
-        ("exporters.probe", "from agent import signals", "may know nothing but"),
+        ("agent.emulator.probe", "from agent.state import store", "may import only"),
+        ("exporters.probe", "from agent import signals", "may import only"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str, message: str) -> None:
@@ -304,12 +304,12 @@ def test_a_wrong_import_is_found(module: str, source: str, message: str) -> None
     assert any(wrong.startswith(module) and message in wrong for wrong in found), found
 
 
-def test_a_right_import_is_left_alone() -> None:
+def test_a_correct_import_is_accepted() -> None:
     good = "from __future__ import annotations\nimport math, xxhash\nfrom agent.state import snapshot\n"
     assert violations({"agent.pick.probe": good}) == []
 
 
-def test_every_row_of_the_tables_speaks_of_something_that_exists() -> None:
+def test_every_row_of_the_tables_is_used() -> None:
     modules = sources()
     rows = {*PLACES, *ISLANDS, *(name for names in IMPORTERS.values() for name in names)}
     assert sorted(row for row in rows if not any(within(module, row) for module in modules)) == []
@@ -318,14 +318,14 @@ def test_every_row_of_the_tables_speaks_of_something_that_exists() -> None:
     assert idle == []
 
 
-def test_no_file_or_folder_has_a_name_that_says_nothing() -> None:
+def test_no_file_or_folder_has_a_vague_name() -> None:
     files = [path for top in (*SHIPPED, "tests") for path in (ROOT / top).rglob("*.py")]
     named = {part for path in files for part in path.relative_to(ROOT).with_suffix("").parts}
     assert named & VAGUE_NAMES == set()
 
 
-def test_no_test_takes_sleep_by_name() -> None:
-    """`from time import sleep` would pass by the fixture that finds sleeping tests."""
+def test_no_test_imports_sleep_by_name() -> None:
+    """The fixture that finds sleeping tests would miss `from time import sleep`."""
     taken = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in (ROOT / "tests").rglob("*.py")

@@ -1,6 +1,6 @@
-"""The registries: every line leads somewhere, and every file in a registry's folder is in it.
+"""The registries: every line can be imported, and every file in a registry's folder is in it.
 
-A registry is a table of names and dotted places, so the line that adds an implementation is checked by nobody but here.
+A registry is a table of names and dotted paths, which mypy and ruff cannot check.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporters import EXPORTERS as GAUGE_EXPORTERS
 
 
 class Registry(NamedTuple):
-    """A table, the package whose files it lists, and the files there that are no implementation."""
+    """A table, the package whose files it lists, and the other files of that package."""
 
     package: str
     table: Mapping[str, str]
@@ -60,7 +60,7 @@ def files(package: str) -> set[str]:
 
 @pytest.mark.source
 @EVERY_LINE
-def test_a_line_leads_to_what_bears_its_name(name: str, place: str) -> None:
+def test_a_line_names_an_object_with_its_name(name: str, place: str) -> None:
     found: Any = pkgutil.resolve_name(place)
     assert found.name == name
 
@@ -71,7 +71,7 @@ def test_lines_are_in_alphabetical_order(registry: Registry) -> None:
 
 
 @EVERY_REGISTRY
-def test_no_file_in_the_folder_is_without_a_line(registry: Registry) -> None:
+def test_every_file_in_the_folder_has_a_line(registry: Registry) -> None:
     listed = {place.partition(":")[0].removeprefix(registry.package + ".") for place in registry.table.values()}
     assert files(registry.package) - registry.beside == listed
 
@@ -87,7 +87,7 @@ def test_a_scorer_is_made_without_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_subcommand_describes_itself_and_takes_its_options(name: str) -> None:
+def test_a_subcommand_has_a_help_text_and_options(name: str) -> None:
     command = importlib.import_module(f"agent.commands.{name}")
     assert command.HELP.strip()
     parser = argparse.ArgumentParser()
@@ -95,6 +95,6 @@ def test_a_subcommand_describes_itself_and_takes_its_options(name: str) -> None:
     assert callable(command.main)
 
 
-def test_no_subcommand_is_without_a_line() -> None:
+def test_every_subcommand_has_a_line() -> None:
     modules = {name: importlib.import_module(f"agent.commands.{name}") for name in files("agent.commands")}
     assert {name for name, module in modules.items() if hasattr(module, "add_arguments")} == set(COMMANDS)

@@ -1,4 +1,4 @@
-"""What the set-up promises: locked packages, no sleeping tests, no process left behind."""
+"""The set-up: locked packages, no sleeping tests, no process that outlives its test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_sleep_in_a_test_is_found_with_its_place(no_sleep: list[str]) ->
     assert all(Path(__file__).name in line for line in found)
 
 
-def test_until_gives_the_value_and_fails_at_its_deadline() -> None:
+def test_until_returns_the_value_and_fails_at_its_deadline() -> None:
     values = iter([0, 0, 7])
     assert until(lambda: next(values)) == 7
     with pytest.raises(pytest.fail.Exception, match=r"rain did not happen within 0\.05 s"):
@@ -53,7 +53,7 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_started_process_ends_with_its_children_even_where_it_ignores_the_wish(tmp_path: Path) -> None:
+def test_a_started_process_ends_with_its_children_even_if_it_ignores_sigterm(tmp_path: Path) -> None:
     started = Processes(tmp_path)
     child = "import signal; signal.pause()"
     program = f"""
@@ -84,7 +84,7 @@ def locked(name: str) -> dict[str, list[str]]:
 
 
 def wanted(*extras: str) -> set[str]:
-    """The distributions that pyproject.toml names, with these extras."""
+    """The distributions that pyproject.toml requires, with these extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     rows = [*project["dependencies"], *(row for extra in extras for row in project["optional-dependencies"][extra])]
     return {re.split(r"[<>=!~ \[;]", row, maxsplit=1)[0] for row in rows}
@@ -98,14 +98,14 @@ def wanted(*extras: str) -> set[str]:
         ("requirements-fuzz.lock", ("fuzz",)),
     ],
 )
-def test_a_lock_has_all_that_is_wanted_with_hashes_and_names_no_registry(lock: str, extras: tuple[str, ...]) -> None:
+def test_a_lock_has_all_required_packages_with_hashes_and_no_registry(lock: str, extras: tuple[str, ...]) -> None:
     found = locked(lock)
     assert wanted(*extras) - set(found) == set()
     assert [distribution for distribution, hashes in found.items() if not hashes] == []
     assert "://" not in (ROOT / lock).read_text()
 
 
-def test_what_runs_is_tested_in_the_same_versions() -> None:
+def test_the_tests_use_the_locked_versions_of_the_product() -> None:
     pins = [
         set(re.findall(r"^([a-z0-9.-]+==\S+)", (ROOT / name).read_text(), re.MULTILINE))
         for name in ("requirements.lock", "requirements-test.lock")
@@ -113,12 +113,12 @@ def test_what_runs_is_tested_in_the_same_versions() -> None:
     assert pins[0] <= pins[1]
 
 
-def test_no_package_is_asked_for_where_its_program_is_there() -> None:
+def test_no_package_is_installed_if_its_program_exists() -> None:
     requested = subprocess.run([ROOT / ".ci" / "packages", "sh=nothing"], capture_output=True, text=True, check=True)
     assert (requested.stdout, requested.stderr) == ("", "")
 
 
-def test_a_machine_without_apt_is_told_which_packages_it_lacks(tmp_path: Path) -> None:
+def test_without_apt_the_error_lists_the_missing_packages(tmp_path: Path) -> None:
     bash = shutil.which("bash")
     assert bash
     requested = subprocess.run(
@@ -133,7 +133,7 @@ def test_a_machine_without_apt_is_told_which_packages_it_lacks(tmp_path: Path) -
 
 
 def python_stub(path: Path, *, lacks: str = "nothing") -> Path:
-    """A Python that makes an environment of one file, with its own name in it, and lacks a module."""
+    """A fake Python without this module; its environments have one file, with its name in it."""
     path.write_text(
         f'#!/bin/sh\ncase "$*" in *{lacks}*) exit 1 ;; -m*) mkdir "$3" && echo "{path.name}" > "$3/by" ;; esac\n'
     )
@@ -141,14 +141,14 @@ def python_stub(path: Path, *, lacks: str = "nothing") -> Path:
     return path
 
 
-def test_a_python_that_can_make_an_environment_comes_before_one_that_needs_a_package(tmp_path: Path) -> None:
+def test_a_python_that_can_make_an_environment_is_preferred_to_one_that_needs_a_package(tmp_path: Path) -> None:
     bare, whole = python_stub(tmp_path / "bare", lacks="ensurepip"), python_stub(tmp_path / "whole")
     environment = {**os.environ, "PYTHON": f"{bare} {whole}"}
     subprocess.run([ROOT / ".ci" / "venv", tmp_path / "made"], env=environment, check=True)
     assert (tmp_path / "made" / "by").read_text() == "whole\n"
 
 
-def test_the_system_s_own_python_comes_before_another_on_the_path(tmp_path: Path) -> None:
+def test_the_python_of_the_system_is_preferred_to_another_on_the_path(tmp_path: Path) -> None:
     able = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"
     system = shutil.which("/usr/bin/python3")
     has_one = system is not None and subprocess.run([system, "-c", able], check=False).returncode == 0

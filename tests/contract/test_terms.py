@@ -1,4 +1,4 @@
-"""One term for each concept: docs/architecture.md lists the terms, and the words that no name in the code may use."""
+"""One term per concept: docs/architecture.md lists the terms, and the words that names in the code must not use."""
 
 from __future__ import annotations
 

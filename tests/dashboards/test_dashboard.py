@@ -46,7 +46,7 @@ def test_panels_lie_within_the_grid_and_none_covers_another() -> None:
         for cell in itertools.product(
             range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
         ):
-            assert cell not in covered, f"{panel['title']} lies over {covered[cell]}"
+            assert cell not in covered, f"{panel['title']} overlaps {covered[cell]}"
             covered[cell] = panel["title"]
 
 

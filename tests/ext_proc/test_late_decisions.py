@@ -26,7 +26,7 @@ PICK = Pick("r", "10.0.0.1:8000", (), 1, 0, 0, "tie", ("10.0.0.1:8000",), (0.0,)
 
 
 class Queue:
-    """The only stage: it keeps every ticket until the test decides, and counts what it is told of their ends."""
+    """The only stage: it keeps every ticket until the test decides, and counts the calls at their ends."""
 
     name = "queue"
 

@@ -6,7 +6,7 @@ WALL_AT_ZERO = 1_790_000_000.0
 
 
 class ManualClock:
-    """A fake `agent.clock.Clock`, which stands still until `advance`."""
+    """A fake `agent.clock.Clock`, which only `advance` moves."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now

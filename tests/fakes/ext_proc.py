@@ -15,7 +15,7 @@ PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 DESTINATION = "x-gateway-destination-endpoint"
 BUFFERED, FULL_DUPLEX = 2, 4  # values of envoy.extensions.filters.http.ext_proc.v3.ProcessingMode.BodySendMode
 CHAT = "/v1/chat/completions"
-BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "Tell me of the sea. " * 200}]})
+BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "Describe the sea. " * 200}]})
 _WITHIN_SECONDS = 20.0  # bounds a failure
 
 

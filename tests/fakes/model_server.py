@@ -1,4 +1,4 @@
-"""A scripted HTTP/1.1 model server in the test's event loop: it records its requests and answers as the test says.
+"""A scripted HTTP/1.1 model server in the test's event loop: it records requests; the test sets its behaviour.
 
 A behaviour answers one request: it writes any bytes to the connection, or breaks it. `good` is the default one.
 """

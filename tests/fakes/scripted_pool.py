@@ -1,4 +1,4 @@
-"""A pool for the picker port that picks what a test says, and records the requests and their ends."""
+"""A pool for the picker port whose picks are set by the test; it records the requests and their ends."""
 
 from __future__ import annotations
 

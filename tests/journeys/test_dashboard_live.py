@@ -146,21 +146,21 @@ def _loaded(processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: l
     def pages() -> dict[str, str]:
         return {address: requests.get(f"http://{address}/metrics", timeout=20).text for address in servers}
 
-    def at_work(chats: int) -> bool:
+    def in_servers(chats: int) -> bool:
         found = pages().values()
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
         return sum(value(page, name) for page in found for name in names) == chats
 
     # Every series exists before the window begins; two requests are in the servers all the time.
     held = [load.hold() for _ in range(2)]
-    until(lambda: at_work(2), what="two held requests")
+    until(lambda: in_servers(2), what="two held requests")
     load.burst(6, refused=2)
     settled = time.time()
     until(lambda: scraped_since(settled), what="scrapes before the window")
     began, cpu = time.time(), cpu_seconds(agent.pid)
     load.burst(45, refused=4)
     held += [load.hold() for _ in range(9)]  # eleven, for eight slots
-    until(lambda: at_work(11), what="all of them at the servers")
+    until(lambda: in_servers(11), what="all of them at the servers")
     full = time.time()
     until(lambda: scraped_since(full), what="scrapes of the held load")
     at = time.time()
@@ -264,7 +264,7 @@ def test_prometheus_evaluates_every_rule_without_an_error(fleet: Fleet) -> None:
     assert {rule["name"]: rule.get("lastError") for rule in found if rule["health"] != "ok"} == {}
 
 
-def test_one_of_three_servers_down_is_a_warning_and_pages_for_nothing(fleet: Fleet) -> None:
+def test_one_of_three_servers_down_is_a_warning_and_no_critical_alert(fleet: Fleet) -> None:
     pending = {rule["name"] for rule in fleet.prometheus.rules() if rule.get("state") in {"pending", "firing"}}
     assert "InferenceServerNotHealthy" in pending
     critical = {

@@ -1,4 +1,4 @@
-"""A request body becomes model, prompt text and salt, or a refusal that says what to change."""
+"""A request body becomes model, prompt text and salt, or a refusal with the correction."""
 
 from __future__ import annotations
 

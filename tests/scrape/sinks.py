@@ -100,5 +100,5 @@ class RecordingStore:
         return view.health.value, view.reason
 
     async def until_recorded(self, result: str, times: int = 1) -> None:
-        """Returns when this result was received so many times."""
+        """Wait until this result was received `times` times."""
         await eventually(lambda: self.order.count(result) >= times, what=f"{times} times {result}")

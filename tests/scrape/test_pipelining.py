@@ -127,7 +127,7 @@ class Rig:
         self.loop.set_targets("pool", [target], self.store)
 
     async def until_recorded(self, result: str, times: int = 1) -> None:
-        """Returns when the store has received this result so many times more."""
+        """Wait until the store has received this result `times` more times."""
         await self.store.until_recorded(result, self.store.order.count(result) + times)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP server serves any list of routes; each flag of a route does what it says."""
+"""The HTTP server serves any list of routes; and implements each flag of a route."""
 
 from __future__ import annotations
 

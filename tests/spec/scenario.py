@@ -1,6 +1,6 @@
 """A scenario: one agent and its endpoints, one of which gets a fault, over real sockets and with a simulated clock.
 
-The agent, its scrape loop, its state and its ports are real. Its clock stands until the scenario advances it, so a
+The agent, its scrape loop, its state and its ports are real. Its clock only advances with the scenario, so a
 timeout, a back-off or the age of a reading pass at once and exactly. A scenario waits until the agent has done what is
 due, never for an amount of time.
 """

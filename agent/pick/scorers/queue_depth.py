@@ -29,5 +29,5 @@ class QueueDepth:
         only(parameters)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
-        """Where each candidate's queue lies between the longest and the shortest."""
+        """1 for the shortest queue, 0 for the longest, linear in between."""
         return shortest_first(columns[WAITING])

@@ -21,7 +21,7 @@ class Running:
         only(parameters)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
-        """Where each candidate's count, the larger of the server's and the agent's, lies between most and fewest."""
+        """1 for the fewest running requests, 0 for the most; the larger of the server's and the agent's count."""
         reported = columns[RUNNING]
         return shortest_first(
             [max(count, float(view.work.requests)) for count, view in zip(reported, candidates.views, strict=True)]

@@ -43,7 +43,7 @@ class PickStage:
         self._fallbacks = fallbacks
 
     def process(self, ticket: Ticket, now: float) -> Result:
-        """The pick, counted as in flight and in the prefix index, or the rejection that says why there is none."""
+        """The pick, counted as in flight and in the prefix index, or the rejection with its reason."""
         wanted = ticket.wanted
         if wanted is None:
             raise ValueError("the stage needs tokens; put it behind the stage that counts them")

@@ -9,7 +9,7 @@ from agent.requests.ticket import Ticket
 
 
 class TokensStage:
-    """Estimates tokens from bytes, because no tokenizer of every model is at hand.
+    """Estimates tokens from bytes, because the agent does not have the tokenizers of the models.
 
     `block_tokens` and `bytes_per_token` are those of the prefix index; at most `max_tokens` of a prompt are hashed.
     """

@@ -1,4 +1,4 @@
-"""What the ext_proc session of one request asks its server to do.
+"""The actions that the ext_proc session of one request returns to its server.
 
 `agent.serve.ext_proc.session` returns these. The server sends Route, Continue, RemoveHeader and Respond as one message
 each and SendBody as one or more; Schedule, Report and ProtocolViolation become calls. `Mode` and `Phase` are the

@@ -13,7 +13,7 @@ def subset_of(hint: object) -> frozenset[str] | None:
     """The addresses of a subset hint: None when there is none, an empty set when it allows nothing.
 
     The hint is a list of addresses or a comma-separated string. IPv6 is `[addr]:port`; without its brackets the last
-    colon is taken as the port's. What is no address is left out, so that a hint of nothing but nonsense allows nothing.
+    colon is taken as the port's. Invalid addresses are left out: a hint without a valid address allows no endpoint.
     """
     if hint is None:
         return None
@@ -33,7 +33,7 @@ DESTINATION: Final = "x-gateway-destination-endpoint"
 REQUEST_ID: Final = "x-request-id"
 
 # Headers by which a client steers the gateway or its sidecars. They are for us alone: a model server that trusted
-# them would trust whoever sent the request.
+# them would trust the client.
 CONTROL: Final = frozenset(
     {
         SUBSET,
@@ -55,5 +55,5 @@ CONTROL: Final = frozenset(
         "epp-profile",
     }
 )
-# The only headers that a conversation reads: a wire need not hand over more.
+# The only headers that a session reads; the protocol need not pass others.
 READ: Final = CONTROL | {":path", ":method", "content-encoding", "content-length", REQUEST_ID, REQUEST_HEADER}

@@ -49,7 +49,7 @@ class CallOpener(Protocol):
         ...
 
     def handler_failed(self, call: Call, error: Exception) -> None:
-        """A handler raised something that is no `StatusError`."""
+        """A handler raised an exception other than `StatusError`."""
         ...
 
 

@@ -138,5 +138,5 @@ class GrpcRouter:
         call.handler = method.start(call)
 
     def handler_failed(self, call: Call, error: Exception) -> None:
-        """A handler raised something that is no `StatusError`."""
+        """A handler raised an exception other than `StatusError`."""
         self._failed(call.path, error)

@@ -192,7 +192,7 @@ class StateApi:
         return await asyncio.to_thread(encode)
 
     def _check_size(self, size: int, *, one_pool: bool = False) -> None:
-        """`HttpError`, counted, for a document over the limit; it says what to request or configure instead."""
+        """`HttpError`, counted, for a document over the limit; the message has what to request or configure instead."""
         limit = self.feed.limits.message_bytes
         if size <= limit:
             return

@@ -1,4 +1,4 @@
-"""`igw run` with a real Envoy in front and emulated model servers behind, and what an operator reads of it."""
+"""`igw run` with a real Envoy and emulated model servers, and readers of its outputs."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ IGW = [sys.executable, "-m", "agent"]
 MODES = (PickMode.BUFFERED, PickMode.FULL_DUPLEX)
 CHAT = "/v1/chat/completions"
 MODEL = "emulated"
-WITHIN = 20.0  # seconds; bounds a failure, nothing waits for so long
+WITHIN = 20.0  # seconds; limits a failing test only
 
 
 def chat(words: str = "hello", **more: Any) -> dict[str, Any]:
-    """A request that an emulated server answers at once."""
+    """A chat request with an answer of one token."""
     return {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": words}], **more}
 
 
 class Counts:
-    """The agent's /metrics at one moment."""
+    """The samples of one response of the agent's /metrics."""
 
     def __init__(self, page: str) -> None:
         self._samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
 
     def of(self, name: str, **labels: str) -> float:
-        """The sum over all series with these labels; 0 where there is none."""
+        """The sum over all series with these labels; 0 if there is none."""
         return sum(one.value for one in self._matching(name, labels))
 
     def by(self, label: str, name: str, **labels: str) -> dict[str, float]:
-        """The series with these labels by the value of another label; those at 0 are left out."""
+        """The series with these labels by the value of another label, without those at 0."""
         return {one.labels[label]: one.value for one in self._matching(name, labels) if one.value}
 
     def series(self, *names: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -53,7 +53,7 @@ class Counts:
 
 
 class Fleet:
-    """A running agent and its file, the Envoy in front of it, and the emulated servers that are well."""
+    """A running agent and its file, its Envoy, and the healthy emulated servers."""
 
     def __init__(self, agent: Process, file: Path, healthy: Sequence[str], client: aiohttp.ClientSession) -> None:
         self.agent = agent
@@ -64,14 +64,14 @@ class Fleet:
         self.envoy: process.EnvoyProcess
 
     def port(self, pool: str, way: PickMode) -> int:
-        """Where Envoy listens for this pool, with this way to ask the picker."""
+        """Envoy's port for this pool and mode."""
         return self.envoy.ports[f"{pool} {way.value}"]
 
     def url(self, pool: str, way: PickMode, path: str = CHAT) -> str:
         return f"http://127.0.0.1:{self.port(pool, way)}{path}"
 
     async def read(self, path: str) -> Any:
-        """A document of the admin address: text, or what its JSON holds."""
+        """A document of the admin address: text, or decoded JSON."""
         async with self.client.get(f"{self.admin}{path}") as answer:
             assert answer.status == 200, await answer.text()
             return await answer.json() if answer.content_type == "application/json" else await answer.text()
@@ -80,23 +80,23 @@ class Fleet:
         return Counts(await self.read("/metrics"))
 
     async def endpoint(self, pool: str, address: str) -> dict[str, Any]:
-        """What /v1/state says of one endpoint."""
+        """One endpoint in /v1/state."""
         pools = {each["pool"]: each["endpoints"] for each in (await self.read("/v1/state"))["pools"]}
         return next(endpoint for endpoint in pools[pool] if endpoint["address"] == address)
 
     async def gauges(self, pool: str, address: str) -> dict[str, dict[str, Any]]:
-        """What /v1/gauges says of one endpoint, by name: the gauges that have no other label."""
+        """The gauges of one endpoint in /v1/gauges that have no other label, by name."""
         rows = (await self.read("/v1/gauges"))["gauges"]
         return {row["name"]: row for row in rows if row["labels"] == {"pool": pool, "server": address}}
 
     async def send(self, pool: str, way: PickMode, **request: Any) -> tuple[int, Any]:
-        """One request through Envoy, the usual one unless told otherwise: status and JSON of the answer."""
+        """Status and JSON of the response to one request through Envoy, `chat()` by default."""
         async with self.client.post(self.url(pool, way), **(request or {"json": chat()})) as answer:
             assert answer.content_type == "application/json", await answer.text()
             return answer.status, await answer.json()
 
     async def idle(self, pool: str) -> None:
-        """Wait until nothing is in flight: the agent has seen the end of every request."""
+        """Wait until no request is in flight."""
 
         async def in_flight() -> float:
             return (await self.counts()).of("igw_pool_in_flight_requests", pool=pool)
@@ -105,7 +105,7 @@ class Fleet:
 
 
 def document(pools: Mapping[str, Sequence[str]]) -> str:
-    """A configuration with these pools, name -> endpoints; every port is any free one, and SIGHUP alone reloads."""
+    """A configuration with these pools (name -> endpoints) and free ports; only SIGHUP reloads it."""
     listed = "".join(
         f"- {{name: {name}, extProcAddress: '127.0.0.1:0', endpoints: [{', '.join(map(repr, addresses))}]}}\n"
         for name, addresses in pools.items()
@@ -121,7 +121,7 @@ def document(pools: Mapping[str, Sequence[str]]) -> str:
 async def a_fleet(
     directory: Path, servers: int, pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 ) -> AsyncIterator[Fleet]:
-    """Everything started, and everything ended afterwards. `pools` makes the pools of the healthy addresses."""
+    """Start the fleet, and stop it afterwards. `pools` makes the pools from the healthy addresses."""
     started = Processes(directory)
     try:
         async with contextlib.AsyncExitStack() as stack:
@@ -133,7 +133,7 @@ async def a_fleet(
             agent = started.start([*IGW, "run", "--config", path])
             client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)))
             fleet = Fleet(agent, path, healthy, client)
-            # In a thread: the targets of a test may live on this event loop, and are asked from now on.
+            # In a thread: the targets of a test may run on this event loop, and are scraped from now on.
             fleet.admin = (await asyncio.to_thread(agent.wait_for, r"admin: (http://\S+)"))[1]
             pickers = dict(re.findall(r"pool (\S+): ext_proc on (\S+),", agent.output()))
             settings = EnvoyConfig(
@@ -142,7 +142,7 @@ async def a_fleet(
                     EnvoyListener(f"{name} {way.value}", "127.0.0.1:0", name, way) for name in pickers for way in MODES
                 ),
             )
-            # One thread, and so one connection to each picker: what a test does first does not wait for another.
+            # One thread, so one connection to each picker: no request of a test waits for another connection.
             fleet.envoy = await process.start(bootstrap(settings), directory / "envoy", concurrency=1)
             stack.push_async_callback(fleet.envoy.stop)
             yield fleet

@@ -1,4 +1,4 @@
-"""A configuration with a typo does not start, says what to write, and takes nothing away from an agent that runs."""
+"""A configuration with a typo does not start, has an error with the correction, and does not affect a running agent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.processes import Processes
 from tests.waiting import found
 
 GOOD = document({"pool": ["127.0.0.1:8001", "127.0.0.1:8002"]})
-# What is written instead of what, the line it stands on, and what comes back.
+# The right text, the wrong text in its place, its line, and the error.
 TABLE = {
     "a key": ("interval: 100ms", "intervall: 100ms", 4, "scrape.intervall: unknown key; did you mean 'interval'?"),
     "a section": ("scrape:", "scrap:", 4, "scrap: unknown key; did you mean 'scrape'?"),
@@ -37,7 +37,7 @@ TABLE = {
 
 @pytest.mark.parametrize("command", [["check"], ["run", "--config"]], ids=["check", "run"])
 @pytest.mark.parametrize("name", TABLE)
-def test_a_typo_is_told_with_its_line_and_what_to_write(
+def test_the_error_of_a_typo_has_its_line_and_the_correction(
     name: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right, wrong, line, printed = TABLE[name]
@@ -51,7 +51,9 @@ def test_a_typo_is_told_with_its_line_and_what_to_write(
 
 
 @pytest.mark.parametrize("command", [["check"], ["run", "--config"]], ids=["check", "run"])
-def test_the_exit_status_of_the_process_tells_it_too(command: list[str], processes: Processes, tmp_path: Path) -> None:
+def test_the_process_exits_with_status_1_and_the_error(
+    command: list[str], processes: Processes, tmp_path: Path
+) -> None:
     path = tmp_path / "the configuration.yaml"
     path.write_text(GOOD.replace("interval: 100ms", "intervall: 100ms"))
     igw = processes.start([*IGW, *command, path])
@@ -59,7 +61,7 @@ def test_the_exit_status_of_the_process_tells_it_too(command: list[str], process
     assert igw.output() == f"{path}:4: scrape.intervall: unknown key; did you mean 'interval'?\n"
 
 
-async def test_a_typo_in_a_running_agent_s_file_changes_nothing_is_counted_and_its_correction_is_taken_over(
+async def test_a_typo_in_the_file_of_a_running_agent_changes_nothing_is_counted_and_its_correction_is_applied(
     tmp_path: Path,
 ) -> None:
     async with a_fleet(tmp_path, 1, lambda healthy: {"pool": healthy}) as fleet:
@@ -84,7 +86,7 @@ async def test_a_typo_in_a_running_agent_s_file_changes_nothing_is_counted_and_i
 
 
 async def reloaded(fleet: Fleet, text: str, result: str) -> None:
-    """The file has this text and was read again, with this result."""
+    """Write this text to the file, reload it, and wait for this result."""
     fleet.file.write_text(text)
     fleet.agent.signal(signal.SIGHUP)
     await found(fleet.counts, lambda seen: seen.of("igw_reloads_total", result=result) == 1)

@@ -1,4 +1,4 @@
-"""docs/reference/errors.md names every reason that the code can give, and no other."""
+"""docs/reference/errors.md has exactly the reasons and codes of the code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
 
 
 def documented(heading: str, column: str) -> list[list[str]]:
-    """The rows of the table under this heading whose first column is so called, cell by cell."""
+    """The cells of each row of the table in this section whose first column has the name `column`."""
     section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     table = section[section.index(f"\n| {column} |") + 1 :].split("\n\n")[0]
     return [[cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
@@ -36,7 +36,7 @@ def first(heading: str, column: str = "reason") -> list[str]:
 
 
 def calls(path: str, *names: str) -> Iterator[list[object]]:
-    """The constant arguments of every call of a function of these names in a file; None for other arguments."""
+    """The arguments of each call of these functions in a file; None for an argument that is not a constant."""
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -45,7 +45,7 @@ def calls(path: str, *names: str) -> Iterator[list[object]]:
 
 
 def refusals() -> set[tuple[str, str]]:
-    """Reason and status of everything that the agent answers itself."""
+    """Reason and status of each rejection of the agent."""
     return {(reason, str(row.status)) for reason, row in REJECTIONS.items()}
 
 
@@ -58,7 +58,7 @@ def rejected() -> set[str]:
 
 
 def codes(data: object) -> Iterator[str]:
-    """The codes of all errors that a rendered configuration makes Envoy answer with."""
+    """The codes of all errors in a rendered configuration."""
     if isinstance(data, dict):
         if "json_format" in data:
             yield data["json_format"]["error"]["code"]
@@ -82,19 +82,19 @@ def test_every_reason_of_a_health_path_is_documented() -> None:
     assert first("A model server cannot be scraped", "reason of the health path") == list(HEALTH_REASONS)
 
 
-def test_every_reason_of_a_value_that_is_not_let_in_is_documented() -> None:
-    assert first("A value is not believed") == list(REFUSALS)
+def test_every_reason_to_refuse_a_value_is_documented() -> None:
+    assert first("A value is refused") == list(REFUSALS)
 
 
 def test_every_refusal_is_documented_with_its_status() -> None:
     assert {(row[0], row[1]) for row in documented("A request is refused", "reason")} == refusals()
 
 
-def test_the_table_of_rejections_holds_every_reason_and_no_other() -> None:
+def test_the_table_of_rejections_has_exactly_the_reasons_that_are_used() -> None:
     assert rejected() == set(REJECTIONS)
 
 
-def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
+def test_every_error_that_the_rendered_envoy_returns_is_documented() -> None:
     settings = EnvoyConfig(
         (EnvoyPool("pool", ("127.0.0.1:1",), "127.0.0.1:2"),), (EnvoyListener("in", "127.0.0.1:0", "pool"),)
     )
@@ -102,11 +102,11 @@ def test_every_error_that_envoy_is_told_to_answer_with_is_documented() -> None:
     assert set(first("A request is refused", "`code` from Envoy")) == set(codes(rendered))
 
 
-def test_every_break_of_a_stream_is_documented() -> None:
+def test_every_reason_of_a_failed_stream_is_documented() -> None:
     broken = {arguments[0] for arguments in calls("agent/serve/ext_proc/session.py", "ProtocolViolation")}
     broken |= {arguments[0] for arguments in calls("agent/serve/ext_proc/server.py", "_fail")}
     broken |= {arguments[1] for arguments in calls("agent/serve/ext_proc/server.py", "StreamBroken") if arguments[1]}
-    assert set(first("Envoy and the agent do not understand each other")) == broken
+    assert set(first("An ext_proc stream fails")) == broken
 
 
 def test_every_reason_to_disconnect_a_reader_is_documented() -> None:
@@ -128,7 +128,7 @@ def test_every_error_of_the_admin_address_is_documented() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:igw|llm_d_epp)_\w+", TEXT))))
-def test_every_metric_that_is_named_exists_with_these_labels(name: str) -> None:
+def test_every_metric_in_the_document_exists_with_these_labels(name: str) -> None:
     assert name in CATALOG
     for labels in re.findall(rf"{name}\{{([^}}]*)\}}", TEXT):
         assert {label.partition("=")[0] for label in labels.split(",")} <= set(CATALOG[name].labels)

@@ -1,4 +1,4 @@
-"""An agent that is killed under Envoy costs errors that say so, and one that is started again serves at once."""
+"""While an agent is killed, Envoy answers with errors that name the cause; a restarted agent serves at once."""
 
 from __future__ import annotations
 

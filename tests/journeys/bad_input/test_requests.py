@@ -1,4 +1,4 @@
-"""A request that cannot be served gets an OpenAI error and a count, and the next one is served as ever."""
+"""A request that cannot be served gets an OpenAI error and is counted, and the next one is served as before."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
 
 
 class Bad(NamedTuple):
-    """A body as its client sends it, the error that comes back, and the reason under which it is counted."""
+    """The body that the client sends, the error in the response, and the reason that is counted."""
 
     body: Callable[[], Any]
     status: int
@@ -40,7 +40,7 @@ class Bad(NamedTuple):
 
 
 async def in_pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
-    """The body without its length told, in chunks of this size."""
+    """The body in chunks of this size, for a request without a length."""
     for at in range(0, len(body), size):
         yield body[at : at + size]
 
@@ -55,7 +55,7 @@ TABLE = {
     "is-an-array": Bad(lambda: b"[1, 2, 3]", 400, "invalid_json", "invalid_json"),
     "is-not-UTF-8": Bad(lambda: b'{"model":"\xff\xfe"}', 400, "invalid_json", "invalid_json"),
     "is-empty": Bad(lambda: b"", 400, "invalid_json", "invalid_json"),
-    "nests-without-end": Bad(lambda: b"[" * 100_000, 400, "invalid_json", "invalid_json"),
+    "nests-too-deep": Bad(lambda: b"[" * 100_000, 400, "invalid_json", "invalid_json"),
     "has-no-model": Bad(without_model, 400, "model_required", "model_required", "model"),
     "has-a-number-for-a-model": Bad(lambda: b'{"model":7}', 400, "model_required", "model_required", "model"),
     "announces-20-MB": Bad(lambda: io.BytesIO(b" " * 20 * MEGABYTE), 413, "request_too_large", "too_large"),
@@ -64,7 +64,7 @@ TABLE = {
 
 
 async def is_served(fleet: Fleet, way: PickMode) -> None:
-    """Nothing is left in flight, and the next request is answered."""
+    """No request is in flight, and the next one is answered."""
     await fleet.idle(POOL)
     status, body = await fleet.send(POOL, way)
     assert (status, body["object"]) == (200, "chat.completion")
@@ -73,7 +73,9 @@ async def is_served(fleet: Fleet, way: PickMode) -> None:
 
 @both
 @pytest.mark.parametrize("name", TABLE)
-async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fleet, way: PickMode, name: str) -> None:
+async def test_a_request_that_cannot_be_served_gets_its_reason_and_is_counted(
+    fleet: Fleet, way: PickMode, name: str
+) -> None:
     bad = TABLE[name]
     before = await fleet.counts()
     status, answer = await fleet.send(POOL, way, data=bad.body(), headers={"content-type": "application/json"})
@@ -84,7 +86,7 @@ async def test_a_request_that_cannot_be_served_is_told_why_and_counted(fleet: Fl
     reported = {"pool": POOL, "status": str(bad.status), "reason": bad.reason}
 
     def counted(seen: Counts) -> float:
-        # A body that is too large may outgrow Envoy's buffer before the agent has answered its headers.
+        # A body that is too large may exceed Envoy's buffer before the agent has answered its headers.
         by_envoy = (
             seen.of("igw_requests_abandoned_total", pool=POOL) if bad.status == 413 and way is PickMode.BUFFERED else 0
         )
@@ -103,7 +105,9 @@ async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: PickMod
 
 
 @both
-async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothing(fleet: Fleet, way: PickMode) -> None:
+async def test_a_client_that_disconnects_during_its_upload_is_counted_and_not_in_flight(
+    fleet: Fleet, way: PickMode
+) -> None:
     name = "igw_requests_abandoned_total"
     before = (await fleet.counts()).of(name, pool=POOL)
     _, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
@@ -124,9 +128,11 @@ async def test_a_client_that_leaves_during_its_upload_is_counted_and_holds_nothi
 
 
 @both
-async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothing(fleet: Fleet, way: PickMode) -> None:
+async def test_a_client_that_disconnects_during_the_response_is_counted_and_not_in_flight(
+    fleet: Fleet, way: PickMode
+) -> None:
     before = (await fleet.counts()).of("igw_requests_ended_total", pool=POOL, result="closed")
-    body = json.dumps(chat("tell me a long story", stream=True) | {"max_tokens": 4000, "ignore_eos": True}).encode()
+    body = json.dumps(chat("write a long story", stream=True) | {"max_tokens": 4000, "ignore_eos": True}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
     writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(body)}\r\n".encode())
     writer.write(b"content-type: application/json\r\n\r\n" + body)
@@ -139,7 +145,7 @@ async def test_a_client_that_leaves_during_its_answer_is_counted_and_holds_nothi
     await is_served(fleet, way)
 
 
-NOT_TAKEN = {
+REFUSED_BY_ENVOY = {
     "no host": (b"GET /v1/models HTTP/1.1\r\n\r\n", 400, "missing_host_header"),
     "an upgrade": (b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", 403, "upgrade_failed"),
     "HTTP/1.0": (b"GET /v1/models HTTP/1.0\r\n\r\n", 426, "low_version"),
@@ -154,11 +160,11 @@ NOT_TAKEN = {
 
 
 @both
-@pytest.mark.parametrize("name", NOT_TAKEN)
-async def test_what_envoy_itself_does_not_take_is_an_openai_error_that_says_why(
+@pytest.mark.parametrize("name", REFUSED_BY_ENVOY)
+async def test_a_request_that_envoy_refuses_gets_an_openai_error_with_the_reason(
     fleet: Fleet, way: PickMode, name: str
 ) -> None:
-    request, status, why = NOT_TAKEN[name]
+    request, status, why = REFUSED_BY_ENVOY[name]
     reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
     writer.write(request)
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
@@ -171,7 +177,7 @@ async def test_what_envoy_itself_does_not_take_is_an_openai_error_that_says_why(
     await is_served(fleet, way)
 
 
-async def test_after_all_that_every_request_is_accounted_for(fleet: Fleet) -> None:
+async def test_at_the_end_every_request_is_accounted_for(fleet: Fleet) -> None:
     await fleet.idle(POOL)
     counts = await fleet.counts()
     assert counts.of("igw_picks_total", pool=POOL) == counts.of("igw_requests_ended_total", pool=POOL, result="closed")

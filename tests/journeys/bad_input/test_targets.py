@@ -1,6 +1,6 @@
-"""A model server that answers its scrapes badly is counted, named and left out, and nobody else notices.
+"""A model server with invalid responses to scrapes is counted, named and not picked, without effect on other servers.
 
-All the bad targets are bad at the same time: each has a pool of its own, beside a server that is well, in one agent.
+All bad targets are bad at the same time, in one agent: each has its own pool, together with a healthy server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Bad(NamedTuple):
-    """What a target does, None for listening no more; the reason that is counted and shown."""
+    """The behaviour of a target, None for a closed port; the reason that is counted and shown."""
 
     behave: Behaviour | None
     reason: str
@@ -86,7 +86,7 @@ async def targets(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tar
 
 
 async def nan(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
-    """A page whose gauges are NaN, and an answer to whatever else is asked."""
+    """A page whose gauges are NaN; an empty list of models for any other path."""
     if path == "/metrics":
         writer.write(answer(_NAN_PAGE))
     else:
@@ -104,12 +104,12 @@ _NAN_PAGE = _nan_page()
 
 
 async def failures(fleet: Fleet, name: str) -> float:
-    """Scrapes of the bad target of this pool that were counted with its reason."""
+    """The counted scrapes of the bad target of this pool with its reason."""
     return (await fleet.counts()).of("igw_scrapes_total", pool=name, result="failed", reason=TABLE[name].reason)
 
 
-async def is_left_out(targets: Targets, name: str) -> None:
-    """What everybody who looks must see of a target that is bad."""
+async def is_down(targets: Targets, name: str) -> None:
+    """Every output of the agent shows the bad target as down."""
     fleet, bad = targets.fleet, targets.servers[name].address
     state = await found(
         lambda: fleet.endpoint(name, bad),
@@ -126,36 +126,36 @@ async def is_left_out(targets: Targets, name: str) -> None:
         assert counts.by("server", signal, pool=name).keys() <= set(fleet.healthy)
 
 
-async def others_go_on(targets: Targets, name: str) -> None:
-    """The server beside it is scraped and serves."""
+async def others_continue(targets: Targets, name: str) -> None:
+    """The other server of the pool is scraped and serves."""
     fleet = targets.fleet
-    (well,) = fleet.healthy
+    (other,) = fleet.healthy
     before = await fleet.counts()
     for way in MODES:
         status, body = await fleet.send(name, way)
         assert (status, body["object"]) == (200, "chat.completion")
     scraped = before.of("igw_scrapes_total", pool=name, result="ok")
     after = await found(fleet.counts, lambda seen: seen.of("igw_scrapes_total", pool=name, result="ok") > scraped)
-    assert after.of("igw_picks_total", pool=name, server=well) == before.of("igw_picks_total", pool=name) + len(MODES)
-    state = await fleet.endpoint(name, well)
+    assert after.of("igw_picks_total", pool=name, server=other) == before.of("igw_picks_total", pool=name) + len(MODES)
+    state = await fleet.endpoint(name, other)
     assert (state["health"], state["reason"], state["failures"]) == ("healthy", "", 0)
     assert state["signals"]["running_requests"]["fresh"]
 
 
 @pytest.mark.parametrize("name", TABLE)
-async def test_a_bad_target_is_counted_by_its_reason_named_and_left_out_while_the_other_serves(
+async def test_a_bad_target_is_counted_by_its_reason_named_and_not_picked_while_the_other_serves(
     targets: Targets, name: str
 ) -> None:
-    await is_left_out(targets, name)
+    await is_down(targets, name)
     assert await failures(targets.fleet, name)
     logged = f"scrape of {targets.servers[name].address} failed: {TABLE[name].reason}: "
     assert logged in targets.fleet.agent.output()
-    await others_go_on(targets, name)
+    await others_continue(targets, name)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def before(targets: Targets) -> dict[str, float]:
-    """Every bad target was good for a time and is bad again; how often each had failed before it turned."""
+    """Every bad target was good for a time and is bad again; the failures of each before it became bad again."""
     fleet = targets.fleet
     for name in TABLE:
         await targets.servers[name].switch(good)
@@ -168,19 +168,19 @@ async def before(targets: Targets) -> dict[str, float]:
 
 
 async def is_good(fleet: Fleet, name: str, address: str) -> None:
-    """What the target says is known and published."""
+    """The readings of the target are in the state and published."""
     state = await found(lambda: fleet.endpoint(name, address), lambda seen: seen["health"] == "healthy")
     assert state["signals"]["running_requests"]["value"] == 4
     assert (await fleet.gauges(name, address))["igw_endpoint_running_requests"]["value"] == 4
 
 
 @pytest.mark.parametrize("name", TABLE)
-async def test_a_target_that_was_good_for_a_time_is_left_out_again_and_what_it_said_is_withheld(
+async def test_a_target_that_was_good_for_a_time_is_down_again_and_its_readings_are_withheld(
     targets: Targets, before: dict[str, float], name: str
 ) -> None:
-    await is_left_out(targets, name)
+    await is_down(targets, name)
     assert await failures(targets.fleet, name) > before[name]
-    await others_go_on(targets, name)
+    await others_continue(targets, name)
 
 
 async def test_values_that_are_not_numbers_are_counted_and_withheld_and_the_server_is_still_used(
@@ -196,4 +196,4 @@ async def test_values_that_are_not_numbers_are_counted_and_withheld_and_the_serv
     assert {(gauges[each]["value"], gauges[each]["withheld"]) for each in SIGNALS} == {(None, "not_reported")}
     counts = await fleet.counts()
     assert counts.by("signal", "igw_scrape_refused_values_total", pool=NAN, reason="not_finite").keys() == refused
-    await others_go_on(targets, NAN)
+    await others_continue(targets, NAN)
