@@ -1,4 +1,4 @@
-"""Envoys that were configured by others: every mode of handing over a body that Envoy has is served."""
+"""Envoys with other configurations: the picker supports every body mode of Envoy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A streamed response passes event by event, and its end is known whoever ends it."""
+"""A streamed response passes event by event, and the picker learns its end, whichever side ends it."""
 
 from __future__ import annotations
 
