@@ -15,8 +15,8 @@ from agent.config.nodes import BadConfig
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
 from agent.envoy.yaml import dump
 
-HELP = """Print the Envoy configuration for a configuration file of the agent, or for --endpoints. docs/reference/envoy.md
-explains each setting. Exit status: 0 printed, 1 the configuration is invalid, 2 usage error."""
+HELP = """Print the Envoy configuration for a configuration file of the agent, or for --endpoints.
+docs/reference/envoy.md explains each setting. Exit status: 0 printed, 1 the configuration is invalid, 2 usage error."""
 
 _MODES: Final = {mode.value.replace("_", "-"): mode for mode in PickMode}
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # address to listen on -> address to connect to
@@ -24,7 +24,9 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # address to list
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `igw render`."""
-    parser.add_argument("--config", metavar="FILE", help="the agent's configuration file (docs/reference/configuration.md)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the agent's configuration file (docs/reference/configuration.md)"
+    )
     parser.add_argument("--endpoints", metavar="IP:PORT,...", help="without --config: the model servers of one pool")
     parser.add_argument(
         "--ext-proc-address",

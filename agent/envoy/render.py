@@ -5,7 +5,7 @@ the picker (`override_host`). The header of the same name is removed from client
 A request without a pick (`round_robin`, or a picker that is down with `failure_mode` open), or with an endpoint that is
 not in the cluster, is routed by the fallback policy, round robin.
 
-Each value that differs from Envoy's default has its reason beside it; `docs/reference/envoy.md` lists them for operators.
+Each value that differs from Envoy's default has its reason beside it; docs/reference/envoy.md lists them.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from agent.emulator.jobs import Finished, JobSpec, QueueFull
 
 FOLDER = Path(__file__).resolve().parent.parent / "recordings" / "vllm_loads"
 
-# One set of rates for all five loads, from recorded times (docs/reference/emulator.md): the inter-token latency of one request is
-# 2.4 ms (first request of load_two_loras) and of four requests 3.21 ms (load_base), so a step takes 2.13 ms and 0.27 ms
-# for each request. With adapters a step of four takes 3.98 and 4.73 ms, on average 1.15 ms more. A prefill rate of
-# 17,000 tokens per second gives the recorded times to first token of load_base (384 tokens at once),
+# One set of rates for all five loads, from recorded times (docs/reference/emulator.md): the inter-token latency of one
+# request is 2.4 ms (first request of load_two_loras) and of four requests 3.21 ms (load_base), so a step takes 2.13 ms
+# and 0.27 ms for each request. With adapters a step of four takes 3.98 and 4.73 ms, on average 1.15 ms more. A prefill
+# rate of 17,000 tokens per second gives the recorded times to first token of load_base (384 tokens at once),
 # load_shared_prefix (1,020) and load_queue_limit12 (3,231). A request takes 20 ms from the client to the scheduler.
 RATES = EmulatorConfig(
     max_model_len=2048,

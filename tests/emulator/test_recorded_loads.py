@@ -1,4 +1,4 @@
-"""The pure engine behaves as a recorded vLLM with the same requests (docs/reference/emulator.md has the rates and limits)."""
+"""The pure engine behaves as a recorded vLLM with the same requests: docs/reference/emulator.md has the rates."""
 
 from __future__ import annotations
 

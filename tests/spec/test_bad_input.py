@@ -1,8 +1,8 @@
 """The specification of bad input: every row of the fault table, checked at a running agent.
 
 tests/spec holds this specification. `fault_table.py` (with `environment_rows.py`) is the table: a row is a fault, its
-cells are what the picker, `/v1/state`, `/v1/gauges` and `/metrics` then have for the endpoint. docs/reference/bad-input.md shows
-the same table to users.
+cells are what the picker, `/v1/state`, `/v1/gauges` and `/metrics` then have for the endpoint.
+docs/reference/bad-input.md shows the same table to users.
 
 How a row becomes tests: `run_row` starts an agent with a few endpoints (`scenario.py`), injects the row's fault into
 one of them, reads all outputs before, during and after it, and repairs it. Each test below is one column of the table
