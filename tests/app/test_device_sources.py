@@ -22,7 +22,7 @@ from tests.waiting import eventually
 KEY = ExporterKey("nvml", "here")
 
 
-class Library:
+class FakeLibrary:
     """A device source that a test delays or breaks."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Library:
         self.closed += 1
 
 
-class Rig:
+class DeviceSourcesRig:
     """A poller, its state, and all events."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Rig:
 
 
 async def test_a_source_is_polled_repeatedly_one_call_at_a_time() -> None:
-    rig, library = Rig(), Library()
+    rig, library = DeviceSourcesRig(), FakeLibrary()
     rig.poller.set_sources({KEY: PolledSource(library, 0.01, 5.0)})
     await eventually(lambda: library.calls > 3)
     await rig.stop()
@@ -80,7 +80,7 @@ async def test_a_source_is_polled_repeatedly_one_call_at_a_time() -> None:
 
 
 async def test_a_source_that_hangs_is_reported_and_not_called_a_second_time_meanwhile() -> None:
-    rig, library = Rig(), Library()
+    rig, library = DeviceSourcesRig(), FakeLibrary()
     library.go.clear()
     rig.poller.set_sources({KEY: PolledSource(library, 0.01, 0.02)})
     await eventually(lambda: any(isinstance(event, DevicesFailed) for event in rig.events))
@@ -92,7 +92,7 @@ async def test_a_source_that_hangs_is_reported_and_not_called_a_second_time_mean
 
 
 async def test_a_source_that_fails_is_reported_with_its_reason_and_polled_again() -> None:
-    rig, library = Rig(), Library()
+    rig, library = DeviceSourcesRig(), FakeLibrary()
     library.failure = DeviceSourceFailed("not_installed", "install it")
     rig.poller.set_sources({KEY: PolledSource(library, 0.01, 5.0)})
     await eventually(lambda: library.calls > 2)
@@ -103,7 +103,7 @@ async def test_a_source_that_fails_is_reported_with_its_reason_and_polled_again(
 
 
 async def test_an_unexpected_exception_of_a_library_is_reported_and_the_source_polled_again() -> None:
-    rig, library = Rig(), Library()
+    rig, library = DeviceSourcesRig(), FakeLibrary()
     library.failure = AttributeError("no nvmlEventSetWait_v2 in this release")
     rig.poller.set_sources({KEY: PolledSource(library, 0.01, 5.0)})
     await eventually(lambda: library.calls > 2)

@@ -18,7 +18,7 @@ from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.store import RoutingStore
 from tests.fakes.model_server import answer
-from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
+from tests.fakes.simulated import LoopClock, SimulatedLoop, SimulatedTransport, simulate
 
 FLEET = 100
 # The CPU seconds of a scrape in these tests.
@@ -38,7 +38,7 @@ class Steady:
     async def connected(self, loop: SimulatedLoop) -> None:
         """At once."""
 
-    def requested(self, wire: Wire, request: bytes) -> None:
+    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
         """A request for its page, its health path, or both; or for its models, of which there are none."""
         answers = []
         for get in request.split(b"\r\n\r\n")[:-1]:
@@ -50,14 +50,14 @@ class Steady:
                 answers.append(answer(b""))
             else:
                 answers.append(answer(b"", "404 Not Found"))
-        wire.loop.call_later(0.002, wire.bring, b"".join(answers))
+        wire.loop.call_later(0.002, wire.deliver, b"".join(answers))
 
     def _page(self) -> bytes:
         running = len(self.pages) if self.active else 0
         text = f'vllm:num_requests_running{{model_name="m"}} {running}\nvllm:num_requests_waiting{{model_name="m"}} 0\n'
         return answer(text.encode())
 
-    def left(self, wire: Wire) -> None:
+    def disconnected(self, wire: SimulatedTransport) -> None:
         """Nothing to do."""
 
     def between(self, begin: float, end: float) -> int:

@@ -2,67 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import orjson
 import pytest
-from aiohttp import web
 
 from agent.clock import SystemClock
 from agent.demo import client
 from agent.demo.workload import ChatMessage, ChatTurn
+from tests.fakes.model_server import Behaviour, ModelServer, answer, chunk, chunked_head, raw
 
-Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
-WHOLE = (b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n', b"data: [DO", b"NE]\n\n")
+EVENTS = (b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n', b"data: [DO", b"NE]\n\n")
 
 
 @asynccontextmanager
-async def answering(respond: Respond) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
-    """A client session, and the URL of a server that answers with `respond`."""
-    app = web.Application()
-    app.router.add_post("/", respond)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+async def answering(behave: Behaviour) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+    """A client session, and the URL of a server with this behaviour."""
+    server = ModelServer(behave)
+    await server.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            yield session, f"http://127.0.0.1:{runner.addresses[0][1]}/"
+            yield session, f"http://{server.address}/"
     finally:
-        await runner.cleanup()
+        await server.stop()
 
 
-def streaming(*chunks: bytes, broken: bool = False) -> Respond:
-    async def respond(request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        for chunk in chunks:
-            await answer.write(chunk)
-        if broken:
-            assert request.transport is not None
-            request.transport.close()
-        return answer
-
-    return respond
+def streaming(*chunks: bytes, cut: bool = False) -> Behaviour:
+    """A chunked response; with `cut` the connection is closed before its end."""
+    pieces = [chunked_head(), *map(chunk, chunks)]
+    return raw(*pieces, close=True) if cut else raw(*pieces, chunk())
 
 
 async def test_a_complete_stream_gives_the_time_to_its_first_data() -> None:
-    async with answering(streaming(*WHOLE)) as (session, url):
+    async with answering(streaming(*EVENTS)) as (session, url):
         assert 0 < await client.send_chat(session, url, b"{}", SystemClock()) < 5
 
 
 @pytest.mark.parametrize(
-    ("respond", "message"),
+    ("behave", "message"),
     [
         (streaming(), "an empty stream"),
-        (streaming(WHOLE[0]), "the stream ended before [DONE]"),
-        (streaming(WHOLE[0], b'data: {"error": {"message": "x"}}\n\n', *WHOLE[1:]), "an error in the stream"),
-        (streaming(WHOLE[0], broken=True), "the connection failed: ClientPayloadError"),
+        (streaming(EVENTS[0]), "the stream ended before [DONE]"),
+        (streaming(EVENTS[0], b'data: {"error": {"message": "x"}}\n\n', *EVENTS[1:]), "an error in the stream"),
+        (streaming(EVENTS[0], cut=True), "the connection failed: ClientPayloadError"),
     ],
 )
-async def test_an_incomplete_answer_is_a_failure(respond: Respond, message: str) -> None:
-    async with answering(respond) as (session, url):
+async def test_an_incomplete_answer_is_a_failure(behave: Behaviour, message: str) -> None:
+    async with answering(behave) as (session, url):
         with pytest.raises(client.ChatFailed) as failed:
             await client.send_chat(session, url, b"{}", SystemClock())
     assert str(failed.value) == message
@@ -79,10 +68,7 @@ async def test_an_incomplete_answer_is_a_failure(respond: Respond, message: str)
     ],
 )
 async def test_an_error_answer_fails_with_its_status_and_code(body: bytes, message: str) -> None:
-    async def respond(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=503, body=body)
-
-    async with answering(respond) as (session, url):
+    async with answering(raw(answer(body, "503 Service Unavailable"))) as (session, url):
         with pytest.raises(client.ChatFailed) as failed:
             await client.send_chat(session, url, b"{}", SystemClock())
     assert str(failed.value) == message
@@ -96,17 +82,21 @@ async def test_a_refused_connection_is_a_failure() -> None:
 
 async def test_every_turn_is_sent_once_regardless_of_failures() -> None:
     seen: list[str] = []
-    whole = streaming(*WHOLE)
+    complete = streaming(*EVENTS)
 
-    async def respond(request: web.Request) -> web.StreamResponse:
-        sent = orjson.loads(await request.read())
+    async def behave(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        sent = orjson.loads(server.requests[-1].body)
         assert (sent["model"], sent["stream"], sent["max_tokens"]) == ("m", True, 7)
-        seen.append(sent["messages"][0]["content"])
-        return web.Response(status=500) if sent["messages"][0]["content"] == "1" else await whole(request)
+        content = sent["messages"][0]["content"]
+        seen.append(content)
+        if content == "1":
+            writer.write(answer(b"", "500 Internal Server Error"))
+        else:
+            await complete(server, path, writer)
 
     turns = [ChatTurn(0.001 * number, 0, 0, 0, (ChatMessage("user", str(number)),), 1, 0) for number in range(4)]
     progresses: list[tuple[int, int]] = []
-    async with answering(respond) as (session, url):
+    async with answering(behave) as (session, url):
         run = await client.send(
             session,
             url,

@@ -130,7 +130,7 @@ def test_the_page_has_the_accepted_format(accept):
     assert body.endswith(b"# EOF\n") is bool(accept)
 
 
-class Library(Collector):
+class LibraryCollector(Collector):
     """The gauges as the client library's own families."""
 
     def __init__(self, gauges: list[Gauge]) -> None:
@@ -168,7 +168,7 @@ def test_a_gauge_is_written_as_the_client_library_writes_it(accept, rows):
     made = [Gauge(metric, tuple(values[: len(metric.labels)]), value, 0.0) for metric, values, value in rows]
     body, content_type = page(GaugeSet(0.0, made, []), CollectorRegistry(), accept)
     assert "values" not in content_type
-    assert body == choose_encoder(content_type)[0](Library(made))
+    assert body == choose_encoder(content_type)[0](LibraryCollector(made))
 
 
 def test_promtool_accepts_the_whole_page():

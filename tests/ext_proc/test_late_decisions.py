@@ -69,7 +69,7 @@ class QueueingPool:
         return True
 
 
-class Port:
+class QueueingPort:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.pool = QueueingPool(self.events)
@@ -84,8 +84,8 @@ class Port:
 
 
 @pytest.fixture
-async def port() -> AsyncIterator[Port]:
-    one = Port()
+async def port() -> AsyncIterator[QueueingPort]:
+    one = QueueingPort()
     number = await one.server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
         one.channel = channel
@@ -93,7 +93,7 @@ async def port() -> AsyncIterator[Port]:
     await one.server.stop(0.0)
 
 
-async def test_a_pick_that_comes_later_routes_the_request(port: Port) -> None:
+async def test_a_pick_that_comes_later_routes_the_request(port: QueueingPort) -> None:
     call = await port.get()
     await eventually(lambda: port.pool.pipeline.waiting == 1)
     port.pool.pipeline.resume(port.pool.queue.waiting[0], PICK)
@@ -103,7 +103,7 @@ async def test_a_pick_that_comes_later_routes_the_request(port: Port) -> None:
     await eventually(lambda: port.pool.queue.ends == ["closed"])
 
 
-async def test_a_rejection_that_comes_later_answers_the_client_and_ends_the_call(port: Port) -> None:
+async def test_a_rejection_that_comes_later_answers_the_client_and_ends_the_call(port: QueueingPort) -> None:
     call = await port.get()
     await eventually(lambda: port.pool.pipeline.waiting == 1)
     port.pool.pipeline.resume(port.pool.queue.waiting[0], Rejection("none_healthy", "all are down"))
@@ -113,7 +113,7 @@ async def test_a_rejection_that_comes_later_answers_the_client_and_ends_the_call
     assert port.events == [Refused("pool", "", 503, "none_healthy")]
 
 
-async def test_a_client_that_leaves_meanwhile_cancels_its_request_at_the_stage_that_has_it(port: Port) -> None:
+async def test_a_client_that_leaves_meanwhile_cancels_its_request_at_the_stage_that_has_it(port: QueueingPort) -> None:
     call = await port.get()
     await eventually(lambda: port.pool.pipeline.waiting == 1)
     call.cancel()
@@ -123,7 +123,7 @@ async def test_a_client_that_leaves_meanwhile_cancels_its_request_at_the_stage_t
     assert (port.pool.pipeline.waiting, port.pool.pipeline.in_flight) == (0, 0)
 
 
-async def test_a_stop_waits_for_the_decision_and_then_ends_the_call(port: Port) -> None:
+async def test_a_stop_waits_for_the_decision_and_then_ends_the_call(port: QueueingPort) -> None:
     call = await port.get()
     await eventually(lambda: port.pool.pipeline.waiting == 1)
     stopping = asyncio.ensure_future(port.server.stop(20.0))
@@ -134,7 +134,7 @@ async def test_a_stop_waits_for_the_decision_and_then_ends_the_call(port: Port) 
     assert port.pool.queue.ends == ["lost"]
 
 
-async def test_a_stop_that_waits_no_longer_cancels_what_is_not_decided(port: Port) -> None:
+async def test_a_stop_that_waits_no_longer_cancels_what_is_not_decided(port: QueueingPort) -> None:
     call = await port.get()
     await eventually(lambda: port.pool.pipeline.waiting == 1)
     await port.server.stop(0.0)
@@ -142,7 +142,7 @@ async def test_a_stop_that_waits_no_longer_cancels_what_is_not_decided(port: Por
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_request_leaves_nothing_for_the_garbage_collector(port: Port) -> None:
+async def test_a_request_leaves_nothing_for_the_garbage_collector(port: QueueingPort) -> None:
     """The collector runs rarely in the agent, so cycles of each request would fill the memory between its runs."""
     port.pool.queue.at_once = PICK
     gc.collect()

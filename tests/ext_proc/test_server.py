@@ -28,7 +28,7 @@ from tests.waiting import eventually
 BODY = orjson.dumps({"model": "m", "messages": []})
 
 
-class Port:
+class PickerPort:
     """A picker port that listens, its pool, and what it reported."""
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class Port:
 
 
 @pytest.fixture
-async def port() -> AsyncIterator[Port]:
-    one = Port()
+async def port() -> AsyncIterator[PickerPort]:
+    one = PickerPort()
     one.number = await one.server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{one.number}") as channel:
         one.channel = channel
@@ -54,7 +54,7 @@ async def port() -> AsyncIterator[Port]:
 
 @pytest.mark.parametrize("endpoint", [0, 1])
 async def test_header_and_metadata_name_the_same_endpoint_and_overwrite_what_was_there(
-    port: Port, endpoint: int
+    port: PickerPort, endpoint: int
 ) -> None:
     port.pool.choose = lambda _, __: port.pool.endpoints[endpoint]
     more: dict[str, str]
@@ -71,7 +71,7 @@ async def test_header_and_metadata_name_the_same_endpoint_and_overwrite_what_was
     await eventually(lambda: port.pool.ended_as == ["closed"] * 2)
 
 
-async def test_a_buffered_conversation_is_answered_message_by_message(port: Port) -> None:
+async def test_a_buffered_conversation_is_answered_message_by_message(port: PickerPort) -> None:
     conversation = port.converse()
     await conversation.write(request_headers(BUFFERED))
     assert (await read(conversation)).WhichOneof("response") == "request_headers"
@@ -85,7 +85,7 @@ async def test_a_buffered_conversation_is_answered_message_by_message(port: Port
     assert port.pool.ended_as == ["closed"]
 
 
-async def test_a_full_duplex_conversation_gets_its_body_back_in_pieces(port: Port) -> None:
+async def test_a_full_duplex_conversation_gets_its_body_back_in_pieces(port: PickerPort) -> None:
     text = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200_000}]})
     conversation = port.converse()
     await conversation.write(request_headers(FULL_DUPLEX))
@@ -108,7 +108,7 @@ async def test_a_full_duplex_conversation_gets_its_body_back_in_pieces(port: Por
         ("10.0.0.1:8000,[fd00::1]:8000", frozenset({"10.0.0.1:8000", "[fd00::1]:8000"})),
     ],
 )
-async def test_a_subset_hint_reaches_the_picker(port: Port, hint: Any, subset: frozenset[str]) -> None:
+async def test_a_subset_hint_reaches_the_picker(port: PickerPort, hint: Any, subset: frozenset[str]) -> None:
     conversation = port.converse()
     await conversation.write(request_headers(end=True, subset=hint))
     await read(conversation)
@@ -117,7 +117,7 @@ async def test_a_subset_hint_reaches_the_picker(port: Port, hint: Any, subset: f
 
 
 @pytest.mark.parametrize("hint", [[], "", 7.0])
-async def test_a_subset_hint_that_allows_nothing_is_a_503(port: Port, hint: Any) -> None:
+async def test_a_subset_hint_that_allows_nothing_is_a_503(port: PickerPort, hint: Any) -> None:
     conversation = port.converse()
     await conversation.write(request_headers(end=True, subset=hint))
     response = await read(conversation)
@@ -125,7 +125,7 @@ async def test_a_subset_hint_that_allows_nothing_is_a_503(port: Port, hint: Any)
     assert port.pool.requests == []
 
 
-async def test_bytes_that_are_no_message_end_one_conversation_and_are_counted(port: Port) -> None:
+async def test_bytes_that_are_no_message_end_one_conversation_and_are_counted(port: PickerPort) -> None:
     conversation = port.converse()
     await conversation.write(b"\xff\xff\xff")
     response = await read(conversation)
@@ -140,7 +140,7 @@ async def test_bytes_that_are_no_message_end_one_conversation_and_are_counted(po
     conversation.cancel()
 
 
-async def test_a_body_without_headers_is_answered_with_the_setting_that_is_wrong(port: Port) -> None:
+async def test_a_body_without_headers_is_answered_with_the_setting_that_is_wrong(port: PickerPort) -> None:
     conversation = port.converse()
     await conversation.write(request_body(BODY))
     response = await read(conversation)
@@ -148,7 +148,7 @@ async def test_a_body_without_headers_is_answered_with_the_setting_that_is_wrong
     assert isinstance(port.events[0], StreamBroken)
 
 
-async def test_a_message_that_says_nothing_is_passed_over(port: Port) -> None:
+async def test_a_message_that_says_nothing_is_passed_over(port: PickerPort) -> None:
     conversation = port.converse()
     await conversation.write(b"")
     await conversation.write(request_headers(end=True))
@@ -156,7 +156,7 @@ async def test_a_message_that_says_nothing_is_passed_over(port: Port) -> None:
     conversation.cancel()
 
 
-async def test_a_message_over_the_size_limit_ends_its_call_alone(port: Port) -> None:
+async def test_a_message_over_the_size_limit_ends_its_call_alone(port: PickerPort) -> None:
     conversation = port.converse()
     with contextlib.suppress(asyncio.InvalidStateError):
         await conversation.write(request_headers(FULL_DUPLEX))
@@ -169,7 +169,7 @@ async def test_a_message_over_the_size_limit_ends_its_call_alone(port: Port) -> 
     conversation.cancel()
 
 
-async def test_health_follows_the_pool_and_liveness_does_not(port: Port) -> None:
+async def test_health_follows_the_pool_and_liveness_does_not(port: PickerPort) -> None:
     stub = health_pb2_grpc.HealthStub(port.channel)
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -190,7 +190,7 @@ async def test_health_follows_the_pool_and_liveness_does_not(port: Port) -> None
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_change_of_readiness_is_sent_to_a_watcher(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_of_readiness_is_sent_to_a_watcher(port: PickerPort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_health, "WATCH_SECONDS", 0.01)
     watching = health_pb2_grpc.HealthStub(port.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
     assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
@@ -199,13 +199,13 @@ async def test_a_change_of_readiness_is_sent_to_a_watcher(port: Port, monkeypatc
     watching.cancel()
 
 
-async def test_a_port_in_use_is_named(port: Port) -> None:
+async def test_a_port_in_use_is_named(port: PickerPort) -> None:
     second = ExtProcServer(port.pool, port.events.append, address=f"127.0.0.1:{port.number}")
     with pytest.raises(OSError, match=rf"pool pool cannot listen on 127\.0\.0\.1:{port.number}"):
         await second.start()
 
 
-async def test_stopping_ends_every_pick_and_takes_no_more_requests(port: Port) -> None:
+async def test_stopping_ends_every_pick_and_takes_no_more_requests(port: PickerPort) -> None:
     conversation = port.converse()
     await conversation.write(request_headers(end=True))
     await read(conversation)
@@ -216,7 +216,7 @@ async def test_stopping_ends_every_pick_and_takes_no_more_requests(port: Port) -
     assert await late.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_request_that_is_being_read_when_we_stop_may_finish(port: Port) -> None:
+async def test_a_request_that_is_being_read_when_we_stop_may_finish(port: PickerPort) -> None:
     conversation = port.converse()
     await conversation.write(request_headers(BUFFERED))
     await read(conversation)
@@ -231,7 +231,7 @@ async def test_a_request_that_is_being_read_when_we_stop_may_finish(port: Port) 
 # -- connections that are not gRPC, or break ---------------------------------------------------------------------------
 
 
-async def answer_to(port: Port, data: bytes) -> bytes:
+async def answer_to(port: PickerPort, data: bytes) -> bytes:
     """What the port sends until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
     try:
@@ -243,7 +243,7 @@ async def answer_to(port: Port, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello" * 5])
 async def test_a_connection_that_is_not_http2_is_closed_and_counted_and_others_continue(
-    port: Port, data: bytes
+    port: PickerPort, data: bytes
 ) -> None:
     conversation = port.converse()
     await conversation.write(request_headers())
@@ -257,14 +257,14 @@ async def test_a_connection_that_is_not_http2_is_closed_and_counted_and_others_c
     conversation.cancel()
 
 
-async def test_an_unknown_method_is_unimplemented(port: Port) -> None:
+async def test_an_unknown_method_is_unimplemented(port: PickerPort) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await port.channel.unary_unary("/envoy.service.ext_proc.v3.ExternalProcessor/Proces")(b"")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.source
-async def test_requests_of_a_proxy_that_answers_no_ping_end(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_of_a_proxy_that_answers_no_ping_end(port: PickerPort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_SECONDS", 0.05)
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_TIMEOUT_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
@@ -279,7 +279,7 @@ async def test_requests_of_a_proxy_that_answers_no_ping_end(port: Port, monkeypa
 
 
 @pytest.mark.source
-async def test_a_proxy_that_answers_pings_may_be_idle(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_that_answers_pings_may_be_idle(port: PickerPort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_SECONDS", 0.01)
     monkeypatch.setattr(grpc_listener, "KEEPALIVE_TIMEOUT_SECONDS", 0.5)
     pinged: list[Connection] = []
@@ -298,7 +298,7 @@ async def test_a_proxy_that_answers_pings_may_be_idle(port: Port, monkeypatch: p
     conversation.cancel()
 
 
-async def test_the_ipv6_wildcard_address_accepts_ipv4_too(port: Port) -> None:
+async def test_the_ipv6_wildcard_address_accepts_ipv4_too(port: PickerPort) -> None:
     every = ExtProcServer(port.pool, port.events.append, address="[::]:0")
     number = await every.start()
     for host in ("127.0.0.1", "[::1]"):

@@ -1,7 +1,7 @@
 """An event loop with simulated time: when no callback is ready, the time is at once that of the next timer.
 
-Connections lead to servers within the test: to a `Server` object, or to an asyncio server that the test starts on this
-loop. A minute of scraping takes milliseconds and runs the same way each time.
+Connections lead to servers within the test: to a `SimulatedServer`, or to an asyncio server that the test starts on
+this loop. A minute of scraping takes milliseconds and runs the same way each time.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ class _Leaping(selectors.SelectSelector):
         return []
 
 
-class Server(Protocol):
+class SimulatedServer(Protocol):
     """A server at an address."""
 
     async def connected(self, loop: SimulatedLoop) -> None:
         """Returns when a connection is open; OSError where none is opened."""
         ...
 
-    def requested(self, wire: Wire, request: bytes) -> None:
+    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
         """Bytes were received; the response is written to the wire, now or later."""
         ...
 
-    def left(self, wire: Wire) -> None:
+    def disconnected(self, wire: SimulatedTransport) -> None:
         """The agent has closed the connection."""
         ...
 
 
-class Wire(asyncio.Transport):
-    """The agent's end of a connection; `bring` and `hang_up` are the server's."""
+class SimulatedTransport(asyncio.Transport):
+    """The agent's end of a connection; `deliver` and `close_by_server` are the server's."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, server: Server, protocol: asyncio.BufferedProtocol) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, server: SimulatedServer, protocol: asyncio.BufferedProtocol
+    ) -> None:
         super().__init__()
         self.loop = loop
         self._server = server
@@ -68,10 +70,10 @@ class Wire(asyncio.Transport):
     def abort(self) -> None:
         """The agent closes the connection."""
         if not self.closed:
-            self._server.left(self)
-            self.hang_up()
+            self._server.disconnected(self)
+            self.close_by_server()
 
-    def bring(self, data: bytes) -> None:
+    def deliver(self, data: bytes) -> None:
         """Deliver bytes from the server, at most the size of the agent's buffer at a time."""
         while data and not self.closed:
             room = memoryview(self._protocol.get_buffer(len(data)))
@@ -80,7 +82,7 @@ class Wire(asyncio.Transport):
             data = data[size:]
             self._protocol.buffer_updated(size)
 
-    def hang_up(self) -> None:
+    def close_by_server(self) -> None:
         """The server closes the connection."""
         if not self.closed:
             self.closed = True
@@ -91,7 +93,9 @@ class Wire(asyncio.Transport):
             self._server.requested(self, data)
 
 
-def simulate(servers: Mapping[tuple[str, int], Server], main: Callable[[SimulatedLoop], Awaitable[None]]) -> None:
+def simulate(
+    servers: Mapping[tuple[str, int], SimulatedServer], main: Callable[[SimulatedLoop], Awaitable[None]]
+) -> None:
     """Run `main` on a simulated loop with these servers, by (host, port); raises an exception of a callback."""
     loop = SimulatedLoop(servers)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -113,10 +117,9 @@ def raise_broken() -> None:
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """`servers` are the `Server` objects by (host, port); other addresses refuse connections, unless an asyncio server
-    listens there."""
+    """`servers` by (host, port); other addresses refuse connections, unless an asyncio server listens there."""
 
-    def __init__(self, servers: Mapping[tuple[str, int], Server]) -> None:
+    def __init__(self, servers: Mapping[tuple[str, int], SimulatedServer]) -> None:
         self._leaping = _Leaping()
         super().__init__(self._leaping)
         self._servers = servers
@@ -150,7 +153,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             raise ConnectionRefusedError
         await server.connected(self)
         protocol = protocol_factory()
-        wire = Wire(self, server, protocol)
+        wire = SimulatedTransport(self, server, protocol)
         protocol.connection_made(wire)
         return wire, protocol
 

@@ -49,7 +49,7 @@ HELD_TOKENS = 4_000  # at ten a second
 SYSTEM = "You are a careful clerk who answers in one line. " * 40  # 490 tokens that all chats share
 
 
-class Fleet(NamedTuple):
+class DashboardFleet(NamedTuple):
     """The loaded fleet: the time at which all queries are evaluated, and the values of the truths' variables."""
 
     prometheus: Prometheus
@@ -106,7 +106,7 @@ def value(page: str, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[DashboardFleet]:
     """The fleet under load, after everything that is compared was scraped."""
     home = tmp_path_factory.mktemp("a live dashboard")
     processes = Processes(home)
@@ -115,7 +115,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], 
         yield _loaded(processes, home, pool, free_ports(6), stack)
 
 
-def _loaded(processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: list[int], stack: ExitStack) -> Fleet:
+def _loaded(
+    processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: list[int], stack: ExitStack
+) -> DashboardFleet:
     first, second, dead, picker, admin, own = ports
     servers = [f"127.0.0.1:{first}", f"127.0.0.1:{second}"]
     addresses = [*servers, f"127.0.0.1:{dead}"]
@@ -177,7 +179,7 @@ def _loaded(processes: Processes, home: Path, pool: ThreadPoolExecutor, ports: l
         "pool": ".*",
     }
     known = frozenset(family(labels["__name__"]) for labels, _ in prometheus.query('{job="agent"}', at))
-    return Fleet(prometheus, at, filled, pages(), known)
+    return DashboardFleet(prometheus, at, filled, pages(), known)
 
 
 def configuration(servers: list[str], dead: int, picker: int, admin: int) -> dict[str, Any]:
@@ -223,7 +225,7 @@ def by_label(found: list[tuple[dict[str, str], float]], *, of_servers: bool) -> 
 
 
 @pytest.mark.parametrize(("panel", "query"), QUERIES, ids=[f"{panel.title}-{query.legend}" for panel, query in QUERIES])
-def test_a_query_agrees_with_the_servers_pages(panel: Panel, query: Query, fleet: Fleet) -> None:
+def test_a_query_agrees_with_the_servers_pages(panel: Panel, query: Query, fleet: DashboardFleet) -> None:
     shown = by_label(fleet.prometheus.query(filled_in(query.expr, fleet.filled), fleet.at), of_servers=False)
     true = by_label(fleet.prometheus.query(filled_in(query.truth, fleet.filled), fleet.at), of_servers=True)
     assert true, "nothing to compare with"
@@ -238,13 +240,13 @@ def test_a_query_agrees_with_the_servers_pages(panel: Panel, query: Query, fleet
 @pytest.mark.parametrize(
     "name", ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:request_success_total"]
 )
-def test_the_truths_are_computed_from_what_the_servers_pages_show(name: str, fleet: Fleet) -> None:
+def test_the_truths_are_computed_from_what_the_servers_pages_show(name: str, fleet: DashboardFleet) -> None:
     for address, page in fleet.pages.items():
         ((_, number),) = fleet.prometheus.query(f'sum({name}{{instance="{address}"}})', fleet.at)
         assert number == value(page, name)
 
 
-def test_the_load_gives_every_panel_something_to_show(fleet: Fleet) -> None:
+def test_the_load_gives_every_panel_something_to_show(fleet: DashboardFleet) -> None:
     pages = fleet.pages.values()
     assert all(value(page, "vllm:num_requests_running") > 0 for page in pages)
     assert sum(value(page, "vllm:num_requests_waiting") for page in pages) >= 3
@@ -252,7 +254,7 @@ def test_the_load_gives_every_panel_something_to_show(fleet: Fleet) -> None:
     assert sum(value(page, "vllm:prefix_cache_hits_total") for page in pages) > 1_000
 
 
-def test_prometheus_evaluates_every_rule_without_an_error(fleet: Fleet) -> None:
+def test_prometheus_evaluates_every_rule_without_an_error(fleet: DashboardFleet) -> None:
     found: list[dict[str, Any]] = []
 
     def evaluated() -> bool:
@@ -264,7 +266,7 @@ def test_prometheus_evaluates_every_rule_without_an_error(fleet: Fleet) -> None:
     assert {rule["name"]: rule.get("lastError") for rule in found if rule["health"] != "ok"} == {}
 
 
-def test_one_of_three_servers_down_is_a_warning_and_no_critical_alert(fleet: Fleet) -> None:
+def test_one_of_three_servers_down_is_a_warning_and_no_critical_alert(fleet: DashboardFleet) -> None:
     pending = {rule["name"] for rule in fleet.prometheus.rules() if rule.get("state") in {"pending", "firing"}}
     assert "InferenceServerNotHealthy" in pending
     critical = {
@@ -274,6 +276,6 @@ def test_one_of_three_servers_down_is_a_warning_and_no_critical_alert(fleet: Fle
     assert not pending & critical
 
 
-def test_all_metrics_of_the_dashboard_are_on_the_agents_page(fleet: Fleet) -> None:
+def test_all_metrics_of_the_dashboard_are_on_the_agents_page(fleet: DashboardFleet) -> None:
     selected = {family(name) for _, query in QUERIES for name in metrics(query.expr)}
     assert selected - fleet.known == set()

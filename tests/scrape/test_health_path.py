@@ -25,7 +25,7 @@ HEALTH_INTERVAL = 0.1
 LOADING = answer(b'{"error":{"message":"Loading model"}}', "503 Service Unavailable")
 
 
-class Rig:
+class HealthPathRig:
     """One server, one loop, one store."""
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class Rig:
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    made = Rig()
+async def rig() -> AsyncIterator[HealthPathRig]:
+    made = HealthPathRig()
     yield made
     await made.loop.stop()
     await made.server.stop()
@@ -84,7 +84,7 @@ def at_page(behave: Behaviour) -> Behaviour:
     return respond
 
 
-async def test_page_and_health_probes_share_one_connection_and_are_not_concurrent(rig: Rig) -> None:
+async def test_page_and_health_probes_share_one_connection_and_are_not_concurrent(rig: HealthPathRig) -> None:
     server = await rig.start()
     await rig.store.until_recorded("healthy", 5)
     assert server.connections == 1
@@ -92,7 +92,7 @@ async def test_page_and_health_probes_share_one_connection_and_are_not_concurren
     assert rig.store.verdict == ("healthy", "")
 
 
-async def test_health_is_probed_at_its_interval_while_pages_are_more_frequent(rig: Rig) -> None:
+async def test_health_is_probed_at_its_interval_while_pages_are_more_frequent(rig: HealthPathRig) -> None:
     server = await rig.start()
     await rig.store.until_recorded("page", 21)
     span = rig.store.pages_at[-1] - rig.store.pages_at[0]
@@ -102,21 +102,21 @@ async def test_health_is_probed_at_its_interval_while_pages_are_more_frequent(ri
     assert max(runs) <= 4
 
 
-async def test_health_is_probed_between_rare_pages(rig: Rig) -> None:
+async def test_health_is_probed_between_rare_pages(rig: HealthPathRig) -> None:
     server = await rig.start(interval=3600)
     await rig.store.until_recorded("healthy", 4)
     assert server.paths.count("/metrics") == 1
     assert server.connections == 1
 
 
-async def test_health_is_probed_before_the_first_page(rig: Rig) -> None:
+async def test_health_is_probed_before_the_first_page(rig: HealthPathRig) -> None:
     await rig.start(at_health(raw(LOADING)))
     await rig.store.until_recorded("page", 2)
     assert rig.store.order[:2] == ["health_unavailable", "page"]
     assert rig.store.verdict == ("down", "loading")
 
 
-async def test_an_engine_without_a_health_path_is_healthy_by_its_page(rig: Rig) -> None:
+async def test_an_engine_without_a_health_path_is_healthy_by_its_page(rig: HealthPathRig) -> None:
     server = await rig.start(health_path="")
     await rig.store.until_recorded("page", 3)
     assert "/health" not in server.paths
@@ -135,7 +135,7 @@ async def test_an_engine_without_a_health_path_is_healthy_by_its_page(rig: Rig) 
     ids=["loading", "500", "404", "hang", "SSH"],
 )
 async def test_a_server_with_pages_and_a_failing_health_path_is_down_with_the_reason(
-    rig: Rig, behave: Behaviour, reason: str, detail: str
+    rig: HealthPathRig, behave: Behaviour, reason: str, detail: str
 ) -> None:
     assert reason in HEALTH_REASONS
     await rig.start(at_health(behave), timeout=0.1)
@@ -150,7 +150,7 @@ async def test_a_server_with_pages_and_a_failing_health_path_is_down_with_the_re
     [(hang, "health_only"), (raw(answer(b"", "500 Oops")), "status"), (raw(answer(b"")), "empty")],
 )
 async def test_a_server_with_a_good_health_path_and_no_pages_is_down_with_the_reason(
-    rig: Rig, behave: Behaviour, reason: str
+    rig: HealthPathRig, behave: Behaviour, reason: str
 ) -> None:
     await rig.start(at_page(behave), timeout=0.1)
     await eventually(lambda: rig.store.verdict == ("down", reason))
@@ -160,7 +160,7 @@ async def test_a_server_with_a_good_health_path_and_no_pages_is_down_with_the_re
 
 
 @pytest.mark.source
-async def test_a_health_path_that_hangs_delays_no_page(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_health_path_that_hangs_delays_no_page(rig: HealthPathRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scraper, "PROBE_SECONDS", 20.0)
     held = asyncio.Event()
     server = await rig.start(timeout=20.0)
@@ -177,7 +177,7 @@ async def test_a_health_path_that_hangs_delays_no_page(rig: Rig, monkeypatch: py
     assert set(rig.store.order) == {"page", "healthy"}
 
 
-async def test_each_health_probe_that_hangs_costs_two_connections_at_most(rig: Rig) -> None:
+async def test_each_health_probe_that_hangs_costs_two_connections_at_most(rig: HealthPathRig) -> None:
     server = await rig.start(at_health(hang), health_interval=0.2)
     await rig.store.until_recorded("health_timeout", 3)
     assert not any(result.startswith("page:") for result in rig.store.order)
@@ -185,13 +185,13 @@ async def test_each_health_probe_that_hangs_costs_two_connections_at_most(rig: R
     assert server.connections <= 2 + server.paths.count("/health")
 
 
-async def test_a_page_that_hangs_delays_no_health_probe(rig: Rig) -> None:
+async def test_a_page_that_hangs_delays_no_health_probe(rig: HealthPathRig) -> None:
     server = await rig.start(at_page(hang), timeout=20.0)
     await rig.store.until_recorded("healthy", 4)
     assert server.paths.count("/metrics") == 1
 
 
-async def test_a_refused_connection_is_reported_once_and_not_once_per_path(rig: Rig, free_port: int) -> None:
+async def test_a_refused_connection_is_reported_once_and_not_once_per_path(rig: HealthPathRig, free_port: int) -> None:
     rig.server.port = free_port
     rig.scrape()
     await rig.store.until_recorded("page: refused", 3)
@@ -199,13 +199,13 @@ async def test_a_refused_connection_is_reported_once_and_not_once_per_path(rig: 
     assert rig.store.verdict == ("down", "refused")
 
 
-async def test_any_2xx_is_healthy(rig: Rig) -> None:
+async def test_any_2xx_is_healthy(rig: HealthPathRig) -> None:
     await rig.start(at_health(raw(b"HTTP/1.1 204 No Content\r\n\r\n")))
     await rig.store.until_recorded("healthy", 2)
     assert rig.store.verdict == ("healthy", "")
 
 
-async def test_a_health_path_that_is_not_probed_any_more_has_no_effect(rig: Rig) -> None:
+async def test_a_health_path_that_is_not_probed_any_more_has_no_effect(rig: HealthPathRig) -> None:
     await rig.start(at_health(raw(answer(b"", "500 Oops"))))
     await eventually(lambda: rig.store.verdict == ("down", "health_status"))
     rig.scrape(health_path="")
@@ -216,7 +216,7 @@ async def test_a_health_path_that_is_not_probed_any_more_has_no_effect(rig: Rig)
     assert rig.store.verdict == ("healthy", "")
 
 
-async def test_there_is_one_request_for_a_page_at_a_time(rig: Rig) -> None:
+async def test_there_is_one_request_for_a_page_at_a_time(rig: HealthPathRig) -> None:
     release = asyncio.Event()
     pages_before: list[int] = []
 

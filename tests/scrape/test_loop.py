@@ -44,7 +44,7 @@ OTHER_PAGE = PAGE.replace(b'_running{engine="0",model_name="tiny"} 4.0', b'_runn
 PAGE_IN_PIECES = tuple(answer(PAGE)[at : at + 7000] for at in range(0, len(PAGE) + 200, 7000))
 
 
-class Rig:
+class LoopRig:
     """A loop, a sink and some servers; all are stopped after the test."""
 
     def __init__(self, clock: Clock) -> None:
@@ -85,14 +85,14 @@ class Rig:
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    made = Rig(LoopClock(asyncio.get_running_loop()))
+async def rig() -> AsyncIterator[LoopRig]:
+    made = LoopRig(LoopClock(asyncio.get_running_loop()))
     yield made
     await made.stop()
     raise_broken()
 
 
-async def test_pages_are_read_repeatedly_on_one_connection(rig: Rig) -> None:
+async def test_pages_are_read_repeatedly_on_one_connection(rig: LoopRig) -> None:
     server = await rig.server()
     rig.scrape(server.address)
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 5)
@@ -106,7 +106,7 @@ async def test_pages_are_read_repeatedly_on_one_connection(rig: Rig) -> None:
     assert times == sorted(set(times))
 
 
-async def test_the_time_of_a_reading_is_that_of_the_request_and_not_of_the_response(rig: Rig) -> None:
+async def test_the_time_of_a_reading_is_that_of_the_request_and_not_of_the_response(rig: LoopRig) -> None:
     clock = LoopClock(asyncio.get_running_loop())
     held = asyncio.Event()
     written: list[float] = []
@@ -137,7 +137,7 @@ class JumpingClock(LoopClock):
         return super().now() + self.ahead
 
 
-async def test_a_pause_of_the_agent_itself_causes_no_time_outs(rig: Rig) -> None:
+async def test_a_pause_of_the_agent_itself_causes_no_time_outs(rig: LoopRig) -> None:
     clock = JumpingClock(asyncio.get_running_loop())
     rig.loop = ScrapeLoop(clock)
     held = asyncio.Event()
@@ -204,7 +204,7 @@ BAD: dict[str, tuple[Behaviour, str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-async def test_a_bad_target_fails_with_its_reason_and_the_others_are_scraped(rig: Rig, case: str) -> None:
+async def test_a_bad_target_fails_with_its_reason_and_the_others_are_scraped(rig: LoopRig, case: str) -> None:
     behave, reason, part = BAD[case]
     bad, fine = await rig.server(behave), await rig.server()
     rig.scrape(bad.address, fine.address)
@@ -219,7 +219,7 @@ async def test_a_bad_target_fails_with_its_reason_and_the_others_are_scraped(rig
     assert fine.address not in rig.sink.failures
 
 
-async def test_a_target_without_a_listening_server_is_refused(rig: Rig, free_port: int) -> None:
+async def test_a_target_without_a_listening_server_is_refused(rig: LoopRig, free_port: int) -> None:
     fine = await rig.server()
     address = f"127.0.0.1:{free_port}"
     rig.scrape(address, fine.address)
@@ -243,7 +243,7 @@ async def test_a_target_without_a_listening_server_is_refused(rig: Rig, free_por
     ],
     ids=["one chunk", "odd chunks", "many pieces", "an interim response", "no HTTP"],
 )
-async def test_a_response_in_any_pieces_is_read(rig: Rig, pieces: tuple[bytes, ...]) -> None:
+async def test_a_response_in_any_pieces_is_read(rig: LoopRig, pieces: tuple[bytes, ...]) -> None:
     server = await rig.server(raw(*pieces))
     rig.scrape(server.address)
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 2 or bool(rig.sink.failures))
@@ -254,7 +254,7 @@ async def test_a_response_in_any_pieces_is_read(rig: Rig, pieces: tuple[bytes, .
         assert server.connections == 1
 
 
-async def test_a_response_without_a_length_ends_with_its_connection(rig: Rig) -> None:
+async def test_a_response_without_a_length_ends_with_its_connection(rig: LoopRig) -> None:
     server = await rig.server(raw(b"HTTP/1.0 200 OK\r\n\r\n" + PAGE, close=True))
     rig.scrape(server.address)
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 3)
@@ -262,7 +262,7 @@ async def test_a_response_without_a_length_ends_with_its_connection(rig: Rig) ->
     assert server.address not in rig.sink.failures
 
 
-async def test_a_page_that_may_be_cut_between_two_lines_gives_no_partial_sum(rig: Rig) -> None:
+async def test_a_page_that_may_be_cut_between_two_lines_gives_no_partial_sum(rig: LoopRig) -> None:
     cut = PAGE.index(b"\n", PAGE.index(b"\nvllm:request_success_total") + 1) + 1
     server = await rig.server(raw(b"HTTP/1.0 200 OK\r\n\r\n" + PAGE[:cut], close=True))
     rig.scrape(server.address)
@@ -273,7 +273,7 @@ async def test_a_page_that_may_be_cut_between_two_lines_gives_no_partial_sum(rig
     assert [(refusal.signal, refusal.reason) for refusal in extraction.refused] == [(FINISHED, "cut_off")]
 
 
-async def test_a_page_with_a_value_of_nan_is_read_except_for_that_value(rig: Rig) -> None:
+async def test_a_page_with_a_value_of_nan_is_read_except_for_that_value(rig: LoopRig) -> None:
     line = b'vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} '
     server = await rig.server()
     server.page = PAGE.replace(line, line + b"NaN #").replace(b"NaN #0.797979797979798", b"NaN")
@@ -286,14 +286,14 @@ async def test_a_page_with_a_value_of_nan_is_read_except_for_that_value(rig: Rig
     assert not rig.sink.failures
 
 
-async def test_more_bytes_than_announced_are_not_taken_for_the_next_response(rig: Rig) -> None:
+async def test_more_bytes_than_announced_are_not_taken_for_the_next_response(rig: LoopRig) -> None:
     server = await rig.server(raw(answer(PAGE) + b"HTTP/1.1 500 Ha\r\n\r\n"))
     rig.scrape(server.address)
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 3)
     assert not rig.sink.failures
 
 
-async def test_a_server_that_closes_every_connection_is_not_scraped_without_pause(rig: Rig) -> None:
+async def test_a_server_that_closes_every_connection_is_not_scraped_without_pause(rig: LoopRig) -> None:
     interval = 0.2
     server = await rig.server(raw(answer(PAGE), close=True))
     rig.loop.set_targets("pool", [Target(server.address, "vllm", interval=interval, models_interval=1e9)], rig.sink)
@@ -303,7 +303,7 @@ async def test_a_server_that_closes_every_connection_is_not_scraped_without_paus
     assert not rig.sink.failures
 
 
-async def test_a_killed_server_is_scraped_at_once_and_not_when_its_next_scrape_is_due(rig: Rig) -> None:
+async def test_a_killed_server_is_scraped_at_once_and_not_when_its_next_scrape_is_due(rig: LoopRig) -> None:
     server = await rig.server()
     rig.loop.set_targets("pool", [Target(server.address, "vllm", interval=3600)], rig.sink)
     (scraper,) = rig.loop._scrapers.values()
@@ -314,7 +314,7 @@ async def test_a_killed_server_is_scraped_at_once_and_not_when_its_next_scrape_i
     assert rig.sink.failures[server.address] == [("refused", f"connection refused by {server.address}")]
 
 
-async def test_a_connection_that_was_closed_meanwhile_is_reopened_without_a_failure(rig: Rig) -> None:
+async def test_a_connection_that_was_closed_meanwhile_is_reopened_without_a_failure(rig: LoopRig) -> None:
     async def once(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         if len(server.paths) % 2 == 0:
             writer.transport.abort()
@@ -327,7 +327,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_reopened_without_a_fail
     assert server.address not in rig.sink.failures
 
 
-async def test_a_server_that_returns_is_scraped_again(rig: Rig) -> None:
+async def test_a_server_that_returns_is_scraped_again(rig: LoopRig) -> None:
     server = await rig.server()
     rig.scrape(server.address)
     await rig.sink.until(lambda: rig.sink.count(server.address) >= 1)
@@ -343,7 +343,7 @@ async def test_a_server_that_returns_is_scraped_again(rig: Rig) -> None:
     assert rig.sink.failures[server.address] == failures
 
 
-async def test_the_models_are_requested_on_the_connection_of_the_page(rig: Rig) -> None:
+async def test_the_models_are_requested_on_the_connection_of_the_page(rig: LoopRig) -> None:
     server = await rig.server()
     rig.scrape(server.address, models=0.2)
     await rig.sink.until(lambda: server.paths.count("/v1/models") >= 2)
@@ -352,7 +352,7 @@ async def test_the_models_are_requested_on_the_connection_of_the_page(rig: Rig) 
     assert server.max_active == 1
 
 
-async def test_the_models_of_a_server_that_closes_after_each_response_are_requested_too(rig: Rig) -> None:
+async def test_the_models_of_a_server_that_closes_after_each_response_are_requested_too(rig: LoopRig) -> None:
     async def closing(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(MODELS if path == "/v1/models" else PAGE, headers="Connection: close\r\n"))
         writer.close()
@@ -363,7 +363,7 @@ async def test_the_models_of_a_server_that_closes_after_each_response_are_reques
     assert not rig.sink.failures
 
 
-async def test_the_page_of_a_server_whose_models_hang_is_scraped(rig: Rig) -> None:
+async def test_the_page_of_a_server_whose_models_hang_is_scraped(rig: LoopRig) -> None:
     async def half(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         if path == "/v1/models":
             await hang(server, path, writer)
@@ -376,7 +376,7 @@ async def test_the_page_of_a_server_whose_models_hang_is_scraped(rig: Rig) -> No
     assert not rig.sink.models
 
 
-async def test_the_models_of_a_server_that_returns_are_requested_at_once(rig: Rig) -> None:
+async def test_the_models_of_a_server_that_returns_are_requested_at_once(rig: LoopRig) -> None:
     server = await rig.server()
     rig.scrape(server.address, models=3600)
     await rig.sink.until(lambda: server.address in rig.sink.models)
@@ -391,7 +391,7 @@ async def test_the_models_of_a_server_that_returns_are_requested_at_once(rig: Ri
     assert server.paths.count("/v1/models") == requested + 1
 
 
-async def test_the_models_of_a_server_that_restarts_between_two_scrapes_are_requested_at_once(rig: Rig) -> None:
+async def test_the_models_of_a_server_that_restarts_between_two_scrapes_are_requested_at_once(rig: LoopRig) -> None:
     server = await rig.server()
     rig.scrape(server.address, models=3600)
     await rig.sink.until(lambda: server.address in rig.sink.models)
@@ -406,7 +406,7 @@ async def test_the_models_of_a_server_that_restarts_between_two_scrapes_are_requ
     assert not rig.sink.failures
 
 
-async def test_two_servers_behind_one_address_do_not_cause_a_request_for_models_with_every_page(rig: Rig) -> None:
+async def test_two_servers_behind_one_address_do_not_cause_a_request_for_models_with_every_page(rig: LoopRig) -> None:
     server = await rig.server()
     rig.sink.restarted = lambda _: True
     rig.scrape(server.address, models=3600)
@@ -415,7 +415,7 @@ async def test_two_servers_behind_one_address_do_not_cause_a_request_for_models_
     assert server.paths.count("/v1/models") <= 2 + (times[-1] - times[0]) / RESET_SECONDS
 
 
-async def test_a_late_page_of_the_previous_server_at_an_address_is_dropped(rig: Rig) -> None:
+async def test_a_late_page_of_the_previous_server_at_an_address_is_dropped(rig: LoopRig) -> None:
     late = asyncio.Event()
 
     async def slow(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
@@ -436,7 +436,7 @@ async def test_a_late_page_of_the_previous_server_at_an_address_is_dropped(rig: 
     assert server.connections == 2
 
 
-async def test_a_missing_list_of_models_is_not_a_failed_scrape(rig: Rig) -> None:
+async def test_a_missing_list_of_models_is_not_a_failed_scrape(rig: LoopRig) -> None:
     async def no_models(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(b"{}", "404 Not Found") if path == "/v1/models" else answer(PAGE))
 
@@ -447,7 +447,7 @@ async def test_a_missing_list_of_models_is_not_a_failed_scrape(rig: Rig) -> None
     assert server.address not in rig.sink.models
 
 
-async def test_targets_that_stay_keep_their_connection_and_removed_ones_are_not_scraped(rig: Rig) -> None:
+async def test_targets_that_stay_keep_their_connection_and_removed_ones_are_not_scraped(rig: LoopRig) -> None:
     stays, goes, comes = await rig.server(), await rig.server(), await rig.server()
     rig.scrape(stays.address, goes.address)
     await rig.sink.until(lambda: rig.sink.count(stays.address) > 1 and rig.sink.count(goes.address) > 1)
@@ -511,7 +511,7 @@ class LineCounter:
         self.failures.append(reason)
 
 
-async def test_only_the_page_of_an_exporter_is_requested_and_it_has_its_own_reader_and_sink(rig: Rig) -> None:
+async def test_only_the_page_of_an_exporter_is_requested_and_it_has_its_own_reader_and_sink(rig: LoopRig) -> None:
     server, exporter = await rig.server(), LineCounter()
     target = Target(server.address, "", path="/exporter", interval=INTERVAL)
     rig.loop.set_exporters("exporters", [target], exporter, lambda _: exporter)

@@ -17,7 +17,7 @@ from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.endpoint import Identity
 from tests.fakes.model_server import answer
-from tests.fakes.simulated import LoopClock, SimulatedLoop, Wire, simulate
+from tests.fakes.simulated import LoopClock, SimulatedLoop, SimulatedTransport, simulate
 
 HOST = "10.0.0.7"
 PAGE = b'vllm:num_requests_running{model_name="tiny"} 4\nvllm:num_requests_waiting{model_name="tiny"} 0\n'
@@ -73,7 +73,7 @@ class UnsteadyServer:
 
     def __init__(self, behaviours: list[Behaviour]) -> None:
         self._behaviours: Iterator[Behaviour] = iter(behaviours)
-        self.active: list[Wire] = []  # of requests for a page
+        self.active: list[SimulatedTransport] = []  # of requests for a page
         self.max_at_once = 0
         self.pages_requested = 0
 
@@ -91,7 +91,7 @@ class UnsteadyServer:
         if behaviour.connected == "refused":
             raise ConnectionRefusedError
 
-    def requested(self, wire: Wire, request: bytes) -> None:
+    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
         """One GET, or two pipelined ones."""
         at = wire.loop.time()
         for get in request.split(b"\r\n\r\n")[:-1]:
@@ -111,18 +111,18 @@ class UnsteadyServer:
                 break
         self.max_at_once = max(self.max_at_once, len(self.active))
 
-    def left(self, wire: Wire) -> None:
+    def disconnected(self, wire: SimulatedTransport) -> None:
         """The agent has given up the request."""
         self.active = [other for other in self.active if other is not wire]
 
-    def _bring(self, wire: Wire, piece: bytes, *, page: bool) -> None:
+    def _bring(self, wire: SimulatedTransport, piece: bytes, *, page: bool) -> None:
         if page:
-            self.left(wire)  # the agent may send the next request as soon as it has the whole page
-        wire.bring(piece)
+            self.disconnected(wire)  # the agent may send the next request as soon as it has the whole page
+        wire.deliver(piece)
 
-    def _close(self, wire: Wire) -> None:
-        self.left(wire)
-        wire.hang_up()
+    def _close(self, wire: SimulatedTransport) -> None:
+        self.disconnected(wire)
+        wire.close_by_server()
 
 
 class CheckingSink:

@@ -17,8 +17,7 @@ from agent.scrape.http_connection import BufferPool, FetchFailed, HttpConnection
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from tests.fakes.model_server import PAGE, answer
-from tests.fakes.simulated import LoopClock, SimulatedLoop, raise_broken, simulate
-from tests.fakes.simulated import Wire as SimulatedWire
+from tests.fakes.simulated import LoopClock, SimulatedLoop, SimulatedTransport, raise_broken, simulate
 from tests.scrape.sinks import RecordingStore
 from tests.waiting import eventually
 
@@ -111,7 +110,7 @@ def no_page(transport: asyncio.Transport, paths: tuple[str, ...]) -> None:
         transport.write(response_to(path))
 
 
-class Rig:
+class PipeliningRig:
     """One server, one loop, one store."""
 
     def __init__(self) -> None:
@@ -132,8 +131,8 @@ class Rig:
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    made = Rig()
+async def rig() -> AsyncIterator[PipeliningRig]:
+    made = PipeliningRig()
     listening = await made.server.start()
     yield made
     await made.loop.stop()
@@ -141,7 +140,7 @@ async def rig() -> AsyncIterator[Rig]:
     raise_broken()
 
 
-async def pipelined(rig: Rig, **settings: Any) -> None:
+async def pipelined(rig: PipeliningRig, **settings: Any) -> None:
     """Scrape until page and health are pipelined."""
     rig.scrape(**settings)
     await eventually(lambda: rig.server.reads.count(BOTH) >= 3)
@@ -159,15 +158,15 @@ class SteadyServer:
     async def connected(self, loop: SimulatedLoop) -> None:
         self.connections += 1
 
-    def requested(self, wire: SimulatedWire, request: bytes) -> None:
+    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
         paths = tuple(path.decode() for path in _GET.findall(request))
         self.reads.append(paths)
         for path in paths:
             if path == "/metrics" and self.stuck:
                 break
-            wire.bring(answer(b"", self.health) if path == "/health" else response_to(path))
+            wire.deliver(answer(b"", self.health) if path == "/health" else response_to(path))
 
-    def left(self, wire: SimulatedWire) -> None:
+    def disconnected(self, wire: SimulatedTransport) -> None:
         """The test has ended."""
 
 
@@ -235,7 +234,7 @@ def test_a_failed_pipelined_health_probe_is_reported_at_once_with_the_reason(sta
 
 
 @pytest.mark.simulated
-async def test_requests_to_an_engine_without_pipelining_are_sent_one_at_a_time(rig: Rig) -> None:
+async def test_requests_to_an_engine_without_pipelining_are_sent_one_at_a_time(rig: PipeliningRig) -> None:
     rig.scrape(table=replace(engine("vllm"), pipelining=False))
     await rig.until_recorded("healthy", 4)
     assert set(rig.server.reads) == {("/health",), ("/metrics",), ("/v1/models",)}
@@ -244,7 +243,7 @@ async def test_requests_to_an_engine_without_pipelining_are_sent_one_at_a_time(r
 @pytest.mark.simulated
 @pytest.mark.parametrize("behave", [only_first, first_then_close, first_with_connection_close, first_then_garbage])
 async def test_a_server_that_does_not_respond_to_a_pipelined_probe_is_healthy_and_gets_single_requests(
-    rig: Rig, behave: Callable[[asyncio.Transport, tuple[str, ...]], None]
+    rig: PipeliningRig, behave: Callable[[asyncio.Transport, tuple[str, ...]], None]
 ) -> None:
     rig.server.behave = behave
     rig.scrape()
@@ -261,7 +260,7 @@ async def test_a_server_that_does_not_respond_to_a_pipelined_probe_is_healthy_an
     ids=["no metrics", "404", "empty"],
 )
 async def test_health_is_reported_while_the_page_cannot_be_read(
-    rig: Rig, behave: Callable[[asyncio.Transport, tuple[str, ...]], None], reason: str
+    rig: PipeliningRig, behave: Callable[[asyncio.Transport, tuple[str, ...]], None], reason: str
 ) -> None:
     await pipelined(rig)
     rig.server.behave = behave
@@ -271,7 +270,7 @@ async def test_health_is_reported_while_the_page_cannot_be_read(
 
 
 @pytest.mark.simulated
-async def test_health_does_not_wait_for_a_page_that_hangs(rig: Rig) -> None:
+async def test_health_does_not_wait_for_a_page_that_hangs(rig: PipeliningRig) -> None:
     await pipelined(rig, timeout=60.0)
     requested = rig.server.reads.count(BOTH)
     rig.server.behave = no_page
@@ -281,7 +280,7 @@ async def test_health_does_not_wait_for_a_page_that_hangs(rig: Rig) -> None:
 
 
 @pytest.mark.simulated
-async def test_a_late_page_is_used_and_the_pipelined_response_after_it_is_dropped(rig: Rig) -> None:
+async def test_a_late_page_is_used_and_the_pipelined_response_after_it_is_dropped(rig: PipeliningRig) -> None:
     await pipelined(rig, timeout=60.0)
     late: list[asyncio.Transport] = []
 

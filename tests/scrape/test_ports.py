@@ -65,7 +65,7 @@ def test_the_health_of_a_recognised_triton_is_probed_if_its_port_is_known() -> N
         assert (target.page_address(), target.health_address(engine("triton"))) == (address, health)
 
 
-class Rig:
+class PortsRig:
     """A server with its page at one port and its health at another, and a scrape loop."""
 
     def __init__(self, clock: Clock) -> None:
@@ -99,7 +99,7 @@ class Rig:
 @pytest.mark.simulated
 @pytest.mark.parametrize("listed", ["front", "page"])
 async def test_a_server_is_healthy_by_its_page_at_one_port_and_its_health_at_another(listed: str) -> None:
-    rig = Rig(LoopClock(asyncio.get_running_loop()))
+    rig = PortsRig(LoopClock(asyncio.get_running_loop()))
     try:
         table = await rig.start()
         address = getattr(rig, listed).address

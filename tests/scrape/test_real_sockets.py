@@ -11,24 +11,24 @@ import uvloop
 from agent.clock import SystemClock
 from agent.signals import RUNNING
 from tests.fakes.model_server import ModelServer, raw
-from tests.scrape.test_loop import BAD, PAGE_IN_PIECES, Rig
+from tests.scrape.test_loop import BAD, PAGE_IN_PIECES, LoopRig
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    made = Rig(SystemClock())
+async def rig() -> AsyncIterator[LoopRig]:
+    made = LoopRig(SystemClock())
     yield made
     await made.stop()
 
 
-async def test_a_target_whose_name_cannot_be_resolved_is_unreachable(rig: Rig) -> None:
+async def test_a_target_whose_name_cannot_be_resolved_is_unreachable(rig: LoopRig) -> None:
     rig.scrape("no-such-host.invalid:8000", timeout=15)
     await rig.sink.until(lambda: bool(rig.sink.failures))
     ((reason, _),) = rig.sink.failures["no-such-host.invalid:8000"][:1]
     assert reason in ("unreachable", "timeout")
 
 
-async def test_an_ipv6_address_is_scraped_like_any_other(rig: Rig) -> None:
+async def test_an_ipv6_address_is_scraped_like_any_other(rig: LoopRig) -> None:
     server = ModelServer()
     await server.start(host="::1")
     rig.servers.append(server)
@@ -42,7 +42,7 @@ async def test_an_ipv6_address_is_scraped_like_any_other(rig: Rig) -> None:
 
 def test_good_and_bad_servers_have_the_same_results_on_uvloop() -> None:
     async def main() -> None:
-        made = Rig(SystemClock())
+        made = LoopRig(SystemClock())
         try:
             bad = {case: await made.server(behave) for case, (behave, _, _) in BAD.items()}
             fine, slow = await made.server(), await made.server(raw(*(PAGE_IN_PIECES)))

@@ -33,7 +33,7 @@ class AheadClock(SystemClock):
         return super().now() + self.ahead
 
 
-class Rig:
+class ServerAccessRig:
     """A loop, a sink, servers and certificates."""
 
     def __init__(self, folder: Path) -> None:
@@ -86,13 +86,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path)
+async def rig(tmp_path: Path) -> AsyncIterator[ServerAccessRig]:
+    made = ServerAccessRig(tmp_path)
     yield made
     await made.close()
 
 
-async def test_a_server_is_scraped_by_tls_on_one_connection(rig: Rig, authority: Authority) -> None:
+async def test_a_server_is_scraped_by_tls_on_one_connection(rig: ServerAccessRig, authority: Authority) -> None:
     server = await rig.server(tls=authority.server(authority.sign("server")))
     address = rig.scrape(server, rig.tls(authority), health_path=None, health_interval=0.1)
     await rig.reads(address, 5)
@@ -101,7 +101,7 @@ async def test_a_server_is_scraped_by_tls_on_one_connection(rig: Rig, authority:
     assert not rig.sink.failures
 
 
-async def test_an_ipv6_address_is_verified_like_any_other(rig: Rig, authority: Authority) -> None:
+async def test_an_ipv6_address_is_verified_like_any_other(rig: ServerAccessRig, authority: Authority) -> None:
     server = await rig.server(tls=authority.server(authority.sign("six", "IP:::1")), host="::1")
     rig.loop.set_targets(
         "pool",
@@ -113,7 +113,7 @@ async def test_an_ipv6_address_is_verified_like_any_other(rig: Rig, authority: A
 
 
 async def test_a_certificate_may_be_for_the_host_name_in_the_pool_or_for_the_configured_server_name(
-    rig: Rig, authority: Authority
+    rig: ServerAccessRig, authority: Authority
 ) -> None:
     server = await rig.server(tls=authority.server(authority.sign("named", "DNS:vllm.example")))
     address = rig.scrape(server, rig.tls(authority), name="vllm.example")
@@ -145,7 +145,7 @@ def test_a_failure_of_tls_has_a_reason_and_a_detail_with_what_to_write(
     """The agent runs on uvloop, which has its own TLS implementation."""
 
     async def run() -> tuple[str, str]:
-        rig = Rig(tmp_path)
+        rig = ServerAccessRig(tmp_path)
         try:
             return await failure_of(rig, authority, case)
         finally:
@@ -156,7 +156,7 @@ def test_a_failure_of_tls_has_a_reason_and_a_detail_with_what_to_write(
     assert (found, part in detail) == (reason, True), (found, detail)
 
 
-async def failure_of(rig: Rig, authority: Authority, case: str) -> tuple[str, str]:
+async def failure_of(rig: ServerAccessRig, authority: Authority, case: str) -> tuple[str, str]:
     """Reason and detail of the failed scrape in this case."""
     access = rig.tls(authority)
     tls = authority.server(authority.sign("server"))
@@ -209,13 +209,15 @@ async def requiring_client_certificates(authority: Authority) -> AsyncIterator[i
         await server.wait()
 
 
-async def test_a_tls_server_is_not_read_as_plain_http(rig: Rig, authority: Authority) -> None:
+async def test_a_tls_server_is_not_read_as_plain_http(rig: ServerAccessRig, authority: Authority) -> None:
     server = await rig.server(tls=authority.server(authority.sign("server")))
     reason, _ = await rig.fails(rig.scrape(server))
     assert reason in ("reset", "bad_http")
 
 
-async def test_any_certificate_is_accepted_with_insecure_skip_verify(rig: Rig, authority: Authority) -> None:
+async def test_any_certificate_is_accepted_with_insecure_skip_verify(
+    rig: ServerAccessRig, authority: Authority
+) -> None:
     server = await rig.server(tls=authority.server(authority.sign("any", "DNS:any.example")))
     assert (await rig.fails(rig.scrape(server, rig.tls())))[0] == "tls_untrusted"
     address = rig.scrape(server, rig.tls(insecure_skip_verify=True))
@@ -224,7 +226,7 @@ async def test_any_certificate_is_accepted_with_insecure_skip_verify(rig: Rig, a
 
 
 async def test_a_client_certificate_is_sent_and_a_new_one_applies_to_new_connections(
-    rig: Rig, authority: Authority
+    rig: ServerAccessRig, authority: Authority
 ) -> None:
     server = await rig.server(tls=authority.server(authority.sign("server"), requires_clients=True))
     cert, key = rig.folder / "client.pem", rig.folder / "client.key"
@@ -252,7 +254,7 @@ def requires(token: str) -> Any:
     return behave
 
 
-async def test_a_token_is_sent_with_every_request_and_a_new_one_with_the_next(rig: Rig) -> None:
+async def test_a_token_is_sent_with_every_request_and_a_new_one_with_the_next(rig: ServerAccessRig) -> None:
     file = rig.folder / "token"
     file.write_text("first\n")
     server = await rig.server()
@@ -271,14 +273,14 @@ async def test_a_token_is_sent_with_every_request_and_a_new_one_with_the_next(ri
     assert server.connections <= 2 + len(rig.sink.failures[address])
 
 
-async def test_a_request_without_a_token_that_is_rejected_has_a_detail_with_what_to_write(rig: Rig) -> None:
+async def test_a_request_without_a_token_that_is_rejected_has_a_detail_with_what_to_write(rig: ServerAccessRig) -> None:
     server = await rig.server()
     server.behave = requires("any")
     reason, detail = await rig.fails(rig.scrape(server))
     assert (reason, "write tokenFile" in detail) == ("status", True)
 
 
-async def test_a_new_token_costs_one_failed_scrape_at_most(rig: Rig) -> None:
+async def test_a_new_token_costs_one_failed_scrape_at_most(rig: ServerAccessRig) -> None:
     """Even though the file was checked just before, and is not due for a check."""
     file = rig.folder / "token"
     file.write_text("first")
@@ -294,7 +296,9 @@ async def test_a_new_token_costs_one_failed_scrape_at_most(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "two words", "\u00fc"])
-async def test_a_token_file_without_a_token_is_reported_and_no_request_sent(rig: Rig, content: str | None) -> None:
+async def test_a_token_file_without_a_token_is_reported_and_no_request_sent(
+    rig: ServerAccessRig, content: str | None
+) -> None:
     file = rig.folder / "token"
     if content is not None:
         file.write_text(content)
@@ -309,7 +313,7 @@ async def test_a_token_file_without_a_token_is_reported_and_no_request_sent(rig:
     await rig.reads(address)
 
 
-async def test_page_and_health_may_have_other_ports_than_requests(rig: Rig) -> None:
+async def test_page_and_health_may_have_other_ports_than_requests(rig: ServerAccessRig) -> None:
     serving, page, health = await rig.server(), await rig.server(), await rig.server()
     address = rig.scrape(
         serving, path="/m", metrics_port=page.port, health_path="/health", health_port=health.port, health_interval=0.1,
@@ -323,7 +327,7 @@ async def test_page_and_health_may_have_other_ports_than_requests(rig: Rig) -> N
     assert {server.connections for server in rig.servers} == {1}
 
 
-async def test_a_refused_health_port_is_not_a_failed_scrape(rig: Rig, free_port: int) -> None:
+async def test_a_refused_health_port_is_not_a_failed_scrape(rig: ServerAccessRig, free_port: int) -> None:
     server = await rig.server()
     address = rig.scrape(server, health_path=None, health_port=free_port, health_interval=0.1)
     await rig.reads(address, 3)
@@ -331,7 +335,7 @@ async def test_a_refused_health_port_is_not_a_failed_scrape(rig: Rig, free_port:
     assert address not in rig.sink.failures
 
 
-async def test_new_access_settings_apply_at_once(rig: Rig, authority: Authority) -> None:
+async def test_new_access_settings_apply_at_once(rig: ServerAccessRig, authority: Authority) -> None:
     plain, secret = await rig.server(), await rig.server(tls=authority.server(authority.sign("server")))
     address = rig.scrape(plain)
     await rig.reads(address)

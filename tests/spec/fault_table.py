@@ -1,5 +1,6 @@
 """The fault table: each row has a fault and what each output of the agent then has. bad-input.md shows it too.
 
+docs/reference/bad-input.md shows the same table.
 `tests/spec/test_bad_input.py` runs every row at a real agent and checks each cell in a test of its own.
 """
 

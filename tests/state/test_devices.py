@@ -39,7 +39,7 @@ def gpu(name: str, pod: str = "n/a", busy: float = 0.5, **more) -> Device:
     return Device(name, name, {UTILIZATION: busy, POWER: 100.0}, pod=pod, **more)
 
 
-class Rig:
+class DevicesRig:
     """A pool's store, the exporters, and all events."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Rig:
 
 
 def test_one_page_reaches_every_endpoint_of_the_exporter() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     rig.state.observed(KEY, page(gpu("0"), gpu("1", busy=0.9), gpu("2", "n/b", 0.1)), 5.0, 0.1, 100)
     assert published.reading(rig.of("1:1"), UTILIZATION, 6.0) == Current(0.9, 5.0)
     assert published.reading(rig.of("1:1"), POWER, 6.0) == Current(200.0, 5.0)
@@ -82,7 +82,7 @@ def test_one_page_reaches_every_endpoint_of_the_exporter() -> None:
 
 
 def test_before_the_first_page_and_without_a_device_there_is_a_reason() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     assert set(rig.of("1:1").withheld.values()) == {"never_scraped"}
     rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
     assert rig.of("2:1").withheld == dict.fromkeys(COMBINED, "no_accelerator")
@@ -90,7 +90,7 @@ def test_before_the_first_page_and_without_a_device_there_is_a_reason() -> None:
 
 
 def test_an_exporter_that_fails_makes_readings_stale_and_no_endpoint_unhealthy() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
     for second in range(6, 60):
         rig.state.failed(KEY, "timeout", "no answer", float(second), 1.0)
@@ -109,7 +109,7 @@ def test_an_exporter_that_fails_makes_readings_stale_and_no_endpoint_unhealthy()
 
 
 def test_a_snapshot_is_good_until_a_reading_of_an_accelerator_expires() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
     rig.scraped(18.0)
     assert rig.store.snapshot(18.0).good_until == 20.0
@@ -123,7 +123,7 @@ def test_an_unhealthy_accelerator_takes_its_endpoint_out_until_a_page_shows_it_h
         "accelerator_row_remap": Device("1", "1", {"accelerator_row_remap_failed": 1.0}, pod="n/a"),
         "accelerator_unhealthy": Device("1", "1", {"accelerator_healthy": 0.0}, pod="n/a"),
     }[reason]
-    rig = Rig()
+    rig = DevicesRig()
     rig.scraped(5.0)
     assert rig.health("1:1", 5.0) == ("healthy", "")
     rig.state.observed(KEY, page(gpu("0"), unhealthy, gpu("2", "n/b")), 5.0, 0.1, 100)
@@ -144,7 +144,7 @@ def test_an_unhealthy_accelerator_takes_its_endpoint_out_until_a_page_shows_it_h
 
 
 def test_codes_that_are_not_configured_as_fatal_are_shown_and_change_no_health() -> None:
-    rig = Rig(want(fatal=frozenset({48})))
+    rig = DevicesRig(want(fatal=frozenset({48})))
     rig.scraped(5.0)
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
     assert rig.health("1:1", 5.2) == ("healthy", "")
@@ -152,14 +152,14 @@ def test_codes_that_are_not_configured_as_fatal_are_shown_and_change_no_health()
 
 
 def test_a_dead_server_is_down_for_its_own_reason_whatever_its_accelerators_report() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
     rig.store.failed("1:1", "refused", "connection refused", 6.0, 0.0)
     assert rig.health("1:1", 6.0) == (Health.DOWN, "refused")
 
 
 def test_accelerators_outlive_a_restart_of_the_server() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     rig.store.observed("1:1", Extraction({"start_time_seconds": 1.0}, (), ()), 5.0, 0.0, 10)
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
     rig.store.observed("1:1", Extraction({"start_time_seconds": 2.0}, (), ()), 6.0, 0.0, 10)
@@ -167,7 +167,7 @@ def test_accelerators_outlive_a_restart_of_the_server() -> None:
 
 
 def test_a_device_that_leaves_its_pod_leaves_its_endpoint() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
     rig.state.observed(KEY, page(gpu("0", "", xids=(79,))), 6.0, 0.1, 100)
     assert rig.of("1:1").devices == ()
@@ -177,7 +177,7 @@ def test_a_device_that_leaves_its_pod_leaves_its_endpoint() -> None:
 
 
 def test_endpoints_that_are_added_later_get_the_readings_of_the_last_page() -> None:
-    rig = Rig(places=(EndpointLocation("1:1", pod="n/a"),))
+    rig = DevicesRig(places=(EndpointLocation("1:1", pod="n/a"),))
     rig.state.observed(KEY, page(gpu("0"), gpu("1", "n/b")), 5.0, 0.1, 100)
     places = (EndpointLocation("1:1", pod="n/a"), EndpointLocation("2:1", pod="n/b"))
     rig.store.set_endpoints({"1:1": "vllm", "2:1": "vllm"}, 6.0)
@@ -190,7 +190,7 @@ def test_endpoints_that_are_added_later_get_the_readings_of_the_last_page() -> N
 
 def test_an_exporter_configured_for_a_node_belongs_to_it_whatever_node_its_page_names() -> None:
     places = (EndpointLocation("1:1", node="node-a"), EndpointLocation("2:1", node="node-b"))
-    rig = Rig(want(KEY, JoinKey.NODE, "node-a"), want(OTHER, JoinKey.NODE, "node-b"), places=places)
+    rig = DevicesRig(want(KEY, JoinKey.NODE, "node-a"), want(OTHER, JoinKey.NODE, "node-b"), places=places)
     rig.state.observed(KEY, page(gpu("0", "", node="dcgm-exporter-x7k2p")), 5.0, 0.1, 100)
     rig.state.observed(OTHER, page(gpu("1", "", node="dcgm-exporter-b52zz")), 5.0, 0.1, 100)
     assert [device.id for device in rig.of("1:1").devices] == ["0"]
@@ -213,7 +213,7 @@ def test_an_endpoint_of_another_pool_can_make_a_device_ambiguous() -> None:
 
 
 def test_a_page_of_an_exporter_that_is_not_configured_any_more_is_ignored() -> None:
-    rig = Rig()
+    rig = DevicesRig()
     before = rig.store.version
     rig.state.observed(OTHER, page(gpu("0")), 5.0, 0.1, 100)
     rig.state.failed(OTHER, "refused", "", 5.0, 0.1)

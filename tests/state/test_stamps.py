@@ -18,7 +18,7 @@ A = "a:1"
 STALE_AFTER = 3.0
 
 
-class Server:
+class StampedServer:
     """A store with one endpoint, and its pages."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Server:
 
 
 def test_a_sample_whose_stamp_repeats_is_as_old_as_the_first_page_that_had_it() -> None:
-    server = Server()
+    server = StampedServer()
     assert server.scraped(0.0, "4 1000", "1 1000").reading(RUNNING) == (4.0, 0.0)
     view = server.scraped(1.0, "4 1000", "2 2000")
     assert view.reading(RUNNING) == (4.0, 0.0)
@@ -46,7 +46,7 @@ def test_a_sample_whose_stamp_repeats_is_as_old_as_the_first_page_that_had_it() 
 
 
 def test_a_server_whose_samples_all_repeat_goes_stale_and_is_healthy_with_the_next_measurement() -> None:
-    server = Server()
+    server = StampedServer()
     for at in range(8):
         view = server.scraped(float(at), "4 1000")
         assert view.health is (Health.HEALTHY if at < STALE_AFTER else Health.STALE)
@@ -56,7 +56,7 @@ def test_a_server_whose_samples_all_repeat_goes_stale_and_is_healthy_with_the_ne
 
 
 def test_a_page_of_repeated_samples_ends_the_failures_before_it_and_changes_no_reading() -> None:
-    server = Server()
+    server = StampedServer()
     server.scraped(0.0, "4 1000")
     server.store.failed(A, "refused", "", 1.0, 0.0)
     assert server.view(1.0).health is Health.DOWN
@@ -65,7 +65,7 @@ def test_a_page_of_repeated_samples_ends_the_failures_before_it_and_changes_no_r
 
 
 def test_a_sum_is_as_old_as_its_oldest_part() -> None:
-    server = Server()
+    server = StampedServer()
     for at, stamps in ((0.0, (1, 1)), (1.0, (2, 1)), (2.0, (3, 2)), (3.0, (3, 3))):
         lines = "".join(f'vllm:num_requests_waiting{{engine="{at}"}} 2 {stamp}\n' for at, stamp in enumerate(stamps))
         view = server.scraped(at, "1", more=lines)
@@ -77,7 +77,7 @@ def test_a_sum_is_as_old_as_its_oldest_part() -> None:
 
 
 def test_the_samples_of_a_restarted_server_are_new_although_their_stamps_repeat() -> None:
-    server = Server()
+    server = StampedServer()
     server.scraped(0.0, "4 1000", more="process_start_time_seconds 5\n")
     server.scraped(1.0, "4 1000", more="process_start_time_seconds 5\n")
     view = server.scraped(2.0, "4 1000", more="process_start_time_seconds 6\n")
@@ -85,7 +85,7 @@ def test_the_samples_of_a_restarted_server_are_new_although_their_stamps_repeat(
 
 
 def test_a_page_without_stamps_has_none() -> None:
-    server = Server()
+    server = StampedServer()
     page = b"vllm:num_requests_running 4\nvllm:kv_cache_usage_perc 0.5\n"
     assert server.extractor.extract(page, whole=True).stamps == {}
     stamped = server.extractor.extract(page.replace(b" 4", b" 4 -17.5"), whole=True)

@@ -52,7 +52,7 @@ class Counts:
         return [one for one in self._samples if one.name == name and labels.items() <= one.labels.items()]
 
 
-class Fleet:
+class GatewayFleet:
     """A running agent and its file, its Envoy, and the healthy emulated servers."""
 
     def __init__(self, agent: Process, file: Path, healthy: Sequence[str], client: aiohttp.ClientSession) -> None:
@@ -120,7 +120,7 @@ def document(pools: Mapping[str, Sequence[str]]) -> str:
 @contextlib.asynccontextmanager
 async def a_fleet(
     directory: Path, servers: int, pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
-) -> AsyncIterator[Fleet]:
+) -> AsyncIterator[GatewayFleet]:
     """Start the fleet, and stop it afterwards. `pools` makes the pools from the healthy addresses."""
     started = Processes(directory)
     try:
@@ -132,7 +132,7 @@ async def a_fleet(
             path.write_text(document(pools(healthy)))
             agent = started.start([*IGW, "run", "--config", path])
             client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)))
-            fleet = Fleet(agent, path, healthy, client)
+            fleet = GatewayFleet(agent, path, healthy, client)
             # In a thread: the targets of a test may run on this event loop, and are scraped from now on.
             fleet.admin = (await asyncio.to_thread(agent.wait_for, r"admin: (http://\S+)"))[1]
             pickers = dict(re.findall(r"pool (\S+): ext_proc on (\S+),", agent.output()))

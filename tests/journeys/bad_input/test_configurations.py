@@ -9,7 +9,7 @@ import pytest
 
 from agent.__main__ import main
 from agent.envoy.render import PickMode
-from tests.journeys.bad_input.fleet import IGW, Fleet, a_fleet, chat, document
+from tests.journeys.bad_input.fleet import IGW, GatewayFleet, a_fleet, chat, document
 from tests.processes import Processes
 from tests.waiting import found
 
@@ -85,7 +85,7 @@ async def test_a_typo_in_the_file_of_a_running_agent_changes_nothing_is_counted_
         assert (await fleet.endpoint("pool", fleet.healthy[0]))["stale_after_seconds"] == 3
 
 
-async def reloaded(fleet: Fleet, text: str, result: str) -> None:
+async def reloaded(fleet: GatewayFleet, text: str, result: str) -> None:
     """Write this text to the file, reload it, and wait for this result."""
     fleet.file.write_text(text)
     fleet.agent.signal(signal.SIGHUP)

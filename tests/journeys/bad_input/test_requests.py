@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from agent.envoy.render import PickMode
-from tests.journeys.bad_input.fleet import CHAT, MODES, Counts, Fleet, a_fleet, chat
+from tests.journeys.bad_input.fleet import CHAT, MODES, Counts, GatewayFleet, a_fleet, chat
 from tests.waiting import found
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,14 +22,14 @@ MEGABYTE = 1_000_000
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayFleet]:
     async with a_fleet(tmp_path_factory.mktemp("bad requests"), 2, lambda healthy: {POOL: healthy}) as started:
         await found(started.counts, lambda seen: seen.of("igw_pool_endpoints_by_health", state="healthy") == 2)
         await is_served(started, PickMode.BUFFERED)
         yield started
 
 
-class Bad(NamedTuple):
+class BadRequest(NamedTuple):
     """The body that the client sends, the error in the response, and the reason that is counted."""
 
     body: Callable[[], Any]
@@ -50,20 +50,20 @@ def without_model() -> bytes:
 
 
 TABLE = {
-    "is-not-JSON": Bad(lambda: b"model=emulated&prompt=hello", 400, "invalid_json", "invalid_json"),
-    "is-cut-JSON": Bad(lambda: json.dumps(chat()).encode()[:-1], 400, "invalid_json", "invalid_json"),
-    "is-an-array": Bad(lambda: b"[1, 2, 3]", 400, "invalid_json", "invalid_json"),
-    "is-not-UTF-8": Bad(lambda: b'{"model":"\xff\xfe"}', 400, "invalid_json", "invalid_json"),
-    "is-empty": Bad(lambda: b"", 400, "invalid_json", "invalid_json"),
-    "nests-too-deep": Bad(lambda: b"[" * 100_000, 400, "invalid_json", "invalid_json"),
-    "has-no-model": Bad(without_model, 400, "model_required", "model_required", "model"),
-    "has-a-number-for-a-model": Bad(lambda: b'{"model":7}', 400, "model_required", "model_required", "model"),
-    "announces-20-MB": Bad(lambda: io.BytesIO(b" " * 20 * MEGABYTE), 413, "request_too_large", "too_large"),
-    "sends-20-MB": Bad(lambda: in_pieces(b" " * 20 * MEGABYTE, MEGABYTE), 413, "request_too_large", "too_large"),
+    "is-not-JSON": BadRequest(lambda: b"model=emulated&prompt=hello", 400, "invalid_json", "invalid_json"),
+    "is-cut-JSON": BadRequest(lambda: json.dumps(chat()).encode()[:-1], 400, "invalid_json", "invalid_json"),
+    "is-an-array": BadRequest(lambda: b"[1, 2, 3]", 400, "invalid_json", "invalid_json"),
+    "is-not-UTF-8": BadRequest(lambda: b'{"model":"\xff\xfe"}', 400, "invalid_json", "invalid_json"),
+    "is-empty": BadRequest(lambda: b"", 400, "invalid_json", "invalid_json"),
+    "nests-too-deep": BadRequest(lambda: b"[" * 100_000, 400, "invalid_json", "invalid_json"),
+    "has-no-model": BadRequest(without_model, 400, "model_required", "model_required", "model"),
+    "has-a-number-for-a-model": BadRequest(lambda: b'{"model":7}', 400, "model_required", "model_required", "model"),
+    "announces-20-MB": BadRequest(lambda: io.BytesIO(b" " * 20 * MEGABYTE), 413, "request_too_large", "too_large"),
+    "sends-20-MB": BadRequest(lambda: in_pieces(b" " * 20 * MEGABYTE, MEGABYTE), 413, "request_too_large", "too_large"),
 }
 
 
-async def is_served(fleet: Fleet, way: PickMode) -> None:
+async def is_served(fleet: GatewayFleet, way: PickMode) -> None:
     """No request is in flight, and the next one is answered."""
     await fleet.idle(POOL)
     status, body = await fleet.send(POOL, way)
@@ -74,7 +74,7 @@ async def is_served(fleet: Fleet, way: PickMode) -> None:
 @both
 @pytest.mark.parametrize("name", TABLE)
 async def test_a_request_that_cannot_be_served_gets_its_reason_and_is_counted(
-    fleet: Fleet, way: PickMode, name: str
+    fleet: GatewayFleet, way: PickMode, name: str
 ) -> None:
     bad = TABLE[name]
     before = await fleet.counts()
@@ -97,7 +97,7 @@ async def test_a_request_that_cannot_be_served_gets_its_reason_and_is_counted(
 
 
 @both
-async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: PickMode) -> None:
+async def test_a_body_in_chunks_of_one_byte_is_served(fleet: GatewayFleet, way: PickMode) -> None:
     body = json.dumps(chat("one byte at a time")).encode()
     status, answer = await fleet.send(POOL, way, data=in_pieces(body, 1), headers={"content-type": "application/json"})
     assert (status, answer["object"]) == (200, "chat.completion")
@@ -106,7 +106,7 @@ async def test_a_body_in_chunks_of_one_byte_is_served(fleet: Fleet, way: PickMod
 
 @both
 async def test_a_client_that_disconnects_during_its_upload_is_counted_and_not_in_flight(
-    fleet: Fleet, way: PickMode
+    fleet: GatewayFleet, way: PickMode
 ) -> None:
     name = "igw_requests_abandoned_total"
     before = (await fleet.counts()).of(name, pool=POOL)
@@ -129,7 +129,7 @@ async def test_a_client_that_disconnects_during_its_upload_is_counted_and_not_in
 
 @both
 async def test_a_client_that_disconnects_during_the_response_is_counted_and_not_in_flight(
-    fleet: Fleet, way: PickMode
+    fleet: GatewayFleet, way: PickMode
 ) -> None:
     before = (await fleet.counts()).of("igw_requests_ended_total", pool=POOL, result="closed")
     body = json.dumps(chat("write a long story", stream=True) | {"max_tokens": 4000, "ignore_eos": True}).encode()
@@ -162,7 +162,7 @@ REFUSED_BY_ENVOY = {
 @both
 @pytest.mark.parametrize("name", REFUSED_BY_ENVOY)
 async def test_a_request_that_envoy_refuses_gets_an_openai_error_with_the_reason(
-    fleet: Fleet, way: PickMode, name: str
+    fleet: GatewayFleet, way: PickMode, name: str
 ) -> None:
     request, status, why = REFUSED_BY_ENVOY[name]
     reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port(POOL, way))
@@ -177,7 +177,7 @@ async def test_a_request_that_envoy_refuses_gets_an_openai_error_with_the_reason
     await is_served(fleet, way)
 
 
-async def test_at_the_end_every_request_is_accounted_for(fleet: Fleet) -> None:
+async def test_at_the_end_every_request_is_accounted_for(fleet: GatewayFleet) -> None:
     await fleet.idle(POOL)
     counts = await fleet.counts()
     assert counts.of("igw_picks_total", pool=POOL) == counts.of("igw_requests_ended_total", pool=POOL, result="closed")

@@ -26,13 +26,13 @@ from tests.fakes.model_server import (
     raw,
     reset,
 )
-from tests.journeys.bad_input.fleet import MODES, Fleet, a_fleet
+from tests.journeys.bad_input.fleet import MODES, GatewayFleet, a_fleet
 from tests.waiting import found
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-class Bad(NamedTuple):
+class BadTarget(NamedTuple):
     """The behaviour of a target, None for a closed port; the reason that is counted and shown."""
 
     behave: Behaviour | None
@@ -40,21 +40,21 @@ class Bad(NamedTuple):
 
 
 TABLE = {
-    "refuses": Bad(None, "refused"),
-    "hangs": Bad(hang, "timeout"),
-    "hangs-in-the-middle": Bad(drip, "timeout"),
-    "hangs-up": Bad(raw(close=True), "reset"),
-    "breaks-off": Bad(reset, "reset"),
-    "answers-500": Bad(raw(answer(b"oops", "500 Internal Server Error")), "status"),
-    "sends-0-bytes": Bad(raw(answer(b"")), "empty"),
-    "announces-100-MB": Bad(raw(answer(PAGE, length=100_000_000)), "too_large"),
-    "sends-100-MB": Bad(endless, "too_large"),
-    "cuts-a-line": Bad(raw(answer(PAGE[:-5])), "truncated"),
-    "ends-too-soon": Bad(break_off, "truncated"),
-    "sends-HTML": Bad(raw(answer(b"<!DOCTYPE html>\n<html><body>Log in</body></html>\n")), "not_metrics"),
-    "sends-another-engine": Bad(raw(answer(PAGE.replace(b"vllm:", b"sglang:"))), "wrong_engine"),
-    "sends-gzip": Bad(raw(answer(PAGE, headers="Content-Encoding: gzip\r\n")), "encoding"),
-    "speaks-SSH": Bad(raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "bad_http"),
+    "refuses": BadTarget(None, "refused"),
+    "hangs": BadTarget(hang, "timeout"),
+    "hangs-in-the-middle": BadTarget(drip, "timeout"),
+    "hangs-up": BadTarget(raw(close=True), "reset"),
+    "breaks-off": BadTarget(reset, "reset"),
+    "answers-500": BadTarget(raw(answer(b"oops", "500 Internal Server Error")), "status"),
+    "sends-0-bytes": BadTarget(raw(answer(b"")), "empty"),
+    "announces-100-MB": BadTarget(raw(answer(PAGE, length=100_000_000)), "too_large"),
+    "sends-100-MB": BadTarget(endless, "too_large"),
+    "cuts-a-line": BadTarget(raw(answer(PAGE[:-5])), "truncated"),
+    "ends-too-soon": BadTarget(break_off, "truncated"),
+    "sends-HTML": BadTarget(raw(answer(b"<!DOCTYPE html>\n<html><body>Log in</body></html>\n")), "not_metrics"),
+    "sends-another-engine": BadTarget(raw(answer(PAGE.replace(b"vllm:", b"sglang:"))), "wrong_engine"),
+    "sends-gzip": BadTarget(raw(answer(PAGE, headers="Content-Encoding: gzip\r\n")), "encoding"),
+    "speaks-SSH": BadTarget(raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "bad_http"),
 }
 SIGNALS = {"igw_endpoint_running_requests", "igw_endpoint_waiting_requests", "igw_endpoint_kv_usage_ratio"}
 NAN = "reports-NaN"
@@ -63,7 +63,7 @@ NAN = "reports-NaN"
 class Targets(NamedTuple):
     """The fleet, and each bad target by the name of its pool."""
 
-    fleet: Fleet
+    fleet: GatewayFleet
     servers: dict[str, SwitchableServer]
 
 
@@ -103,7 +103,7 @@ def _nan_page() -> bytes:
 _NAN_PAGE = _nan_page()
 
 
-async def failures(fleet: Fleet, name: str) -> float:
+async def failures(fleet: GatewayFleet, name: str) -> float:
     """The counted scrapes of the bad target of this pool with its reason."""
     return (await fleet.counts()).of("igw_scrapes_total", pool=name, result="failed", reason=TABLE[name].reason)
 
@@ -167,7 +167,7 @@ async def before(targets: Targets) -> dict[str, float]:
     return failed
 
 
-async def is_good(fleet: Fleet, name: str, address: str) -> None:
+async def is_good(fleet: GatewayFleet, name: str, address: str) -> None:
     """The readings of the target are in the state and published."""
     state = await found(lambda: fleet.endpoint(name, address), lambda seen: seen["health"] == "healthy")
     assert state["signals"]["running_requests"]["value"] == 4
