@@ -2,10 +2,13 @@
 
     submit(request, on_decision) --> ticket --> stage --> stage --> ... --> pick | rejection
 
-A stage returns `CONTINUE`, a decision, or `WAIT`: it keeps the ticket and later calls `Pipeline.resume` with `CONTINUE`
+A stage returns `CONTINUE`, a decision, or `WAIT`: it keeps the ticket and later calls `Ticket.resume` with `CONTINUE`
 or a decision. A client that leaves while a stage waits cancels the ticket, and the stage that holds it is notified; so
 queues, guards and quotas are stages, and the code on both sides of the pipeline does not change. Without a stage that
 waits, `on_decision` is called within `submit`.
+
+What a stage reserves for a ticket is returned in `ended`, which is called once for each stage that the ticket has
+passed, whether it is picked, rejected or cancelled. A stage that raises rejects its ticket, and affects no other.
 
 Pure: `now` is a function that the shell supplies.
 """
@@ -13,26 +16,14 @@ Pure: `now` is a function that the shell supplies.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Final, Protocol
+from typing import Protocol
 
 from agent.events import Hook
-from agent.events.requests import Abandoned
+from agent.events.requests import Abandoned, StreamBroken
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
-from agent.requests.ticket import Request, Ticket
+from agent.requests.ticket import CONTINUE, WAIT, Request, Result, Ticket
 
-
-class Step(Enum):
-    """What a stage returns besides a decision."""
-
-    CONTINUE = 0
-    WAIT = 1
-
-
-CONTINUE: Final = Step.CONTINUE
-WAIT: Final = Step.WAIT
-Result = Step | Pick | Rejection
 OnDecision = Callable[[Ticket, Pick | Rejection], None]
 
 
@@ -50,7 +41,10 @@ class Stage(Protocol):
         ...
 
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
-        """A picked ticket that this stage has passed or decided ended."""
+        """A ticket that this stage has passed or picked for is over.
+
+        `how`: `closed` or `lost` for a picked one; `rejected` or `cancelled` at a later stage.
+        """
         ...
 
 
@@ -82,27 +76,31 @@ class Pipeline:
         self._advance(ticket)
         return ticket
 
+    # -- calls of a ticket -------------------------------------------------------------------------------------------
+
     def resume(self, ticket: Ticket, result: Result) -> bool:
         """Go on with a ticket that a stage held; False where it was cancelled meanwhile."""
+        if result is WAIT:
+            raise ValueError("a ticket is resumed with CONTINUE or a decision")
         if not ticket.pending:
             return False
-        self.waiting -= 1
-        if isinstance(result, Step):
-            if result is WAIT:
-                raise ValueError("a ticket is resumed with CONTINUE or a decision")
+        self._let_go(ticket)
+        if result is CONTINUE:
             ticket.stage += 1
             self._advance(ticket)
         else:
             self._decide(ticket, result)
         return True
 
-    # -- calls of a ticket -------------------------------------------------------------------------------------------
-
     def cancelled(self, ticket: Ticket) -> None:
-        """A ticket was cancelled before its decision: only a stage that waits can hold it."""
-        stage = self._stages[ticket.stage]
-        self.waiting -= 1
-        stage.cancelled(ticket, self._now())
+        """A ticket was cancelled before its decision."""
+        stage, now = self._stages[ticket.stage], self._now()
+        if self._let_go(ticket):  # else the stage is processing it, and its result is dropped
+            try:
+                stage.cancelled(ticket, now)
+            except Exception as error:  # noqa: BLE001  the stages before it are notified all the same
+                self._failed(stage, error)
+        self._notify(ticket, ticket.stage, "cancelled", now)
         self._hook(Abandoned(self._pool, stage.name))
 
     def reported(self, ticket: Ticket, report: str, served: str) -> None:
@@ -112,26 +110,60 @@ class Pipeline:
     def ended(self, ticket: Ticket, how: str) -> None:
         """A picked ticket ended: every stage up to the one that decided is notified, the last one first."""
         self.in_flight -= 1
-        now = self._now()
-        for stage in reversed(self._stages[: ticket.stage + 1]):
-            stage.ended(ticket, how, now)
+        self._notify(ticket, ticket.stage + 1, how, self._now())
 
     # -- within ------------------------------------------------------------------------------------------------------
 
     def _advance(self, ticket: Ticket) -> None:
         now, stages = ticket.submitted_at if not ticket.stage else self._now(), self._stages
         while True:
-            result = stages[ticket.stage].process(ticket, now)
-            if isinstance(result, Step):
-                if result is WAIT:
+            number = ticket.stage
+            try:
+                result = stages[number].process(ticket, now)
+            except Exception as error:  # noqa: BLE001  a defect of a stage must not leave a client without an answer
+                self._failed(stages[number], error)
+                result = Rejection("error", "The gateway's endpoint picker failed on this request.")
+            if result is CONTINUE and ticket.pending:
+                ticket.stage = number + 1
+                continue
+            if result is WAIT:
+                if ticket.pending and ticket.stage == number:  # else it was resumed or cancelled within `process`
+                    ticket.held = True
                     self.waiting += 1
-                    return
-                ticket.stage += 1
             else:
                 self._decide(ticket, result)
-                return
+            return
 
-    def _decide(self, ticket: Ticket, decision: Pick | Rejection) -> None:
+    def _decide(self, ticket: Ticket, decision: Result) -> None:
+        if not ticket.pending:  # cancelled within `process`: a pick is taken back
+            if isinstance(decision, Pick):
+                self._notify_one(ticket, self._stages[ticket.stage], "cancelled", self._now())
+            return
         if isinstance(decision, Pick):
             self.in_flight += 1
-        ticket.decide(decision)
+            ticket.decide(decision)
+        elif isinstance(decision, Rejection):
+            self._notify(ticket, ticket.stage, "rejected", self._now())
+            ticket.decide(decision)
+
+    def _let_go(self, ticket: Ticket) -> bool:
+        """Whether a stage held the ticket, which it does no longer."""
+        held = ticket.held
+        if held:
+            ticket.held = False
+            self.waiting -= 1
+        return held
+
+    def _notify(self, ticket: Ticket, count: int, how: str, now: float) -> None:
+        """Tell the first `count` stages that the ticket is over, the last one first."""
+        for stage in reversed(self._stages[:count]):
+            self._notify_one(ticket, stage, how, now)
+
+    def _notify_one(self, ticket: Ticket, stage: Stage, how: str, now: float) -> None:
+        try:
+            stage.ended(ticket, how, now)
+        except Exception as error:  # noqa: BLE001  the other stages are notified all the same
+            self._failed(stage, error)
+
+    def _failed(self, stage: Stage, error: Exception) -> None:
+        self._hook(StreamBroken(self._pool, "error", f"stage {stage.name}: {error!r}"))

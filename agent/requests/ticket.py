@@ -11,6 +11,7 @@ cancelled before. Whatever is called in a state that does not allow it changes n
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from agent.pick.decision import Pick
@@ -23,6 +24,18 @@ PICKED: Final = 1
 REJECTED: Final = 2
 CANCELLED: Final = 3
 ENDED: Final = 4
+
+
+class Step(Enum):
+    """What a stage returns besides a decision."""
+
+    CONTINUE = 0
+    WAIT = 1
+
+
+CONTINUE: Final = Step.CONTINUE
+WAIT: Final = Step.WAIT
+Result = Step | Pick | Rejection
 
 
 class Request(NamedTuple):
@@ -42,6 +55,10 @@ class Request(NamedTuple):
 class TicketOwner(Protocol):
     """The pipeline, as far as a ticket calls it."""
 
+    def resume(self, ticket: Ticket, result: Result) -> bool:
+        """A stage has decided on the ticket that it held."""
+        ...
+
     def cancelled(self, ticket: Ticket) -> None:
         """The ticket was cancelled before its decision."""
         ...
@@ -58,14 +75,14 @@ class TicketOwner(Protocol):
 class Ticket:
     """One submitted request; `request_id` to `subset` are those of the `Request`.
 
-    `stage` is the index of the stage that processes or holds it. `body`, `prompt` and `wanted` are the results of the
-    stages so far; each is released by the stage that consumes it. `work_id` identifies the request in the routing state
-    while it is in flight.
+    `stage` is the index of the stage that processes or holds it, `held` whether it is held. `body`, `prompt` and
+    `wanted` are the results of the stages so far; each is released by the stage that consumes it. `work_id` identifies
+    the request in the routing state while it is in flight.
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "body", "encoding", "model", "path", "pick", "picked_at", "prompt", "request_id",
-        "stage", "state", "submitted_at", "subset", "wanted", "work_id",
+        "_on_decision", "_owner", "body", "encoding", "held", "model", "path", "pick", "picked_at", "prompt",
+        "request_id", "stage", "state", "submitted_at", "subset", "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +98,7 @@ class Ticket:
         self.submitted_at = now
         self.state = PENDING
         self.stage = 0
+        self.held = False
         self.model = ""
         self.prompt: Prompt | None = None
         self.wanted: PickRequest | None = None
@@ -112,6 +130,10 @@ class Ticket:
         if on_decision is not None:
             on_decision(self, decision)
         return True
+
+    def resume(self, result: Result) -> bool:
+        """Go on with `CONTINUE` or a decision; called by the stage that returned WAIT. False after a cancellation."""
+        return self._owner.resume(self, result)
 
     def cancel(self) -> bool:
         """The client left before the decision."""

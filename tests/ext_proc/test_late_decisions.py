@@ -15,9 +15,9 @@ import pytest
 from agent.events import Event
 from agent.events.requests import Abandoned, Refused
 from agent.pick.decision import Pick
-from agent.requests.pipeline import WAIT, OnDecision, Pipeline, Result
+from agent.requests.pipeline import OnDecision, Pipeline
 from agent.requests.rejections import Rejection
-from agent.requests.ticket import Request, Ticket
+from agent.requests.ticket import WAIT, Request, Result, Ticket
 from agent.serve.ext_proc.server import ExtProcServer, ProcessCall
 from tests.fakes.ext_proc import PROCESS, read, request_headers
 from tests.waiting import eventually
@@ -96,7 +96,7 @@ async def port() -> AsyncIterator[QueueingPort]:
 async def test_a_pick_that_comes_later_routes_the_request(port: QueueingPort) -> None:
     call = await port.get()
     await eventually(lambda: port.pool.pipeline.waiting == 1)
-    port.pool.pipeline.resume(port.pool.queue.waiting[0], PICK)
+    port.pool.queue.waiting[0].resume(PICK)
     assert (await read(call)).WhichOneof("response") == "request_headers"
     assert port.pool.pipeline.in_flight == 1
     await call.done_writing()
@@ -106,7 +106,7 @@ async def test_a_pick_that_comes_later_routes_the_request(port: QueueingPort) ->
 async def test_a_rejection_that_comes_later_answers_the_client_and_ends_the_call(port: QueueingPort) -> None:
     call = await port.get()
     await eventually(lambda: port.pool.pipeline.waiting == 1)
-    port.pool.pipeline.resume(port.pool.queue.waiting[0], Rejection("none_healthy", "all are down"))
+    port.pool.queue.waiting[0].resume(Rejection("none_healthy", "all are down"))
     answer = (await read(call)).immediate_response
     assert (answer.status.code, orjson.loads(answer.body)["error"]["message"]) == (503, "all are down")
     assert await asyncio.wait_for(call.read(), 10) is grpc.aio.EOF
@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_meanwhile_cancels_its_request_at_the_stage_t
     call.cancel()
     await eventually(lambda: port.pool.queue.cancels == port.pool.queue.waiting)
     assert port.events == [Abandoned("pool", "queue")]
-    assert not port.pool.pipeline.resume(port.pool.queue.waiting[0], PICK)
+    assert not port.pool.queue.waiting[0].resume(PICK)
     assert (port.pool.pipeline.waiting, port.pool.pipeline.in_flight) == (0, 0)
 
 
@@ -128,7 +128,7 @@ async def test_a_stop_waits_for_the_decision_and_then_ends_the_call(port: Queuei
     await eventually(lambda: port.pool.pipeline.waiting == 1)
     stopping = asyncio.ensure_future(port.server.stop(20.0))
     await asyncio.sleep(0)
-    port.pool.pipeline.resume(port.pool.queue.waiting[0], PICK)
+    port.pool.queue.waiting[0].resume(PICK)
     assert (await read(call)).WhichOneof("response") == "request_headers"
     await asyncio.wait_for(stopping, 10)
     assert port.pool.queue.ends == ["lost"]

@@ -9,7 +9,7 @@ from agent.pick.request import Prompt
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection
 from agent.requests.stages.parse import ParseStage
-from agent.requests.ticket import Request, Ticket
+from agent.requests.ticket import Request, Result, Ticket
 
 
 class ScriptedPool:
@@ -55,6 +55,9 @@ class ScriptedPool:
         self._open.add(ticket)
         ticket.decide(Pick(request.request_id, chosen, self.fallbacks, 1, 0, 0, "tie", (chosen,), (0.0,), {}, 1))
         return ticket
+
+    def resume(self, ticket: Ticket, result: Result) -> bool:
+        raise AssertionError("every ticket is decided at once")
 
     def cancelled(self, ticket: Ticket) -> None:
         raise AssertionError("every ticket is decided at once")

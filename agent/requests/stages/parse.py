@@ -6,9 +6,8 @@ from typing import Final
 
 from agent.pick.request import Prompt
 from agent.requests.body import BodyRefused, parse
-from agent.requests.pipeline import CONTINUE, Result
 from agent.requests.rejections import Rejection
-from agent.requests.ticket import Ticket
+from agent.requests.ticket import CONTINUE, Result, Ticket
 
 _EMPTY: Final = Prompt("", b"")
 

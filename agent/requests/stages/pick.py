@@ -10,9 +10,8 @@ from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import Profile
 from agent.prefix.index import PrefixIndex
-from agent.requests.pipeline import Result
 from agent.requests.rejections import Rejection
-from agent.requests.ticket import Ticket
+from agent.requests.ticket import Result, Ticket
 from agent.state.store import RoutingStore
 
 
@@ -51,7 +50,6 @@ class PickStage:
         answer = pick(store.snapshot(now), wanted, profile, self._index, now, self._fallbacks)
         if isinstance(answer, NoPick):
             return Rejection(answer.reason, f"No model server is available: {answer.detail}")
-        ticket.work_id = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
         ticket.picked_at = now
         if wanted.chain:
             self._index.record(answer.endpoint, wanted.chain)
@@ -68,6 +66,8 @@ class PickStage:
                 self._now() - now,
             )
         )
+        # Last: what is in flight must end, and a step above that raises would leave no one to end it.
+        ticket.work_id = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
         return answer
 
     def cancelled(self, ticket: Ticket, now: float) -> None:

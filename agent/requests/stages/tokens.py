@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from agent.pick.request import PickRequest
 from agent.prefix.blocks import chain, seed
-from agent.requests.pipeline import CONTINUE, Result
-from agent.requests.ticket import Ticket
+from agent.requests.ticket import CONTINUE, Result, Ticket
 
 
 class TokensStage:

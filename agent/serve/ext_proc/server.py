@@ -123,6 +123,7 @@ class ProcessCall:
         processor, session, ticket = self._processor, self.session, self.ticket
         if self not in processor.calls:
             return
+        processor.ended(self)
         self.ticket = None  # it is over, and refers to this call
         if session.undecided and how == "closed":
             processor.hook(Abandoned(processor.pool.name, _BODY_STAGE))
@@ -131,7 +132,6 @@ class ProcessCall:
             ticket.end(how)
         if status is not None:
             self._call.finish(status, "" if status is StatusCode.OK else "the agent stops")
-        processor.ended(self)
 
     def _do(self, actions: Actions) -> None:
         call, processor = self._call, self._processor
@@ -147,8 +147,10 @@ class ProcessCall:
                     call.when_sent(self.session.body_sent)
             elif isinstance(action, Schedule):
                 self._submitting = True
-                self.ticket = processor.pool.submit(action.request, self.decided)
-                self._submitting = False
+                try:
+                    self.ticket = processor.pool.submit(action.request, self.decided)
+                finally:
+                    self._submitting = False
             elif isinstance(action, RemoveHeader):
                 call.send(REMOVE_REPORT)
             elif isinstance(action, Report):
