@@ -27,7 +27,7 @@ class Exporting:
         """Nothing: exporters have no options."""
 
     def readiness(self) -> list[str]:
-        """Always ready: an exporter that fails is restarted, and does not affect picks."""
+        """Nothing of its own: an exporter that fails is a failed task, which `/readyz` names until it has restarted."""
         return []
 
     async def stop(self, grace: float) -> None:

@@ -70,11 +70,11 @@ class Pools:
             {settings.name: added.get(settings.name) or self.pools[settings.name] for settings in config.pools},
         )
         self._config = config
+        for name in before.keys() - self.pools.keys():  # before the first wait: a stop meanwhile knows them
+            self._drain(before[name], config.ext_proc.drain_timeout)
         for name, pool in self.pools.items():
             if name not in added:
                 await pool.apply(config)
-        for name in before.keys() - self.pools.keys():
-            self._drain(before[name], config.ext_proc.drain_timeout)
         self._on_pools()
         self._parts.on_endpoints()
 

@@ -39,25 +39,28 @@ class Supervisor:
         return self._stopping
 
     async def start(self) -> None:
-        """Start every component. Raises CannotStart, with nothing left running."""
+        """Start every component. Raises what one of them raises (CannotStart), with nothing left running."""
         try:
             for component in self._components:
                 self._started.append(component)  # before it has started, so that a stop meanwhile reaches it
                 await component.start()
-        except CannotStart:
+        except Exception:
             await self.stop(0.0)
             raise
 
     async def apply(self, old: Config, new: Config) -> None:
-        """Change every component from `old` to `new`. Raises CannotStart, with all of them at `old`."""
+        """Change every component from `old` to `new`. Raises what one of them raises, with all of them at `old`."""
         changed: list[Component] = []
         try:
             for component in self._components:
                 changed.append(component)
                 await component.apply(new)
-        except CannotStart:
+        except Exception:
             for component in reversed(changed[:-1]):
-                await component.apply(old)
+                try:
+                    await component.apply(old)
+                except CannotStart as error:  # the others go back all the same
+                    self._hook(TaskFailed(component.name, f"it cannot go back: {error}", 0.0))
             raise
 
     def readiness(self) -> list[str]:
@@ -79,5 +82,7 @@ class Supervisor:
                     await component.stop(left)
             except TimeoutError:
                 self._hook(TaskFailed(component.name, f"it did not stop within {left + CLOSE_SECONDS:g} s", 0.0))
+            except Exception as error:  # noqa: BLE001  the defect of one component must not keep the others running
+                self._hook(TaskFailed(component.name, f"it failed to stop: {error!r}", 0.0))
         self._started.clear()
         await self._tasks.stop()

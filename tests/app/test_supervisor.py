@@ -29,6 +29,7 @@ class Part:
         self.why = why
         self.hangs = False
         self.graces: list[float] = []
+        self.defect: Exception | None = None  # of `apply` and `stop`
         self._calls = calls
         self._cannot = cannot
 
@@ -41,6 +42,8 @@ class Part:
         self._calls.append(f"apply {self.name}")
         if self._cannot == "apply":
             raise CannotStart(f"{self.name} refuses")
+        if self.defect is not None:
+            raise self.defect
         self.config = config
 
     def readiness(self) -> list[str]:
@@ -49,6 +52,8 @@ class Part:
     async def stop(self, grace: float) -> None:
         self._calls.append(f"stop {self.name}")
         self.graces.append(grace)
+        if self.defect is not None:
+            raise self.defect
         if self.hangs:
             await asyncio.Event().wait()
 
