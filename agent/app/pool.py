@@ -61,7 +61,7 @@ class PoolParts(NamedTuple):
 
 
 class _FixedSize:
-    """Stands in for an index that may not follow the cache sizes that servers report."""
+    """Replaces an index where `prefixIndex.autoSize` is off: cache sizes that servers report are ignored."""
 
     def __init__(self, index: PrefixIndex) -> None:
         self.forget = index.forget

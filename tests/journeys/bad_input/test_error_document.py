@@ -87,7 +87,7 @@ def test_every_reason_to_refuse_a_value_is_documented() -> None:
 
 
 def test_every_refusal_is_documented_with_its_status() -> None:
-    assert {(row[0], row[1]) for row in documented("A request is refused", "reason")} == refusals()
+    assert {(row[0], row[1]) for row in documented("A request is rejected", "reason")} == refusals()
 
 
 def test_the_table_of_rejections_has_exactly_the_reasons_that_are_used() -> None:
@@ -99,7 +99,7 @@ def test_every_error_that_the_rendered_envoy_returns_is_documented() -> None:
         (EnvoyPool("pool", ("127.0.0.1:1",), "127.0.0.1:2"),), (EnvoyListener("in", "127.0.0.1:0", "pool"),)
     )
     rendered = json.loads(json.dumps(bootstrap(settings)))
-    assert set(first("A request is refused", "`code` from Envoy")) == set(codes(rendered))
+    assert set(first("A request is rejected", "`code` from Envoy")) == set(codes(rendered))
 
 
 def test_every_reason_of_a_failed_stream_is_documented() -> None:
