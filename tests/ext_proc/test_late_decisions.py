@@ -18,8 +18,10 @@ from agent.pick.decision import Pick
 from agent.requests.pipeline import OnDecision, Pipeline
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import WAIT, Request, Result, Ticket
-from agent.serve.ext_proc.server import ExtProcServer, ProcessCall
-from tests.fakes.ext_proc import PROCESS, read, request_headers
+from agent.serve.ext_proc.server import ExternalProcessor, ExtProcServer, ProcessCall
+from agent.serve.grpc.router import GrpcRouter
+from tests.fakes.ext_proc import FULL_DUPLEX, PROCESS, read, request_body, request_headers
+from tests.fakes.http2_client import Http2Client, grpc_message
 from tests.waiting import eventually
 
 PICK = Pick("r", "10.0.0.1:8000", (), 1, 0, 0, "tie", ("10.0.0.1:8000",), (0.0,), {}, 1)
@@ -158,3 +160,62 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector(port: Queueing
     finally:
         gc.enable()
     assert kept == []
+
+
+class Uploading:
+    """A proxy that has sent a body of 100,000 bytes and accepts only 1,000 of what comes back."""
+
+    def __init__(self) -> None:
+        events: list[Event] = []
+        self.pool = QueueingPool(events)
+        self.processor = ExternalProcessor(self.pool, events.append, max_body=1 << 20, max_buffered=1 << 20)
+        self.client = Http2Client(GrpcRouter((self.processor,), lambda *_: None), window=1000)
+        self.client.acknowledge = False
+        self.stream = self.client.open(path=PROCESS)
+        body = request_body(b"x" * 100_000)
+        self.client.send(self.stream, grpc_message(request_headers(FULL_DUPLEX)) + grpc_message(body))
+        self.client.exchange()
+        (self.ticket,) = self.pool.queue.waiting
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Open calls, bytes of bodies, tickets that wait, tickets in flight."""
+        pipeline = self.pool.pipeline
+        return len(self.processor.calls), self.processor.buffered_bytes, pipeline.waiting, pipeline.in_flight
+
+
+def leave_by_reset(proxy: Uploading) -> None:
+    proxy.client.h2.reset_stream(proxy.stream)
+    proxy.client.exchange()
+
+
+def leave_by_disconnect(proxy: Uploading) -> None:
+    proxy.client.server.closed()
+
+
+@pytest.mark.parametrize("leave", [leave_by_reset, leave_by_disconnect])
+@pytest.mark.parametrize("decision", [None, PICK])
+def test_a_proxy_that_leaves_while_it_reads_slowly_leaves_no_count_behind(leave: Any, decision: Any) -> None:
+    proxy = Uploading()
+    assert proxy.counts() == (1, 100_000, 1, 0)
+    if decision is not None:
+        proxy.ticket.resume(decision)
+        proxy.client.exchange()
+    if decision is PICK:
+        assert proxy.counts() == (1, 100_000, 0, 1)  # the body cannot be sent back yet
+    leave(proxy)
+    assert proxy.counts() == (0, 0, 0, 0)
+    assert not proxy.ticket.resume(PICK)
+
+
+def test_a_body_is_buffered_until_a_proxy_that_reads_slowly_has_taken_it_back() -> None:
+    proxy = Uploading()
+    proxy.ticket.resume(PICK)
+    proxy.client.exchange()
+    assert proxy.counts() == (1, 100_000, 0, 1)
+    proxy.client.h2.increment_flow_control_window(200_000)
+    proxy.client.h2.increment_flow_control_window(200_000, proxy.stream)
+    proxy.client.exchange()
+    assert proxy.counts() == (1, 0, 0, 1)
+    proxy.client.h2.end_stream(proxy.stream)
+    proxy.client.exchange()
+    assert proxy.counts() == (0, 0, 0, 0)
