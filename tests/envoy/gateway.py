@@ -72,7 +72,7 @@ async def run_gateway(
             stack.push_async_callback(server.stop)
         addresses = [server.address for server in started]
         events: list[Event] = []
-        gateway = Gateway(started, ScriptedPool(*addresses), events)
+        gateway = Gateway(started, ScriptedPool(*addresses, hook=events.append), events)
         gateway.picker = ExtProcServer(
             gateway.pool,
             events.append,

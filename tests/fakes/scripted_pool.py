@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from agent.events import Hook, ignore
 from agent.pick.decision import NoPick, Pick
 from agent.pick.request import Prompt
-from agent.requests.pipeline import OnDecision
+from agent.requests.pipeline import OnDecision, Pipeline
 from agent.requests.rejections import Rejection
 from agent.requests.stages.parse import ParseStage
 from agent.requests.ticket import Request, Result, Ticket
@@ -17,7 +18,7 @@ class ScriptedPool:
 
     name = "pool"
 
-    def __init__(self, *endpoints: str) -> None:
+    def __init__(self, *endpoints: str, hook: Hook = ignore) -> None:
         self.endpoints = endpoints
         self.choose: Callable[[Prompt, frozenset[str] | None], str | NoPick | Exception] = lambda _, __: self.endpoints[
             0
@@ -30,49 +31,53 @@ class ScriptedPool:
         self.is_ready = True
         self.reports = False
         self.load_reports: list[tuple[str, str, str]] = []  # endpoint, report, endpoint that answered
-        self._open: set[Ticket] = set()
-        self._parse = ParseStage()
+        self.open: set[Ticket] = set()
+        self._pipeline = Pipeline(self.name, [ParseStage(), ChooseStage(self)], lambda: 0.0, hook, self)
 
     @property
     def in_flight(self) -> int:
-        return len(self._open)
+        return len(self.open)
 
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
-        ticket = Ticket(self, request, on_decision, 0.0)
-        parsed = self._parse.process(ticket, 0.0)
-        if isinstance(parsed, Rejection):
-            ticket.decide(parsed)
-            return ticket
-        assert ticket.prompt is not None
-        self.requests.append((request.request_id, ticket.prompt, request.subset))
-        chosen = self.choose(ticket.prompt, request.subset)
-        if isinstance(chosen, Exception):
-            raise chosen
-        if isinstance(chosen, NoPick):
-            ticket.decide(Rejection(chosen.reason, chosen.detail))
-            return ticket
-        self.picks += 1
-        self._open.add(ticket)
-        ticket.decide(Pick(request.request_id, chosen, self.fallbacks, 1, 0, 0, "tie", (chosen,), (0.0,), {}, 1))
-        return ticket
+        return self._pipeline.submit(request, on_decision)
 
-    def resume(self, ticket: Ticket, result: Result) -> bool:
-        raise AssertionError("every ticket is decided at once")
-
-    def cancelled(self, ticket: Ticket) -> None:
-        raise AssertionError("every ticket is decided at once")
-
-    def reported(self, ticket: Ticket, report: str, served: str) -> None:
-        assert ticket in self._open
+    def reported(self, ticket: Ticket, report: str, served: str, now: float) -> None:
+        assert ticket in self.open
         assert ticket.pick is not None
         self.load_reports.append((ticket.pick.endpoint, report, served))
 
-    def ended(self, ticket: Ticket, how: str) -> None:
-        if ticket in self._open:
-            self._open.remove(ticket)
-        else:
-            self.ended_twice += 1
-        self.ended_as.append(how)
-
     def ready(self) -> bool:
         return self.is_ready
+
+
+class ChooseStage:
+    """The stage that picks what the pool's `choose` says."""
+
+    name = "pick"
+
+    def __init__(self, pool: ScriptedPool) -> None:
+        self._pool = pool
+
+    def process(self, ticket: Ticket, now: float) -> Result:
+        pool = self._pool
+        assert ticket.prompt is not None
+        pool.requests.append((ticket.request_id, ticket.prompt, ticket.subset))
+        chosen = pool.choose(ticket.prompt, ticket.subset)
+        if isinstance(chosen, Exception):
+            raise chosen
+        if isinstance(chosen, NoPick):
+            return Rejection(chosen.reason, chosen.detail)
+        pool.picks += 1
+        pool.open.add(ticket)
+        return Pick(ticket.request_id, chosen, pool.fallbacks, 1, 0, 0, "tie", (chosen,), (0.0,), {}, 1)
+
+    def cancelled(self, ticket: Ticket, now: float) -> None:
+        raise AssertionError("every ticket is decided at once")
+
+    def ended(self, ticket: Ticket, how: str, now: float) -> None:
+        pool = self._pool
+        if ticket in pool.open:
+            pool.open.remove(ticket)
+        else:
+            pool.ended_twice += 1
+        pool.ended_as.append(how)
