@@ -93,6 +93,20 @@ async def test_if_one_refuses_a_configuration_all_return_to_the_old_one() -> Non
     assert [part.config for part in parts] == [OLD, OLD, OLD]
 
 
+async def test_a_component_with_a_defect_leaves_the_others_at_the_old_configuration_and_able_to_stop() -> None:
+    calls: list[str] = []
+    a, b = parts = Part("a", calls), Part("b", calls)
+    supervisor, events = supervised(*parts)
+    await supervisor.start()
+    b.defect = KeyError("x")
+    with pytest.raises(KeyError):
+        await supervisor.apply(OLD, NEW)
+    assert a.config is OLD
+    await supervisor.stop(0.0)
+    assert calls[-2:] == ["stop b", "stop a"]
+    assert events == [TaskFailed("b", "it failed to stop: KeyError('x')", 0.0)]
+
+
 async def test_readiness_is_that_of_all_components_while_the_agent_runs() -> None:
     calls: list[str] = []
     part = Part("a", calls, why="pool x: 1 of 2 endpoints were not scraped yet")
