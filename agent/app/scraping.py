@@ -8,7 +8,8 @@ from agent.app.scrape_budget import ScrapeBudget
 from agent.clock import Clock
 from agent.config.config import Config
 from agent.events import Hook
-from agent.scrape.loop import ScrapeLoop
+from agent.events.process import TaskFailed
+from agent.scrape.loop import RETRY_SECONDS, ScrapeLoop
 from agent.state.snapshot import Snapshot
 
 
@@ -21,7 +22,7 @@ class Scraping:
     name = "scraping"
 
     def __init__(self, config: Config, clock: Clock, snapshots: Callable[[float], list[Snapshot]], hook: Hook) -> None:
-        self.loop = ScrapeLoop(clock)
+        self.loop = ScrapeLoop(clock, lambda error: hook(TaskFailed(self.name, repr(error), RETRY_SECONDS)))
         self._config = config
         self._budget = ScrapeBudget(self.loop, clock, snapshots, hook)
 

@@ -32,15 +32,26 @@ from agent.scrape.target import PageReader, PageSink, ResultT_contra, Sink, Targ
 
 # After a pause of the process the whole fleet may be due: responses are read after this number of starts.
 MAX_STARTS_AT_ONCE: Final = 100
+# A scrape or a probe that could not start because of a defect is tried again after this time.
+RETRY_SECONDS: Final = 1.0
 # How often deadlines are checked while a request is active: a time-out is late by at most this.
 DEADLINE_CHECK_SECONDS: Final = 0.05
 
 
-class ScrapeLoop:
-    """Scrapes the targets of every pool until `stop`. All methods are called on the event loop."""
+def log_defect(error: Exception) -> None:
+    """Hand a defect to the event loop's exception handler, which logs it."""
+    asyncio.get_running_loop().call_exception_handler({"message": "a scrape could not start", "exception": error})
 
-    def __init__(self, clock: Clock) -> None:
+
+class ScrapeLoop:
+    """Scrapes the targets of every pool until `stop`. All methods are called on the event loop.
+
+    `defect` receives what a scrape or a probe raised when it was due; the others go on.
+    """
+
+    def __init__(self, clock: Clock, defect: Callable[[Exception], None] = log_defect) -> None:
         self._clock = clock
+        self._defect = defect
         self.buffers: Final = BufferPool()
         self._scrapers: dict[tuple[str, str], Scraper] = {}
         self._due: list[tuple[float, int, Scheduled]] = []
@@ -194,7 +205,12 @@ class ScrapeLoop:
             started += 1
             at, _, scheduled = heapq.heappop(due)
             if scheduled.due_at == at and not scheduled.stopped:
-                scheduled.on_due(now)
+                try:
+                    scheduled.on_due(now)
+                except Exception as error:  # noqa: BLE001  else the timer is never set again and no server is scraped
+                    if scheduled.due_at == at:
+                        self.schedule(now + RETRY_SECONDS, scheduled)
+                    self._defect(error)
         self._timer_at = float("inf")
         if due:
             self._set_timer(due[0][0])

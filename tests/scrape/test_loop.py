@@ -460,6 +460,37 @@ async def test_targets_that_stay_keep_their_connection_and_removed_ones_are_not_
     assert not goes.writers
 
 
+class Defective:
+    """Is due, and raises."""
+
+    def __init__(self) -> None:
+        self.due_at = 0.0
+        self.early = 0.0
+        self.stopped = False
+        self.tries = 0
+
+    def on_due(self, now: float) -> None:
+        self.tries += 1
+        raise ZeroDivisionError
+
+
+async def test_a_scrape_that_raises_is_reported_and_retried_and_stops_no_other() -> None:
+    defects: list[Exception] = []
+    server, sink, defective = ModelServer(), RecordingSink(), Defective()
+    loop = ScrapeLoop(LoopClock(asyncio.get_running_loop()), defects.append)
+    await server.start()
+    try:
+        loop.schedule(loop.now, defective)
+        loop.set_targets("pool", [Target(server.address, "vllm", interval=INTERVAL)], sink)
+        await eventually(lambda: defective.tries >= 3)
+        assert list(map(type, defects)) == [ZeroDivisionError] * defective.tries
+        seen = sink.count(server.address)
+        await sink.until(lambda: sink.count(server.address) >= seen + 2)
+    finally:
+        await loop.stop()
+        await server.stop()
+
+
 async def test_after_stop_there_are_no_requests_and_no_connections() -> None:
     server, sink = ModelServer(), RecordingSink()
     loop = ScrapeLoop(LoopClock(asyncio.get_running_loop()))

@@ -102,9 +102,9 @@ class HealthService:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self.publish()
-        if self._watchers:
+        if self._watchers:  # first, so that an error of `publish` does not end the updates
             self._schedule()
+        self.publish()
 
     def _readiness(self) -> int:
         return int(_Response.SERVING if self._ready() and not self._stopping else _Response.NOT_SERVING)
