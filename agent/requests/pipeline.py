@@ -22,7 +22,7 @@ from agent.events import Hook
 from agent.events.requests import Abandoned, StreamBroken
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
-from agent.requests.ticket import CONTINUE, WAIT, Request, Result, Ticket
+from agent.requests.ticket import CONTINUE, PENDING, WAIT, Request, Result, Ticket
 
 OnDecision = Callable[[Ticket, Pick | Rejection], None]
 
@@ -100,7 +100,7 @@ class Pipeline:
                 stage.cancelled(ticket, now)
             except Exception as error:  # noqa: BLE001  the stages before it are notified all the same
                 self._failed(stage, error)
-        self._notify(ticket, ticket.stage, "cancelled", now)
+        self._notify(ticket, self._stages[: ticket.stage], "cancelled", now)
         self._hook(Abandoned(self._pool, stage.name))
 
     def reported(self, ticket: Ticket, report: str, served: str) -> None:
@@ -110,7 +110,7 @@ class Pipeline:
     def ended(self, ticket: Ticket, how: str) -> None:
         """A picked ticket ended: every stage up to the one that decided is notified, the last one first."""
         self.in_flight -= 1
-        self._notify(ticket, ticket.stage + 1, how, self._now())
+        self._notify(ticket, self._stages[: ticket.stage + 1], how, self._now())
 
     # -- within ------------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001  a defect of a stage must not leave a client without an answer
                 self._failed(stages[number], error)
                 result = Rejection("error", "The gateway's endpoint picker failed on this request.")
-            if result is CONTINUE and ticket.pending:
+            if result is CONTINUE and ticket.state == PENDING:
                 ticket.stage = number + 1
                 continue
             if result is WAIT:
@@ -137,13 +137,13 @@ class Pipeline:
     def _decide(self, ticket: Ticket, decision: Result) -> None:
         if not ticket.pending:  # cancelled within `process`: a pick is taken back
             if isinstance(decision, Pick):
-                self._notify_one(ticket, self._stages[ticket.stage], "cancelled", self._now())
+                self._notify(ticket, (self._stages[ticket.stage],), "cancelled", self._now())
             return
         if isinstance(decision, Pick):
             self.in_flight += 1
             ticket.decide(decision)
         elif isinstance(decision, Rejection):
-            self._notify(ticket, ticket.stage, "rejected", self._now())
+            self._notify(ticket, self._stages[: ticket.stage], "rejected", self._now())
             ticket.decide(decision)
 
     def _let_go(self, ticket: Ticket) -> bool:
@@ -154,16 +154,13 @@ class Pipeline:
             self.waiting -= 1
         return held
 
-    def _notify(self, ticket: Ticket, count: int, how: str, now: float) -> None:
-        """Tell the first `count` stages that the ticket is over, the last one first."""
-        for stage in reversed(self._stages[:count]):
-            self._notify_one(ticket, stage, how, now)
-
-    def _notify_one(self, ticket: Ticket, stage: Stage, how: str, now: float) -> None:
-        try:
-            stage.ended(ticket, how, now)
-        except Exception as error:  # noqa: BLE001  the other stages are notified all the same
-            self._failed(stage, error)
+    def _notify(self, ticket: Ticket, stages: tuple[Stage, ...], how: str, now: float) -> None:
+        """Notify these stages that the ticket is over, the last one first."""
+        for stage in reversed(stages):
+            try:
+                stage.ended(ticket, how, now)
+            except Exception as error:  # noqa: BLE001  the other stages are notified all the same
+                self._failed(stage, error)
 
     def _failed(self, stage: Stage, error: Exception) -> None:
         self._hook(StreamBroken(self._pool, "error", f"stage {stage.name}: {error!r}"))
