@@ -20,5 +20,9 @@ class Exporter(Protocol):
         ...
 
     async def run(self) -> None:
-        """Export until cancelled. An exporter that is read and sends nothing only waits."""
+        """Export until cancelled. An exporter that is read and sends nothing only waits.
+
+        A backend that cannot be reached is no error here: an exporter that raises is restarted, and the agent is not
+        ready meanwhile.
+        """
         ...

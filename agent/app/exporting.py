@@ -10,7 +10,7 @@ from exporters.exporter import Exporter
 
 
 class Exporting:
-    """Runs exporters; gauge sets are published to them by `agent.serve.gauge_feed`."""
+    """Runs exporters; gauge sets are published to them by `agent.serve.state.gauge_feed`."""
 
     name = "exporters"
 

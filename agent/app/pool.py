@@ -14,8 +14,8 @@ from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
 from agent.config.pools import EndpointConfig, PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
+from agent.discovery import discovery
 from agent.discovery.endpoints import EndpointSet
-from agent.discovery.static import StaticDiscovery
 from agent.engine_specs import AUTO
 from agent.engines import engine as table_of
 from agent.engines.custom import tables
@@ -119,7 +119,7 @@ class Pool:
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
         )
-        self._discovery = StaticDiscovery(settings.endpoints, config.reload.interval)
+        self._discovery = discovery(settings, config.reload.interval)
         self._watching: Task | None = None
         self._known: EndpointSet | None = None
         self._applied = asyncio.Event()  # a set of endpoints has been applied since the stream began
@@ -153,7 +153,7 @@ class Pool:
             now=self._parts.clock.now(),
         )
         self._known = None  # targets depend on the whole configuration
-        self._discovery.replace(settings.endpoints, config.reload.interval)
+        self._discovery.apply(settings, config.reload.interval)
         await self._watch()
 
     def readiness(self) -> list[str]:

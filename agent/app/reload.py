@@ -68,6 +68,8 @@ class Reload:
                 return self._refuse("; ".join(bad.lines()))
             except (NeedsRestart, CannotStart) as refused:
                 return self._refuse(str(refused))
+            except Exception as error:  # noqa: BLE001  a defect must not pass for a reload that never happened
+                return self._refuse(repr(error))
             if changed or requested or self._refused:
                 self._hook(Reloaded(True, ", ".join(changed) or "no change"))
             self._refused = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from agent.config.epp.settings import EppSettings
+from agent.config.epp_settings import EppSettings
 from agent.config.values import OptionType
 
 _ROW: Final = "row"

@@ -8,7 +8,7 @@ from dataclasses import fields as fields_of
 from difflib import get_close_matches
 from typing import Any
 
-from agent.config.epp.settings import EppSettings
+from agent.config.epp_settings import EppSettings
 from agent.config.nodes import MappingNode, Mark, Node, Problem, SequenceNode, is_null, kind_of
 from agent.config.options import MISSING, Option, Scope, Section, SectionList, options, rows
 from agent.config.values import InvalidValue, OptionType, suggestion

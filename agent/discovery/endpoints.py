@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple, Protocol
 
-from agent.config.pools import EndpointConfig
+from agent.config.pools import EndpointConfig, PoolConfig
 
 
 class Unresolved(NamedTuple):
@@ -36,13 +36,19 @@ class EndpointSet(NamedTuple):
 
 
 class Discovery(Protocol):
-    """A source of endpoints."""
+    """A source of endpoints; `name` is its key in `agent.discovery.SOURCES`."""
+
+    name: str
 
     def watch(self) -> AsyncIterator[EndpointSet]:
         """The endpoints now, and again whenever they change or a name is still unresolved; it never ends.
 
         A second call begins a stream of its own.
         """
+        ...
+
+    def apply(self, pool: PoolConfig, interval: float) -> None:
+        """Take over a changed configuration; it holds from the next stream on."""
         ...
 
     def refresh(self) -> None:

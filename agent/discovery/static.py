@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from agent.config.addresses import join_address, split_address
-from agent.config.pools import EndpointConfig
+from agent.config.pools import EndpointConfig, PoolConfig
 from agent.discovery.endpoints import EndpointSet, Unresolved
 
 RESOLVE_TIMEOUT_SECONDS: Final = 2.0
@@ -29,16 +29,18 @@ def is_name(address: str) -> bool:
 class StaticDiscovery:
     """The endpoints of one pool's list; names are resolved every `interval` seconds."""
 
-    def __init__(self, endpoints: Sequence[EndpointConfig], interval: float) -> None:
-        self._endpoints = tuple(endpoints)
+    name = "endpoints"
+
+    def __init__(self, pool: PoolConfig, interval: float) -> None:
+        self._endpoints = pool.endpoints
         self._interval = interval
         self._last: dict[str, tuple[str, ...]] = {}
         self._lookups: dict[str, asyncio.Task[tuple[str, ...]]] = {}
         self._wake = asyncio.Event()
 
-    def replace(self, endpoints: Sequence[EndpointConfig], interval: float) -> None:
+    def apply(self, pool: PoolConfig, interval: float) -> None:
         """Another list from the next stream on; names that stay keep their last addresses."""
-        self._endpoints = tuple(endpoints)
+        self._endpoints = pool.endpoints
         self._interval = interval
 
     def refresh(self) -> None:

@@ -206,11 +206,11 @@ class Scraper:
         self._context.schedule(self._grid, self)
         if self._scraping:
             return
-        self._scraping = True
         access = self.target.access
         access.refresh(now)
         if access.version != self._written:
             self._set(self.target)
+        self._scraping = True
         # The first page after an outage makes the endpoint healthy, so its health is probed before.
         down = self._failures >= DOWN_AFTER and self._health.enabled and not self._health.busy
         if down or ((self._failures or not self._page_read) and self._health.wanted(now)):

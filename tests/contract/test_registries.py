@@ -16,6 +16,7 @@ import pytest
 
 from agent.__main__ import COMMANDS
 from agent.accelerators import DEVICE_SOURCES, EXPORTERS
+from agent.discovery import SOURCES
 from agent.engines import ENGINES
 from agent.engines.table import Engine
 from agent.pick.scorers import SCORERS, scorer
@@ -43,6 +44,7 @@ REGISTRIES = [
             {"auto", "custom", "histograms", "reading_plan", "mapping", "matrix", "recognition", "report", "table"}
         ),
     ),
+    Registry("agent.discovery", SOURCES, frozenset({"endpoints"})),
     Registry("agent.pick.scorers", SCORERS),
     Registry("exporters", GAUGE_EXPORTERS, frozenset({"exporter", "gauge"})),
 ]

@@ -124,11 +124,13 @@ async def test_a_watcher_that_does_not_read_gets_only_the_latest_status(port: He
     assert port.statuses(stream) == [SERVING, NOT_SERVING]
 
 
-async def test_watchers_are_finished_when_the_server_stops_and_later_answers_are_not_serving(port: HealthPort) -> None:
+async def test_watchers_get_not_serving_and_their_end_when_the_server_stops_and_later_answers_are_not_serving(
+    port: HealthPort,
+) -> None:
     stream = port.watch("readiness")
     port.health.stop()
     port.client.exchange()
-    assert (port.statuses(stream), port.client.status(stream)) == ([SERVING], StatusCode.OK)
+    assert (port.statuses(stream), port.client.status(stream)) == ([SERVING, NOT_SERVING], StatusCode.OK)
     assert port.statuses(port.client.call(CHECK, request(""))) == [NOT_SERVING]
     assert port.statuses(port.client.call(CHECK, request("liveness"))) == [SERVING]
     assert port.client.status(port.watch("")) == StatusCode.OK

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from agent.serve.gauge_feed import GaugeFeed
+from agent.events import Event
+from agent.events.process import TaskFailed
 from agent.serve.state.documents import Moment
+from agent.serve.state.gauge_feed import GaugeFeed
 from agent.signals import WAITING
 from agent.state.snapshot import Snapshot
 from exporters.catalog import pools
@@ -44,7 +46,8 @@ class FeedRig:
         self.failing = False
         self.open = asyncio.Event()
         self.open.set()
-        self.feed = GaugeFeed(self._moment, self._snapshots, tuple, [self.exporter])
+        self.events: list[Event] = []
+        self.feed = GaugeFeed(self._moment, self._snapshots, tuple, [self.exporter], self.events.append)
 
         async def held(call, *arguments):
             self.made += 1
@@ -120,3 +123,14 @@ async def test_a_failure_reaches_its_readers_and_the_next_set_is_made(rig: FeedR
     assert rig.exporter.published == []
     rig.failing = False
     assert queue((await rig.feed.latest()).gauges) == 1.0
+
+
+async def test_an_exporter_whose_publish_raises_is_counted_and_fails_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = FeedRig(monkeypatch)
+
+    def broken(_: GaugeSet) -> None:
+        raise ValueError("full")
+
+    monkeypatch.setattr(rig.exporter, "publish", broken)
+    assert (await rig.feed.latest()).gauges.gauges
+    assert rig.events == [TaskFailed("exporter/recording", "publish: ValueError('full')", 0.0)]

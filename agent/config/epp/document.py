@@ -20,7 +20,7 @@ from agent.config.epp.names import (
     RENAMED,
 )
 from agent.config.epp.parameters import NOT_SUPPORTED_TEXT, PARAMETERS
-from agent.config.epp.settings import EppSettings, ImportedOption
+from agent.config.epp_settings import EppSettings, ImportedOption
 from agent.config.nodes import MappingNode, Mark, Node, ScalarNode, as_bool, is_null, kind_of, plain
 from agent.config.reader import DocumentReader
 from agent.config.scrape import MIN_INTERVAL, MIN_MODELS_INTERVAL

@@ -7,8 +7,8 @@ import asyncio
 from aiohttp import web
 
 from agent.instruments.hook import Instruments
-from agent.serve.gauge_feed import GaugeFeed
 from agent.serve.http.server import HttpRoute
+from agent.serve.state.gauge_feed import GaugeFeed
 from exporters.prometheus import PrometheusExporter
 
 

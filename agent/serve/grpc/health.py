@@ -51,6 +51,7 @@ class HealthService:
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
+        self.publish()
         watchers, self._watchers = self._watchers, {}
         for call in watchers:
             call.finish(StatusCode.OK)

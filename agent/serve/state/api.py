@@ -19,10 +19,10 @@ from agent.clock import Clock
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.scaling.gauges import gauge_set
-from agent.serve.gauge_feed import GaugeFeed
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute, HttpStream
 from agent.serve.state import documents
+from agent.serve.state.gauge_feed import GaugeFeed
 from agent.serve.state.openapi import compact
 from agent.serve.state.watch import Feed, PublishedState, StateSource, WatchLimits, event, parse_id
 from agent.state.devices import ExporterView
@@ -54,8 +54,11 @@ class StateApi:
     ) -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # the state of the accelerator exporters
-        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, lambda: self.exporters(), gauge_exporters)  # noqa: PLW0108 - set later
+        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, self._devices, gauge_exporters, hook)
         self._hook = hook
+
+    def _devices(self) -> Sequence[ExporterView]:
+        return self.exporters()
 
     def set_sources(self, sources: Sequence[StateSource]) -> None:
         """Replace the pools."""

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from agent.events import Hook, ignore
+from agent.events.process import TaskFailed
 from agent.scaling.gauges import gauge_set
 from agent.serve.state.documents import Moment
 from agent.state.devices import ExporterView
@@ -38,8 +40,10 @@ class GaugeFeed:
         snapshots: Callable[[float], Sequence[Snapshot]],
         devices: Callable[[], Sequence[ExporterView]],
         exporters: Sequence[Exporter] = (),
+        hook: Hook = ignore,
     ) -> None:
         """`snapshots` gives those of all pools at a time, `devices` the accelerator exporters."""
+        self._hook = hook
         self._moment = moment
         self._snapshots = snapshots
         self._devices = devices
@@ -60,5 +64,8 @@ class GaugeFeed:
             snapshots, devices = self._snapshots(moment.now), self._devices()
             gauges = await asyncio.to_thread(gauge_set, snapshots, moment.now, devices)
             for exporter in self._exporters:
-                exporter.publish(gauges)
+                try:
+                    exporter.publish(gauges)
+                except Exception as error:  # noqa: BLE001  the defect of one exporter must not fail the readers
+                    self._hook(TaskFailed(f"exporter/{exporter.name}", f"publish: {error!r}", 0.0))
         return DatedGauges(gauges, moment)
