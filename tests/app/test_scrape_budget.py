@@ -38,26 +38,26 @@ class Steady:
     async def connected(self, loop: SimulatedLoop) -> None:
         """At once."""
 
-    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
+    def requested(self, transport: SimulatedTransport, request: bytes) -> None:
         """A request for its page, its health path, or both; or for its models, of which there are none."""
         answers = []
         for get in request.split(b"\r\n\r\n")[:-1]:
             if get.startswith(b"GET /metrics "):
-                self.pages.append(wire.loop.time())
+                self.pages.append(transport.loop.time())
                 answers.append(self._page())
             elif get.startswith(b"GET /health "):
-                self.health.append(wire.loop.time())
+                self.health.append(transport.loop.time())
                 answers.append(answer(b""))
             else:
                 answers.append(answer(b"", "404 Not Found"))
-        wire.loop.call_later(0.002, wire.deliver, b"".join(answers))
+        transport.loop.call_later(0.002, transport.deliver, b"".join(answers))
 
     def _page(self) -> bytes:
         running = len(self.pages) if self.active else 0
         text = f'vllm:num_requests_running{{model_name="m"}} {running}\nvllm:num_requests_waiting{{model_name="m"}} 0\n'
         return answer(text.encode())
 
-    def disconnected(self, wire: SimulatedTransport) -> None:
+    def disconnected(self, transport: SimulatedTransport) -> None:
         """Nothing to do."""
 
     def between(self, begin: float, end: float) -> int:

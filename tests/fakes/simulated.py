@@ -38,11 +38,11 @@ class SimulatedServer(Protocol):
         """Returns when a connection is open; OSError where none is opened."""
         ...
 
-    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
+    def requested(self, transport: SimulatedTransport, request: bytes) -> None:
         """Bytes were received; the response is written to the wire, now or later."""
         ...
 
-    def disconnected(self, wire: SimulatedTransport) -> None:
+    def disconnected(self, transport: SimulatedTransport) -> None:
         """The agent has closed the connection."""
         ...
 
@@ -153,9 +153,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             raise ConnectionRefusedError
         await server.connected(self)
         protocol = protocol_factory()
-        wire = SimulatedTransport(self, server, protocol)
-        protocol.connection_made(wire)
-        return wire, protocol
+        transport = SimulatedTransport(self, server, protocol)
+        protocol.connection_made(transport)
+        return transport, protocol
 
     async def create_server(  # type: ignore[override]
         self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: str = "", port: int = 0, **_: object

@@ -91,38 +91,38 @@ class UnsteadyServer:
         if behaviour.connected == "refused":
             raise ConnectionRefusedError
 
-    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
+    def requested(self, transport: SimulatedTransport, request: bytes) -> None:
         """One GET, or two pipelined ones."""
-        at = wire.loop.time()
+        at = transport.loop.time()
         for get in request.split(b"\r\n\r\n")[:-1]:
             page = get.startswith(b"GET /metrics ")
             if page:
-                self.active.append(wire)
+                self.active.append(transport)
                 self.pages_requested += 1
             behaviour = next(self._behaviours, GOOD)
             pieces, closes = RESPONSES[behaviour.response]
             for place, piece in enumerate(pieces, 1):
                 at += behaviour.after
                 whole = place == len(pieces) and behaviour.response not in {"cut", "stuck"}
-                wire.loop.call_at(at, partial(self._bring, wire, piece, page=page and whole))
+                transport.loop.call_at(at, partial(self._bring, transport, piece, page=page and whole))
             if closes:
-                wire.loop.call_at(at + behaviour.after, partial(self._close, wire))
+                transport.loop.call_at(at + behaviour.after, partial(self._close, transport))
             if closes or behaviour.response in {"stuck", "nothing"}:
                 break
         self.max_at_once = max(self.max_at_once, len(self.active))
 
-    def disconnected(self, wire: SimulatedTransport) -> None:
+    def disconnected(self, transport: SimulatedTransport) -> None:
         """The agent has given up the request."""
-        self.active = [other for other in self.active if other is not wire]
+        self.active = [other for other in self.active if other is not transport]
 
-    def _bring(self, wire: SimulatedTransport, piece: bytes, *, page: bool) -> None:
+    def _bring(self, transport: SimulatedTransport, piece: bytes, *, page: bool) -> None:
         if page:
-            self.disconnected(wire)  # the agent may send the next request as soon as it has the whole page
-        wire.deliver(piece)
+            self.disconnected(transport)  # the agent may send the next request as soon as it has the whole page
+        transport.deliver(piece)
 
-    def _close(self, wire: SimulatedTransport) -> None:
-        self.disconnected(wire)
-        wire.close_by_server()
+    def _close(self, transport: SimulatedTransport) -> None:
+        self.disconnected(transport)
+        transport.close_by_server()
 
 
 class CheckingSink:

@@ -158,15 +158,15 @@ class SteadyServer:
     async def connected(self, loop: SimulatedLoop) -> None:
         self.connections += 1
 
-    def requested(self, wire: SimulatedTransport, request: bytes) -> None:
+    def requested(self, transport: SimulatedTransport, request: bytes) -> None:
         paths = tuple(path.decode() for path in _GET.findall(request))
         self.reads.append(paths)
         for path in paths:
             if path == "/metrics" and self.stuck:
                 break
-            wire.deliver(answer(b"", self.health) if path == "/health" else response_to(path))
+            transport.deliver(answer(b"", self.health) if path == "/health" else response_to(path))
 
-    def disconnected(self, wire: SimulatedTransport) -> None:
+    def disconnected(self, transport: SimulatedTransport) -> None:
         """The test has ended."""
 
 
@@ -337,11 +337,11 @@ class Pair:
     """A connection with two pipelined GETs, and the result of each."""
 
     def __init__(self, *, expected: bool = True) -> None:
-        self.wire = WriteRecorder()
+        self.transport = WriteRecorder()
         self.idle_closes = 0
         self.results: list[bytes | str] = []
         self.connection = HttpConnection(BufferPool(), self._closed)
-        self.connection.connection_made(self.wire)
+        self.connection.connection_made(self.transport)
         self._expected = expected
         self.connection.get(b"two GETs", 1000, self._first, self._failed, pipelined=True)
 
@@ -362,7 +362,7 @@ class Pair:
 
     def receive(self, data: bytes) -> None:
         """Receive these bytes, in as many reads as the buffer requires."""
-        while data and not self.wire.closed:
+        while data and not self.transport.closed:
             room = self.connection.get_buffer(-1)
             size = min(len(room), len(data))
             room[:size] = data[:size]
@@ -388,13 +388,13 @@ def test_two_responses_in_any_pieces_are_separated(
     one: tuple[bytes, bytes], two: tuple[bytes, bytes], cuts: list[int]
 ) -> None:
     pair = Pair()
-    wire = one[1] + two[1]
+    transport = one[1] + two[1]
     at = 0
-    for cut in [*sorted(cut % len(wire) for cut in cuts), len(wire)]:
-        pair.receive(wire[at:cut])
+    for cut in [*sorted(cut % len(transport) for cut in cuts), len(transport)]:
+        pair.receive(transport[at:cut])
         at = max(at, cut)
     assert pair.results == [one[0], two[0]]
-    assert not pair.wire.closed
+    assert not pair.transport.closed
     again: list[bytes] = []
     pair.connection.get(b"third", 1000, lambda body, _: again.append(body), pair.results.append)  # type: ignore[arg-type]
     pair.receive(answer(b"3"))
@@ -414,7 +414,7 @@ def test_bytes_after_the_second_response_close_the_connection(
         pair.receive(one[1] + answer(b"2"))
         pair.receive(more)
     assert pair.results == [one[0], b"2"]
-    assert pair.wire.closed
+    assert pair.transport.closed
 
 
 @pytest.mark.parametrize("rest", [b"", answer(b"2"), b"HTTP/1.1 2"])
@@ -422,7 +422,7 @@ def test_a_second_response_that_is_not_read_closes_the_connection(rest: bytes) -
     pair = Pair(expected=False)
     pair.receive(answer(b"1") + rest)
     assert pair.results == [b"1"]
-    assert pair.wire.closed
+    assert pair.transport.closed
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_first_response_that_cannot_be_used_fails_both(first: bytes, reason: s
     pair = Pair()
     pair.receive(first + answer(b"2"))
     assert pair.results == [reason]
-    assert pair.wire.closed
+    assert pair.transport.closed
 
 
 def test_a_first_response_longer_than_one_buffer_leaves_the_second_complete() -> None:
@@ -446,7 +446,7 @@ def test_a_first_response_longer_than_one_buffer_leaves_the_second_complete() ->
     pair.connection.close()
     other = WriteRecorder()
     pair.connection.connection_made(other)
-    pair.wire = other
+    pair.transport = other
     body = b"x" * 300_000
     bodies: list[bytes] = []
 
