@@ -388,10 +388,10 @@ def test_two_responses_in_any_pieces_are_separated(
     one: tuple[bytes, bytes], two: tuple[bytes, bytes], cuts: list[int]
 ) -> None:
     pair = Pair()
-    transport = one[1] + two[1]
+    data = one[1] + two[1]
     at = 0
-    for cut in [*sorted(cut % len(transport) for cut in cuts), len(transport)]:
-        pair.receive(transport[at:cut])
+    for cut in [*sorted(cut % len(data) for cut in cuts), len(data)]:
+        pair.receive(data[at:cut])
         at = max(at, cut)
     assert pair.results == [one[0], two[0]]
     assert not pair.transport.closed
