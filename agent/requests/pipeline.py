@@ -84,7 +84,7 @@ class Pipeline:
             raise ValueError("a ticket is resumed with CONTINUE or a decision")
         if not ticket.pending:
             return False
-        self._let_go(ticket)
+        self._end_hold(ticket)
         if result is CONTINUE:
             ticket.stage += 1
             self._advance(ticket)
@@ -95,7 +95,7 @@ class Pipeline:
     def cancelled(self, ticket: Ticket) -> None:
         """A ticket was cancelled before its decision."""
         stage, now = self._stages[ticket.stage], self._now()
-        if self._let_go(ticket):  # else the stage is processing it, and its result is dropped
+        if self._end_hold(ticket):  # else the stage is processing it, and its result is dropped
             try:
                 stage.cancelled(ticket, now)
             except Exception as error:  # noqa: BLE001  the stages before it are notified all the same
@@ -146,8 +146,8 @@ class Pipeline:
             self._notify(ticket, self._stages[: ticket.stage], "rejected", self._now())
             ticket.decide(decision)
 
-    def _let_go(self, ticket: Ticket) -> bool:
-        """Whether a stage held the ticket, which it does no longer."""
+    def _end_hold(self, ticket: Ticket) -> bool:
+        """End the hold of a stage on the ticket; whether there was one."""
         held = ticket.held
         if held:
             ticket.held = False
