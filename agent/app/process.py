@@ -87,6 +87,7 @@ def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[s
             f"  pool {pool.name}: ext_proc on {addresses.pickers[pool.name]}, profile {pool.profile}, "
             f"{count} endpoint{'' if count == 1 else 's'}"
         )
-    lines.append(f"  admin: http://{addresses.admin}  /metrics /v1/state /v1/state/watch /v1/gauges /healthz /readyz")
+    paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /healthz /readyz"
+    lines.append(f"  admin: http://{addresses.admin}  {paths}")
     lines += [f"  note: {note}" for note in config.notes]
     return lines

@@ -71,8 +71,8 @@ def test_the_admin_port_serves_the_paths_that_the_start_message_lists(processes:
     agent = processes.start([*RUN, *flags])
     base = admin(agent)
     listed = re.findall(r"(/\S+)", agent.wait_for(r"admin: \S+  (.*)")[1])
-    assert listed == ["/metrics", "/v1/state", "/v1/state/watch", "/v1/gauges", "/healthz", "/readyz"]
-    for path in ("/metrics", "/v1/state", "/v1/gauges", "/healthz"):
+    assert listed == ["/metrics", "/v1/state", "/v1/state/watch", "/v1/gauges", "/v1/picks", "/healthz", "/readyz"]
+    for path in ("/metrics", "/v1/state", "/v1/gauges", "/v1/picks", "/healthz"):
         assert read(base + path)
     state = json.loads(read(base + "/v1/state"))
     assert [endpoint["address"] for endpoint in state["pools"][0]["endpoints"]] == [DEAD]

@@ -92,6 +92,17 @@ async def test_a_route_accepts_its_own_parameters_or_any(client, path, status):
     assert (found, content.get("error", {}).get("code")) == (status, "unknown_parameter" if status == 400 else None)
 
 
+@pytest.mark.parametrize("path", ["/some?b=1&b=2", "/some?b=1&b=1"])
+async def test_a_repeated_parameter_is_refused_by_name(client, path):
+    error = {
+        "message": "the parameter 'b' is repeated; write it once",
+        "type": "invalid_request_error",
+        "param": "b",
+        "code": "repeated_parameter",
+    }
+    assert await client.get(path) == (400, {"error": error})
+
+
 async def test_an_http_error_is_an_openai_error_object(client):
     async with client.http.get("/teapot") as response:
         assert (response.status, response.headers["Retry-After"]) == (418, "7")

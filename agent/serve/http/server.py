@@ -205,6 +205,9 @@ def _checked(route: HttpRoute) -> Handler:
                 choice = f"the parameters are: {', '.join(accepted)}" if accepted else "there are none"
                 message = f"there is no parameter {name[:64]!r} here; {choice}"
                 raise HttpError(400, "unknown_parameter", message, param=name)
+            if len(request.query.getall(name)) > 1:
+                message = f"the parameter {name!r} is repeated; write it once"
+                raise HttpError(400, "repeated_parameter", message, param=name)
         return await route.handler(request)
 
     return handle
