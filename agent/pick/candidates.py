@@ -17,11 +17,22 @@ from agent.state.snapshot import EndpointView, Work
 class Candidates:
     """Candidates for `request` at `now`.
 
-    `hits` are the prompt tokens that the index predicts in each one's cache; `backlog_seconds` the seconds of uncached
-    prefill before a request that arrives now; `adapters` as in the snapshot.
+    `hits` are the prompt tokens that the index predicts in each one's cache; `prefill_seconds` the seconds of uncached
+    prefill before a request that arrives now; `backlog_seconds` the seconds until it is scheduled, for whatever reason
+    it waits; `adapters` as in the snapshot.
     """
 
-    __slots__ = ("_page_fresh", "adapters", "backlog_seconds", "hits", "now", "request", "views", "works")
+    __slots__ = (
+        "_page_fresh",
+        "adapters",
+        "backlog_seconds",
+        "hits",
+        "now",
+        "prefill_seconds",
+        "request",
+        "views",
+        "works",
+    )
 
     def __init__(
         self,
@@ -29,7 +40,7 @@ class Candidates:
         now: float,
         views: Sequence[EndpointView],
         hits: Sequence[int],
-        backlog_seconds: Sequence[float] | None = None,
+        waits: tuple[Sequence[float], Sequence[float]] | None = None,
         adapters: frozenset[str] | None = None,
     ) -> None:
         self.request = request
@@ -38,7 +49,8 @@ class Candidates:
         self.hits = hits
         self.adapters = adapters
         self.works = [view.work for view in views]
-        self.backlog_seconds = _backlog_seconds(self.works, now) if backlog_seconds is None else backlog_seconds
+        # `prefill_seconds` and `backlog_seconds` of these views where the caller has them.
+        self.prefill_seconds, self.backlog_seconds = _waits(self.works, now) if waits is None else waits
         self._page_fresh: list[bool] | None = None
 
     def __len__(self) -> int:
@@ -72,7 +84,7 @@ class Candidates:
             self.now,
             [self.views[i] for i in places],
             [self.hits[i] for i in places],
-            [self.backlog_seconds[i] for i in places],
+            ([self.prefill_seconds[i] for i in places], [self.backlog_seconds[i] for i in places]),
             self.adapters,
         )
 
@@ -91,13 +103,23 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
     return None
 
 
-def _backlog_seconds(works: Sequence[Work], now: float) -> list[float]:
-    """The backlog at each candidate. Where no fresh page corrects the estimate, it is at least the largest corrected
-    one."""
-    # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4.
-    backlog = [work[1] - now if work[1] > now else 0.0 for work in works]
+def _waits(works: Sequence[Work], now: float) -> tuple[Sequence[float], Sequence[float]]:
+    """The prefill before a request at each candidate, and its wait there. Where no fresh page corrects the estimate,
+    both are at least the largest corrected one."""
+    # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4,
+    # `queue_seconds` is 6.
+    prefill = [work[1] - now if work[1] > now else 0.0 for work in works]
     corrected = [work[4] for work in works]
-    if all(corrected) or not any(corrected):
-        return backlog
-    largest = max(seconds for seconds, known in zip(backlog, corrected, strict=True) if known)
-    return [seconds if known else max(seconds, largest) for seconds, known in zip(backlog, corrected, strict=True)]
+    some = not all(corrected) and any(corrected)
+    if some:
+        prefill = _at_least_the_largest(prefill, corrected)
+    queues = [work[6] for work in works]
+    if not any(queues):
+        return prefill, prefill
+    backlog = [max(pair) for pair in zip(prefill, queues, strict=True)]
+    return prefill, _at_least_the_largest(backlog, corrected) if some else backlog
+
+
+def _at_least_the_largest(seconds: Sequence[float], corrected: Sequence[bool]) -> list[float]:
+    largest = max(each for each, known in zip(seconds, corrected, strict=True) if known)
+    return [each if known else max(each, largest) for each, known in zip(seconds, corrected, strict=True)]

@@ -39,7 +39,7 @@ class Pick(NamedTuple):
     `best_hit_tokens` the largest that it predicts at any candidate. `version` is that of the snapshot.
 
     The other fields are for `explain`: the profile, the filters that removed something, and the candidates' predicted
-    hits, backlogs (seconds) and work as the scorers saw them.
+    hits, backlogs, prefill before the request (both in seconds) and work as the scorers saw them.
     """
 
     request_id: str
@@ -57,6 +57,7 @@ class Pick(NamedTuple):
     narrowed: Sequence[Narrowing] = ()
     hits: Sequence[int] = ()
     backlog_seconds: Sequence[float] = ()
+    prefill_seconds: Sequence[float] = ()
     works: Sequence[Work] = ()
 
     @property
@@ -121,7 +122,8 @@ def explain(pick: Pick) -> Explanation:
         weights = {scorer.name: weight for scorer, weight in profile.scorers if scorer.name in pick.scores}
         scorer = next((each.scorer for each in profile.scorers if isinstance(each.scorer, LeastCost)), None)
         if scorer is not None and pick.works:
-            costs = scorer.parts(pick.prompt_tokens, pick.hits, pick.backlog_seconds, pick.works)
+            waits = pick.prefill_seconds, pick.backlog_seconds
+            costs = scorer.parts(pick.prompt_tokens, pick.hits, waits, pick.works)
     candidates = [
         CandidateResult(
             address,

@@ -113,6 +113,7 @@ def pick(
         narrowed,
         candidates.hits,
         candidates.backlog_seconds,
+        candidates.prefill_seconds,
         candidates.works,
     )
 

@@ -1,22 +1,58 @@
-"""The rate at which a server's queue drains, learnt while it has one.
+"""The rate at which a server's queue drains, and whether prefill explains it.
 
 A queue waits for prefill or for something else: a batch full of long responses, a full KV cache. The first is what
-`agent.state.inflight` models; the second shows only in the rate at which requests end. While requests wait, each one
-that ends admits one, so the wait of the last in the queue is the queue's length over that rate.
+`agent.state.inflight` models in tokens; the second shows only in the rate at which requests end. While requests wait,
+each one that ends admits one, so the last of a queue waits for its length over that rate.
+
+Before a queue was observed, the rate is a prior. It weighs as much as `PRIOR_SECONDS` of observed queue, so a few pages
+replace it, and a queue without progress gets slower with every page.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-HALF_LIFE_SECONDS: Final = 30.0  # the age at which a second of queueing counts half
-STANDSTILL_SECONDS: Final = 5.0  # a queue without progress for less than this may be one long prefill
+HALF_LIFE_SECONDS: Final = 30.0  # the age at which a second of observation counts half
+
+# Requests per second that leave a queue, until more is known. The Mooncake conversation trace as the routing bench
+# replays it keeps eight servers busy with 1.3 requests per second each. The true rate of a server with a queue is
+# between a tenth (few slots, long responses) and some tens; one that has served more than this without a queue has a
+# prior of what it served.
+PRIOR_RATE: Final = 1.0
+PRIOR_SECONDS: Final = 1.0
+
+# Something else than prefill delays a queue where prefill takes less than this part of the time. The rest is the noise
+# of two estimates.
+PREFILL_SHARE: Final = 1 / 3
+
+
+class PrefillDone(NamedTuple):
+    """What is known of a server's prefill at a page, to find how much of a queue's time it explains.
+
+    `tokens` were prefilled so far (None: not reported), at `rate` tokens a second; a mean request has `mean_tokens`;
+    `busy_until` is when the prefill that was known before the page is done (monotonic seconds).
+    """
+
+    tokens: float | None
+    rate: float
+    mean_tokens: float
+    busy_until: float
 
 
 class DrainRate:
     """The drain rate of one endpoint. `observe` takes each page, in order of time."""
 
-    __slots__ = ("_at", "_ended", "_finished", "_queued", "_seconds")
+    __slots__ = (
+        "_at",
+        "_ended",
+        "_finished",
+        "_prefill_seconds",
+        "_queued_ended",
+        "_queued_seconds",
+        "_seconds",
+        "_tokens",
+        "_waiting",
+    )
 
     def __init__(self) -> None:
         self.reset()
@@ -24,26 +60,47 @@ class DrainRate:
     def reset(self) -> None:
         """Start over: another server responds now."""
         self._finished: float | None = None
+        self._tokens: float | None = None
         self._at = 0.0
-        self._queued = False
+        self._waiting = 0.0
         self._ended = self._seconds = 0.0
+        self._queued_ended = self._queued_seconds = self._prefill_seconds = 0.0
 
-    def observe(self, finished: float, waiting: float, at: float) -> None:
+    def observe(self, finished: float, waiting: float, at: float, prefill: PrefillDone) -> None:
         """Record one page: requests ended so far and requests waiting, requested at `at` (monotonic seconds)."""
-        if self._finished is not None and finished < self._finished:
+        last = self._finished
+        if last is not None and finished < last:
             self.reset()
-        if self._finished is not None and self._queued and waiting > 0:
-            passed = at - self._at
-            fade = 0.5 ** (passed / HALF_LIFE_SECONDS)
-            self._ended = self._ended * fade + finished - self._finished
+        elif last is not None:
+            passed, ended = at - self._at, finished - last
+            fade: float = 0.5 ** (passed / HALF_LIFE_SECONDS)
+            self._ended = self._ended * fade + ended
             self._seconds = self._seconds * fade + passed
-        self._finished, self._at, self._queued = finished, at, waiting > 0
+            if self._waiting > 0 and waiting > 0:
+                if prefill.tokens is None or self._tokens is None:
+                    tokens = ended * prefill.mean_tokens
+                else:
+                    tokens = prefill.tokens - self._tokens
+                explained = max(0.0, tokens / prefill.rate, prefill.busy_until - self._at)
+                self._queued_ended = self._queued_ended * fade + ended
+                self._queued_seconds = self._queued_seconds * fade + passed
+                self._prefill_seconds = self._prefill_seconds * fade + min(passed, explained)
+        self._finished, self._tokens, self._at, self._waiting = finished, prefill.tokens, at, waiting
 
-    def wait_seconds(self, waiting: float) -> float | None:
-        """Seconds until a request behind `waiting` others is scheduled; None while too little of a queue was observed.
+    @property
+    def rate(self) -> float:
+        """Requests per second that leave the queue while there is one; never 0."""
+        return (self._prior * PRIOR_SECONDS + self._queued_ended) / (PRIOR_SECONDS + self._queued_seconds)
 
-        Where no request has ended within `STANDSTILL_SECONDS`, the wait is at least the time without progress.
-        """
-        if self._ended < 1 and self._seconds < STANDSTILL_SECONDS:
-            return None
-        return waiting * self._seconds / max(1.0, self._ended)
+    def delay_seconds(self, mean_prefill_seconds: float) -> float:
+        """What each request of a queue adds to the wait of the next one: 0 where prefill explains the queue, because
+        the backlog in tokens is its wait then. `mean_prefill_seconds` are those of a mean request at this server."""
+        explained = self._prior * PRIOR_SECONDS * mean_prefill_seconds + self._prefill_seconds
+        if explained >= PREFILL_SHARE * (PRIOR_SECONDS + self._queued_seconds):
+            return 0.0
+        return 1.0 / self.rate
+
+    @property
+    def _prior(self) -> float:
+        """The rate before a queue was observed: a server that served more without one is at least as fast."""
+        return max(PRIOR_RATE, self._ended / self._seconds) if self._seconds > 0 else PRIOR_RATE

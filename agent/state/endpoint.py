@@ -7,9 +7,24 @@ from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
-from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Reading, SignalKind, Value
+from agent.signals import (
+    FINISHED,
+    KV_USAGE,
+    MODEL_LOADED,
+    PREFIX_HITS,
+    RUNNING,
+    SIGNALS,
+    SLOTS_USAGE,
+    START_TIME,
+    WAITING,
+    Histogram,
+    Reading,
+    SignalKind,
+    Value,
+)
+from agent.state.batch_size import UNKNOWN, BatchSize
 from agent.state.counter_rates import Window
-from agent.state.drain_rate import DrainRate
+from agent.state.drain_rate import DrainRate, PrefillDone
 from agent.state.freshness import expiry, is_fresh
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, SUCCESS, Health, ProbeResult, Verdict, evaluate
 from agent.state.inflight import InFlight
@@ -50,6 +65,7 @@ class EndpointState:
     __slots__ = (
         "accelerators",
         "address",
+        "batch",
         "configured_engine",
         "dead",
         "drain",
@@ -100,6 +116,7 @@ class EndpointState:
         self.probe_succeeded = False  # the health path has succeeded since the server started
         self.in_flight = InFlight(rate)
         self.rate_estimator = PrefillRateEstimator()
+        self.batch = BatchSize()
         self.drain = DrainRate()
         self.window = Window()
         self.histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
@@ -142,6 +159,8 @@ class EndpointState:
         self.page_at = None
         self.probe_succeeded = self.probe == SUCCESS
         self.rate_estimator.reset()
+        self.in_flight.forget_others()
+        self.batch.reset()
         self.drain.reset()
         self.window.reset()
         self.histograms = NO_HISTOGRAMS
@@ -168,6 +187,25 @@ class EndpointState:
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
             self.predicted_hits = 0.0
+
+    def apply_queue(self, values: Mapping[str, Value], at: float, now: float) -> None:
+        """Correct the work in flight by what a page that was requested at `at` reports of running and waiting requests.
+        A page with neither changes nothing."""
+        running, waiting = _number(values, RUNNING), _number(values, WAITING)
+        work = self.in_flight
+        if waiting is None:
+            if running is not None:
+                work.count(running, 0.0, UNKNOWN, at)
+            return
+        mean = self.rate_estimator.mean_tokens or work.mean_tokens
+        prefill = PrefillDone(self.rate_estimator.uncached_tokens, work.rate, mean, work.busy_until)
+        work.correct(running, waiting, at, now, mean)
+        free = self.batch.observe(running, waiting, _number(values, KV_USAGE), _number(values, SLOTS_USAGE))
+        work.count(running or 0.0, waiting, free, at)
+        finished = _number(values, FINISHED)
+        if finished is not None:
+            self.drain.observe(finished, waiting, at, prefill)
+        work.delay(self.drain.delay_seconds(mean / work.rate))
 
     def apply_stamped(
         self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float
@@ -286,6 +324,9 @@ class EndpointState:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
         corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now)
+        foreign, queue_seconds, decoding = work.foreign, work.queue_seconds, work.decoding(now)
+        if not is_fresh(work.counted_at, stale_after, now):
+            foreign, queue_seconds, decoding = 0.0, 0.0, decoding - foreign
         # The tuple's own constructor, because a view is made for each page.
         fields = (
             self.address,
@@ -297,10 +338,27 @@ class EndpointState:
             self.page_at,
             self.failures,
             stale_after,
-            _new(Work, (len(work), work.busy_until, work.rate, self.rate_source, corrected)),
+            _new(
+                Work,
+                (
+                    len(work),
+                    work.busy_until,
+                    work.rate,
+                    self.rate_source,
+                    corrected,
+                    foreign,
+                    queue_seconds,
+                    decoding,
+                ),
+            ),
             _new(Prefix, (self.predicted_hits, measured)),
             self.accelerators,
             self.window.oldest,
             self.histograms,
         )
         return _new(EndpointView, fields), until
+
+
+def _number(values: Mapping[str, Value], signal: str) -> float | None:
+    value = values.get(signal)
+    return value if isinstance(value, float) else None

@@ -18,13 +18,16 @@ from agent.state.health import Health
 
 
 class Work(NamedTuple):
-    """The agent's own requests at one endpoint.
+    """The requests at one endpoint, and how long the next one waits there.
 
-    `requests` are in flight. `busy_until` (monotonic seconds) is the estimate of when a request that arrives now is
-    scheduled: when all prefill before it is done at `rate` tokens of uncached prompt a second or, where something else
-    delays the queue, when the queue has drained. `rate_source` is `configured`, `learnt`, `pool` (the median of the
-    pool's learnt rates) or `default`. The backlog shrinks as time passes, so it is a function of `now` and not a field.
-    `corrected`: the queue on a fresh page has corrected the estimate; otherwise requests from elsewhere are missing.
+    `requests` are the agent's own in flight, `foreign` those of others (another gateway, another replica, the agent
+    itself before a restart), as the last page shows them. Of both together, `decoding` are not known to wait for
+    prefill. `busy_until` (monotonic seconds) is the estimate of when all prefill is done at `rate` tokens of uncached
+    prompt a second. `rate_source` is `configured`, `learnt`, `pool` (the median of the pool's learnt rates) or
+    `default`. The backlog shrinks as time passes, so it is a function of `now` and not a field. `queue_seconds` is the
+    wait in a queue that something else than prefill delays; it lasts until a request ends or the next page. A request
+    that arrives now is scheduled after the larger of the two. `corrected`: the queue on a fresh page has corrected the
+    estimate; otherwise requests from elsewhere are missing.
     """
 
     requests: int
@@ -32,11 +35,20 @@ class Work(NamedTuple):
     rate: float
     rate_source: str
     corrected: bool = True
+    foreign: float = 0.0
+    queue_seconds: float = 0.0
+    decoding: float = 0.0
+
+    @property
+    def load(self) -> float:
+        """Requests at the endpoint, the agent's own and those of others."""
+        return self.requests + self.foreign
 
     def prefill_seconds(self, now: float) -> float:
-        """The backlog at `now` in seconds; 0 when the first tokens of all requests are due."""
+        """The backlog at `now` in seconds, as the wait of a request that arrives then; 0 when the first tokens of all
+        requests are due."""
         backlog = self.busy_until - now
-        return backlog if backlog > 0 else 0.0
+        return backlog if backlog > self.queue_seconds else self.queue_seconds
 
     def prefill_tokens(self, now: float) -> float:
         """The backlog at `now` in tokens of uncached prompt."""

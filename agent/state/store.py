@@ -17,11 +17,9 @@ from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, S
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
-    FINISHED,
     LORA_RUNNING,
     LORA_WAITING,
     MODELS,
-    RUNNING,
     WAITING,
     Value,
 )
@@ -138,19 +136,12 @@ class RoutingStore:
         else:
             state.apply(values, at)
         state.histograms = extraction.histograms
-        learnt = self._limits.fixed is None and state.rate_estimator.observe(values)
+        learnt = state.rate_estimator.observe(values) and self._limits.fixed is None
         if learnt or state.pool_rate != self._pool_rate:
             self._update_rate(state, now)
             if differ(self._pool_rate, self._announced_rate, POOL_RATE_CHANGE):
                 self._apply_pool_rate(now)
-        waiting = values.get(WAITING)
-        if isinstance(waiting, float):
-            running = values.get(RUNNING)
-            state.in_flight.correct(running if isinstance(running, float) else None, waiting, at, now)
-            finished = values.get(FINISHED)
-            if isinstance(finished, float):
-                state.drain.observe(finished, waiting, at)
-                state.in_flight.delay_queue(state.drain.wait_seconds(waiting), waiting, at, now)
+        state.apply_queue(values, at, now)
         self._refresh(state, now)
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
         return bool(reason)
@@ -238,7 +229,8 @@ class RoutingStore:
         state.merge_readings(values, at)
         waiting = values.get(WAITING)
         if isinstance(waiting, float):
-            state.in_flight.correct(None, waiting, at, now)
+            state.in_flight.correct(None, waiting, at, now, state.rate_estimator.mean_tokens)
+            state.in_flight.count_waiting(waiting, at)
         self._changed(state.address)
 
     @property

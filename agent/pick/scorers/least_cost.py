@@ -2,11 +2,13 @@
 
     cost = w + (1 + kappa * W) * u + e * n
 
-`w` is the backlog at the endpoint: seconds of uncached prefill before this request. `u` is the seconds of prefill that
-this request adds. `W` is the mean of `w` over the candidates and `kappa` a price per second. On an idle fleet (W = 0)
-the endpoint with the least time to first token is the cheapest; the busier the fleet, the more saved work counts, and a
-warm cache saves work. `n` of the agent's requests in flight there cost `e` seconds each, because decoding shares the
-server's steps with prefill. `e` is small: it decides between endpoints of about equal cost.
+`w` is the wait at the endpoint: seconds of uncached prefill before this request or, where something else delays the
+queue, the time in which the queue drains. `u` is the seconds of prefill that this request adds. `W` is the mean of the
+prefill before it over the candidates and `kappa` a price per second. On an idle fleet (W = 0) the endpoint with the
+least time to first token is the cheapest; the busier the fleet, the more saved work counts, and a warm cache saves
+work. A queue that prefill does not explain is no part of `W`: saved prefill does not shorten it. `n` of the requests
+there, the agent's and those of others, are past their prefill and cost `e` seconds each: they decode, and decoding
+shares the server's steps with prefill. Those before it are in `w`.
 Source: the "congestion-priced cost" of the project's field notes, found by simulation on the Mooncake traces.
 """
 
@@ -21,17 +23,23 @@ from agent.pick.scoring import Columns
 from agent.state.snapshot import Work
 
 KAPPA_PER_SECOND: Final = 2.0
-# About one step of a full batch. From 1 to 20 ms made no difference on the Mooncake replay (`make bench-routing`).
-SECONDS_PER_REQUEST: Final = 0.005
+# What a decoding request still takes of the server's time: half of an answer of 211 tokens (the mean of the Azure 2023
+# conversation trace) at 0.2 ms a token, the part of a step that grows with the batch. On workloads of long shared
+# prefixes 5 ms was too little: requests stayed with a warm server while its batch grew. From 20 to 50 ms made little
+# difference (`make bench-routing`).
+SECONDS_PER_REQUEST: Final = 0.02
 
 
 class CostParts(NamedTuple):
-    """The parts of one candidate's cost: `w`, `u` and `n` of the formula, and the cost itself in seconds."""
+    """The parts of one candidate's cost: `w`, `u` and `n` of the formula, the cost itself in seconds, and the requests
+    there, the agent's own and those of others."""
 
     w_seconds: float
     u_seconds: float
-    n_requests: int
+    n_requests: float
     cost_seconds: float
+    own_requests: int
+    foreign_requests: float
 
 
 class LeastCost:
@@ -48,25 +56,31 @@ class LeastCost:
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
         """The score of each candidate's cost in seconds."""
         backlog = candidates.backlog_seconds
-        price = 1.0 + self.kappa * sum(backlog) / len(backlog)
+        price = 1.0 + self.kappa * sum(candidates.prefill_seconds) / len(backlog)
         each = self.each_seconds
         tokens, hits = candidates.request.prompt_tokens, candidates.hits
         # The formula of `parts`, written out: this runs for each endpoint at each pick.
         costs = [
-            wait + price * (tokens - hit) / rate + requests * each
-            for wait, hit, (requests, _, rate, _, _) in zip(backlog, hits, candidates.works, strict=True)
+            wait + price * (tokens - hit) / rate + decoding * each
+            for wait, hit, (_, _, rate, _, _, _, _, decoding) in zip(backlog, hits, candidates.works, strict=True)
         ]
         best = min(costs)
         return [1.0 / (1.0 + (cost - best)) for cost in costs]
 
     def parts(
-        self, prompt_tokens: int, hits: Sequence[int], backlog_seconds: Sequence[float], works: Sequence[Work]
+        self,
+        prompt_tokens: int,
+        hits: Sequence[int],
+        waits: tuple[Sequence[float], Sequence[float]],
+        works: Sequence[Work],
     ) -> list[CostParts]:
-        """What `score` computes, by its parts, for candidates with these predicted hits, backlogs and work."""
-        price = 1.0 + self.kappa * sum(backlog_seconds) / len(backlog_seconds)
+        """What `score` computes, by its parts, for candidates with these predicted hits and work; `waits` are the
+        candidates' `prefill_seconds` and `backlog_seconds`."""
+        prefill, backlog = waits
+        price = 1.0 + self.kappa * sum(prefill) / len(prefill)
         found: list[CostParts] = []
-        for wait, hit, work in zip(backlog_seconds, hits, works, strict=True):
-            own = (prompt_tokens - hit) / work.rate
-            cost = wait + price * own + work.requests * self.each_seconds
-            found.append(CostParts(wait, own, work.requests, cost))
+        for wait, hit, work in zip(backlog, hits, works, strict=True):
+            added = (prompt_tokens - hit) / work.rate
+            cost = wait + price * added + work.decoding * self.each_seconds
+            found.append(CostParts(wait, added, work.decoding, cost, work.requests, work.foreign))
         return found

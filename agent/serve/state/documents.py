@@ -138,7 +138,7 @@ def change(
 
 
 def endpoint(view: EndpointView, now: float) -> EndpointJson:
-    """One endpoint: its health, the agent's own work there, and every signal, null with a reason where unknown."""
+    """One endpoint: its health, the work there, and every signal, null with a reason where unknown."""
     work = view.work
     predicted, measured = view.prefix
     if isinstance(current(view, PREFIX_HITS, now), Unknown):
@@ -153,7 +153,9 @@ def endpoint(view: EndpointView, now: float) -> EndpointJson:
         view.stale_after,
         WorkJson(
             work.requests,
+            work.foreign,
             work.prefill_seconds(now),
+            work.queue_seconds,
             work.prefill_tokens(now),
             work.rate,
             work.rate_source,

@@ -129,11 +129,20 @@ class HistogramValueJson(JsonObject):
 
 
 class WorkJson(JsonObject):
-    """The requests that the agent has routed to the endpoint and that have not ended."""
+    """The requests at the endpoint: those that the agent has routed to it and that have not ended, and those of others."""
 
-    requests: Count
+    requests: Annotated[Count, Meta(description="the agent's own")]
+    foreign_requests: Annotated[
+        Amount, Meta(description="those of others, as the last page shows them: running and waiting less the agent's own")
+    ]
     prefill_seconds: Annotated[
-        Seconds, Meta(description="until their prefill is done, at as_of; decreases by one second per second")
+        Seconds,
+        Meta(
+            description="until a new request is scheduled, at as_of; decreases by one second per second to queue_seconds"
+        ),
+    ]
+    queue_seconds: Annotated[
+        Seconds, Meta(description="the wait in a queue that something else than prefill delays; 0 where there is none")
     ]
     prefill_tokens: Annotated[Amount, Meta(description="the same in uncached prompt tokens")]
     rate_tokens_per_second: Annotated[float, Meta(gt=0)]
@@ -312,10 +321,12 @@ class FilterJson(JsonObject):
 class CostJson(JsonObject):
     """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts."""
 
-    backlog_seconds: Annotated[Seconds, Meta(description="w: prefill that is before the request there")]
+    backlog_seconds: Annotated[Seconds, Meta(description="w: the wait before the request is scheduled there")]
     prefill_seconds: Annotated[Seconds, Meta(description="u: prefill that the request adds there")]
-    requests: Annotated[Count, Meta(description="n: requests of the agent in flight there")]
-    cost_seconds: Annotated[Seconds, Meta(description="the cost; `W` is the mean backlog of the candidates")]
+    decoding_requests: Annotated[Amount, Meta(description="n: requests there that are past their prefill")]
+    cost_seconds: Annotated[Seconds, Meta(description="the cost; `W` is the candidates' mean prefill before the request")]
+    requests: Annotated[Count, Meta(description="the agent's requests in flight there")]
+    foreign_requests: Annotated[Amount, Meta(description="requests of others there, as its last page shows them")]
 
 
 class CandidateJson(JsonObject):
