@@ -21,18 +21,20 @@ SATURATED_KV_USAGE: Final = 0.8
 class BatchSize:
     """The batch of one endpoint. `observe` takes each page, in order of time."""
 
-    __slots__ = ("_beside_queue", "_largest", "_times")
+    __slots__ = ("_beside_queue", "_times", "largest")
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Start over: another server responds now."""
-        self._largest = 0.0  # running requests on any page
+        self.largest = 0.0  # running requests on any page
         self._beside_queue = 0.0  # the same on pages with waiting requests
         self._times = 0  # pages with waiting requests that had this number
 
-    def observe(self, running: float | None, waiting: float, kv_usage: float | None, slots_usage: float | None) -> float:
+    def observe(
+        self, running: float | None, waiting: float, kv_usage: float | None, slots_usage: float | None
+    ) -> float:
         """Record one page, None where a value is unknown; returns how many more requests the server schedules at once
         before the next one waits, `UNKNOWN` where nothing shows it.
 
@@ -41,7 +43,7 @@ class BatchSize:
         """
         if running is None:
             return 0.0 if waiting > 0 or (slots_usage is not None and slots_usage >= 1) else UNKNOWN
-        self._largest = max(self._largest, running)
+        self.largest = max(self.largest, running)
         if waiting > 0:
             if running > self._beside_queue:
                 self._beside_queue, self._times = running, 1
@@ -51,6 +53,6 @@ class BatchSize:
                 return 0.0
         if slots_usage is not None and slots_usage > 0:
             return running / slots_usage - running
-        if waiting > 0 or (self._times > 1 and self._beside_queue >= self._largest):
-            return self._largest - running
+        if waiting > 0 or (self._times > 1 and self._beside_queue >= self.largest):
+            return self.largest - running
         return UNKNOWN

@@ -4,8 +4,8 @@ A queue waits for prefill or for something else: a batch full of long responses,
 `agent.state.inflight` models in tokens; the second shows only in the rate at which requests end. While requests wait,
 each one that ends admits one, so the last of a queue waits for its length over that rate.
 
-Before a queue was observed, the rate is a prior. It weighs as much as `PRIOR_SECONDS` of observed queue, so a few pages
-replace it, and a queue without progress gets slower with every page.
+Before a queue was observed, the rate is a prior: the batch over the time of a response. It weighs as much as
+`PRIOR_SECONDS` of observed queue, so a few pages replace it, and a queue without progress gets slower with every page.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Final, NamedTuple
 
 HALF_LIFE_SECONDS: Final = 30.0  # the age at which a second of observation counts half
 
-# Requests per second that leave a queue, until more is known. The Mooncake conversation trace as the routing bench
-# replays it keeps eight servers busy with 1.3 requests per second each. The true rate of a server with a queue is
-# between a tenth (few slots, long responses) and some tens; one that has served more than this without a queue has a
-# prior of what it served.
-PRIOR_RATE: Final = 1.0
-PRIOR_SECONDS: Final = 1.0
+# Seconds that a request spends in the batch, until more is known: 211 tokens, the mean answer of the Azure 2023
+# conversation trace (AzurePublicDataset), at 24 ms a token. So a batch of 8 drains 1.6 requests per second. A server
+# that has ended more requests than that has the prior of what it ended.
+PRIOR_RESPONSE_SECONDS: Final = 5.0
+PRIOR_SECONDS: Final = 1.0  # of observed queue, as which the prior weighs
 
 # Something else than prefill delays a queue where prefill takes less than this part of the time. The rest is the noise
 # of two estimates.
@@ -87,20 +86,26 @@ class DrainRate:
                 self._prefill_seconds = self._prefill_seconds * fade + min(passed, explained)
         self._finished, self._tokens, self._at, self._waiting = finished, prefill.tokens, at, waiting
 
-    @property
-    def rate(self) -> float:
-        """Requests per second that leave the queue while there is one; never 0."""
-        return (self._prior * PRIOR_SECONDS + self._queued_ended) / (PRIOR_SECONDS + self._queued_seconds)
+    def rate(self, batch: float) -> float:
+        """Requests per second that leave the queue while there is one; never 0. `batch` is the largest number of
+        requests that the server was seen to run at once, 0 where that is unknown."""
+        prior = max(batch, 1.0) / PRIOR_RESPONSE_SECONDS
+        if self._seconds > 0:
+            prior = max(prior, self._ended / self._seconds)
+        return (prior * PRIOR_SECONDS + self._queued_ended) / (PRIOR_SECONDS + self._queued_seconds)
 
-    def delay_seconds(self, mean_prefill_seconds: float) -> float:
+    def delay_seconds(self, batch: float, waiting: float, waiting_prefill: float, mean_prefill: float) -> float:
         """What each request of a queue adds to the wait of the next one: 0 where prefill explains the queue, because
-        the backlog in tokens is its wait then. `mean_prefill_seconds` are those of a mean request at this server."""
-        explained = self._prior * PRIOR_SECONDS * mean_prefill_seconds + self._prefill_seconds
-        if explained >= PREFILL_SHARE * (PRIOR_SECONDS + self._queued_seconds):
-            return 0.0
-        return 1.0 / self.rate
+        the backlog in tokens is its wait then.
 
-    @property
-    def _prior(self) -> float:
-        """The rate before a queue was observed: a server that served more without one is at least as fast."""
-        return max(PRIOR_RATE, self._ended / self._seconds) if self._seconds > 0 else PRIOR_RATE
+        `batch` is as for `rate`. `waiting_prefill` are the seconds of prefill of the `waiting` requests, `mean_prefill`
+        those of a mean request at this server. Prefill explains the queue where it took enough of the time of earlier
+        queues, where it takes enough of the time of a mean request, or where the waiting requests have enough of it
+        before them.
+        """
+        rate = self.rate(batch)
+        if rate * mean_prefill >= PREFILL_SHARE or rate * waiting_prefill > PREFILL_SHARE * waiting:
+            return 0.0
+        if self._prefill_seconds > PREFILL_SHARE * (PRIOR_SECONDS + self._queued_seconds):
+            return 0.0
+        return 1.0 / rate

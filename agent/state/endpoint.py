@@ -199,13 +199,13 @@ class EndpointState:
             return
         mean = self.rate_estimator.mean_tokens or work.mean_tokens
         prefill = PrefillDone(self.rate_estimator.uncached_tokens, work.rate, mean, work.busy_until)
-        work.correct(running, waiting, at, now, mean)
+        waiting_prefill = work.correct(running, waiting, at, now, mean)
         free = self.batch.observe(running, waiting, _number(values, KV_USAGE), _number(values, SLOTS_USAGE))
         work.count(running or 0.0, waiting, free, at)
         finished = _number(values, FINISHED)
         if finished is not None:
             self.drain.observe(finished, waiting, at, prefill)
-        work.delay(self.drain.delay_seconds(mean / work.rate))
+        work.delay(self.drain.delay_seconds(self.batch.largest, waiting, waiting_prefill, mean / work.rate))
 
     def apply_stamped(
         self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float
@@ -324,7 +324,7 @@ class EndpointState:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
         corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now)
-        foreign, queue_seconds, decoding = work.foreign, work.queue_seconds, work.decoding(now)
+        foreign, queue_seconds, decoding = work.foreign, work.queue_seconds, work.decoding
         if not is_fresh(work.counted_at, stale_after, now):
             foreign, queue_seconds, decoding = 0.0, 0.0, decoding - foreign
         # The tuple's own constructor, because a view is made for each page.

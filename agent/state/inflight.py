@@ -60,6 +60,7 @@ class InFlight:
         "_end",
         "_ended",
         "_mean_tokens",
+        "_prefilled",
         "_requests",
         "_unqueued",
         "counted_at",
@@ -74,6 +75,7 @@ class InFlight:
         self._requests: dict[int, _QueuedPrefill] = {}
         self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT_ENDS)  # when it was picked, when it ended
         self._end = 0.0
+        self._prefilled = 0  # of the agent's requests, at the last change
         self._busy_until = float("-inf")
         self._unqueued = UNKNOWN  # the load up to which a request is scheduled at once
         self._each_seconds = 0.0  # the wait that each request above it adds
@@ -89,6 +91,12 @@ class InFlight:
     def load(self) -> float:
         """Requests at the endpoint, the agent's own and those of others."""
         return len(self._requests) + self.foreign
+
+    @property
+    def decoding(self) -> float:
+        """Requests of the load that did not wait for prefill at the last change: they share the server's steps. One of
+        others is taken to be prefilled."""
+        return self._prefilled + self.foreign
 
     @property
     def queue_seconds(self) -> float:
@@ -117,6 +125,7 @@ class InFlight:
         self._requests[work_id] = _QueuedPrefill(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
+        self._count_prefilled(now)
 
     def end(self, work_id: int, now: float) -> None:
         """Remove a request. The rest of its prefill leaves the line, and the requests behind it move up."""
@@ -124,32 +133,20 @@ class InFlight:
         self._ended.append((gone.picked_at, now))
         head = self._end - self.prefill_tokens(now)
         left = min(gone.tokens, gone.end - head)
-        if left <= 0:
-            return
-        for request in reversed(self._requests.values()):
-            if request.end < gone.end:
-                break
-            request.end -= left
-        self._end -= left
-        self._busy_until -= left / self.rate
+        if left > 0:
+            for request in reversed(self._requests.values()):
+                if request.end < gone.end:
+                    break
+                request.end -= left
+            self._end -= left
+            self._busy_until -= left / self.rate
+        self._count_prefilled(now)
 
     def set_rate(self, rate: float, now: float) -> None:
         """Change the prefill rate; the backlog in tokens stays the same."""
         backlog = self.prefill_tokens(now)
         self.rate = rate
         self._busy_until = now + backlog / rate if backlog > 0 else self._busy_until
-
-    def decoding(self, now: float) -> float:
-        """Requests of the load that are not known to wait for prefill at `now`: they share the server's steps."""
-        head = self._end - self.prefill_tokens(now)
-        count = self.load
-        left = _COUNTED_PREFILLS
-        for request in reversed(self._requests.values()):
-            if request.end <= head or not left:
-                break
-            count -= 1
-            left -= 1
-        return count
 
     def forget_others(self) -> None:
         """Drop what pages have shown of the requests of others and of the queue: another server responds now."""
@@ -180,6 +177,15 @@ class InFlight:
         """Set the wait that each request adds for which the batch has no room; 0: prefill alone makes requests wait."""
         self._each_seconds = each_seconds
 
+    def _count_prefilled(self, now: float) -> None:
+        head = self._end - self.prefill_tokens(now)
+        waiting = 0
+        for request in reversed(self._requests.values()):
+            if request.end <= head or waiting == _COUNTED_PREFILLS:
+                break
+            waiting += 1
+        self._prefilled = len(self._requests) - waiting
+
     def _own_at(self, at: float) -> int:
         """The agent's requests that were in flight at `at`."""
         own = len(self._requests)
@@ -196,13 +202,14 @@ class InFlight:
 
     def correct(
         self, running: float | None, waiting: float, at: float, now: float, mean_tokens: float | None = None
-    ) -> None:
-        """Correct the backlog by a page that was requested at `at` and reports `running` (None: unknown) and `waiting`.
+    ) -> float:
+        """Correct the backlog by a page that was requested at `at` and reports `running` (None: unknown) and `waiting`;
+        returns the seconds of prefill of the waiting requests.
 
         Requests of others are taken to have `mean_tokens` uncached tokens; None: those of the agent's own.
         """
         if not self._requests and not waiting and self._busy_until <= now:
-            return
+            return 0.0
         included = at - TRANSIT_SECONDS
         newest = inside = 0.0
         upper = 0.0
@@ -229,9 +236,8 @@ class InFlight:
         backlog = self.prefill_tokens(now)
         low = newest + max(0.0, lower - passed)
         if backlog < low:
-            backlog = low
+            self._busy_until = now + low / self.rate
         elif bound is not None and backlog > newest + upper:
-            backlog = newest + upper
-        else:
-            return
-        self._busy_until = now + backlog / self.rate
+            self._busy_until = now + (newest + upper) / self.rate
+        self._count_prefilled(now)
+        return lower / self.rate

@@ -47,8 +47,7 @@ class Work(NamedTuple):
     def prefill_seconds(self, now: float) -> float:
         """The backlog at `now` in seconds, as the wait of a request that arrives then; 0 when the first tokens of all
         requests are due."""
-        backlog = self.busy_until - now
-        return backlog if backlog > self.queue_seconds else self.queue_seconds
+        return max(self.queue_seconds, self.busy_until - now)
 
     def prefill_tokens(self, now: float) -> float:
         """The backlog at `now` in tokens of uncached prompt."""

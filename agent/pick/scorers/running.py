@@ -23,6 +23,4 @@ class Running:
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
         """1 for the smallest load, 0 for the largest; the load is at least what the server reports as running."""
         reported = columns[RUNNING]
-        return shortest_first(
-            [max(count, work.load) for count, work in zip(reported, candidates.works, strict=True)]
-        )
+        return shortest_first([max(count, work.load) for count, work in zip(reported, candidates.works, strict=True)])

@@ -129,17 +129,16 @@ class HistogramValueJson(JsonObject):
 
 
 class WorkJson(JsonObject):
-    """The requests at the endpoint: those that the agent has routed to it and that have not ended, and those of others."""
+    """The requests at the endpoint that have not ended: those that the agent has routed to it, and those of others."""
 
     requests: Annotated[Count, Meta(description="the agent's own")]
     foreign_requests: Annotated[
-        Amount, Meta(description="those of others, as the last page shows them: running and waiting less the agent's own")
+        Amount,
+        Meta(description="those of others, as the last page shows them: running and waiting less the agent's own"),
     ]
     prefill_seconds: Annotated[
         Seconds,
-        Meta(
-            description="until a new request is scheduled, at as_of; decreases by one second per second to queue_seconds"
-        ),
+        Meta(description="until a new request is scheduled, at as_of; falls by one second per second to queue_seconds"),
     ]
     queue_seconds: Annotated[
         Seconds, Meta(description="the wait in a queue that something else than prefill delays; 0 where there is none")
@@ -324,7 +323,9 @@ class CostJson(JsonObject):
     backlog_seconds: Annotated[Seconds, Meta(description="w: the wait before the request is scheduled there")]
     prefill_seconds: Annotated[Seconds, Meta(description="u: prefill that the request adds there")]
     decoding_requests: Annotated[Amount, Meta(description="n: requests there that are past their prefill")]
-    cost_seconds: Annotated[Seconds, Meta(description="the cost; `W` is the candidates' mean prefill before the request")]
+    cost_seconds: Annotated[
+        Seconds, Meta(description="the cost; `W` is the candidates' mean prefill before the request")
+    ]
     requests: Annotated[Count, Meta(description="the agent's requests in flight there")]
     foreign_requests: Annotated[Amount, Meta(description="requests of others there, as its last page shows them")]
 
