@@ -19,7 +19,8 @@ class Candidates:
 
     `hits` are the prompt tokens that the index predicts in each one's cache; `prefill_seconds` the seconds of uncached
     prefill before a request that arrives now; `backlog_seconds` the seconds until it is scheduled, for whatever reason
-    it waits; `adapters` as in the snapshot.
+    it waits; `adapters` as in the snapshot. `shared`: the longest of these prefixes is one with which other prompts
+    begin too.
     """
 
     __slots__ = (
@@ -30,6 +31,7 @@ class Candidates:
         "now",
         "prefill_seconds",
         "request",
+        "shared",
         "views",
         "works",
     )
@@ -42,8 +44,11 @@ class Candidates:
         hits: Sequence[int],
         waits: tuple[Sequence[float], Sequence[float]] | None = None,
         adapters: frozenset[str] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.request = request
+        self.shared = shared
         self.now = now
         self.views = views
         self.hits = hits
@@ -86,6 +91,7 @@ class Candidates:
             [self.hits[i] for i in places],
             ([self.prefill_seconds[i] for i in places], [self.backlog_seconds[i] for i in places]),
             self.adapters,
+            shared=self.shared,
         )
 
 

@@ -33,6 +33,10 @@ class PrefixLookup(Protocol):
         """The number of leading blocks of the chain that each address holds."""
         ...
 
+    def shared(self, chain: Sequence[int], depth: int) -> bool:
+        """Whether other prompts continued the first `depth` blocks of the chain differently."""
+        ...
+
 
 def pick(
     snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float, fallbacks: int = 0
@@ -62,14 +66,15 @@ def pick(
             allowed = [view.address for view in views]
             narrowed.append(Narrowing(SUBSET, addresses, allowed))
             addresses = allowed
+    shared = False
     if request.chain:
         size, limit = request.block_tokens, request.prompt_tokens
-        hits = [
-            known if (known := blocks * size) < limit else limit for blocks in index.match(request.chain, addresses)
-        ]
+        depths = index.match(request.chain, addresses)
+        hits = [known if (known := blocks * size) < limit else limit for blocks in depths]
+        shared = index.shared(request.chain, max(depths))
     else:
         hits = [0] * len(views)
-    candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters)
+    candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters, shared=shared)
     if request.model not in snapshot.models_everywhere:
         places = serves_model(candidates)
         if len(places) != len(addresses):
@@ -115,6 +120,7 @@ def pick(
         candidates.backlog_seconds,
         candidates.prefill_seconds,
         candidates.works,
+        candidates.shared,
     )
 
 

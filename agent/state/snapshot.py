@@ -45,13 +45,13 @@ class Work(NamedTuple):
         return self.requests + self.foreign
 
     def prefill_seconds(self, now: float) -> float:
-        """The backlog at `now` in seconds, as the wait of a request that arrives then; 0 when the first tokens of all
-        requests are due."""
+        """The backlog at `now` in seconds: the wait of a request that arrives then, for whatever reason it waits."""
         return max(self.queue_seconds, self.busy_until - now)
 
     def prefill_tokens(self, now: float) -> float:
-        """The backlog at `now` in tokens of uncached prompt."""
-        return self.prefill_seconds(now) * self.rate
+        """The prefill that is to be done at `now`, in tokens of uncached prompt."""
+        backlog = self.busy_until - now
+        return backlog * self.rate if backlog > 0 else 0.0
 
 
 class Prefix(NamedTuple):

@@ -3,12 +3,17 @@
     cost = w + (1 + kappa * W) * u + e * n
 
 `w` is the wait at the endpoint: seconds of uncached prefill before this request or, where something else delays the
-queue, the time in which the queue drains. `u` is the seconds of prefill that this request adds. `W` is the mean of the
-prefill before it over the candidates and `kappa` a price per second. On an idle fleet (W = 0) the endpoint with the
-least time to first token is the cheapest; the busier the fleet, the more saved work counts, and a warm cache saves
-work. A queue that prefill does not explain is no part of `W`: saved prefill does not shorten it. `n` of the requests
-there, the agent's and those of others, are past their prefill and cost `e` seconds each: they decode, and decoding
-shares the server's steps with prefill. Those before it are in `w`.
+queue, the time in which the queue drains. `u` is the seconds of prefill that this request adds, and `kappa` a price per
+second of `W`. On an idle fleet (W = 0) the endpoint with the least time to first token is the cheapest; the busier the
+fleet, the more saved work counts, and a warm cache saves work. `n` of the requests there, the agent's and those of
+others, are past their prefill and cost `e` seconds each: they decode, and decoding shares the server's steps with
+prefill. Those before it are in `w`.
+
+`W` is the mean of the prefill before this request over the candidates. For a prefix that other prompts begin with too
+it is the prefill at the endpoint itself. The mean keeps a conversation at the server that has its cache: elsewhere the
+work is lost for the fleet. A shared prefix serves later prompts wherever it is prefilled, so its work is priced by the
+delay at that place, and a busy server gives it away before its queue is long. A queue that prefill does not explain is
+no part of `W`: saved prefill does not shorten it.
 Source: the "congestion-priced cost" of the project's field notes, found by simulation on the Mooncake traces.
 """
 
@@ -55,31 +60,43 @@ class LeastCost:
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
         """The score of each candidate's cost in seconds."""
-        backlog = candidates.backlog_seconds
-        price = 1.0 + self.kappa * sum(candidates.prefill_seconds) / len(backlog)
         each = self.each_seconds
-        tokens, hits = candidates.request.prompt_tokens, candidates.hits
+        tokens, hits, backlog = candidates.request.prompt_tokens, candidates.hits, candidates.backlog_seconds
         # The formula of `parts`, written out: this runs for each endpoint at each pick.
-        costs = [
-            wait + price * (tokens - hit) / rate + decoding * each
-            for wait, hit, (_, _, rate, _, _, _, _, decoding) in zip(backlog, hits, candidates.works, strict=True)
-        ]
+        if candidates.shared:
+            prices = self.prices(candidates.prefill_seconds, shared=True)
+            costs = [
+                wait + price * (tokens - hit) / rate + decoding * each
+                for wait, price, hit, (_, _, rate, _, _, _, _, decoding) in zip(
+                    backlog, prices, hits, candidates.works, strict=True
+                )
+            ]
+        else:
+            price = 1.0 + self.kappa * sum(candidates.prefill_seconds) / len(backlog)
+            costs = [
+                wait + price * (tokens - hit) / rate + decoding * each
+                for wait, hit, (_, _, rate, _, _, _, _, decoding) in zip(backlog, hits, candidates.works, strict=True)
+            ]
         best = min(costs)
         return [1.0 / (1.0 + (cost - best)) for cost in costs]
+
+    def prices(self, prefill_seconds: Sequence[float], *, shared: bool) -> list[float]:
+        """The price of a second of `u` at each candidate, by the seconds of prefill before this request there."""
+        if shared:
+            return [1.0 + self.kappa * seconds for seconds in prefill_seconds]
+        return [1.0 + self.kappa * sum(prefill_seconds) / len(prefill_seconds)] * len(prefill_seconds)
 
     def parts(
         self,
         prompt_tokens: int,
         hits: Sequence[int],
-        waits: tuple[Sequence[float], Sequence[float]],
+        backlog_seconds: Sequence[float],
+        prices: Sequence[float],
         works: Sequence[Work],
     ) -> list[CostParts]:
-        """What `score` computes, by its parts, for candidates with these predicted hits and work; `waits` are the
-        candidates' `prefill_seconds` and `backlog_seconds`."""
-        prefill, backlog = waits
-        price = 1.0 + self.kappa * sum(prefill) / len(prefill)
+        """What `score` computes, by its parts, for candidates with these predicted hits, waits, prices and work."""
         found: list[CostParts] = []
-        for wait, hit, work in zip(backlog, hits, works, strict=True):
+        for wait, price, hit, work in zip(backlog_seconds, prices, hits, works, strict=True):
             added = (prompt_tokens - hit) / work.rate
             cost = wait + price * added + work.decoding * self.each_seconds
             found.append(CostParts(wait, added, work.decoding, cost, work.requests, work.foreign))
