@@ -20,7 +20,7 @@ class Candidates:
     `hits` are the prompt tokens that the index predicts in each one's cache; `prefill_seconds` the seconds of uncached
     prefill before a request that arrives now; `backlog_seconds` the seconds until it is scheduled, for whatever reason
     it waits; `adapters` as in the snapshot. `shared`: the longest of these prefixes is one with which other prompts
-    begin too.
+    begin too. `only_prefill` as in the snapshot: then the seconds of prefill and those until it is scheduled are equal.
     """
 
     __slots__ = (
@@ -46,6 +46,7 @@ class Candidates:
         adapters: frozenset[str] | None = None,
         *,
         shared: bool = False,
+        only_prefill: bool = False,
     ) -> None:
         self.request = request
         self.shared = shared
@@ -54,8 +55,10 @@ class Candidates:
         self.hits = hits
         self.adapters = adapters
         self.works = [view.work for view in views]
-        # `prefill_seconds` and `backlog_seconds` of these views where the caller has them.
-        self.prefill_seconds, self.backlog_seconds = _waits(self.works, now) if waits is None else waits
+        # `waits` are `prefill_seconds` and `backlog_seconds` of these views, where the caller has them.
+        if waits is None:
+            waits = _waits(self.works, now, only_prefill=only_prefill)
+        self.prefill_seconds, self.backlog_seconds = waits
         self._page_fresh: list[bool] | None = None
 
     def __len__(self) -> int:
@@ -109,12 +112,14 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
     return None
 
 
-def _waits(works: Sequence[Work], now: float) -> tuple[Sequence[float], Sequence[float]]:
+def _waits(works: Sequence[Work], now: float, *, only_prefill: bool) -> tuple[Sequence[float], Sequence[float]]:
     """The prefill before a request at each candidate, and its wait there. Where no fresh page corrects the estimate,
     both are at least the largest corrected one."""
     # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4,
     # `queue_seconds` is 6.
     prefill = [work[1] - now if work[1] > now else 0.0 for work in works]
+    if only_prefill:
+        return prefill, prefill
     corrected = [work[4] for work in works]
     some = not all(corrected) and any(corrected)
     if some:

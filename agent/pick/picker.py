@@ -66,20 +66,24 @@ def pick(
             allowed = [view.address for view in views]
             narrowed.append(Narrowing(SUBSET, addresses, allowed))
             addresses = allowed
-    shared = False
+    warmest, shared = 0, False
     if request.chain:
         size, limit = request.block_tokens, request.prompt_tokens
         depths = index.match(request.chain, addresses)
         hits = [known if (known := blocks * size) < limit else limit for blocks in depths]
-        shared = index.shared(request.chain, max(depths))
+        deepest = max(depths)
+        warmest = min(deepest * size, limit)
+        shared = deepest > 0 and index.shared(request.chain, deepest)
     else:
         hits = [0] * len(views)
-    candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters, shared=shared)
+    candidates = Candidates(
+        request, now, views, hits, adapters=snapshot.adapters, shared=shared, only_prefill=snapshot.only_prefill
+    )
     if request.model not in snapshot.models_everywhere:
         places = serves_model(candidates)
         if len(places) != len(addresses):
             candidates, addresses = _narrow(candidates, addresses, places, MODEL, narrowed)
-    warmest = max(candidates.hits)
+            warmest = max(candidates.hits)
     for name, keep in profile.filters:
         places = keep(candidates)
         if len(places) != len(addresses):

@@ -191,21 +191,27 @@ class EndpointState:
     def apply_queue(self, values: Mapping[str, Value], at: float, now: float) -> None:
         """Correct the work in flight by what a page that was requested at `at` reports of running and waiting requests.
         A page with neither changes nothing."""
-        running, waiting = _number(values, RUNNING), _number(values, WAITING)
-        work = self.in_flight
-        if waiting is None:
-            if running is not None:
-                work.count(running, 0.0, UNKNOWN, at)
+        running, waiting, finished = values.get(RUNNING), values.get(WAITING), values.get(FINISHED)
+        kv_usage, slots_usage = values.get(KV_USAGE), values.get(SLOTS_USAGE)
+        work, estimator, drain = self.in_flight, self.rate_estimator, self.drain
+        known_running = running if isinstance(running, float) else None
+        if not isinstance(waiting, float):
+            if known_running is not None:
+                work.count(known_running, 0.0, UNKNOWN, at)
             return
-        mean = self.rate_estimator.mean_tokens or work.mean_tokens
-        prefill = PrefillDone(self.rate_estimator.uncached_tokens, work.rate, mean, work.busy_until)
-        waiting_prefill = work.correct(running, waiting, at, now, mean)
-        free = self.batch.observe(running, waiting, _number(values, KV_USAGE), _number(values, SLOTS_USAGE))
-        work.count(running or 0.0, waiting, free, at)
-        finished = _number(values, FINISHED)
-        if finished is not None:
-            self.drain.observe(finished, waiting, at, prefill)
-        work.delay(self.drain.delay_seconds(self.batch.largest, waiting, waiting_prefill, mean / work.rate))
+        mean = estimator.mean_tokens or work.mean_tokens
+        prefill = PrefillDone(estimator.uncached_tokens, work.rate, mean, work.busy_until)
+        waiting_prefill = work.correct(known_running, waiting, at, now, mean)
+        free = self.batch.observe(
+            known_running,
+            waiting,
+            kv_usage if isinstance(kv_usage, float) else None,
+            slots_usage if isinstance(slots_usage, float) else None,
+        )
+        work.count(known_running or 0.0, waiting, free, at)
+        if isinstance(finished, float):
+            drain.observe(finished, waiting, at, prefill)
+        work.delay(drain.delay_seconds(self.batch.largest, waiting, waiting_prefill, mean / work.rate))
 
     def apply_stamped(
         self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float
@@ -357,8 +363,3 @@ class EndpointState:
             self.histograms,
         )
         return _new(EndpointView, fields), until
-
-
-def _number(values: Mapping[str, Value], signal: str) -> float | None:
-    value = values.get(signal)
-    return value if isinstance(value, float) else None

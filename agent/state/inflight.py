@@ -75,7 +75,7 @@ class InFlight:
         self._requests: dict[int, _QueuedPrefill] = {}
         self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT_ENDS)  # when it was picked, when it ended
         self._end = 0.0
-        self._prefilled = 0  # of the agent's requests, at the last change
+        self._prefilled = 0  # of the agent's requests, when one last ended or a page was read
         self._busy_until = float("-inf")
         self._unqueued = UNKNOWN  # the load up to which a request is scheduled at once
         self._each_seconds = 0.0  # the wait that each request above it adds
@@ -94,8 +94,8 @@ class InFlight:
 
     @property
     def decoding(self) -> float:
-        """Requests of the load that did not wait for prefill at the last change: they share the server's steps. One of
-        others is taken to be prefilled."""
+        """Requests of the load that did not wait for prefill at the last page or end: they share the server's steps. A
+        request of others is taken to be prefilled."""
         return self._prefilled + self.foreign
 
     @property
@@ -125,7 +125,6 @@ class InFlight:
         self._requests[work_id] = _QueuedPrefill(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
-        self._count_prefilled(now)
 
     def end(self, work_id: int, now: float) -> None:
         """Remove a request. The rest of its prefill leaves the line, and the requests behind it move up."""

@@ -44,6 +44,11 @@ class Work(NamedTuple):
         """Requests at the endpoint, the agent's own and those of others."""
         return self.requests + self.foreign
 
+    @property
+    def only_prefill(self) -> bool:
+        """Whether the prefill before it is all that a request waits for, as far as fresh pages show."""
+        return self.corrected and not self.queue_seconds
+
     def prefill_seconds(self, now: float) -> float:
         """The backlog at `now` in seconds: the wait of a request that arrives then, for whatever reason it waits."""
         return max(self.queue_seconds, self.busy_until - now)
@@ -135,7 +140,8 @@ class Snapshot(NamedTuple):
     Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
     page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
     the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
-    in their order; empty in a snapshot that no store made.
+    in their order; empty in a snapshot that no store made. `only_prefill`: a request waits for prefill only, at every
+    endpoint.
     """
 
     pool: str
@@ -147,3 +153,4 @@ class Snapshot(NamedTuple):
     models_everywhere: frozenset[str] = frozenset()
     healthy_addresses: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    only_prefill: bool = False

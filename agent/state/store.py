@@ -69,6 +69,7 @@ class RoutingStore:
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
         self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
+        self._queued = 0  # endpoints in it whose requests wait for more than prefill
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # a snapshot was read since `age` was last called
@@ -260,7 +261,9 @@ class RoutingStore:
         for address in self._dirty:
             place, state = self._places[address], self._endpoints[address]
             view = self._view(state, now)
-            self._unhealthy += (view.health is not _HEALTHY) - (endpoints[place].health is not _HEALTHY)
+            before = endpoints[place]
+            self._unhealthy += (view.health is not _HEALTHY) - (before.health is not _HEALTHY)
+            self._queued += before.work.only_prefill - view.work.only_prefill
             endpoints[place] = view
             good_until = min(good_until, state.until)
         self._dirty.clear()
@@ -284,6 +287,7 @@ class RoutingStore:
         endpoints = [self._view(self._endpoints[address], now) for address in self._places]
         self._dirty.clear()
         self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
+        self._queued = sum(not view.work.only_prefill for view in endpoints)
         snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
         self._notify()
         return snapshot
@@ -319,6 +323,7 @@ class RoutingStore:
             self._models.everywhere,
             () if self._unhealthy else self._addresses,
             self._addresses,
+            not self._queued,
         )
         return self._snapshot
 

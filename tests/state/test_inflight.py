@@ -243,6 +243,8 @@ def test_requests_that_are_prefilled_decode_and_those_of_others_too() -> None:
     assert work.decoding == 5.0 + 2
     work.start(9, 1000, 9.0)
     assert work.decoding == 5.0 + 2
+    work.correct(8.0, 0.0, 9.5, 9.5)
+    assert work.decoding == 5.0 + 2
 
 
 STEPS = st.lists(

@@ -62,20 +62,21 @@ class LeastCost:
         """The score of each candidate's cost in seconds."""
         each = self.each_seconds
         tokens, hits, backlog = candidates.request.prompt_tokens, candidates.hits, candidates.backlog_seconds
-        # The formula of `parts`, written out: this runs for each endpoint at each pick.
-        if candidates.shared:
-            prices = self.prices(candidates.prefill_seconds, shared=True)
-            costs = [
-                wait + price * (tokens - hit) / rate + decoding * each
-                for wait, price, hit, (_, _, rate, _, _, _, _, decoding) in zip(
-                    backlog, prices, hits, candidates.works, strict=True
-                )
-            ]
-        else:
+        # The formula of `parts`, written out: this runs for each endpoint at each pick. Fields of the work by index:
+        # `rate` is 2, `decoding` is 7.
+        if not candidates.shared:
             price = 1.0 + self.kappa * sum(candidates.prefill_seconds) / len(backlog)
             costs = [
-                wait + price * (tokens - hit) / rate + decoding * each
-                for wait, hit, (_, _, rate, _, _, _, _, decoding) in zip(backlog, hits, candidates.works, strict=True)
+                wait + price * (tokens - hit) / work[2] + work[7] * each
+                for wait, hit, work in zip(backlog, hits, candidates.works, strict=True)
+            ]
+        else:
+            kappa = self.kappa
+            costs = [
+                wait + (1.0 + kappa * prefill) * (tokens - hit) / work[2] + work[7] * each
+                for wait, prefill, hit, work in zip(
+                    backlog, candidates.prefill_seconds, hits, candidates.works, strict=True
+                )
             ]
         best = min(costs)
         return [1.0 / (1.0 + (cost - best)) for cost in costs]
