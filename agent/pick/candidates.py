@@ -6,12 +6,21 @@ never see None, because `agent.pick.scoring` passes them only candidates that ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
 from agent.state.freshness import is_fresh
 from agent.state.snapshot import EndpointView, Work
+
+
+class Waits(NamedTuple):
+    """The prefill before a request at each candidate and its wait there, in seconds, and the work of which they are."""
+
+    prefill: Sequence[float]
+    backlog: Sequence[float]
+    works: Sequence[Work]
 
 
 class Candidates:
@@ -21,6 +30,8 @@ class Candidates:
     prefill before a request that arrives now; `backlog_seconds` the seconds until it is scheduled, for whatever reason
     it waits; `adapters` as in the snapshot. `shared`: the longest of these prefixes is one with which other prompts
     begin too. `only_prefill` as in the snapshot: then the seconds of prefill and those until it is scheduled are equal.
+
+    An endpoint whose queue no fresh page shows has the load of the busiest of the others beside the agent's requests.
     """
 
     __slots__ = (
@@ -42,7 +53,7 @@ class Candidates:
         now: float,
         views: Sequence[EndpointView],
         hits: Sequence[int],
-        waits: tuple[Sequence[float], Sequence[float]] | None = None,
+        waits: Waits | None = None,
         adapters: frozenset[str] | None = None,
         *,
         shared: bool = False,
@@ -54,11 +65,9 @@ class Candidates:
         self.views = views
         self.hits = hits
         self.adapters = adapters
-        self.works = [view.work for view in views]
-        # `waits` are `prefill_seconds` and `backlog_seconds` of these views, where the caller has them.
         if waits is None:
-            waits = _waits(self.works, now, only_prefill=only_prefill)
-        self.prefill_seconds, self.backlog_seconds = waits
+            waits = _waits([view.work for view in views], now, only_prefill=only_prefill)
+        self.prefill_seconds, self.backlog_seconds, self.works = waits
         self._page_fresh: list[bool] | None = None
 
     def __len__(self) -> int:
@@ -92,7 +101,11 @@ class Candidates:
             self.now,
             [self.views[i] for i in places],
             [self.hits[i] for i in places],
-            ([self.prefill_seconds[i] for i in places], [self.backlog_seconds[i] for i in places]),
+            Waits(
+                [self.prefill_seconds[i] for i in places],
+                [self.backlog_seconds[i] for i in places],
+                [self.works[i] for i in places],
+            ),
             self.adapters,
             shared=self.shared,
         )
@@ -112,25 +125,48 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
     return None
 
 
-def _waits(works: Sequence[Work], now: float, *, only_prefill: bool) -> tuple[Sequence[float], Sequence[float]]:
-    """The prefill before a request at each candidate, and its wait there. Where no fresh page corrects the estimate,
-    both are at least the largest corrected one."""
+def _waits(works: Sequence[Work], now: float, *, only_prefill: bool) -> Waits:
     # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4,
     # `queue_seconds` is 6.
     prefill = [work[1] - now if work[1] > now else 0.0 for work in works]
     if only_prefill:
-        return prefill, prefill
-    corrected = [work[4] for work in works]
-    some = not all(corrected) and any(corrected)
-    if some:
-        prefill = _at_least_the_largest(prefill, corrected)
+        return Waits(prefill, prefill, works)
     queues = [work[6] for work in works]
-    if not any(queues):
-        return prefill, prefill
-    backlog = [max(pair) for pair in zip(prefill, queues, strict=True)]
-    return prefill, _at_least_the_largest(backlog, corrected) if some else backlog
+    backlog = [max(pair) for pair in zip(prefill, queues, strict=True)] if any(queues) else prefill
+    seen = [work[4] for work in works]
+    if all(seen) or not any(seen):
+        return Waits(prefill, backlog, works)
+    # Of equally busy ones the one with the smallest load, so that the order of the candidates does not matter.
+    busiest = max(
+        (place for place, known in enumerate(seen) if known), key=lambda place: (backlog[place], -works[place].load)
+    )
+    of_unseen = _load_of_unseen(works[busiest])
+    return Waits(
+        [
+            each if known else of_unseen(prefill[busiest], each, w)
+            for each, known, w in zip(prefill, seen, works, strict=True)
+        ],
+        [
+            each if known else of_unseen(backlog[busiest], each, w)
+            for each, known, w in zip(backlog, seen, works, strict=True)
+        ],
+        [work if known else _as_busy(work, works[busiest]) for work, known in zip(works, seen, strict=True)],
+    )
 
 
-def _at_least_the_largest(seconds: Sequence[float], corrected: Sequence[bool]) -> list[float]:
-    largest = max(each for each, known in zip(seconds, corrected, strict=True) if known)
-    return [each if known else max(each, largest) for each, known in zip(seconds, corrected, strict=True)]
+def _load_of_unseen(busiest: Work) -> Callable[[float, float, Work], float]:
+    """How an endpoint whose queue no fresh page shows is estimated by the busiest of the others: it is taken to have as
+    many requests of others, and each request to cost as much. So equal numbers of the agent's own cost the same."""
+
+    def seconds(of_busiest: float, own: float, work: Work) -> float:
+        if not busiest.load:
+            return of_busiest + own
+        return max(own, of_busiest * (busiest.foreign + work.requests) / busiest.load)
+
+    return seconds
+
+
+def _as_busy(work: Work, busiest: Work) -> Work:
+    """The work with at least as many requests of others as the busiest endpoint has."""
+    more = max(0.0, busiest.foreign - work.foreign)
+    return work._replace(foreign=work.foreign + more, decoding=work.decoding + more)

@@ -6,6 +6,7 @@ each one that ends admits one, so the last of a queue waits for its length over 
 
 Before a queue was observed, the rate is a prior: the batch over the time of a response. It weighs as much as
 `PRIOR_SECONDS` of observed queue, so a few pages replace it, and a queue without progress gets slower with every page.
+A page on which not even the generated tokens have moved shows neither progress nor a standstill: nothing was measured.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ PRIOR_SECONDS: Final = 1.0  # of observed queue, as which the prior weighs
 PREFILL_SHARE: Final = 1 / 3
 
 
-class PrefillDone(NamedTuple):
-    """What is known of a server's prefill at a page, to find how much of a queue's time it explains.
+class TokensDone(NamedTuple):
+    """The tokens of a server at a page, to find how much of a queue's time prefill explains.
 
-    `tokens` were prefilled so far (None: not reported), at `rate` tokens a second; a mean request has `mean_tokens`;
-    `busy_until` is when the prefill that was known before the page is done (monotonic seconds).
+    `generated` and uncached `prefilled` tokens are those so far (None: not reported). Prefill does `rate` tokens a
+    second; a mean request has `mean_tokens`; `busy_until` is when the prefill that was known before the page is done
+    (monotonic seconds).
     """
 
-    tokens: float | None
+    generated: float | None
+    prefilled: float | None
     rate: float
     mean_tokens: float
     busy_until: float
@@ -45,11 +48,11 @@ class DrainRate:
         "_at",
         "_ended",
         "_finished",
+        "_last",
         "_prefill_seconds",
         "_queued_ended",
         "_queued_seconds",
         "_seconds",
-        "_tokens",
         "_waiting",
     )
 
@@ -59,32 +62,39 @@ class DrainRate:
     def reset(self) -> None:
         """Start over: another server responds now."""
         self._finished: float | None = None
-        self._tokens: float | None = None
+        self._last: TokensDone | None = None  # of the last page
         self._at = 0.0
         self._waiting = 0.0
         self._ended = self._seconds = 0.0
         self._queued_ended = self._queued_seconds = self._prefill_seconds = 0.0
 
-    def observe(self, finished: float, waiting: float, at: float, prefill: PrefillDone) -> None:
+    def observe(self, finished: float, waiting: float, at: float, tokens: TokensDone) -> None:
         """Record one page: requests ended so far and requests waiting, requested at `at` (monotonic seconds)."""
-        last = self._finished
-        if last is not None and finished < last:
+        last, before = self._finished, self._last
+        if last is None or before is None:
+            pass
+        elif finished < last:
             self.reset()
-        elif last is not None:
+        elif (
+            finished != last
+            or tokens.generated is None
+            or tokens.generated != before.generated
+            or tokens.prefilled != before.prefilled
+        ):
             passed, ended = at - self._at, finished - last
             fade: float = 0.5 ** (passed / HALF_LIFE_SECONDS)
             self._ended = self._ended * fade + ended
             self._seconds = self._seconds * fade + passed
             if self._waiting > 0 and waiting > 0:
-                if prefill.tokens is None or self._tokens is None:
-                    tokens = ended * prefill.mean_tokens
+                if tokens.prefilled is None or before.prefilled is None:
+                    prefilled = ended * tokens.mean_tokens
                 else:
-                    tokens = prefill.tokens - self._tokens
-                explained = max(0.0, tokens / prefill.rate, prefill.busy_until - self._at)
+                    prefilled = tokens.prefilled - before.prefilled
+                explained = max(0.0, prefilled / tokens.rate, tokens.busy_until - self._at)
                 self._queued_ended = self._queued_ended * fade + ended
                 self._queued_seconds = self._queued_seconds * fade + passed
                 self._prefill_seconds = self._prefill_seconds * fade + min(passed, explained)
-        self._finished, self._tokens, self._at, self._waiting = finished, prefill.tokens, at, waiting
+        self._finished, self._last, self._at, self._waiting = finished, tokens, at, waiting
 
     def rate(self, batch: float) -> float:
         """Requests per second that leave the queue while there is one; never 0. `batch` is the largest number of

@@ -9,6 +9,7 @@ from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
 from agent.signals import (
     FINISHED,
+    GENERATION_TOKENS,
     KV_USAGE,
     MODEL_LOADED,
     PREFIX_HITS,
@@ -24,7 +25,7 @@ from agent.signals import (
 )
 from agent.state.batch_size import UNKNOWN, BatchSize
 from agent.state.counter_rates import Window
-from agent.state.drain_rate import DrainRate, PrefillDone
+from agent.state.drain_rate import DrainRate, TokensDone
 from agent.state.freshness import expiry, is_fresh
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, SUCCESS, Health, ProbeResult, Verdict, evaluate
 from agent.state.inflight import InFlight
@@ -190,17 +191,25 @@ class EndpointState:
 
     def apply_queue(self, values: Mapping[str, Value], at: float, now: float) -> None:
         """Correct the work in flight by what a page that was requested at `at` reports of running and waiting requests.
-        A page with neither changes nothing."""
+        A page that lacks the waiting requests of a server which has reported them changes nothing: what the older page
+        has shown holds until it is stale."""
         running, waiting, finished = values.get(RUNNING), values.get(WAITING), values.get(FINISHED)
         kv_usage, slots_usage = values.get(KV_USAGE), values.get(SLOTS_USAGE)
         work, estimator, drain = self.in_flight, self.rate_estimator, self.drain
         known_running = running if isinstance(running, float) else None
         if not isinstance(waiting, float):
-            if known_running is not None:
+            if known_running is not None and self.value(WAITING) is None:
                 work.count(known_running, 0.0, UNKNOWN, at)
             return
         mean = estimator.mean_tokens or work.mean_tokens
-        prefill = PrefillDone(estimator.uncached_tokens, work.rate, mean, work.busy_until)
+        generated = values.get(GENERATION_TOKENS)
+        tokens = TokensDone(
+            generated if isinstance(generated, float) else None,
+            estimator.uncached_tokens,
+            work.rate,
+            mean,
+            work.busy_until,
+        )
         waiting_prefill = work.correct(known_running, waiting, at, now, mean)
         free = self.batch.observe(
             known_running,
@@ -210,7 +219,7 @@ class EndpointState:
         )
         work.count(known_running or 0.0, waiting, free, at)
         if isinstance(finished, float):
-            drain.observe(finished, waiting, at, prefill)
+            drain.observe(finished, waiting, at, tokens)
         work.delay(drain.delay_seconds(self.batch.largest, waiting, waiting_prefill, mean / work.rate))
 
     def apply_stamped(
