@@ -265,6 +265,25 @@ def test_one_flag_of_the_snapshot_spares_the_pick_the_checks_and_changes_nothing
     assert picks[0] == picks[1]
 
 
+def test_an_endpoint_whose_queue_is_unknown_has_the_foreign_requests_of_the_busiest() -> None:
+    unseen = view("a:1", requests=3, corrected=False)
+    busiest = view("b:1", requests=1, foreign=9.0, queue_seconds=5.0)
+    decision = choose(unseen, busiest, view("c:1", queue_seconds=1.0, foreign=3.0))
+    # Each of the ten requests at b:1 costs half a second of its wait; a:1 has twelve.
+    assert list(decision.backlog_seconds) == pytest.approx([6.0, 5.0, 1.0])
+    assert [work.load for work in decision.works] == [12.0, 10.0, 3.0]
+
+
+def test_an_unknown_queue_and_the_busiest_share_requests_evenly() -> None:
+    sent = {"a:1": 0, "b:1": 0}
+    for number in range(40):
+        unseen = view("a:1", requests=sent["a:1"], corrected=False)
+        waits = 2.0 + 0.5 * sent["b:1"]
+        busy = view("b:1", requests=sent["b:1"], foreign=4.0, queue_seconds=waits)
+        sent[choose(unseen, busy, wanted=request(f"r{number}")).endpoint] += 1
+    assert min(sent.values()) >= 15
+
+
 @st.composite
 def fleets(draw: st.DrawFn) -> list[EndpointView]:
     views = []
