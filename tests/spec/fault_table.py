@@ -53,6 +53,7 @@ from tests.spec.expectations import (
     failed,
     health_failed,
     lacking,
+    loaded_by_others,
     missing,
     new_server,
     published,
@@ -221,6 +222,7 @@ _NEW_SAMPLES = {
     "process_start_time_seconds": "1.79534999e+09",
 }
 _NEW = {RUNNING: 5.0, WAITING: 2.0, KV_USAGE: 0.25, GENERATION_TOKENS: 7.0}
+_OTHERS = {**PAGE_VALUES, WAITING: 64.0}
 _KV = "vllm__kv_cache_usage_perc"
 _KV_LINE = _line(b"vllm:kv_cache_usage_perc")
 _RUNNING_LINE = _line(b"vllm:num_requests_running")
@@ -283,6 +285,12 @@ async def _restarts_without_start(scenario: Scenario) -> Outputs:
     scenario.bad.page = _without_start(_set(PAGE, **_NEW_SAMPLES))
     await scenario.scrape_round()
     await scenario.models()
+    return await scenario.read_outputs()
+
+
+async def _others(scenario: Scenario) -> Outputs:
+    scenario.bad.page = _set(PAGE, vllm__num_requests_waiting="64.0")
+    await scenario.scrape_round()
     return await scenario.read_outputs()
 
 
@@ -492,6 +500,11 @@ TABLE: tuple[FaultRow, ...] = (
         unhealthy("down", "timeout"), NO_POOL, absent("down", 0.0),
         (failed("timeout"), DOWN, health_failed("health_timeout"),
          counted("igw_requests_rejected_total", status="503", reason="none_healthy")),
+    ),
+    FaultRow(
+        "full of the work of others", "Its batch and its queue are full of requests that the agent did not send.",
+        _others, AT_ONCE, LEFT_OUT, loaded_by_others(_OTHERS, 68.0), published(_OTHERS, "every gauge as reported"),
+        samples(_OTHERS, "every sample as reported"), (),
     ),
     # -- odd, and right ----------------------------------------------------------------------------------------------
     _harmless("more than declared", "Bytes follow the end of the response.",
