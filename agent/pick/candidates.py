@@ -168,5 +168,4 @@ def _load_of_unseen(busiest: Work) -> Callable[[float, float, Work], float]:
 
 def _as_busy(work: Work, busiest: Work) -> Work:
     """The work with at least as many requests of others as the busiest endpoint has."""
-    more = max(0.0, busiest.foreign - work.foreign)
-    return work._replace(foreign=work.foreign + more, decoding=work.decoding + more)
+    return work._replace(foreign=max(work.foreign, busiest.foreign))

@@ -73,7 +73,8 @@ def pick(
         hits = [known if (known := blocks * size) < limit else limit for blocks in depths]
         deepest = max(depths)
         warmest = min(deepest * size, limit)
-        shared = deepest > 0 and index.shared(request.chain, deepest)
+        # A prefix that is less than half of the prompt decides nothing: the rest is prefilled wherever it goes.
+        shared = 0 < len(request.chain) <= 2 * deepest and index.shared(request.chain, deepest)
     else:
         hits = [0] * len(views)
     candidates = Candidates(

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from agent.state.inflight import QueueEvidence
+
 HALF_LIFE_SECONDS: Final = 30.0  # the age at which a second of observation counts half
 
 # Seconds that a request spends in the batch, until more is known: 211 tokens, the mean answer of the Azure 2023
@@ -24,6 +26,9 @@ PRIOR_SECONDS: Final = 1.0  # of observed queue, as which the prior weighs
 # Something else than prefill delays a queue where prefill takes less than this part of the time. The rest is the noise
 # of two estimates.
 PREFILL_SHARE: Final = 1 / 3
+
+# A request may wait for the end of a step; one that waits longer than this waits for something.
+SHORTEST_WAIT_SECONDS: Final = 0.5
 
 
 class TokensDone(NamedTuple):
@@ -104,18 +109,26 @@ class DrainRate:
             prior = max(prior, self._ended / self._seconds)
         return (prior * PRIOR_SECONDS + self._queued_ended) / (PRIOR_SECONDS + self._queued_seconds)
 
-    def delay_seconds(self, batch: float, waiting: float, waiting_prefill: float, mean_prefill: float) -> float:
+    def delay_seconds(
+        self, batch: float, waiting: float, queue: QueueEvidence, mean_prefill: float, *, foreign: bool
+    ) -> float:
         """What each request of a queue adds to the wait of the next one: 0 where prefill explains the queue, because
         the backlog in tokens is its wait then.
 
-        `batch` is as for `rate`. `waiting_prefill` are the seconds of prefill of the `waiting` requests, `mean_prefill`
-        those of a mean request at this server. Prefill explains the queue where it took enough of the time of earlier
-        queues, where it takes enough of the time of a mean request, or where the waiting requests have enough of it
-        before them.
+        `batch` is as for `rate`; `waiting` requests wait; `mean_prefill` is the prefill of the server's mean request in
+        seconds. Prefill explains the queue where it took enough of the time of earlier queues, where it takes enough of
+        the time of a mean request, or where the waiting requests have enough of it before them.
+
+        Without requests of others (`foreign`) the agent knows the prefill of all. Then something else delays the queue
+        only where that has shown: in earlier queues, or in a request that waits longer than the prefill before it took.
         """
         rate = self.rate(batch)
-        if rate * mean_prefill >= PREFILL_SHARE or rate * waiting_prefill > PREFILL_SHARE * waiting:
+        if rate * mean_prefill >= PREFILL_SHARE or rate * queue.prefill_seconds > PREFILL_SHARE * waiting:
             return 0.0
         if self._prefill_seconds > PREFILL_SHARE * (PRIOR_SECONDS + self._queued_seconds):
             return 0.0
+        if not foreign and self._queued_seconds < PRIOR_SECONDS:
+            waited = queue.own_wait_seconds
+            if waited < SHORTEST_WAIT_SECONDS or queue.explained_seconds >= PREFILL_SHARE * waited:
+                return 0.0
         return 1.0 / rate

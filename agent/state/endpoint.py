@@ -210,7 +210,7 @@ class EndpointState:
             mean,
             work.busy_until,
         )
-        waiting_prefill = work.correct(known_running, waiting, at, now, mean)
+        queue = work.correct(known_running, waiting, at, now, mean)
         free = self.batch.observe(
             known_running,
             waiting,
@@ -220,7 +220,8 @@ class EndpointState:
         work.count(known_running or 0.0, waiting, free, at)
         if isinstance(finished, float):
             drain.observe(finished, waiting, at, tokens)
-        work.delay(drain.delay_seconds(self.batch.largest, waiting, waiting_prefill, mean / work.rate))
+        foreign = work.foreign > 0
+        work.delay(drain.delay_seconds(self.batch.largest, waiting, queue, mean / work.rate, foreign=foreign))
 
     def apply_stamped(
         self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float
@@ -339,9 +340,9 @@ class EndpointState:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
         corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now)
-        foreign, queue_seconds, decoding = work.foreign, work.queue_seconds, work.decoding
+        foreign, queue_seconds = work.foreign, work.queue_seconds
         if not is_fresh(work.counted_at, stale_after, now):
-            foreign, queue_seconds, decoding = 0.0, 0.0, decoding - foreign
+            foreign, queue_seconds = 0.0, 0.0
         # The tuple's own constructor, because a view is made for each page.
         fields = (
             self.address,
@@ -353,19 +354,7 @@ class EndpointState:
             self.page_at,
             self.failures,
             stale_after,
-            _new(
-                Work,
-                (
-                    len(work),
-                    work.busy_until,
-                    work.rate,
-                    self.rate_source,
-                    corrected,
-                    foreign,
-                    queue_seconds,
-                    decoding,
-                ),
-            ),
+            _new(Work, (len(work), work.busy_until, work.rate, self.rate_source, corrected, foreign, queue_seconds)),
             _new(Prefix, (self.predicted_hits, measured)),
             self.accelerators,
             self.window.oldest,

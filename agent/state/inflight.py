@@ -21,7 +21,7 @@ and arrive unseen, and only a page shows their number.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.state.batch_size import UNKNOWN
 
@@ -36,8 +36,6 @@ PRIOR_TOKENS: Final = 1_000.0
 # The last ends that are kept, because a page may be older than they are. Where more requests end while a page is read,
 # the others on it count as requests of others until the next page.
 _KEPT_ENDS: Final = 256
-# At most so many requests are looked at to find those that are not prefilled; beyond, the backlog decides alone.
-_COUNTED_PREFILLS: Final = 64
 
 
 class _QueuedPrefill:
@@ -51,6 +49,18 @@ class _QueuedPrefill:
         self.end = end
 
 
+class QueueEvidence(NamedTuple):
+    """What a page shows of a queue: the seconds of prefill of the requests that wait, and for how long the first of the
+    agent's own among them waits, of which the backlog explains `explained_seconds`."""
+
+    prefill_seconds: float
+    own_wait_seconds: float
+    explained_seconds: float
+
+
+NO_QUEUE: Final = QueueEvidence(0.0, 0.0, 0.0)
+
+
 class InFlight:
     """Requests that were sent to one endpoint and have not ended. `now` never goes back between calls."""
 
@@ -60,7 +70,6 @@ class InFlight:
         "_end",
         "_ended",
         "_mean_tokens",
-        "_prefilled",
         "_requests",
         "_unqueued",
         "counted_at",
@@ -75,7 +84,6 @@ class InFlight:
         self._requests: dict[int, _QueuedPrefill] = {}
         self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT_ENDS)  # when it was picked, when it ended
         self._end = 0.0
-        self._prefilled = 0  # of the agent's requests, when one last ended or a page was read
         self._busy_until = float("-inf")
         self._unqueued = UNKNOWN  # the load up to which a request is scheduled at once
         self._each_seconds = 0.0  # the wait that each request above it adds
@@ -91,12 +99,6 @@ class InFlight:
     def load(self) -> float:
         """Requests at the endpoint, the agent's own and those of others."""
         return len(self._requests) + self.foreign
-
-    @property
-    def decoding(self) -> float:
-        """Requests of the load that did not wait for prefill at the last page or end: they share the server's steps. A
-        request of others is taken to be prefilled."""
-        return self._prefilled + self.foreign
 
     @property
     def queue_seconds(self) -> float:
@@ -139,7 +141,6 @@ class InFlight:
                 request.end -= left
             self._end -= left
             self._busy_until -= left / self.rate
-        self._count_prefilled(now)
 
     def set_rate(self, rate: float, now: float) -> None:
         """Change the prefill rate; the backlog in tokens stays the same."""
@@ -176,15 +177,6 @@ class InFlight:
         """Set the wait that each request adds for which the batch has no room; 0: prefill alone makes requests wait."""
         self._each_seconds = each_seconds
 
-    def _count_prefilled(self, now: float) -> None:
-        head = self._end - self.prefill_tokens(now)
-        waiting = 0
-        for request in reversed(self._requests.values()):
-            if request.end <= head or waiting == _COUNTED_PREFILLS:
-                break
-            waiting += 1
-        self._prefilled = len(self._requests) - waiting
-
     def _own_at(self, at: float) -> int:
         """The agent's requests that were in flight at `at`."""
         own = len(self._requests)
@@ -201,14 +193,15 @@ class InFlight:
 
     def correct(
         self, running: float | None, waiting: float, at: float, now: float, mean_tokens: float | None = None
-    ) -> float:
+    ) -> QueueEvidence:
         """Correct the backlog by a page that was requested at `at` and reports `running` (None: unknown) and `waiting`;
-        returns the seconds of prefill of the waiting requests.
+        returns what the page shows of the queue.
 
         Requests of others are taken to have `mean_tokens` uncached tokens; None: those of the agent's own.
         """
         if not self._requests and not waiting and self._busy_until <= now:
-            return 0.0
+            return NO_QUEUE
+        waiting_since = at
         included = at - TRANSIT_SECONDS
         newest = inside = 0.0
         upper = 0.0
@@ -221,6 +214,7 @@ class InFlight:
                 continue
             if seen < waiting:
                 inside += request.tokens
+                waiting_since = request.picked_at
             elif bound is None or seen >= bound:
                 break
             if bound is not None and seen < bound:
@@ -231,6 +225,7 @@ class InFlight:
             foreign = (waiting - seen - unsure) * (mean_tokens or self.mean_tokens)
             lower += foreign
             upper += foreign
+        explained = max(0.0, min(at, self._busy_until) - waiting_since)
         passed = (now - at) * self.rate
         backlog = self.prefill_tokens(now)
         low = newest + max(0.0, lower - passed)
@@ -238,5 +233,4 @@ class InFlight:
             self._busy_until = now + low / self.rate
         elif bound is not None and backlog > newest + upper:
             self._busy_until = now + (newest + upper) / self.rate
-        self._count_prefilled(now)
-        return lower / self.rate
+        return QueueEvidence(lower / self.rate, at - waiting_since, explained)

@@ -21,13 +21,12 @@ class Work(NamedTuple):
     """The requests at one endpoint, and how long the next one waits there.
 
     `requests` are the agent's own in flight, `foreign` those of others (another gateway, another replica, the agent
-    itself before a restart), as the last page shows them. Of both together, `decoding` are not known to wait for
-    prefill. `busy_until` (monotonic seconds) is the estimate of when all prefill is done at `rate` tokens of uncached
-    prompt a second. `rate_source` is `configured`, `learnt`, `pool` (the median of the pool's learnt rates) or
-    `default`. The backlog shrinks as time passes, so it is a function of `now` and not a field. `queue_seconds` is the
-    wait in a queue that something else than prefill delays; it lasts until a request ends or the next page. A request
-    that arrives now is scheduled after the larger of the two. `corrected`: the queue on a fresh page has corrected the
-    estimate; otherwise requests from elsewhere are missing.
+    itself before a restart), as the last page shows them. `busy_until` (monotonic seconds) is the estimate of when all
+    prefill is done at `rate` tokens of uncached prompt a second. `rate_source` is `configured`, `learnt`, `pool` (the
+    median of the pool's learnt rates) or `default`. The backlog shrinks as time passes, so it is a function of `now`
+    and not a field. `queue_seconds` is the wait in a queue that something else than prefill delays; it lasts until a
+    request ends or the next page. A request that arrives now is scheduled after the larger of the two. `corrected`: the
+    queue on a fresh page has corrected the estimate; otherwise requests from elsewhere are missing.
     """
 
     requests: int
@@ -37,7 +36,6 @@ class Work(NamedTuple):
     corrected: bool = True
     foreign: float = 0.0
     queue_seconds: float = 0.0
-    decoding: float = 0.0
 
     @property
     def load(self) -> float:

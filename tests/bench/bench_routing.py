@@ -164,7 +164,7 @@ def run(name: str, on: Comparison) -> PolicyRuns:
             if name in BASELINES:
                 routers.append(BASELINES[name])
             else:
-                request_name = f"run {repeat} agent {number} request"
+                request_name = f"run {repeat} request" if not number else f"run {repeat} agent {number} request"
                 routers.append(ProfileRouter(build(PRESETS[name]), index, BLOCK_TOKENS, request_name))
             stale_after = STALE_AFTER_INTERVALS * on.fleet.scrape_seconds
             store = RoutingStore(

@@ -26,10 +26,8 @@ def view(
     corrected: bool = True,
     foreign: float = 0.0,
     queue_seconds: float = 0.0,
-    decoding: float | None = None,
 ) -> EndpointView:
-    """An endpoint of a snapshot at time 0; its readings were requested at `at`. All of its requests are past their
-    prefill unless `decoding` is given; `backlog_seconds` are of prefill."""
+    """An endpoint of a snapshot at time 0; its readings were requested at `at`. `backlog_seconds` are of prefill."""
     return EndpointView(
         address,
         "vllm",
@@ -40,16 +38,7 @@ def view(
         at,
         0,
         STALE_AFTER,
-        Work(
-            requests,
-            backlog_seconds,
-            rate,
-            "configured",
-            corrected,
-            foreign,
-            queue_seconds,
-            requests + foreign if decoding is None else decoding,
-        ),
+        Work(requests, backlog_seconds, rate, "configured", corrected, foreign, queue_seconds),
         Prefix(0.0, None),
     )
 

@@ -148,7 +148,6 @@ def _view(endpoint: dict[str, Any], published_at: float, uptime_zero: float, now
             corrected,
             work["foreign_requests"],
             work["queue_seconds"],
-            work["decoding_requests"],
         ),
         Prefix(endpoint["prefix"]["predicted_hit_tokens"], endpoint["prefix"]["measured_hit_tokens"]),
     )

@@ -65,9 +65,10 @@ def test_a_filter_that_removed_nothing_is_shown_empty() -> None:
 
 
 def test_the_parts_of_the_least_cost_are_those_of_the_published_formula() -> None:
-    # w = (1.0, 0.2), u = (0.0, 0.64): W = 0.6, so one second of u costs 1 + 2 x 0.6 = 2.2 s; n costs 20 ms each.
+    # w = (1.0, 0.2), u = (0.0, 0.64): W = 0.6, so one second of u costs 1 + 2 x 0.6 = 2.2 s. Each of n costs 5 ms,
+    # each of f 30 ms.
     decision = decide(
-        view("a:1", backlog_seconds=1.0, requests=4, decoding=3.0),
+        view("a:1", backlog_seconds=1.0, requests=4),
         view("b:1", backlog_seconds=0.2, requests=2, foreign=3.0),
         warm={"a:1": 10},
     )
@@ -75,8 +76,8 @@ def test_the_parts_of_the_least_cost_are_those_of_the_published_formula() -> Non
     assert first.cost is not None
     assert second.cost is not None
     assert (first.address, second.address) == ("a:1", "b:1")
-    assert tuple(first.cost) == pytest.approx((1.0, 0.0, 3, 1.06, 4, 0))
-    assert tuple(second.cost) == pytest.approx((0.2, 0.64, 5, 0.2 + 2.2 * 0.64 + 0.1, 2, 3))
+    assert tuple(first.cost) == pytest.approx((1.0, 0.0, 4, 0, 1.02))
+    assert tuple(second.cost) == pytest.approx((0.2, 0.64, 2, 3, 0.2 + 2.2 * 0.64 + 0.01 + 0.09))
     assert (first.hit_tokens, second.hit_tokens) == (640, 0)
 
 

@@ -219,12 +219,12 @@ def test_the_wait_in_a_queue_of_others_is_a_wait_for_every_scorer_and_filter_tha
         assert choose(full, idle, profile=profile, warm={"a:1": 10}).endpoint == "b:1"
 
 
-def test_requests_of_others_count_like_the_agents_own() -> None:
-    for ours, theirs in ((3, 0.0), (0, 3.0), (1, 2.0)):
+def test_requests_of_others_cost_at_least_as_much_as_the_agents_own() -> None:
+    for ours, theirs, cost in ((3, 0.0, 0.015), (0, 3.0, 0.09), (1, 2.0, 0.065)):
         busy = view("a:1", requests=ours, foreign=theirs)
-        assert choose(busy, view("b:1", requests=2)).endpoint == "b:1"
-        scores = choose(busy, view("b:1", requests=2), profile=LEAST_COST).scores["least-cost-scorer"]
-        assert scores == pytest.approx([1 / 1.02, 1.0])
+        decision = choose(busy, view("b:1", requests=2))
+        assert decision.endpoint == "b:1"
+        assert decision.scores["least-cost-scorer"] == pytest.approx([1 / (1 + cost - 0.01), 1.0])
 
 
 def test_the_running_requests_scorer_counts_the_larger_of_the_page_and_the_load() -> None:

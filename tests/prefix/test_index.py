@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from agent.prefix.blocks import chain
-from agent.prefix.index import PrefixIndex
+from agent.prefix.index import SHARED_CONTINUATIONS, PrefixIndex
 
 ADDRESSES = [f"10.0.0.{number}:8000" for number in range(1, 7)]
 DEFAULT_CAPACITY = 12
@@ -187,14 +187,21 @@ def test_an_empty_chain_or_an_unknown_address_matches_no_block() -> None:
     assert len(index) == 0
 
 
-def test_a_block_that_two_prompts_continue_differently_ends_a_shared_prefix() -> None:
+def test_a_prefix_that_enough_prompts_continue_differently_is_shared() -> None:
     index = PrefixIndex()
-    index.record("a:1", [1, 2, 3, 10])
-    assert not index.shared([1, 2, 3, 20], 3)
-    index.record("b:1", [1, 2, 3, 20])
-    assert index.shared([1, 2, 3, 30], 3)
-    assert not index.shared([1, 2, 3, 30], 2)
+    for number in range(SHARED_CONTINUATIONS):
+        assert not index.shared([1, 2, 3, 90], 3)
+        index.record("ab"[number % 2] + ":1", [1, 2, 3, 10 + number])
+    assert index.shared([1, 2, 3, 90], 3)
+    assert not index.shared([1, 2, 3, 90], 2)
     assert not index.shared([9], 0)
+
+
+def test_the_same_prompt_again_is_no_other_continuation() -> None:
+    index = PrefixIndex()
+    for _ in range(10):
+        index.record("a:1", [1, 2, 3, 10])
+    assert not index.shared([1, 2, 3, 90], 3)
 
 
 def test_a_conversation_continues_its_last_prompt_and_shares_nothing() -> None:
@@ -207,21 +214,21 @@ def test_a_conversation_continues_its_last_prompt_and_shares_nothing() -> None:
 
 def test_prompts_after_a_shared_beginning_are_conversations_of_their_own() -> None:
     index = PrefixIndex()
-    for who in range(3):
+    for who in range(SHARED_CONTINUATIONS):
         index.record("a:1", [1, 2, 100 + who])
     index.record("a:1", [1, 2, 100, 101, 200])
     assert not index.shared([1, 2, 100, 101, 200, 300], 5)
     assert index.shared([1, 2, 999], 2)
 
 
-def test_an_evicted_branch_is_forgotten() -> None:
+def test_an_evicted_prefix_is_not_shared_any_more() -> None:
     index = PrefixIndex()
-    index.record("a:1", [1, 2])
-    index.record("a:1", [1, 3])
-    assert index.shared([1, 4], 1)
+    for number in range(SHARED_CONTINUATIONS):
+        index.record("a:1", [1, 10 + number])
+    assert index.shared([1, 90], 1)
     index.forget("a:1")
-    index.record("a:1", [1, 2])
-    assert not index.shared([1, 4], 1)
+    index.record("a:1", [1, 10])
+    assert not index.shared([1, 90], 1)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a:1", "b:1"]), st.lists(st.integers(0, 5), max_size=5)), max_size=30))
@@ -230,5 +237,5 @@ def test_marks_are_kept_for_blocks_of_the_index_only(records: list[tuple[str, li
     for address, text in records:
         # As `agent.prefix.blocks.chain`: a block is identified by all of the text up to its end.
         index.record(address, [hash(tuple(text[: end + 1])) for end in range(len(text))])
-        assert index._ends | index._branches <= index._where.keys()
-        assert not index._ends & index._branches
+        assert index._ends | index._continuations.keys() <= index._where.keys()
+        assert not index._ends & index._continuations.keys()

@@ -164,7 +164,6 @@ async def test_the_backlog_is_that_at_the_time_of_the_document(served):
         "prefill_seconds": 3.0,
         "queue_seconds": 2.5,
         "prefill_tokens": 1500.0,
-        "decoding_requests": 10.0,
         "rate_tokens_per_second": 500.0,
         "rate_source": "configured",
         "corrected": True,

@@ -6,9 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.state.drain_rate import PRIOR_RESPONSE_SECONDS, DrainRate, TokensDone
+from agent.state.drain_rate import PRIOR_RESPONSE_SECONDS, SHORTEST_WAIT_SECONDS, DrainRate, TokensDone
+from agent.state.inflight import NO_QUEUE, QueueEvidence
 
 NO_PREFILL = TokensDone(generated=None, prefilled=None, rate=1000.0, mean_tokens=0.0, busy_until=0.0)
+
+
+def delay(
+    drain: DrainRate,
+    *,
+    batch: float = 8.0,
+    waiting: float,
+    waiting_prefill: float = 0.0,
+    mean_prefill: float,
+    own_wait: float = 0.0,
+    explained: float = 0.0,
+    foreign: bool = True,
+) -> float:
+    """The delay of a queue in which, by default, requests of others wait."""
+    queue = QueueEvidence(waiting_prefill, own_wait, explained)
+    return drain.delay_seconds(batch, waiting, queue, mean_prefill, foreign=foreign)
 
 
 def drained(pages: int, ended_each: float, waiting: float, prefill: TokensDone = NO_PREFILL) -> DrainRate:
@@ -21,11 +38,14 @@ def drained(pages: int, ended_each: float, waiting: float, prefill: TokensDone =
 
 def test_before_anything_was_observed_a_batch_drains_once_in_the_time_of_a_response() -> None:
     assert DrainRate().rate(8.0) == 8.0 / PRIOR_RESPONSE_SECONDS
-    assert DrainRate().delay_seconds(8.0, 3.0, 0.0, 0.0) == PRIOR_RESPONSE_SECONDS / 8.0
+    assert (
+        delay(DrainRate(), batch=8.0, waiting=3.0, waiting_prefill=0.0, mean_prefill=0.0)
+        == PRIOR_RESPONSE_SECONDS / 8.0
+    )
 
 
 def test_an_unknown_batch_is_taken_to_be_one_request() -> None:
-    assert DrainRate().delay_seconds(0.0, 1.0, 0.0, 0.0) == PRIOR_RESPONSE_SECONDS
+    assert delay(DrainRate(), batch=0.0, waiting=1.0, waiting_prefill=0.0, mean_prefill=0.0) == PRIOR_RESPONSE_SECONDS
 
 
 def test_the_rate_is_that_at_which_requests_end_while_others_wait() -> None:
@@ -67,25 +87,39 @@ def test_a_queue_is_explained_by_the_prefill_that_the_server_counts() -> None:
     drain = DrainRate()
     for second in range(10):  # 500 tokens a second at 1,000 tokens a second: half of the time
         drain.observe(0.1 * second, 3.0, float(second), TokensDone(None, 500.0 * second, 1000.0, 100.0, 0.0))
-    assert drain.delay_seconds(8.0, 3.0, 0.0, 0.1) == 0.0
+    assert delay(drain, waiting=3.0, mean_prefill=0.1) == 0.0
 
 
 def test_a_queue_is_explained_by_the_backlog_that_the_agent_knows() -> None:
     drain = DrainRate()
     for second in range(10):
         drain.observe(0.1 * second, 3.0, float(second), TokensDone(None, 0.0, 1000.0, 100.0, second + 0.5))
-    assert drain.delay_seconds(8.0, 3.0, 0.0, 0.1) == 0.0
+    assert delay(drain, waiting=3.0, mean_prefill=0.1) == 0.0
 
 
 def test_without_a_counter_of_tokens_each_ended_request_has_the_mean() -> None:
     mean = TokensDone(None, None, 1000.0, 600.0, 0.0)
-    assert drained(20, 1.0, waiting=3.0, prefill=mean).delay_seconds(8.0, 3.0, 0.0, 0.1) == 0.0
-    assert drained(20, 0.1, waiting=3.0, prefill=mean).delay_seconds(8.0, 3.0, 0.0, 0.1) > 1.0
+    assert delay(drained(20, 1.0, waiting=3.0, prefill=mean), waiting=3.0, mean_prefill=0.1) == 0.0
+    assert delay(drained(20, 0.1, waiting=3.0, prefill=mean), waiting=3.0, mean_prefill=0.1) > 1.0
 
 
 def test_a_queue_is_explained_by_the_prefill_of_those_that_wait_in_it() -> None:
-    assert DrainRate().delay_seconds(8.0, 4.0, 1.0, 0.01) == 0.0
-    assert DrainRate().delay_seconds(8.0, 4.0, 0.1, 0.01) > 0.0
+    assert delay(DrainRate(), batch=8.0, waiting=4.0, waiting_prefill=1.0, mean_prefill=0.01) == 0.0
+    assert delay(DrainRate(), batch=8.0, waiting=4.0, waiting_prefill=0.1, mean_prefill=0.01) > 0.0
+
+
+def test_a_queue_of_the_agents_own_requests_is_prefill_until_something_shows_another_cause() -> None:
+    assert delay(DrainRate(), waiting=3.0, mean_prefill=0.01, foreign=False) == 0.0
+    assert delay(drained(5, 0.0, waiting=3.0), waiting=3.0, mean_prefill=0.01, foreign=False) > 0.0
+
+
+def test_a_request_that_waits_longer_than_the_prefill_before_it_shows_another_cause() -> None:
+    def of(own_wait: float, explained: float) -> float:
+        return delay(DrainRate(), waiting=3.0, mean_prefill=0.01, own_wait=own_wait, explained=explained, foreign=False)
+
+    assert of(2.0, 0.1) == PRIOR_RESPONSE_SECONDS / 8
+    assert of(2.0, 1.0) == 0.0
+    assert of(SHORTEST_WAIT_SECONDS / 2, 0.0) == 0.0
 
 
 PAGES = st.lists(st.tuples(st.floats(0, 50), st.integers(0, 30), st.floats(0.01, 10), st.floats(-10, 1e6)), max_size=40)
@@ -100,4 +134,4 @@ def test_a_rate_is_never_zero_and_a_delay_is_never_negative(
         finished, tokens, now = finished + ended, tokens + prefilled, now + passed
         drain.observe(finished, float(waiting), now, TokensDone(None, tokens, 500.0, 100.0, now))
         assert drain.rate(batch) > 0
-        assert drain.delay_seconds(batch, float(waiting), 0.1, 0.1) >= 0
+        assert drain.delay_seconds(batch, float(waiting), NO_QUEUE, 0.1, foreign=True) >= 0

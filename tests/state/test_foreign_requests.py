@@ -80,7 +80,7 @@ def test_they_are_not_counted_any_more_when_the_page_that_shows_them_is_stale() 
     work = server.work(1.0 + STALE_AFTER)
     assert (work.requests, work.foreign, work.queue_seconds, work.corrected) == (1, 0.0, 0.0, False)
     server.store.ended(work_id, 5.0)
-    assert server.work(5.0).decoding == 0.0
+    assert server.work(5.0).load == 0
 
 
 def test_a_page_without_the_queue_keeps_what_an_older_one_has_shown_until_that_is_stale() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.state.batch_size import UNKNOWN
-from agent.state.inflight import PRIOR_TOKENS, TRANSIT_SECONDS, InFlight
+from agent.state.inflight import NO_QUEUE, PRIOR_TOKENS, TRANSIT_SECONDS, InFlight, QueueEvidence
 
 
 def line(*tokens: float, rate: float = 1000.0, at: float = 0.0) -> InFlight:
@@ -233,18 +233,16 @@ def test_another_server_has_none_of_the_old_ones_requests() -> None:
     assert (work.load, work.queue_seconds) == (1.0, 0.0)
 
 
-def test_requests_that_are_prefilled_decode_and_those_of_others_too() -> None:
-    work = line(1000, 1000, 1000)
-    work.count(running=8.0, waiting=0.0, free=UNKNOWN, at=0.0)
-    assert work.decoding == 5.0
-    work.correct(8.0, 0.0, 1.5, 1.5)
-    assert work.decoding == 5.0 + 1
-    work.end(2, 2.5)
-    assert work.decoding == 5.0 + 2
-    work.start(9, 1000, 9.0)
-    assert work.decoding == 5.0 + 2
-    work.correct(8.0, 0.0, 9.5, 9.5)
-    assert work.decoding == 5.0 + 2
+def test_a_page_shows_for_how_long_the_first_of_the_waiting_requests_waits_and_how_much_of_it_prefill_explains() -> (
+    None
+):
+    work = line(1000, 500)
+    work.start(9, 100, 3.0)
+    # 1.5 s of prefill from 0 on, then 0.1 s from 3 on: the request of 3 waits for something else.
+    assert work.correct(8.0, 1.0, 5.0, 5.0) == pytest.approx(QueueEvidence(0.1, 2.0, 0.1))
+    busy = line(1000, 4000, 500)
+    assert busy.correct(1.0, 2.0, 2.0, 2.0) == QueueEvidence(4.5, 2.0, 2.0)
+    assert line().correct(8.0, 0.0, 1.0, 1.0) == NO_QUEUE
 
 
 STEPS = st.lists(

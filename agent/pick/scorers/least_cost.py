@@ -1,19 +1,19 @@
 """The default: the endpoint where this request costs least, the delay that it causes to later requests included.
 
-    cost = w + (1 + kappa * W) * u + e * n
+    cost = w + (1 + kappa * W) * u + e * n + d * f
 
 `w` is the wait at the endpoint: seconds of uncached prefill before this request or, where something else delays the
 queue, the time in which the queue drains. `u` is the seconds of prefill that this request adds, and `kappa` a price per
 second of `W`. On an idle fleet (W = 0) the endpoint with the least time to first token is the cheapest; the busier the
-fleet, the more saved work counts, and a warm cache saves work. `n` of the requests there, the agent's and those of
-others, are past their prefill and cost `e` seconds each: they decode, and decoding shares the server's steps with
-prefill. Those before it are in `w`.
+fleet, the more saved work counts, and a warm cache saves work. `n` of the agent's requests in flight there cost `e`
+seconds each, because decoding shares the server's steps with prefill. `e` is small: it decides between endpoints of
+about equal cost. `f` requests of others cost `d` each: of those that run, nobody knows how much prefill is left.
 
-`W` is the mean of the prefill before this request over the candidates. For a prefix that other prompts begin with too
-it is the prefill at the endpoint itself. The mean keeps a conversation at the server that has its cache: elsewhere the
-work is lost for the fleet. A shared prefix serves later prompts wherever it is prefilled, so its work is priced by the
-delay at that place, and a busy server gives it away before its queue is long. A queue that prefill does not explain is
-no part of `W`: saved prefill does not shorten it.
+`W` is the mean of the prefill before this request over the candidates. Where half of the prompt or more is a prefix
+that many prompts begin with, it is the prefill at the endpoint itself. The mean keeps a conversation at the server that
+has its cache: elsewhere the work is lost for the fleet. A shared prefix serves later prompts wherever it is prefilled,
+so its work is priced by the delay at that place, and a busy server gives it away before its queue is long. A queue that
+prefill does not explain is no part of `W`: saved prefill does not shorten it.
 Source: the "congestion-priced cost" of the project's field notes, found by simulation on the Mooncake traces.
 """
 
@@ -28,23 +28,22 @@ from agent.pick.scoring import Columns
 from agent.state.snapshot import Work
 
 KAPPA_PER_SECOND: Final = 2.0
-# What a decoding request still takes of the server's time: half of an answer of 211 tokens (the mean of the Azure 2023
-# conversation trace) at 0.2 ms a token, the part of a step that grows with the batch. On workloads of long shared
-# prefixes 5 ms was too little: requests stayed with a warm server while its batch grew. From 20 to 50 ms made little
-# difference (`make bench-routing`).
-SECONDS_PER_REQUEST: Final = 0.02
+# About one step of a full batch. From 1 to 20 ms made no difference on the Mooncake replay (`make bench-routing`).
+SECONDS_PER_REQUEST: Final = 0.005
+# Half of the prefill of 1,000 tokens, the prior of `agent.state.inflight`, at 15,928 tokens per second, the prior of
+# `agent.state.prefill_rate`: 31 ms. So a batch full of requests of others costs more than a burst of short ones, even
+# where no page has shown yet that it is full.
+SECONDS_PER_FOREIGN_REQUEST: Final = 0.03
 
 
 class CostParts(NamedTuple):
-    """The parts of one candidate's cost: `w`, `u` and `n` of the formula, the cost itself in seconds, and the requests
-    there, the agent's own and those of others."""
+    """The parts of one candidate's cost: `w`, `u`, `n` and `f` of the formula, and the cost itself in seconds."""
 
     w_seconds: float
     u_seconds: float
-    n_requests: float
+    n_requests: int
+    f_requests: float
     cost_seconds: float
-    own_requests: int
-    foreign_requests: float
 
 
 class LeastCost:
@@ -54,26 +53,29 @@ class LeastCost:
     needs: frozenset[str] = frozenset()
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
-        only(parameters, "kappaPerSecond", "secondsPerRequest")
+        only(parameters, "kappaPerSecond", "secondsPerForeignRequest", "secondsPerRequest")
+        self.foreign_seconds = number(
+            parameters, "secondsPerForeignRequest", SECONDS_PER_FOREIGN_REQUEST, low=0.0, high=3600.0
+        )
         self.each_seconds = number(parameters, "secondsPerRequest", SECONDS_PER_REQUEST, low=0.0, high=3600.0)
         self.kappa = number(parameters, "kappaPerSecond", KAPPA_PER_SECOND, low=0.0, high=1e6)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
         """The score of each candidate's cost in seconds."""
-        each = self.each_seconds
+        each, foreign = self.each_seconds, self.foreign_seconds
         tokens, hits, backlog = candidates.request.prompt_tokens, candidates.hits, candidates.backlog_seconds
         # The formula of `parts`, written out: this runs for each endpoint at each pick. Fields of the work by index:
-        # `rate` is 2, `decoding` is 7.
+        # `requests` is 0, `rate` is 2, `foreign` is 5.
         if not candidates.shared:
             price = 1.0 + self.kappa * sum(candidates.prefill_seconds) / len(backlog)
             costs = [
-                wait + price * (tokens - hit) / work[2] + work[7] * each
+                wait + price * (tokens - hit) / work[2] + work[0] * each + work[5] * foreign
                 for wait, hit, work in zip(backlog, hits, candidates.works, strict=True)
             ]
         else:
             kappa = self.kappa
             costs = [
-                wait + (1.0 + kappa * prefill) * (tokens - hit) / work[2] + work[7] * each
+                wait + (1.0 + kappa * prefill) * (tokens - hit) / work[2] + work[0] * each + work[5] * foreign
                 for wait, prefill, hit, work in zip(
                     backlog, candidates.prefill_seconds, hits, candidates.works, strict=True
                 )
@@ -99,6 +101,6 @@ class LeastCost:
         found: list[CostParts] = []
         for wait, price, hit, work in zip(backlog_seconds, prices, hits, works, strict=True):
             added = (prompt_tokens - hit) / work.rate
-            cost = wait + price * added + work.decoding * self.each_seconds
-            found.append(CostParts(wait, added, work.decoding, cost, work.requests, work.foreign))
+            cost = wait + price * added + work.requests * self.each_seconds + work.foreign * self.foreign_seconds
+            found.append(CostParts(wait, added, work.requests, work.foreign, cost))
         return found

@@ -157,7 +157,6 @@ def endpoint(view: EndpointView, now: float) -> EndpointJson:
             work.prefill_seconds(now),
             work.queue_seconds,
             work.prefill_tokens(now),
-            work.decoding,
             work.rate,
             work.rate_source,
             work.corrected,

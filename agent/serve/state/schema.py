@@ -144,7 +144,6 @@ class WorkJson(JsonObject):
         Seconds, Meta(description="the wait in a queue that something else than prefill delays; 0 where there is none")
     ]
     prefill_tokens: Annotated[Amount, Meta(description="uncached prompt tokens that are to be prefilled, at as_of")]
-    decoding_requests: Annotated[Amount, Meta(description="requests of both kinds that are past their prefill")]
     rate_tokens_per_second: Annotated[float, Meta(gt=0)]
     rate_source: Annotated[str, Meta(extra_json_schema=_one_of(("configured", "default", "learnt", "pool")))]
     corrected: Annotated[bool, Meta(description="whether fresh pages correct the estimate")]
@@ -319,15 +318,14 @@ class FilterJson(JsonObject):
 
 
 class CostJson(JsonObject):
-    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts. `W` is the mean prefill
-    before the request over the candidates; with a shared prefix, the prefill at the candidate itself."""
+    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n + d * f`, by its parts. `W` is the mean
+    prefill before the request over the candidates; with a shared prefix, the prefill at the candidate itself."""
 
     backlog_seconds: Annotated[Seconds, Meta(description="w: the wait before the request is scheduled there")]
     prefill_seconds: Annotated[Seconds, Meta(description="u: prefill that the request adds there")]
-    decoding_requests: Annotated[Amount, Meta(description="n: requests there that are past their prefill")]
+    requests: Annotated[Count, Meta(description="n: the agent's requests in flight there")]
+    foreign_requests: Annotated[Amount, Meta(description="f: requests of others there, as its last page shows them")]
     cost_seconds: Annotated[Seconds, Meta(description="the cost")]
-    requests: Annotated[Count, Meta(description="the agent's requests in flight there")]
-    foreign_requests: Annotated[Amount, Meta(description="requests of others there, as its last page shows them")]
 
 
 class CandidateJson(JsonObject):
