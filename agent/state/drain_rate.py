@@ -45,6 +45,16 @@ class TokensDone(NamedTuple):
     mean_tokens: float
     busy_until: float
 
+    def moved_since(self, before: TokensDone) -> bool:
+        """Whether the server has done anything since, as far as it reports that."""
+        return self.generated is None or self.generated != before.generated or self.prefilled != before.prefilled
+
+    def prefill_seconds_since(self, before: TokensDone, ended: float) -> float:
+        """The prefill since `before`; without a counter of it, that of the `ended` requests."""
+        if self.prefilled is None or before.prefilled is None:
+            return ended * self.mean_tokens / self.rate
+        return (self.prefilled - before.prefilled) / self.rate
+
 
 class DrainRate:
     """The drain rate of one endpoint. `observe` takes each page, in order of time."""
@@ -53,12 +63,11 @@ class DrainRate:
         "_at",
         "_ended",
         "_finished",
-        "_last",
         "_prefill_seconds",
+        "_queue",
         "_queued_ended",
         "_queued_seconds",
         "_seconds",
-        "_waiting",
     )
 
     def __init__(self) -> None:
@@ -67,39 +76,33 @@ class DrainRate:
     def reset(self) -> None:
         """Start over: another server responds now."""
         self._finished: float | None = None
-        self._last: TokensDone | None = None  # of the last page
+        self._queue: TokensDone | None = None  # of the last page, if requests waited on it
         self._at = 0.0
-        self._waiting = 0.0
         self._ended = self._seconds = 0.0
         self._queued_ended = self._queued_seconds = self._prefill_seconds = 0.0
 
-    def observe(self, finished: float, waiting: float, at: float, tokens: TokensDone) -> None:
-        """Record one page: requests ended so far and requests waiting, requested at `at` (monotonic seconds)."""
-        last, before = self._finished, self._last
-        if last is None or before is None:
-            pass
-        elif finished < last:
-            self.reset()
-        elif (
-            finished != last
-            or tokens.generated is None
-            or tokens.generated != before.generated
-            or tokens.prefilled != before.prefilled
-        ):
-            passed, ended = at - self._at, finished - last
+    def observe(self, finished: float, at: float, queue: TokensDone | None) -> None:
+        """Record one page: requests ended so far, requested at `at` (monotonic seconds), and the tokens where requests
+        wait (None: none waits)."""
+        last, before = self._finished, self._queue
+        self._queue = queue
+        if last is None or finished < last:
+            if last is not None:
+                self.reset()
+            self._finished, self._at = finished, at
+            return
+        if queue is None or before is None or finished != last or queue.moved_since(before):
+            since, ended = self._at, finished - last
+            passed = at - since
             fade: float = 0.5 ** (passed / HALF_LIFE_SECONDS)
             self._ended = self._ended * fade + ended
             self._seconds = self._seconds * fade + passed
-            if self._waiting > 0 and waiting > 0:
-                if tokens.prefilled is None or before.prefilled is None:
-                    prefilled = ended * tokens.mean_tokens
-                else:
-                    prefilled = tokens.prefilled - before.prefilled
-                explained = max(0.0, prefilled / tokens.rate, tokens.busy_until - self._at)
+            if queue is not None and before is not None:
+                explained = max(queue.prefill_seconds_since(before, ended), queue.busy_until - since)
                 self._queued_ended = self._queued_ended * fade + ended
                 self._queued_seconds = self._queued_seconds * fade + passed
-                self._prefill_seconds = self._prefill_seconds * fade + min(passed, explained)
-        self._finished, self._last, self._at, self._waiting = finished, tokens, at, waiting
+                self._prefill_seconds = self._prefill_seconds * fade + min(passed, max(0.0, explained))
+        self._finished, self._at = finished, at
 
     def rate(self, batch: float) -> float:
         """Requests per second that leave the queue while there is one; never 0. `batch` is the largest number of

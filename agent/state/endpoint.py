@@ -28,7 +28,7 @@ from agent.state.counter_rates import Window
 from agent.state.drain_rate import DrainRate, TokensDone
 from agent.state.freshness import expiry, is_fresh
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, SUCCESS, Health, ProbeResult, Verdict, evaluate
-from agent.state.inflight import InFlight
+from agent.state.inflight import InFlight, QueueEvidence
 from agent.state.prefill_rate import PrefillRateEstimator
 from agent.state.snapshot import EndpointView, Prefix, Work
 
@@ -195,21 +195,23 @@ class EndpointState:
         has shown holds until it is stale."""
         running, waiting, finished = values.get(RUNNING), values.get(WAITING), values.get(FINISHED)
         kv_usage, slots_usage = values.get(KV_USAGE), values.get(SLOTS_USAGE)
-        work, estimator, drain = self.in_flight, self.rate_estimator, self.drain
+        work = self.in_flight
         known_running = running if isinstance(running, float) else None
         if not isinstance(waiting, float):
             if known_running is not None and self.value(WAITING) is None:
                 work.count(known_running, 0.0, UNKNOWN, at)
             return
-        mean = estimator.mean_tokens or work.mean_tokens
-        generated = values.get(GENERATION_TOKENS)
-        tokens = TokensDone(
-            generated if isinstance(generated, float) else None,
-            estimator.uncached_tokens,
-            work.rate,
-            mean,
-            work.busy_until,
-        )
+        tokens: TokensDone | None = None
+        mean = self.mean_tokens
+        if waiting > 0:
+            generated = values.get(GENERATION_TOKENS)
+            tokens = TokensDone(
+                generated if isinstance(generated, float) else None,
+                self.rate_estimator.uncached_tokens,
+                work.rate,
+                mean,
+                work.busy_until,
+            )
         queue = work.correct(known_running, waiting, at, now, mean)
         free = self.batch.observe(
             known_running,
@@ -219,9 +221,25 @@ class EndpointState:
         )
         work.count(known_running or 0.0, waiting, free, at)
         if isinstance(finished, float):
-            drain.observe(finished, waiting, at, tokens)
-        foreign = work.foreign > 0
-        work.delay(drain.delay_seconds(self.batch.largest, waiting, queue, mean / work.rate, foreign=foreign))
+            self.drain.observe(finished, at, tokens)
+        if free < UNKNOWN:
+            self._set_delay(waiting, queue)
+
+    def apply_report(self, waiting: float, at: float, now: float) -> None:
+        """Correct the work in flight by a load report, as of `at`, which has the waiting requests alone."""
+        queue = self.in_flight.correct(None, waiting, at, now, self.mean_tokens)
+        self.in_flight.count_waiting(waiting, at)
+        self._set_delay(waiting, queue)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Uncached prompt tokens of a mean request at this server."""
+        return self.rate_estimator.mean_tokens or self.in_flight.mean_tokens
+
+    def _set_delay(self, waiting: float, queue: QueueEvidence) -> None:
+        work = self.in_flight
+        mean_prefill, foreign = self.mean_tokens / work.rate, work.foreign > 0
+        work.delay(self.drain.delay_seconds(self.batch.largest, waiting, queue, mean_prefill, foreign=foreign))
 
     def apply_stamped(
         self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float

@@ -233,4 +233,4 @@ class InFlight:
             self._busy_until = now + low / self.rate
         elif bound is not None and backlog > newest + upper:
             self._busy_until = now + (newest + upper) / self.rate
-        return QueueEvidence(lower / self.rate, at - waiting_since, explained)
+        return QueueEvidence(lower / self.rate, at - waiting_since, explained) if waiting else NO_QUEUE

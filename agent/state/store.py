@@ -230,8 +230,7 @@ class RoutingStore:
         state.merge_readings(values, at)
         waiting = values.get(WAITING)
         if isinstance(waiting, float):
-            state.in_flight.correct(None, waiting, at, now, state.rate_estimator.mean_tokens)
-            state.in_flight.count_waiting(waiting, at)
+            state.apply_report(waiting, at, now)
         self._changed(state.address)
 
     @property

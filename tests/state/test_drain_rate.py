@@ -32,7 +32,7 @@ def drained(pages: int, ended_each: float, waiting: float, prefill: TokensDone =
     """One page a second; `ended_each` requests end between two of them."""
     drain = DrainRate()
     for second in range(pages):
-        drain.observe(ended_each * second, waiting, float(second), prefill)
+        drain.observe(ended_each * second, float(second), prefill if waiting else None)
     return drain
 
 
@@ -70,30 +70,30 @@ def test_a_queue_without_progress_gets_slower_with_every_page() -> None:
 def test_a_page_on_which_nothing_has_moved_is_no_standstill() -> None:
     drain, frozen = DrainRate(), NO_PREFILL._replace(generated=5_000.0, prefilled=100.0)
     for second in range(60):
-        drain.observe(7.0, 4.0, float(second), frozen)
+        drain.observe(7.0, float(second), frozen)
     assert drain.rate(8.0) == DrainRate().rate(8.0)
     for second in range(60, 70):
-        drain.observe(7.0, 4.0, float(second), frozen._replace(generated=5_000.0 + second))
+        drain.observe(7.0, float(second), frozen._replace(generated=5_000.0 + second))
     assert drain.rate(8.0) < DrainRate().rate(8.0) / 4
 
 
 def test_a_counter_that_goes_back_starts_the_estimate_over() -> None:
     drain = drained(20, 10.0, waiting=5.0)
-    drain.observe(1.0, 5.0, 20.0, NO_PREFILL)
+    drain.observe(1.0, 20.0, NO_PREFILL)
     assert drain.rate(8.0) == DrainRate().rate(8.0)
 
 
 def test_a_queue_is_explained_by_the_prefill_that_the_server_counts() -> None:
     drain = DrainRate()
     for second in range(10):  # 500 tokens a second at 1,000 tokens a second: half of the time
-        drain.observe(0.1 * second, 3.0, float(second), TokensDone(None, 500.0 * second, 1000.0, 100.0, 0.0))
+        drain.observe(0.1 * second, float(second), TokensDone(None, 500.0 * second, 1000.0, 100.0, 0.0))
     assert delay(drain, waiting=3.0, mean_prefill=0.1) == 0.0
 
 
 def test_a_queue_is_explained_by_the_backlog_that_the_agent_knows() -> None:
     drain = DrainRate()
     for second in range(10):
-        drain.observe(0.1 * second, 3.0, float(second), TokensDone(None, 0.0, 1000.0, 100.0, second + 0.5))
+        drain.observe(0.1 * second, float(second), TokensDone(None, 0.0, 1000.0, 100.0, second + 0.5))
     assert delay(drain, waiting=3.0, mean_prefill=0.1) == 0.0
 
 
@@ -132,6 +132,6 @@ def test_a_rate_is_never_zero_and_a_delay_is_never_negative(
     drain, finished, tokens, now = DrainRate(), 0.0, 0.0, 0.0
     for ended, waiting, passed, prefilled in pages:
         finished, tokens, now = finished + ended, tokens + prefilled, now + passed
-        drain.observe(finished, float(waiting), now, TokensDone(None, tokens, 500.0, 100.0, now))
+        drain.observe(finished, now, TokensDone(None, tokens, 500.0, 100.0, now) if waiting else None)
         assert drain.rate(batch) > 0
         assert drain.delay_seconds(batch, float(waiting), NO_QUEUE, 0.1, foreign=True) >= 0
