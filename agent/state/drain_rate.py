@@ -122,8 +122,9 @@ class DrainRate:
         seconds. Prefill explains the queue where it took enough of the time of earlier queues, where it takes enough of
         the time of a mean request, or where the waiting requests have enough of it before them.
 
-        Without requests of others (`foreign`) the agent knows the prefill of all. Then something else delays the queue
-        only where that has shown: in earlier queues, or in a request that waits longer than the prefill before it took.
+        Unless the batch is full of requests of others (`foreign`), the agent knows what it runs and its prefill. Then
+        something else delays the queue only where that has shown: in earlier queues, or in a request that waits longer
+        than the prefill before it took.
         """
         rate = self.rate(batch)
         if rate * mean_prefill >= PREFILL_SHARE or rate * queue.prefill_seconds > PREFILL_SHARE * waiting:

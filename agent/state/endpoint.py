@@ -223,22 +223,25 @@ class EndpointState:
         if isinstance(finished, float):
             self.drain.observe(finished, at, tokens)
         if free < UNKNOWN:
-            self._set_delay(waiting, queue)
+            self._set_delay(known_running or 0.0, waiting, queue)
 
     def apply_report(self, waiting: float, at: float, now: float) -> None:
         """Correct the work in flight by a load report, as of `at`, which has the waiting requests alone."""
         queue = self.in_flight.correct(None, waiting, at, now, self.mean_tokens)
         self.in_flight.count_waiting(waiting, at)
-        self._set_delay(waiting, queue)
+        running = self.value(RUNNING)
+        self._set_delay(running if isinstance(running, float) else 0.0, waiting, queue)
 
     @property
     def mean_tokens(self) -> float:
         """Uncached prompt tokens of a mean request at this server."""
         return self.rate_estimator.mean_tokens or self.in_flight.mean_tokens
 
-    def _set_delay(self, waiting: float, queue: QueueEvidence) -> None:
+    def _set_delay(self, running: float, waiting: float, queue: QueueEvidence) -> None:
         work = self.in_flight
-        mean_prefill, foreign = self.mean_tokens / work.rate, work.foreign > 0
+        mean_prefill = self.mean_tokens / work.rate
+        # With so many requests of others they hold the batch; with fewer, the agent's own leave it and admit others.
+        foreign = 0 < work.foreign >= running
         work.delay(self.drain.delay_seconds(self.batch.largest, waiting, queue, mean_prefill, foreign=foreign))
 
     def apply_stamped(

@@ -78,6 +78,7 @@ class SimulatedFleet:
             at, address = min((at, address) for address, at in self._due.items())
             if at + PAGE_SECONDS > until:
                 break
+            at = max(at, self.now)  # the sum of intervals may be a rounding error earlier
             self._settle(at)
             page = self._change(self._writers[address].page(self._engines[address], at))
             self._settle(at + PAGE_SECONDS)

@@ -105,6 +105,21 @@ def test_a_burst_goes_to_the_servers_with_room_in_a_larger_fleet(gap: float) -> 
     assert min(sent["server-3:8000"], sent["server-4:8000"]) >= 6
 
 
+@pytest.mark.parametrize("gap", [0.0, 0.005, 0.02])
+@pytest.mark.parametrize("interval", [0.02, 0.05, 0.1])
+def test_the_agents_own_short_requests_do_not_make_a_server_look_as_slow_as_one_full_of_others(
+    gap: float, interval: float
+) -> None:
+    # Five of eight slots of the second server are taken too, and pages in the middle of the burst show its queue.
+    fleet = SimulatedFleet(SERVER, interval=interval)
+    fleet.send_past(FULL, 12, LONG)
+    fleet.send_past(IDLE, 5, LONG)
+    fleet.advance(0.2)
+    assert fleet.burst(BURST, 0.0)[FULL] <= 1
+    fleet.advance(0.06)
+    assert fleet.burst(BURST, gap)[FULL] <= 1
+
+
 def test_a_server_that_the_others_have_left_is_used_again_from_its_next_page_on() -> None:
     fleet = SimulatedFleet(SERVER)
     fleet.send_past(FULL, 11, 50)
