@@ -67,6 +67,7 @@ class Withheld(NamedTuple):
 
 REASONS = {
     "down": "the endpoint is down: its scrapes fail, its health probes fail, or an accelerator of it is unhealthy",
+    "failing": "the endpoint is ejected because its requests fail",
     "never_scraped": "no page was ever read from the endpoint",
     "no_accelerator": "no accelerator is matched with the endpoint",
     "no_endpoints": "the pool is empty",

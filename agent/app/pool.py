@@ -12,6 +12,7 @@ from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
 from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
+from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import EndpointConfig, PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.discovery import discovery
@@ -26,7 +27,9 @@ from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.requests.load_reports import LoadReports
+from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
+from agent.requests.response import Response
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
 from agent.requests.stages.tokens import TokensStage
@@ -37,6 +40,7 @@ from agent.scrape.target import Target
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.state.endpoint import Identity
 from agent.state.health import Health
+from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import RateLimits
 from agent.state.snapshot import Snapshot
 from agent.state.store import RoutingStore
@@ -94,8 +98,10 @@ class Pool:
             hook=self._observe,
             prefix=self.index if index.auto_size else _FixedSize(self.index),
             index_block_tokens=index.block_tokens,
+            outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
+        self._outcomes = Outcomes(self.store, self.index, parts.hook)
         self._pick = PickStage(
             self.store,
             self.index,
@@ -104,6 +110,7 @@ class Pool:
             parts.hook,
             parts.remember,
             config.ext_proc.fallbacks,
+            self._outcomes,
         )
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -111,7 +118,7 @@ class Pool:
             TokensStage(index.block_tokens, index.bytes_per_token, index.max_tokens),
             self._pick,
         ]
-        self.pipeline = Pipeline(settings.name, stages, parts.clock.now, parts.hook, self._reports)
+        self.pipeline = Pipeline(settings.name, stages, parts.clock.now, parts.hook, self._reports, self._outcomes)
         self._server = ExtProcServer(
             self,
             parts.hook,
@@ -151,6 +158,7 @@ class Pool:
             stale_after=config.state.stale_after,
             rate=rate_limits(config.prefill_rate),
             now=self._parts.clock.now(),
+            outliers=outlier_limits(config.outlier_detection),
         )
         self._known = None  # targets depend on the whole configuration
         self._discovery.apply(settings, config.reload.interval)
@@ -181,6 +189,18 @@ class Pool:
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
         """Submit a request to the pipeline."""
         return self.pipeline.submit(request, on_decision)
+
+    def log_opened(self) -> None:
+        """A proxy begins to send its access log."""
+        self._outcomes.log_opened()
+
+    def log_closed(self) -> None:
+        """A proxy has ended its access log."""
+        self._outcomes.log_closed()
+
+    def logged(self, request_id: str, response: Response) -> None:
+        """The proxy's log says how a request ended."""
+        self._outcomes.logged(request_id, response, self._parts.clock.now())
 
     @property
     def reports(self) -> bool:
@@ -251,6 +271,19 @@ def unscraped(snapshot: Snapshot) -> int:
 def rate_limits(rate: PrefillRateConfig) -> RateLimits:
     """The bounds of the learnt prefill rate."""
     return RateLimits(rate.fixed, rate.default, rate.low, rate.high)
+
+
+def outlier_limits(limits: OutlierDetectionConfig) -> OutlierLimits:
+    """When an endpoint is ejected."""
+    return OutlierLimits(
+        limits.enabled,
+        limits.consecutive_failures,
+        limits.failure_ratio,
+        limits.min_requests,
+        limits.base_ejection_time,
+        limits.max_ejection_time,
+        limits.max_ejection_percent / 100,
+    )
 
 
 def access_of(settings: PoolConfig) -> ServerAccess:

@@ -12,7 +12,7 @@ from agent.config import from_flags
 from agent.config.config import Config
 from agent.config.file import load
 from agent.config.nodes import BadConfig
-from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, ResponseSource, bootstrap
 from agent.envoy.yaml import dump
 
 HELP = """Print the Envoy configuration for a configuration file of the agent, or for --endpoints.
@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IP:PORT",
         default="127.0.0.1:9901",
         help="Envoy's admin address, on loopback (default: 127.0.0.1:9901)",
+    )
+    parser.add_argument(
+        "--responses",
+        choices=[source.value for source in ResponseSource],
+        default=ResponseSource.ACCESS_LOG.value,
+        help="how the agent learns what became of its picks, to take failing endpoints out (default: access-log)",
     )
     parser.add_argument(
         "--failure-mode",
@@ -102,6 +108,7 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         admin=args.admin,
         max_body=config.ext_proc.max_body,
         failure_mode=FailureMode(args.failure_mode),
+        responses=ResponseSource(args.responses),
     )
 
 

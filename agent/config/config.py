@@ -9,6 +9,7 @@ from agent.config.admin import AdminConfig
 from agent.config.ext_proc import ExtProcConfig
 from agent.config.log import LogConfig
 from agent.config.options import section, sections
+from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.config.prefix_index import PrefixIndexConfig
@@ -33,6 +34,7 @@ class Config:
     scrape: ScrapeConfig = section(ScrapeConfig, "How the metrics of model servers are scraped.")
     state: StateConfig = section(StateConfig, "The routing state.")
     prefill_rate: PrefillRateConfig = section(PrefillRateConfig, "The prefill rate, in tokens per second.")
+    outlier_detection: OutlierDetectionConfig = section(OutlierDetectionConfig, "Endpoints whose requests fail.")
     prefix_index: PrefixIndexConfig = section(PrefixIndexConfig, "The index of prompt prefixes.")
     ext_proc: ExtProcConfig = section(ExtProcConfig, "The ports that Envoy's ext_proc filter connects to.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")

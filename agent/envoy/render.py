@@ -20,11 +20,18 @@ from agent.requests.rejections import PICKER_UNAVAILABLE, error_type, proxy_repl
 Data = dict[str, Any]
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
+# Attributes of a response that the picker reads: the endpoint that answered, how Envoy came to the response, the tries.
+SERVED: Final = "upstream.address"
+DETAILS: Final = "response.code_details"
+ATTEMPTS: Final = "upstream.request_attempt_count"
 
 _TYPE: Final = "type.googleapis.com/envoy.extensions."
 _UNLIMITED: Final = 1_000_000  # Envoy's default of 1,024 also limits the streams that are open
 _BUFFER_SLACK: Final = 1 << 20  # a body just over `max_body` must reach the picker, which answers 413
 _MESSAGE_TIMEOUT_SECONDS: Final = 5.0  # Envoy's default of 0.2 s is shorter than a pause of a busy machine
+# Envoy's default of 1 s is long for a server that fails at once; a batch of 0.1 s costs the agent less than a message
+# for each request.
+_LOG_FLUSH_SECONDS: Final = 0.1
 _STREAM_IDLE_SECONDS: Final = 900.0  # a long prompt in a long queue sends nothing until its first token
 
 
@@ -34,6 +41,14 @@ class PickMode(Enum):
     BUFFERED = "buffered"  # the picker gets the body in one message (default)
     FULL_DUPLEX = "full_duplex"  # the picker gets the body in chunks and sends it back, as Gateway API gateways do
     ROUND_ROBIN = "round_robin"  # no picker
+
+
+class ResponseSource(Enum):
+    """How the picker learns what became of its picks."""
+
+    ACCESS_LOG = "access-log"  # entries of Envoy's gRPC access log, in batches (default)
+    RESPONSE_HEADERS = "response-headers"  # one more ext_proc message per request, before the response begins
+    NONE = "none"  # not at all: endpoints that fail are not ejected
 
 
 class FailureMode(Enum):
@@ -74,6 +89,7 @@ class EnvoyConfig(NamedTuple):
     failure_mode: FailureMode = FailureMode.CLOSE
     message_timeout: float = _MESSAGE_TIMEOUT_SECONDS
     stream_idle_timeout: float = _STREAM_IDLE_SECONDS
+    responses: ResponseSource = ResponseSource.ACCESS_LOG
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -135,6 +151,8 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         # Keep the client's request id, so that it is the same in all logs.
         preserve_external_request_id=True,
     )
+    if listener.mode is not PickMode.ROUND_ROBIN and config.responses is ResponseSource.ACCESS_LOG:
+        manager["access_log"] = [_access_log(listener.pool)]
     return {
         "name": listener.name,
         "address": _address(listener.address),
@@ -186,9 +204,10 @@ def _ext_proc(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
             "response_trailer_mode": "SEND",
         }
     attributes = {}
-    if reports:
+    if reports or config.responses is ResponseSource.RESPONSE_HEADERS:
         mode["response_header_mode"] = "SEND"  # load reports are response headers
-        attributes["response_attributes"] = ["upstream.address"]  # after a retry, another endpoint may have answered
+        # After a retry, another endpoint may have answered; and Envoy's own 503 must not count as a server's.
+        attributes["response_attributes"] = [SERVED, DETAILS, ATTEMPTS]
     return _typed(
         "filters.http.ext_proc.v3.ExternalProcessor",
         # No timeout of the stream: it lasts as long as the response.
@@ -202,6 +221,24 @@ def _ext_proc(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
             "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]},
             "receiving_namespaces": {"untyped": ["envoy.lb"]},
         },
+    )
+
+
+def _access_log(pool: str) -> Data:
+    """Sends an entry for each request to the picker when it is over."""
+    return _named(
+        "envoy.access_loggers.http_grpc",
+        _typed(
+            "access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+            common_config={
+                "log_name": pool,
+                "transport_api_version": "V3",
+                "grpc_service": {"envoy_grpc": {"cluster_name": picker_cluster(pool)}},
+                "buffer_flush_interval": _seconds(_LOG_FLUSH_SECONDS),
+            },
+            # Tells a full queue from a failure.
+            additional_response_headers_to_log=["retry-after"],
+        ),
     )
 
 

@@ -9,7 +9,18 @@ from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    Ended,
+    EndpointAdmitted,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Reported,
+    Responded,
+    StreamBroken,
+)
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
@@ -33,6 +44,10 @@ Event = (
     | Picked
     | Refused
     | Reported
+    | Responded
+    | NotFollowed
+    | EndpointEjected
+    | EndpointAdmitted
     | Ended
     | Abandoned
     | StreamBroken

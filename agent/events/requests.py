@@ -35,6 +35,43 @@ class Reported(NamedTuple):
     reason: str
 
 
+class Responded(NamedTuple):
+    """The proxy reported the response to a picked request. `result` is a key of `agent.requests.outcomes.RESULTS`."""
+
+    pool: str
+    endpoint: str
+    result: str
+
+
+class NotFollowed(NamedTuple):
+    """The proxy sent a request to `served` that was picked for `picked`, without a failed try there."""
+
+    pool: str
+    picked: str
+    served: str
+
+
+class EndpointEjected(NamedTuple):
+    """An endpoint gets trial requests only, because its requests failed: `reason` is a key of
+    `agent.state.outliers.EJECTION_REASONS`, `last` the result of the last request. `seconds` until the first trial."""
+
+    pool: str
+    endpoint: str
+    reason: str
+    last: str
+    consecutive: int
+    ratio: float
+    seconds: float
+    ejections: int
+
+
+class EndpointAdmitted(NamedTuple):
+    """The trial request of an ejected endpoint succeeded: it gets requests again."""
+
+    pool: str
+    endpoint: str
+
+
 class Ended(NamedTuple):
     """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it)."""
 

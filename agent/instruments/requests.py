@@ -8,7 +8,18 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    Ended,
+    EndpointAdmitted,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Reported,
+    Responded,
+    StreamBroken,
+)
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.label_limiter import LabelLimiter
@@ -60,16 +71,23 @@ class RequestInstruments:
         self._models = cache(self._model_counters)
         self._picks = cache(self._pick_counters)
         self._ends = cache(self._end_counter)
+        self._responses = cache(self._response_counter)
         self.counts: Mapping[type, Callable[[Any], None]] = {
             Picked: self._count_picked,
             Refused: self._count_refused,
             Reported: self._count_reported,
+            Responded: self._count_responded,
+            NotFollowed: self._count_not_followed,
+            EndpointEjected: self._count_ejected,
             Ended: self._count_ended,
             Abandoned: self._count_abandoned,
             StreamBroken: self._count_stream_broken,
         }
         self.lines: Mapping[type, Callable[[Any], None]] = {
             Refused: self._log_refused,
+            NotFollowed: self._log_not_followed,
+            EndpointEjected: self._log_ejected,
+            EndpointAdmitted: self._log_admitted,
             StreamBroken: self._log_stream_broken,
         }
 
@@ -100,6 +118,36 @@ class RequestInstruments:
 
     def _count_reported(self, event: Reported) -> None:
         self._metrics.count(rows.LOAD_REPORTS, event.pool, "refused" if event.reason else "ok", event.reason)
+
+    def _count_responded(self, event: Responded) -> None:
+        self._responses(event.pool, self._server(event.endpoint), event.result).inc()
+
+    def _count_not_followed(self, event: NotFollowed) -> None:
+        self._metrics.count(rows.NOT_FOLLOWED, event.pool, self._server(event.picked))
+
+    def _log_not_followed(self, event: NotFollowed) -> None:
+        due = self._log.failed((event.pool, NotFollowed, event.picked))
+        if due:
+            text = (
+                f"the proxy sent a request that was picked for {event.picked} to {event.served}{due.times}: "
+                "it does not have the endpoint, or has ejected it"
+            )
+            self._log.warning(text, event.pool, endpoint=event.picked, served=event.served)
+
+    def _count_ejected(self, event: EndpointEjected) -> None:
+        self._metrics.count(rows.EJECTIONS, event.pool, self._server(event.endpoint), event.reason)
+
+    def _log_ejected(self, event: EndpointEjected) -> None:
+        text = (
+            f"endpoint {event.endpoint} is ejected for {event.seconds:.3g}s: {event.reason}, "
+            f"{event.consecutive} failures in a row, {event.ratio:.0%} of the recent requests, "
+            f"the last one {event.last}"
+        )
+        self._log.warning(text, event.pool, endpoint=event.endpoint, reason=event.reason)
+
+    def _log_admitted(self, event: EndpointAdmitted) -> None:
+        text = f"endpoint {event.endpoint} gets requests again: its trial request succeeded"
+        self._log.info(text, event.pool, endpoint=event.endpoint)
 
     def _count_ended(self, event: Ended) -> None:
         model = self._models(self._model(event.model))
@@ -136,6 +184,10 @@ class RequestInstruments:
             self._metrics.child(rows.PICK_HIT_TOKENS, pool),
             self._metrics.child(rows.LEFT_WARMEST, pool),
         )
+
+    def _response_counter(self, pool: str, server: str, result: str) -> Counter:
+        child: Counter = self._metrics.child(rows.RESPONSES, pool, server, result)
+        return child
 
     def _end_counter(self, pool: str, result: str) -> Counter:
         child: Counter = self._metrics.child(rows.ENDED, pool, result)

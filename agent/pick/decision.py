@@ -17,6 +17,9 @@ from agent.state.snapshot import Work
 HEALTH: Final = "health"
 SUBSET: Final = "subset"
 MODEL: Final = "model"
+# The score that every profile gets while requests of a candidate fail: the expected share of its responses that do not.
+# Its weight is the sum of the weights of the profile's scorers.
+ERRORS: Final = "error-rate"
 
 
 class Narrowing(NamedTuple):
@@ -119,6 +122,8 @@ def explain(pick: Pick) -> Explanation:
     costs: Sequence[CostParts] = ()
     if profile is not None:
         weights = {scorer.name: weight for scorer, weight in profile.scorers if scorer.name in pick.scores}
+        if ERRORS in pick.scores:
+            weights[ERRORS] = sum(weights.values()) or 1.0
         scorer = next((each.scorer for each in profile.scorers if isinstance(each.scorer, LeastCost)), None)
         if scorer is not None and pick.works:
             costs = scorer.parts(pick.prompt_tokens, pick.hits, pick.backlog_seconds, pick.works)

@@ -12,18 +12,20 @@ from heapq import nlargest
 from typing import Final, Protocol
 
 from agent.pick.candidates import Candidates
-from agent.pick.decision import HEALTH, MODEL, SUBSET, Narrowing, NoPick, Pick
+from agent.pick.decision import ERRORS, HEALTH, MODEL, SUBSET, Narrowing, NoPick, Pick
 from agent.pick.filters import serves_model
 from agent.pick.profile import Profile
 from agent.pick.request import PickRequest
 from agent.pick.scoring import opinion
 from agent.state.health import Health
+from agent.state.outliers import penalty
 from agent.state.snapshot import EndpointView, Snapshot
 
 # Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real
 # difference.
 TIE: Final = 1e-9
 _HEALTHY: Final = Health.HEALTHY
+_FAILING: Final = Health.FAILING
 
 
 class PrefixLookup(Protocol):
@@ -42,7 +44,7 @@ def pick(
     views: Sequence[EndpointView] = snapshot.endpoints
     addresses: Sequence[str] = snapshot.healthy_addresses
     if not addresses:
-        views = [view for view in views if view.health is _HEALTHY]
+        views = _admitted(views, request, now)
         if not views:
             return _none_healthy(snapshot, request)
         addresses = [view.address for view in views]
@@ -96,6 +98,12 @@ def pick(
         else:
             totals = list(opinions) if weight == 1.0 else [weight * score for score in opinions]
     totals = totals or [0.0] * len(candidates)
+    if snapshot.has_errors:
+        expected = [1.0 - penalty(view.errors, now) for view in candidates.views]
+        if min(expected) < 1.0:
+            weights[ERRORS] = weight = sum(weights.values()) or 1.0
+            scores[ERRORS] = expected
+            totals = [total + weight * score for total, score in zip(totals, expected, strict=True)]
     place, decided_by = _best(candidates, totals, scores, weights)
     return Pick(
         request.request_id,
@@ -115,6 +123,22 @@ def pick(
         candidates.backlog_seconds,
         candidates.works,
     )
+
+
+def _admitted(views: Sequence[EndpointView], request: PickRequest, now: float) -> Sequence[EndpointView]:
+    """The healthy endpoints and the ejected ones whose trial is due; where the proxy allows none of them, all ejected
+    ones: a server that fails some requests is better than no server."""
+    found = [view for view in views if view.health is _HEALTHY or _trial_due(view, now)]
+    subset = request.subset
+    if not found or (subset is not None and all(view.address not in subset for view in found)):
+        ejected = [view for view in views if view.health is _FAILING]
+        return found + [view for view in ejected if subset is None or view.address in subset]
+    return found
+
+
+def _trial_due(view: EndpointView, now: float) -> bool:
+    errors = view.errors
+    return view.health is _FAILING and errors is not None and errors.trial_at is not None and errors.trial_at <= now
 
 
 def _narrow(

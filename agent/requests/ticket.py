@@ -10,13 +10,14 @@ cancelled before. Whatever is called in a state that does not allow it changes n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from agent.pick.decision import Pick
 from agent.pick.request import PickRequest, Prompt
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 
 # States. Integers because a ticket changes state twice for each request.
 PENDING: Final = 0
@@ -67,6 +68,10 @@ class TicketOwner(Protocol):
         """A load report arrived with the response of a picked ticket."""
         ...
 
+    def responded(self, ticket: Ticket, response: Response) -> None:
+        """The proxy reported the response to a picked ticket."""
+        ...
+
     def ended(self, ticket: Ticket, how: str) -> None:
         """A picked ticket ended."""
         ...
@@ -78,11 +83,17 @@ class Ticket:
     `stage` is the index of the stage that processes or holds it, `held` whether it is held. `body`, `prompt` and
     `wanted` are the results of the stages so far; each is released by the stage that consumes it. `work_id` identifies
     the request in the routing state while it is in flight.
+
+    `endpoint` is where the request is: picked, or another one that the proxy named. `result` is a key of
+    `agent.requests.outcomes.RESULTS`, empty until the proxy reports the response. `chain` are the prompt's blocks while
+    their credit may have to be taken back, `known_blocks` those of them that the endpoint held before, each of
+    `block_tokens`.
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "body", "encoding", "held", "model", "path", "pick", "picked_at", "prompt",
-        "request_id", "stage", "state", "submitted_at", "subset", "wanted", "work_id",
+        "_on_decision", "_owner", "block_tokens", "body", "chain", "encoding", "endpoint", "held", "known_blocks",
+        "model", "path", "pick", "picked_at", "prompt", "request_id", "result", "stage", "state", "submitted_at",
+        "subset", "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +116,11 @@ class Ticket:
         self.pick: Pick | None = None
         self.picked_at = now
         self.work_id = 0
+        self.endpoint = ""
+        self.result = ""
+        self.chain: Sequence[int] = ()
+        self.known_blocks = 0
+        self.block_tokens = 1
 
     @property
     def pending(self) -> bool:
@@ -149,6 +165,13 @@ class Ticket:
         if self.state != PICKED:
             return False
         self._owner.reported(self, report, served)
+        return True
+
+    def respond(self, response: Response) -> bool:
+        """The response headers arrived at the proxy."""
+        if self.state != PICKED:
+            return False
+        self._owner.responded(self, response)
         return True
 
     def end(self, how: str) -> bool:

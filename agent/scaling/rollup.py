@@ -39,6 +39,7 @@ class Unknown(NamedTuple):
 
 _BY_HEALTH: Final = {
     Health.DOWN: Unknown("down"),
+    Health.FAILING: Unknown("failing"),
     Health.STALE: Unknown("stale"),
     Health.UNKNOWN: Unknown("never_scraped"),
 }

@@ -13,6 +13,7 @@ from agent.state.drain_rate import DrainRate
 from agent.state.freshness import expiry, is_fresh
 from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, SUCCESS, Health, ProbeResult, Verdict, evaluate
 from agent.state.inflight import InFlight
+from agent.state.outliers import OutlierDetector
 from agent.state.prefill_rate import PrefillRateEstimator
 from agent.state.snapshot import EndpointView, Prefix, Work
 
@@ -65,6 +66,7 @@ class EndpointState:
         "learnt_rate",
         "others",
         "others_at",
+        "outliers",
         "page_at",
         "pool_rate",
         "predicted_hits",
@@ -73,6 +75,7 @@ class EndpointState:
         "rate_estimator",
         "rate_source",
         "stamps",
+        "unfollowed_at",
         "until",
         "values",
         "window",
@@ -101,6 +104,8 @@ class EndpointState:
         self.in_flight = InFlight(rate)
         self.rate_estimator = PrefillRateEstimator()
         self.drain = DrainRate()
+        self.outliers = OutlierDetector()
+        self.unfollowed_at = float("-inf")  # when the proxy last sent a request elsewhere that was picked for it
         self.window = Window()
         self.histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
         self.pool_rate: float | None = None  # the pool's prefill rate when this endpoint's was last computed
@@ -143,6 +148,7 @@ class EndpointState:
         self.probe_succeeded = self.probe == SUCCESS
         self.rate_estimator.reset()
         self.drain.reset()
+        self.outliers.reset()
         self.window.reset()
         self.histograms = NO_HISTOGRAMS
         self.predicted_hits = 0.0
@@ -262,6 +268,7 @@ class EndpointState:
             self.probe,
             self.fault,
             asleep=self.values.get(MODEL_LOADED) == 0.0,
+            ejected=self.outliers.reason,
         )
 
     def view(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
@@ -302,5 +309,6 @@ class EndpointState:
             self.accelerators,
             self.window.oldest,
             self.histograms,
+            self.outliers.errors,
         )
         return _new(EndpointView, fields), until

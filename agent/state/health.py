@@ -10,9 +10,11 @@ The first row that applies is the verdict:
     unknown   no page of this server was ever read
     stale     its last page is stale (`agent.state.freshness`)
     down      its last page reports that it sleeps: its model is not loaded
+    failing   its responses failed and it is ejected (the reasons of `agent.state.outliers`)
     healthy   its last page is fresh, and its health path succeeds where one is probed
 
-Only a healthy endpoint is picked. A page makes a stale endpoint healthy again, and so does a health path that succeeds
+Only a healthy endpoint is picked; a failing one gets single trial requests, and all requests where there is no healthy
+one. A page makes a stale endpoint healthy again, and so does a health path that succeeds
 again after failures.
 """
 
@@ -26,12 +28,13 @@ from agent.state.freshness import expiry, is_fresh
 
 
 class Health(StrEnum):
-    """The four states."""
+    """The states."""
 
     UNKNOWN = "unknown"
     HEALTHY = "healthy"
     STALE = "stale"
     DOWN = "down"
+    FAILING = "failing"
 
 
 # Nothing listens there: one failure is enough. Other failures (a timeout, a bad page) may be transient.
@@ -94,13 +97,14 @@ def evaluate(
     fault: str = "",
     *,
     asleep: bool = False,
+    ejected: str = "",
 ) -> Verdict:
     """Health at `now` of an endpoint whose last page was requested at `page_at` (None: never).
 
     `failures` counts the scrapes that failed since that page, `failure` is the reason of the last one (empty: none).
     `probe` is the last result of the health path (None: unknown, or the health path is not probed), `fault` the reason
     why one of its accelerators is unhealthy (empty: none known). `asleep`: its last page reports that its model is not
-    loaded.
+    loaded. `ejected` is the reason why it is ejected for the failures of its requests (empty: it is not).
     """
     if failures and failure in PROOF_OF_DEATH:
         return Verdict(Health.DOWN, failure, _FOREVER)
@@ -119,4 +123,6 @@ def evaluate(
         return Verdict(Health.STALE, failure or "no_fresh_page", _FOREVER)
     if asleep:
         return Verdict(Health.DOWN, "asleep", expiry(page_at, stale_after))
+    if ejected:
+        return Verdict(Health.FAILING, ejected, expiry(page_at, stale_after))
     return Verdict(Health.HEALTHY, "", expiry(page_at, stale_after))

@@ -15,6 +15,7 @@ from agent.signals import Histogram, Reading, Value
 from agent.state.counter_rates import Counters
 from agent.state.freshness import is_fresh
 from agent.state.health import Health
+from agent.state.outliers import Errors
 
 
 class Work(NamedTuple):
@@ -59,7 +60,7 @@ class EndpointView(NamedTuple):
 
     A page's values are kept as they are: dating each one would cost more than everything else that is done with the
     page, and few are read before the next one. `before` is the page against which rates are computed; `histograms` are
-    those that were requested of the last page.
+    those that were requested of the last page. `errors` are the failures of its recent requests; None: none that count.
     """
 
     address: str
@@ -76,6 +77,7 @@ class EndpointView(NamedTuple):
     accelerators: tuple[Accelerators, ...] = ()
     before: Counters | None = None
     histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
+    errors: Errors | None = None
 
     @property
     def readings(self) -> dict[str, Reading]:
@@ -124,7 +126,7 @@ class Snapshot(NamedTuple):
     Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
     page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
     the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
-    in their order; empty in a snapshot that no store made.
+    in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may not be None.
     """
 
     pool: str
@@ -136,3 +138,4 @@ class Snapshot(NamedTuple):
     models_everywhere: frozenset[str] = frozenset()
     healthy_addresses: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    has_errors: bool = True

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
 from agent.events import Hook, ignore
+from agent.events.requests import EndpointAdmitted, EndpointEjected
 from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
 from agent.signals import (
     BLOCK_SIZE,
@@ -26,12 +27,17 @@ from agent.signals import (
     Value,
 )
 from agent.state.endpoint import UNIDENTIFIED, EndpointState, Identity
+from agent.state.freshness import is_fresh
 from agent.state.health import Health
 from agent.state.name_counts import NameCounts
+from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
 
 _HEALTHY: Final = Health.HEALTHY
+# A proxy that ejects an endpoint itself does so for 30 s the first time (Envoy's base_ejection_time). As long after a
+# pick that it did not follow, the endpoint counts as ejected by the proxy.
+UNFOLLOWED_SECONDS: Final = 30.0
 
 
 class PrefixMemory(Protocol):
@@ -58,12 +64,14 @@ class RoutingStore:
         hook: Hook = ignore,
         prefix: PrefixMemory | None = None,
         index_block_tokens: int = 64,
+        outliers: OutlierLimits | None = None,
     ) -> None:
         self.pool = pool
         self.version = 0
         self.stale_after = stale_after
         self.on_change: list[Callable[[], None]] = []
         self._limits = rate or RateLimits()
+        self._outlier_limits = outliers or OutlierLimits()
         self._hook = hook
         self._prefix = prefix
         self._index_block_tokens = index_block_tokens
@@ -71,6 +79,7 @@ class RoutingStore:
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
         self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
+        self._with_errors = 0  # endpoints in the last snapshot whose recent requests failed
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # a snapshot was read since `age` was last called
@@ -110,10 +119,16 @@ class RoutingStore:
         self._addresses = tuple(self._places)
         self._rebuild()
 
-    def set_limits(self, *, stale_after: float, rate: RateLimits, now: float) -> None:
+    def set_limits(
+        self, *, stale_after: float, rate: RateLimits, now: float, outliers: OutlierLimits | None = None
+    ) -> None:
         """Apply the limits of a changed configuration."""
         self.stale_after = stale_after
         self._limits = rate
+        self._outlier_limits = outliers or OutlierLimits()
+        if not self._outlier_limits.enabled:
+            for state in self._endpoints.values():
+                state.outliers.reset()
         self._apply_pool_rate(now)
         self._rebuild()
 
@@ -217,6 +232,8 @@ class RoutingStore:
         self._requests[work_id] = state
         state.in_flight.start(work_id, uncached_tokens, now)
         state.predicted_hits += hit_tokens
+        if state.outliers.ejected:
+            state.outliers.started(work_id, now)
         self._changed(address)
         return work_id
 
@@ -240,6 +257,82 @@ class RoutingStore:
         if isinstance(waiting, float):
             state.in_flight.correct(None, waiting, at, now)
         self._changed(state.address)
+
+    def succeeded(self, address: str, work_id: int, now: float) -> None:
+        """Record that the endpoint answered the request without a failure of its own."""
+        state = self._endpoints.get(address)
+        if state is None:
+            return
+        outliers = state.outliers
+        before = outliers.errors
+        if outliers.succeeded(work_id, now):
+            self._hook(EndpointAdmitted(self.pool, address))
+            self._refresh(state, now)
+        elif outliers.errors is not before:
+            self._changed(address)
+
+    def request_failed(self, address: str, work_id: int, kind: str, now: float) -> None:
+        """Record that the endpoint failed on the request; `kind` is a key of `agent.requests.response.RESULTS`. It is
+        ejected where its failures exceed the limits and the share of the pool that may be ejected is not used up."""
+        state, limits = self._endpoints.get(address), self._outlier_limits
+        if state is None or not limits.enabled:
+            return
+        outliers = state.outliers
+        reason = outliers.failed(work_id, kind, limits, now)
+        if reason and (outliers.ejected or self._may_eject(state, now)):
+            seconds = outliers.eject(reason, limits, now)
+            errors = outliers.errors
+            if errors is not None:
+                self._hook(
+                    EndpointEjected(
+                        self.pool, address, reason, kind, errors.consecutive, errors.ratio, seconds, errors.ejections
+                    )
+                )
+        self._refresh(state, now)
+
+    def not_followed(self, picked: str, now: float) -> None:
+        """Record that the proxy sent a request elsewhere that was picked for this endpoint."""
+        state = self._endpoints.get(picked)
+        if state is not None:
+            state.unfollowed_at = now
+
+    def unfollowed(self, address: str, now: float) -> bool:
+        """Whether the proxy recently sent a request elsewhere that was picked for this endpoint."""
+        state = self._endpoints.get(address)
+        return state is not None and now - state.unfollowed_at < UNFOLLOWED_SECONDS
+
+    def moved(self, work_id: int, address: str, uncached_tokens: float, now: float) -> bool:
+        """Move a request in flight to the endpoint that the proxy sent it to. False where it is not in flight, or the
+        address is not in the pool: it stays where it was picked."""
+        before, state = self._requests.get(work_id), self._endpoints.get(address)
+        if before is None or state is None:
+            return False
+        before.in_flight.end(work_id, now)
+        state.in_flight.start(work_id, uncached_tokens, now)
+        self._requests[work_id] = state
+        if self._endpoints.get(before.address) is before:
+            self._changed(before.address)
+        self._changed(address)
+        return True
+
+    def withdraw_hits(self, address: str, hit_tokens: float) -> None:
+        """Take back predicted hits of a request that the endpoint did not prefill."""
+        state = self._endpoints.get(address)
+        if state is not None and hit_tokens:
+            state.predicted_hits = max(0.0, state.predicted_hits - hit_tokens)
+            self._changed(address)
+
+    def has_queue(self, address: str, now: float) -> bool:
+        """Whether a fresh page of the endpoint reports waiting requests: a 503 then says that the queue is full."""
+        state = self._endpoints.get(address)
+        if state is None:
+            return False
+        waiting = state.value(WAITING)
+        at = state.page_at
+        if WAITING not in state.values:
+            other = state.others.get(WAITING)
+            at = None if other is None else other.at
+        return isinstance(waiting, float) and waiting > 0 and at is not None and is_fresh(at, self.stale_after, now)
 
     @property
     def in_flight(self) -> int:
@@ -268,7 +361,9 @@ class RoutingStore:
         for address in self._dirty:
             place, state = self._places[address], self._endpoints[address]
             view = self._view(state, now)
-            self._unhealthy += (view.health is not _HEALTHY) - (endpoints[place].health is not _HEALTHY)
+            last_view = endpoints[place]
+            self._unhealthy += (view.health is not _HEALTHY) - (last_view.health is not _HEALTHY)
+            self._with_errors += (view.errors is not None) - (last_view.errors is not None)
             endpoints[place] = view
             good_until = min(good_until, state.until)
         self._dirty.clear()
@@ -292,6 +387,7 @@ class RoutingStore:
         endpoints = [self._view(self._endpoints[address], now) for address in self._places]
         self._dirty.clear()
         self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
+        self._with_errors = sum(view.errors is not None for view in endpoints)
         snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
         self._notify()
         return snapshot
@@ -327,6 +423,7 @@ class RoutingStore:
             self._models.everywhere,
             () if self._unhealthy else self._addresses,
             self._addresses,
+            self._with_errors > 0,
         )
         return self._snapshot
 
@@ -350,6 +447,22 @@ class RoutingStore:
         if self._prefix is not None:
             self._prefix.forget(state.address)
         self._hook(ServerRestarted(self.pool, state.address, reason))
+
+    def _may_eject(self, state: EndpointState, now: float) -> bool:
+        """Whether the pool can do without this endpoint: another one is healthy, and the agent and the proxy together
+        have not ejected as many as they may."""
+        ejected = unfollowed = 0
+        healthy = False
+        for each in self._endpoints.values():
+            if each is state:
+                continue
+            ejected += each.outliers.ejected
+            unfollowed += not each.outliers.ejected and now - each.unfollowed_at < UNFOLLOWED_SECONDS
+            if not healthy:
+                verdict = each.verdict(now, self.stale_after)
+                healthy = verdict.health is _HEALTHY
+        largest = max(1, int(self._outlier_limits.largest_share * len(self._endpoints)))
+        return healthy and ejected + unfollowed < largest
 
     def _changed(self, address: str) -> None:
         self._dirty.add(address)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent.engines.report import REQUEST_HEADER
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
     CHUNK_BYTES,
@@ -25,6 +26,7 @@ from agent.serve.ext_proc.actions import (
     RemoveHeader,
     Report,
     Respond,
+    Responded,
     Route,
     Schedule,
     SendBody,
@@ -453,8 +455,12 @@ def test_a_load_report_is_asked_for_where_the_pool_wants_it_and_is_kept_from_the
     scheduled(session, mode)
     (route,) = [action for action in session.decided(a_pick()) if isinstance(action, Route)]
     assert route.add == ((REQUEST_HEADER, "TEXT"),)
-    pick = session.response_headers("TEXT x=1", "10.0.0.1:8000")
-    assert pick == (RemoveHeader("endpoint-load-metrics"), Report("TEXT x=1", "10.0.0.1:8000"))
+    response = Response(200, served="10.0.0.1:8000")
+    assert session.response_headers(response, "TEXT x=1") == (
+        RemoveHeader("endpoint-load-metrics"),
+        Responded(response),
+        Report("TEXT x=1", "10.0.0.1:8000"),
+    )
     assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
 
 
@@ -464,10 +470,20 @@ def test_a_client_that_asks_for_a_load_report_itself_gets_it_as_it_asked() -> No
     (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert (route.add, route.remove) == ((), ())
-    assert session.response_headers("JSON {}", "") == (
+    assert session.response_headers(Response(200), "JSON {}") == (
         Continue(Phase.RESPONSE_HEADERS),
+        Responded(Response(200)),
         Report("JSON {}", ""),
     )
+
+
+def test_a_response_is_reported_only_where_its_request_was_routed_and_a_report_only_where_it_is_wanted() -> None:
+    answer = Response(500, served="10.0.0.1:8000")
+    session = a_session()
+    assert session.response_headers(answer, "TEXT x=1") == (Continue(Phase.RESPONSE_HEADERS),)
+    scheduled(session, Mode.BUFFERED)
+    session.decided(a_pick())
+    assert session.response_headers(answer, "TEXT x=1") == (Continue(Phase.RESPONSE_HEADERS), Responded(answer))
 
 
 def test_where_no_report_is_wanted_none_is_asked_for() -> None:

@@ -10,6 +10,7 @@ from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import Profile
 from agent.prefix.index import PrefixIndex
+from agent.requests.outcomes import Outcomes
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Result, Ticket
 from agent.state.store import RoutingStore
@@ -32,6 +33,7 @@ class PickStage:
         hook: Hook,
         remember: Callable[[str, Pick, float], None],
         fallbacks: int,
+        outcomes: Outcomes,
     ) -> None:
         self.profile = profile
         self._store = store
@@ -40,6 +42,7 @@ class PickStage:
         self._hook = hook
         self._remember = remember
         self._fallbacks = fallbacks
+        self._outcomes = outcomes
 
     def process(self, ticket: Ticket, now: float) -> Result:
         """The pick, counted as in flight and in the prefix index, or the rejection with its reason."""
@@ -68,6 +71,8 @@ class PickStage:
         )
         # Last: what is in flight must end, and a step above that raises would leave no one to end it.
         ticket.work_id = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
+        ticket.endpoint = answer.endpoint
+        self._outcomes.picked(ticket, wanted.chain, answer.hit_tokens // wanted.block_tokens, wanted.block_tokens)
         return answer
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
@@ -76,5 +81,6 @@ class PickStage:
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request leaves the endpoint's work in flight."""
         self._store.ended(ticket.work_id, now)
+        self._outcomes.ended(ticket, how, now)
         if ticket.pick is not None:
-            self._hook(Ended(self._store.pool, ticket.model, ticket.pick.endpoint, now - ticket.picked_at, how))
+            self._hook(Ended(self._store.pool, ticket.model, ticket.endpoint, now - ticket.picked_at, how))

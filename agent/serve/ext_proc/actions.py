@@ -1,8 +1,8 @@
 """The actions that the ext_proc session of one request returns to its server.
 
 `agent.serve.ext_proc.session` returns these. The server sends Route, Continue, RemoveHeader and Respond as one message
-each and SendBody as one or more; Schedule, Report and ProtocolViolation become calls. `Mode` and `Phase` are the
-distinctions that Envoy's protocol makes.
+each and SendBody as one or more; Schedule, Report, Responded and ProtocolViolation become calls. `Mode` and `Phase` are
+the distinctions that Envoy's protocol makes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
+from agent.requests.response import Response
 from agent.requests.ticket import Request
 
 CHUNK_BYTES: Final = 62_000  # Envoy accepts gRPC messages of up to 64 KiB; the rest is for what surrounds the body
@@ -72,6 +73,12 @@ class Report(NamedTuple):
     served: str
 
 
+class Responded(NamedTuple):
+    """The response headers arrived at the proxy."""
+
+    response: Response
+
+
 class SendBody(NamedTuple):
     """Send this body on, in `chunks`; `end_of_stream` goes with the last."""
 
@@ -96,7 +103,7 @@ class ProtocolViolation(NamedTuple):
     detail: str
 
 
-Action = Schedule | Route | Continue | RemoveHeader | Report | SendBody | Respond | ProtocolViolation
+Action = Schedule | Route | Continue | RemoveHeader | Report | Responded | SendBody | Respond | ProtocolViolation
 Actions = tuple[Action, ...]
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
+from agent.requests.response import Response, broken_by
 from agent.serve.ext_proc.actions import Actions, Mode, Phase, Respond, Route
 from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
 from agent.serve.ext_proc.session import Session
@@ -24,7 +25,12 @@ _OVERWRITE: Final = 2  # HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD: replaces 
 _SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 _PICK_NAMESPACE: Final = "envoy.lb"
 _ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
-SERVED: Final = "upstream.address"  # the attribute that names the endpoint that answered
+# The attributes of a response that are read: the endpoint that answered, how Envoy came to the response, the tries.
+SERVED: Final = "upstream.address"
+DETAILS: Final = "response.code_details"
+ATTEMPTS: Final = "upstream.request_attempt_count"
+# The endpoint picker protocol's own name of the endpoint that answered, in the metadata namespace of the pick.
+SERVED_KEY: Final = "x-gateway-destination-endpoint-served"
 _REQUEST_REPORT: Final = ((REQUEST_HEADER, REQUESTED_FORMAT),)
 
 
@@ -39,7 +45,7 @@ def dispatch(session: Session, data: bytes) -> Actions:
         case "request_trailers":
             return session.request_trailers()
         case "response_headers":
-            return _response_headers(session, message) if session.reports else session.response_headers()
+            return _response_headers(session, message)
         case "response_body":
             return session.response_body(message.response_body.body, end_of_stream=message.response_body.end_of_stream)
         case "response_trailers":
@@ -70,15 +76,25 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
 
 
 def _response_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
-    reports = [
-        header.raw_value.decode("latin-1") or header.value
-        for header in message.response_headers.headers.headers
-        if header.key == HEADER
-    ]
-    served = ""
+    status, retry_after, reports = 0, False, []
+    for header in message.response_headers.headers.headers:
+        if header.key == ":status":
+            text = header.raw_value.decode("latin-1") or header.value
+            status = int(text) if text.isdecimal() and len(text) == 3 else 0
+        elif header.key == "retry-after":
+            retry_after = True
+        elif header.key == HEADER:
+            reports.append(header.raw_value.decode("latin-1") or header.value)
+    served, details, attempts = "", "", 1
     if _ATTRIBUTES in message.attributes:
-        served = message.attributes[_ATTRIBUTES].fields[SERVED].string_value
-    return session.response_headers("\n".join(reports), served)
+        fields = message.attributes[_ATTRIBUTES].fields
+        served = fields[SERVED].string_value
+        details = fields[DETAILS].string_value
+        attempts = int(fields[ATTEMPTS].number_value) or 1
+    if not served and _PICK_NAMESPACE in message.metadata_context.filter_metadata:
+        served = message.metadata_context.filter_metadata[_PICK_NAMESPACE].fields[SERVED_KEY].string_value
+    response = Response(status, broken_by(details), False, served, attempts, retry_after)
+    return session.response_headers(response, "\n".join(reports))
 
 
 def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:

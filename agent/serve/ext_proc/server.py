@@ -28,6 +28,7 @@ from agent.pick.decision import Pick
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
+from agent.serve.access_log import AccessLogService, AccessLogSink
 from agent.serve.ext_proc.actions import (
     Actions,
     Continue,
@@ -36,6 +37,7 @@ from agent.serve.ext_proc.actions import (
     RemoveHeader,
     Report,
     Respond,
+    Responded,
     Route,
     Schedule,
     SendBody,
@@ -55,7 +57,7 @@ _MESSAGE_SLACK: Final = 1 << 20  # bytes of headers and metadata around a body
 _BODY_STAGE: Final = "body"  # what `Abandoned` names while the body is arriving
 
 
-class PoolPort(Protocol):
+class PoolPort(AccessLogSink, Protocol):
     """What one picker port needs of its pool."""
 
     name: str
@@ -156,6 +158,9 @@ class ProcessCall:
             elif isinstance(action, Report):
                 if self.ticket is not None:
                     self.ticket.report(action.report, action.served)
+            elif isinstance(action, Responded):
+                if self.ticket is not None:
+                    self.ticket.respond(action.response)
             elif isinstance(action, Respond):
                 model = "" if self.ticket is None else self.ticket.model
                 processor.hook(Refused(processor.pool.name, model, action.status, action.reason))
@@ -259,7 +264,7 @@ class ExtProcServer:
         self._processor = ExternalProcessor(pool, hook, max_body=max_body, max_buffered=max_buffered)
         self._health = HealthService(pool.ready, (SERVICE,))
         # The services of the port: a new one is a class with a table of methods, and a name here.
-        router = GrpcRouter((self._processor, self._health), self._handler_failed)
+        router = GrpcRouter((self._processor, self._health, AccessLogService(pool)), self._handler_failed)
         self._listener = GrpcListener(router, self._connection_failed)
         self._started = False
 

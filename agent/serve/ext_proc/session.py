@@ -41,6 +41,7 @@ from typing import Final, NamedTuple
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
     Action,
@@ -52,6 +53,7 @@ from agent.serve.ext_proc.actions import (
     RemoveHeader,
     Report,
     Respond,
+    Responded,
     Route,
     Schedule,
     SendBody,
@@ -138,11 +140,6 @@ class Session:
         self._answered = Phase.REQUEST_HEADERS  # the message that the decision answers
         self._owed: list[Phase] = []  # messages whose answers wait for the decision
         self._violated = False
-
-    @property
-    def reports(self) -> bool:
-        """Whether a load report in the response headers is used."""
-        return self._config.reports
 
     @property
     def undecided(self) -> bool:
@@ -272,14 +269,18 @@ class Session:
         self._budget.release(self._buffered)
         self._buffered = 0
 
-    def response_headers(self, report: str = "", served: str = "") -> Actions:
-        """The response headers, where Envoy sends them, with the load report in them and the endpoint that answered."""
+    def response_headers(self, response: Response | None = None, report: str = "") -> Actions:
+        """The response headers, where Envoy sends them: what they say of the response, and the load report in them."""
         if self.over:
             return ()
-        if not report:
-            return (Continue(Phase.RESPONSE_HEADERS),)
-        answer = RemoveHeader(HEADER) if self._remove_report else Continue(Phase.RESPONSE_HEADERS)
-        return (answer, Report(report, served)) if self._state is _State.ROUTED else (answer,)
+        answer: Action = Continue(Phase.RESPONSE_HEADERS)
+        if report and self._config.reports and self._remove_report:
+            answer = RemoveHeader(HEADER)
+        if self._state is not _State.ROUTED or response is None:
+            return (answer,)
+        if report and self._config.reports:
+            return (answer, Responded(response), Report(report, response.served))
+        return (answer, Responded(response))
 
     def response_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         """A chunk of the response body. Envoy should not be set to send any, because each costs both sides."""

@@ -29,6 +29,7 @@ from agent.serve.state.schema import (
     DeviceJson,
     EndpointDeviceJson,
     EndpointJson,
+    ErrorsJson,
     ExporterJson,
     ExportersJson,
     GaugeJson,
@@ -45,6 +46,7 @@ from agent.serve.state.schema import (
 from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS
 from agent.state.counter_rates import RATES, Rate
 from agent.state.devices import ExporterView
+from agent.state.outliers import Errors
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld
@@ -164,6 +166,23 @@ def endpoint(view: EndpointView, now: float) -> EndpointJson:
         {name: _histogram(view, name, now) for name in view.histograms},
         {name: _rate(view, row, now) for name, row in RATES.items()},
         [_accelerators(each, now) for each in view.accelerators],
+        _errors(view.errors, now),
+    )
+
+
+def _errors(errors: Errors | None, now: float) -> ErrorsJson | None:
+    if errors is None:
+        return None
+    trial_at = errors.trial_at
+    return ErrorsJson(
+        errors.consecutive,
+        errors.ratio,
+        errors.requests,
+        errors.last,
+        age(errors.at, now),
+        trial_at is not None,
+        errors.ejections,
+        None if trial_at is None else max(0.0, trial_at - now),
     )
 
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
 from agent.state.counter_rates import RATES, Rate
 from agent.state.health import Health
@@ -187,12 +188,29 @@ class AcceleratorsJson(JsonObject):
     ]
 
 
+class ErrorsJson(JsonObject):
+    """The recent requests of an endpoint that failed, as the proxy reports responses."""
+
+    consecutive_failures: Count
+    failure_ratio: Annotated[float, Meta(ge=0, le=1, description="of the recent requests, as of the last one")]
+    requests: Annotated[float, Meta(ge=0, description="recent ones; one of 10 s ago counts half")]
+    last_failure: Annotated[
+        str, Meta(description="the result of the last request that failed", extra_json_schema=_one_of(tuple(RESULTS)))
+    ]
+    age_seconds: Annotated[Seconds, Meta(description="since the last response that counted")]
+    ejected: Annotated[bool, Meta(description="it gets trial requests only")]
+    ejections: Annotated[Count, Meta(description="the number of this ejection; 0 when it is not ejected")]
+    trial_in_seconds: Annotated[
+        Seconds | None, Meta(description="until the next trial request may go there; null when it is not ejected")
+    ]
+
+
 class EndpointJson(JsonObject):
     """A replica of a model server."""
 
     address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
     engine: str
-    health: Annotated[Health, Meta(description="only a healthy endpoint is picked")]
+    health: Annotated[Health, Meta(description="only a healthy endpoint is picked; a failing one gets trial requests")]
     reason: Annotated[str, Meta(description="why it is not healthy, one word; empty when healthy")]
     page_age_seconds: PageAge
     failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
@@ -212,6 +230,7 @@ class EndpointJson(JsonObject):
         Meta(description="how fast the server's counters grow, as of the last page", extra_json_schema=_RATES),
     ]
     accelerators: Annotated[list[AcceleratorsJson], Meta(description="one entry for each source of the pool")]
+    errors: Annotated[ErrorsJson | None, Meta(description="null while no recent request failed")]
 
 
 # -- /v1/state and /v1/state/watch -------------------------------------------------------------------------------------
