@@ -101,7 +101,7 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
-        self._outcomes = Outcomes(self.store, self.index, parts.hook)
+        self.outcomes = Outcomes(self.store, self.index, parts.hook)
         self._pick = PickStage(
             self.store,
             self.index,
@@ -110,7 +110,7 @@ class Pool:
             parts.hook,
             parts.remember,
             config.ext_proc.fallbacks,
-            self._outcomes,
+            self.outcomes,
         )
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -118,7 +118,7 @@ class Pool:
             TokensStage(index.block_tokens, index.bytes_per_token, index.max_tokens),
             self._pick,
         ]
-        self.pipeline = Pipeline(settings.name, stages, parts.clock.now, parts.hook, self._reports, self._outcomes)
+        self.pipeline = Pipeline(settings.name, stages, parts.clock.now, parts.hook, self._reports, self.outcomes)
         self._server = ExtProcServer(
             self,
             parts.hook,
@@ -192,15 +192,15 @@ class Pool:
 
     def log_opened(self) -> None:
         """A proxy begins to send its access log."""
-        self._outcomes.log_opened()
+        self.outcomes.log_opened()
 
     def log_closed(self) -> None:
         """A proxy has ended its access log."""
-        self._outcomes.log_closed()
+        self.outcomes.log_closed()
 
     def logged(self, request_id: str, response: Response) -> None:
         """The proxy's log says how a request ended."""
-        self._outcomes.logged(request_id, response, self._parts.clock.now())
+        self.outcomes.logged(request_id, response, self._parts.clock.now())
 
     @property
     def reports(self) -> bool:

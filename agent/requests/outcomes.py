@@ -152,9 +152,9 @@ class Outcomes:
 
     def _confirm(self, ticket: Ticket) -> None:
         """The endpoint has prefilled the prompt. Its blocks may be gone by the failure of a request with the same."""
-        chain = ticket.chain
-        if chain and not self._index.holds(ticket.endpoint, chain[-1]):
-            self._index.record(ticket.endpoint, chain)
+        chain, endpoint = ticket.chain, ticket.endpoint
+        if chain and not self._index.holds(endpoint, chain[-1]) and self._store.engine(endpoint):
+            self._index.record(endpoint, chain)
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Take back the credit for the part of the prompt that the endpoint did not hold before."""

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from agent.envoy import process
-from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, ResponseSource, bootstrap
 from agent.events import Event
 from agent.serve.ext_proc.server import ExtProcServer
 from tests.fakes.ext_proc import CHAT
@@ -60,6 +60,7 @@ async def run_gateway(
     filter_options: Mapping[str, Any] | None = None,
     envoy_buffer: int = 0,
     reports: bool = False,
+    responses: ResponseSource = ResponseSource.ACCESS_LOG,
 ) -> AsyncIterator[Gateway]:
     """A gateway that runs until the end of the block.
 
@@ -84,7 +85,12 @@ async def run_gateway(
         stack.push_async_callback(gateway.picker.stop, 0.0)
         gateway.pool.reports = reports
         settings = envoy_config(
-            addresses, f"127.0.0.1:{port}", reports=reports, max_body=max_body, failure_mode=failure_mode
+            addresses,
+            f"127.0.0.1:{port}",
+            reports=reports,
+            max_body=max_body,
+            failure_mode=failure_mode,
+            responses=responses,
         )
         config = bootstrap(settings)
         for listener in config["static_resources"]["listeners"]:
