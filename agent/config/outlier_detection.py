@@ -14,7 +14,7 @@ class OutlierDetectionConfig:
 
     enabled: bool = option(Boolean(), "off: failures are counted, and change no pick", default=True)
     consecutive_failures: int = option(
-        Number(1, 1000, whole=True), "failures in a row after which an endpoint is ejected", 5
+        Number(1, 1000, whole=True), "failures in a row after which an endpoint is ejected", 3
     )
     failure_ratio: float = option(
         Number(0.01, 1), "share of failures among recent responses from which an endpoint is ejected", 0.5

@@ -6,9 +6,11 @@
         +---------- the trial succeeds ---------- one trial request at a time --+
                                                   the trial fails: ejected again, for longer
 
-Terms and the first limit are those of Envoy's outlier detection (`consecutive_5xx`, `base_ejection_time`,
-`max_ejection_percent`); the trial is the half-open state of a circuit breaker. A response that is not the server's
-fault (4xx, a full queue, a client that left) changes nothing here, in either direction.
+Terms are those of Envoy's outlier detection (`consecutive_5xx`, `base_ejection_time`, `max_ejection_percent`); the
+trial is the half-open state of a circuit breaker. Three failures in a row suffice, where Envoy waits for five: the
+penalty below keeps requests away after the first ones, so that more may not come for long, and the first ejection is
+short. A response that is not the server's fault (4xx, a full queue, a client that left) changes nothing here, in either
+direction.
 
 The share of failures is over recent responses: one of `HALF_LIFE_SECONDS` ago counts half. Before an ejection the
 failures are a penalty (`penalty`), by which the picker prefers other endpoints.
@@ -45,7 +47,7 @@ class OutlierLimits(NamedTuple):
     """
 
     enabled: bool = True
-    consecutive: int = 5
+    consecutive: int = 3
     ratio: float = 0.5
     requests: float = 10.0
     base: float = 2.0

@@ -56,7 +56,7 @@ class Fleet(Bench):
         if not late:
             ticket.end("closed")
 
-    def fail(self, address: str, times: int = 5, response: Response = BAD) -> None:
+    def fail(self, address: str, times: int = 3, response: Response = BAD) -> None:
         for _ in range(times):
             self.answer(self.send(subset=frozenset({address})), response)
 
@@ -67,15 +67,15 @@ by_log_and_headers = pytest.mark.parametrize("log", [True, False], ids=["access-
 @by_log_and_headers
 def test_an_endpoint_is_ejected_after_failures_in_a_row_and_says_why_and_when_it_is_tried(log: bool) -> None:
     fleet = Fleet(log=log)
-    fleet.fail(A, 4)
+    fleet.fail(A, 2)
     assert fleet.view(A).health is Health.HEALTHY
     fleet.fail(A, 1)
     view = fleet.view(A)
     assert (view.health, view.reason) == (Health.FAILING, "consecutive_failures")
     assert view.errors is not None
-    assert (view.errors.consecutive, view.errors.last, view.errors.trial_at) == (5, "server_error", 102.0)
+    assert (view.errors.consecutive, view.errors.last, view.errors.trial_at) == (3, "server_error", 102.0)
     (event,) = fleet.of(EndpointEjected)
-    assert (event.endpoint, event.reason, event.consecutive, event.seconds) == (A, "consecutive_failures", 5, 2.0)
+    assert (event.endpoint, event.reason, event.consecutive, event.seconds) == (A, "consecutive_failures", 3, 2.0)
     assert {fleet.send(completion(token=number)).endpoint for number in range(20)} == {B, C}
 
 
@@ -109,7 +109,7 @@ def test_a_503_without_retry_after_ejects_only_where_no_page_shows_a_queue() -> 
     fleet.scraped(A, **{WAITING: 3.0})
     fleet.fail(A, 50, Response(503, complete=True))
     assert fleet.view(A).health is Health.HEALTHY
-    fleet.fail(B, 5, Response(503, complete=True))
+    fleet.fail(B, 3, Response(503, complete=True))
     assert fleet.view(B).health is Health.FAILING
 
 
@@ -122,7 +122,7 @@ def test_an_old_page_proves_no_queue() -> None:
 
 def test_client_errors_between_the_failures_neither_count_nor_hide_them() -> None:
     fleet = Fleet()
-    for _ in range(5):
+    for _ in range(3):
         fleet.fail(A, 1)
         fleet.fail(A, 3, Response(400, complete=True))
     assert fleet.view(A).health is Health.FAILING
@@ -198,12 +198,12 @@ def test_failures_raise_the_cost_before_they_eject() -> None:
     warm = fleet.send(subset=frozenset({A}))
     fleet.answer(warm, GOOD)
     assert fleet.send().endpoint == A, "it holds the prompt"
-    fleet.fail(A, 3)
+    fleet.fail(A, 2)
     ticket = fleet.send()
     assert ticket.endpoint == B
     assert ticket.pick is not None
     assert ticket.pick.decided_by == ERRORS
-    assert ticket.pick.scores[ERRORS] == [pytest.approx(1 / 3), 1.0]
+    assert ticket.pick.scores[ERRORS] == [pytest.approx(0.5), 1.0]
 
 
 def test_a_restarted_server_is_admitted_at_once() -> None:
