@@ -12,7 +12,6 @@ from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
     Ended,
-    EndpointAdmitted,
     EndpointEjected,
     NotFollowed,
     Picked,
@@ -47,7 +46,6 @@ Event = (
     | Responded
     | NotFollowed
     | EndpointEjected
-    | EndpointAdmitted
     | Ended
     | Abandoned
     | StreamBroken

@@ -65,13 +65,6 @@ class EndpointEjected(NamedTuple):
     ejections: int
 
 
-class EndpointAdmitted(NamedTuple):
-    """The trial request of an ejected endpoint succeeded: it gets requests again."""
-
-    pool: str
-    endpoint: str
-
-
 class Ended(NamedTuple):
     """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it)."""
 

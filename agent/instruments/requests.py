@@ -11,7 +11,6 @@ from prometheus_client import Counter, Gauge, Histogram
 from agent.events.requests import (
     Abandoned,
     Ended,
-    EndpointAdmitted,
     EndpointEjected,
     NotFollowed,
     Picked,
@@ -87,7 +86,6 @@ class RequestInstruments:
             Refused: self._log_refused,
             NotFollowed: self._log_not_followed,
             EndpointEjected: self._log_ejected,
-            EndpointAdmitted: self._log_admitted,
             StreamBroken: self._log_stream_broken,
         }
 
@@ -144,10 +142,6 @@ class RequestInstruments:
             f"the last one {event.last}"
         )
         self._log.warning(text, event.pool, endpoint=event.endpoint, reason=event.reason)
-
-    def _log_admitted(self, event: EndpointAdmitted) -> None:
-        text = f"endpoint {event.endpoint} gets requests again: its trial request succeeded"
-        self._log.info(text, event.pool, endpoint=event.endpoint)
 
     def _count_ended(self, event: Ended) -> None:
         model = self._models(self._model(event.model))

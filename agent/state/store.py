@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
 from agent.events import Hook, ignore
-from agent.events.requests import EndpointAdmitted, EndpointEjected
+from agent.events.requests import EndpointEjected
 from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
 from agent.signals import (
     BLOCK_SIZE,
@@ -266,7 +266,6 @@ class RoutingStore:
         outliers = state.outliers
         before = outliers.errors
         if outliers.succeeded(work_id, now):
-            self._hook(EndpointAdmitted(self.pool, address))
             self._refresh(state, now)
         elif outliers.errors is not before:
             self._changed(address)

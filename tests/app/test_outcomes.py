@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from agent.events.requests import EndpointAdmitted, EndpointEjected, NotFollowed, Responded
+from agent.events.requests import EndpointEjected, NotFollowed, Responded
+from agent.events.scraping import HealthChanged
 from agent.pick.decision import ERRORS
 from agent.requests.outcomes import AWAITED_SECONDS, MAX_AWAITED
 from agent.requests.response import CONNECT_FAILURE, RESET, Response
@@ -138,7 +139,8 @@ def test_the_trial_is_a_single_request_and_its_success_admits_the_endpoint(log: 
     (trial,) = [ticket for ticket in tickets if ticket.endpoint == A]
     fleet.answer(trial, GOOD)
     assert fleet.view(A).health is Health.HEALTHY
-    assert fleet.of(EndpointAdmitted) == [EndpointAdmitted("default", A)]
+    change = fleet.of(HealthChanged)[-1]
+    assert (change.endpoint, change.old, change.new) == (A, "failing", "healthy")
 
 
 def test_a_failed_trial_ejects_again_for_longer() -> None:
@@ -151,12 +153,12 @@ def test_a_failed_trial_ejects_again_for_longer() -> None:
     assert [event.seconds for event in fleet.of(EndpointEjected)] == [2.0, 4.0]
 
 
-@pytest.mark.parametrize(("servers", "most"), [((A, B), 1), ((A, B, C), 1), ((A, B, C, D), 2)])
-def test_only_a_share_of_the_pool_is_ejected_at_a_time(servers: tuple[str, ...], most: int) -> None:
+@pytest.mark.parametrize(("servers", "limit"), [((A, B), 1), ((A, B, C), 1), ((A, B, C, D), 2)])
+def test_only_a_share_of_the_pool_is_ejected_at_a_time(servers: tuple[str, ...], limit: int) -> None:
     fleet = Fleet(*servers)
     for address in servers:
         fleet.fail(address, 10)
-    assert sum(fleet.view(address).health is Health.FAILING for address in servers) == most
+    assert sum(fleet.view(address).health is Health.FAILING for address in servers) == limit
 
 
 def test_what_the_proxy_ejects_counts_towards_the_same_share() -> None:

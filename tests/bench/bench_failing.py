@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import orjson
 
-from agent.clock import Clock
+from agent.clock import SystemClock
 from agent.demo.client import ChatFailed, send_chat
 from agent.envoy import process
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, ResponseSource, bootstrap
@@ -117,7 +117,7 @@ async def run(
     random_ = random.Random(7)
     systems = [" ".join(random_.choices(_WORDS, k=400)) for _ in range(TENANTS)]
     sent: list[Sent] = []
-    clock = Clock()
+    clock = SystemClock()
     with tempfile.TemporaryDirectory() as folder:
         fleet = Fleet(Path(folder), servers)
         async with (

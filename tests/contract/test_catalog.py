@@ -17,7 +17,17 @@ from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    Ended,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Reported,
+    Responded,
+    StreamBroken,
+)
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
@@ -53,6 +63,9 @@ EVERYTHING: tuple[Event, ...] = (
     Refused("pool", "m", 503, "none_healthy"),
     Ended("pool", "m", "a:1", 1.0, "closed"),
     Abandoned("pool", "body"),
+    Responded("pool", "a:1", "ok"),
+    NotFollowed("pool", "a:1", "b:1"),
+    EndpointEjected("pool", "a:1", "failure_ratio", "server_error", 1, 0.5, 2.0, 1),
     TaskFailed("discovery/pool", "it returned", 0.5),
     StreamBroken("pool", "protocol", "x"),
     ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (RefusedValue("kv_usage_ratio", "not_finite", "NaN"),)),

@@ -150,10 +150,15 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),
     "apscheduler": frozenset({"agent.app.jobs"}),
-    "envoy": frozenset({"agent.serve.ext_proc.messages"}),
+    "envoy": frozenset({"agent.serve.access_log", "agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
     "google.protobuf": frozenset(
-        {"agent.serve.grpc.health", "agent.serve.ext_proc.messages", "agent.serve.ext_proc.server"}
+        {
+            "agent.serve.access_log",
+            "agent.serve.grpc.health",
+            "agent.serve.ext_proc.messages",
+            "agent.serve.ext_proc.server",
+        }
     ),
     "grpc": frozenset(),
     "grpc_health": frozenset({"agent.serve.grpc.health"}),

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from agent import events
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    Ended,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Responded,
+    StreamBroken,
+)
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
@@ -115,6 +124,17 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             {"pool": "pool", "reason": "new_start_time"},
         ),
         (Abandoned("pool", "body"), "igw_requests_abandoned_total", {"pool": "pool", "stage": "body"}),
+        (
+            Responded("pool", "a:1", "reset"),
+            "igw_responses_total",
+            {"pool": "pool", "server": "a:1", "result": "reset"},
+        ),
+        (
+            EndpointEjected("pool", "a:1", "trial_failed", "reset", 4, 0.5, 2.0, 2),
+            "igw_endpoint_ejections_total",
+            {"pool": "pool", "server": "a:1", "reason": "trial_failed"},
+        ),
+        (NotFollowed("pool", "a:1", "b:1"), "igw_picks_not_followed_total", {"pool": "pool", "server": "a:1"}),
         (TaskFailed("discovery/pool", "it returned", 0.5), "igw_task_failures_total", {"task": "discovery/pool"}),
         (StreamBroken("pool", "protocol", "x"), "igw_stream_errors_total", {"pool": "pool", "reason": "protocol"}),
         (Reloaded(ok=True, detail="x"), "igw_reloads_total", {"result": "ok"}),

@@ -26,7 +26,7 @@ from agent.serve.ext_proc.actions import (
     RemoveHeader,
     Report,
     Respond,
-    Responded,
+    ResponseStarted,
     Route,
     Schedule,
     SendBody,
@@ -458,7 +458,7 @@ def test_a_load_report_is_asked_for_where_the_pool_wants_it_and_is_kept_from_the
     response = Response(200, served="10.0.0.1:8000")
     assert session.response_headers(response, "TEXT x=1") == (
         RemoveHeader("endpoint-load-metrics"),
-        Responded(response),
+        ResponseStarted(response),
         Report("TEXT x=1", "10.0.0.1:8000"),
     )
     assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
@@ -472,7 +472,7 @@ def test_a_client_that_asks_for_a_load_report_itself_gets_it_as_it_asked() -> No
     assert (route.add, route.remove) == ((), ())
     assert session.response_headers(Response(200), "JSON {}") == (
         Continue(Phase.RESPONSE_HEADERS),
-        Responded(Response(200)),
+        ResponseStarted(Response(200)),
         Report("JSON {}", ""),
     )
 
@@ -483,7 +483,7 @@ def test_a_response_is_reported_only_where_its_request_was_routed_and_a_report_o
     assert session.response_headers(answer, "TEXT x=1") == (Continue(Phase.RESPONSE_HEADERS),)
     scheduled(session, Mode.BUFFERED)
     session.decided(a_pick())
-    assert session.response_headers(answer, "TEXT x=1") == (Continue(Phase.RESPONSE_HEADERS), Responded(answer))
+    assert session.response_headers(answer, "TEXT x=1") == (Continue(Phase.RESPONSE_HEADERS), ResponseStarted(answer))
 
 
 def test_where_no_report_is_wanted_none_is_asked_for() -> None:

@@ -141,6 +141,7 @@ def test_exactly_one_state_of_health_is_one():
         "healthy": 0.0,
         "stale": 1.0,
         "down": 0.0,
+        "failing": 0.0,
     }
     assert values(made, endpoints.HEALTH_INFO) == {("pool", "a:1", "vllm", "stale", "made_so"): 1.0}
 

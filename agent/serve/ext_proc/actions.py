@@ -1,8 +1,8 @@
 """The actions that the ext_proc session of one request returns to its server.
 
 `agent.serve.ext_proc.session` returns these. The server sends Route, Continue, RemoveHeader and Respond as one message
-each and SendBody as one or more; Schedule, Report, Responded and ProtocolViolation become calls. `Mode` and `Phase` are
-the distinctions that Envoy's protocol makes.
+each and SendBody as one or more; Schedule, Report, ResponseStarted and ProtocolViolation become calls. `Mode` and
+`Phase` are the distinctions that Envoy's protocol makes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Report(NamedTuple):
     served: str
 
 
-class Responded(NamedTuple):
+class ResponseStarted(NamedTuple):
     """The response headers arrived at the proxy."""
 
     response: Response
@@ -103,7 +103,7 @@ class ProtocolViolation(NamedTuple):
     detail: str
 
 
-Action = Schedule | Route | Continue | RemoveHeader | Report | Responded | SendBody | Respond | ProtocolViolation
+Action = Schedule | Route | Continue | RemoveHeader | Report | ResponseStarted | SendBody | Respond | ProtocolViolation
 Actions = tuple[Action, ...]
 
 

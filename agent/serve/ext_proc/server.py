@@ -37,7 +37,7 @@ from agent.serve.ext_proc.actions import (
     RemoveHeader,
     Report,
     Respond,
-    Responded,
+    ResponseStarted,
     Route,
     Schedule,
     SendBody,
@@ -158,7 +158,7 @@ class ProcessCall:
             elif isinstance(action, Report):
                 if self.ticket is not None:
                     self.ticket.report(action.report, action.served)
-            elif isinstance(action, Responded):
+            elif isinstance(action, ResponseStarted):
                 if self.ticket is not None:
                     self.ticket.respond(action.response)
             elif isinstance(action, Respond):

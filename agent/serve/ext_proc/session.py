@@ -53,7 +53,7 @@ from agent.serve.ext_proc.actions import (
     RemoveHeader,
     Report,
     Respond,
-    Responded,
+    ResponseStarted,
     Route,
     Schedule,
     SendBody,
@@ -279,8 +279,8 @@ class Session:
         if self._state is not _State.ROUTED or response is None:
             return (answer,)
         if report and self._config.reports:
-            return (answer, Responded(response), Report(report, response.served))
-        return (answer, Responded(response))
+            return (answer, ResponseStarted(response), Report(report, response.served))
+        return (answer, ResponseStarted(response))
 
     def response_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         """A chunk of the response body. Envoy should not be set to send any, because each costs both sides."""
