@@ -27,7 +27,7 @@ POOLS: Final = DashboardRow(
         ),
         Panel(
             "Endpoints by health",
-            "How many endpoints are stale, down or unknown?",
+            "How many endpoints are stale, down, failing or unknown?",
             "none",
             (
                 Query(
@@ -37,6 +37,7 @@ POOLS: Final = DashboardRow(
                         (
                             labelled(f"sum({UP})", state="healthy"),
                             labelled(f"sum(1 - {UP})", state="down"),
+                            labelled("vector(0)", state="failing"),
                             labelled("vector(0)", state="stale"),
                             labelled("vector(0)", state="unknown"),
                         )
