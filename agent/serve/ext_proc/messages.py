@@ -29,7 +29,8 @@ _ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
 SERVED: Final = "upstream.address"
 DETAILS: Final = "response.code_details"
 ATTEMPTS: Final = "upstream.request_attempt_count"
-# The endpoint picker protocol's own name of the endpoint that answered, in the metadata namespace of the pick.
+# The endpoint picker protocol's own name of the endpoint that answered, in the metadata namespace of the pick. Some
+# gateways send it as a response header.
 SERVED_KEY: Final = "x-gateway-destination-endpoint-served"
 _REQUEST_REPORT: Final = ((REQUEST_HEADER, REQUESTED_FORMAT),)
 
@@ -76,25 +77,32 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
 
 
 def _response_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
-    status, retry_after, reports = 0, False, []
+    status, retry_after, reports, served = 0, False, [], ""
     for header in message.response_headers.headers.headers:
         if header.key == ":status":
             text = header.raw_value.decode("latin-1") or header.value
             status = int(text) if text.isdecimal() and len(text) == 3 else 0
         elif header.key == "retry-after":
             retry_after = True
+        elif header.key == SERVED_KEY:
+            served = header.raw_value.decode("latin-1") or header.value
         elif header.key == HEADER:
             reports.append(header.raw_value.decode("latin-1") or header.value)
-    served, details, attempts = "", "", 1
+    details, attempts = "", 1
+    if _PICK_NAMESPACE in message.metadata_context.filter_metadata:
+        served = message.metadata_context.filter_metadata[_PICK_NAMESPACE].fields[SERVED_KEY].string_value or served
     if _ATTRIBUTES in message.attributes:
         fields = message.attributes[_ATTRIBUTES].fields
-        served = fields[SERVED].string_value
+        served = fields[SERVED].string_value or served
         details = fields[DETAILS].string_value
-        attempts = int(fields[ATTEMPTS].number_value) or 1
-    if not served and _PICK_NAMESPACE in message.metadata_context.filter_metadata:
-        served = message.metadata_context.filter_metadata[_PICK_NAMESPACE].fields[SERVED_KEY].string_value
+        attempts = _attempts(fields[ATTEMPTS].number_value)
     response = Response(status, broken_by(details), False, served, attempts, retry_after)
     return session.response_headers(response, "\n".join(reports))
+
+
+def _attempts(number: float) -> int:
+    """The number of tries; 1 where Envoy does not report it."""
+    return int(number) if 1 <= number < 1e6 else 1
 
 
 def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
