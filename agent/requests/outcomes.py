@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from agent.events import Hook
@@ -26,6 +27,7 @@ from agent.state.store import RoutingStore
 # interval of the proxy's log.
 AWAITED_SECONDS: Final = 10.0
 MAX_AWAITED: Final = 4096
+MAX_COMPARED: Final = 16  # requests with one id that an entry is compared with
 # Prompt blocks that all requests together keep, so that their credit can be taken back. A request beyond keeps none:
 # its blocks stay in the index until they are evicted. 500,000 references are 4 MB.
 MAX_KEPT_BLOCKS: Final = 500_000
@@ -44,7 +46,8 @@ class Outcomes:
         self._hook = hook
         self.open_logs = 0
         self._headers_seen = False  # this port gets response headers
-        self._expected: dict[str, list[Ticket]] = {}  # by request id, which clients may repeat: an entry is to come
+        # By request id, which clients may repeat: requests of which an entry is to come, in order.
+        self._expected: dict[str, dict[Ticket, None]] = {}
         self._over: OrderedDict[Ticket, float] = OrderedDict()  # those of them that have ended, and when
         self._blocks = 0  # blocks that tickets keep for a withdrawal of their credit
 
@@ -66,7 +69,7 @@ class Outcomes:
             ticket.known_blocks = known_blocks
             ticket.block_tokens = block_tokens
         if self.open_logs:
-            self._expected.setdefault(ticket.request_id, []).append(ticket)
+            self._expected.setdefault(ticket.request_id, {})[ticket] = None
 
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request is over. Its entry in the access log may be on its way."""
@@ -93,7 +96,9 @@ class Outcomes:
         tickets = self._expected.get(request_id)
         if not tickets:
             return
-        ticket = next((each for each in tickets if each.endpoint == response.served), tickets[0])
+        first = next(iter(tickets))
+        served = response.served
+        ticket = next((each for each in islice(tickets, MAX_COMPARED) if each.endpoint == served), first)
         self._apply(ticket, response, now)
         self._forget(ticket)
 
@@ -174,7 +179,7 @@ class Outcomes:
         self._release(ticket, keep=False)
         self._over.pop(ticket, None)
         tickets = self._expected.get(ticket.request_id)
-        if tickets is not None and ticket in tickets:
-            tickets.remove(ticket)
+        if tickets is not None:
+            tickets.pop(ticket, None)
             if not tickets:
                 del self._expected[ticket.request_id]
