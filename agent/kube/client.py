@@ -50,7 +50,7 @@ class WatchResponse:
 
     def close(self) -> None:
         """End the watch; a `read` in another thread returns or raises."""
-        with contextlib.suppress(HTTPError, OSError, ValueError):
+        with contextlib.suppress(HTTPError, OSError, ValueError, RuntimeError):
             self._response.shutdown()  # `close` alone waits for the lock of a read in another thread
         self._response.close()
 

@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from agent.clock import Clock
 from agent.kube.cache import ApiFailed, Change, LineBuffer, ObjectCache, UnreadableAnswer
@@ -51,7 +51,7 @@ class Informer:
     def __init__(
         self,
         client: KubeClient,
-        cache: ObjectCache[object],
+        cache: ObjectCache[Any],
         path: str,
         selector: str,
         clock: Clock,
