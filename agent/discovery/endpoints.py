@@ -19,12 +19,13 @@ class EndpointSet(NamedTuple):
     """All endpoints of a pool at one instant.
 
     `endpoints` by address, each with what is known of it beside its address; `unresolved` by the configured name;
-    `names`: the host name of each address that was resolved from one.
+    `names`: the host name of each address that was resolved from one; `uids`: the uid of the pod behind each address.
     """
 
     endpoints: Mapping[str, EndpointConfig]
     unresolved: Mapping[str, Unresolved]
     names: Mapping[str, str]
+    uids: Mapping[str, str] = {}
 
     @property
     def engines(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -45,15 +45,15 @@ class InformerStatus(NamedTuple):
 
 
 class Informer:
-    """Objects of one kind. `path` is the collection's, such as /api/v1/namespaces/default/pods; `selector` limits it to
-    objects with these labels. `on_change` is called on the event loop after each change of objects or status."""
+    """Objects of one kind. `path` is the collection's, such as /api/v1/namespaces/default/pods; `selectors` limit it:
+    `labelSelector`, `fieldSelector`. `on_change` is called on the event loop after each change of objects or status."""
 
     def __init__(
         self,
         client: KubeClient,
         cache: ObjectCache[Any],
         path: str,
-        selector: str,
+        selectors: Mapping[str, str],
         clock: Clock,
         executor: ThreadPoolExecutor,
         on_change: Callable[[], None],
@@ -62,7 +62,7 @@ class Informer:
         self.cache = cache
         self.status = InformerStatus(synced=False, failing="not listed yet", since=clock.now(), missing=False)
         self._client = client
-        self._selector = {"labelSelector": selector} if selector else {}
+        self.selectors = dict(selectors)
         self._clock = clock
         self._executor = executor
         self._on_change = on_change
@@ -89,7 +89,7 @@ class Informer:
         cache, token = self.cache, ""
         cache.begin_list()
         while True:
-            parameters = {**self._selector, "limit": str(PAGE_SIZE)}
+            parameters = {**self.selectors, "limit": str(PAGE_SIZE)}
             if token:
                 parameters["continue"] = token
             token = cache.add_page(await self._call(self._client.get, self.path, parameters))
@@ -101,7 +101,7 @@ class Informer:
 
     async def _watch(self) -> None:
         parameters = {
-            **self._selector,
+            **self.selectors,
             "resourceVersion": self.cache.resource_version,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(WATCH_SECONDS),

@@ -28,6 +28,7 @@ NO_MATCHING_PODS: Final = "NoMatchingPods"
 NO_READY_PODS: Final = "NoReadyPods"
 PORT_NOT_DECLARED: Final = "TargetPortNotDeclared"
 NO_ACTIVE_PORT: Final = "NoActivePort"
+UNKNOWN_ENGINE: Final = "UnknownEngine"
 
 
 class PoolSelection(NamedTuple):
@@ -56,20 +57,29 @@ def selects(selection: PoolSelection, pod: PodView) -> bool:
 
 
 def endpoints_of(
-    selection: PoolSelection, pods: Iterable[PodView], engine: str, engine_labels: Sequence[str]
+    selection: PoolSelection,
+    pods: Iterable[PodView],
+    engine: str,
+    engine_labels: Sequence[str],
+    engines: frozenset[str],
 ) -> SelectedEndpoints:
-    """The pool's endpoints. `engine` is that of pods without one of the `engine_labels`."""
+    """The pool's endpoints. `engine` is that of pods without one of the `engine_labels`, or whose label names none of
+    `engines`."""
     found: dict[str, EndpointConfig] = {}
     uids: dict[str, str] = {}
     matching = ready = 0
     undeclared: dict[int, str] = {}
+    unknown: dict[str, str] = {}
     inactive = ""
     for pod in sorted((pod for pod in pods if selects(selection, pod)), key=lambda pod: pod.key):
         matching += 1
         if not is_destination(pod):
             continue
         ready += 1
-        by_label = engine_by_label(dict(pod.labels), tuple(engine_labels))
+        by_label = engine_by_label(pod.labels, engine_labels)
+        if by_label is not None and by_label[1] not in engines:
+            unknown.setdefault(by_label[1], f"{by_label[0]} of pod {pod.namespace}/{pod.name}")
+            by_label = None
         ports = [port for port in selection.target_ports if pod.active_ports is None or port in pod.active_ports]
         if not ports and not inactive:
             inactive = pod.name
@@ -86,7 +96,7 @@ def endpoints_of(
                 devices=(),
             )
             uids[address] = pod.uid
-    return SelectedEndpoints(found, uids, tuple(_problems(selection, matching, ready, undeclared, inactive)))
+    return SelectedEndpoints(found, uids, tuple(_problems(selection, matching, ready, undeclared, inactive, unknown)))
 
 
 def is_destination(pod: PodView) -> bool:
@@ -95,7 +105,12 @@ def is_destination(pod: PodView) -> bool:
 
 
 def _problems(
-    selection: PoolSelection, matching: int, ready: int, undeclared: Mapping[int, str], inactive: str
+    selection: PoolSelection,
+    matching: int,
+    ready: int,
+    undeclared: Mapping[int, str],
+    inactive: str,
+    unknown: Mapping[str, str],
 ) -> Iterable[Problem]:
     source, namespace = selection.source, selection.namespace
     if not matching:
@@ -121,6 +136,11 @@ def _problems(
             NO_ACTIVE_PORT,
             f"the annotation for active ports of pod {namespace}/{inactive} has none of the target ports of {source}; "
             "the pod gets no requests",
+        )
+    for name, where in sorted(unknown.items()):
+        yield Problem(
+            UNKNOWN_ENGINE,
+            f"{source}: the label {where} names the engine {name!r}, which is unknown; the pool's engine is used",
         )
 
 

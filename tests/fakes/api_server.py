@@ -14,6 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
+from tests.waiting import eventually
+
 PODS = "/api/v1/namespaces/ns/pods"
 
 
@@ -25,7 +27,7 @@ def pod(name: str, version: int = 1, ip: str = "10.0.0.1", **labels: str) -> dic
             "namespace": "ns",
             "uid": f"uid-{name}-{version}",
             "resourceVersion": str(version),
-            "labels": {"app": "llama", **labels},
+            "labels": {"app": "llama"} | labels,
         },
         "spec": {"nodeName": "n1", "containers": [{"name": "c"}]},
         "status": {"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]},
@@ -35,7 +37,8 @@ def pod(name: str, version: int = 1, ip: str = "10.0.0.1", **labels: str) -> dic
 class WatchStream:
     """One open watch."""
 
-    def __init__(self, writer: asyncio.StreamWriter, query: Mapping[str, str]) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, path: str, query: Mapping[str, str]) -> None:
+        self.path = path
         self.query = query
         self._writer = writer
         self.closed = asyncio.Event()
@@ -60,10 +63,11 @@ class WatchStream:
 
 
 class FakeApiServer:
-    """`objects` by name; `version` is that of the lists; `refuse` is answered to everything while it is set."""
+    """`collections` by path, 404 for another; `pods` are those of PODS. `version` is that of the lists; `refuse` is the
+    status of every answer while it is set."""
 
-    def __init__(self, *objects: Mapping[str, Any]) -> None:
-        self.objects = {item["metadata"]["name"]: item for item in objects}
+    def __init__(self, *pods: Mapping[str, Any], collections: dict[str, list[Any]] | None = None) -> None:
+        self.collections = collections if collections is not None else {PODS: list(pods)}
         self.version = 10
         self.refuse: int | None = None
         self.expired = False  # the next watch is answered 410
@@ -115,15 +119,17 @@ class FakeApiServer:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 self.requests += 1
-                target = head.split(" ", 2)[1]
-                query = {name: values[0] for name, values in parse_qs(urlsplit(target).query).items()}
+                target = urlsplit(head.split(" ", 2)[1])
+                query = {name: values[0] for name, values in parse_qs(target.query).items()}
                 for line in head.split("\r\n"):
                     if line.lower().startswith("authorization:"):
                         self.authorizations.append(line.split(": ", 1)[1])
                 if self.refuse is not None:
                     self._answer(writer, self.refuse, {"kind": "Status", "code": self.refuse, "message": "not now"})
+                elif target.path not in self.collections:
+                    self._answer(writer, 404, {"kind": "Status", "code": 404, "message": "no such resource"})
                 elif "watch" not in query:
-                    self._list(writer, query)
+                    self._list(writer, self.collections[target.path], query)
                 elif self.expired:
                     self.expired = False
                     self._answer(writer, 410, {"kind": "Status", "code": 410, "message": "too old"})
@@ -131,7 +137,7 @@ class FakeApiServer:
                     writer.write(
                         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
                     )
-                    watch = WatchStream(writer, query)
+                    watch = WatchStream(writer, target.path, query)
                     self.watches.append(watch)
                     await watch.closed.wait()
                     if writer.transport.is_closing():
@@ -139,10 +145,17 @@ class FakeApiServer:
         self._writers.discard(writer)
         writer.close()
 
-    def _list(self, writer: asyncio.StreamWriter, query: Mapping[str, str]) -> None:
+    async def watch(self, path: str) -> WatchStream:
+        """The latest open watch of this collection, once there is one."""
+
+        def open_ones() -> list[WatchStream]:
+            return [watch for watch in self.watches if watch.path == path and not watch.closed.is_set()]
+
+        return (await eventually(open_ones))[-1]
+
+    def _list(self, writer: asyncio.StreamWriter, items: list[Any], query: Mapping[str, str]) -> None:
         self.lists.append(query)
         start, size = int(query.get("continue", "0")), int(query["limit"])
-        items = list(self.objects.values())
         token = str(start + size) if start + size < len(items) else ""
         meta = {"resourceVersion": str(self.version), "continue": token}
         self._answer(writer, 200, {"metadata": meta, "items": items[start : start + size]})

@@ -34,7 +34,7 @@ class Bench:
             self.client,
             self.cache,
             PODS,
-            "app=llama",
+            {"labelSelector": "app=llama"},
             SystemClock(),
             self.executor,
             self._changed,
@@ -75,7 +75,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 async def test_a_list_is_read_in_pages_and_then_watched_from_its_version(bench: Bench) -> None:
-    bench.server.objects = {f"p{number}": pod(f"p{number}") for number in range(2 * PAGE_SIZE + 1)}
+    bench.server.collections[PODS] = [pod(f"p{number}") for number in range(2 * PAGE_SIZE + 1)]
     bench.start()
     watch = await bench.watching()
     assert len(bench.cache.objects) == 2 * PAGE_SIZE + 1
@@ -122,7 +122,7 @@ async def test_half_an_event_is_dropped_and_sent_again_by_the_next_watch(bench: 
 async def test_an_expired_version_leads_to_a_new_list(bench: Bench, where: str) -> None:
     bench.start()
     watch = await bench.watching()
-    bench.server.objects = {"z": pod("z", 20)}
+    bench.server.collections[PODS] = [pod("z", 20)]
     bench.server.version = 20
     if where == "event":
         watch.event("ERROR", {"kind": "Status", "code": 410})

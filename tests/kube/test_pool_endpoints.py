@@ -31,7 +31,7 @@ def a_pod(name: str = "a", **more: Any) -> PodView:
 
 
 def select(*pods: PodView, pool: PoolSelection = POOL) -> SelectedEndpoints:
-    return endpoints_of(pool, pods, "vllm", ENGINE_LABELS)
+    return endpoints_of(pool, pods, "vllm", ENGINE_LABELS, frozenset({"vllm", "sglang"}))
 
 
 def reasons(found: SelectedEndpoints) -> list[str]:
@@ -73,6 +73,13 @@ def test_several_target_ports_are_ranks_which_the_annotation_limits() -> None:
 def test_an_ipv6_pod_has_brackets_and_a_label_names_the_engine() -> None:
     (endpoint,) = select(a_pod(ip="fd00::1", labels={"app": "llama", ENGINE_LABELS[0]: "sglang"})).endpoints.values()
     assert (endpoint.address, endpoint.engine) == ("[fd00::1]:8000", "sglang")
+
+
+def test_an_unknown_engine_is_named_and_the_pools_engine_is_used() -> None:
+    found = select(a_pod(labels={"app": "llama", ENGINE_LABELS[0]: "vlm"}))
+    assert [endpoint.engine for endpoint in found.endpoints.values()] == ["vllm"]
+    assert reasons(found) == ["UnknownEngine"]
+    assert "ns/a names the engine 'vlm'" in found.problems[0].message
 
 
 def test_a_selector_that_matches_nothing_is_named_with_its_labels() -> None:
