@@ -17,13 +17,12 @@ from agent.pick.filters import serves_model
 from agent.pick.profile import Profile
 from agent.pick.request import PickRequest
 from agent.pick.scoring import opinion
-from agent.state.health import Health
+from agent.state.health import PICKED
 from agent.state.snapshot import EndpointView, Snapshot
 
 # Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real
 # difference.
 TIE: Final = 1e-9
-_HEALTHY: Final = Health.HEALTHY
 
 
 class PrefixLookup(Protocol):
@@ -40,9 +39,9 @@ def pick(
     """The endpoint for `request` by `profile` and at most `fallbacks` further ones, or why there is none."""
     narrowed: list[Narrowing] = []
     views: Sequence[EndpointView] = snapshot.endpoints
-    addresses: Sequence[str] = snapshot.healthy_addresses
+    addresses: Sequence[str] = snapshot.picked_addresses
     if not addresses:
-        views = [view for view in views if view.health is _HEALTHY]
+        views = [view for view in views if view.health in PICKED]
         if not views:
             return _none_healthy(snapshot, request)
         addresses = [view.address for view in views]

@@ -122,9 +122,9 @@ class Snapshot(NamedTuple):
     """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
 
     Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
-    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
-    the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
-    in their order; empty in a snapshot that no store made.
+    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `picked_addresses` are
+    the addresses of the endpoints where every endpoint is in a state that is picked, else empty. `addresses` are those
+    of all endpoints, in their order; empty in a snapshot that no store made.
     """
 
     pool: str
@@ -134,5 +134,5 @@ class Snapshot(NamedTuple):
     endpoints: tuple[EndpointView, ...]
     adapters: frozenset[str] | None = None
     models_everywhere: frozenset[str] = frozenset()
-    healthy_addresses: tuple[str, ...] = ()
+    picked_addresses: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ all. Nothing here waits or reads a clock: `now` is an argument of every method, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
@@ -26,12 +26,10 @@ from agent.signals import (
     Value,
 )
 from agent.state.endpoint import UNIDENTIFIED, EndpointState, Identity
-from agent.state.health import Health
+from agent.state.health import PICKED, Health
 from agent.state.name_counts import NameCounts
 from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
-
-_HEALTHY: Final = Health.HEALTHY
 
 
 class PrefixMemory(Protocol):
@@ -70,7 +68,7 @@ class RoutingStore:
         self._endpoints: dict[str, EndpointState] = {}
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
-        self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
+        self._not_picked = 0  # endpoints in the last snapshot whose health excludes them from picks
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # a snapshot was read since `age` was last called
@@ -126,6 +124,8 @@ class RoutingStore:
         now = at + took
         values: Mapping[str, Value] = extraction.readings
         reason = state.restarted_by(values)
+        if not reason and not values and state.dead == "refused":
+            reason = "answers_again"  # and a page without a sample shows of no server that it is the same
         if reason:
             self._restarted(state, reason)
         if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
@@ -160,7 +160,12 @@ class RoutingStore:
         state = self._endpoints.get(address)
         if state is None:
             return
-        state.record_failure(reason)
+        state.record_failure(reason, at)
+        replaced = state.replaced_unseen()
+        if replaced:
+            self._restarted(state, "answers_again")
+        if replaced or state.pool_rate != self._pool_rate:
+            self._update_rate(state, at + took)
         self._refresh(state, at + took)
         self._hook(ScrapeFailed(self.pool, address, at, took, reason, detail))
 
@@ -171,7 +176,7 @@ class RoutingStore:
         state = self._endpoints.get(address)
         if state is None:
             return
-        if state.record_probe(answered, reason):
+        if state.record_probe(answered, reason, at):
             self._refresh(state, at + took)
         if state.probe is not None and not answered:
             self._hook(HealthPathFailed(self.pool, address, at, took, state.probe.reason, detail))
@@ -268,7 +273,7 @@ class RoutingStore:
         for address in self._dirty:
             place, state = self._places[address], self._endpoints[address]
             view = self._view(state, now)
-            self._unhealthy += (view.health is not _HEALTHY) - (endpoints[place].health is not _HEALTHY)
+            self._not_picked += (view.health not in PICKED) - (endpoints[place].health not in PICKED)
             endpoints[place] = view
             good_until = min(good_until, state.until)
         self._dirty.clear()
@@ -291,7 +296,7 @@ class RoutingStore:
         """A snapshot with a new view of every endpoint."""
         endpoints = [self._view(self._endpoints[address], now) for address in self._places]
         self._dirty.clear()
-        self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
+        self._not_picked = sum(view.health not in PICKED for view in endpoints)
         snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
         self._notify()
         return snapshot
@@ -325,7 +330,7 @@ class RoutingStore:
             tuple(endpoints),
             self._adapters.anywhere,
             self._models.everywhere,
-            () if self._unhealthy else self._addresses,
+            () if self._not_picked else self._addresses,
             self._addresses,
         )
         return self._snapshot
