@@ -7,8 +7,8 @@ share their plans.
 A page can be cut off at a line end, which the page itself does not show. Unless the transport showed that the page is
 complete, a signal whose series could continue after the last line is refused as `cut_off`: a partial sum is wrong.
 
-A page without a sample (no bytes, or comments only) is read and reports nothing: some servers write a metric with its
-first event, so a server that has served nothing has such a page (text-generations-inference before its first request).
+A page without a sample (blank, or HELP and TYPE lines only) is read and reports nothing. Some servers write a metric
+with its first event, so before their first request they have such a page (text-generation-inference).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from agent.engines.histograms import HistogramReader
 from agent.engines.reading_plan import ReadingPlan, add_value, plan_readings
 from agent.engines.table import Engine
-from agent.exposition.page import MAX_LAYOUTS, Layout, PageRefused, Scanner, SharedLayouts, has_samples
+from agent.exposition.page import MAX_LAYOUTS, Layout, PageRefused, Scanner, SharedLayouts, has_no_samples
 from agent.signals import Histogram, RefusedValue, Value, admit
 
 NO_HISTOGRAMS: Final[Mapping[str, Histogram | None]] = {}
@@ -99,7 +99,7 @@ class Extractor:
             except PageRefused:
                 # The layout only has names that every server has; the next page may have them beside this engine's.
                 self._scanner.forget()
-                if not has_samples(page):
+                if has_no_samples(page):
                     return self._nothing_counted()
                 raise
             self._layout, self._whole = layout, whole

@@ -12,7 +12,7 @@ from functools import cache
 
 from agent.engines import ENGINES, engine
 from agent.engines.table import OTHER_PROGRAMS
-from agent.exposition.page import PageRefused, has_samples, is_metrics
+from agent.exposition.page import PageRefused, has_no_samples, is_metrics
 
 
 @cache
@@ -26,12 +26,12 @@ def recognise(page: bytes) -> str:
     """The engine that wrote the page; PageRefused where it has the names of none, or of several (`empty`: it has no
     sample and names none)."""
     owners = _owners(page)
-    counted = has_samples(page)
-    if not owners and not counted:
+    empty = has_no_samples(page)
+    if not owners and empty:
         owners = _owners(page.replace(b"# TYPE ", b""))
     if len(owners) == 1:
         return owners[0]
-    if not counted:
+    if empty:
         raise PageRefused("empty", "the page has no sample: the server has counted nothing yet")
     known = ", ".join(sorted(set(name_prefixes().values())))
     if owners:

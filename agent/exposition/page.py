@@ -401,9 +401,9 @@ def check_page(page: bytes) -> None:
         raise PageRefused("truncated", f"the last line has no end: {excerpt(last)}")
 
 
-def has_samples(page: bytes) -> bool:
-    """Whether the page has a line that is neither blank nor a comment: HELP and TYPE lines are comments."""
-    return _NO_COMMENT.search(page) is not None
+def has_no_samples(page: bytes) -> bool:
+    """Whether the page is blank, or a page of the text format with HELP and TYPE lines only."""
+    return _NO_COMMENT.search(page) is None and (not page.strip() or is_metrics(page))
 
 
 def is_metrics(page: bytes) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
 from agent.state.freshness import is_fresh
+from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Work
 
 
@@ -61,7 +62,10 @@ class Candidates:
         page_fresh = self._page_fresh
         if page_fresh is None:
             page_fresh = self._page_fresh = [
-                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) for view in self.views
+                view.page_at is not None
+                and is_fresh(view.page_at, view.stale_after, now)
+                and view.health is not Health.BLIND
+                for view in self.views
             ]
         column: list[float | None] = []
         for view, fresh in zip(self.views, page_fresh, strict=True):

@@ -55,7 +55,7 @@ def pick(
             return NoPick(
                 request.request_id,
                 "subset_empty",
-                f"none of the {len(subset)} endpoints that the proxy allows is healthy in pool {snapshot.pool}",
+                f"none of the {len(subset)} endpoints that the proxy allows can be picked in pool {snapshot.pool}",
             )
         if len(addresses) != len(views):
             allowed = [view.address for view in views]
@@ -157,5 +157,5 @@ def _none_healthy(snapshot: Snapshot, request: PickRequest) -> NoPick:
     for view in snapshot.endpoints:
         counts[view.health] = counts.get(view.health, 0) + 1
     found = ", ".join(f"{count} {health}" for health, count in sorted(counts.items()))
-    detail = f"none of the endpoints of pool {snapshot.pool} is healthy: {found}"
+    detail = f"none of the endpoints of pool {snapshot.pool} can be picked: {found}"
     return NoPick(request.request_id, "none_healthy", detail)

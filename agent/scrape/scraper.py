@@ -405,12 +405,12 @@ class Scraper:
         failure = self.target.access.explained(failure)
         if 200 < failure.status < 300:
             self._report_health("", "")
+        elif self._blocked is not None and failure.status in (401, 403):
+            self._report_health("", "")  # the agent has no token to send: more cannot be expected
         elif self._page_waits and failure.reason in _NO_SERVER and self._health.own_client is None:
             pass  # reported as the failure of the page, which was not requested
         elif self._assumed and failure.status < 500 and failure.reason not in _NO_SERVER:
             self._report_not_probed()  # this server has no such path
-        elif self._blocked is not None and failure.status in (401, 403):
-            self._report_not_probed()  # the agent has no token to send
         elif failure.status == 503:
             self._report_health("health_unavailable", failure.detail)
         elif failure.status == 404:

@@ -315,7 +315,9 @@ class EndpointState:
         if WAITING not in self.values:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
-        corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now)
+        corrected = (
+            waiting_at is not None and is_fresh(waiting_at, stale_after, now) and verdict.health is not Health.BLIND
+        )
         # The tuple's own constructor, because a view is made for each page.
         fields = (
             self.address,

@@ -103,7 +103,10 @@ class EndpointView(NamedTuple):
         return found
 
     def fresh(self, signal: str, now: float) -> Value | None:
-        """The signal's value if its reading is fresh, else None: an unknown value is never a number."""
+        """The signal's value if its reading is fresh, else None: an unknown value is never a number. Of a blind
+        endpoint no reading is fresh."""
+        if self.health is Health.BLIND:
+            return None
         value, at = self.values.get(signal), self.page_at
         if value is None or at is None:
             other = self.others.get(signal)

@@ -8,7 +8,7 @@ all. Nothing here waits or reads a clock: `now` is an argument of every method, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import Extraction
@@ -30,6 +30,8 @@ from agent.state.health import PICKED, Health
 from agent.state.name_counts import NameCounts
 from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
+
+_BLIND: Final = Health.BLIND
 
 
 class PrefixMemory(Protocol):
@@ -69,6 +71,7 @@ class RoutingStore:
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
         self._not_picked = 0  # endpoints in the last snapshot whose health excludes them from picks
+        self._blind = 0
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # a snapshot was read since `age` was last called
@@ -346,7 +349,12 @@ class RoutingStore:
         before = state.health
         if health is not before:
             state.health = health
-            self._hook(HealthChanged(self.pool, state.address, before, health, reason))
+            if health is _BLIND or before is _BLIND:
+                self._blind += 1 if health is _BLIND else -1
+                counts = (self._blind, len(self._endpoints))
+                self._hook(HealthChanged(self.pool, state.address, before, health, reason, *counts))
+            else:
+                self._hook(HealthChanged(self.pool, state.address, before, health, reason))
 
     def _restarted(self, state: EndpointState, reason: str) -> None:
         """Another server responds at the address: drop what was known of the old one."""
@@ -373,7 +381,9 @@ class RoutingStore:
             call()
 
     def _drop(self, address: str) -> None:
-        self._learnt_rates.replace(self._endpoints.pop(address).learnt_rate, None)
+        state = self._endpoints.pop(address)
+        self._blind -= state.health is _BLIND
+        self._learnt_rates.replace(state.learnt_rate, None)
         self._pool_rate = self._learnt_rates.median
         if self._prefix is not None:
             self._prefix.forget(address)
