@@ -110,10 +110,12 @@ def _backlog_seconds(works: Sequence[Work], now: float) -> list[float]:
     seen = [work[4] for work in works]
     if all(seen) or not any(seen):
         return backlog
-    busiest = max((place for place, known in enumerate(seen) if known), key=backlog.__getitem__)
-    most, requests = backlog[busiest], works[busiest][0]
+    # Of equal ones the one with the fewest requests, so that the order of the candidates does not matter.
+    busiest, fewest = max(
+        (seconds, -work[0]) for seconds, known, work in zip(backlog, seen, works, strict=True) if known
+    )
     return [
-        seconds if known else max(seconds, load_of_unseen(most, requests, work[0], seconds))
+        seconds if known else max(seconds, load_of_unseen(busiest, -fewest, work[0], seconds))
         for seconds, known, work in zip(backlog, seen, works, strict=True)
     ]
 

@@ -68,10 +68,12 @@ def opinion(scorer: Scorer, candidates: Candidates) -> Sequence[float] | None:
     )
     if known is None:
         return None
-    lowest = min(known)
-    busiest = candidates.works[places[known.index(lowest)]].requests
+    # Of equal ones the one with the fewest requests, so that the order of the candidates does not matter.
+    lowest, requests = min(
+        (score, candidates.works[place].requests) for place, score in zip(places, known, strict=True)
+    )
     scores = [
-        1.0 - min(1.0, load_of_unseen(1.0 - lowest, busiest, work.requests, 0.0)) if unseen else lowest
+        1.0 - min(1.0, load_of_unseen(1.0 - lowest, requests, work.requests, 0.0)) if unseen else lowest
         for work, unseen in zip(candidates.works, candidates.unseen, strict=True)
     ]
     for place, score in zip(places, known, strict=True):

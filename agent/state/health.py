@@ -35,12 +35,12 @@ from agent.state.freshness import expiry, is_fresh
 
 
 class Health(StrEnum):
-    """The states, the best one first."""
+    """The five states."""
 
+    UNKNOWN = "unknown"
     HEALTHY = "healthy"
     BLIND = "blind"
     STALE = "stale"
-    UNKNOWN = "unknown"
     DOWN = "down"
 
     @property
