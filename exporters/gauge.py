@@ -66,6 +66,7 @@ class Withheld(NamedTuple):
 
 
 REASONS = {
+    "blind": "the endpoint answers, and its page cannot be read or has no current data",
     "down": "the endpoint is down: its scrapes fail, its health probes fail, or an accelerator of it is unhealthy",
     "failing": "the endpoint is ejected because its requests fail",
     "never_scraped": "no page was ever read from the endpoint",

@@ -6,6 +6,9 @@ share their plans.
 
 A page can be cut off at a line end, which the page itself does not show. Unless the transport showed that the page is
 complete, a signal whose series could continue after the last line is refused as `cut_off`: a partial sum is wrong.
+
+A page without a sample (blank, or HELP and TYPE lines only) is read and reports nothing. Some servers write a metric
+with its first event, so before their first request they have such a page (text-generation-inference).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Final, NamedTuple
 from agent.engines.histograms import HistogramReader
 from agent.engines.reading_plan import ReadingPlan, add_value, plan_readings
 from agent.engines.table import Engine
-from agent.exposition.page import MAX_LAYOUTS, Layout, PageRefused, Scanner, SharedLayouts
+from agent.exposition.page import MAX_LAYOUTS, Layout, PageRefused, Scanner, SharedLayouts, has_no_samples
 from agent.signals import Histogram, RefusedValue, Value, admit
 
 NO_HISTOGRAMS: Final[Mapping[str, Histogram | None]] = {}
@@ -36,6 +39,10 @@ class Extraction(NamedTuple):
     refused: tuple[RefusedValue, ...]
     histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
     stamps: Mapping[str, tuple[bytes, ...]] = NO_STAMPS
+
+
+# The content of a page without a sample.
+NOTHING_COUNTED: Final = Extraction({}, (), ())
 
 
 class LayoutCache:
@@ -80,13 +87,20 @@ class Extractor:
 
         `whole`: the transport showed that the page is complete (a content length, or a last chunk).
         """
-        layout, values = self._scanner.read(page)
+        try:
+            layout, values = self._scanner.read(page)
+        except PageRefused as problem:
+            if problem.reason == "empty":
+                return self._nothing_counted()
+            raise
         if layout is not self._layout or whole is not self._whole:
             try:
                 self._plan = self._cache.plan(page, layout, whole=whole)
             except PageRefused:
                 # The layout only has names that every server has; the next page may have them beside this engine's.
                 self._scanner.forget()
+                if has_no_samples(page):
+                    return self._nothing_counted()
                 raise
             self._layout, self._whole = layout, whole
         singles, several, constant, missing, refused_before, places_of = self._plan
@@ -107,6 +121,12 @@ class Extractor:
             return Extraction(readings, missing, all_refused, NO_HISTOGRAMS, stamps)
         distributions = self._histograms.read(page, whole=whole)
         return Extraction(readings, missing, (*all_refused, *distributions.refused), distributions.found, stamps)
+
+    def _nothing_counted(self) -> Extraction:
+        """The content of a page without a sample."""
+        if self._histograms is None:
+            return NOTHING_COUNTED
+        return NOTHING_COUNTED._replace(histograms=dict.fromkeys(self._histograms.wanted))
 
 
 def _stamps(

@@ -1,7 +1,8 @@
 """Which engine wrote a page, by the prefixes of its metric names: for endpoints of unknown engine and for error
 messages.
 
-Only sample names count: a HELP text may mention another engine, and a label may contain a metric name.
+Only sample names count: a HELP text may mention another engine, and a label may contain a metric name. On a page
+without a sample the names in TYPE lines count.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import cache
 
 from agent.engines import ENGINES, engine
 from agent.engines.table import OTHER_PROGRAMS
-from agent.exposition.page import PageRefused, is_metrics
+from agent.exposition.page import PageRefused, has_no_samples, is_metrics
 
 
 @cache
@@ -22,10 +23,16 @@ def name_prefixes() -> Mapping[str, str]:
 
 
 def recognise(page: bytes) -> str:
-    """The engine that wrote the page; PageRefused where it has the names of none, or of several."""
+    """The engine that wrote the page; PageRefused where it has the names of none, or of several (`empty`: it has no
+    sample and names none)."""
     owners = _owners(page)
+    empty = has_no_samples(page)
+    if not owners and empty:
+        owners = _owners(page.replace(b"# TYPE ", b""))
     if len(owners) == 1:
         return owners[0]
+    if empty:
+        raise PageRefused("empty", "the page has no sample: the server has counted nothing yet")
     known = ", ".join(sorted(set(name_prefixes().values())))
     if owners:
         raise PageRefused(

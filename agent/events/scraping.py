@@ -43,13 +43,18 @@ class HealthPathFailed(NamedTuple):
 
 
 class HealthChanged(NamedTuple):
-    """An endpoint's health changed; `old` and `new` are values of `agent.state.health.Health`."""
+    """An endpoint's health changed; `old` and `new` are values of `agent.state.health.Health`.
+
+    If one of them is `blind`, `blind` of the pool's `endpoints` are now; else both are 0.
+    """
 
     pool: str
     endpoint: str
     old: str
     new: str
     reason: str
+    blind: int = 0
+    endpoints: int = 0
 
 
 class ServerRestarted(NamedTuple):

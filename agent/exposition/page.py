@@ -185,6 +185,7 @@ _COMMENT_OR_TEXT: Final = re.compile(
 _DIGITS: Final = b"0123456789.eE+-"
 # The constant beginning of the line after a group: a comment's mark, or a name with the character after it.
 _NEXT: Final = re.compile(rb"\n(?:#|[^ \t{\n]*[ \t{\n])")
+_NO_COMMENT: Final = re.compile(rb"^[ \t\r]*[^# \t\r\n]", re.MULTILINE)
 _ANY_LINE: Final = re.compile(
     rb"^[ \t]*(?:# (?:HELP|TYPE|UNIT) [a-zA-Z_:]|# EOF$|"
     rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^\n]*\})?[ \t]+[+-]?(?:[0-9.]|(?i:inf|nan)))",
@@ -398,6 +399,11 @@ def check_page(page: bytes) -> None:
     if not page.endswith(b"\n") and not page.endswith(b"\n# EOF"):
         last = page[page.rfind(b"\n") + 1 :]
         raise PageRefused("truncated", f"the last line has no end: {excerpt(last)}")
+
+
+def has_no_samples(page: bytes) -> bool:
+    """Whether the page is blank, or a page of the text format with HELP and TYPE lines only."""
+    return _NO_COMMENT.search(page) is None and (not page.strip() or is_metrics(page))
 
 
 def is_metrics(page: bytes) -> bool:

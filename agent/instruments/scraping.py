@@ -102,6 +102,12 @@ class ScrapingInstruments:
         write = self._log.info if event.new == "healthy" else self._log.warning
         why = f" ({event.reason})" if event.reason else ""
         text = f"{event.endpoint} is {event.new}{why}, was {event.old}"
+        if event.endpoints:
+            text += f": {event.blind} of {event.endpoints} endpoints are blind"
+            if event.blind:
+                text += ", picked by requests in flight alone, with gauges withheld"
+            if event.blind == event.endpoints:
+                write = self._log.error
         write(text, event.pool, endpoint=event.endpoint, reason=event.reason)
 
     def _count_server_restarted(self, event: ServerRestarted) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
 from agent.state.freshness import is_fresh
+from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Work
 
 
@@ -19,6 +20,9 @@ class Candidates:
 
     `hits` are the prompt tokens that the index predicts in each one's cache; `backlog_seconds` the seconds of uncached
     prefill before a request that arrives now; `adapters` as in the snapshot.
+
+    An endpoint is unseen while no fresh page reports its queue: it is blind, or its page lacks the queue. Its load is
+    estimated (`load_of_unseen`).
     """
 
     __slots__ = ("_page_fresh", "adapters", "backlog_seconds", "hits", "now", "request", "views", "works")
@@ -44,6 +48,11 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.views)
 
+    @property
+    def unseen(self) -> list[bool]:
+        """Whether each candidate is unseen."""
+        return [not work.corrected for work in self.works]
+
     def column(self, signal: str) -> list[float | None]:
         """The signal's fresh value at each candidate, None where it is unknown or stale."""
         now = self.now
@@ -53,7 +62,10 @@ class Candidates:
         page_fresh = self._page_fresh
         if page_fresh is None:
             page_fresh = self._page_fresh = [
-                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) for view in self.views
+                view.page_at is not None
+                and is_fresh(view.page_at, view.stale_after, now)
+                and view.health is not Health.BLIND
+                for view in self.views
             ]
         column: list[float | None] = []
         for view, fresh in zip(self.views, page_fresh, strict=True):
@@ -92,12 +104,32 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
 
 
 def _backlog_seconds(works: Sequence[Work], now: float) -> list[float]:
-    """The backlog at each candidate. Where no fresh page corrects the estimate, it is at least the largest corrected
-    one."""
+    """The backlog at each candidate; at an unseen one at least the estimate by `load_of_unseen`."""
     # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4.
     backlog = [work[1] - now if work[1] > now else 0.0 for work in works]
-    corrected = [work[4] for work in works]
-    if all(corrected) or not any(corrected):
+    seen = [work[4] for work in works]
+    if all(seen) or not any(seen):
         return backlog
-    largest = max(seconds for seconds, known in zip(backlog, corrected, strict=True) if known)
-    return [seconds if known else max(seconds, largest) for seconds, known in zip(backlog, corrected, strict=True)]
+    # Of equal ones the one with the fewest requests, so that the order of the candidates does not matter.
+    busiest, fewest = max(
+        (seconds, -work[0]) for seconds, known, work in zip(backlog, seen, works, strict=True) if known
+    )
+    return [
+        seconds if known else max(seconds, load_of_unseen(busiest, -fewest, work[0], seconds))
+        for seconds, known, work in zip(backlog, seen, works, strict=True)
+    ]
+
+
+def load_of_unseen(busiest: float, busiest_requests: int, requests: int, own: float) -> float:
+    """The load of an unseen endpoint, by that of the busiest seen one, in whatever unit `busiest` and `own` have.
+
+    The two have so many of the agent's requests in flight. Each of them is taken to cost as much at the unseen endpoint
+    as at the busiest one, so that equal numbers cost the same. Where the busiest one has none of them, others load it,
+    and the unseen one is taken to have that load beside the agent's `own`.
+
+    A sum of both in every case would starve the unseen: it is never below the busiest, so the least busy one wins every
+    pick. The own load alone would starve the seen: pages show delays and requests of others, and add to theirs only.
+    """
+    if not busiest_requests:
+        return busiest + own
+    return busiest * requests / busiest_requests

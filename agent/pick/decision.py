@@ -76,8 +76,9 @@ class Pick(NamedTuple):
 class NoPick(NamedTuple):
     """Why there is no endpoint: `reason` is one word for a label, `detail` a sentence for a person.
 
-    Reasons: `no_endpoints` (the pool is empty), `none_healthy` (`detail` counts them by health), `subset_empty` (the
-    proxy's subset holds no healthy endpoint of the pool), `all_filtered` (a filter removed all candidates).
+    Reasons: `no_endpoints` (the pool is empty), `none_healthy` (none is in a state that is picked; `detail` counts
+    them by health), `subset_empty` (the proxy's subset holds no such endpoint of the pool), `all_filtered` (a filter
+    removed all candidates).
     """
 
     request_id: str

@@ -8,6 +8,7 @@ from typing import Final
 # Values of a metric label, so the list is closed.
 REASONS: Final[Mapping[str, str]] = {
     "refused": "connection refused: no process listens at the address",
+    "page_refused": "connection refused at the port of the page, which is another than that of the health path",
     "unreachable": "the address cannot be reached, or its name cannot be resolved",
     "timeout": "no complete response within the time-out",
     "reset": "the connection was closed before a complete response",

@@ -11,7 +11,16 @@ from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITIN
 from agent.state.counter_rates import Window
 from agent.state.drain_rate import DrainRate
 from agent.state.freshness import expiry, is_fresh
-from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, SUCCESS, Health, ProbeResult, Verdict, evaluate
+from agent.state.health import (
+    DOWN_AFTER,
+    PROOF_OF_DEATH,
+    PROOF_OF_LIFE,
+    SUCCESS,
+    Health,
+    ProbeResult,
+    Verdict,
+    evaluate,
+)
 from agent.state.inflight import InFlight
 from agent.state.outliers import OutlierDetector
 from agent.state.prefill_rate import PrefillRateEstimator
@@ -51,6 +60,7 @@ class EndpointState:
     __slots__ = (
         "accelerators",
         "address",
+        "answered_at",
         "configured_engine",
         "dead",
         "drain",
@@ -98,7 +108,8 @@ class EndpointState:
         self.until = 0.0  # when its health or a reading expires, as of the last view or verdict
         self.failures = 0
         self.failure = ""
-        self.dead = False  # a failure since the last page was a proof of death
+        self.dead = ""  # the proof of death since the last page; a refused connection is the stronger one
+        self.answered_at: float | None = None  # the last proof of life since the last page or the first failure
         self.probe: ProbeResult | None = None  # the last result of the health path, if it is probed
         self.probe_succeeded = False  # the health path has succeeded since the server started
         self.in_flight = InFlight(rate)
@@ -169,7 +180,8 @@ class EndpointState:
         self.window.observe(values, at)
         self.failures = 0
         self.failure = ""
-        self.dead = False
+        self.dead = ""
+        self.answered_at = None
         hits = values.get(PREFIX_HITS)
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
@@ -208,7 +220,8 @@ class EndpointState:
         else:  # the server responded, but measured nothing since the last page
             self.failures = 0
             self.failure = ""
-            self.dead = False
+            self.dead = ""
+            self.answered_at = at
         return new
 
     def merge_readings(self, values: Mapping[str, Value], at: float) -> None:
@@ -225,31 +238,47 @@ class EndpointState:
         self.others = others
         self.others_at = tuple({reading.at for reading in others.values()})
 
-    def record_failure(self, reason: str) -> None:
-        """Record a scrape that brought no page. After a proof of death the endpoint stays dead until the next page."""
+    def record_failure(self, reason: str, at: float) -> None:
+        """Record a scrape that brought no page, requested at `at`. After a proof of death the endpoint stays dead until
+        the next page or proof of life."""
         self.failures += 1
         self.failure = reason
-        if self.probe == SUCCESS and self.failures == 1:
-            self.probe = None  # a success from before the failure proves nothing; later results do
-        if reason in PROOF_OF_DEATH:
-            self.dead = True
+        if self.failures == 1:
+            self.answered_at = None
+            if self.probe == SUCCESS:
+                self.probe = None  # a success from before the failure proves nothing; later results do
+        if reason in PROOF_OF_LIFE:
+            self.answered_at = at
+        elif reason in PROOF_OF_DEATH:
+            if self.dead != "refused":
+                self.dead = reason
+            self.answered_at = None
             self.probe = None  # a result of the dead server does not apply to its successor
             self.probe_succeeded = False
 
-    def record_probe(self, answered: bool, reason: str) -> bool:  # noqa: FBT001
-        """Record a result of the health path; returns whether it changed. Neither answered nor a reason: the health
-        path is not probed any more."""
+    def record_probe(self, answered: bool, reason: str, at: float) -> bool:  # noqa: FBT001
+        """Record a result of the health path, requested at `at`; returns whether it can change the verdict. Neither
+        answered nor a reason: the health path is not probed any more."""
         before = self.probe
         if answered:
             self.probe = SUCCESS
             self.probe_succeeded = True
+            self.answered_at = at
         elif not reason:
             self.probe = None
         else:
             if reason == "health_unavailable" and not self.probe_succeeded:
                 reason = "loading"
             self.probe = ProbeResult(reason, before.failures + 1 if before else 1)
-        return self.probe != before
+        return self.probe != before or (answered and not self.health.picked)
+
+    def replaced_unseen(self) -> bool:
+        """Whether another process answers at the address, although no page shows it: connections were refused, and a
+        later request has had a response without a page. True once for each replacement."""
+        if self.dead != "refused" or self.answered_at is None or self.failure in PROOF_OF_DEATH:
+            return False
+        self.dead = ""
+        return True
 
     def set_accelerators(self, accelerators: tuple[Accelerators, ...]) -> None:
         """Set the accelerators that the endpoint runs on. They outlive a restart of the server."""
@@ -269,6 +298,7 @@ class EndpointState:
             self.fault,
             asleep=self.values.get(MODEL_LOADED) == 0.0,
             ejected=self.outliers.reason,
+            answered_at=self.answered_at,
         )
 
     def view(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
@@ -292,7 +322,9 @@ class EndpointState:
         if WAITING not in self.values:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
-        corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now)
+        corrected = (
+            waiting_at is not None and is_fresh(waiting_at, stale_after, now) and verdict.health is not Health.BLIND
+        )
         # The tuple's own constructor, because a view is made for each page.
         fields = (
             self.address,

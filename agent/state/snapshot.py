@@ -105,7 +105,10 @@ class EndpointView(NamedTuple):
         return found
 
     def fresh(self, signal: str, now: float) -> Value | None:
-        """The signal's value if its reading is fresh, else None: an unknown value is never a number."""
+        """The signal's value if its reading is fresh, else None: an unknown value is never a number. Of a blind
+        endpoint no reading is fresh."""
+        if self.health is Health.BLIND:
+            return None
         value, at = self.values.get(signal), self.page_at
         if value is None or at is None:
             other = self.others.get(signal)
@@ -124,9 +127,10 @@ class Snapshot(NamedTuple):
     """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
 
     Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
-    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
-    the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
-    in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may not be None.
+    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `picked_addresses` are
+    the addresses of the endpoints where every endpoint is in a state that is picked, else empty. `addresses` are those
+    of all endpoints, in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may
+    not be None.
     """
 
     pool: str
@@ -136,6 +140,6 @@ class Snapshot(NamedTuple):
     endpoints: tuple[EndpointView, ...]
     adapters: frozenset[str] | None = None
     models_everywhere: frozenset[str] = frozenset()
-    healthy_addresses: tuple[str, ...] = ()
+    picked_addresses: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     has_errors: bool = True

@@ -28,13 +28,13 @@ from agent.signals import (
 )
 from agent.state.endpoint import UNIDENTIFIED, EndpointState, Identity
 from agent.state.freshness import is_fresh
-from agent.state.health import Health
+from agent.state.health import PICKED, Health
 from agent.state.name_counts import NameCounts
 from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
 
-_HEALTHY: Final = Health.HEALTHY
+_BLIND: Final = Health.BLIND
 # A proxy that ejects an endpoint itself does so for 30 s the first time (Envoy's base_ejection_time). As long after a
 # pick that it did not follow, the endpoint counts as ejected by the proxy.
 UNFOLLOWED_SECONDS: Final = 30.0
@@ -78,8 +78,9 @@ class RoutingStore:
         self._endpoints: dict[str, EndpointState] = {}
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
-        self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
+        self._not_picked = 0  # endpoints in the last snapshot whose health excludes them from picks
         self._with_errors = 0  # endpoints in the last snapshot whose recent requests failed
+        self._blind = 0
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # a snapshot was read since `age` was last called
@@ -141,6 +142,8 @@ class RoutingStore:
         now = at + took
         values: Mapping[str, Value] = extraction.readings
         reason = state.restarted_by(values)
+        if not reason and not values and state.dead == "refused":
+            reason = "answers_again"  # and a page without a sample shows of no server that it is the same
         if reason:
             self._restarted(state, reason)
         if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
@@ -175,7 +178,12 @@ class RoutingStore:
         state = self._endpoints.get(address)
         if state is None:
             return
-        state.record_failure(reason)
+        state.record_failure(reason, at)
+        replaced = state.replaced_unseen()
+        if replaced:
+            self._restarted(state, "answers_again")
+        if replaced or state.pool_rate != self._pool_rate:
+            self._update_rate(state, at + took)
         self._refresh(state, at + took)
         self._hook(ScrapeFailed(self.pool, address, at, took, reason, detail))
 
@@ -186,7 +194,7 @@ class RoutingStore:
         state = self._endpoints.get(address)
         if state is None:
             return
-        if state.record_probe(answered, reason):
+        if state.record_probe(answered, reason, at):
             self._refresh(state, at + took)
         if state.probe is not None and not answered:
             self._hook(HealthPathFailed(self.pool, address, at, took, state.probe.reason, detail))
@@ -361,7 +369,7 @@ class RoutingStore:
             place, state = self._places[address], self._endpoints[address]
             view = self._view(state, now)
             last_view = endpoints[place]
-            self._unhealthy += (view.health is not _HEALTHY) - (last_view.health is not _HEALTHY)
+            self._not_picked += (view.health not in PICKED) - (last_view.health not in PICKED)
             self._with_errors += (view.errors is not None) - (last_view.errors is not None)
             endpoints[place] = view
             good_until = min(good_until, state.until)
@@ -385,7 +393,7 @@ class RoutingStore:
         """A snapshot with a new view of every endpoint."""
         endpoints = [self._view(self._endpoints[address], now) for address in self._places]
         self._dirty.clear()
-        self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
+        self._not_picked = sum(view.health not in PICKED for view in endpoints)
         self._with_errors = sum(view.errors is not None for view in endpoints)
         snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
         self._notify()
@@ -420,7 +428,7 @@ class RoutingStore:
             tuple(endpoints),
             self._adapters.anywhere,
             self._models.everywhere,
-            () if self._unhealthy else self._addresses,
+            () if self._not_picked else self._addresses,
             self._addresses,
             self._with_errors > 0,
         )
@@ -437,7 +445,12 @@ class RoutingStore:
         before = state.health
         if health is not before:
             state.health = health
-            self._hook(HealthChanged(self.pool, state.address, before, health, reason))
+            if health is _BLIND or before is _BLIND:
+                self._blind += 1 if health is _BLIND else -1
+                counts = (self._blind, len(self._endpoints))
+                self._hook(HealthChanged(self.pool, state.address, before, health, reason, *counts))
+            else:
+                self._hook(HealthChanged(self.pool, state.address, before, health, reason))
 
     def _restarted(self, state: EndpointState, reason: str) -> None:
         """Another server responds at the address: drop what was known of the old one."""
@@ -448,20 +461,20 @@ class RoutingStore:
         self._hook(ServerRestarted(self.pool, state.address, reason))
 
     def _may_eject(self, state: EndpointState, now: float) -> bool:
-        """Whether the pool can do without this endpoint: another one is healthy, and the agent and the proxy together
+        """Whether the pool can do without this endpoint: another one is picked, and the agent and the proxy together
         have not ejected as many as they may."""
         ejected = unfollowed = 0
-        healthy = False
+        picked = False
         for each in self._endpoints.values():
             if each is state:
                 continue
             ejected += each.outliers.ejected
             unfollowed += not each.outliers.ejected and now - each.unfollowed_at < UNFOLLOWED_SECONDS
-            if not healthy:
+            if not picked:
                 verdict = each.verdict(now, self.stale_after)
-                healthy = verdict.health is _HEALTHY
+                picked = verdict.health.picked
         largest = max(1, int(self._outlier_limits.largest_share * len(self._endpoints)))
-        return healthy and ejected + unfollowed < largest
+        return picked and ejected + unfollowed < largest
 
     def _changed(self, address: str) -> None:
         self._dirty.add(address)
@@ -480,7 +493,9 @@ class RoutingStore:
             call()
 
     def _drop(self, address: str) -> None:
-        self._learnt_rates.replace(self._endpoints.pop(address).learnt_rate, None)
+        state = self._endpoints.pop(address)
+        self._blind -= state.health is _BLIND
+        self._learnt_rates.replace(state.learnt_rate, None)
         self._pool_rate = self._learnt_rates.median
         if self._prefix is not None:
             self._prefix.forget(address)

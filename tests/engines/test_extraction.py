@@ -20,6 +20,7 @@ from agent.scrape.reasons import REASONS
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
+    FIRST_TOKEN_SECONDS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
@@ -227,7 +228,6 @@ def test_a_name_in_a_label_or_a_comment_is_not_a_sample() -> None:
 @pytest.mark.parametrize(
     ("page", "reason", "part"),
     [
-        (b"", "empty", "no body"),
         (b"<!doctype html><html><body>login</body></html>\n", "not_metrics", "is this the path of the metrics?"),
         (b'{"object":"list"}\n', "not_metrics", "is this the path of the metrics?"),
         (b'{"object":"list"}', "not_metrics", "is this the path of the metrics?"),
@@ -237,7 +237,7 @@ def test_a_name_in_a_label_or_a_comment_is_not_a_sample() -> None:
         (BASE.replace(b"vllm:", b"sglang:"), "wrong_engine", "this is a page of sglang, not of vllm"),
         (b"llamacpp:requests_processing 1\n", "wrong_engine", "this is a page of llamacpp, not of vllm"),
         (re.sub(rb"(?m)^.*vllm:.*\n", b"", BASE), "wrong_engine", "--disable-log-stats"),
-        (b"# HELP nothing\n", "wrong_engine", "no metrics of vllm"),
+        (b"# 404 not found\n", "not_metrics", "is this the path of the metrics?"),
     ],
 )
 def test_a_page_that_cannot_be_valid_is_refused_with_a_detail_of_what_to_check(
@@ -248,6 +248,27 @@ def test_a_page_that_cannot_be_valid_is_refused_with_a_detail_of_what_to_check(
     assert refused.value.reason == reason
     assert reason in REASONS
     assert part in refused.value.detail
+
+
+NOT_A_SAMPLE = [
+    b"",
+    b"\n",
+    b" \r\n\n",
+    b"# HELP vllm:x x\n# TYPE vllm:x gauge\n",
+    b"# TYPE sglang:x gauge\n",
+    b"# EOF\n",
+]
+
+
+@pytest.mark.parametrize("page", NOT_A_SAMPLE)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_page_without_a_sample_is_read_and_reports_nothing(page: bytes, whole: bool) -> None:
+    extractor = Extractor(engine("vllm"), histograms=[FIRST_TOKEN_SECONDS])
+    assert extractor.extract(page, whole=whole) == Extraction({}, (), (), {FIRST_TOKEN_SECONDS: None})
+    before = extractor.extract(BASE, whole=True)
+    assert before.readings == read(BASE).readings
+    assert extractor.extract(page, whole=whole).readings == {}
+    assert extractor.extract(BASE, whole=True) == before
 
 
 @pytest.mark.parametrize("other", [BASE.replace(b"vllm:", b"sglang:"), re.sub(rb"(?m)^.*vllm:.*\n", b"", BASE)])
@@ -475,9 +496,7 @@ def test_an_invalid_text_after_a_value_makes_a_bad_line_but_an_exemplar_does_not
     assert (PROMPT_TOKENS in extraction.readings) == rest.startswith(b" # {")
 
 
-@pytest.mark.parametrize(
-    "text", [b"hello world\n", b"error: no such path\n", b"Service Unavailable\n\n", b"\n", b"a b c\n"]
-)
+@pytest.mark.parametrize("text", [b"hello world\n", b"error: no such path\n", b"Service Unavailable\n\n", b"a b c\n"])
 def test_a_text_that_is_not_a_page_and_a_page_of_another_program_have_different_reasons(text: bytes) -> None:
     with pytest.raises(PageRefused) as refused:
         read(text)

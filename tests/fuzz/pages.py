@@ -39,6 +39,11 @@ class Readers:
         known = scanned(self._scanner, page)
         if cold is None:
             assert known is None, "a refused page was read"
+            if not page:  # it is read, and reports nothing
+                assert isinstance(fresh, Extraction)
+                assert not fresh.readings
+                assert fresh == warm
+                return fresh
             assert isinstance(fresh, str)
             assert isinstance(warm, str)
             return fresh

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from agent.clock import Clock, SystemClock
 from agent.engines.mapping import Extraction
+from agent.state.snapshot import EndpointView
 from agent.state.store import RoutingStore
 from tests.waiting import eventually
 
@@ -94,9 +95,15 @@ class RecordingStore:
         self.store.served_models(address, names, at)
 
     @property
+    def view(self) -> EndpointView:
+        """The one endpoint, now."""
+        (view,) = self.store.snapshot(self._clock.now()).endpoints
+        return view
+
+    @property
     def verdict(self) -> tuple[str, str]:
         """Health and reason of the one endpoint, now."""
-        (view,) = self.store.snapshot(self._clock.now()).endpoints
+        view = self.view
         return view.health.value, view.reason
 
     async def until_recorded(self, result: str, times: int = 1) -> None:

@@ -141,15 +141,26 @@ def test_a_dead_server_is_not_healthy_again_because_its_next_scrape_fails_in_ano
     assert fleet.health(2.3) == {"a:1": (Health.HEALTHY, "")}
 
 
-@pytest.mark.parametrize("reason", ["timeout", "status", "not_metrics", "truncated"])
-def test_an_endpoint_is_down_after_three_bad_pages_and_not_after_one(reason: str) -> None:
+@pytest.mark.parametrize(
+    ("reason", "health"),
+    [
+        ("timeout", Health.DOWN),
+        ("reset", Health.DOWN),
+        ("status", Health.BLIND),
+        ("not_metrics", Health.BLIND),
+        ("truncated", Health.BLIND),
+    ],
+)
+def test_three_scrapes_without_an_answer_are_down_three_bad_pages_blind_and_two_change_nothing(
+    reason: str, health: Health
+) -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     for failure in range(DOWN_AFTER - 1):
         fleet.store.failed("a:1", reason, "", 0.1 * failure, 0.01)
         assert fleet.health(0.5) == {"a:1": (Health.HEALTHY, "")}
     fleet.store.failed("a:1", reason, "", 0.6, 0.01)
-    assert fleet.health(0.7) == {"a:1": (Health.DOWN, reason)}
+    assert fleet.health(0.7) == {"a:1": (health, reason)}
 
 
 def test_a_failure_keeps_the_readings_and_their_age() -> None:
@@ -533,7 +544,8 @@ def test_health_depends_on_the_page_and_on_the_health_path() -> None:
     assert fleet.health(1.1) == {"a:1": (Health.DOWN, "health_status")}
     probe(fleet, "", 2.0)
     assert fleet.health(2.1) == {"a:1": (Health.HEALTHY, "")}
-    assert fleet.health(3.0) == {"a:1": (Health.STALE, "no_fresh_page")}
+    assert fleet.health(3.0) == {"a:1": (Health.BLIND, "no_fresh_page")}  # until the success at 2.0 is as old as that
+    assert fleet.health(5.0) == {"a:1": (Health.STALE, "no_fresh_page")}
 
 
 def test_an_endpoint_is_down_after_three_probes_without_an_answer_and_not_after_two() -> None:
@@ -565,17 +577,17 @@ def test_503_is_loading_until_the_health_path_succeeded_and_again_after_a_death_
     ]
 
 
-@pytest.mark.parametrize(("failure", "reason"), [("timeout", "health_only"), ("status", "status")])
-def test_a_health_path_that_succeeds_is_the_reason_where_a_page_does_not_come(failure: str, reason: str) -> None:
+def test_a_server_whose_page_does_not_come_is_blind_from_the_next_success_of_its_health_path_on() -> None:
     fleet = Fixture("a:1")
     probe(fleet, "", 0.0)
     for second in range(DOWN_AFTER):
-        fleet.store.failed("a:1", failure, "", float(second), 0.01)
-    assert fleet.health(3.0) == {"a:1": (Health.DOWN, failure)}  # the earlier success does not count
+        fleet.store.failed("a:1", "timeout", "", float(second), 0.01)
+    assert fleet.health(3.0) == {"a:1": (Health.DOWN, "timeout")}  # the earlier success does not count
     probe(fleet, "", 3.0)
-    assert fleet.health(3.0) == {"a:1": (Health.DOWN, reason)}
-    fleet.store.failed("a:1", failure, "", 3.5, 0.01)
-    assert fleet.health(3.5) == {"a:1": (Health.DOWN, reason)}  # the reason does not change with each failure
+    assert fleet.health(3.0) == {"a:1": (Health.BLIND, "timeout")}
+    fleet.store.failed("a:1", "timeout", "", 3.5, 0.01)
+    assert fleet.health(3.5) == {"a:1": (Health.BLIND, "timeout")}
+    assert fleet.health(6.0) == {"a:1": (Health.DOWN, "timeout")}  # the success has expired
 
 
 @given(

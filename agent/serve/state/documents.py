@@ -21,7 +21,7 @@ from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
-from agent.scaling.rollup import Unknown, current, histogram
+from agent.scaling.rollup import Unknown, count_by_health, current, histogram
 from agent.serve.state.schema import (
     AcceleratorsJson,
     ChangedPoolJson,
@@ -91,7 +91,14 @@ def header(epoch: str, version: int, moment: Moment) -> HeaderJson:
 
 def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Moment) -> StateJson:
     """Every endpoint of these pools."""
-    pools = [PoolJson(each.pool, [endpoint(view, moment.now) for view in each.endpoints]) for each in snapshots]
+    pools = [
+        PoolJson(
+            each.pool,
+            {health.value: count for health, count in count_by_health(each.endpoints).items()},
+            [endpoint(view, moment.now) for view in each.endpoints],
+        )
+        for each in snapshots
+    ]
     return StateJson(epoch, version, rfc3339(moment.wall), moment.uptime, pools)
 
 

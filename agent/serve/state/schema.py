@@ -65,6 +65,7 @@ def _histogram(row: HistogramSignal) -> Schema:
 _SIGNALS: Final = _keys({name: _signal(row) for name, row in SIGNALS.items()})
 _DEVICE_SIGNALS: Final = _keys({name: _signal(DEVICE_SIGNALS[name]) for name in COMBINED})
 _RATES: Final = _keys({name: _rate(row) for name, row in RATES.items()})
+_BY_HEALTH: Final = _keys({health.value: {"type": "integer"} for health in Health})
 _HISTOGRAMS: Final = _keys({name: _histogram(row) for name, row in HISTOGRAMS.items()}, required=False)
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -210,7 +211,9 @@ class EndpointJson(JsonObject):
 
     address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
     engine: str
-    health: Annotated[Health, Meta(description="only a healthy endpoint is picked; a failing one gets trial requests")]
+    health: Annotated[
+        Health, Meta(description="a healthy or blind endpoint is picked; a failing one gets trial requests")
+    ]
     reason: Annotated[str, Meta(description="why it is not healthy, one word; empty when healthy")]
     page_age_seconds: PageAge
     failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
@@ -240,6 +243,9 @@ class PoolJson(JsonObject):
     """A pool and its endpoints."""
 
     pool: str
+    by_health: Annotated[
+        dict[str, Count], Meta(description="number of endpoints in each state", extra_json_schema=_BY_HEALTH)
+    ]
     endpoints: list[EndpointJson]
 
 
