@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Envoy's admin address, on loopback (default: 127.0.0.1:9901)",
     )
     parser.add_argument(
+        "--eds-directory",
+        metavar="DIR",
+        help="where Envoy finds the agent's files of endpoints (default: envoy.edsDirectory of the file)",
+    )
+    parser.add_argument(
         "--failure-mode",
         choices=[mode.value for mode in FailureMode],
         default=FailureMode.CLOSE.value,
@@ -102,6 +107,9 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         admin=args.admin,
         max_body=config.ext_proc.max_body,
         failure_mode=FailureMode(args.failure_mode),
+        eds_directory=config.envoy.eds_directory if args.eds_directory is None else args.eds_directory,
+        retry_server_errors=config.envoy.retry_server_errors,
+        retry_budget=config.envoy.retry_budget,
     )
 
 
