@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
 from agent.app.pool import Pool, PoolParts
@@ -55,7 +56,8 @@ class Agent:
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
-        parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh)
+        files = EndpointFiles(config, clock, hook)
+        parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh, files)
         self._pools = Pools(config, parts, self._publish_pools)
         self._admin = AdminPort(config, self._admin_server)
         self._admin_server.state.exporters = accelerators.exporters
@@ -72,6 +74,7 @@ class Agent:
                 Exporting(self._admin_server.exporters, tasks),
                 scraping,
                 accelerators,
+                files,
                 self._pools,
                 Jobs(config, jobs, tasks, clock, hook),
             ],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from agent.app.component import CannotStart
+from agent.app.endpoint_files import EndpointFiles
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
@@ -53,7 +54,7 @@ class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
-    endpoints.
+    endpoints, which `endpoint_files` holds back until Envoy knows them.
     """
 
     clock: Clock
@@ -62,6 +63,7 @@ class PoolParts(NamedTuple):
     scrape_loop: ScrapeLoop
     remember: Callable[[str, Pick, float], None]
     on_endpoints: Callable[[], None]
+    endpoint_files: EndpointFiles
 
 
 class _FixedSize:
@@ -236,7 +238,7 @@ class Pool:
             return
 
     async def _follow(self) -> None:
-        async for endpoints in self._discovery.watch():
+        async for endpoints in self._parts.endpoint_files.follow(self.name, self._discovery.watch()):
             self._set_endpoints(endpoints)
             self._applied.set()
 

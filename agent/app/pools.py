@@ -95,9 +95,14 @@ class Pools:
         await asyncio.gather(*(pool.stop(grace) for pool in pools))
 
     def _drain(self, pool: Pool, grace: float) -> None:
-        task = asyncio.get_running_loop().create_task(pool.stop(grace))
+        task = asyncio.get_running_loop().create_task(self._remove(pool, grace))
         self._draining[task] = pool
         task.add_done_callback(self._draining.pop)
+
+    async def _remove(self, pool: Pool, grace: float) -> None:
+        await pool.stop(grace)
+        if pool.name not in self.pools:
+            await self._parts.endpoint_files.empty(pool.name)
 
     async def _age(self) -> None:
         clock = self._parts.clock

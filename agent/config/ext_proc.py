@@ -21,7 +21,8 @@ class ExtProcConfig:
     )
     fallbacks: int = option(
         Number(0, 8, whole=True),
-        "endpoints listed after the pick, for a proxy that retries along the list",
+        "endpoints listed after the pick, separated by commas; only for a proxy that reads a list, as Envoy's "
+        "`override_host` does: one that reads a single address can send the request nowhere",
         0,
         live=False,
     )

@@ -21,7 +21,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from agent.clock import Clock
-from agent.emulator import accelerators, answers
+from agent.emulator import accelerators, answers, realtime
 from agent.emulator.bad_pages import bad_page
 from agent.emulator.completions import AcceptedRequest, ServerContext, answer_stream, answer_whole
 from agent.emulator.config import EmulatorConfig, ModelSpec
@@ -100,6 +100,7 @@ class EmulatedServer:
             "/v1/completions": {"POST": self._completions},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/models": {"GET": self._models},
+            "/v1/realtime": {"GET": self._realtime},
             "/v1/load_lora_adapter": {"POST": self._load_adapter},
             "/v1/unload_lora_adapter": {"POST": self._unload_adapter},
             "/metrics": {"GET": self._metrics},
@@ -245,6 +246,15 @@ class EmulatedServer:
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         adapters = tuple(self.adapters)
         return _json(200, answers.model_list(self.model.name, adapters, self._created, self.config.max_model_len))
+
+    async def _realtime(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._in_flight += 1
+        try:
+            return await realtime.serve(
+                request, self.model.name, self._clock, f"sess-{self._id_rng.getrandbits(64):016x}"
+            )
+        finally:
+            self._in_flight -= 1
 
     async def _tokenize(self, request: web.BaseRequest) -> web.StreamResponse:
         fields = parse_json(await request.read(), request.headers.get("Content-Type", ""))

@@ -19,7 +19,7 @@ from typing import Final
 from agent.events import Hook
 from agent.events.requests import NotFollowed, Responded
 from agent.prefix.index import PrefixIndex
-from agent.requests.response import CLIENT_LEFT, CONNECT_FAILURE, OK, RESULTS, Response, result_of
+from agent.requests.response import CLIENT_LEFT, OK, RESULTS, RETRIED, Response, result_of
 from agent.requests.ticket import Ticket
 from agent.state.store import RoutingStore
 
@@ -140,8 +140,8 @@ class Outcomes:
         """The proxy sent the request to another endpoint than the picked one: the work and the credit follow it."""
         store, picked, served, pick = self._store, ticket.endpoint, response.served, ticket.pick
         if response.attempts > 1 and not store.unfollowed(picked, now):
-            self._hook(Responded(store.pool, picked, CONNECT_FAILURE))
-            store.request_failed(picked, ticket.work_id, CONNECT_FAILURE, now)
+            self._hook(Responded(store.pool, picked, RETRIED))
+            store.request_failed(picked, ticket.work_id, RETRIED, now)
         else:
             self._hook(NotFollowed(store.pool, picked, served))
             store.not_followed(picked, now)

@@ -10,7 +10,7 @@ from agent.events.requests import EndpointEjected, NotFollowed, Responded
 from agent.events.scraping import HealthChanged
 from agent.pick.decision import ERRORS
 from agent.requests.outcomes import AWAITED_SECONDS, MAX_AWAITED
-from agent.requests.response import CONNECT_FAILURE, RESET, Response
+from agent.requests.response import RESET, RETRIED, Response
 from agent.requests.ticket import Request, Ticket
 from agent.signals import WAITING
 from agent.state.health import Health
@@ -319,7 +319,7 @@ def test_an_endpoint_that_left_the_pool_gets_no_work_and_no_credit() -> None:
 def test_a_retry_counts_against_the_endpoint_that_could_not_be_reached() -> None:
     fleet = Fleet(A, B)
     fleet.answer(fleet.send(subset=frozenset({A})), GOOD._replace(served=B, attempts=2))
-    assert [(event.endpoint, event.result) for event in fleet.of(Responded)] == [(A, CONNECT_FAILURE), (B, "ok")]
+    assert [(event.endpoint, event.result) for event in fleet.of(Responded)] == [(A, RETRIED), (B, "ok")]
     assert fleet.of(NotFollowed) == []
     assert fleet.view(A).errors is not None
 

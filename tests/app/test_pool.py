@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from agent.app.endpoint_files import EndpointFiles
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.tasks import Tasks
@@ -55,6 +56,7 @@ class Bench:
             ScrapeLoop(self.clock),
             lambda _, pick, __: self.remembered.append(pick),
             lambda: None,
+            EndpointFiles(self.config, self.clock, self.events.append),
         )
         self.pool = Pool(self.config, self.config.pools[0], self.parts)
         self.pool.store.set_endpoints({A: "vllm", B: "vllm"}, 100.0)

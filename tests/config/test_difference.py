@@ -44,6 +44,7 @@ OTHER: dict[str, Any] = {
     "prefixIndex.maxBlocks": 7, "prefixIndex.autoSize": False, "extProc.maxBody": "1MiB",
     "extProc.maxBufferedBytes": "16MiB", "extProc.fallbacks": 1, "extProc.drainTimeout": "1s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
+    "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
 # Set beside the option where it is not valid alone.

@@ -25,6 +25,9 @@ Envoy's first message names the mode in which it sends the body:
                  headers, without its prompt.
     NONE         Envoy sends no body: as STREAMED.
 
+A WebSocket upgrade has no body that ends. It is scheduled at its headers, and in full duplex each chunk of its data is
+sent back as it arrives. With BUFFERED and PARTIAL Envoy waits for the end: its configuration must set NONE for them.
+
 A stream that names no mode (an older Envoy, another proxy) is processed as FULL_DUPLEX, which the endpoint picker
 protocol requires of a proxy.
 
@@ -114,6 +117,7 @@ class Session:
         "_state",
         "_subset",
         "_trailers",
+        "_tunnel",
         "_violated",
     )  # fmt: skip
 
@@ -137,6 +141,7 @@ class Session:
         self._echo: bytes | None = None  # the body to send back
         self._size = 0
         self._trailers = False  # trailers ended the body
+        self._tunnel = False  # a WebSocket upgrade: data instead of a body
         self._answered = Phase.REQUEST_HEADERS  # the message that the decision answers
         self._owed: list[Phase] = []  # messages whose answers wait for the decision
         self._violated = False
@@ -197,6 +202,10 @@ class Session:
         if method == "CONNECT":  # a tunnel follows, whose end never comes
             message = "CONNECT is not offered: this is a gateway with paths of its own, not a proxy to other hosts."
             return self._reject(Rejection("method", message))
+        if headers.get("upgrade", "").lower() == "websocket" and method == "GET":
+            self._tunnel = True
+            if self._mode in (Mode.FULL_DUPLEX, Mode.HOLD):
+                return self._schedule(None)
         if self._mode in (Mode.BUFFERED, Mode.PARTIAL):
             self._answered = Phase.REQUEST_BODY
             return (Continue(Phase.REQUEST_HEADERS),)
@@ -258,7 +267,7 @@ class Session:
             destination = ",".join((decision.endpoint, *decision.fallbacks))
         actions: list[Action] = [Route(self._answered, destination, self._add, self._remove)]
         if self._echo is not None:
-            actions.append(SendBody(Phase.REQUEST_BODY, self._echo, not self._trailers))
+            actions.append(SendBody(Phase.REQUEST_BODY, self._echo, not (self._trailers or self._tunnel)))
             self._echo = None
         actions += map(Continue, self._owed)
         self._owed = []
@@ -325,9 +334,21 @@ class Session:
                 return (Continue(Phase.REQUEST_BODY),)
             self._owed.append(Phase.REQUEST_BODY)
             return ()
+        if self._mode is Mode.FULL_DUPLEX and self._tunnel:
+            return self._tunnel_data(body, end_of_stream=end_of_stream)
         if self._mode is Mode.FULL_DUPLEX and not body and end_of_stream:
             return ()  # some versions of Envoy send the end of a body twice (envoyproxy/envoy#46237)
         return self._violation("request body after its end")
+
+    def _tunnel_data(self, body: bytes, *, end_of_stream: bool) -> Actions:
+        """Data of an upgraded connection. A client sends none before the server's answer, and so before the pick."""
+        if self._state is _State.ROUTED:
+            return (SendBody(Phase.REQUEST_BODY, body, end_of_stream),)
+        self._size += len(body)
+        if self._size > self._config.max_body:
+            return self._too_large()
+        self._echo = (self._echo or b"") + body
+        return ()
 
     def _no_headers(self, what: str) -> Actions:
         return self._fail(f"{what} without request headers: set request_header_mode to SEND")
