@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,20 @@ async def test_a_server_that_fails_is_ejected_tried_with_single_requests_and_adm
         sent: list[int] = []
 
         async def state() -> Any:
-            sent.append(await send(fleet, mode, len(sent)))
+            first = len(sent)
+            sent.extend(await asyncio.gather(*(send(fleet, mode, number) for number in range(first, first + 4))))
             return await fleet.endpoint(POOL, sick)
 
         failing = await found(state, lambda endpoint: endpoint["health"] == "failing")
         assert failing["reason"] == "consecutive_failures"
         errors = failing["errors"]
-        assert (errors["consecutive_failures"], errors["last_failure"], errors["ejected"]) == (3, "server_error", True)
+        assert errors["consecutive_failures"] >= 3
+        assert (errors["last_failure"], errors["ejected"]) == ("server_error", True)
         assert 0 < errors["trial_in_seconds"] <= 2
-        # The report of a failure arrives within the flush interval of the access log; some requests may be faster.
-        counts = await fleet.counts()
-        assert counts.of("igw_responses_total", server=sick, result="server_error") == sent.count(500)
+        counts = await found(
+            fleet.counts,
+            lambda seen: seen.of("igw_responses_total", server=sick, result="server_error") == sent.count(500),
+        )
         assert counts.of("igw_endpoint_ejections_total", server=sick) == 1
         assert (await fleet.gauges(POOL, sick))["igw_endpoint_waiting_requests"]["withheld"] == "failing"
         async with fleet.client.delete(f"http://{sick}/emulator/faults") as answer:
