@@ -81,7 +81,7 @@ class Errors(NamedTuple):
 def penalty(errors: Errors | None, now: float) -> float:
     """How likely the next response fails, from 0 to 1: the larger of the share of recent failures, as if two more
     requests had succeeded, and (n - 1) / n for n failures in a row. It halves each `PENALTY_HALF_LIFE_SECONDS`, so that
-    an endpoint without requests is tried again. 0 for an ejected endpoint: it gets its trial only, which has to happen."""
+    an endpoint without requests is tried again. 0 for an ejected endpoint, which gets its trial only."""
     if errors is None or errors.trial_at is not None:
         return 0.0
     worst = errors.ratio * errors.requests / (errors.requests + _PRIOR_SUCCESSES)
