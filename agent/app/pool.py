@@ -192,6 +192,11 @@ class Pool:
         return self._all_scraped or not self.readiness()
 
     @property
+    def declared_models(self) -> tuple[str, ...]:
+        """The models and adapters that the configuration names."""
+        return self._settings.models
+
+    @property
     def in_flight(self) -> int:
         """Requests that were picked and have not ended."""
         return self.pipeline.in_flight

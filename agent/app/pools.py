@@ -35,6 +35,19 @@ class Pools:
         """Requests that were picked and have not ended, those of removed pools included."""
         return sum(pool.in_flight for pool in (*self.pools.values(), *self._draining.values()))
 
+    def serves_model(self, name: str) -> bool:
+        """Whether a server of any pool lists this model or names this adapter."""
+        return any(pool.store.serves(name) for pool in self.pools.values())
+
+    def lists_models(self, pool: str) -> bool:
+        """Whether the models of this pool are known."""
+        found = self.pools.get(pool)
+        return found is not None and (bool(found.declared_models) or found.store.lists_models)
+
+    def has_server(self, address: str) -> bool:
+        """Whether the address is an endpoint of any pool."""
+        return any(pool.store.has(address) for pool in self.pools.values())
+
     async def start(self) -> None:
         """Start every pool."""
         config = self._config

@@ -22,6 +22,7 @@ POOL = {
 }
 OTHER: dict[str, Any] = {
     "pools[].name": "code", "pools[].engine": "sglang", "pools[].profile": "blend", "pools[].orca": True,
+    "pools[].models": ["m"],
     "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
     "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},
     "pools[].endpoints[].node": "gpu-1", "pools[].endpoints[].pod": "llm/chat-0",
