@@ -34,6 +34,7 @@ from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
+from agent.serve.ext_proc.actions import Mode
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.state.endpoint import Identity
 from agent.state.health import Health
@@ -41,6 +42,14 @@ from agent.state.prefill_rate import RateLimits
 from agent.state.snapshot import Snapshot
 from agent.state.store import RoutingStore
 
+# The modes by their names in the configuration.
+MODES: Final = {
+    "FULL_DUPLEX_STREAMED": Mode.FULL_DUPLEX,
+    "BUFFERED": Mode.BUFFERED,
+    "BUFFERED_PARTIAL": Mode.PARTIAL,
+    "STREAMED": Mode.STREAMED,
+    "NONE": Mode.NONE,
+}
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
 
@@ -118,6 +127,7 @@ class Pool:
             address=settings.ext_proc_address,
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
+            assumed_mode=MODES[config.ext_proc.assumed_mode],
         )
         self._discovery = discovery(settings, config.reload.interval)
         self._watching: Task | None = None

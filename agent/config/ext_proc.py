@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from agent.config.options import option
-from agent.config.values import Duration, Number, Size
+from agent.config.values import Duration, Number, OneOf, Size
+
+# Envoy's names of the modes in which a body is sent (ProcessingMode.BodySendMode).
+BODY_MODES: Final = ("FULL_DUPLEX_STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "STREAMED", "NONE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,12 @@ class ExtProcConfig:
         Number(0, 8, whole=True),
         "endpoints listed after the pick, for a proxy that retries along the list",
         0,
+        live=False,
+    )
+    assumed_mode: str = option(
+        OneOf(BODY_MODES),
+        "the mode of both bodies of a proxy that names no modes in its first message (`protocol_config`)",
+        BODY_MODES[0],
         live=False,
     )
     drain_timeout: float = option(

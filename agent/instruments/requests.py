@@ -76,7 +76,7 @@ class RequestInstruments:
         self._models.declare(names)
 
     def _count_picked(self, event: Picked) -> None:
-        self._models.picked(event.pool, event.model, event.model)
+        self._models.picked(event.pool, event.requested or event.model, event.model)
         pick = self._pick_counters(event.pool, event.profile, self._server(event.endpoint))
         pick.picks.inc()
         pick.prompt_tokens.inc(event.prompt_tokens)
@@ -87,7 +87,7 @@ class RequestInstruments:
 
     def _count_refused(self, event: Refused) -> None:
         code = ERROR_CODES.get(event.status, str(event.status))
-        self._models.refused(event.pool, event.model, event.model, code)
+        self._models.refused(event.pool, event.requested or event.model, event.model, code)
         self._metrics.count(rows.REJECTED, event.pool, str(event.status), event.reason)
 
     def _log_refused(self, event: Refused) -> None:
@@ -100,7 +100,7 @@ class RequestInstruments:
         self._metrics.count(rows.LOAD_REPORTS, event.pool, "refused" if event.reason else "ok", event.reason)
 
     def _count_ended(self, event: Ended) -> None:
-        self._models.ended(event.pool, event.model, event.model, event.took)
+        self._models.ended(event.pool, event.requested or event.model, event.model, event.took)
         self._ends(event.pool, event.how).inc()
 
     def _count_abandoned(self, event: Abandoned) -> None:

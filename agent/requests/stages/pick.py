@@ -64,6 +64,7 @@ class PickStage:
                 answer.hit_tokens,
                 answer.left_warmest,
                 self._now() - now,
+                ticket.requested,
             )
         )
         # Last: what is in flight must end, and a step above that raises would leave no one to end it.
@@ -77,4 +78,5 @@ class PickStage:
         """The request leaves the endpoint's work in flight."""
         self._store.ended(ticket.work_id, now)
         if ticket.pick is not None:
-            self._hook(Ended(self._store.pool, ticket.model, ticket.pick.endpoint, now - ticket.picked_at, how))
+            took = now - ticket.picked_at
+            self._hook(Ended(self._store.pool, ticket.model, ticket.pick.endpoint, took, how, ticket.requested))
