@@ -35,6 +35,9 @@ class ExtProcConfig:
         BODY_MODES[0],
         live=False,
     )
+    start_timeout: float = option(
+        Duration(0, 600), "time limit of a pool's first scrapes, after which its port opens all the same", 10.0
+    )
     drain_timeout: float = option(
         Duration(0, 3600), "time limit for requests whose endpoint is being picked when the agent stops", 30.0
     )

@@ -41,7 +41,7 @@ OTHER: dict[str, Any] = {
     "prefixIndex.bytesPerToken": 3, "prefixIndex.maxTokens": 999, "prefixIndex.capacityBlocks": 7,
     "prefixIndex.maxBlocks": 7, "prefixIndex.autoSize": False, "extProc.maxBody": "1MiB",
     "extProc.maxBufferedBytes": "16MiB", "extProc.fallbacks": 1, "extProc.drainTimeout": "1s",
-    "extProc.assumedMode": "BUFFERED",
+    "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
