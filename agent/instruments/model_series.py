@@ -56,8 +56,12 @@ class ModelSeries:
             free=self._free,
         )
         self._series: dict[Labels, _Series] = {}
+        # Requested and served name -> series, for names with labels of their own: these stay while requests are in
+        # flight, so that the end of a request finds the series of its pick.
+        self._own: dict[Labels, _Series] = {}
+        # The same for names that share `other`, as long as they do: a series for each request in flight.
+        self._shared: dict[Labels, list[_Series]] = {}
         self._rewritten: set[Labels] = set()
-        self._open: dict[Labels, list[_Series]] = {}  # the names of requests in flight -> the series of each request
 
     def declare(self, names: Iterable[str]) -> None:
         """Replace the names of models that the configuration declares."""
@@ -65,23 +69,26 @@ class ModelSeries:
 
     def picked(self, pool: str, model: str, target: str) -> None:
         """A request for `model` was picked, to be served by `target`."""
-        series = self._of(pool, model, target)
+        series = self._own.get((model, target))
+        if series is None:
+            series = self._of(pool, model, target)
+            if (model, target) not in self._own:
+                self._shared.setdefault((model, target), []).append(series)
         series.open += 1
-        self._open.setdefault((model, target), []).append(series)
         series.total.inc()
         series.running.inc()
 
     def ended(self, pool: str, model: str, target: str, took: float) -> None:
         """A picked request ended, `took` seconds after its pick."""
         names = (model, target)
-        opened = self._open.get(names)
-        if opened is None:
-            series = self._of(pool, model, target)
+        shared = self._shared.get(names) if self._shared else None
+        if shared is not None:
+            series = shared.pop()
+            if not shared:
+                del self._shared[names]
         else:
-            series = opened.pop()
-            series.open -= 1
-            if not opened:
-                del self._open[names]
+            series = self._own.get(names) or self._of(pool, model, target)
+        series.open -= 1
         series.running.dec()
         series.duration.observe(took)
 
@@ -102,6 +109,8 @@ class ModelSeries:
                 self._metrics.child(rows.REQUESTS_RUNNING, *values),
                 self._metrics.child(rows.REQUEST_DURATION, *values),
             )
+        if OTHER not in labels:
+            self._own[model, target] = series
         return series
 
     def _labels(self, pool: str, model: str, target: str) -> Labels:
@@ -128,4 +137,6 @@ class ModelSeries:
                 self._metrics.remove(rows.REQUEST_ERRORS, *values, code)
             del self._series[labels]
             self._rewritten.discard(labels)
+        gone = set(found.values())
+        self._own = {names: series for names, series in self._own.items() if series not in gone}
         return True

@@ -77,7 +77,9 @@ class RequestInstruments:
 
     def _count_picked(self, event: Picked) -> None:
         self._models.picked(event.pool, event.requested or event.model, event.model)
-        pick = self._pick_counters(event.pool, event.profile, self._server(event.endpoint))
+        pick = self._picks.get((event.pool, event.profile, event.endpoint))
+        if pick is None:
+            pick = self._pick_counters(event.pool, event.profile, self._server(event.endpoint))
         pick.picks.inc()
         pick.prompt_tokens.inc(event.prompt_tokens)
         pick.hit_tokens.inc(event.predicted_hit_tokens)
