@@ -59,6 +59,7 @@ class Agent:
         files = EndpointFiles(config, clock, hook)
         parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh, files)
         self._pools = Pools(config, parts, self._publish_pools)
+        hook.set_names(self._pools)
         self._admin = AdminPort(config, self._admin_server)
         self._admin_server.state.exporters = accelerators.exporters
         jobs = [
@@ -129,4 +130,5 @@ class Agent:
         return [pool.store.snapshot(now) for pool in self.pools.values()]
 
     def _publish_pools(self) -> None:
+        self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)
         self._admin_server.set_pools([pool.store for pool in self.pools.values()])

@@ -36,18 +36,34 @@ from agent.requests.stages.pick import PickStage
 from agent.requests.stages.tokens import TokensStage
 from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop
+from agent.scrape.model_refresh import ModelRefresh
 from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
+from agent.serve.ext_proc.actions import Mode
 from agent.serve.ext_proc.server import ExtProcServer
+from agent.signals import MODELS
 from agent.state.endpoint import Identity
 from agent.state.health import Health
 from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import RateLimits
-from agent.state.snapshot import Snapshot
+from agent.state.snapshot import EndpointView, Snapshot
 from agent.state.store import RoutingStore
 
+# The modes by their names in the configuration.
+MODES: Final = {
+    "FULL_DUPLEX_STREAMED": Mode.FULL_DUPLEX,
+    "BUFFERED": Mode.BUFFERED,
+    "BUFFERED_PARTIAL": Mode.PARTIAL,
+    "STREAMED": Mode.STREAMED,
+    "NONE": Mode.NONE,
+}
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
+# How often a start looks whether every endpoint was scraped: a fleet of 10,000 costs some milliseconds each time.
+FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
+# How long a start waits for the lists of models of servers whose page was read: they follow it at once, and a probe of
+# the health path may come between (two time-outs of a probe).
+FIRST_MODELS_SECONDS: Final = 1.0
 
 
 class PoolParts(NamedTuple):
@@ -113,6 +129,7 @@ class Pool:
             parts.remember,
             config.ext_proc.fallbacks,
             self.outcomes,
+            self._unlisted,
         )
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -127,25 +144,31 @@ class Pool:
             address=settings.ext_proc_address,
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
+            assumed_mode=MODES[config.ext_proc.assumed_mode],
         )
         self._discovery = discovery(settings, config.reload.interval)
         self._watching: Task | None = None
         self._known: EndpointSet | None = None
         self._applied = asyncio.Event()  # a set of endpoints has been applied since the stream began
         self._all_scraped = False
+        self._model_refresh = ModelRefresh()
 
     # -- component ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the picker port and apply the first set of endpoints."""
+        """Apply the first set of endpoints, wait for their first scrapes, and open the picker port.
+
+        A proxy that finds the port open sends requests to it: before the first scrapes none could be picked for.
+        """
         address = self._settings.ext_proc_address
         check_address(address, f"picker address of pool {self.name}", "--ext-proc-address or extProcAddress")
+        await self._watch()
+        await self._first_scrapes()
         try:
             port = await self._server.start()
         except OSError as error:
             raise CannotStart(str(error)) from error
         self.address = join_address(split_address(address)[0], port)
-        await self._watch()
 
     async def apply(self, config: Config) -> None:
         """Take over limits, profile and endpoints: the next pick goes by the new profile; open streams continue."""
@@ -214,6 +237,11 @@ class Pool:
         return self._all_scraped or not self.readiness()
 
     @property
+    def declared_models(self) -> tuple[str, ...]:
+        """The models and adapters that the configuration names."""
+        return self._settings.models
+
+    @property
     def in_flight(self) -> int:
         """Requests that were picked and have not ended."""
         return self.pipeline.in_flight
@@ -237,6 +265,23 @@ class Pool:
         except TimeoutError:
             return
 
+    async def _first_scrapes(self) -> None:
+        """Wait until every endpoint was scraped once and has listed its models, or the time for it is over."""
+        clock = self._parts.clock
+        until = clock.now() + self._config.ext_proc.start_timeout
+        while self.readiness():
+            left = until - clock.now()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, FIRST_SCRAPES_CHECK_SECONDS))
+        until = min(until, clock.now() + FIRST_MODELS_SECONDS)
+        custom = tables(self._config.engines)
+        while any(lacks_models(view, custom) for view in self.store.snapshot(clock.now()).endpoints):
+            left = until - clock.now()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, FIRST_SCRAPES_CHECK_SECONDS))
+
     async def _follow(self) -> None:
         async for endpoints in self._parts.endpoint_files.follow(self.name, self._discovery.watch()):
             self._set_endpoints(endpoints)
@@ -256,6 +301,13 @@ class Pool:
         for name, each in found.unresolved.items():
             store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
 
+    def _unlisted(self, model: str, now: float) -> None:
+        """No server lists the model of a request: it may have been loaded since the lists were fetched."""
+        if model not in self._settings.models:
+            at = self._model_refresh.due(now, len(self.endpoints))
+            if at is not None:
+                self._parts.scrape_loop.refresh_models(self.name, at)
+
     def _observe(self, event: Event) -> None:
         """Events of the routing state. An endpoint that goes down may have been replaced under the same name."""
         self._parts.hook(event)
@@ -268,6 +320,13 @@ def unscraped(snapshot: Snapshot) -> int:
     return sum(
         view.health is Health.UNKNOWN and view.page_at is None and view.failures == 0 for view in snapshot.endpoints
     )
+
+
+def lacks_models(view: EndpointView, custom: Mapping[str, Engine]) -> bool:
+    """Whether a list of models is expected of a server whose page was read, and has not arrived."""
+    if view.page_at is None or view.engine == AUTO or view.reading(MODELS) is not None:
+        return False
+    return (custom.get(view.engine) or table_of(view.engine)).models_path is not None
 
 
 def rate_limits(rate: PrefillRateConfig) -> RateLimits:

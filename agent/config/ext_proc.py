@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from agent.config.options import option
-from agent.config.values import Duration, Number, Size
+from agent.config.values import Duration, Number, OneOf, Size
+
+# Envoy's names of the modes in which a body is sent (ProcessingMode.BodySendMode).
+BODY_MODES: Final = ("FULL_DUPLEX_STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "STREAMED", "NONE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,15 @@ class ExtProcConfig:
         "`override_host` does: one that reads a single address can send the request nowhere",
         0,
         live=False,
+    )
+    assumed_mode: str = option(
+        OneOf(BODY_MODES),
+        "the mode of both bodies of a proxy that names no modes in its first message (`protocol_config`)",
+        BODY_MODES[0],
+        live=False,
+    )
+    start_timeout: float = option(
+        Duration(0, 600), "time limit of a pool's first scrapes, after which its port opens all the same", 10.0
     )
     drain_timeout: float = option(
         Duration(0, 3600), "time limit for requests whose endpoint is being picked when the agent stops", 30.0

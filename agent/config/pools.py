@@ -176,6 +176,12 @@ class PoolConfig:
         default_from=_profile,
         default_text="the file's profile if it has exactly one, else `least-cost`",
     )
+    models: tuple[str, ...] = option(
+        WordList(),
+        "models and adapters that its servers serve; needed in metrics for servers that do not list them",
+        (),
+        unset="those that the servers list",
+    )
     orca: bool = option(
         Boolean(), "request a load report (ORCA) with each response, and take readings from it", default=False
     )

@@ -104,7 +104,12 @@ def _unreadable(error: orjson.JSONDecodeError, encoding: str) -> str:
 
 
 def _reader(path: str) -> Callable[[Mapping[str, Json], list[bytes]], None] | None:
-    """The reader of the API by the end of the path, whatever prefix a gateway adds; None for an unknown path."""
+    """The reader of the API by the end of the path, whatever prefix a gateway adds; None for an unknown path.
+
+    A proxy that sends no path sends requests to these APIs alone: the body is read as any of them, and has to be JSON.
+    """
+    if not path:
+        return _any
     path = path.partition("?")[0].rstrip("/")
     for end, read in _READERS:
         if path.endswith(end):

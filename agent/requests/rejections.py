@@ -49,6 +49,9 @@ class RejectionRow(NamedTuple):
 REJECTIONS: Final[Mapping[str, RejectionRow]] = {
     "invalid_json": RejectionRow(400, "invalid_json", "the body is not a JSON object in UTF-8"),
     "model_required": RejectionRow(400, "model_required", "the body names no model"),
+    "model_rewrite": RejectionRow(
+        400, "model_rewrite_failed", "a header replaces the model, and the agent cannot change the body"
+    ),
     "method": RejectionRow(405, "method_not_allowed", "the method is CONNECT"),
     "too_large": RejectionRow(413, "request_too_large", "the body exceeds extProc.maxBody"),
     "body_budget": RejectionRow(

@@ -60,8 +60,8 @@ class Scraper:
     __slots__ = (
         "_answers", "_assumed", "_assumed_models", "_blocked", "_both_requests", "_client", "_context", "_early_at",
         "_engine", "_failures", "_grid", "_health", "_health_address", "_models", "_page_at", "_page_read",
-        "_page_request", "_page_waits", "_reader", "_reserved_at", "_scraping", "_sent_by", "_server", "_sink",
-        "_slow_after", "_written", "due_at", "early", "interval", "stopped", "target",
+        "_page_request", "_page_waits", "_reader", "_refresh_at", "_reserved_at", "_scraping", "_sent_by", "_server",
+        "_sink", "_slow_after", "_written", "due_at", "early", "interval", "stopped", "target",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,7 @@ class Scraper:
         self.interval = target.interval
         self._page_at = float("-inf")  # when its last good page was requested
         self._reserved_at: float | None = None  # when the rate limiter admits it
+        self._refresh_at: float | None = None  # when to fetch the list of models after the fetch that is due
         self._set(target)
         self._client = self._new_client(target.address)
         self._replace_clients()
@@ -212,6 +213,15 @@ class Scraper:
             self._context.schedule(min(self.due_at, max(self._context.now, self._page_at + interval)), self)
         if before <= self._health.interval < interval and self._health.enabled:
             self._health.schedule(self._context, self._context.now)  # it is not sent with every page any more
+
+    def refresh_models(self, at: float) -> None:
+        """Fetch the list of models at this time, where its server is scraped."""
+        if not self._models.enabled or not self._page_read or self._failures:
+            return
+        if self._models.set_due(at):
+            self._context.schedule(at, self._models)
+        else:
+            self._refresh_at = at  # after the one that is due before
 
     def stop(self) -> None:
         """Stop, and close every connection."""
@@ -340,6 +350,9 @@ class Scraper:
         if self.stopped:
             return
         if probe is self._models:
+            at, self._refresh_at = self._refresh_at, None
+            if at is not None:
+                self.refresh_models(max(at, self._context.now))
             return
         if not self._page_waits:
             self._send_due_probe(self._context.now)

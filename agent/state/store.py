@@ -351,6 +351,19 @@ class RoutingStore:
         state = self._endpoints.get(address)
         return "" if state is None else state.engine
 
+    def serves(self, model: str) -> bool:
+        """Whether an endpoint lists this model or names this adapter, as of the last snapshot."""
+        return model in self._models or model in self._adapters
+
+    @property
+    def lists_models(self) -> bool:
+        """Whether an endpoint lists any model, as of the last snapshot."""
+        return bool(self._models)
+
+    def has(self, address: str) -> bool:
+        """Whether the address is an endpoint of the pool."""
+        return address in self._endpoints
+
     # -- called by readers ---------------------------------------------------------------------------------------
 
     def snapshot(self, now: float) -> Snapshot:

@@ -22,6 +22,7 @@ POOL = {
 }
 OTHER: dict[str, Any] = {
     "pools[].name": "code", "pools[].engine": "sglang", "pools[].profile": "blend", "pools[].orca": True,
+    "pools[].models": ["m"],
     "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
     "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},
     "pools[].endpoints[].node": "gpu-1", "pools[].endpoints[].pod": "llm/chat-0",
@@ -43,6 +44,7 @@ OTHER: dict[str, Any] = {
     "prefixIndex.bytesPerToken": 3, "prefixIndex.maxTokens": 999, "prefixIndex.capacityBlocks": 7,
     "prefixIndex.maxBlocks": 7, "prefixIndex.autoSize": False, "extProc.maxBody": "1MiB",
     "extProc.maxBufferedBytes": "16MiB", "extProc.fallbacks": 1, "extProc.drainTimeout": "1s",
+    "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
     "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
     "log.format": "json", "log.level": "error",

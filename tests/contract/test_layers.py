@@ -40,6 +40,7 @@ PLACES: dict[str, Place] = {
     "agent.exposition": Place(2, P),
     "agent.scrape.budget": Place(2, P),
     "agent.scrape.http": Place(2, P),
+    "agent.scrape.model_refresh": Place(2, P),
     "agent.scrape.reasons": Place(2, P),
     "agent.scrape.schedule": Place(2, P),
     "agent.accelerators": Place(2, P),
