@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from agent.accelerators.device import Device, Devices
 from agent.accelerators.table import CARD_WIDE, DEVICE_SIGNALS, AcceleratorExporter, FieldSource, PodLabels
-from agent.exposition.page import Layout, PageRefused, Scanner, Series, is_metrics
+from agent.exposition.page import NO_SAMPLES, Layout, PageRefused, Scanner, Series, describes, has_samples, is_metrics
 from agent.signals import RefusedValue
 
 
@@ -157,6 +157,8 @@ class DeviceReader:
             return
         if not is_metrics(page):
             raise PageRefused("not_metrics", "no line of the page is in the Prometheus text format")
+        if not has_samples(page) or describes(page, [self._prefix + prefix for prefix in self._exporter.prefixes]):
+            raise PageRefused("empty", NO_SAMPLES)
         names = ", ".join(f"{self._prefix}{prefix}..." for prefix in self._exporter.prefixes)
         raise PageRefused("wrong_engine", f"the page has no metrics of {self._exporter.name} ({names})")
 

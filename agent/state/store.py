@@ -18,6 +18,7 @@ from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    KV_TOKENS,
     LORA_RUNNING,
     LORA_WAITING,
     MODELS,
@@ -128,7 +129,7 @@ class RoutingStore:
         reason = state.restarted_by(values)
         if reason:
             self._restarted(state, reason)
-        if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
+        if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values or KV_TOKENS in values):
             self._resize(state, values)
         for signal in (LORA_RUNNING, LORA_WAITING):
             if values.get(signal) != state.value(signal):
@@ -397,9 +398,18 @@ class RoutingStore:
         self._notify()
 
     def _resize(self, state: EndpointState, values: Mapping[str, Value]) -> None:
-        """Tell the index how many of its blocks the endpoint's cache holds, when a page reports a change of it."""
-        blocks, tokens = values.get(BLOCKS), values.get(BLOCK_SIZE)
-        if not (isinstance(blocks, float) and isinstance(tokens, float)) or self._prefix is None:
+        """Set how many of its blocks the index keeps for the endpoint's cache, when a page reports another size. The
+        size in tokens is the engine's own where it reports one: blocks times block size is not that of every cache."""
+        whole = values.get(KV_TOKENS, state.value(KV_TOKENS))
+        tokens = _cache_tokens(whole, values.get(BLOCKS), values.get(BLOCK_SIZE))
+        if tokens is None or self._prefix is None:
             return
-        if (state.value(BLOCKS), state.value(BLOCK_SIZE)) != (blocks, tokens):
-            self._prefix.resize(state.address, max(1, int(blocks * tokens) // self._index_block_tokens))
+        if _cache_tokens(state.value(KV_TOKENS), state.value(BLOCKS), state.value(BLOCK_SIZE)) != tokens:
+            self._prefix.resize(state.address, max(1, int(tokens) // self._index_block_tokens))
+
+
+def _cache_tokens(whole: Value | None, blocks: Value | None, block_size: Value | None) -> float | None:
+    """The size of a KV cache in tokens, None where it is unknown."""
+    if isinstance(whole, float):
+        return whole
+    return blocks * block_size if isinstance(blocks, float) and isinstance(block_size, float) else None
