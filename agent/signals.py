@@ -75,8 +75,8 @@ START_TIME: Final = "start_time_seconds"
 MODEL_LOADED: Final = "model_loaded"
 MODELS: Final = "served_models"
 
-# Seconds since 1970 that a time on a page can be: after 2001, and before 2074. The sum of two times of processes is never
-# in this range, because engines with such processes exist since 2023 (1.68e9).
+# Seconds since 1970 that a time on a page can be: from 2001 to 2074. The sum of two processes' times is never in this
+# range, because engines with such processes exist since 2023 (1.68e9).
 TIME_MIN: Final = 1.0e9
 TIME_MAX: Final = 3.3e9
 _COUNT_MAX: Final = 1e7  # requests at one server; a larger value is an error of the page

@@ -61,7 +61,6 @@ class LayoutCache:
             known = self._plans[layout, whole] = plan_readings(self.engine, page, layout, whole=whole)
         return known
 
-
     def spelling(self, page: bytes) -> LayoutCache | None:
         """The cache for pages with the engine's names in another known spelling; None where this page has none."""
         if self._others is None:

@@ -158,7 +158,9 @@ class _Planner:
             first = first or found
         return first
 
-    def _find(self, signal: str, source: SignalSource, spoilt: Mapping[str, str]) -> _ChosenSource | RefusedValue | None:
+    def _find(
+        self, signal: str, source: SignalSource, spoilt: Mapping[str, str]
+    ) -> _ChosenSource | RefusedValue | None:
         """The source on this page; None where the page lacks it, refused where one of its lines cannot be parsed."""
         places: list[int] = []
         alternatives = [*((sample,) for sample in (source.sample, *source.added)), *source.optional]
@@ -462,9 +464,7 @@ def _joined(signal: str, texts: Sequence[str]) -> Value | RefusedValue:
     return max(value for value in numbers if isinstance(value, float)) if refused is None else refused
 
 
-def _from_labels(
-    signal: str, found: _ChosenSource | None, rank_labels: Sequence[str]
-) -> Value | RefusedValue:
+def _from_labels(signal: str, found: _ChosenSource | None, rank_labels: Sequence[str]) -> Value | RefusedValue:
     """The value in the labels of an info sample; of several series of one engine all have to have the same."""
     if found is None:
         return RefusedValue(signal, "not_a_number", "")

@@ -187,9 +187,7 @@ _DIGITS: Final = b"0123456789.eE+-"
 _NEXT: Final = re.compile(rb"\n(?:#|[^ \t{\n]*[ \t{\n])")
 _SAMPLE: Final = rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^\n]*\})?[ \t]+[+-]?(?:[0-9.]|(?i:inf|nan))"
 _SAMPLE_LINE: Final = re.compile(rb"^[ \t]*" + _SAMPLE, re.MULTILINE)
-_ANY_LINE: Final = re.compile(
-    rb"^[ \t]*(?:# (?:HELP|TYPE|UNIT) [a-zA-Z_:]|# EOF$|" + _SAMPLE + rb")", re.MULTILINE
-)
+_ANY_LINE: Final = re.compile(rb"^[ \t]*(?:# (?:HELP|TYPE|UNIT) [a-zA-Z_:]|# EOF$|" + _SAMPLE + rb")", re.MULTILINE)
 # Details of the reason `empty`.
 EMPTY: Final = "the page has no line: the server has counted nothing yet, or this is not the path of the metrics"
 NO_SAMPLES: Final = "the page only has comments (HELP, TYPE) and no sample: the server has counted nothing yet"

@@ -52,6 +52,7 @@ class EndpointState:
         "address",
         "configured_engine",
         "dead",
+        "died",
         "drain",
         "engine",
         "failure",
@@ -72,6 +73,7 @@ class EndpointState:
         "probe_succeeded",
         "rate_estimator",
         "rate_source",
+        "replaced",
         "stamps",
         "until",
         "values",
@@ -96,6 +98,8 @@ class EndpointState:
         self.failures = 0
         self.failure = ""
         self.dead = False  # a failure since the last page was a proof of death
+        self.died = False  # a connection was refused since the last page: its process had ended
+        self.replaced = False  # another server is at the address, and no page of it was applied yet
         self.probe: ProbeResult | None = None  # the last result of the health path, if it is probed
         self.probe_succeeded = False  # the health path has succeeded since the server started
         self.in_flight = InFlight(rate)
@@ -163,7 +167,7 @@ class EndpointState:
         self.window.observe(values, at)
         self.failures = 0
         self.failure = ""
-        self.dead = False
+        self.dead = self.died = False
         hits = values.get(PREFIX_HITS)
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
@@ -202,7 +206,7 @@ class EndpointState:
         else:  # the server responded, but measured nothing since the last page
             self.failures = 0
             self.failure = ""
-            self.dead = False
+            self.dead = self.died = False
         return new
 
     def merge_readings(self, values: Mapping[str, Value], at: float) -> None:
@@ -225,6 +229,8 @@ class EndpointState:
         self.failure = reason
         if self.probe == SUCCESS and self.failures == 1:
             self.probe = None  # a success from before the failure proves nothing; later results do
+        if reason == "refused":
+            self.died = True
         if reason in PROOF_OF_DEATH:
             self.dead = True
             self.probe = None  # a result of the dead server does not apply to its successor

@@ -23,6 +23,7 @@ from agent.signals import (
     LORA_WAITING,
     MODELS,
     RUNNING,
+    START_TIME,
     WAITING,
     Value,
 )
@@ -64,6 +65,7 @@ class RoutingStore:
         self.version = 0
         self.stale_after = stale_after
         self.on_change: list[Callable[[], None]] = []
+        self.on_restart: list[Callable[[str, float], None]] = []  # address and time, after the page that shows it
         self._limits = rate or RateLimits()
         self._hook = hook
         self._prefix = prefix
@@ -107,6 +109,7 @@ class RoutingStore:
             state.identity = identity
             if other:
                 self._hook(ServerRestarted(self.pool, address, other))
+                state.replaced = True
         self._places = {address: place for place, address in enumerate(sorted(self._endpoints))}
         self._addresses = tuple(self._places)
         self._rebuild()
@@ -129,6 +132,7 @@ class RoutingStore:
         reason = state.restarted_by(values)
         if reason:
             self._restarted(state, reason)
+        replaced = bool(reason) or state.replaced or (state.died and START_TIME not in values)
         if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values or KV_TOKENS in values):
             self._resize(state, values)
         for signal in (LORA_RUNNING, LORA_WAITING):
@@ -154,6 +158,10 @@ class RoutingStore:
                 state.in_flight.delay_queue(state.drain.wait_seconds(waiting), waiting, at, now)
         self._refresh(state, now)
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
+        if replaced:
+            state.replaced = False
+            for call in self.on_restart:
+                call(address, now)
         return bool(reason)
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
@@ -185,6 +193,7 @@ class RoutingStore:
             return
         if state.engine != state.configured_engine:
             self._restarted(state, "another_engine")
+            state.replaced = True
         state.engine = engine
         self._changed(address)
 

@@ -478,9 +478,7 @@ def test_an_invalid_text_after_a_value_makes_a_bad_line_but_an_exemplar_does_not
     assert (PROMPT_TOKENS in extraction.readings) == rest.startswith(b" # {")
 
 
-@pytest.mark.parametrize(
-    "text", [b"hello world\n", b"error: no such path\n", b"Service Unavailable\n\n", b"a b c\n"]
-)
+@pytest.mark.parametrize("text", [b"hello world\n", b"error: no such path\n", b"Service Unavailable\n\n", b"a b c\n"])
 def test_a_text_that_is_not_a_page_and_a_page_of_another_program_have_different_reasons(text: bytes) -> None:
     with pytest.raises(PageRefused) as refused:
         read(text)
