@@ -18,7 +18,7 @@ class Device(NamedTuple):
     them, or empty. `values` are by signal of `agent.accelerators.table`; `xids` are NVIDIA's error codes, without 0.
     `at` is the time of the sample (monotonic seconds), None where that is the time of the request for its page.
     `share` says how a card is shared whose time or space several pods use: values of the card are then not in `values`.
-    `unknown` are the signals with a verdict on the device, and XIDS, that its exporter can report and this page does not.
+    `unknown` are the signals with a verdict on the device, and XIDS, that its exporter can report and this page lacks.
     """
 
     id: str

@@ -1,5 +1,7 @@
-"""Accelerators that several pods share, where the source does not say so: what is measured for the whole is not known of
-a share."""
+"""Accelerators that several pods share, where the source does not say so.
+
+What is measured for the whole is not known of a share.
+"""
 
 from __future__ import annotations
 

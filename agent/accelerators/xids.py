@@ -41,7 +41,7 @@ REMEDIES: Final[Mapping[int, Remedy]] = _remedies(
     )
 )
 # Errors of the hardware after which a card cannot serve: unhealthy by default. Codes that a program can cause by itself
-# (13, 31, 43, 45, 68 and others) are not. Neither is 63: the bad row is out of use, and the catalogue says to ignore it.
+# (13, 31, 43, 45, 68 and others) are not. Neither is 63: the bad row is out of use, and the catalogue ignores it.
 FATAL_XIDS: Final[Mapping[int, str]] = {
     48: "double bit ECC error",
     64: "a bad memory row could not be replaced",

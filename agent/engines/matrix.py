@@ -25,8 +25,8 @@ LEGEND: Final[Mapping[str, str]] = {
     NO: "not reported; `igw signals --engine NAME` says why",
 }
 AMBIGUOUS: Final = (
-    "Series of a gauge that differ in a label of processes (pid) are of one engine: the largest counts. Series that differ "
-    "in a label that is none of these are not combined: an older name without them is read, else the value is withheld."
+    "Series of a gauge that differ in a label of processes (pid) are of one engine: the largest counts. Series that "
+    "differ in another label are not combined: an older name without them is read, else the value is withheld."
 )
 WIDTH: Final = 100  # columns of a terminal
 _GAP: Final = "  "

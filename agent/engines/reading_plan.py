@@ -8,7 +8,7 @@ is refused: a partial sum is not a reading.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import fsum
+from math import fsum, isnan
 from typing import Final, NamedTuple
 
 from agent.engines.recognition import advice, no_engine, other
@@ -204,7 +204,7 @@ class _Planner:
         return (kept, True) if kept else (places, False)
 
     def _parts(self, signal: str, source: SignalSource, series: Sequence[Series]) -> tuple[_Part, ...]:
-        """The parts of the value. A counter's series are parts whatever labels they have: each counts its own events."""
+        """The parts of the value. Series of a counter are parts whatever their labels: each counts its own events."""
         engine = self._engine
         if source.label is not None or SIGNALS[signal].kind is not SignalKind.GAUGE:
             return tuple(_Part((order,)) for order in range(len(series)))
@@ -386,7 +386,7 @@ def _merged(
     found: list[float] = []
     for part in parts:
         several = [values[order] for order in part.order]
-        if any(value != value for value in several):
+        if any(map(isnan, several)):
             return RefusedValue(signal, "not_finite", "nan")
         low, largest = min(several), max(several)
         if low < min(SIGNALS[signal].low, 0.0):
