@@ -103,7 +103,10 @@ class _Planner:
         self._whole = whole
         self._singles: list[Single] = []
         self._several: list[Several] = []
-        names = {*(series.name for series in layout.series), *(line.name for line in layout.bad)}
+        self._places: dict[str, list[int]] = {}  # by name
+        for place, series in enumerate(layout.series):
+            self._places.setdefault(series.name, []).append(place)
+        names = {*self._places, *(line.name for line in layout.bad)}
         foreign = next((owner for name, owner in engine.foreign_samples.items() if name in names), "")
         if foreign or not any(name.startswith(engine.prefixes) for name in names):
             raise PageRefused(*_not_of_engine(page, engine, foreign))
@@ -165,7 +168,7 @@ class _Planner:
         places: list[int] = []
         alternatives = [*((sample,) for sample in (source.sample, *source.added)), *source.optional]
         needed = 1 + len(source.added)
-        followed = any(series.name in source.followed_by for series in self._layout.series)
+        followed = any(name in self._places for name in source.followed_by)
         for number, names in enumerate(alternatives):
             found: list[int] = []
             for sample in names:
@@ -183,14 +186,16 @@ class _Planner:
 
     def _places_of(self, signal: str, source: SignalSource, sample: str) -> list[int]:
         """The places of this sample's series that the source is read from."""
-        label = source.label
-        number = SIGNALS[signal].kind is not SignalKind.NAMES
+        places, label, series = self._places.get(sample, []), source.label, self._layout.series
+        for name, text in source.where.items():
+            places = [place for place in places if series[place].labels.get(name, "") == text]
+        if label is None:
+            return places
+        unset = "" if SIGNALS[signal].kind is SignalKind.NAMES else _UNSET
         return [
             place
-            for place, series in enumerate(self._layout.series)
-            if series.name == sample
-            and all(series.labels.get(name, "") == text for name, text in source.where.items())
-            and (label is None or (label in series.labels and not (number and series.labels[label] == _UNSET)))
+            for place in places
+            if label in series[place].labels and (not unset or series[place].labels[label] != unset)
         ]
 
     def _without_steps(self, source: SignalSource, places: list[int]) -> tuple[list[int], bool]:
@@ -209,6 +214,8 @@ class _Planner:
         if source.label is not None or SIGNALS[signal].kind is not SignalKind.GAUGE:
             return tuple(_Part((order,)) for order in range(len(series)))
         known = {*engine.rank_labels, *engine.part_labels, *engine.copy_labels}
+        if len(series) == 1:
+            return (_Part((0,)),)
         groups: dict[tuple[str, frozenset[tuple[str, str]]], list[int]] = {}
         for order, one in enumerate(series):
             identity = frozenset(
