@@ -75,7 +75,8 @@ REASONS = {
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint has never reported the signal",
     "nothing_counted": "the ratio's denominator has not increased in the window",
-    "partial": "not every accelerator of the endpoint reports the signal",
+    "partial": "not every accelerator of the endpoint reports the signal, or one of them is missing",
+    "share": "the endpoint uses a share of a card, and the signal is measured for the whole card",
     "stale": "the last reading is older than the staleness limit",
     "too_few_pages": "a rate needs two pages of one server that are some seconds apart",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
@@ -267,20 +268,14 @@ class Pool:
 
     async def _first_scrapes(self) -> None:
         """Wait until every endpoint was scraped once and has listed its models, or the time for it is over."""
-        clock = self._parts.clock
-        until = clock.now() + self._config.ext_proc.start_timeout
-        while self.readiness():
-            left = until - clock.now()
-            if left <= 0:
-                return
-            await asyncio.sleep(min(left, FIRST_SCRAPES_CHECK_SECONDS))
-        until = min(until, clock.now() + FIRST_MODELS_SECONDS)
-        custom = tables(self._config.engines)
-        while any(lacks_models(view, custom) for view in self.store.snapshot(clock.now()).endpoints):
-            left = until - clock.now()
-            if left <= 0:
-                return
-            await asyncio.sleep(min(left, FIRST_SCRAPES_CHECK_SECONDS))
+        clock, custom = self._parts.clock, tables(self._config.engines)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.ext_proc.start_timeout):
+                while self.readiness():
+                    await asyncio.sleep(FIRST_SCRAPES_CHECK_SECONDS)
+                async with asyncio.timeout(FIRST_MODELS_SECONDS):
+                    while any(lacks_models(view, custom) for view in self.store.snapshot(clock.now()).endpoints):
+                        await asyncio.sleep(FIRST_SCRAPES_CHECK_SECONDS)
 
     async def _follow(self) -> None:
         async for endpoints in self._parts.endpoint_files.follow(self.name, self._discovery.watch()):

@@ -18,11 +18,14 @@ from typing import Final, NamedTuple
 
 from agent.engines.histograms import HistogramReader
 from agent.engines.reading_plan import ReadingPlan, add_value, plan_readings
+from agent.engines.spellings import spelling_of, spellings
 from agent.engines.table import Engine
-from agent.exposition.page import MAX_LAYOUTS, Layout, PageRefused, Scanner, SharedLayouts, has_no_samples
+from agent.exposition.page import MAX_LAYOUTS, Layout, PageRefused, Scanner, SharedLayouts
 from agent.signals import Histogram, RefusedValue, Value, admit
 
 NO_HISTOGRAMS: Final[Mapping[str, Histogram | None]] = {}
+# Reasons for which a page may have the engine's names in another spelling.
+_OTHER_NAMES: Final = frozenset({"wrong_engine", "empty"})
 NO_STAMPS: Final[Mapping[str, tuple[bytes, ...]]] = {}
 
 
@@ -53,6 +56,8 @@ class LayoutCache:
         self.histogram_layouts = SharedLayouts()
         self.engine = engine
         self._plans: dict[tuple[Layout, bool], ReadingPlan] = {}
+        self._others: tuple[Engine, ...] | None = None
+        self._spellings: dict[tuple[str, ...], LayoutCache] = {}
 
     def plan(self, page: bytes, layout: Layout, *, whole: bool) -> ReadingPlan:
         """How pages of this layout are read; PageRefused when the layout has none of the engine's names."""
@@ -63,6 +68,13 @@ class LayoutCache:
             known = self._plans[layout, whole] = plan_readings(self.engine, page, layout, whole=whole)
         return known
 
+    def spelling(self, page: bytes) -> LayoutCache | None:
+        """The cache for pages with the engine's names in another known spelling; None where this page has none."""
+        if self._others is None:
+            self._others = spellings(self.engine)
+        other = spelling_of(self._others, page)
+        return None if other is None else self._spellings.setdefault(other.prefixes, LayoutCache(other))
+
 
 class Extractor:
     """Reads the pages of one endpoint, and remembers their layout.
@@ -70,9 +82,11 @@ class Extractor:
     `histograms`: those of `agent.signals.HISTOGRAMS` to read besides the signals; none by default, which costs nothing.
     """
 
-    __slots__ = ("_cache", "_histograms", "_layout", "_plan", "_scanner", "_whole")
+    __slots__ = ("_cache", "_histograms", "_layout", "_other", "_plan", "_scanner", "_wanted", "_whole")
 
     def __init__(self, engine: Engine, cache: LayoutCache | None = None, histograms: Sequence[str] = ()) -> None:
+        self._wanted = histograms
+        self._other: Extractor | None = None  # reads pages with another spelling of the engine's names
         self._cache = cache or LayoutCache(engine)
         layouts = self._cache.histogram_layouts
         self._histograms = HistogramReader(engine, histograms, layouts) if histograms else None
@@ -88,19 +102,41 @@ class Extractor:
         `whole`: the transport showed that the page is complete (a content length, or a last chunk).
         """
         try:
-            layout, values = self._scanner.read(page)
-        except PageRefused as problem:
-            if problem.reason == "empty":
+            return self._extract(page, whole=whole)
+        except PageRefused as refused:
+            if refused.reason == "empty":  # the server has counted nothing yet
                 return self._nothing_counted()
             raise
+
+    def _extract(self, page: bytes, *, whole: bool) -> Extraction:
+        """As `extract`; PageRefused (`empty`) for a page on which nothing has been counted yet."""
+        if self._other is not None:
+            try:
+                return self._other.read(page, whole=whole)
+            except PageRefused as refused:
+                if refused.reason not in _OTHER_NAMES:
+                    raise
+                self._other = None
+        try:
+            return self.read(page, whole=whole)
+        except PageRefused as refused:
+            cache = self._cache.spelling(page) if refused.reason in _OTHER_NAMES else None
+            if cache is None:
+                raise
+            other = Extractor(cache.engine, cache, self._wanted)
+            extraction = other.read(page, whole=whole)
+            self._other = other
+            return extraction
+
+    def read(self, page: bytes, *, whole: bool) -> Extraction:
+        """As `extract`, in the spelling of the table alone; PageRefused also for a page with nothing counted."""
+        layout, values = self._scanner.read(page)
         if layout is not self._layout or whole is not self._whole:
             try:
                 self._plan = self._cache.plan(page, layout, whole=whole)
             except PageRefused:
                 # The layout only has names that every server has; the next page may have them beside this engine's.
                 self._scanner.forget()
-                if has_no_samples(page):
-                    return self._nothing_counted()
                 raise
             self._layout, self._whole = layout, whole
         singles, several, constant, missing, refused_before, places_of = self._plan

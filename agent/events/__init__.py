@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -37,6 +37,7 @@ Event = (
     | DevicesRead
     | DevicesFailed
     | DeviceHealthChanged
+    | DeviceLost
     | HealthPathFailed
     | HealthChanged
     | ServerRestarted

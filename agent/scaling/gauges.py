@@ -48,6 +48,7 @@ BY_SIGNAL: Final[tuple[tuple[str, tuple[Metric, ...]], ...]] = (
     (signals.LORA_MAX, (endpoints.LORA_MAX,)),
     (signals.BLOCKS, (endpoints.BLOCKS,)),
     (signals.BLOCK_SIZE, (endpoints.BLOCK_SIZE,)),
+    (signals.KV_TOKENS, (endpoints.KV_TOKENS,)),
     (signals.MODEL_LOADED, (endpoints.MODEL_LOADED,)),
     (signals.PREFIX_QUERIES, (endpoints.PREFIX_QUERIES,)),
     (signals.PREFIX_HITS, (endpoints.PREFIX_HITS,)),

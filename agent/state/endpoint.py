@@ -63,6 +63,7 @@ class EndpointState:
         "answered_at",
         "configured_engine",
         "dead",
+        "died",
         "drain",
         "engine",
         "failure",
@@ -84,6 +85,7 @@ class EndpointState:
         "probe_succeeded",
         "rate_estimator",
         "rate_source",
+        "replaced",
         "stamps",
         "unfollowed_at",
         "until",
@@ -110,6 +112,8 @@ class EndpointState:
         self.failure = ""
         self.dead = ""  # the proof of death since the last page; a refused connection is the stronger one
         self.answered_at: float | None = None  # the last proof of life since the last page or the first failure
+        self.died = False  # a connection was refused since the last page: its process had ended
+        self.replaced = False  # another server is at the address, and no page of it was applied yet
         self.probe: ProbeResult | None = None  # the last result of the health path, if it is probed
         self.probe_succeeded = False  # the health path has succeeded since the server started
         self.in_flight = InFlight(rate)
@@ -181,6 +185,7 @@ class EndpointState:
         self.failures = 0
         self.failure = ""
         self.dead = ""
+        self.died = False
         self.answered_at = None
         hits = values.get(PREFIX_HITS)
         if self.hits_at_start is None and isinstance(hits, float):
@@ -221,6 +226,7 @@ class EndpointState:
             self.failures = 0
             self.failure = ""
             self.dead = ""
+            self.died = False
             self.answered_at = at
         return new
 
@@ -252,6 +258,7 @@ class EndpointState:
         elif reason in PROOF_OF_DEATH:
             if self.dead != "refused":
                 self.dead = reason
+            self.died = self.died or reason == "refused"
             self.answered_at = None
             self.probe = None  # a result of the dead server does not apply to its successor
             self.probe_succeeded = False

@@ -19,10 +19,12 @@ from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    KV_TOKENS,
     LORA_RUNNING,
     LORA_WAITING,
     MODELS,
     RUNNING,
+    START_TIME,
     WAITING,
     Value,
 )
@@ -70,6 +72,7 @@ class RoutingStore:
         self.version = 0
         self.stale_after = stale_after
         self.on_change: list[Callable[[], None]] = []
+        self.on_restart: list[Callable[[str, float], None]] = []  # address and time, after the page that shows it
         self._limits = rate or RateLimits()
         self._outlier_limits = outliers or OutlierLimits()
         self._hook = hook
@@ -116,6 +119,7 @@ class RoutingStore:
             state.identity = identity
             if other:
                 self._hook(ServerRestarted(self.pool, address, other))
+                state.replaced = True
         self._places = {address: place for place, address in enumerate(sorted(self._endpoints))}
         self._addresses = tuple(self._places)
         self._rebuild()
@@ -146,7 +150,8 @@ class RoutingStore:
             reason = "answers_again"  # and a page without a sample shows of no server that it is the same
         if reason:
             self._restarted(state, reason)
-        if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
+        replaced = bool(reason) or state.replaced or (state.died and START_TIME not in values)
+        if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values or KV_TOKENS in values):
             self._resize(state, values)
         for signal in (LORA_RUNNING, LORA_WAITING):
             if values.get(signal) != state.value(signal):
@@ -171,6 +176,10 @@ class RoutingStore:
                 state.in_flight.delay_queue(state.drain.wait_seconds(waiting), waiting, at, now)
         self._refresh(state, now)
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
+        if replaced:
+            state.replaced = False
+            for call in self.on_restart:
+                call(address, now)
         return bool(reason)
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
@@ -207,6 +216,7 @@ class RoutingStore:
             return
         if state.engine != state.configured_engine:
             self._restarted(state, "another_engine")
+            state.replaced = True
         state.engine = engine
         self._changed(address)
 
@@ -537,9 +547,18 @@ class RoutingStore:
         self._notify()
 
     def _resize(self, state: EndpointState, values: Mapping[str, Value]) -> None:
-        """Tell the index how many of its blocks the endpoint's cache holds, when a page reports a change of it."""
-        blocks, tokens = values.get(BLOCKS), values.get(BLOCK_SIZE)
-        if not (isinstance(blocks, float) and isinstance(tokens, float)) or self._prefix is None:
+        """Set how many of its blocks the index keeps for the endpoint's cache, when a page reports another size. The
+        size in tokens is the engine's own where it reports one: blocks times block size is not that of every cache."""
+        whole = values.get(KV_TOKENS, state.value(KV_TOKENS))
+        tokens = _cache_tokens(whole, values.get(BLOCKS), values.get(BLOCK_SIZE))
+        if tokens is None or self._prefix is None:
             return
-        if (state.value(BLOCKS), state.value(BLOCK_SIZE)) != (blocks, tokens):
-            self._prefix.resize(state.address, max(1, int(blocks * tokens) // self._index_block_tokens))
+        if _cache_tokens(state.value(KV_TOKENS), state.value(BLOCKS), state.value(BLOCK_SIZE)) != tokens:
+            self._prefix.resize(state.address, max(1, int(tokens) // self._index_block_tokens))
+
+
+def _cache_tokens(whole: Value | None, blocks: Value | None, block_size: Value | None) -> float | None:
+    """The size of a KV cache in tokens, None where it is unknown."""
+    if isinstance(whole, float):
+        return whole
+    return blocks * block_size if isinstance(blocks, float) and isinstance(block_size, float) else None

@@ -34,6 +34,8 @@ OTHER: dict[str, Any] = {
     "pools[].accelerators[].path": "/m", "pools[].accelerators[].prefix": "amd", "pools[].accelerators[].join": "node",
     "pools[].accelerators[].interval": "4s", "pools[].accelerators[].timeout": "2s",
     "pools[].accelerators[].staleAfter": "20s", "pools[].accelerators[].fatalXids": [48],
+    "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
+    "pools[].accelerators[].acknowledged[].xid": 79,
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
     "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": ["queue_time_seconds"],
     "scrape.budget.scrapesPerSecond": 50, "scrape.budget.cpu": 0.5, "state.staleAfter": "7s", "prefillRate.fixed": 9,
@@ -53,6 +55,7 @@ OTHER: dict[str, Any] = {
 BESIDE = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
+    "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
 }
 # Not valid beside `source: dcgm`, or the value of the document already.
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.accelerators.combine import Accelerators, combine
+from agent.accelerators.combine import Accelerators, DeviceSet, combine
 from agent.accelerators.device import Device
 from agent.accelerators.table import COMBINED
 from agent.pick.candidates import Candidates
@@ -30,10 +30,11 @@ def accelerators(draw: st.DrawFn) -> tuple[Accelerators, ...]:
         combine(
             "dcgm",
             "x:1",
-            [Device("0", "0", {signal: draw(st.floats(0, 1)) for signal in COMBINED if draw(st.booleans())})],
+            DeviceSet(
+                [Device("0", "0", {signal: draw(st.floats(0, 1)) for signal in COMBINED if draw(st.booleans())})]
+            ),
             draw(st.sampled_from([0.0, -100.0])),
             15.0,
-            (),
             picked_on=draw(st.booleans()),
         )
         for _ in range(draw(st.integers(0, 2)))

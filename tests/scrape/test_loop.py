@@ -163,7 +163,7 @@ BAD: dict[str, tuple[Behaviour, str, str]] = {
     "responds 500": (raw(answer(b"oops", "500 Internal Server Error")), "status", "HTTP 500"),
     "responds 404": (raw(answer(b"", "404 Not Found")), "status", "HTTP 404"),
     "responds 204": (raw(b"HTTP/1.1 204 No Content\r\n\r\n"), "status", "HTTP 204"),
-    "redirects": (raw(answer(b"", "301 Moved", "Location: /x\r\n")), "status", "HTTP 301"),
+    "redirects": (raw(answer(b"", "301 Moved", "Location: /x\r\n")), "status", "HTTP 301: redirects to '/x' are not"),
     "has 100 MB": (raw(answer(b"", length=100_000_000)), "too_large", "100000000 bytes"),
     "sends 100 MB in chunks": (endless, "too_large", "over 4194304 bytes"),
     "cuts a line": (raw(answer(PAGE[:-5])), "truncated", "the last line has no end"),

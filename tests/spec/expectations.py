@@ -291,6 +291,7 @@ COUNTERS = (
     "igw_accelerator_scrapes_total",
     "igw_accelerator_refused_values_total",
     "igw_accelerator_health_changes_total",
+    "igw_accelerators_lost_total",
 )
 
 

@@ -17,6 +17,7 @@ from agent.signals import (
     BLOCKS,
     FINISHED,
     GENERATION_TOKENS,
+    KV_TOKENS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
@@ -248,11 +249,16 @@ _NEW_SAMPLES = {
 _NEW = {RUNNING: 1.0, WAITING: 2.0, KV_USAGE: 0.25, GENERATION_TOKENS: 7.0}
 _KV = "vllm__kv_cache_usage_perc"
 _KV_LINE = _line(b"vllm:kv_cache_usage_perc")
+_KV_VALUE = _KV_LINE.split()[1]
+_OF_PROCESSES = b"".join(
+    _KV_LINE.replace(b"{", b'{pid="%d",' % pid).replace(_KV_VALUE, _KV_VALUE if pid == 3 else b"0.0")
+    for pid in range(8)
+)
 _RUNNING_LINE = _line(b"vllm:num_requests_running")
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _FINISHED_AT = PAGE.index(b"\n", PAGE.index(b"\nvllm:request_success_total") + 1) + 1
 _AFTER_THE_CUT = (
-    PREFILL_SECONDS, PREFILLS, BLOCK_SIZE, BLOCKS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
+    PREFILL_SECONDS, PREFILLS, BLOCK_SIZE, BLOCKS, KV_TOKENS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
 )  # fmt: skip
 
 
@@ -476,11 +482,18 @@ TABLE: tuple[FaultRow, ...] = (
            lambda page: page.replace(_KV_LINE, _KV_LINE.replace(b'"}', b"}"))),
     _value("duplicate series", "The series of the KV usage occurs twice on the page.", KV_USAGE, "duplicate_series",
            lambda page: page + _KV_LINE),
-    _value("one bad series of two", "One of two engines has a queue length of `NaN`.", WAITING, "not_finite",
-           lambda page: page + b'vllm:num_requests_waiting{engine="1",model_name="tiny"} NaN\n'),
-    _value("engines that disagree", "Two engines of one server report different block sizes.", BLOCK_SIZE,
+    _value("one bad series of two", "One of two models has a queue length of `NaN`.", WAITING, "not_finite",
+           lambda page: page + b'vllm:num_requests_waiting{engine="0",model_name="other"} NaN\n'),
+    _value("series that disagree", "Two series of one engine report different block sizes.", BLOCK_SIZE,
            "disagreement",
-           lambda page: page + b'vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="100"} 1\n'),
+           lambda page: page + b'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100"} 1\n'),
+    _value("series of an unknown kind", "Two series of the KV usage differ in a label that names no engine.", KV_USAGE,
+           "ambiguous", lambda page: page + _KV_LINE.replace(b"{", b'{shard="1",').replace(_KV_VALUE, b"0.1")),
+    _value("sums of times", "Each set of adapters has the sum of the times of two processes.", LORA_RUNNING,
+           "not_a_time", lambda page: re.sub(rb"(?m)^(vllm:lora_requests_info\{.*\}) .*$", rb"\1 3.59e+09", page)
+           )._replace(counters=(refused(LORA_RUNNING, "not_a_time"), refused(LORA_WAITING, "not_a_time")),
+                      state=without(LORA_RUNNING, LORA_WAITING), gauges=withheld("stale", LORA_RUNNING, LORA_WAITING),
+                      metrics=lacking(LORA_RUNNING, LORA_WAITING)),
     _value("missing signal", "The page has no KV usage.", KV_USAGE, "missing",
            lambda page: page.replace(_KV_LINE, b"")),
     # -- a new server ------------------------------------------------------------------------------------------------
@@ -554,5 +567,11 @@ TABLE: tuple[FaultRow, ...] = (
               _answers(raw(answer(_ODDLY_SPACED)))),
     _harmless("invalid unread lines", "Lines of other names are invalid.",
               _answers(raw(answer(b"other{x=1} nothing\n" + PAGE + b"}{\nother 1 2 3\n")))),
+    _harmless("series of processes", "The KV usage has a series for each process, and all but one are 0.",
+              _answers(raw(answer(PAGE.replace(_KV_LINE, _OF_PROCESSES))))),
+    _harmless("renamed by a collector", "Names have underscores for colons.",
+              _answers(raw(answer(PAGE.replace(b"vllm:", b"vllm_"))))),
+    _harmless("renamed by Ray", "Names begin with `ray_vllm_`.",
+              _answers(raw(answer(PAGE.replace(b"vllm:", b"ray_vllm_"))))),
     _harmless("model list fails", "`/v1/models` answers 500.", _models_fail),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, S
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
+    KV_TOKENS,
     KV_USAGE,
     LORA_RUNNING,
     LORA_WAITING,
@@ -304,6 +305,29 @@ def test_the_index_is_resized_once_for_each_change_of_a_cache() -> None:
     assert fleet.index.calls == [("resize", "a:1", 200)]
     fleet.page("a:1", 4.0, **{BLOCKS: 200.0, BLOCK_SIZE: 128.0})
     assert fleet.index.calls[-1] == ("resize", "a:1", 400)
+
+
+def test_the_index_is_sized_by_the_capacity_that_the_engine_reports_and_not_by_a_product() -> None:
+    fleet = Fixture("a:1")
+    hybrid = {BLOCKS: 23_911.0, BLOCK_SIZE: 4.0, KV_TOKENS: 1_514_496.0}
+    for second in range(3):
+        fleet.page("a:1", float(second), **hybrid)
+    fleet.page("a:1", 3.0, **{BLOCKS: 23_911.0, BLOCK_SIZE: 4.0})  # the page lacks it for once
+    assert fleet.index.calls == [("resize", "a:1", 1_514_496 // 64)]
+    fleet.page("a:1", 4.0, **{KV_TOKENS: 6_400.0})
+    assert fleet.index.calls[-1] == ("resize", "a:1", 100)
+
+
+def test_a_restart_is_reported_after_the_page_that_shows_it() -> None:
+    fleet = Fixture("a:1", "b:1")
+    seen: list[tuple[str, float, float]] = []
+    fleet.store.on_restart.append(
+        lambda address, now: seen.append((address, now, fleet.store.snapshot(now).endpoints[0].values[START_TIME]))  # type: ignore[arg-type]
+    )
+    fleet.page("a:1", 0.0, **{START_TIME: 100.0})
+    fleet.page("a:1", 1.0, **{START_TIME: 200.0})
+    fleet.page("a:1", 2.0, **{START_TIME: 200.0})
+    assert [(address, start) for address, _, start in seen] == [("a:1", 200.0)]
 
 
 def test_measured_and_predicted_hits_are_counted_from_the_same_moment() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from agent.accelerators.faults import FAULTS
+from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
@@ -163,6 +163,10 @@ class DeviceJson(JsonObject):
     node: Annotated[str, Meta(description="as the exporter names it; empty when not reported")]
     pod: Annotated[str, Meta(description="NAMESPACE/POD that uses it; empty when none does or none is reported")]
     container: str
+    share: Annotated[
+        str,
+        Meta(description="how several pods share it; what is measured for the card is then unknown"),
+    ]
 
 
 class EndpointDeviceJson(DeviceJson):
@@ -172,6 +176,19 @@ class EndpointDeviceJson(DeviceJson):
         str, Meta(description="why it is unhealthy; empty when healthy", extra_json_schema=_one_of(("", *FAULTS)))
     ]
     detail: str
+    fault_seconds: Annotated[Seconds | None, Meta(description="since the fault was first seen; null when healthy")]
+    lost: Annotated[bool, Meta(description="it left the exporter's page; this is what was last known of it")]
+
+
+class EndedFaultJson(JsonObject):
+    """A fault of an accelerator that has no effect any more."""
+
+    device: str
+    fault: Annotated[str, Meta(extra_json_schema=_one_of(tuple(FAULTS)))]
+    detail: str
+    fault_seconds: Annotated[Seconds, Meta(description="since the fault was first seen")]
+    ended: Annotated[str, Meta(description="why it has no effect", extra_json_schema=_one_of(tuple(ENDS)))]
+    ended_at: Annotated[str, Meta(description="when: the restart, or when the agent read the acknowledgement")]
 
 
 class AcceleratorsJson(JsonObject):
@@ -183,6 +200,8 @@ class AcceleratorsJson(JsonObject):
     stale_after_seconds: Seconds
     picked_on: Annotated[bool, Meta(description="whether a profile may use these readings")]
     devices: list[EndpointDeviceJson]
+    missing: Annotated[Count, Meta(description="further devices, to the configured number")]
+    ended_faults: list[EndedFaultJson]
     signals: Annotated[
         dict[str, SignalValueJson],
         Meta(description="of all devices together: the maximum or the sum", extra_json_schema=_DEVICE_SIGNALS),
@@ -314,6 +333,10 @@ class ExporterJson(JsonObject):
     joined: Annotated[dict[str, list[DeviceJson]], Meta(description="endpoint -> its devices")]
     unmatched: Annotated[list[DeviceJson], Meta(description="devices that match no endpoint")]
     ambiguous: Annotated[list[DeviceJson], Meta(description="devices that match several endpoints")]
+    lost: Annotated[
+        dict[str, list[DeviceJson]],
+        Meta(description="endpoint -> devices that left the page"),
+    ]
     unhealthy: Annotated[dict[str, str], Meta(description="device -> its fault")]
 
 
