@@ -27,6 +27,7 @@ from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.requests.load_reports import LoadReports
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
+from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
 from agent.requests.stages.tokens import TokensStage
@@ -64,6 +65,7 @@ class _FixedSize:
     """Replaces an index where `prefixIndex.autoSize` is off: cache sizes that servers report are ignored."""
 
     def __init__(self, index: PrefixIndex) -> None:
+        self.clear = index.clear
         self.forget = index.forget
 
     def resize(self, address: str, capacity_blocks: int) -> None:
@@ -107,7 +109,8 @@ class Pool:
         )
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
-            ParseStage(),
+            ParseStage(lambda: self.store.shared_engine, config.ext_proc.max_body, parts.hook, settings.name),
+            CacheResetStage(self.store.cache_emptied),
             TokensStage(index.block_tokens, index.bytes_per_token, index.max_tokens),
             self._pick,
         ]

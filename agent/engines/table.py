@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from agent.engines.cache_resets import ResetCounter
 from agent.signals import MODELS
 
 DEFAULT_PAGE_PATH: Final = "/metrics"
@@ -109,7 +110,8 @@ class Engine:
     `rank_labels` identify the engines of one server, whose values are combined. `copy_labels` identify processes that
     report the same engine, such as those of tensor parallelism: the lowest one counts. `histograms`: metric families of
     each histogram, the newest name first (`agent.signals.HISTOGRAMS`). `foreign_samples`: samples that only occur on a
-    page of another engine that shares this engine's names -> that engine.
+    page of another engine that shares this engine's names -> that engine. `cache_resets`: the counter of requests that
+    empty the prefix cache, where the page has one.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Engine:
     foreign_samples: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
     histograms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cache_resets: ResetCounter | None = None
 
     def names(self) -> list[str]:
         """Every sample name that is read, once each."""

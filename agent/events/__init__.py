@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import Abandoned, EncodedBody, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -30,6 +31,8 @@ Event = (
     | HealthPathFailed
     | HealthChanged
     | ServerRestarted
+    | CacheEmptied
+    | EncodedBody
     | Picked
     | Refused
     | Reported

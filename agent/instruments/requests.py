@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import Abandoned, EncodedBody, Ended, Picked, Refused, Reported, StreamBroken
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.label_limiter import LabelLimiter
@@ -61,6 +61,7 @@ class RequestInstruments:
         self._picks = cache(self._pick_counters)
         self._ends = cache(self._end_counter)
         self.counts: Mapping[type, Callable[[Any], None]] = {
+            EncodedBody: self._count_encoded_body,
             Picked: self._count_picked,
             Refused: self._count_refused,
             Reported: self._count_reported,
@@ -84,6 +85,9 @@ class RequestInstruments:
         if event.left_warmest:
             pick.left_warmest.inc()
         self._decision.observe(event.took)
+
+    def _count_encoded_body(self, event: EncodedBody) -> None:
+        self._metrics.count(rows.ENCODED_BODIES, event.pool, event.encoding, event.result)
 
     def _count_refused(self, event: Refused) -> None:
         model = self._model(event.model)

@@ -13,8 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.pick.request import Prompt
-from agent.requests.body import MAX_PARTS, BodyRefused, parse
+from agent.requests.body import BodyRefused, parse
 from agent.requests.rejections import REJECTIONS
+from agent.requests.rendering import MAX_PARTS
 
 CHAT = "/v1/chat/completions"
 PATHS = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")

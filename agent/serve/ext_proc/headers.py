@@ -56,4 +56,12 @@ CONTROL: Final = frozenset(
     }
 )
 # The only headers that a session reads; the protocol need not pass others.
-READ: Final = CONTROL | {":path", ":method", "content-encoding", "content-length", REQUEST_ID, REQUEST_HEADER}
+READ: Final = CONTROL | {
+    ":path",
+    ":method",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    REQUEST_ID,
+    REQUEST_HEADER,
+}

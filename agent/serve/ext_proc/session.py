@@ -98,8 +98,10 @@ class Session:
         "_chunks",
         "_closed",
         "_config",
+        "_content_type",
         "_echo",
         "_encoding",
+        "_method",
         "_mode",
         "_new_id",
         "_owed",
@@ -126,6 +128,8 @@ class Session:
         self._response_echo = False
         self._path = ""
         self._encoding = ""
+        self._content_type = ""
+        self._method = ""
         self._request_id = ""
         self._subset: frozenset[str] | None = None
         self._add: tuple[tuple[str, str], ...] = ()
@@ -180,6 +184,7 @@ class Session:
         self._subset = subset
         self._path = headers.get(":path", "")
         self._encoding = headers.get("content-encoding", "")
+        self._content_type = headers.get("content-type", "")
         self._request_id = headers.get(REQUEST_ID, "")
         if not self._request_id:
             self._request_id = self._new_id()
@@ -194,7 +199,8 @@ class Session:
         length = headers.get("content-length", "")
         if length.isdecimal() and len(length) < 20 and int(length) > self._config.max_body:
             return self._too_large()
-        method = headers.get(":method", "GET")
+        self._method = headers.get(":method", "")
+        method = self._method or "GET"
         if end_of_stream:
             return self._schedule(None if method in _BODILESS else b"")
         if method == "CONNECT":  # a tunnel follows, whose end never comes
@@ -312,7 +318,15 @@ class Session:
         else:
             self.body_sent()
         self._chunks = []
-        return (Schedule(Request(self._request_id, self._path, body, self._encoding, self._subset)),)
+        if self._method in _BODILESS:  # such a body has no meaning, and is no prompt (RFC 9110, 9.3)
+            body = None
+        return (
+            Schedule(
+                Request(
+                    self._request_id, self._path, body, self._encoding, self._subset, self._content_type, self._method
+                )
+            ),
+        )
 
     def _late_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         if self._state is _State.NEW:
