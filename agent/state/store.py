@@ -211,7 +211,7 @@ class RoutingStore:
     def served_models(
         self, address: str, names: frozenset[str], at: float, roots: Mapping[str, str] | None = None
     ) -> None:
-        """Record the models and adapters that the endpoint serves. `roots`: the place of each model's weights, as far as
+        """Record the models and adapters that the endpoint serves. `roots`: the place of each model's weights, if
         the list has it; other weights under a known name have another cache."""
         state = self._endpoints.get(address)
         if state is not None:
