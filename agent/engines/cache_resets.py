@@ -18,8 +18,8 @@ _NEAR_BYTES: Final = 2048
 # A page without the family is searched from its beginning to its end; such a server is searched this rarely.
 _SEARCH_PAGES: Final = 32
 
-_LABEL: Final = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\]*)"')
-_VALUE: Final = re.compile(rb"\}[ \t]+([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]+)?)(?![^ \t\r\n])", re.IGNORECASE)
+_SERIES: Final = re.compile(rb"[^\n}]*\}[ \t]+(?=[0-9])")
+_NUMBER: Final = re.compile(rb"[0-9]+(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?(?=[ \t\r\n]|\Z)")
 
 
 class ResetCounter(NamedTuple):
@@ -33,50 +33,64 @@ class ResetCounter(NamedTuple):
 
 
 class CacheResetReader:
-    """Reads the counter from the pages of one endpoint; it remembers where its family begins."""
+    """Reads the counter from the pages of one endpoint; it remembers where its family begins, and its series."""
 
-    __slots__ = ("_at", "_counter", "_mark", "_needles", "_paths", "_skip")
+    __slots__ = ("_at", "_beginning", "_keys", "_mark", "_needles", "_shortest", "_size", "_skip", "_success")
 
     def __init__(self, counter: ResetCounter) -> None:
-        self._counter = counter
         self._mark = b"\n# TYPE %b " % counter.sample.encode()
         self._needles = tuple(b'%b="%b"' % (counter.path_label.encode(), path.encode()) for path in counter.paths)
-        self._paths = frozenset(path.encode() for path in counter.paths)
+        self._beginning = counter.sample.encode() + b"{"
+        self._success = re.compile(b'[{,]%b="2' % counter.status_label.encode())
+        # Bytes of a line that counts a path, without its other labels and its value.
+        self._shortest = len(self._beginning) + min(map(len, self._needles), default=0)
         self._at = -1
         self._skip = 0  # pages until the next search
+        self._size = -1  # bytes of the family on the last page
+        self._keys: tuple[bytes, ...] = ()  # its lines that count, up to their values
 
     def read(self, page: bytes) -> float:
         """The successful requests so far that emptied the cache; 0 where the page counts none."""
-        mark = self._mark
-        at = -1
-        if self._at >= 0:
+        mark, at, end = self._mark, self._at, len(page)
+        if at >= 0 and not page.startswith(mark, at):
             at = page.find(mark, max(0, self._at - _NEAR_BYTES), self._at + _NEAR_BYTES)
         if at < 0:
             self._skip -= 1
             if self._at < 0 and self._skip > 0:
                 return 0.0
             self._skip = _SEARCH_PAGES
+            self._size = -1
             at = page.find(mark)
         self._at = at
         if at < 0:
             return 0.0
-        start = page.find(b"\n", at + len(mark))
-        end = page.find(b"\n#", start)
-        family = page[start : end if end >= 0 else len(page)]
+        start = at + len(mark)
+        found = start + self._size
+        if self._size < 0 or not page.startswith(b"\n#", found):
+            found = page.find(b"\n#", start)
+        if found >= 0:
+            end = found
+        # A family that grew by less than a line has no new series: only its numbers have grown.
+        if self._size < 0 or abs(end - start - self._size) >= self._shortest:
+            self._keys = self._find(page[start:end])
+        self._size = end - start
+        total = 0.0
+        for key in self._keys:
+            place = page.find(key, start, end)
+            number = _NUMBER.match(page, place + len(key)) if place >= 0 else None
+            if number is None:
+                self._size = -1  # another layout: look again on the next page
+            else:
+                total += float(number[0])
+        return total
+
+    def _find(self, family: bytes) -> tuple[bytes, ...]:
+        """The beginnings of the lines that count a successful request to one of the paths."""
+        keys: list[bytes] = []
         for needle in self._needles:
             if needle in family:
-                return self._sum(family)
-        return 0.0
-
-    def _sum(self, family: bytes) -> float:
-        counter, total = self._counter, 0.0
-        beginning = counter.sample.encode() + b"{"
-        path_label, status_label = counter.path_label.encode(), counter.status_label.encode()
-        for line in family.split(b"\n"):
-            if not line.startswith(beginning):
-                continue
-            labels = dict(_LABEL.findall(line))
-            value = _VALUE.search(line)
-            if value and labels.get(path_label) in self._paths and labels.get(status_label, b"").startswith(b"2"):
-                total += float(value[1])
-        return total
+                for line in family.split(b"\n"):
+                    series = _SERIES.match(line) if line.startswith(self._beginning) and needle in line else None
+                    if series is not None and self._success.search(line):
+                        keys.append(b"\n" + series[0])
+        return tuple(keys)

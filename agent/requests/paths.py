@@ -128,8 +128,6 @@ PATHS: Final[tuple[PathRow, ...]] = (
 )
 
 _LITERAL: Final = {row.pattern: row for row in PATHS if "{" not in row.pattern and row is not ROOT}
-# The paths without a prefix but the version: found by one look-up.
-_WHOLE: Final = {"/v1" + pattern: row for pattern, row in _LITERAL.items()} | _LITERAL | {"/": ROOT}
 
 
 def _compiled(row: PathRow) -> tuple[int, re.Pattern[str], PathRow]:
@@ -150,20 +148,21 @@ class PathMatch(NamedTuple):
 
 
 _UNKNOWN: Final = PathMatch(UNKNOWN)
-
-
-def row_of(path: str) -> PathRow:
-    """The row of the path; `UNKNOWN` where none fits."""
-    row = _WHOLE.get(path)
-    return match(path).row if row is None else row
+# The paths without a prefix but the version: found by one look-up.
+_MATCHES: Final = {prefix + pattern: PathMatch(row) for prefix in ("", "/v1") for pattern, row in _LITERAL.items()} | {
+    ROOT.pattern: PathMatch(ROOT)
+}
 
 
 def match(path: str) -> PathMatch:
     """The row of the path, and the model in it."""
+    known = _MATCHES.get(path)
+    if known is not None:
+        return known
     path = path.partition("?")[0]
-    row = _WHOLE.get(path)
-    if row is not None:
-        return PathMatch(row)
+    known = _MATCHES.get(path)
+    if known is not None:
+        return known
     segments = path.rstrip("/").rsplit("/", _MAX_SEGMENTS)
     if len(segments) < 2:
         return _UNKNOWN
@@ -194,5 +193,5 @@ def model_of_query(path: str) -> str:
 
 def empties(path: str, method: str) -> bool:
     """Whether a request with this path and method leaves its server with an empty prefix cache."""
-    row = row_of(path)
+    row = match(path).row
     return row.effect == EMPTIES and method in row.methods

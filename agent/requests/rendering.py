@@ -244,6 +244,9 @@ READERS: Final[Mapping[str, Reader]] = {
 
 def salt_of(document: Mapping[str, Json], rules: PromptRules) -> bytes:
     """What separates the blocks of this request in the cache from those of others with the same prompt."""
+    if len(rules.salts) == 1:
+        salt = document.get(rules.salts[0])
+        return salt.encode() if isinstance(salt, str) else b""
     found: list[str] = []
     for name in rules.salts:
         value = document.get(name)
