@@ -83,10 +83,13 @@ def _inflate(body: bytes, limit: int) -> bytes:
     wrapped = len(body) >= 2 and body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0
     try:
         part, rest = _zlib(body, _ZLIB if wrapped else _BARE, limit)
-    except MalformedBody:
+    except MalformedBody as malformed:
         if not wrapped:
             raise
-        part, rest = _zlib(body, _BARE, limit)  # the first two bytes of bare data may look like zlib's
+        try:  # the first two bytes of bare data may look like zlib's
+            part, rest = _zlib(body, _BARE, limit)
+        except MalformedBody:
+            raise malformed from None
     if rest:
         raise MalformedBody("bytes follow the end of its data")
     return part
