@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 # How far the family may move between two pages: new series of other families before it.
 _NEAR_BYTES: Final = 2048
-# A page without the family is searched from its beginning to its end; such a server is searched this rarely.
+# Each of so many pages is read without what is known of the one before. Only these are searched for the family where
+# the page before had none.
 _SEARCH_PAGES: Final = 32
 
 _SERIES: Final = re.compile(rb"[^\n}]*\}[ \t]+(?=[0-9])")
@@ -54,11 +55,13 @@ class CacheResetReader:
         mark, at, end = self._mark, self._at, len(page)
         if at >= 0 and not page.startswith(mark, at):
             at = page.find(mark, max(0, self._at - _NEAR_BYTES), self._at + _NEAR_BYTES)
-        if at < 0:
-            self._skip -= 1
-            if self._at < 0 and self._skip > 0:
-                return 0.0
+        self._skip -= 1
+        if self._skip < 0:
             self._skip = _SEARCH_PAGES
+            self._size = -1
+        elif self._at < 0:
+            return 0.0
+        if at < 0:
             self._size = -1
             at = page.find(mark)
         self._at = at
