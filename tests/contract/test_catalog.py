@@ -17,10 +17,11 @@ from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import Abandoned, EncodedBody, Ended, Picked, Refused, Reported, StreamBroken
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -49,6 +50,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 # One event of each type, so that every metric of events has a series.
 EVERYTHING: tuple[Event, ...] = (
     Reported("pool", "a:1", "several"),
+    EncodedBody("pool", "gzip", "read"),
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
     Refused("pool", "m", 503, "none_healthy"),
     Ended("pool", "m", "a:1", 1.0, "closed"),
@@ -63,6 +65,7 @@ EVERYTHING: tuple[Event, ...] = (
     HealthChanged("pool", "a:1", "unknown", "healthy", ""),
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
+    CacheEmptied("pool", "a:1", "asleep"),
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),

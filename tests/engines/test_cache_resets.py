@@ -48,7 +48,8 @@ def plain(text: bytes) -> float:
 
 @given(work=st.lists(steps, max_size=8))
 def test_every_page_of_a_server_gives_what_a_plain_reading_gives(work) -> None:
-    reader, answered = CacheResetReader(COUNTER), {}
+    reader = CacheResetReader(COUNTER)
+    answered: dict[tuple[str, str, str], int] = {}
     for number, (more, lines, after) in enumerate(work):
         for one, count in more.items():
             answered[one] = answered.get(one, 0) + count

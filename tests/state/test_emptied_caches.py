@@ -8,13 +8,13 @@ from agent.engines.mapping import Extraction
 from agent.events import Event
 from agent.events.scraping import CacheEmptied
 from agent.prefix.index import PrefixIndex
-from agent.signals import BLOCK_SIZE, BLOCKS, MODEL_LOADED, PREFIX_HITS, RUNNING, WAITING
+from agent.signals import BLOCK_SIZE, BLOCKS, MODEL_LOADED, PREFIX_HITS, RUNNING, WAITING, Value
 from agent.state.endpoint import EMPTIED
 from agent.state.store import RoutingStore
 
 A, B = "10.0.0.1:8000", "10.0.0.2:8000"
 CHAIN = [1, 2, 3]
-PAGE = {RUNNING: 0.0, WAITING: 0.0, PREFIX_HITS: 5.0, BLOCKS: 1000.0, BLOCK_SIZE: 64.0}
+PAGE: dict[str, Value] = {RUNNING: 0.0, WAITING: 0.0, PREFIX_HITS: 5.0, BLOCKS: 1000.0, BLOCK_SIZE: 64.0}
 
 
 class Fixture:
