@@ -32,6 +32,7 @@ from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
+from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
 from agent.requests.stages.tokens import TokensStage
@@ -87,6 +88,7 @@ class _FixedSize:
     """Replaces an index where `prefixIndex.autoSize` is off: cache sizes that servers report are ignored."""
 
     def __init__(self, index: PrefixIndex) -> None:
+        self.clear = index.clear
         self.forget = index.forget
 
     def resize(self, address: str, capacity_blocks: int) -> None:
@@ -134,7 +136,8 @@ class Pool:
         )
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
-            ParseStage(),
+            ParseStage(lambda: self.store.shared_engine, config.ext_proc.max_body, parts.hook, settings.name),
+            CacheResetStage(self.store.cache_emptied),
             TokensStage(index.block_tokens, index.bytes_per_token, index.max_tokens),
             self._pick,
         ]
@@ -271,11 +274,14 @@ class Pool:
         clock, custom = self._parts.clock, tables(self._config.engines)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.ext_proc.start_timeout):
-                while self.readiness():
+                while self.readiness():  # noqa: ASYNC110  scrapes have no event that ends with the first of each
                     await asyncio.sleep(FIRST_SCRAPES_CHECK_SECONDS)
                 async with asyncio.timeout(FIRST_MODELS_SECONDS):
-                    while any(lacks_models(view, custom) for view in self.store.snapshot(clock.now()).endpoints):
+                    while self._lacks_models(clock.now(), custom):  # noqa: ASYNC110  as above
                         await asyncio.sleep(FIRST_SCRAPES_CHECK_SECONDS)
+
+    def _lacks_models(self, now: float, custom: Mapping[str, Engine]) -> bool:
+        return any(lacks_models(view, custom) for view in self.store.snapshot(now).endpoints)
 
     async def _follow(self) -> None:
         async for endpoints in self._parts.endpoint_files.follow(self.name, self._discovery.watch()):

@@ -16,7 +16,12 @@ BODY_MODES: Final = ("FULL_DUPLEX_STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "ST
 class ExtProcConfig:
     """The ext_proc ports of all pools."""
 
-    max_body: int = option(Size(1024, 256 << 20), "a longer request body is answered with 413", 16 << 20, live=False)
+    max_body: int = option(
+        Size(1024, 256 << 20),
+        "a longer request body, packed or unpacked, is answered with 413",
+        16 << 20,
+        live=False,
+    )
     max_buffered_bytes: int = option(
         Size(1024, 1 << 40),
         "bytes of request bodies that a pool's port buffers; a request beyond is answered with 429",

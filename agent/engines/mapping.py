@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from agent.engines.cache_resets import CacheResetReader
 from agent.engines.histograms import HistogramReader
 from agent.engines.reading_plan import ReadingPlan, add_value, plan_readings
 from agent.engines.spellings import spelling_of, spellings
@@ -34,7 +35,7 @@ class Extraction(NamedTuple):
 
     `histograms` are the requested ones, None for one that is missing or refused. `stamps` are the timestamps of each
     signal's series as text, on a page that has any: a series with the same timestamp as on the page before was not
-    measured since.
+    measured since. `cache_resets`: the requests so far that left the server's prefix cache empty.
     """
 
     readings: dict[str, Value]
@@ -42,6 +43,7 @@ class Extraction(NamedTuple):
     refused: tuple[RefusedValue, ...]
     histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
     stamps: Mapping[str, tuple[bytes, ...]] = NO_STAMPS
+    cache_resets: float = 0.0
 
 
 # The content of a page without a sample.
@@ -82,7 +84,9 @@ class Extractor:
     `histograms`: those of `agent.signals.HISTOGRAMS` to read besides the signals; none by default, which costs nothing.
     """
 
-    __slots__ = ("_cache", "_histograms", "_layout", "_other", "_plan", "_scanner", "_wanted", "_whole")
+    __slots__ = (
+        "_cache", "_cache_resets", "_histograms", "_layout", "_other", "_plan", "_scanner", "_wanted", "_whole",
+    )  # fmt: skip
 
     def __init__(self, engine: Engine, cache: LayoutCache | None = None, histograms: Sequence[str] = ()) -> None:
         self._wanted = histograms
@@ -90,6 +94,7 @@ class Extractor:
         self._cache = cache or LayoutCache(engine)
         layouts = self._cache.histogram_layouts
         self._histograms = HistogramReader(engine, histograms, layouts) if histograms else None
+        self._cache_resets = CacheResetReader(engine.cache_resets) if engine.cache_resets else None
         helps = {source.sample for sources in engine.sources.values() for source in sources if source.tokens_or_blocks}
         self._scanner = Scanner(engine.names(), helps, self._cache.layouts)
         self._layout: Layout | None = None
@@ -153,10 +158,12 @@ class Extractor:
                 add_value(signal, made, readings, refused)
         all_refused = (*refused_before, *refused) if refused else refused_before
         stamps = _stamps(layout, places_of, readings) if layout.stamps else NO_STAMPS
+        resets = 0.0 if self._cache_resets is None else self._cache_resets.read(page)
         if self._histograms is None:
-            return Extraction(readings, missing, all_refused, NO_HISTOGRAMS, stamps)
+            return Extraction(readings, missing, all_refused, NO_HISTOGRAMS, stamps, resets)
         distributions = self._histograms.read(page, whole=whole)
-        return Extraction(readings, missing, (*all_refused, *distributions.refused), distributions.found, stamps)
+        all_refused = (*all_refused, *distributions.refused)
+        return Extraction(readings, missing, all_refused, distributions.found, stamps, resets)
 
     def _nothing_counted(self) -> Extraction:
         """The content of a page without a sample."""

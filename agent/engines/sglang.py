@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
+from agent.engines.cache_resets import ResetCounter
 from agent.engines.table import Engine, SeriesCombination, SignalSource
 
 _WHOLE_QUEUE: Final = {"priority": ""}
@@ -84,4 +85,18 @@ SGLANG: Final = Engine(
     part_labels=("model_name", "engine_type"),
     copy_labels=("tp_rank", "pp_rank", "moe_ep_rank"),
     hint="was the server started with --enable-metrics?",
+    cache_resets=ResetCounter(
+        "sglang:http_responses_total",
+        "endpoint",
+        "status_code",
+        (
+            "/flush_cache",
+            "/update_weights_from_disk",
+            "/update_weights_from_tensor",
+            "/update_weights_from_distributed",
+            "/update_weights_from_ipc",
+            "/release_memory_occupation",
+            "/resume_memory_occupation",
+        ),
+    ),
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from agent.engines.cache_resets import ResetCounter
 from agent.signals import MODELS
 
 DEFAULT_PAGE_PATH: Final = "/metrics"
@@ -152,7 +153,8 @@ class Engine:
     of those that differ in `PROCESS_LABELS` only, the largest counts; any others are refused as `ambiguous`, and an
     older name without such series is used instead. `histograms`: metric families of each histogram, the newest name
     first (`agent.signals.HISTOGRAMS`). `foreign_samples`: samples that only occur on a page of another engine that
-    shares this engine's names -> that engine.
+    shares this engine's names -> that engine. `cache_resets`: the counter of requests that empty the prefix cache,
+    where the page has one.
     """
 
     name: str
@@ -171,6 +173,7 @@ class Engine:
     foreign_samples: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
     histograms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cache_resets: ResetCounter | None = None
 
     def names(self) -> list[str]:
         """Every sample name that is read, once each."""

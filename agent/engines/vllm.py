@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
+from agent.engines.cache_resets import ResetCounter
 from agent.engines.table import Engine, SeriesCombination, SignalSource
 
 _BY_REASON: Final = "vllm:num_requests_waiting_by_reason"
@@ -75,4 +76,19 @@ VLLM: Final = Engine(
     pipelining=True,  # uvicorn
     reports={"num_requests_waiting": signals.WAITING, "kv_cache_usage_perc": signals.KV_USAGE},
     hint="was the server started with --disable-log-stats?",
+    # The routes of its development mode (VLLM_SERVER_DEV_MODE=1; recorded: 0.32.0).
+    cache_resets=ResetCounter(
+        "http_requests_total",
+        "handler",
+        "status",
+        (
+            "/sleep",
+            "/wake_up",
+            "/reset_prefix_cache",
+            "/release_kv_cache_memory",
+            "/pause",
+            "/update_weights",
+            "/finish_weight_update",
+        ),
+    ),
 )

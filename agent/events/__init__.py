@@ -11,6 +11,7 @@ from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFa
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
+    EncodedBody,
     Ended,
     EndpointEjected,
     NotFollowed,
@@ -23,6 +24,7 @@ from agent.events.requests import (
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -41,6 +43,8 @@ Event = (
     | HealthPathFailed
     | HealthChanged
     | ServerRestarted
+    | CacheEmptied
+    | EncodedBody
     | Picked
     | Refused
     | Reported

@@ -22,6 +22,15 @@ class Picked(NamedTuple):
     requested: str = ""
 
 
+class EncodedBody(NamedTuple):
+    """A request had a body with a content-encoding, a value of `agent.requests.unpack.ENCODINGS`. `result`: `read`,
+    `unread` (picked without a prompt) or `refused`."""
+
+    pool: str
+    encoding: str
+    result: str
+
+
 class Refused(NamedTuple):
     """A request was rejected by the agent, with this HTTP status and reason (one word); `requested` as in `Picked`."""
 

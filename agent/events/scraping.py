@@ -65,6 +65,15 @@ class ServerRestarted(NamedTuple):
     reason: str
 
 
+class CacheEmptied(NamedTuple):
+    """The prefix cache of a known server is empty: the prefix index forgot its blocks. `reason` is one of
+    `agent.state.endpoint.EMPTIED`."""
+
+    pool: str
+    endpoint: str
+    reason: str
+
+
 class ScrapesPaced(NamedTuple):
     """The scrape budget was distributed. Intervals are in seconds, `busy` and `idle` are numbers of endpoints, `used`
     is the recent use of each part of the budget (`scrapes`, `cpu`) as a ratio."""

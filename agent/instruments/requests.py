@@ -10,6 +10,7 @@ from prometheus_client import Counter, Histogram
 
 from agent.events.requests import (
     Abandoned,
+    EncodedBody,
     Ended,
     EndpointEjected,
     NotFollowed,
@@ -70,6 +71,7 @@ class RequestInstruments:
         self._ends = cache(self._end_counter)
         self._responses = cache(self._response_counter)
         self.counts: Mapping[type, Callable[[Any], None]] = {
+            EncodedBody: self._count_encoded_body,
             Picked: self._count_picked,
             Refused: self._count_refused,
             Reported: self._count_reported,
@@ -102,6 +104,9 @@ class RequestInstruments:
         if event.left_warmest:
             pick.left_warmest.inc()
         self._decision.observe(event.took)
+
+    def _count_encoded_body(self, event: EncodedBody) -> None:
+        self._metrics.count(rows.ENCODED_BODIES, event.pool, event.encoding, event.result)
 
     def _count_refused(self, event: Refused) -> None:
         code = ERROR_CODES.get(event.status, str(event.status))

@@ -111,8 +111,14 @@ class PrefixIndex:
         holder.capacity = max(1, capacity_blocks)
         self._shrink(holder, holder.capacity)
 
+    def clear(self, address: str) -> None:
+        """Remove all blocks of the address, which keeps its capacity. An unknown address is ignored."""
+        holder = self._holders.get(address)
+        if holder is not None:
+            self._shrink(holder, 0)
+
     def forget(self, address: str) -> None:
-        """Remove all blocks of the address. An unknown address is ignored."""
+        """Remove the address and all its blocks. An unknown address is ignored."""
         holder = self._holders.pop(address, None)
         if holder is None:
             return

@@ -445,7 +445,7 @@ class Scraper:
     def _served(self, body: bytes) -> None:
         names = model_names(body)
         if names is not None and self._server is not None and not self.stopped:
-            self._server.served_models(self.target.address, names, self._models.sent_at)
+            self._server.served_models(self.target.address, names, self._models.sent_at, model_roots(body))
 
     def _closed_idle(self) -> None:
         """The server closed the idle connection: check soon whether it still runs."""
@@ -470,3 +470,15 @@ def model_names(body: bytes) -> frozenset[str] | None:
     if not isinstance(entries, list):
         return None
     return frozenset(entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str))
+
+
+def model_roots(body: bytes) -> dict[str, str]:
+    """The place of the weights of each model in an OpenAI list of models (`data[].root`, as vLLM and SGLang write it);
+    adapters, which have a parent, are left out. Call it with a body that `model_names` accepts."""
+    found: dict[str, str] = {}
+    for entry in orjson.loads(body)["data"]:
+        if isinstance(entry, dict) and not entry.get("parent"):
+            name, root = entry.get("id"), entry.get("root")
+            if isinstance(name, str) and isinstance(root, str):
+                found[name] = root
+    return found

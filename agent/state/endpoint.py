@@ -46,6 +46,14 @@ class Identity(NamedTuple):
 
 UNIDENTIFIED: Final = Identity()
 
+# Why the prefix cache of a server that goes on is known to be empty.
+EMPTIED: Final[Mapping[str, str]] = {
+    "asleep": "its page shows that its model is not loaded: it sleeps",
+    "reset": "its page counts another request that empties the cache, such as a reset or an update of its weights",
+    "request": "a request that empties the cache passed through the picker",
+    "other_weights": "its list of models has other weights under a known name, or no model of before",
+}
+
 
 class Stamp(NamedTuple):
     """The time stamp of a series, as text, and when the first page with it was requested."""
@@ -61,6 +69,7 @@ class EndpointState:
         "accelerators",
         "address",
         "answered_at",
+        "cache_resets",
         "configured_engine",
         "dead",
         "died",
@@ -86,6 +95,7 @@ class EndpointState:
         "rate_estimator",
         "rate_source",
         "replaced",
+        "roots",
         "stamps",
         "unfollowed_at",
         "until",
@@ -127,6 +137,8 @@ class EndpointState:
         self.learnt_rate: float | None = None  # the estimator's rate when it last changed by more than noise
         self.predicted_hits = 0.0
         self.hits_at_start: float | None = None
+        self.cache_resets: float | None = None  # the largest number of them on a page so far
+        self.roots: Mapping[str, str] = {}  # name of a model -> the place of its weights
 
     def restarted_by(self, values: Mapping[str, Value]) -> str:
         """Why a page with these values comes from another server than the last page, or the empty string."""
@@ -144,6 +156,24 @@ class EndpointState:
                 if last is not None and now < last:  # type: ignore[operator]
                     return "counter_went_back"
         return ""
+
+    def emptied_by(self, values: Mapping[str, Value], cache_resets: float) -> str:
+        """Why a page with these values, of the same server, shows that its prefix cache was emptied since the last
+        page: a key of `EMPTIED`, or the empty string."""
+        before = self.cache_resets
+        if before is None or cache_resets > before:
+            self.cache_resets = cache_resets
+            if before is not None:
+                return "reset"
+        asleep = values.get(MODEL_LOADED) == 0.0
+        return "asleep" if asleep and self.values.get(MODEL_LOADED) != 0.0 else ""
+
+    def other_weights(self, roots: Mapping[str, str]) -> bool:
+        """Whether a list of models, of the same server, shows that its weights were replaced since the last list."""
+        before, self.roots = self.roots, roots
+        if not before or not roots:
+            return False
+        return not (before.keys() & roots.keys()) or any(roots.get(name, root) != root for name, root in before.items())
 
     def value(self, signal: str) -> Value | None:
         """The signal's last value, however old."""
@@ -168,6 +198,8 @@ class EndpointState:
         self.histograms = NO_HISTOGRAMS
         self.predicted_hits = 0.0
         self.hits_at_start = None
+        self.cache_resets = None
+        self.roots = {}
 
     def apply(self, values: Mapping[str, Value], at: float) -> None:
         """Apply one page's values; the page was requested at `at`."""

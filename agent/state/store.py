@@ -11,10 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from agent.accelerators.combine import Accelerators
+from agent.engine_specs import AUTO
 from agent.engines.mapping import Extraction
 from agent.events import Hook, ignore
 from agent.events.requests import EndpointEjected
-from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
+from agent.events.scraping import (
+    CacheEmptied,
+    HealthChanged,
+    HealthPathFailed,
+    ScrapeDone,
+    ScrapeFailed,
+    ServerRestarted,
+)
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
@@ -22,6 +30,7 @@ from agent.signals import (
     KV_TOKENS,
     LORA_RUNNING,
     LORA_WAITING,
+    MODEL_LOADED,
     MODELS,
     RUNNING,
     START_TIME,
@@ -49,8 +58,12 @@ class PrefixMemory(Protocol):
         """The cache of this endpoint holds at most that many of the index's blocks."""
         ...
 
+    def clear(self, address: str) -> None:
+        """The cache of this endpoint is empty; its size is the same."""
+        ...
+
     def forget(self, address: str) -> None:
-        """The cache of this endpoint is empty: it restarted or left the pool."""
+        """Another server responds at the address, or it left the pool."""
         ...
 
 
@@ -70,6 +83,7 @@ class RoutingStore:
     ) -> None:
         self.pool = pool
         self.version = 0
+        self.shared_engine = ""  # the engine that all endpoints have, as far as it is known; empty for several
         self.stale_after = stale_after
         self.on_change: list[Callable[[], None]] = []
         self.on_restart: list[Callable[[str, float], None]] = []  # address and time, after the page that shows it
@@ -122,6 +136,7 @@ class RoutingStore:
                 state.replaced = True
         self._places = {address: place for place, address in enumerate(sorted(self._endpoints))}
         self._addresses = tuple(self._places)
+        self._share_engine()
         self._rebuild()
 
     def set_limits(
@@ -150,6 +165,11 @@ class RoutingStore:
             reason = "answers_again"  # and a page without a sample shows of no server that it is the same
         if reason:
             self._restarted(state, reason)
+        emptied = state.emptied_by(values, extraction.cache_resets)
+        if emptied:
+            self._cache_emptied(state, emptied)
+        elif self._prefix is not None and values.get(MODEL_LOADED) == 0.0:
+            self._prefix.clear(address)  # of prompts that were picked before it was seen asleep, and recorded later
         replaced = bool(reason) or state.replaced or (state.died and START_TIME not in values)
         if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values or KV_TOKENS in values):
             self._resize(state, values)
@@ -218,12 +238,18 @@ class RoutingStore:
             self._restarted(state, "another_engine")
             state.replaced = True
         state.engine = engine
+        self._share_engine()
         self._changed(address)
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
-        """Record the models and adapters that the endpoint serves."""
+    def served_models(
+        self, address: str, names: frozenset[str], at: float, roots: Mapping[str, str] | None = None
+    ) -> None:
+        """Record the models and adapters that the endpoint serves. `roots`: the place of each model's weights, if
+        the list has it; other weights under a known name have another cache."""
         state = self._endpoints.get(address)
         if state is not None:
+            if roots is not None and state.other_weights(roots):
+                self._cache_emptied(state, "other_weights")
             if state.value(MODELS) != names:
                 self._renamed.add(address)
             state.merge_readings({MODELS: names}, at)
@@ -350,6 +376,12 @@ class RoutingStore:
             other = state.others.get(WAITING)
             at = None if other is None else other.at
         return isinstance(waiting, float) and waiting > 0 and at is not None and is_fresh(at, self.stale_after, now)
+
+    def cache_emptied(self, address: str, reason: str, now: float) -> None:
+        """Record that the endpoint's prefix cache is empty; `reason` is a key of `agent.state.endpoint.EMPTIED`."""
+        state = self._endpoints.get(address)
+        if state is not None:
+            self._cache_emptied(state, reason)
 
     @property
     def in_flight(self) -> int:
@@ -498,6 +530,15 @@ class RoutingStore:
                 picked = verdict.health.picked
         largest = max(1, int(self._outlier_limits.largest_share * len(self._endpoints)))
         return picked and ejected + unfollowed < largest
+
+    def _cache_emptied(self, state: EndpointState, reason: str) -> None:
+        if self._prefix is not None:
+            self._prefix.clear(state.address)
+        self._hook(CacheEmptied(self.pool, state.address, reason))
+
+    def _share_engine(self) -> None:
+        engines = {state.engine for state in self._endpoints.values()} - {AUTO}
+        self.shared_engine = engines.pop() if len(engines) == 1 else ""
 
     def _changed(self, address: str) -> None:
         self._dirty.add(address)

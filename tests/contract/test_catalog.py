@@ -19,6 +19,7 @@ from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFa
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
+    EncodedBody,
     Ended,
     EndpointEjected,
     NotFollowed,
@@ -31,6 +32,7 @@ from agent.events.requests import (
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -59,6 +61,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 # One event of each type, so that every metric of events has a series.
 EVERYTHING: tuple[Event, ...] = (
     Reported("pool", "a:1", "several"),
+    EncodedBody("pool", "gzip", "read"),
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
     Refused("pool", "m", 503, "none_healthy"),
     Ended("pool", "m", "a:1", 1.0, "closed"),
@@ -77,6 +80,7 @@ EVERYTHING: tuple[Event, ...] = (
     HealthChanged("pool", "a:1", "unknown", "healthy", ""),
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
+    CacheEmptied("pool", "a:1", "asleep"),
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),

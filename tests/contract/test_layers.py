@@ -172,9 +172,10 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "rich": frozenset({"agent.demo.screen"}),
     "uvloop": frozenset({"agent.app.process", "agent.commands.emulate"}),
     "yaml": frozenset({"agent.config.document"}),
+    "zstandard": frozenset({"agent.requests.unpack"}),
 }
 # Numbers, hashes and codecs, without a clock, a socket or a file: any module may import them.
-OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml"})
+OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml", "zstandard"})
 SHIPPED = ("agent", "exporters", "dashboards")
 VAGUE_NAMES: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()

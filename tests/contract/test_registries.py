@@ -41,7 +41,18 @@ REGISTRIES = [
         "agent.engines",
         ENGINES,
         frozenset(
-            {"auto", "custom", "histograms", "reading_plan", "mapping", "matrix", "recognition", "report", "table"}
+            {
+                "auto",
+                "cache_resets",
+                "custom",
+                "histograms",
+                "reading_plan",
+                "mapping",
+                "matrix",
+                "recognition",
+                "report",
+                "table",
+            }
         ),
     ),
     Registry("agent.discovery", SOURCES, frozenset({"endpoints"})),

@@ -69,7 +69,7 @@ def test_a_buffered_body_is_asked_for_and_routed_with_the_answer_to_the_body() -
     )
     (schedule,) = session.request_body(BODY, end_of_stream=True)
     assert isinstance(schedule, Schedule)
-    assert schedule.request == Request("r1", "/v1/chat/completions", BODY)
+    assert schedule.request == Request("r1", "/v1/chat/completions", BODY, method="POST")
     assert session.decided(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
 
 

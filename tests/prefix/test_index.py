@@ -84,6 +84,13 @@ class IndexAgainstModel(RuleBasedStateMachine):
         self.model.trim(address)
 
     @rule(address=addresses)
+    def clear(self, address: str) -> None:
+        capacity = self.index.capacity(address)
+        self.index.clear(address)
+        self.model.lists.pop(address, None)
+        assert (self.index.blocks(address), self.index.capacity(address)) == (0, capacity)
+
+    @rule(address=addresses)
     def forget(self, address: str) -> None:
         self.index.forget(address)
         self.model.lists.pop(address, None)

@@ -36,7 +36,7 @@ class RecordingSink:
     def recognised(self, address: str, engine: str) -> None:
         self.engines.setdefault(address, []).append(engine)
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+    def served_models(self, address: str, names: frozenset[str], at: float, roots: object = None) -> None:
         self.models[address] = names
         self._changed.set()
 
@@ -91,7 +91,7 @@ class RecordingStore:
     def recognised(self, address: str, engine: str) -> None:
         self.store.recognised(address, engine)
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+    def served_models(self, address: str, names: frozenset[str], at: float, roots: object = None) -> None:
         self.store.served_models(address, names, at)
 
     @property

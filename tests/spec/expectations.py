@@ -284,6 +284,7 @@ COUNTERS = (
     "igw_health_changes_total",
     "igw_health_path_failures_total",
     "igw_server_restarts_total",
+    "igw_prefix_caches_emptied_total",
     "igw_requests_rejected_total",
     "igw_stream_errors_total",
     "igw_watchers_dropped_total",

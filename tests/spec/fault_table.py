@@ -317,6 +317,24 @@ async def _restarts_without_start(scenario: Scenario) -> Outputs:
     return await scenario.read_outputs()
 
 
+async def _sleeps(scenario: Scenario) -> Outputs:
+    awake, asleep = (f'sleep_state="awake"}} {value}\n'.encode() for value in ("1.0", "0.0"))
+    assert awake in PAGE
+    scenario.bad.page = PAGE.replace(awake, asleep)
+    await scenario.scrape_round()
+    await scenario.until("down", "asleep")
+    return await scenario.read_outputs()
+
+
+async def _resets_its_cache(scenario: Scenario) -> Outputs:
+    series = b'http_requests_total{handler="/reset_prefix_cache",method="POST",status="2xx"} 1.0\n'
+    head = b"# TYPE http_requests_total counter\n"
+    assert head in PAGE
+    scenario.bad.page = PAGE.replace(head, head + series)
+    await scenario.scrape_round()
+    return await scenario.read_outputs()
+
+
 async def _replaced_after_outage(scenario: Scenario) -> Outputs:
     await scenario.bad.switch(None)
     await scenario.fail_scrapes(1)
@@ -511,6 +529,17 @@ TABLE: tuple[FaultRow, ...] = (
         _replaced_after_outage, AT_ONCE, PICKED, new_server(_NEW), published(_NEW), samples(_NEW),
         (failed("refused"), DOWN, counted("igw_health_changes_total", state="healthy"),
          counted("igw_server_restarts_total", reason="new_start_time")),
+    ),
+    # -- an empty prefix cache ---------------------------------------------------------------------------------------
+    FaultRow(
+        "sleep", "Its model is not loaded: it sleeps, and its prefix cache is lost.", _sleeps, AT_ONCE, LEFT_OUT,
+        unhealthy("down", "asleep"), withheld("down"), absent("down", 0.5),
+        (DOWN, counted("igw_prefix_caches_emptied_total", reason="asleep")),
+    ),
+    FaultRow(
+        "cache reset", "Its page counts a `POST /reset_prefix_cache` since the last scrape: its blocks are forgotten.",
+        _resets_its_cache, AT_ONCE, PICKED, HEALTHY, published(PAGE_VALUES), samples(PAGE_VALUES),
+        (counted("igw_prefix_caches_emptied_total", reason="reset"),),
     ),
     # -- time --------------------------------------------------------------------------------------------------------
     _harmless("wall clock forward", "The wall clock is set forward by an hour.", _wall(3600), wall_clock(3600)),

@@ -170,5 +170,5 @@ def test_every_reason_that_a_server_can_cause_has_a_row() -> None:
     # Tests of the other reasons: tests/scrape (the agent's certificates, several ports), tests/accelerators (an empty
     # page) and tests/engines (labels, histograms).
     assert REASONS.keys() - counted == {"tls_files", "tls_client", "empty", "page_refused"}
-    assert HEALTH_REASONS.keys() - counted == {"health_refused", "asleep"}
+    assert HEALTH_REASONS.keys() - counted == {"health_refused"}
     assert REFUSALS.keys() - counted == {"not_a_number", "unknown_unit", "not_a_histogram"}

@@ -47,6 +47,9 @@ class Index:
     def resize(self, address: str, capacity_blocks: int) -> None:
         self.calls.append(("resize", address, capacity_blocks))
 
+    def clear(self, address: str) -> None:
+        self.calls.append(("clear", address, 0))
+
     def forget(self, address: str) -> None:
         self.calls.append(("forget", address, 0))
 

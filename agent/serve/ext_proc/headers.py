@@ -74,6 +74,7 @@ READ: Final = CONTROL | {
     "content-encoding",
     "content-length",
     "upgrade",
+    "content-type",
     REQUEST_ID,
     REQUEST_HEADER,
 }

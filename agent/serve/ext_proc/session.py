@@ -110,9 +110,11 @@ class Session:
         "_chunks",
         "_closed",
         "_config",
+        "_content_type",
         "_echo",
         "_encoding",
         "_has_length",
+        "_method",
         "_mode",
         "_new_id",
         "_owed",
@@ -142,6 +144,8 @@ class Session:
         self._response_echo = config.default_mode is Mode.FULL_DUPLEX
         self._path = ""
         self._encoding = ""
+        self._content_type = ""
+        self._method = ""
         self._request_id = ""
         self._subset: frozenset[str] | None = None
         self._add: tuple[tuple[str, str], ...] = ()
@@ -197,6 +201,7 @@ class Session:
         self._subset = subset
         self._path = headers.get(":path", "")
         self._encoding = headers.get("content-encoding", "")
+        self._content_type = headers.get("content-type", "")
         self._request_id = headers.get(REQUEST_ID, "")
         if not self._request_id:
             self._request_id = self._new_id()
@@ -213,7 +218,8 @@ class Session:
         self._has_length = bool(length)
         if length.isdecimal() and len(length) < 20 and int(length) > self._config.max_body:
             return self._too_large()
-        method = headers.get(":method", "GET")
+        self._method = headers.get(":method", "")
+        method = self._method or "GET"
         if end_of_stream:
             return self._schedule(None if method in _BODILESS else b"")
         if method == "CONNECT":  # a tunnel follows, whose end never comes
@@ -369,7 +375,19 @@ class Session:
         elif self._replaced is None:
             self.body_sent()
         self._chunks = []
-        return (Schedule(Request(self._request_id, self._path, body, self._encoding, self._subset, requested)),)
+        if self._method in _BODILESS:  # such a body has no meaning, and is no prompt (RFC 9110, 9.3)
+            body = None
+        request = Request(
+            self._request_id,
+            self._path,
+            body,
+            self._encoding,
+            self._subset,
+            requested,
+            self._content_type,
+            self._method,
+        )
+        return (Schedule(request),)
 
     def _late_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         if self._state is _State.NEW:
