@@ -96,10 +96,10 @@ class Extractor:
         if layout is not self._layout or whole is not self._whole:
             try:
                 self._plan = self._cache.plan(page, layout, whole=whole)
-            except PageRefused:
+            except PageRefused as problem:
                 # The layout only has names that every server has; the next page may have them beside this engine's.
                 self._scanner.forget()
-                if has_no_samples(page):
+                if problem.reason == "empty" or has_no_samples(page):
                     return self._nothing_counted()
                 raise
             self._layout, self._whole = layout, whole

@@ -141,10 +141,10 @@ def test_half_a_blind_fleet_does_not_starve_beside_the_requests_of_another_gatew
         assert all(0.5 < each < 1.5 for each in halves), (phase, share)
 
 
-def test_a_blind_fleet_is_as_fast_as_a_seen_one_within_a_half() -> None:
+def test_the_first_token_of_a_blind_fleet_comes_within_twice_the_time_of_a_seen_one() -> None:
     waits = []
     for unseen in ((), (2, 3), (0, 1, 2, 3)):
         fleet = SimulatedFleet(4, PROFILES["least-cost"], blind=unseen)
         fleet.run((Phase(30, 2.0), Phase(90, 4.0)))
         waits.append(fleet.first_token_seconds(0.9))
-    assert max(waits[1:]) < 1.5 * waits[0], waits
+    assert max(waits[1:]) < 2.0 * waits[0], waits
