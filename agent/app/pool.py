@@ -310,9 +310,9 @@ class Pool:
                 self._parts.scrape_loop.refresh_models(self.name, at)
 
     def _observe(self, event: Event) -> None:
-        """Events of the routing state. An endpoint that goes down may have been replaced under the same name."""
+        """Events of the routing state. An endpoint that is down or blind may have been replaced under the same name."""
         self._parts.hook(event)
-        if type(event) is HealthChanged and event.new == Health.DOWN:
+        if type(event) is HealthChanged and event.new in (Health.DOWN, Health.BLIND):
             self._discovery.refresh()
 
 

@@ -7,12 +7,15 @@ never see None, because `agent.pick.scoring` passes them only candidates that ha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
 from agent.state.freshness import is_fresh
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Work
+
+_BLIND: Final = Health.BLIND
 
 
 class Candidates:
@@ -62,9 +65,7 @@ class Candidates:
         page_fresh = self._page_fresh
         if page_fresh is None:
             page_fresh = self._page_fresh = [
-                view.page_at is not None
-                and is_fresh(view.page_at, view.stale_after, now)
-                and view.health is not Health.BLIND
+                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) and view.health is not _BLIND
                 for view in self.views
             ]
         column: list[float | None] = []

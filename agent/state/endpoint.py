@@ -13,6 +13,7 @@ from agent.state.drain_rate import DrainRate
 from agent.state.freshness import expiry, is_fresh
 from agent.state.health import (
     DOWN_AFTER,
+    PICKED,
     PROOF_OF_DEATH,
     PROOF_OF_LIFE,
     SUCCESS,
@@ -26,6 +27,7 @@ from agent.state.outliers import OutlierDetector
 from agent.state.prefill_rate import PrefillRateEstimator
 from agent.state.snapshot import EndpointView, Prefix, Work
 
+_BLIND: Final = Health.BLIND
 _new: Final = tuple.__new__
 _COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is SignalKind.COUNTER)
 
@@ -309,7 +311,7 @@ class EndpointState:
             if reason == "health_unavailable" and not self.probe_succeeded:
                 reason = "loading"
             self.probe = ProbeResult(reason, before.failures + 1 if before else 1)
-        return self.probe != before or (answered and not self.health.picked)
+        return self.probe != before or (answered and self.health not in PICKED)
 
     def replaced_unseen(self) -> bool:
         """Whether another process answers at the address, although no page shows it: connections were refused, and a
@@ -361,9 +363,7 @@ class EndpointState:
         if WAITING not in self.values:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
-        corrected = (
-            waiting_at is not None and is_fresh(waiting_at, stale_after, now) and verdict.health is not Health.BLIND
-        )
+        corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now) and verdict.health is not _BLIND
         # The tuple's own constructor, because a view is made for each page.
         fields = (
             self.address,

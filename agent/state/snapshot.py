@@ -7,7 +7,7 @@ takes a new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
@@ -16,6 +16,8 @@ from agent.state.counter_rates import Counters
 from agent.state.freshness import is_fresh
 from agent.state.health import Health
 from agent.state.outliers import Errors
+
+_BLIND: Final = Health.BLIND
 
 
 class Work(NamedTuple):
@@ -107,7 +109,7 @@ class EndpointView(NamedTuple):
     def fresh(self, signal: str, now: float) -> Value | None:
         """The signal's value if its reading is fresh, else None: an unknown value is never a number. Of a blind
         endpoint no reading is fresh."""
-        if self.health is Health.BLIND:
+        if self.health is _BLIND:
             return None
         value, at = self.values.get(signal), self.page_at
         if value is None or at is None:

@@ -114,6 +114,17 @@ def test_a_rejected_request_is_not_in_flight() -> None:
     assert (bench.pool.in_flight, bench.of(Picked), bench.remembered) == (0, [], [])
 
 
+def test_a_pool_with_blind_endpoints_only_is_ready_and_shares_its_requests() -> None:
+    bench = Bench()
+    bench.pool._known = EMPTY
+    assert not bench.pool.ready()
+    for address in (A, B):
+        bench.pool.store.failed(address, "wrong_engine", "", bench.clock.now(), 0.0)
+    assert bench.pool.ready()
+    picks = [bench.pick(completion(token=token))[1].endpoint for token in range(8)]
+    assert picks.count(A) == picks.count(B) == 4
+
+
 def test_a_repeated_prompt_is_predicted_at_the_endpoint_that_had_it() -> None:
     bench = Bench()
     bench.scraped(A, B)
