@@ -386,7 +386,7 @@ class DeviceState:
         of a device that left the page are only kept as long as an endpoint is known to lack it.
         """
         wants = [want for _, want in self._wants(key)]
-        fatal = frozenset[int]().union(*(want.fatal_xids for want in wants))
+        fatal: frozenset[int] = frozenset().union(*(want.fatal_xids for want in wants))
         present = {device.id: device.card for device in exporter.devices}
         lost = {
             name: each.device.card

@@ -35,7 +35,7 @@ REGISTRIES = [
     Registry(
         "agent.accelerators",
         dict(sorted({**EXPORTERS, **DEVICE_SOURCES}.items())),
-        frozenset({"combine", "device", "faults", "join", "mapping", "device_source", "table"}),
+        frozenset({"combine", "device", "faults", "join", "mapping", "device_source", "shares", "table", "xids"}),
     ),
     Registry(
         "agent.engines",
@@ -46,11 +46,12 @@ REGISTRIES = [
                 "cache_resets",
                 "custom",
                 "histograms",
-                "reading_plan",
                 "mapping",
                 "matrix",
+                "reading_plan",
                 "recognition",
                 "report",
+                "spellings",
                 "table",
             }
         ),

@@ -167,7 +167,7 @@ def test_a_set_of_adapters_with_a_sum_of_times_never_wins(rows: list[tuple[str, 
     lines += [LORA.format(f"sum-{number}", 2 * 1_700_000_000 + number) for number in range(3)]
     times = dict(rows)
     newest = max(times, key=lambda name: (times[name], name))
-    assert read("vllm", *lines).readings[LORA_RUNNING] == {newest}
+    assert read("vllm", *lines).readings[LORA_RUNNING] == frozenset({newest})
 
 
 def test_adapters_without_an_engine_are_withheld_on_a_page_of_several() -> None:
@@ -175,7 +175,7 @@ def test_adapters_without_an_engine_are_withheld_on_a_page_of_several() -> None:
     found = read("vllm", *ranks, LORA.format("a", 1.7e9))
     assert reasons(found) == {LORA_RUNNING: "ambiguous", LORA_WAITING: "ambiguous"}
     assert found.readings[LORA_MAX] == 4
-    assert read("vllm", ranks[0], LORA.format("a", 1.7e9)).readings[LORA_RUNNING] == {"a"}
+    assert read("vllm", ranks[0], LORA.format("a", 1.7e9)).readings[LORA_RUNNING] == frozenset({"a"})
 
 
 def test_a_start_that_is_no_time_is_refused() -> None:

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from agent.engines import ENGINES, engine
 from agent.engines.mapping import Extractor
+from agent.engines.spellings import spellings
 from agent.exposition.page import PageRefused
 from tests.exposition.odd_pages import VALUES
 from tests.fuzz.pages import Readers
@@ -77,7 +78,8 @@ class Edits(RuleBasedStateMachine):
         name=st.sampled_from(sorted(PAGES)), whole=st.booleans(), first=st.integers(0, 10_000), crowd=st.booleans()
     )
     def begin(self, name: str, whole: bool, first: int, crowd: bool) -> None:
-        names = tuple(sample.encode() for sample in engine(engine_of(name)).names())
+        table = engine(engine_of(name))
+        names = tuple(sample.encode() for spelt in (table, *spellings(table)) for sample in spelt.names())
         lines = PAGES[name].read_bytes().splitlines()
         wanted = [place for place, line in enumerate(lines) if line.startswith(names)]
         assume(wanted)  # a page with another spelling of the names has none
