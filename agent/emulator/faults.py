@@ -11,6 +11,8 @@
     health                   ok | hang | error
     accelerator              ok | unhealthy | ecc | blank | hang | error
     accelerator_xid          error code of an unhealthy NVIDIA device (default 79)
+    foreign_requests         requests of another gateway at the server, running or waiting (default 0)
+    foreign_answer_tokens    length of their answers (default 600)
     refuse_seconds           close the port and every connection for this time (once)
     die                      end the process at once, as kill -9 does (once)
 
@@ -44,6 +46,8 @@ _KINDS: Final = {
     "accelerator": ("ok", "unhealthy", "ecc", "blank", "hang", "error"),
 }
 
+MAX_FOREIGN_REQUESTS: Final = 10_000  # each is a task of the server
+
 
 class InvalidFault(ValueError):
     """A field or value that is not a fault; the message lists the valid ones."""
@@ -63,6 +67,8 @@ class Faults:
     health: str = "ok"
     accelerator: str = "ok"
     accelerator_xid: int = 79
+    foreign_requests: int = 0
+    foreign_answer_tokens: int = 600
     refuse_seconds: float = 0.0
     die: bool = False
 
@@ -87,6 +93,8 @@ class Faults:
                 raise InvalidFault(f"{name} must be a number of at least 0, not {value!r}")
             elif isinstance(known[name], int) and not isinstance(value, int):
                 raise InvalidFault(f"{name} must be a whole number, not {value!r}")
+            elif name == "foreign_requests" and value > MAX_FOREIGN_REQUESTS:
+                raise InvalidFault(f"foreign_requests must be at most {MAX_FOREIGN_REQUESTS}, not {value!r}")
             elif name.endswith("_status") and not 400 <= value <= 599:
                 raise InvalidFault(f"{name} must be an error status, 400 to 599, not {value!r}")
             elif name == "completions_ratio" and value > 1:

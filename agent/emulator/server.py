@@ -27,7 +27,9 @@ from agent.emulator.completions import AcceptedRequest, ServerContext, answer_st
 from agent.emulator.config import EmulatorConfig, ModelSpec
 from agent.emulator.driver import EngineDriver
 from agent.emulator.faults import Faults, InvalidFault
+from agent.emulator.foreign_load import ForeignLoad
 from agent.emulator.interfaces import RESPONSES, Interface, interfaces, messages_fields
+from agent.emulator.jobs import DoesNotFit
 from agent.emulator.metrics import HttpCounters, PageWriter, ProcessStats
 from agent.emulator.requests import (
     RequestError,
@@ -80,6 +82,7 @@ class EmulatedServer:
         self._measure = measure
         self._fault_rng = random.Random(model.seed)
         self._driver = EngineDriver(config, clock)
+        self._foreign = ForeignLoad(self._driver)
         self._context = ServerContext(self._driver, TextGenerator(model.seed), config, model)
         self._http = HttpCounters()
         self._created = int(clock.wall())
@@ -149,6 +152,7 @@ class EmulatedServer:
             self._listener.close()
         for task in list(self._tasks):
             task.cancel()
+        self._foreign.stop()
         self._driver.stop_waiters()
         self._server.pre_shutdown()
         await self._server.shutdown(1.0)
@@ -341,6 +345,7 @@ class EmulatedServer:
         return _json(200, b'{"success":true}')
 
     async def _faults(self, request: web.BaseRequest) -> web.StreamResponse:
+        before = self.faults
         if request.method == "DELETE":
             self.faults = Faults()
         elif request.method == "POST":
@@ -359,6 +364,13 @@ class EmulatedServer:
                 task = asyncio.get_running_loop().create_task(self._refuse(seconds))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+        load = self.faults.foreign_requests, self.faults.foreign_answer_tokens
+        if load != (before.foreign_requests, before.foreign_answer_tokens):
+            try:
+                self._foreign.set(*load)
+            except DoesNotFit as bad:
+                self.faults = before
+                raise RequestError(400, f"foreign_answer_tokens: {bad}", "BadRequestError") from bad
         return _json(200, orjson.dumps(self.faults.show()))
 
     async def _refuse(self, seconds: float) -> None:

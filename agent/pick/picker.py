@@ -34,6 +34,10 @@ class PrefixLookup(Protocol):
         """The number of leading blocks of the chain that each address holds."""
         ...
 
+    def shared(self, chain: Sequence[int], depth: int) -> bool:
+        """Whether other prompts continued the first `depth` blocks of the chain differently."""
+        ...
+
 
 def pick(
     snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float, fallbacks: int = 0
@@ -63,19 +67,24 @@ def pick(
             allowed = [view.address for view in views]
             narrowed.append(Narrowing(SUBSET, addresses, allowed))
             addresses = allowed
+    warmest, shared = 0, False
     if request.chain:
         size, limit = request.block_tokens, request.prompt_tokens
-        hits = [
-            known if (known := blocks * size) < limit else limit for blocks in index.match(request.chain, addresses)
-        ]
+        depths = index.match(request.chain, addresses)
+        hits = [known if (known := blocks * size) < limit else limit for blocks in depths]
+        deepest = max(depths)
+        warmest = min(deepest * size, limit)
+        shared = deepest > 0 and index.shared(request.chain, deepest)
     else:
         hits = [0] * len(views)
-    candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters)
+    candidates = Candidates(
+        request, now, views, hits, adapters=snapshot.adapters, shared=shared, only_prefill=snapshot.only_prefill
+    )
     if request.model not in snapshot.models_everywhere:
         places = serves_model(candidates)
         if len(places) != len(addresses):
             candidates, addresses = _narrow(candidates, addresses, places, MODEL, narrowed)
-    warmest = max(candidates.hits)
+            warmest = max(candidates.hits)
     for name, keep in profile.filters:
         places = keep(candidates)
         if len(places) != len(addresses):
@@ -120,7 +129,9 @@ def pick(
         narrowed,
         candidates.hits,
         candidates.backlog_seconds,
+        candidates.prefill_seconds,
         candidates.works,
+        candidates.shared,
     )
 
 

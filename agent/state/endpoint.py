@@ -7,9 +7,25 @@ from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
-from agent.signals import MODEL_LOADED, PREFIX_HITS, SIGNALS, START_TIME, WAITING, Histogram, Reading, SignalKind, Value
+from agent.signals import (
+    FINISHED,
+    GENERATION_TOKENS,
+    KV_USAGE,
+    MODEL_LOADED,
+    PREFIX_HITS,
+    RUNNING,
+    SIGNALS,
+    SLOTS_USAGE,
+    START_TIME,
+    WAITING,
+    Histogram,
+    Reading,
+    SignalKind,
+    Value,
+)
+from agent.state.batch_size import UNKNOWN, BatchSize
 from agent.state.counter_rates import Window
-from agent.state.drain_rate import DrainRate
+from agent.state.drain_rate import DrainRate, TokensDone
 from agent.state.freshness import expiry, is_fresh
 from agent.state.health import (
     DOWN_AFTER,
@@ -71,6 +87,7 @@ class EndpointState:
         "accelerators",
         "address",
         "answered_at",
+        "batch",
         "cache_resets",
         "configured_engine",
         "dead",
@@ -130,6 +147,7 @@ class EndpointState:
         self.probe_succeeded = False  # the health path has succeeded since the server started
         self.in_flight = InFlight(rate)
         self.rate_estimator = PrefillRateEstimator()
+        self.batch = BatchSize()
         self.drain = DrainRate()
         self.outliers = OutlierDetector()
         self.unfollowed_at = float("-inf")  # when the proxy last sent a request elsewhere that was picked for it
@@ -194,6 +212,8 @@ class EndpointState:
         self.page_at = None
         self.probe_succeeded = self.probe == SUCCESS
         self.rate_estimator.reset()
+        self.in_flight.forget_others()
+        self.batch.reset()
         self.drain.reset()
         self.outliers.reset()
         self.window.reset()
@@ -225,6 +245,39 @@ class EndpointState:
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
             self.predicted_hits = 0.0
+
+    def apply_queue(self, values: Mapping[str, Value], at: float, now: float) -> None:
+        """Correct the work in flight by what a page that was requested at `at` reports of running and waiting requests.
+        A page that lacks the waiting requests of a server which has reported them changes nothing: what the older page
+        has shown holds until it is stale."""
+        running, waiting, finished = values.get(RUNNING), values.get(WAITING), values.get(FINISHED)
+        kv_usage, slots_usage = values.get(KV_USAGE), values.get(SLOTS_USAGE)
+        work, estimator, drain = self.in_flight, self.rate_estimator, self.drain
+        known_running = running if isinstance(running, float) else None
+        if not isinstance(waiting, float):
+            if known_running is not None and self.value(WAITING) is None:
+                work.count(known_running, 0.0, UNKNOWN, at)
+            return
+        mean = estimator.mean_tokens or work.mean_tokens
+        generated = values.get(GENERATION_TOKENS)
+        tokens = TokensDone(
+            generated if isinstance(generated, float) else None,
+            estimator.uncached_tokens,
+            work.rate,
+            mean,
+            work.busy_until,
+        )
+        waiting_prefill = work.correct(known_running, waiting, at, now, mean)
+        free = self.batch.observe(
+            known_running,
+            waiting,
+            kv_usage if isinstance(kv_usage, float) else None,
+            slots_usage if isinstance(slots_usage, float) else None,
+        )
+        work.count(known_running or 0.0, waiting, free, at)
+        if isinstance(finished, float):
+            drain.observe(finished, waiting, at, tokens)
+        work.delay(drain.delay_seconds(self.batch.largest, waiting, waiting_prefill, mean / work.rate))
 
     def apply_stamped(
         self, values: Mapping[str, Value], stamps: Mapping[str, tuple[bytes, ...]], at: float
@@ -364,6 +417,9 @@ class EndpointState:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
         corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now) and verdict.health is not _BLIND
+        foreign, queue_seconds, decoding = work.foreign, work.queue_seconds, work.decoding
+        if not is_fresh(work.counted_at, stale_after, now):
+            foreign, queue_seconds, decoding = 0.0, 0.0, decoding - foreign
         # The tuple's own constructor, because a view is made for each page.
         fields = (
             self.address,
@@ -375,7 +431,19 @@ class EndpointState:
             self.page_at,
             self.failures,
             stale_after,
-            _new(Work, (len(work), work.busy_until, work.rate, self.rate_source, corrected)),
+            _new(
+                Work,
+                (
+                    len(work),
+                    work.busy_until,
+                    work.rate,
+                    self.rate_source,
+                    corrected,
+                    foreign,
+                    queue_seconds,
+                    decoding,
+                ),
+            ),
             _new(Prefix, (self.predicted_hits, measured)),
             self.accelerators,
             self.window.oldest,

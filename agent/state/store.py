@@ -26,13 +26,11 @@ from agent.events.scraping import (
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
-    FINISHED,
     KV_TOKENS,
     LORA_RUNNING,
     LORA_WAITING,
     MODEL_LOADED,
     MODELS,
-    RUNNING,
     START_TIME,
     WAITING,
     Value,
@@ -96,7 +94,8 @@ class RoutingStore:
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
         self._not_picked = 0  # endpoints in the last snapshot whose health excludes them from picks
-        self._with_errors = 0  # endpoints in the last snapshot whose recent requests failed
+        self._with_errors = 0  # endpoints in it whose recent requests failed
+        self._queued = 0  # endpoints in it whose requests wait for more than prefill
         self._blind = 0
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
@@ -181,19 +180,12 @@ class RoutingStore:
         else:
             state.apply(values, at)
         state.histograms = extraction.histograms
-        learnt = self._limits.fixed is None and state.rate_estimator.observe(values)
+        learnt = state.rate_estimator.observe(values) and self._limits.fixed is None
         if learnt or state.pool_rate != self._pool_rate:
             self._update_rate(state, now)
             if differ(self._pool_rate, self._announced_rate, POOL_RATE_CHANGE):
                 self._apply_pool_rate(now)
-        waiting = values.get(WAITING)
-        if isinstance(waiting, float):
-            running = values.get(RUNNING)
-            state.in_flight.correct(running if isinstance(running, float) else None, waiting, at, now)
-            finished = values.get(FINISHED)
-            if isinstance(finished, float):
-                state.drain.observe(finished, waiting, at)
-                state.in_flight.delay_queue(state.drain.wait_seconds(waiting), waiting, at, now)
+        state.apply_queue(values, at, now)
         self._refresh(state, now)
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
         if replaced:
@@ -299,7 +291,8 @@ class RoutingStore:
         state.merge_readings(values, at)
         waiting = values.get(WAITING)
         if isinstance(waiting, float):
-            state.in_flight.correct(None, waiting, at, now)
+            state.in_flight.correct(None, waiting, at, now, state.rate_estimator.mean_tokens)
+            state.in_flight.count_waiting(waiting, at)
         self._changed(state.address)
 
     def succeeded(self, address: str, work_id: int, now: float) -> None:
@@ -423,9 +416,10 @@ class RoutingStore:
         for address in self._dirty:
             place, state = self._places[address], self._endpoints[address]
             view = self._view(state, now)
-            last_view = endpoints[place]
-            self._not_picked += (view.health not in PICKED) - (last_view.health not in PICKED)
-            self._with_errors += (view.errors is not None) - (last_view.errors is not None)
+            before = endpoints[place]
+            self._not_picked += (view.health not in PICKED) - (before.health not in PICKED)
+            self._with_errors += (view.errors is not None) - (before.errors is not None)
+            self._queued += before.work.only_prefill - view.work.only_prefill
             endpoints[place] = view
             good_until = min(good_until, state.until)
         self._dirty.clear()
@@ -450,6 +444,7 @@ class RoutingStore:
         self._dirty.clear()
         self._not_picked = sum(view.health not in PICKED for view in endpoints)
         self._with_errors = sum(view.errors is not None for view in endpoints)
+        self._queued = sum(not view.work.only_prefill for view in endpoints)
         snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
         self._notify()
         return snapshot
@@ -486,6 +481,7 @@ class RoutingStore:
             () if self._not_picked else self._addresses,
             self._addresses,
             self._with_errors > 0,
+            not self._queued,
         )
         return self._snapshot
 

@@ -73,6 +73,7 @@ PLACES: dict[str, Place] = {
     "agent.emulator.bad_pages": Place(5, S),
     "agent.emulator.completions": Place(5, S),
     "agent.emulator.driver": Place(5, S),
+    "agent.emulator.foreign_load": Place(5, S),
     "agent.emulator.process": Place(5, S),
     "agent.emulator.realtime": Place(5, S),
     "agent.emulator.server": Place(5, S),

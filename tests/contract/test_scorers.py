@@ -63,6 +63,8 @@ def candidates(draw: st.DrawFn) -> Candidates:
                 rate=draw(st.floats(1e-3, 1e7)),
                 requests=draw(st.integers(0, 500)),
                 corrected=draw(st.booleans()),
+                foreign=draw(st.floats(0, 500)),
+                queue_seconds=draw(st.sampled_from([0.0, 0.5, 1e4])),
             )._replace(accelerators=draw(accelerators()))
         )
         hits.append(draw(st.integers(0, 1 << 20)))

@@ -154,17 +154,28 @@ async def test_the_gap_of_prefix_hits_is_known_while_the_servers_count_is_fresh(
 
 
 async def test_the_backlog_is_that_at_the_time_of_the_document(served):
-    served.source.put(view("a:1", at=99.0, backlog_seconds=104.0, rate=500.0, requests=2))
+    there = view("a:1", at=99.0, backlog_seconds=104.0, rate=500.0, requests=2, foreign=8.0, queue_seconds=2.5)
+    served.source.put(there)
     served.clock.advance(1.0)
     work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
     assert work == {
         "requests": 2,
+        "foreign_requests": 8.0,
         "prefill_seconds": 3.0,
+        "queue_seconds": 2.5,
         "prefill_tokens": 1500.0,
+        "decoding_requests": 10.0,
         "rate_tokens_per_second": 500.0,
         "rate_source": "configured",
         "corrected": True,
     }
+
+
+async def test_the_backlog_does_not_fall_below_the_wait_in_the_queue(served):
+    served.source.put(view("a:1", at=99.0, backlog_seconds=104.0, queue_seconds=2.5))
+    served.clock.advance(2.0)
+    work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
+    assert (work["prefill_seconds"], work["prefill_tokens"]) == (2.5, 2000.0)
 
 
 async def test_no_raw_monotonic_time_leaves_the_process(served):

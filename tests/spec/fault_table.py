@@ -237,8 +237,9 @@ def _line(name: bytes) -> bytes:
     return found[0]
 
 
+# About the load of the server before, so that it is picked as often as the good ones.
 _NEW_SAMPLES = {
-    "vllm__num_requests_running": "1.0",
+    "vllm__num_requests_running": "5.0",
     "vllm__num_requests_waiting": "2.0",
     "vllm__kv_cache_usage_perc": "0.25",
     "vllm__generation_tokens_total": "7.0",
@@ -246,7 +247,7 @@ _NEW_SAMPLES = {
     "vllm__prefix_cache_hits_total": "0.0",
     "process_start_time_seconds": "1.79534999e+09",
 }
-_NEW = {RUNNING: 1.0, WAITING: 2.0, KV_USAGE: 0.25, GENERATION_TOKENS: 7.0}
+_NEW = {RUNNING: 5.0, WAITING: 2.0, KV_USAGE: 0.25, GENERATION_TOKENS: 7.0}
 _KV = "vllm__kv_cache_usage_perc"
 _KV_LINE = _line(b"vllm:kv_cache_usage_perc")
 _KV_VALUE = _KV_LINE.split()[1]

@@ -39,6 +39,9 @@ class Index:
     def resize(self, address: str, capacity_blocks: int) -> None:
         """Not recorded."""
 
+    def clear(self, address: str) -> None:
+        """Not recorded."""
+
     def forget(self, address: str) -> None:
         """Record it."""
         self.forgotten.append(address)

@@ -453,6 +453,11 @@ def test_a_snapshot_that_is_updated_equals_one_that_is_rebuilt(steps: list[tuple
         fleet.store._snapshot = None
         at_once = fleet.store.snapshot(now)
         assert step_by_step.endpoints == at_once.endpoints
+        assert (
+            step_by_step.only_prefill
+            == at_once.only_prefill
+            == all(view.work.only_prefill for view in at_once.endpoints)
+        )
         assert step_by_step.good_until <= at_once.good_until
         fleet.store._snapshot = step_by_step  # continue with updates
         for each, until in untils:

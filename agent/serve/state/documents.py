@@ -148,7 +148,7 @@ def change(
 
 
 def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
-    """One endpoint: its health, the agent's own work there, and every signal, null with a reason where unknown."""
+    """One endpoint: its health, the work there, and every signal, null with a reason where unknown."""
     now = moment.now
     work = view.work
     predicted, measured = view.prefix
@@ -164,8 +164,11 @@ def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
         view.stale_after,
         WorkJson(
             work.requests,
+            work.foreign,
             work.prefill_seconds(now),
+            work.queue_seconds,
             work.prefill_tokens(now),
+            work.decoding,
             work.rate,
             work.rate_source,
             work.corrected,

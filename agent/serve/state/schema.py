@@ -131,13 +131,22 @@ class HistogramValueJson(JsonObject):
 
 
 class WorkJson(JsonObject):
-    """The requests that the agent has routed to the endpoint and that have not ended."""
+    """The requests at the endpoint that have not ended: those that the agent has routed to it, and those of others."""
 
-    requests: Count
-    prefill_seconds: Annotated[
-        Seconds, Meta(description="until their prefill is done, at as_of; decreases by one second per second")
+    requests: Annotated[Count, Meta(description="the agent's own")]
+    foreign_requests: Annotated[
+        Amount,
+        Meta(description="those of others, as the last page shows them: running and waiting less the agent's own"),
     ]
-    prefill_tokens: Annotated[Amount, Meta(description="the same in uncached prompt tokens")]
+    prefill_seconds: Annotated[
+        Seconds,
+        Meta(description="until a new request is scheduled, at as_of; falls by one second per second to queue_seconds"),
+    ]
+    queue_seconds: Annotated[
+        Seconds, Meta(description="the wait in a queue that something else than prefill delays; 0 where there is none")
+    ]
+    prefill_tokens: Annotated[Amount, Meta(description="uncached prompt tokens that are to be prefilled, at as_of")]
+    decoding_requests: Annotated[Amount, Meta(description="requests of both kinds that are past their prefill")]
     rate_tokens_per_second: Annotated[float, Meta(gt=0)]
     rate_source: Annotated[str, Meta(extra_json_schema=_one_of(("configured", "default", "learnt", "pool")))]
     corrected: Annotated[bool, Meta(description="whether fresh pages correct the estimate")]
@@ -358,12 +367,15 @@ class FilterJson(JsonObject):
 
 
 class CostJson(JsonObject):
-    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts."""
+    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts. `W` is the mean prefill
+    before the request over the candidates; with a shared prefix, the prefill at the candidate itself."""
 
-    backlog_seconds: Annotated[Seconds, Meta(description="w: prefill that is before the request there")]
+    backlog_seconds: Annotated[Seconds, Meta(description="w: the wait before the request is scheduled there")]
     prefill_seconds: Annotated[Seconds, Meta(description="u: prefill that the request adds there")]
-    requests: Annotated[Count, Meta(description="n: requests of the agent in flight there")]
-    cost_seconds: Annotated[Seconds, Meta(description="the cost; `W` is the mean backlog of the candidates")]
+    decoding_requests: Annotated[Amount, Meta(description="n: requests there that are past their prefill")]
+    cost_seconds: Annotated[Seconds, Meta(description="the cost")]
+    requests: Annotated[Count, Meta(description="the agent's requests in flight there")]
+    foreign_requests: Annotated[Amount, Meta(description="requests of others there, as its last page shows them")]
 
 
 class CandidateJson(JsonObject):
@@ -389,6 +401,7 @@ class PickJson(JsonObject):
     prompt_tokens: Count
     hit_tokens: Annotated[Count, Meta(description="expected in the cache of the endpoint")]
     best_hit_tokens: Annotated[Count, Meta(description="the most expected in the cache of any candidate")]
+    shared_prefix: Annotated[bool, Meta(description="other prompts begin with the prefix of that hit too")]
     state_version: Annotated[Count, Meta(description="of the pool's state, not that of /v1/state")]
     filters: Annotated[list[FilterJson], Meta(description="in the order in which they were applied")]
     weights: Annotated[dict[str, float], Meta(description="scorer -> its weight; a scorer without a score is left out")]
