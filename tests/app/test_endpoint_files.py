@@ -152,6 +152,7 @@ async def test_a_file_that_another_program_changes_or_deletes_is_written_again(
             for harm in (file.unlink, lambda: file.write_text("{"), lambda: file.write_bytes(b"\xff\xfe")):
                 harm()
                 await eventually(lambda: file.exists() and in_file(directory) == {one.address})
+                assert file.read_text() == eds_document("default", [one.address])
 
 
 async def test_while_a_file_cannot_be_written_known_endpoints_are_served_and_new_ones_wait(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ async def fleet(count: int) -> AsyncIterator[list[ModelServer]]:
         yield started
 
 
-class Load:
+class ChatLoad:
     """Four chats at a time, each with a prompt of its own, until it is stopped."""
 
     def __init__(self, url: str, client: aiohttp.ClientSession) -> None:
@@ -114,7 +114,7 @@ async def test_a_reload_under_load_moves_no_request_from_its_pick(tmp_path: Path
         addresses = [server.address for server in servers]
         path.write_text(file_of(addresses[:2], directory))
         async with gateway(path, directory, tmp_path, healthy=2) as (live, envoy):
-            load = Load(f"http://127.0.0.1:{envoy.ports[mode.value]}{CHAT}", client)
+            load = ChatLoad(f"http://127.0.0.1:{envoy.ports[mode.value]}{CHAT}", client)
             await load.more(40)
             for endpoints in (addresses[:3], addresses[1:], addresses[3:], addresses):
                 path.write_text(file_of(endpoints, directory))
@@ -149,7 +149,7 @@ async def test_a_change_of_dns_reaches_envoy_without_a_rendering(
         addresses.append("127.0.0.1")
         path.write_text(file_of([f"pods.example:{first.port}"], directory))
         async with gateway(path, directory, tmp_path, healthy=1) as (live, envoy):
-            load = Load(f"http://127.0.0.1:{envoy.ports['buffered']}{CHAT}", client)
+            load = ChatLoad(f"http://127.0.0.1:{envoy.ports['buffered']}{CHAT}", client)
             await load.more(10)
             both_pods, new_pod = ["127.0.0.1", "127.0.0.2"], ["127.0.0.2"]
             for pods in (both_pods, new_pod):

@@ -152,18 +152,20 @@ def test_written_yaml_reads_back_as_the_same_data(data: Any) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
 def test_a_shipped_configuration_is_the_output_of_its_first_line(
-    path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = path.read_text(encoding="utf-8")
     words = shlex.split(text.splitlines()[0].removeprefix("# Rendered by: "))
     assert words[:2] == ["igw", "render"]
     assert main(words[1:]) == 0
     assert capsys.readouterr().out == text, f"render it again: {shlex.join(words)} > deploy/envoy/{path.name}"
-    assert validate(pyyaml.safe_load(text)) == ""
+    # Envoy accepts a file of endpoints only where there is one.
+    (tmp_path / "default.eds.json").write_text(document("default", ["127.0.0.1:8001"]), encoding="utf-8")
+    assert validate(pyyaml.safe_load(text.replace("/run/igw/endpoints", str(tmp_path)))) == ""
 
 
-def test_three_configurations_are_shipped() -> None:
-    assert {path.name for path in SHIPPED} == {"buffered.yaml", "demo.yaml", "full-duplex.yaml"}
+def test_four_configurations_are_shipped() -> None:
+    assert {path.name for path in SHIPPED} == {"buffered.yaml", "demo.yaml", "eds.yaml", "full-duplex.yaml"}
 
 
 def test_a_configuration_file_of_the_agent_is_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
