@@ -25,7 +25,9 @@ from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames, NothingKnown
 from agent.instruments.label_limiter import LabelLimiter
 from agent.instruments.model_series import ModelSeries
+from exporters.catalog import CATALOG
 from exporters.catalog import requests as rows
+from exporters.catalog.metric import Metric
 
 # Endpoints of the pools, and those that have left them since. Only discovery adds to them.
 SERVER_NAMES: Final = 10_000
@@ -69,7 +71,8 @@ class RequestInstruments:
         # Children by label values, whose number is bounded.
         self._picks: dict[tuple[str, str, str], _PickCounters] = {}
         self._ends = cache(self._end_counter)
-        self._responses = cache(self._response_counter)
+        # Counters of what became of picks: name of the metric and its label values, of which the second is the server.
+        self._outcomes: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self.counts: Mapping[type, Callable[[Any], None]] = {
             EncodedBody: self._count_encoded_body,
             Picked: self._count_picked,
@@ -123,10 +126,10 @@ class RequestInstruments:
         self._metrics.count(rows.LOAD_REPORTS, event.pool, "refused" if event.reason else "ok", event.reason)
 
     def _count_responded(self, event: Responded) -> None:
-        self._responses(event.pool, self._server(event.endpoint), event.result).inc()
+        self._outcome(rows.RESPONSES, event.pool, self._server(event.endpoint), event.result).inc()
 
     def _count_not_followed(self, event: NotFollowed) -> None:
-        self._metrics.count(rows.NOT_FOLLOWED, event.pool, self._server(event.picked))
+        self._outcome(rows.NOT_FOLLOWED, event.pool, self._server(event.picked)).inc()
 
     def _log_not_followed(self, event: NotFollowed) -> None:
         due = self._log.failed((event.pool, NotFollowed, event.picked))
@@ -138,7 +141,7 @@ class RequestInstruments:
             self._log.warning(text, event.pool, endpoint=event.picked, served=event.served)
 
     def _count_ejected(self, event: EndpointEjected) -> None:
-        self._metrics.count(rows.EJECTIONS, event.pool, self._server(event.endpoint), event.reason)
+        self._outcome(rows.EJECTIONS, event.pool, self._server(event.endpoint), event.reason).inc()
 
     def _log_ejected(self, event: EndpointEjected) -> None:
         text = (
@@ -184,10 +187,15 @@ class RequestInstruments:
         for key in [key for key in self._picks if key[2] == label]:
             self._metrics.remove(rows.PICKS, *key)
             del self._picks[key]
+        for name, labels in [key for key in self._outcomes if key[1][1] == label]:
+            self._metrics.remove(CATALOG[name], *labels)
+            del self._outcomes[name, labels]
         return True
 
-    def _response_counter(self, pool: str, server: str, result: str) -> Counter:
-        child: Counter = self._metrics.child(rows.RESPONSES, pool, server, result)
+    def _outcome(self, row: Metric, *labels: str) -> Counter:
+        child = self._outcomes.get((row.name, labels))
+        if child is None:
+            child = self._outcomes[row.name, labels] = self._metrics.child(row, *labels)
         return child
 
     def _end_counter(self, pool: str, result: str) -> Counter:

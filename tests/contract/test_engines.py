@@ -227,7 +227,9 @@ def test_the_pages_read_before_change_no_reading(name: str) -> None:
     table = engine(name)
     remembering = Extractor(table)
     for page in [page for pages in itertools.permutations(golden_pages(name).values(), 2) for page in pages]:
-        assert remembering.extract(page, whole=True) == Extractor(table).extract(page, whole=True)
+        found, fresh = (each.extract(page, whole=True) for each in (remembering, Extractor(table)))
+        # The counter of resets is searched on every 32nd page only, where the page before had none.
+        assert found._replace(cache_resets=0.0) == fresh._replace(cache_resets=0.0)
 
 
 # -- the documents ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from agent.instruments.label_limiter import NAME_LENGTH
 from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
 from agent.instruments.requests import SERVER_NAMES
 from agent.requests.rejections import REJECTIONS
+from agent.requests.response import RESULTS
+from agent.requests.unpack import ENCODINGS
 from agent.scaling.gauges import gauge_set
 from agent.scaling.rollup import POOL_SIGNALS
 from agent.scrape.reasons import REASONS as SCRAPE_REASONS
@@ -42,8 +44,9 @@ WORDS: Final = 16
 VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
-    "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS),
+    "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
 }  # fmt: skip
+RESULT_VALUES: Final = {"igw_responses_total": len(RESULTS), "igw_encoded_bodies_total": 3}
 REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
     "igw_load_reports_total": len(REPORT_REASONS) + WORDS, "igw_withheld_gauges": len(WITHHELD_REASONS),
@@ -105,6 +108,8 @@ def children(metric: Metric, size: FleetSize) -> int:
     for label in labels:
         if label == "source":
             count *= size.sources
+        elif label == "result" and metric.name in RESULT_VALUES:
+            count *= RESULT_VALUES[metric.name]
         elif label == "reason":
             count *= REASONS.get(metric.name, WORDS)
         elif label == "signal" and metric.origin == "state":

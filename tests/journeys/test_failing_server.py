@@ -35,15 +35,15 @@ async def test_a_server_that_fails_is_ejected_tried_with_single_requests_and_adm
     async with a_fleet(tmp_path, 3, lambda healthy: {POOL: healthy}) as fleet:
         await found(fleet.counts, lambda seen: seen.of("igw_pool_endpoints_by_health", state="healthy") == 3)
         assert [await send(fleet, mode, number) for number in range(10)] == [200] * 10
-        sick = await busiest(fleet)
-        async with fleet.client.post(f"http://{sick}/emulator/faults", json={"completions": "error"}) as answer:
+        broken = await busiest(fleet)
+        async with fleet.client.post(f"http://{broken}/emulator/faults", json={"completions": "error"}) as answer:
             assert answer.status == 200
         sent: list[int] = []
 
         async def state() -> Any:
             first = len(sent)
             sent.extend(await asyncio.gather(*(send(fleet, mode, number) for number in range(first, first + 4))))
-            return await fleet.endpoint(POOL, sick)
+            return await fleet.endpoint(POOL, broken)
 
         failing = await found(state, lambda endpoint: endpoint["health"] == "failing")
         assert failing["reason"] == "consecutive_failures"
@@ -53,11 +53,11 @@ async def test_a_server_that_fails_is_ejected_tried_with_single_requests_and_adm
         assert 0 < errors["trial_in_seconds"] <= 2
         counts = await found(
             fleet.counts,
-            lambda seen: seen.of("igw_responses_total", server=sick, result="server_error") == sent.count(500),
+            lambda seen: seen.of("igw_responses_total", server=broken, result="server_error") == sent.count(500),
         )
-        assert counts.of("igw_endpoint_ejections_total", server=sick) == 1
-        assert (await fleet.gauges(POOL, sick))["igw_endpoint_waiting_requests"]["withheld"] == "failing"
-        async with fleet.client.delete(f"http://{sick}/emulator/faults") as answer:
+        assert counts.of("igw_endpoint_ejections_total", server=broken) == 1
+        assert (await fleet.gauges(POOL, broken))["igw_endpoint_waiting_requests"]["withheld"] == "failing"
+        async with fleet.client.delete(f"http://{broken}/emulator/faults") as answer:
             assert answer.status == 200
         sent.clear()
         await found(state, lambda endpoint: endpoint["health"] == "healthy")

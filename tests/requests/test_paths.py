@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines import ENGINES, engine
-from agent.requests.paths import EFFECTS, EMPTIES, NOTHING, PATHS, PREFILLS, UNKNOWN, PathRow, empties, match
+from agent.requests.paths import EFFECTS, EMPTIES, NO_PATH, NOTHING, PATHS, PREFILLS, UNKNOWN, PathRow, empties, match
 from agent.requests.rendering import READERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "paths.md"
@@ -49,7 +49,7 @@ def test_no_two_rows_have_one_pattern() -> None:
 @given(st.text(max_size=60) | st.lists(st.sampled_from(["v1", "models", "chat", "infer", "", "?"])).map("/".join))
 def test_any_text_is_a_path_of_some_row_or_unknown(path: str) -> None:
     found = match(path)
-    assert found.row is UNKNOWN or found.row in PATHS
+    assert found.row is (UNKNOWN if path else NO_PATH) or found.row in PATHS
 
 
 def test_a_long_path_of_many_segments_is_looked_up_by_its_end() -> None:
