@@ -108,6 +108,17 @@ def values(outputs: Outputs, address: str, wanted: Mapping[str, float]) -> None:
 HEALTHY = Expected("`healthy`; every value as reported", _as_before)
 
 
+def loaded_by_others(wanted: Mapping[str, float], requests: float) -> Expected:
+    """Healthy, with these values; so many requests there are not the agent's."""
+
+    def check(observed: Observations) -> None:
+        values(observed.after, observed.bad, wanted)
+        assert observed.after.state[observed.bad]["work"]["foreign_requests"] == requests
+        assert observed.after.state[observed.bad]["work"]["queue_seconds"] > 0
+
+    return Expected(f"`healthy`; every value as reported; `foreign_requests` {requests:g}", check)
+
+
 def without(*signals: str) -> Expected:
     """Healthy; these signals become stale and are then null."""
 
@@ -179,7 +190,7 @@ def withheld(reason: str, *signals: str) -> Expected:
     return Expected(f"{names_text} withheld, `{reason}`" + ("; the rest as reported" if signals else ""), check)
 
 
-def published(wanted: Mapping[str, float]) -> Expected:
+def published(wanted: Mapping[str, float], text: str = "the values of the new server") -> Expected:
     """Every gauge of these signals has this value."""
 
     def check(observed: Observations) -> None:
@@ -187,7 +198,7 @@ def published(wanted: Mapping[str, float]) -> Expected:
             for name in GAUGES[signal]:
                 assert all(row["value"] == value for row in observed.after.gauge(name, observed.bad)), name
 
-    return Expected("every gauge as reported" if wanted is PAGE_VALUES else "the values of the new server", check)
+    return Expected("every gauge as reported" if wanted is PAGE_VALUES else text, check)
 
 
 def no_pool(health: str) -> Expected:
@@ -235,7 +246,7 @@ def lacking(*signals: str) -> Expected:
     return Expected("no sample of it; the rest as reported", check)
 
 
-def samples(wanted: Mapping[str, float]) -> Expected:
+def samples(wanted: Mapping[str, float], text: str = "the values of the new server") -> Expected:
     """A sample of each of these signals."""
 
     def check(observed: Observations) -> None:
@@ -245,7 +256,7 @@ def samples(wanted: Mapping[str, float]) -> Expected:
                 assert found == value, name
         assert observed.after.page.by("state", "igw_endpoint_health", server=observed.bad) == {"healthy": 1.0}
 
-    return Expected("every sample as reported" if wanted is PAGE_VALUES else "the values of the new server", check)
+    return Expected("every sample as reported" if wanted is PAGE_VALUES else text, check)
 
 
 # -- what is counted -------------------------------------------------------------------------------------------------

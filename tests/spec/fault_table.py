@@ -56,6 +56,7 @@ from tests.spec.expectations import (
     failed,
     health_failed,
     lacking,
+    loaded_by_others,
     missing,
     new_server,
     no_pool,
@@ -248,6 +249,7 @@ _NEW_SAMPLES = {
     "process_start_time_seconds": "1.79534999e+09",
 }
 _NEW = {RUNNING: 5.0, WAITING: 2.0, KV_USAGE: 0.25, GENERATION_TOKENS: 7.0}
+_OTHERS = {**PAGE_VALUES, WAITING: 64.0}
 _KV = "vllm__kv_cache_usage_perc"
 _KV_LINE = _line(b"vllm:kv_cache_usage_perc")
 _KV_VALUE = _KV_LINE.split()[1]
@@ -332,6 +334,12 @@ async def _resets_its_cache(scenario: Scenario) -> Outputs:
     head = b"# TYPE http_requests_total counter\n"
     assert head in PAGE
     scenario.bad.page = PAGE.replace(head, head + series)
+    await scenario.scrape_round()
+    return await scenario.read_outputs()
+
+
+async def _others(scenario: Scenario) -> Outputs:
+    scenario.bad.page = _set(PAGE, vllm__num_requests_waiting="64.0")
     await scenario.scrape_round()
     return await scenario.read_outputs()
 
@@ -581,6 +589,11 @@ TABLE: tuple[FaultRow, ...] = (
         "the whole fleet renames its metrics", "Every endpoint has an upgrade with other names.", _all_renamed,
         AT_THIRD, SERVED, blind("wrong_engine"), no_pool("blind"), absent("blind", 0.0),
         (failed("wrong_engine"), BLIND),
+    ),
+    FaultRow(
+        "full of the work of others", "Its batch and its queue are full of requests that the agent did not send.",
+        _others, AT_ONCE, LEFT_OUT, loaded_by_others(_OTHERS, 68.0), published(_OTHERS, "every gauge as reported"),
+        samples(_OTHERS, "every sample as reported"), (),
     ),
     # -- odd, and right ----------------------------------------------------------------------------------------------
     _harmless("more than declared", "Bytes follow the end of the response.",
