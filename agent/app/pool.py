@@ -134,10 +134,12 @@ class Pool:
             self.outcomes,
             self._unlisted,
         )
+        resets = CacheResetStage(self.store.cache_emptied, self.outcomes.awaited)
+        self.outcomes.on_late_result.append(resets.reported)
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
             ParseStage(lambda: self.store.shared_engine, config.ext_proc.max_body, parts.hook, settings.name),
-            CacheResetStage(self.store.cache_emptied),
+            resets,
             TokensStage(index.block_tokens, index.bytes_per_token, index.max_tokens),
             self._pick,
         ]

@@ -12,7 +12,7 @@ index: its prompt was not prefilled as far as anybody knows.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -49,12 +49,17 @@ class Outcomes:
         # By request id, which clients may repeat: requests of which an entry is to come, in order.
         self._expected: dict[str, dict[Ticket, None]] = {}
         self._over: OrderedDict[Ticket, float] = OrderedDict()  # those of them that have ended, and when
+        self.on_late_result: list[Callable[[Ticket, float], None]] = []  # of a request that is over
         self._blocks = 0  # blocks that tickets keep for a withdrawal of their credit
 
     @property
     def kept(self) -> int:
         """Requests for which an entry of the access log is expected."""
         return sum(map(len, self._expected.values()))
+
+    def awaited(self, ticket: Ticket) -> bool:
+        """Whether the request is over and its entry of the access log is to come."""
+        return ticket in self._over
 
     # -- the stage that picks ------------------------------------------------------------------------------------------
 
@@ -100,6 +105,9 @@ class Outcomes:
         served = response.served
         ticket = next((each for each in islice(tickets, MAX_COMPARED) if each.endpoint == served), first)
         self._apply(ticket, response, now)
+        if ticket in self._over:
+            for call in self.on_late_result:
+                call(ticket, now)
         self._forget(ticket)
 
     def log_opened(self) -> None:

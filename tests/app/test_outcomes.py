@@ -293,6 +293,21 @@ def test_predicted_hits_of_a_failed_request_are_taken_back() -> None:
     assert fleet.view(A).prefix.predicted == predicted
 
 
+@pytest.mark.parametrize("log", [True, False], ids=["access-log", "response-headers"])
+@pytest.mark.parametrize("late", [False, True], ids=["before-the-end", "after-the-end"])
+@pytest.mark.parametrize(("status", "forgotten"), [(200, True), (404, False), (500, False)])
+def test_a_reset_that_passed_through_is_believed_where_it_succeeded(
+    log: bool, late: bool, status: int, forgotten: bool
+) -> None:
+    fleet = Fleet(A, log=log)
+    fleet.answer(fleet.send(), GOOD)
+    held = fleet.pool.index.blocks(A)
+    assert held > 0
+    reset = fleet.send(Request("r", "/reset_prefix_cache", None, method="POST"))
+    fleet.answer(reset, Response(status, complete=True), late=late and log)
+    assert fleet.pool.index.blocks(A) == (0 if forgotten else held)
+
+
 # -- served elsewhere -------------------------------------------------------------------------------------------------
 
 
