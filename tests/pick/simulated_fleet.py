@@ -33,7 +33,7 @@ SCRAPE_SECONDS = 1.0
 LEAD_SECONDS = 4.0  # until a blind endpoint is known to be blind
 
 
-class Phase(NamedTuple):
+class LoadPhase(NamedTuple):
     """So many seconds with so many requests per second."""
 
     seconds: float
@@ -77,7 +77,7 @@ class SimulatedFleet:
         """The percentile of the time to first token at `rank`, 0 to 1."""
         return sorted(self._waits)[int(rank * len(self._waits))]
 
-    def run(self, phases: Sequence[Phase]) -> list[list[float]]:
+    def run(self, phases: Sequence[LoadPhase]) -> list[list[float]]:
         """Send the requests of these phases; the share of each server in each of them, 1 is a fair one."""
         shares = []
         due = [

@@ -18,7 +18,7 @@ from agent.signals import KV_USAGE, LORA_RUNNING, RUNNING, WAITING, Value
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView
 from tests.fakes.views import FixedIndex, snapshot, view
-from tests.pick.simulated_fleet import Phase, SimulatedFleet
+from tests.pick.simulated_fleet import LoadPhase, SimulatedFleet
 
 PROFILES = {name: build(spec) for name, spec in PRESETS.items()}
 EVERY_PRESET = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
@@ -114,7 +114,14 @@ def test_an_adapter_draws_no_request_away_from_blind_endpoints_while_every_seen_
 # -- shares of a simulated fleet ---------------------------------------------------------------------------------------
 
 # From an idle fleet to one that gets more than it can serve, and back.
-LOADS = (Phase(30, 0.5), Phase(30, 2.0), Phase(40, 4.0), Phase(40, 6.0), Phase(60, 2.0), Phase(60, 0.5))
+LOADS = (
+    LoadPhase(30, 0.5),
+    LoadPhase(30, 2.0),
+    LoadPhase(40, 4.0),
+    LoadPhase(40, 6.0),
+    LoadPhase(60, 2.0),
+    LoadPhase(60, 0.5),
+)
 FLEETS = {"one of four": (3,), "half": (2, 3), "three of four": (1, 2, 3)}
 
 
@@ -145,6 +152,6 @@ def test_the_first_token_of_a_blind_fleet_comes_within_twice_the_time_of_a_seen_
     waits = []
     for unseen in ((), (2, 3), (0, 1, 2, 3)):
         fleet = SimulatedFleet(4, PROFILES["least-cost"], blind=unseen)
-        fleet.run((Phase(30, 2.0), Phase(90, 4.0)))
+        fleet.run((LoadPhase(30, 2.0), LoadPhase(90, 4.0)))
         waits.append(fleet.first_token_seconds(0.9))
     assert max(waits[1:]) < 2.0 * waits[0], waits
