@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.config.admin import AdminConfig
+from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
 from agent.config.log import LogConfig
 from agent.config.options import section, sections
@@ -37,6 +38,7 @@ class Config:
     outlier_detection: OutlierDetectionConfig = section(OutlierDetectionConfig, "Endpoints whose requests fail.")
     prefix_index: PrefixIndexConfig = section(PrefixIndexConfig, "The index of prompt prefixes.")
     ext_proc: ExtProcConfig = section(ExtProcConfig, "The ports that Envoy's ext_proc filter connects to.")
+    envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")

@@ -1,6 +1,7 @@
 """Faults that an emulated server can have, set while it runs: `POST /emulator/faults` with these fields.
 
-    metrics                  ok | hang | slow | error | empty | html | garbage | cut | nan | huge
+    metrics                  ok | hang | slow | error | empty | html | garbage | cut | nan | huge |
+                             renamed | no_stats | comments
     metrics_delay_seconds    delay of a slow page (default 2)
     metrics_status           status of an error page (default 500)
     completions              ok | hang | error | cut | cut_with_error | reset
@@ -10,6 +11,8 @@
     health                   ok | hang | error
     accelerator              ok | unhealthy | ecc | blank | hang | error
     accelerator_xid          error code of an unhealthy NVIDIA device (default 79)
+    foreign_requests         requests of another gateway at the server, running or waiting (default 0)
+    foreign_answer_tokens    length of their answers (default 600)
     refuse_seconds           close the port and every connection for this time (once)
     die                      end the process at once, as kill -9 does (once)
 
@@ -23,11 +26,27 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 _KINDS: Final = {
-    "metrics": ("ok", "hang", "slow", "error", "empty", "html", "garbage", "cut", "nan", "huge"),
+    "metrics": (
+        "ok",
+        "hang",
+        "slow",
+        "error",
+        "empty",
+        "html",
+        "garbage",
+        "cut",
+        "nan",
+        "huge",
+        "renamed",
+        "no_stats",
+        "comments",
+    ),
     "completions": ("ok", "hang", "error", "cut", "cut_with_error", "reset"),
     "health": ("ok", "hang", "error"),
     "accelerator": ("ok", "unhealthy", "ecc", "blank", "hang", "error"),
 }
+
+MAX_FOREIGN_REQUESTS: Final = 10_000  # each is a task of the server
 
 
 class InvalidFault(ValueError):
@@ -48,6 +67,8 @@ class Faults:
     health: str = "ok"
     accelerator: str = "ok"
     accelerator_xid: int = 79
+    foreign_requests: int = 0
+    foreign_answer_tokens: int = 600
     refuse_seconds: float = 0.0
     die: bool = False
 
@@ -72,6 +93,8 @@ class Faults:
                 raise InvalidFault(f"{name} must be a number of at least 0, not {value!r}")
             elif isinstance(known[name], int) and not isinstance(value, int):
                 raise InvalidFault(f"{name} must be a whole number, not {value!r}")
+            elif name == "foreign_requests" and value > MAX_FOREIGN_REQUESTS:
+                raise InvalidFault(f"foreign_requests must be at most {MAX_FOREIGN_REQUESTS}, not {value!r}")
             elif name.endswith("_status") and not 400 <= value <= 599:
                 raise InvalidFault(f"{name} must be an error status, 400 to 599, not {value!r}")
             elif name == "completions_ratio" and value > 1:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
+    EncodedBody,
     Ended,
     EndpointEjected,
     NotFollowed,
@@ -23,6 +24,7 @@ from agent.events.requests import (
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -37,9 +39,12 @@ Event = (
     | DevicesRead
     | DevicesFailed
     | DeviceHealthChanged
+    | DeviceLost
     | HealthPathFailed
     | HealthChanged
     | ServerRestarted
+    | CacheEmptied
+    | EncodedBody
     | Picked
     | Refused
     | Reported

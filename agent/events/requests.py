@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 
 class Picked(NamedTuple):
-    """A request was assigned to an endpoint. `took` is the duration of the decision in seconds."""
+    """A request was assigned to an endpoint. `took` is the duration of the decision in seconds.
+
+    `model` is the one that serves the request; `requested` is the one that the client named where that is another.
+    """
 
     pool: str
     profile: str
@@ -16,15 +19,26 @@ class Picked(NamedTuple):
     predicted_hit_tokens: int
     left_warmest: bool
     took: float
+    requested: str = ""
+
+
+class EncodedBody(NamedTuple):
+    """A request had a body with a content-encoding, a value of `agent.requests.unpack.ENCODINGS`. `result`: `read`,
+    `unread` (picked without a prompt) or `refused`."""
+
+    pool: str
+    encoding: str
+    result: str
 
 
 class Refused(NamedTuple):
-    """A request was rejected by the agent, with this HTTP status and reason (one word)."""
+    """A request was rejected by the agent, with this HTTP status and reason (one word); `requested` as in `Picked`."""
 
     pool: str
     model: str
     status: int
     reason: str
+    requested: str = ""
 
 
 class Reported(NamedTuple):
@@ -66,13 +80,17 @@ class EndpointEjected(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it)."""
+    """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it).
+
+    `requested` as in `Picked`.
+    """
 
     pool: str
     model: str
     endpoint: str
     took: float
     how: str
+    requested: str = ""
 
 
 class Abandoned(NamedTuple):

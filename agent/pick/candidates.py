@@ -6,22 +6,50 @@ never see None, because `agent.pick.scoring` passes them only candidates that ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
 from agent.state.freshness import is_fresh
+from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Work
+
+_BLIND: Final = Health.BLIND
+
+
+class Waits(NamedTuple):
+    """The prefill before a request at each candidate and its wait there, in seconds, and the work of which they are."""
+
+    prefill: Sequence[float]
+    backlog: Sequence[float]
+    works: Sequence[Work]
 
 
 class Candidates:
     """Candidates for `request` at `now`.
 
-    `hits` are the prompt tokens that the index predicts in each one's cache; `backlog_seconds` the seconds of uncached
-    prefill before a request that arrives now; `adapters` as in the snapshot.
+    `hits` are the prompt tokens that the index predicts in each one's cache; `prefill_seconds` the seconds of uncached
+    prefill before a request that arrives now; `backlog_seconds` the seconds until it is scheduled, for whatever reason
+    it waits; `adapters` as in the snapshot. `shared`: the longest of these prefixes is one with which other prompts
+    begin too. `only_prefill` as in the snapshot: then the seconds of prefill and those until it is scheduled are equal.
+
+    An endpoint is unseen while no fresh page reports its queue: it is blind, or its page lacks the queue. It has the
+    load of the busiest of the others beside the agent's requests.
     """
 
-    __slots__ = ("_page_fresh", "adapters", "backlog_seconds", "hits", "now", "request", "views", "works")
+    __slots__ = (
+        "_page_fresh",
+        "adapters",
+        "backlog_seconds",
+        "hits",
+        "now",
+        "prefill_seconds",
+        "request",
+        "shared",
+        "views",
+        "works",
+    )
 
     def __init__(
         self,
@@ -29,20 +57,30 @@ class Candidates:
         now: float,
         views: Sequence[EndpointView],
         hits: Sequence[int],
-        backlog_seconds: Sequence[float] | None = None,
+        waits: Waits | None = None,
         adapters: frozenset[str] | None = None,
+        *,
+        shared: bool = False,
+        only_prefill: bool = False,
     ) -> None:
         self.request = request
+        self.shared = shared
         self.now = now
         self.views = views
         self.hits = hits
         self.adapters = adapters
-        self.works = [view.work for view in views]
-        self.backlog_seconds = _backlog_seconds(self.works, now) if backlog_seconds is None else backlog_seconds
+        if waits is None:
+            waits = _waits([view.work for view in views], now, only_prefill=only_prefill)
+        self.prefill_seconds, self.backlog_seconds, self.works = waits
         self._page_fresh: list[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.views)
+
+    @property
+    def unseen(self) -> list[bool]:
+        """Whether each candidate is unseen."""
+        return [not work.corrected for work in self.works]
 
     def column(self, signal: str) -> list[float | None]:
         """The signal's fresh value at each candidate, None where it is unknown or stale."""
@@ -53,7 +91,8 @@ class Candidates:
         page_fresh = self._page_fresh
         if page_fresh is None:
             page_fresh = self._page_fresh = [
-                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) for view in self.views
+                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) and view.health is not _BLIND
+                for view in self.views
             ]
         column: list[float | None] = []
         for view, fresh in zip(self.views, page_fresh, strict=True):
@@ -72,8 +111,13 @@ class Candidates:
             self.now,
             [self.views[i] for i in places],
             [self.hits[i] for i in places],
-            [self.backlog_seconds[i] for i in places],
+            Waits(
+                [self.prefill_seconds[i] for i in places],
+                [self.backlog_seconds[i] for i in places],
+                [self.works[i] for i in places],
+            ),
             self.adapters,
+            shared=self.shared,
         )
 
 
@@ -91,13 +135,63 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
     return None
 
 
-def _backlog_seconds(works: Sequence[Work], now: float) -> list[float]:
-    """The backlog at each candidate. Where no fresh page corrects the estimate, it is at least the largest corrected
-    one."""
-    # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4.
-    backlog = [work[1] - now if work[1] > now else 0.0 for work in works]
-    corrected = [work[4] for work in works]
-    if all(corrected) or not any(corrected):
-        return backlog
-    largest = max(seconds for seconds, known in zip(backlog, corrected, strict=True) if known)
-    return [seconds if known else max(seconds, largest) for seconds, known in zip(backlog, corrected, strict=True)]
+def _waits(works: Sequence[Work], now: float, *, only_prefill: bool) -> Waits:
+    # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4,
+    # `queue_seconds` is 6.
+    prefill = [work[1] - now if work[1] > now else 0.0 for work in works]
+    if only_prefill:
+        return Waits(prefill, prefill, works)
+    queues = [work[6] for work in works]
+    backlog = [max(pair) for pair in zip(prefill, queues, strict=True)] if any(queues) else prefill
+    seen = [work[4] for work in works]
+    if all(seen) or not any(seen):
+        return Waits(prefill, backlog, works)
+    # Of equally busy ones the one with the smallest load, so that the order of the candidates does not matter.
+    busiest = max(
+        (place for place, known in enumerate(seen) if known), key=lambda place: (backlog[place], -works[place].load)
+    )
+    of_unseen = _load_of_unseen(works[busiest])
+    return Waits(
+        [
+            each if known else of_unseen(prefill[busiest], each, w)
+            for each, known, w in zip(prefill, seen, works, strict=True)
+        ],
+        [
+            each if known else of_unseen(backlog[busiest], each, w)
+            for each, known, w in zip(backlog, seen, works, strict=True)
+        ],
+        [work if known else _as_busy(work, works[busiest]) for work, known in zip(works, seen, strict=True)],
+    )
+
+
+def _load_of_unseen(busiest: Work) -> Callable[[float, float, Work], float]:
+    """How an endpoint whose queue no fresh page shows is estimated by the busiest of the others: it is taken to have as
+    many requests of others, and each request to cost as much. So equal numbers of the agent's own cost the same."""
+
+    def seconds(of_busiest: float, own: float, work: Work) -> float:
+        if not busiest.load:
+            return of_busiest + own
+        return max(own, of_busiest * (busiest.foreign + work.requests) / busiest.load)
+
+    return seconds
+
+
+def _as_busy(work: Work, busiest: Work) -> Work:
+    """The work with at least as many requests of others as the busiest endpoint has."""
+    more = max(0.0, busiest.foreign - work.foreign)
+    return work._replace(foreign=work.foreign + more, decoding=work.decoding + more)
+
+
+def load_of_unseen(busiest: float, busiest_requests: int, requests: int, own: float) -> float:
+    """The load of an unseen endpoint, by that of the busiest seen one, in whatever unit `busiest` and `own` have.
+
+    The two have so many of the agent's requests in flight. Each of them is taken to cost as much at the unseen endpoint
+    as at the busiest one, so that equal numbers cost the same. Where the busiest one has none of them, others load it,
+    and the unseen one is taken to have that load beside the agent's `own`.
+
+    A sum of both in every case would starve the unseen: it is never below the busiest, so the least busy one wins every
+    pick. The own load alone would starve the seen: pages show delays and requests of others, and add to theirs only.
+    """
+    if not busiest_requests:
+        return busiest + own
+    return busiest * requests / busiest_requests

@@ -39,10 +39,11 @@ class Pick(NamedTuple):
     `addresses` are the candidates, in the order of every list in `scores` (scorer name -> one score per candidate) and
     of `totals` (the weighted sums). `decided_by` is `only_candidate`, `tie` or the scorer whose weighted score
     separates the winner most from the runner-up. `hit_tokens` is the prefix hit that the index predicts at `endpoint`,
-    `best_hit_tokens` the largest that it predicts at any candidate. `version` is that of the snapshot.
+    `best_hit_tokens` the largest that it predicts at any candidate. `shared_prefix`: other prompts begin with the
+    prefix of that hit too. `version` is that of the snapshot.
 
     The other fields are for `explain`: the profile, the filters that removed something, and the candidates' predicted
-    hits, backlogs (seconds) and work as the scorers saw them.
+    hits, backlogs, prefill before the request (both in seconds) and work as the scorers saw them.
     """
 
     request_id: str
@@ -60,7 +61,9 @@ class Pick(NamedTuple):
     narrowed: Sequence[Narrowing] = ()
     hits: Sequence[int] = ()
     backlog_seconds: Sequence[float] = ()
+    prefill_seconds: Sequence[float] = ()
     works: Sequence[Work] = ()
+    shared_prefix: bool = False
 
     @property
     def uncached_tokens(self) -> int:
@@ -76,8 +79,9 @@ class Pick(NamedTuple):
 class NoPick(NamedTuple):
     """Why there is no endpoint: `reason` is one word for a label, `detail` a sentence for a person.
 
-    Reasons: `no_endpoints` (the pool is empty), `none_healthy` (`detail` counts them by health), `subset_empty` (the
-    proxy's subset holds no healthy endpoint of the pool), `all_filtered` (a filter removed all candidates).
+    Reasons: `no_endpoints` (the pool is empty), `none_healthy` (none is in a state that is picked; `detail` counts
+    them by health), `subset_empty` (the proxy's subset holds no such endpoint of the pool), `all_filtered` (a filter
+    removed all candidates).
     """
 
     request_id: str
@@ -126,7 +130,8 @@ def explain(pick: Pick) -> Explanation:
             weights[ERRORS] = sum(weights.values()) or 1.0
         scorer = next((each.scorer for each in profile.scorers if isinstance(each.scorer, LeastCost)), None)
         if scorer is not None and pick.works:
-            costs = scorer.parts(pick.prompt_tokens, pick.hits, pick.backlog_seconds, pick.works)
+            prices = scorer.prices(pick.prefill_seconds, shared=pick.shared_prefix)
+            costs = scorer.parts(pick.prompt_tokens, pick.hits, pick.backlog_seconds, prices, pick.works)
     candidates = [
         CandidateResult(
             address,

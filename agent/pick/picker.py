@@ -17,14 +17,13 @@ from agent.pick.filters import serves_model
 from agent.pick.profile import Profile
 from agent.pick.request import PickRequest
 from agent.pick.scoring import opinion
-from agent.state.health import Health
+from agent.state.health import PICKED, Health
 from agent.state.outliers import penalty
 from agent.state.snapshot import EndpointView, Snapshot
 
 # Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real
 # difference.
 TIE: Final = 1e-9
-_HEALTHY: Final = Health.HEALTHY
 _FAILING: Final = Health.FAILING
 
 
@@ -35,6 +34,10 @@ class PrefixLookup(Protocol):
         """The number of leading blocks of the chain that each address holds."""
         ...
 
+    def shared(self, chain: Sequence[int], depth: int) -> bool:
+        """Whether other prompts continued the first `depth` blocks of the chain differently."""
+        ...
+
 
 def pick(
     snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float, fallbacks: int = 0
@@ -42,7 +45,7 @@ def pick(
     """The endpoint for `request` by `profile` and at most `fallbacks` further ones, or why there is none."""
     narrowed: list[Narrowing] = []
     views: Sequence[EndpointView] = snapshot.endpoints
-    addresses: Sequence[str] = snapshot.healthy_addresses
+    addresses: Sequence[str] = snapshot.picked_addresses
     if not addresses:
         views = _admitted(views, request, now)
         if not views:
@@ -58,25 +61,30 @@ def pick(
             return NoPick(
                 request.request_id,
                 "subset_empty",
-                f"none of the {len(subset)} endpoints that the proxy allows is healthy in pool {snapshot.pool}",
+                f"none of the {len(subset)} endpoints that the proxy allows can be picked in pool {snapshot.pool}",
             )
         if len(addresses) != len(views):
             allowed = [view.address for view in views]
             narrowed.append(Narrowing(SUBSET, addresses, allowed))
             addresses = allowed
+    warmest, shared = 0, False
     if request.chain:
         size, limit = request.block_tokens, request.prompt_tokens
-        hits = [
-            known if (known := blocks * size) < limit else limit for blocks in index.match(request.chain, addresses)
-        ]
+        depths = index.match(request.chain, addresses)
+        hits = [known if (known := blocks * size) < limit else limit for blocks in depths]
+        deepest = max(depths)
+        warmest = min(deepest * size, limit)
+        shared = deepest > 0 and index.shared(request.chain, deepest)
     else:
         hits = [0] * len(views)
-    candidates = Candidates(request, now, views, hits, adapters=snapshot.adapters)
+    candidates = Candidates(
+        request, now, views, hits, adapters=snapshot.adapters, shared=shared, only_prefill=snapshot.only_prefill
+    )
     if request.model not in snapshot.models_everywhere:
         places = serves_model(candidates)
         if len(places) != len(addresses):
             candidates, addresses = _narrow(candidates, addresses, places, MODEL, narrowed)
-    warmest = max(candidates.hits)
+            warmest = max(candidates.hits)
     for name, keep in profile.filters:
         places = keep(candidates)
         if len(places) != len(addresses):
@@ -121,14 +129,16 @@ def pick(
         narrowed,
         candidates.hits,
         candidates.backlog_seconds,
+        candidates.prefill_seconds,
         candidates.works,
+        candidates.shared,
     )
 
 
 def _admitted(views: Sequence[EndpointView], request: PickRequest, now: float) -> Sequence[EndpointView]:
-    """The healthy endpoints and the ejected ones whose trial is due; where the proxy allows none of them, all ejected
-    ones: a server that fails some requests is better than no server."""
-    found = [view for view in views if view.health is _HEALTHY or _trial_due(view, now)]
+    """The endpoints whose health allows it, and the ejected ones whose trial is due. Where the proxy allows none of
+    them, all ejected ones: a server that fails some requests is better than no server."""
+    found = [view for view in views if view.health in PICKED or _trial_due(view, now)]
     subset = request.subset
     if not found or (subset is not None and all(view.address not in subset for view in found)):
         ejected = [view for view in views if view.health is _FAILING]
@@ -182,5 +192,5 @@ def _none_healthy(snapshot: Snapshot, request: PickRequest) -> NoPick:
     for view in snapshot.endpoints:
         counts[view.health] = counts.get(view.health, 0) + 1
     found = ", ".join(f"{count} {health}" for health, count in sorted(counts.items()))
-    detail = f"none of the endpoints of pool {snapshot.pool} is healthy: {found}"
+    detail = f"none of the endpoints of pool {snapshot.pool} can be picked: {found}"
     return NoPick(request.request_id, "none_healthy", detail)

@@ -13,6 +13,9 @@ lose their oldest blocks. That bound holds whatever capacity a server's page rep
 One table maps each block to its endpoints as the bits of one integer. A look-up costs one step for each block of the
 chain, whatever the number of endpoints, and one for each address. A block costs about 170 bytes at its first endpoint
 and 100 at each further one (CPython 3.11, up to 100 endpoints; 1,000 endpoints: 260).
+
+A block is a branch where prompts continued after it in at least two ways. A conversation continues the end of its last
+prompt, which no other prompt does; a system prompt or a document that many prompts begin with ends in a branch.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ class PrefixIndex:
         self._holders: dict[str, _Holder] = {}
         self._by_bit: dict[int, _Holder] = {}
         self._where: dict[int, int] = {}
+        self._ends: set[int] = set()  # the last blocks of prompts that no prompt has continued
+        self._branches: set[int] = set()
         self._free_bits: list[int] = []
 
     def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
@@ -74,12 +79,22 @@ class PrefixIndex:
         holder = self._holder(address)
         blocks, bit, where = holder.blocks, holder.bit, self._where
         before = len(blocks)
+        if chain and chain[-1] not in where:
+            self._ends.add(chain[-1])
+        continued = False  # the block behind in the chain is a new one
         for block in reversed(chain):
             if block in blocks:
                 blocks.move_to_end(block)
+                held = bit
             else:
                 blocks[block] = None
-                where[block] = where.get(block, 0) | bit
+                held = where.get(block, 0)
+                where[block] = held | bit
+            if not held:
+                continued = True
+            elif continued:
+                continued = False
+                self._continue(block)
         self._held += len(blocks) - before
         self._shrink(holder, holder.capacity)
         if self._held > self._max:
@@ -105,14 +120,24 @@ class PrefixIndex:
                 else:
                     del where[block]
 
+    def shared(self, chain: Sequence[int], depth: int) -> bool:
+        """Whether the first `depth` blocks of the chain end in a branch: other prompts continued them differently."""
+        return depth > 0 and chain[depth - 1] in self._branches
+
     def resize(self, address: str, capacity_blocks: int) -> None:
         """Set the number of blocks that the address holds at most; at least one."""
         holder = self._holder(address)
         holder.capacity = max(1, capacity_blocks)
         self._shrink(holder, holder.capacity)
 
+    def clear(self, address: str) -> None:
+        """Remove all blocks of the address, which keeps its capacity. An unknown address is ignored."""
+        holder = self._holders.get(address)
+        if holder is not None:
+            self._shrink(holder, 0)
+
     def forget(self, address: str) -> None:
-        """Remove all blocks of the address. An unknown address is ignored."""
+        """Remove the address and all its blocks. An unknown address is ignored."""
         holder = self._holders.pop(address, None)
         if holder is None:
             return
@@ -156,7 +181,16 @@ class PrefixIndex:
                 where[block] = left
             else:
                 del where[block]
+                self._ends.discard(block)
+                self._branches.discard(block)
         self._held -= excess
+
+    def _continue(self, block: int) -> None:
+        """Note that a prompt continued this block, which was known, in a new way."""
+        if block in self._ends:
+            self._ends.remove(block)
+        else:
+            self._branches.add(block)
 
     def _share_out(self, writer: _Holder) -> None:
         """Evict blocks until all holders together are within the bound: first of the writer, then of others above their

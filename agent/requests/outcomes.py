@@ -12,14 +12,14 @@ index: its prompt was not prefilled as far as anybody knows.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
 from agent.events import Hook
 from agent.events.requests import NotFollowed, Responded
 from agent.prefix.index import PrefixIndex
-from agent.requests.response import CLIENT_LEFT, CONNECT_FAILURE, OK, RESULTS, Response, result_of
+from agent.requests.response import CLIENT_LEFT, OK, RESULTS, RETRIED, Response, result_of
 from agent.requests.ticket import Ticket
 from agent.state.store import RoutingStore
 
@@ -49,12 +49,17 @@ class Outcomes:
         # By request id, which clients may repeat: requests of which an entry is to come, in order.
         self._expected: dict[str, dict[Ticket, None]] = {}
         self._over: OrderedDict[Ticket, float] = OrderedDict()  # those of them that have ended, and when
+        self.on_late_result: list[Callable[[Ticket, float], None]] = []  # of a request that is over
         self._blocks = 0  # blocks that tickets keep for a withdrawal of their credit
 
     @property
     def kept(self) -> int:
         """Requests for which an entry of the access log is expected."""
         return sum(map(len, self._expected.values()))
+
+    def awaited(self, ticket: Ticket) -> bool:
+        """Whether the request is over and its entry of the access log is to come."""
+        return ticket in self._over
 
     # -- the stage that picks ------------------------------------------------------------------------------------------
 
@@ -100,6 +105,9 @@ class Outcomes:
         served = response.served
         ticket = next((each for each in islice(tickets, MAX_COMPARED) if each.endpoint == served), first)
         self._apply(ticket, response, now)
+        if ticket in self._over:
+            for call in self.on_late_result:
+                call(ticket, now)
         self._forget(ticket)
 
     def log_opened(self) -> None:
@@ -140,8 +148,8 @@ class Outcomes:
         """The proxy sent the request to another endpoint than the picked one: the work and the credit follow it."""
         store, picked, served, pick = self._store, ticket.endpoint, response.served, ticket.pick
         if response.attempts > 1 and not store.unfollowed(picked, now):
-            self._hook(Responded(store.pool, picked, CONNECT_FAILURE))
-            store.request_failed(picked, ticket.work_id, CONNECT_FAILURE, now)
+            self._hook(Responded(store.pool, picked, RETRIED))
+            store.request_failed(picked, ticket.work_id, RETRIED, now)
         else:
             self._hook(NotFollowed(store.pool, picked, served))
             store.not_followed(picked, now)

@@ -12,6 +12,7 @@ OVERLOADED: Final = "overloaded"
 UNSUPPORTED: Final = "unsupported"
 SERVER_ERROR: Final = "server_error"
 CONNECT_FAILURE: Final = "connect_failure"
+RETRIED: Final = "retried"
 RESET: Final = "reset"
 TIMEOUT: Final = "timeout"
 CLIENT_LEFT: Final = "client_left"
@@ -26,12 +27,15 @@ class ResultRow(NamedTuple):
 
 
 RESULTS: Final[Mapping[str, ResultRow]] = {
-    OK: ResultRow("the server answered with 2xx or 3xx"),
+    OK: ResultRow("the server answered with 101, 2xx or 3xx"),
     CLIENT_ERROR: ResultRow("the server answered with 4xx other than 429"),
     OVERLOADED: ResultRow("the server answered with 429 or 529, or with 503 while its queue was full"),
     UNSUPPORTED: ResultRow("the server answered with 501 or 505: it does not offer what the request asks for"),
     SERVER_ERROR: ResultRow("the server answered with another 5xx", failure=True),
     CONNECT_FAILURE: ResultRow("the proxy could not connect to the server", failure=True),
+    RETRIED: ResultRow(
+        "the proxy tried another server after it: it could not connect, or got no response", failure=True
+    ),
     RESET: ResultRow("the server broke off the connection or the stream", failure=True),
     TIMEOUT: ResultRow("the server did not answer within the proxy's time-out", failure=True),
     CLIENT_LEFT: ResultRow("the client left before the response was complete"),
@@ -95,4 +99,4 @@ def result_of(response: Response, *, queue_full: bool) -> str:
         return SERVER_ERROR
     if status >= 400:
         return CLIENT_ERROR
-    return OK if status >= 200 else CLIENT_LEFT
+    return OK if status >= 100 else CLIENT_LEFT

@@ -44,6 +44,8 @@ class Request(NamedTuple):
 
     `body` is None if the method has none or the proxy does not send it. `subset` holds
     the only addresses (`ip:port`) that the proxy allows, None for any. `encoding` is the content-encoding.
+    `requested` is the model that the client named, where another one replaced it in the body. `content_type` and
+    `method` are empty where the proxy does not send them.
     """
 
     request_id: str
@@ -51,6 +53,9 @@ class Request(NamedTuple):
     body: bytes | None = None
     encoding: str = ""
     subset: frozenset[str] | None = None
+    requested: str = ""
+    content_type: str = ""
+    method: str = ""
 
 
 class TicketOwner(Protocol):
@@ -78,7 +83,7 @@ class TicketOwner(Protocol):
 
 
 class Ticket:
-    """One submitted request; `request_id` to `subset` are those of the `Request`.
+    """One submitted request; `request_id` to `method` are those of the `Request`.
 
     `stage` is the index of the stage that processes or holds it, `held` whether it is held. `body`, `prompt` and
     `wanted` are the results of the stages so far; each is released by the stage that consumes it. `work_id` identifies
@@ -91,9 +96,9 @@ class Ticket:
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "block_tokens", "body", "chain", "encoding", "endpoint", "held", "known_blocks",
-        "model", "path", "pick", "picked_at", "prompt", "request_id", "result", "stage", "state", "submitted_at",
-        "subset", "wanted", "work_id",
+        "_on_decision", "_owner", "block_tokens", "body", "chain", "content_type", "encoding", "endpoint", "held",
+        "known_blocks", "method", "model", "path", "pick", "picked_at", "prompt", "request_id", "requested", "result",
+        "stage", "state", "submitted_at", "subset", "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -105,7 +110,14 @@ class Ticket:
     ) -> None:
         self._owner = owner
         self._on_decision: Callable[[Ticket, Pick | Rejection], None] | None = on_decision
-        self.request_id, self.path, self.body, self.encoding, self.subset = request
+        self.request_id = request.request_id
+        self.path = request.path
+        self.body = request.body
+        self.encoding = request.encoding
+        self.subset = request.subset
+        self.requested = request.requested
+        self.content_type = request.content_type
+        self.method = request.method
         self.submitted_at = now
         self.state = PENDING
         self.stage = 0

@@ -1,4 +1,9 @@
-"""The agent's requests in flight at one endpoint, and their prefill backlog: counted between pages, corrected by pages.
+"""The requests in flight at one endpoint, and their prefill backlog: counted between pages, corrected by pages.
+
+The requests are the agent's own and those of others: another gateway, another replica, or the agent itself before a
+restart. The agent knows its own, and a page has the sum. So the requests of others are those of the last page that are
+not the agent's own, and the load is the larger of the agent's requests and the last page's plus what the agent has
+sent since; one of the agent's requests that has ended since is not load any more.
 
 A server prefills in the order of arrival, so the backlog is a line of tokens. Each request adds its uncached prompt
 tokens at the end of the line, and the head of the line moves at the prefill rate. The tokens between head and end are
@@ -7,22 +12,32 @@ token is due when the head has passed its tokens; from then on it only counts as
 corrects it: of the requests that the server had when the page was requested, the newest `waiting` have not begun, and
 all but the newest `waiting + running` are prefilled.
 
-Where the backlog explains little of the queue on a page, something else than prefill delays the queue (a batch full of
-long responses, a full KV cache). Then the wait is the queue's length over its drain rate (`agent.state.drain_rate`).
+Where prefill explains little of a queue, something else delays it: a batch full of long responses, a full KV cache.
+Then each request that the batch has no room for (`agent.state.batch_size`) adds to the wait what one more in the queue
+takes to drain (`agent.state.drain_rate`). That wait does not shrink between pages on its own: requests of others leave
+and arrive unseen, and only a page shows their number.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
+
+from agent.state.batch_size import UNKNOWN
 
 # A request that was picked less than this before a page was requested may not have reached the server (two proxies and
 # a connection lie between): the page is taken not to include it.
 TRANSIT_SECONDS: Final = 0.05
 
-# Something else than prefill delays a queue whose wait exceeds the backlog by this factor; below it, the difference is
-# the noise of two estimates. Short queues are noise too: the reference calls a server with five waiting saturated.
-DELAYED_FACTOR: Final = 3.0
-DELAYED_WAITING: Final = 5.0
+# Uncached prompt tokens of a request from elsewhere, until a page or a request of the agent has shown a mean: the mean
+# prompt of the Azure 2023 conversation trace, 1,155 tokens (AzurePublicDataset), rounded.
+PRIOR_TOKENS: Final = 1_000.0
+
+# The last ends that are kept, because a page may be older than they are. Where more requests end while a page is read,
+# the others on it count as requests of others until the next page.
+_KEPT_ENDS: Final = 256
+# At most so many requests are looked at to find those that are not prefilled; beyond, the backlog decides alone.
+_COUNTED_PREFILLS: Final = 64
 
 
 class _QueuedPrefill:
@@ -39,21 +54,62 @@ class _QueuedPrefill:
 class InFlight:
     """Requests that were sent to one endpoint and have not ended. `now` never goes back between calls."""
 
-    __slots__ = ("_busy_until", "_each_seconds", "_end", "_mean_tokens", "_queue_until", "_requests", "rate")
+    __slots__ = (
+        "_busy_until",
+        "_each_seconds",
+        "_end",
+        "_ended",
+        "_mean_tokens",
+        "_prefilled",
+        "_requests",
+        "_unqueued",
+        "counted_at",
+        "foreign",
+        "rate",
+    )
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
+        self.foreign = 0.0  # requests of others
+        self.counted_at = float("-inf")  # when the page that shows them was requested
         self._requests: dict[int, _QueuedPrefill] = {}
+        self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT_ENDS)  # when it was picked, when it ended
         self._end = 0.0
+        self._prefilled = 0  # of the agent's requests, when one last ended or a page was read
         self._busy_until = float("-inf")
-        self._queue_until = float("-inf")
-        self._each_seconds = 0.0  # the wait that one more request adds to the queue
+        self._unqueued = UNKNOWN  # the load up to which a request is scheduled at once
+        self._each_seconds = 0.0  # the wait that each request above it adds
         self._mean_tokens = 0.0
 
     @property
     def busy_until(self) -> float:
-        """When a request that arrives now is scheduled (monotonic seconds); minus infinity before the first request."""
-        return max(self._busy_until, self._queue_until)
+        """When the prefill before a request that arrives now is done (monotonic seconds); minus infinity before the
+        first request."""
+        return self._busy_until
+
+    @property
+    def load(self) -> float:
+        """Requests at the endpoint, the agent's own and those of others."""
+        return len(self._requests) + self.foreign
+
+    @property
+    def decoding(self) -> float:
+        """Requests of the load that did not wait for prefill at the last page or end: they share the server's steps. A
+        request of others is taken to be prefilled."""
+        return self._prefilled + self.foreign
+
+    @property
+    def queue_seconds(self) -> float:
+        """The wait of a request that arrives now in a queue that prefill does not explain; 0 where there is none."""
+        if not self._each_seconds:
+            return 0.0
+        above = self.load + 1 - self._unqueued
+        return above * self._each_seconds if above > 0 else 0.0
+
+    @property
+    def mean_tokens(self) -> float:
+        """Uncached prompt tokens of the agent's mean request here, `PRIOR_TOKENS` before the first."""
+        return self._mean_tokens or PRIOR_TOKENS
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -68,23 +124,22 @@ class InFlight:
         self._end += tokens
         self._requests[work_id] = _QueuedPrefill(now, tokens, self._end)
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
-        if self._queue_until > now:
-            self._queue_until += self._each_seconds
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
     def end(self, work_id: int, now: float) -> None:
         """Remove a request. The rest of its prefill leaves the line, and the requests behind it move up."""
         gone = self._requests.pop(work_id)
+        self._ended.append((gone.picked_at, now))
         head = self._end - self.prefill_tokens(now)
         left = min(gone.tokens, gone.end - head)
-        if left <= 0:
-            return
-        for request in reversed(self._requests.values()):
-            if request.end < gone.end:
-                break
-            request.end -= left
-        self._end -= left
-        self._busy_until -= left / self.rate
+        if left > 0:
+            for request in reversed(self._requests.values()):
+                if request.end < gone.end:
+                    break
+                request.end -= left
+            self._end -= left
+            self._busy_until -= left / self.rate
+        self._count_prefilled(now)
 
     def set_rate(self, rate: float, now: float) -> None:
         """Change the prefill rate; the backlog in tokens stays the same."""
@@ -92,13 +147,68 @@ class InFlight:
         self.rate = rate
         self._busy_until = now + backlog / rate if backlog > 0 else self._busy_until
 
-    def correct(self, running: float | None, waiting: float, at: float, now: float) -> None:
-        """Correct the backlog by a page that was requested at `at` and reports `running` (None: unknown) and `waiting`.
+    def forget_others(self) -> None:
+        """Drop what pages have shown of the requests of others and of the queue: another server responds now."""
+        self.foreign = 0.0
+        self._unqueued = UNKNOWN
+        self._each_seconds = 0.0
 
-        Requests from elsewhere (another gateway) are taken to have the mean length of the agent's own.
+    def count(self, running: float, waiting: float, free: float, at: float) -> None:
+        """Count the requests of others by a page that was requested at `at` and reports `running` and `waiting`.
+
+        `free` is how many more the server schedules at once (`agent.state.batch_size`). A request that was picked
+        before `at` is taken to be on the page, so that it never counts twice.
+        """
+        own = self._own_at(at)
+        on_page = running + waiting
+        self.counted_at = at
+        self.foreign = on_page - own if on_page > own else 0.0
+        self._unqueued = own + self.foreign - waiting + free
+
+    def count_waiting(self, waiting: float, at: float) -> None:
+        """As `count`, for a report of the waiting requests alone, which are only a lower bound of all."""
+        own = self._own_at(at)
+        self.foreign = max(self.foreign, waiting - own)
+        load = own + self.foreign
+        self._unqueued = load - waiting if waiting > 0 else max(self._unqueued, load)
+
+    def delay(self, each_seconds: float) -> None:
+        """Set the wait that each request adds for which the batch has no room; 0: prefill alone makes requests wait."""
+        self._each_seconds = each_seconds
+
+    def _count_prefilled(self, now: float) -> None:
+        head = self._end - self.prefill_tokens(now)
+        waiting = 0
+        for request in reversed(self._requests.values()):
+            if request.end <= head or waiting == _COUNTED_PREFILLS:
+                break
+            waiting += 1
+        self._prefilled = len(self._requests) - waiting
+
+    def _own_at(self, at: float) -> int:
+        """The agent's requests that were in flight at `at`."""
+        own = len(self._requests)
+        for request in reversed(self._requests.values()):
+            if request.picked_at <= at:
+                break
+            own -= 1
+        for picked_at, ended_at in reversed(self._ended):
+            if ended_at <= at:
+                break
+            if picked_at <= at:
+                own += 1
+        return own
+
+    def correct(
+        self, running: float | None, waiting: float, at: float, now: float, mean_tokens: float | None = None
+    ) -> float:
+        """Correct the backlog by a page that was requested at `at` and reports `running` (None: unknown) and `waiting`;
+        returns the seconds of prefill of the waiting requests.
+
+        Requests of others are taken to have `mean_tokens` uncached tokens; None: those of the agent's own.
         """
         if not self._requests and not waiting and self._busy_until <= now:
-            return
+            return 0.0
         included = at - TRANSIT_SECONDS
         newest = inside = 0.0
         upper = 0.0
@@ -118,26 +228,15 @@ class InFlight:
             seen += 1
         lower = inside
         if waiting > seen + unsure:
-            foreign = (waiting - seen - unsure) * self._mean_tokens
+            foreign = (waiting - seen - unsure) * (mean_tokens or self.mean_tokens)
             lower += foreign
             upper += foreign
         passed = (now - at) * self.rate
         backlog = self.prefill_tokens(now)
         low = newest + max(0.0, lower - passed)
         if backlog < low:
-            backlog = low
+            self._busy_until = now + low / self.rate
         elif bound is not None and backlog > newest + upper:
-            backlog = newest + upper
-        else:
-            return
-        self._busy_until = now + backlog / self.rate
-
-    def delay_queue(self, wait_seconds: float | None, waiting: float, at: float, now: float) -> None:
-        """Apply the wait of a queue that prefill does not explain: `wait_seconds` behind `waiting`, as of `at`."""
-        backlog = max(0.0, self._busy_until - now)
-        if wait_seconds is not None and waiting >= DELAYED_WAITING and wait_seconds > DELAYED_FACTOR * backlog:
-            self._queue_until = at + wait_seconds
-            self._each_seconds = wait_seconds / waiting
-        else:
-            self._queue_until = float("-inf")
-            self._each_seconds = 0.0
+            self._busy_until = now + (newest + upper) / self.rate
+        self._count_prefilled(now)
+        return lower / self.rate

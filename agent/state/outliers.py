@@ -23,8 +23,12 @@ from typing import Final, NamedTuple
 HALF_LIFE_SECONDS: Final = 10.0
 # A trial that has neither succeeded nor failed after this time is a long response, or lost. Another one may begin.
 TRIAL_SECONDS: Final = 5.0
-# A share of failures below this is no reason to prefer another endpoint: one failed response in a hundred.
-NEGLIGIBLE: Final = 0.01
+# The penalty fades faster: an endpoint that gets no requests because of it is tried again after about five seconds, and
+# either ejected for good reason or used.
+PENALTY_HALF_LIFE_SECONDS: Final = 2.0
+# A penalty below this is no reason to prefer another endpoint.
+NEGLIGIBLE: Final = 0.05
+FORGOTTEN: Final = 0.01  # a share of failures below this is not kept
 _PRIOR_SUCCESSES: Final = 2.0  # a single failed request of a new endpoint is no proof
 
 CONSECUTIVE_FAILURES: Final = "consecutive_failures"
@@ -76,14 +80,14 @@ class Errors(NamedTuple):
 
 def penalty(errors: Errors | None, now: float) -> float:
     """How likely the next response fails, from 0 to 1: the larger of the share of recent failures, as if two more
-    requests had succeeded, and (n - 1) / n for n failures in a row. It halves each `HALF_LIFE_SECONDS`, so that an
-    endpoint without requests is tried again. 0 for an ejected endpoint: it gets its trial only, which has to happen."""
+    requests had succeeded, and (n - 1) / n for n failures in a row. It halves each `PENALTY_HALF_LIFE_SECONDS`, so that
+    an endpoint without requests is tried again. 0 for an ejected endpoint, which gets its trial only."""
     if errors is None or errors.trial_at is not None:
         return 0.0
     worst = errors.ratio * errors.requests / (errors.requests + _PRIOR_SUCCESSES)
     if errors.consecutive > 1:
         worst = max(worst, (errors.consecutive - 1) / errors.consecutive)
-    worst *= 0.5 ** (max(0.0, now - errors.at) / HALF_LIFE_SECONDS)
+    worst *= 0.5 ** (max(0.0, now - errors.at) / PENALTY_HALF_LIFE_SECONDS)
     return worst if worst >= NEGLIGIBLE else 0.0
 
 
@@ -177,7 +181,7 @@ class OutlierDetector:
 
     def _update(self) -> None:
         ratio = self._failed / self._requests if self._requests > 0 else 0.0
-        if self._trial_at is None and not self._consecutive and ratio < NEGLIGIBLE:
+        if self._trial_at is None and not self._consecutive and ratio < FORGOTTEN:
             self.errors = None
             return
         self.errors = Errors(

@@ -99,7 +99,7 @@ class PoolRates:
 class PrefillRateEstimator:
     """The estimate for one endpoint. `observe` takes each page's counters, in order of time."""
 
-    __slots__ = ("_last", "_prefills", "_seconds", "_tokens")
+    __slots__ = ("_faded_prefills", "_last", "_prefills", "_seconds", "_tokens")
 
     def __init__(self) -> None:
         self.reset()
@@ -107,7 +107,7 @@ class PrefillRateEstimator:
     def reset(self) -> None:
         """Start over: another server responds now."""
         self._last: tuple[float, float, float] | None = None
-        self._tokens = self._seconds = self._prefills = 0.0
+        self._tokens = self._seconds = self._prefills = self._faded_prefills = 0.0
 
     def observe(self, values: Mapping[str, Value]) -> bool:
         """Record one page's counters; returns whether the estimate may have changed. A page without one of them is
@@ -130,6 +130,7 @@ class PrefillRateEstimator:
         fade = 0.5 ** (count / HALF_LIFE_PREFILLS)
         self._tokens = self._tokens * fade + tokens
         self._seconds = self._seconds * fade + spent
+        self._faded_prefills = self._faded_prefills * fade + count
         self._prefills += count
         return True
 
@@ -140,6 +141,23 @@ class PrefillRateEstimator:
             return None
         rate = self._tokens / self._seconds
         return rate if rate > 0 else None
+
+    @property
+    def uncached_tokens(self) -> float | None:
+        """Uncached prompt tokens that the server has prefilled so far; None where its pages do not report them."""
+        return None if self._last is None else self._last[0]
+
+    @property
+    def mean_tokens(self) -> float | None:
+        """Uncached prompt tokens of this server's mean request, whoever sent it; None before its first prefill.
+
+        Until prefills were observed, it is the mean since the server started, which the first page brings.
+        """
+        if self._faded_prefills >= 1 and self._tokens > 0:
+            return self._tokens / self._faded_prefills
+        if self._last is None or self._last[2] < 1 or self._last[0] <= 0:
+            return None
+        return self._last[0] / self._last[2]
 
     @property
     def proven(self) -> bool:

@@ -7,7 +7,7 @@ takes a new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
@@ -17,15 +17,20 @@ from agent.state.freshness import is_fresh
 from agent.state.health import Health
 from agent.state.outliers import Errors
 
+_BLIND: Final = Health.BLIND
+
 
 class Work(NamedTuple):
-    """The agent's own requests at one endpoint.
+    """The requests at one endpoint, and how long the next one waits there.
 
-    `requests` are in flight. `busy_until` (monotonic seconds) is the estimate of when a request that arrives now is
-    scheduled: when all prefill before it is done at `rate` tokens of uncached prompt a second or, where something else
-    delays the queue, when the queue has drained. `rate_source` is `configured`, `learnt`, `pool` (the median of the
-    pool's learnt rates) or `default`. The backlog shrinks as time passes, so it is a function of `now` and not a field.
-    `corrected`: the queue on a fresh page has corrected the estimate; otherwise requests from elsewhere are missing.
+    `requests` are the agent's own in flight, `foreign` those of others (another gateway, another replica, the agent
+    itself before a restart), as the last page shows them. Of both together, `decoding` are not known to wait for
+    prefill. `busy_until` (monotonic seconds) is the estimate of when all prefill is done at `rate` tokens of uncached
+    prompt a second. `rate_source` is `configured`, `learnt`, `pool` (the median of the pool's learnt rates) or
+    `default`. The backlog shrinks as time passes, so it is a function of `now` and not a field. `queue_seconds` is the
+    wait in a queue that something else than prefill delays; it lasts until a request ends or the next page. A request
+    that arrives now is scheduled after the larger of the two. `corrected`: the queue on a fresh page has corrected the
+    estimate; otherwise requests from elsewhere are missing.
     """
 
     requests: int
@@ -33,15 +38,28 @@ class Work(NamedTuple):
     rate: float
     rate_source: str
     corrected: bool = True
+    foreign: float = 0.0
+    queue_seconds: float = 0.0
+    decoding: float = 0.0
+
+    @property
+    def load(self) -> float:
+        """Requests at the endpoint, the agent's own and those of others."""
+        return self.requests + self.foreign
+
+    @property
+    def only_prefill(self) -> bool:
+        """Whether the prefill before it is all that a request waits for, as far as fresh pages show."""
+        return self.corrected and not self.queue_seconds
 
     def prefill_seconds(self, now: float) -> float:
-        """The backlog at `now` in seconds; 0 when the first tokens of all requests are due."""
-        backlog = self.busy_until - now
-        return backlog if backlog > 0 else 0.0
+        """The backlog at `now` in seconds: the wait of a request that arrives then, for whatever reason it waits."""
+        return max(self.queue_seconds, self.busy_until - now)
 
     def prefill_tokens(self, now: float) -> float:
-        """The backlog at `now` in tokens of uncached prompt."""
-        return self.prefill_seconds(now) * self.rate
+        """The prefill that is to be done at `now`, in tokens of uncached prompt."""
+        backlog = self.busy_until - now
+        return backlog * self.rate if backlog > 0 else 0.0
 
 
 class Prefix(NamedTuple):
@@ -105,7 +123,10 @@ class EndpointView(NamedTuple):
         return found
 
     def fresh(self, signal: str, now: float) -> Value | None:
-        """The signal's value if its reading is fresh, else None: an unknown value is never a number."""
+        """The signal's value if its reading is fresh, else None: an unknown value is never a number. Of a blind
+        endpoint no reading is fresh."""
+        if self.health is _BLIND:
+            return None
         value, at = self.values.get(signal), self.page_at
         if value is None or at is None:
             other = self.others.get(signal)
@@ -124,9 +145,10 @@ class Snapshot(NamedTuple):
     """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
 
     Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
-    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
-    the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
-    in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may not be None.
+    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `picked_addresses` are
+    the addresses of the endpoints where every endpoint is in a state that is picked, else empty. `addresses` are those
+    of all endpoints, in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may
+    not be None. `only_prefill`: a request waits for prefill only, at every endpoint.
     """
 
     pool: str
@@ -136,6 +158,7 @@ class Snapshot(NamedTuple):
     endpoints: tuple[EndpointView, ...]
     adapters: frozenset[str] | None = None
     models_everywhere: frozenset[str] = frozenset()
-    healthy_addresses: tuple[str, ...] = ()
+    picked_addresses: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     has_errors: bool = True
+    only_prefill: bool = False

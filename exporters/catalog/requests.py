@@ -76,6 +76,12 @@ LEFT_WARMEST: Final = _counter(
     "pool",
     "Picks that, because of load, did not go to the endpoint with the most prompt tokens in its cache",
 )
+ENCODED_BODIES: Final = _counter(
+    "igw_encoded_bodies_total",
+    "requests",
+    "pool encoding result",
+    "Requests whose body has a content-encoding: read, unread (picked without a prompt) or refused",
+)
 REJECTED: Final = _counter(
     "igw_requests_rejected_total",
     "requests",

@@ -10,7 +10,7 @@ from agent.events.requests import EndpointEjected, NotFollowed, Responded
 from agent.events.scraping import HealthChanged
 from agent.pick.decision import ERRORS
 from agent.requests.outcomes import AWAITED_SECONDS, MAX_AWAITED
-from agent.requests.response import CONNECT_FAILURE, RESET, Response
+from agent.requests.response import RESET, RETRIED, Response
 from agent.requests.ticket import Request, Ticket
 from agent.signals import WAITING
 from agent.state.health import Health
@@ -293,6 +293,21 @@ def test_predicted_hits_of_a_failed_request_are_taken_back() -> None:
     assert fleet.view(A).prefix.predicted == predicted
 
 
+@pytest.mark.parametrize("log", [True, False], ids=["access-log", "response-headers"])
+@pytest.mark.parametrize("late", [False, True], ids=["before-the-end", "after-the-end"])
+@pytest.mark.parametrize(("status", "forgotten"), [(200, True), (404, False), (500, False)])
+def test_a_reset_that_passed_through_is_believed_where_it_succeeded(
+    log: bool, late: bool, status: int, forgotten: bool
+) -> None:
+    fleet = Fleet(A, log=log)
+    fleet.answer(fleet.send(), GOOD)
+    held = fleet.pool.index.blocks(A)
+    assert held > 0
+    reset = fleet.send(Request("r", "/reset_prefix_cache", None, method="POST"))
+    fleet.answer(reset, Response(status, complete=True), late=late and log)
+    assert fleet.pool.index.blocks(A) == (0 if forgotten else held)
+
+
 # -- served elsewhere -------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +334,7 @@ def test_an_endpoint_that_left_the_pool_gets_no_work_and_no_credit() -> None:
 def test_a_retry_counts_against_the_endpoint_that_could_not_be_reached() -> None:
     fleet = Fleet(A, B)
     fleet.answer(fleet.send(subset=frozenset({A})), GOOD._replace(served=B, attempts=2))
-    assert [(event.endpoint, event.result) for event in fleet.of(Responded)] == [(A, CONNECT_FAILURE), (B, "ok")]
+    assert [(event.endpoint, event.result) for event in fleet.of(Responded)] == [(A, RETRIED), (B, "ok")]
     assert fleet.of(NotFollowed) == []
     assert fleet.view(A).errors is not None
 

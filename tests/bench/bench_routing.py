@@ -1,11 +1,16 @@
-"""Replays a recorded workload through the picker: seconds to first token and prefix hits of each profile.
+"""Replays workloads through the picker: seconds to first token and prefix hits of each profile.
 
-    make bench-routing [ARGS='--profiles least-cost --repeats 1']
+    make bench-routing [ARGS='--tables prefill,two-agents --profiles least-cost --repeats 1']
 
-The workload is the Mooncake conversation trace (kvcache-ai/Mooncake, FAST25-release/traces, Apache-2.0), which is not
-part of this repository: set its path by `--trace` or MOONCAKE_TRACE. Eight servers of 6,000 blocks of 512 tokens
+The recorded workload is the Mooncake conversation trace (kvcache-ai/Mooncake, FAST25-release/traces, Apache-2.0), which
+is not part of this repository: set its path by `--trace` or MOONCAKE_TRACE. Eight servers of 6,000 blocks of 512 tokens
 prefill 20,480 uncached tokens per second, first come, first served; requests arrive three times as fast as recorded.
-The first table is without decoding, as in the published comparison; the second with the recorded answers, in batches.
+There is a table for each situation:
+
+    prefill            without decoding, as in the published comparison
+    decoding           with the recorded answers, in batches
+    two-agents         as decoding; two agents that do not know each other get the requests in turn
+    shared-prefixes    a generated workload of long shared prefixes, with decoding and 5 seconds between scrapes
 
 `hits` is the ratio of the prompt blocks that a server found in its cache, `of ideal` its ratio to that of one unlimited
 shared cache. The figures of a profile are means over runs that break ties differently.
@@ -17,9 +22,10 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from agent.emulator.config import EmulatorConfig
 from agent.pick.profile import build
@@ -30,6 +36,7 @@ from agent.state.store import RoutingStore
 from tests.bench.replay import (
     Arrival,
     ProfileRouter,
+    ReplayAgent,
     ReplayFleet,
     ReplayResult,
     Router,
@@ -40,13 +47,35 @@ from tests.bench.replay import (
     round_robin,
 )
 from tests.bench.table import Column, Table, bar
+from tests.bench.workloads import SharedPrefixes, shared_prefixes
 
 TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "mooncake_conversation_trace.jsonl"
 RATE = 20_480.0
 BLOCK_TOKENS = 512  # of the trace, the servers' caches and the index
-STALE_AFTER_SECONDS = 5.0
+STALE_AFTER_INTERVALS = 5.0
 BASELINES: dict[str, Router] = {"round robin": round_robin, "least requests": least_requests}
 BAR_P90, BAR_HITS = 0.29, 0.90
+# Its caches hold all prefixes at every server; without a bound on how long requests stay with a warm server, some of
+# the servers get twice the work of others.
+PREFIXES = SharedPrefixes(12, per_second=18.8)
+PREFIXES_REQUESTS, PREFIXES_SCRAPE_SECONDS = 4_000, 5.0
+
+
+class Situation(NamedTuple):
+    """One table: its title, and what is replayed how."""
+
+    title: str
+    decoding: bool = True
+    agents: int = 1
+    recorded: bool = True
+
+
+TABLES = {
+    "prefill": Situation("Prefill only", decoding=False),
+    "decoding": Situation("With decoding: 8 ms per step and 0.2 ms per request in it"),
+    "two-agents": Situation("Two agents that do not know each other, with decoding", agents=2),
+    "shared-prefixes": Situation("Long shared prefixes, with decoding", recorded=False),
+}
 
 COLUMNS = (
     Column("TTFT in seconds", 16),
@@ -112,35 +141,58 @@ class PolicyRuns:
         )
 
 
-def run(name: str, arrivals: Sequence[Arrival], fleet: ReplayFleet, limits: RateLimits, repeats: int) -> PolicyRuns:
+class Comparison(NamedTuple):
+    """What the policies of one table are compared on: the workload, the servers and agents, and the runs of each."""
+
+    arrivals: Sequence[Arrival]
+    fleet: ReplayFleet
+    agents: int
+    limits: RateLimits
+    repeats: int
+
+
+def run(name: str, on: Comparison) -> PolicyRuns:
     """Replay the workload with this policy: a profile `repeats` times, a baseline once, as its ties are not random."""
     results: list[ReplayResult] = []
-    pick_seconds: float | None = None
-    for repeat in range(1 if name in BASELINES else repeats):
-        index = PrefixIndex()
-        store = RoutingStore(
-            "bench", stale_after=STALE_AFTER_SECONDS, rate=limits, prefix=index, index_block_tokens=BLOCK_TOKENS
-        )
-        if name in BASELINES:
-            results.append(replay(arrivals, BASELINES[name], fleet, store))
-            continue
-        profile = ProfileRouter(build(PRESETS[name]), index, BLOCK_TOKENS, f"run {repeat} request")
-        results.append(replay(arrivals, profile, fleet, store))
-        pick_seconds = (pick_seconds or 0.0) + profile.cpu_seconds / len(arrivals) / repeats
-    return PolicyRuns(name, results, pick_seconds)
+    cpu_seconds = 0.0
+    repeats = 1 if name in BASELINES else on.repeats
+    for repeat in range(repeats):
+        routers: list[Router] = []
+        agents: list[ReplayAgent] = []
+        for number in range(on.agents):
+            index = PrefixIndex()
+            if name in BASELINES:
+                routers.append(BASELINES[name])
+            else:
+                request_name = f"run {repeat} agent {number} request"
+                routers.append(ProfileRouter(build(PRESETS[name]), index, BLOCK_TOKENS, request_name))
+            stale_after = STALE_AFTER_INTERVALS * on.fleet.scrape_seconds
+            store = RoutingStore(
+                "bench", stale_after=stale_after, rate=on.limits, prefix=index, index_block_tokens=BLOCK_TOKENS
+            )
+            agents.append(ReplayAgent(routers[-1], store))
+        results.append(replay(on.arrivals, agents, on.fleet))
+        cpu_seconds += sum(router.cpu_seconds for router in routers if isinstance(router, ProfileRouter))
+    return PolicyRuns(name, results, cpu_seconds / len(on.arrivals) / repeats if cpu_seconds else None)
 
 
-def compare(
-    arrivals: Sequence[Arrival], profiles: Sequence[str], fleet: ReplayFleet, limits: RateLimits, repeats: int
-) -> dict[str, PolicyRuns]:
+def compare(on: Comparison, profiles: Sequence[str]) -> dict[str, PolicyRuns]:
     """Run all policies and print a row for each; the result is keyed by policy."""
-    ideal = ideal_hit_ratio(arrivals)
+    ideal = ideal_hit_ratio(on.arrivals)
     table = Table(COLUMNS)
     found: dict[str, PolicyRuns] = {}
     for name in (*BASELINES, *profiles):
-        found[name] = run(name, arrivals, fleet, limits, repeats)
+        found[name] = run(name, on)
         table.row(*found[name].row(found["round robin"], ideal))
     return found
+
+
+def print_relative_bars(found: dict[str, PolicyRuns], other: str) -> None:
+    """The bars of `least-cost`: no worse than the profile `other`, where both were run."""
+    if "least-cost" in found and other in found:
+        ours, theirs = found["least-cost"], found[other]
+        print(bar(f"least-cost mean over {other}'s", ours.mean / theirs.mean, 1.0))
+        print(bar(f"least-cost p90 over {other}'s", ours.p90 / theirs.p90, 1.0))
 
 
 def print_bars(found: dict[str, PolicyRuns], ideal: float) -> None:
@@ -165,42 +217,69 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--trace", type=Path, default=Path(os.environ.get("MOONCAKE_TRACE", TRACE)), help="the trace, JSON lines"
     )
+    parser.add_argument("--tables", default=",".join(TABLES), help="tables, separated by commas")
     parser.add_argument("--profiles", default="blend,affinity,least-cost", help="profiles, separated by commas")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each profile")
     parser.add_argument("--requests", type=int, default=None, help="replay only the first N requests")
     parser.add_argument("--servers", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=6_000, help="cache blocks of a server")
     parser.add_argument("--speed", type=float, default=3.0, help="speed relative to the recording")
-    parser.add_argument("--scrape-interval", type=float, default=1.0, help="seconds between two scrapes")
+    parser.add_argument(
+        "--scrape-interval",
+        type=float,
+        default=None,
+        help=f"seconds between two scrapes (default: 1; shared-prefixes {PREFIXES_SCRAPE_SECONDS:g})",
+    )
     parser.add_argument(
         "--rate", type=float, default=None, help="a fixed prefill rate (default: the agent estimates it)"
     )
     args = parser.parse_args(arguments)
-    profiles = [name for name in args.profiles.split(",") if name]
-    unknown = [name for name in profiles if name not in PRESETS]
-    if unknown:
-        parser.error(f"--profiles: unknown: {', '.join(unknown)}; choose from {', '.join(sorted(PRESETS))}")
+    tables, profiles = (
+        _chosen(parser, "tables", args.tables, TABLES),
+        _chosen(parser, "profiles", args.profiles, PRESETS),
+    )
+    start = time.monotonic()
+    recorded: list[Arrival] = []
     if not args.trace.is_file():
         print(f"The trace is not at {args.trace}: nothing to replay. Set its path by --trace or MOONCAKE_TRACE.")
-        return 0
-    start = time.monotonic()
-    with args.trace.open(encoding="utf-8") as lines:
-        arrivals = mooncake(lines, args.speed)[: args.requests]
-    ideal = ideal_hit_ratio(arrivals)
-    limits = RateLimits(fixed=args.rate)
-    print(
-        f"{len(arrivals):,} requests in {arrivals[-1].at:,.0f} s to {args.servers} servers x {args.blocks:,} blocks of "
-        f"{BLOCK_TOKENS} tokens with {RATE:,.0f} tokens/s of prefill; ideal hit ratio {ideal:.3f}; "
-        f"runs per profile: {args.repeats}"
-    )
-    for decoding in (False, True):
-        print(f"\n{'With decoding: 8 ms per step and 0.2 ms per request in it' if decoding else 'Prefill only'}")
-        fleet = ReplayFleet(server_config(args.blocks, decoding=decoding), args.servers, decoding, args.scrape_interval)
-        found = compare(arrivals, profiles, fleet, limits, args.repeats)
-        if not decoding and "least-cost" in found:
+        tables = [name for name in tables if not TABLES[name].recorded]
+    else:
+        with args.trace.open(encoding="utf-8") as lines:
+            recorded = mooncake(lines, args.speed)[: args.requests]
+    for name in tables:
+        title, decoding, agents, of_trace = TABLES[name]
+        if of_trace:
+            arrivals, interval = recorded, args.scrape_interval or 1.0
+        else:
+            count = min(args.requests or PREFIXES_REQUESTS, PREFIXES_REQUESTS)
+            arrivals = shared_prefixes(PREFIXES, count, BLOCK_TOKENS, seed=1)
+            interval = args.scrape_interval or PREFIXES_SCRAPE_SECONDS
+        ideal = ideal_hit_ratio(arrivals)
+        print(f"\n{title}")
+        print(
+            f"{len(arrivals):,} requests in {arrivals[-1].at:,.0f} s to {args.servers} servers x {args.blocks:,} "
+            f"blocks of {BLOCK_TOKENS} tokens with {RATE:,.0f} tokens/s of prefill; ideal hit ratio {ideal:.3f}; "
+            f"{interval:g} s between scrapes; runs per profile: {args.repeats}"
+        )
+        fleet = ReplayFleet(server_config(args.blocks, decoding=decoding), args.servers, decoding, interval)
+        found = compare(Comparison(arrivals, fleet, agents, RateLimits(fixed=args.rate), args.repeats), profiles)
+        if name == "prefill" and "least-cost" in found:
             print_bars(found, ideal)
+        if name == "two-agents":
+            print_relative_bars(found, "blend")
+        if name == "shared-prefixes":
+            print_relative_bars(found, "affinity")
     print(f"\n{time.monotonic() - start:.0f} s in all")
     return 0
+
+
+def _chosen(parser: argparse.ArgumentParser, option: str, text: str, valid: Mapping[str, object]) -> list[str]:
+    """The names in `text`, separated by commas; exits with a message where one is not valid."""
+    names = [name for name in text.split(",") if name]
+    unknown = [name for name in names if name not in valid]
+    if unknown:
+        parser.error(f"--{option}: unknown: {', '.join(unknown)}; choose from {', '.join(sorted(valid))}")
+    return names
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 It uses the code of the agent: `chain` over the prompt's text, `PrefixIndex`, `RoutingStore` fed by pages through the
 engine's `Extractor`, and `pick` with a profile. The servers are engines of the emulator. This module only orders the
 events: requests arrive as recorded, each server is scraped every `scrape_seconds`, its page arrives `page_seconds`
-later, and a request ends when the server ends it. Two runs of one workload are equal.
+later, and a request ends when the server ends it. Several agents may share the servers: requests reach them in turn,
+and each knows of the others only what the pages show. Two runs of one workload are equal.
 """
 
 from __future__ import annotations
@@ -163,9 +164,16 @@ class ReplayResult:
         return ordered[min(len(ordered) - 1, int(rank * len(ordered)))]
 
 
-def replay(arrivals: Sequence[Arrival], route: Router, fleet: ReplayFleet, store: RoutingStore) -> ReplayResult:
-    """Replay `arrivals`, in order of time, with new servers; `store` is new and gets its endpoints here."""
-    return _Replay(arrivals, route, fleet, store).run()
+class ReplayAgent(NamedTuple):
+    """One agent before the servers; its store is new and gets its endpoints from the replay."""
+
+    route: Router
+    store: RoutingStore
+
+
+def replay(arrivals: Sequence[Arrival], agents: Sequence[ReplayAgent], fleet: ReplayFleet) -> ReplayResult:
+    """Replay `arrivals`, in order of time, through these agents in turn, with new servers."""
+    return _Replay(arrivals, agents, fleet).run()
 
 
 class _ReplayServer:
@@ -174,34 +182,47 @@ class _ReplayServer:
     def __init__(self, config: EmulatorConfig) -> None:
         self.engine = EngineSimulation(config)
         self.writer = PageWriter(config, "model")
-        self.running: dict[int, tuple[int, int]] = {}  # job id -> number of the request, id of its accounting
+        self.running: dict[int, _RunningJob] = {}  # by the id of the job
+
+
+class _RunningJob(NamedTuple):
+    """The number of a request, and the store and the id of its accounting."""
+
+    number: int
+    store: RoutingStore
+    work_id: int
 
 
 class _PageEvent(NamedTuple):
-    """A server is scraped at `at`, or its page arrives then."""
+    """A store's agent scrapes a server at `at`, or the page arrives then."""
 
     at: float
     sequence: int  # orders the events of one time
     address: str
     page: bytes | None
+    store: RoutingStore
 
 
 class _Replay:
-    def __init__(self, arrivals: Sequence[Arrival], route: Router, fleet: ReplayFleet, store: RoutingStore) -> None:
+    def __init__(self, arrivals: Sequence[Arrival], agents: Sequence[ReplayAgent], fleet: ReplayFleet) -> None:
         self.arrivals = arrivals
-        self.route = route
+        self.agents = agents
         self.fleet = fleet
-        self.store = store
         self.servers = {f"10.0.0.{index + 1}:8000": _ReplayServer(fleet.config) for index in range(fleet.servers)}
-        first = min(1.0, fleet.scrape_seconds) / fleet.servers
-        self.due = [_PageEvent(first * index, index, address, None) for index, address in enumerate(self.servers)]
-        self.sequence = fleet.servers
+        # All first scrapes are spread evenly, so that no two of one interval are at the same time.
+        scrapes = [(address, agent.store) for address in self.servers for agent in agents]
+        first = min(1.0, fleet.scrape_seconds) / len(scrapes)
+        self.due = [
+            _PageEvent(first * index, index, address, None, store) for index, (address, store) in enumerate(scrapes)
+        ]
+        self.sequence = len(scrapes)
         self.extract = Extractor(engine_table("vllm")).extract
         self.result = ReplayResult([0.0] * len(arrivals), requests=dict.fromkeys(self.servers, 0))
 
     def run(self) -> ReplayResult:
-        store, result = self.store, self.result
-        store.set_endpoints(dict.fromkeys(self.servers, "vllm"), 0.0)
+        agents, result = self.agents, self.result
+        for agent in agents:
+            agent.store.set_endpoints(dict.fromkeys(self.servers, "vllm"), 0.0)
         block_bytes = self.fleet.config.block_size * BYTES_PER_TOKEN
         now = LEAD_SECONDS
         for number, arrival in enumerate(self.arrivals):
@@ -210,42 +231,44 @@ class _Replay:
             for server in self.servers.values():
                 self._settle(server, now)
             text = b"".join([block.to_bytes(block_bytes, "little") for block in arrival.blocks])
-            assignment = self.route(store, number, text[: arrival.prompt_tokens * BYTES_PER_TOKEN], now)
-            self._submit(number, arrival, assignment, now)
-        result.rates = [view.work.rate for view in store.snapshot(now).endpoints]
+            agent = agents[number % len(agents)]
+            text = text[: arrival.prompt_tokens * BYTES_PER_TOKEN]
+            self._submit(number, arrival, agent.route(agent.store, number, text, now), agent.store, now)
+        result.rates = [view.work.rate for agent in agents for view in agent.store.snapshot(now).endpoints]
         for server in self.servers.values():
             while (at := server.engine.next_event_at()) is not None:
                 self._settle(server, at)
         result.served_hit_tokens = sum(server.engine.counters.prefix_hits for server in self.servers.values())
-        if store.in_flight:
-            raise RuntimeError(f"{store.in_flight} requests never ended")
+        left = sum(agent.store.in_flight for agent in agents)
+        if left:
+            raise RuntimeError(f"{left} requests never ended")
         return result
 
     def _scrape_until(self, now: float) -> None:
         """Process all scrapes and page arrivals up to `now`."""
         fleet, due = self.fleet, self.due
         while due[0].at <= now:
-            at, _, address, page = heapq.heappop(due)
+            at, _, address, page, store = heapq.heappop(due)
             server = self.servers[address]
             self._settle(server, at)
             if page is None:
-                self._plan(at + fleet.page_seconds, address, server.writer.page(server.engine, at))
-                self._plan(at + fleet.scrape_seconds, address, None)
+                self._plan(at + fleet.page_seconds, address, server.writer.page(server.engine, at), store)
+                self._plan(at + fleet.scrape_seconds, address, None, store)
             else:
                 scraped_at = at - fleet.page_seconds
-                self.store.observed(address, self.extract(page), scraped_at, fleet.page_seconds, len(page))
+                store.observed(address, self.extract(page), scraped_at, fleet.page_seconds, len(page))
 
-    def _plan(self, at: float, address: str, page: bytes | None) -> None:
+    def _plan(self, at: float, address: str, page: bytes | None, store: RoutingStore) -> None:
         self.sequence += 1
-        heapq.heappush(self.due, _PageEvent(at, self.sequence, address, page))
+        heapq.heappush(self.due, _PageEvent(at, self.sequence, address, page, store))
 
-    def _submit(self, number: int, arrival: Arrival, assignment: Assignment, now: float) -> None:
+    def _submit(self, number: int, arrival: Arrival, assignment: Assignment, store: RoutingStore, now: float) -> None:
         server, result = self.servers[assignment.address], self.result
         full = arrival.prompt_tokens // self.fleet.config.block_size
         generated = max(1, arrival.output_tokens) if self.fleet.decoding else 1
-        ticket = self.store.started(assignment.address, assignment.uncached_tokens, assignment.hit_tokens, now)
+        work_id = store.started(assignment.address, assignment.uncached_tokens, assignment.hit_tokens, now)
         job = server.engine.submit(now, JobSpec(arrival.prompt_tokens, generated, arrival.blocks[:full]))
-        server.running[job] = (number, ticket)
+        server.running[job] = _RunningJob(number, store, work_id)
         result.requests[assignment.address] += 1
         result.blocks += len(arrival.blocks)
         result.predicted_hit_tokens += assignment.hit_tokens
@@ -257,9 +280,9 @@ class _Replay:
             return
         for event in server.engine.advance(now):
             if isinstance(event, FirstToken):
-                number, _ = server.running[event.id]
+                number = server.running[event.id].number
                 self.result.first_token_seconds[number] = event.at - self.arrivals[number].at - LEAD_SECONDS
                 self.result.hit_blocks += event.cached_tokens // self.fleet.config.block_size
             elif isinstance(event, Finished):
-                _, ticket = server.running.pop(event.id)
-                self.store.ended(ticket, event.at)
+                job = server.running.pop(event.id)
+                job.store.ended(job.work_id, event.at)

@@ -16,7 +16,9 @@ from agent.state.store import RoutingStore
 from tests.bench import bench_routing
 from tests.bench.replay import (
     Arrival,
+    Assignment,
     ProfileRouter,
+    ReplayAgent,
     ReplayFleet,
     ReplayResult,
     Router,
@@ -38,13 +40,17 @@ def store(index: PrefixIndex | None = None) -> RoutingStore:
 
 
 def play(arrivals: list[Arrival], route: Router, servers: int, config: EmulatorConfig = PREFILL_ONLY) -> ReplayResult:
-    return replay(arrivals, route, ReplayFleet(config, servers, decoding=config is not PREFILL_ONLY), store())
+    fleet = ReplayFleet(config, servers, decoding=config is not PREFILL_ONLY)
+    return replay(arrivals, [ReplayAgent(route, store())], fleet)
 
 
 def play_profile(name: str, arrivals: list[Arrival], servers: int) -> ReplayResult:
+    return replay(arrivals, [profile_agent(name)], ReplayFleet(PREFILL_ONLY, servers))
+
+
+def profile_agent(name: str) -> ReplayAgent:
     index = PrefixIndex()
-    router = ProfileRouter(build(PRESETS[name]), index, BLOCK)
-    return replay(arrivals, router, ReplayFleet(PREFILL_ONLY, servers), store(index))
+    return ReplayAgent(ProfileRouter(build(PRESETS[name]), index, BLOCK), store(index))
 
 
 def conversations(count: int, turns: int) -> list[Arrival]:
@@ -145,17 +151,55 @@ def test_the_bench_prints_a_row_for_each_policy_and_the_bars(
 ) -> None:
     trace = tmp_path / "a trace.jsonl"
     trace.write_text(lines(conversations(count=4, turns=4)))
-    assert bench_routing.main(["--trace", str(trace), "--repeats", "2", "--servers", "2"]) == 0
+    assert bench_routing.main(["--trace", str(trace), "--repeats", "2", "--servers", "2", "--requests", "16"]) == 0
     printed = capsys.readouterr().out
     for policy in (*bench_routing.BASELINES, *PRESETS):
-        assert printed.count(f"\n{policy:<16}") == 2, policy
-    assert printed.count("least-cost p90 over round robin's") == 1
-    assert "With decoding" in printed
+        assert printed.count(f"\n{policy:<16}") == len(bench_routing.TABLES), policy
+    for claim in ("p90 over round robin's", "p90 over blend's", "mean over blend's", "mean over affinity's"):
+        assert printed.count(f"least-cost {claim}") == 1
+    assert [printed.count(f"\n{table.title}\n") for table in bench_routing.TABLES.values()] == [1, 1, 1, 1]
 
 
-def test_without_the_trace_the_bench_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_routing.main(["--trace", str(tmp_path / "none.jsonl")]) == 0
-    assert "none.jsonl: nothing to replay" in capsys.readouterr().out
+def test_without_the_trace_the_bench_reports_it_and_prints_what_does_not_need_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_routing.main(["--trace", str(tmp_path / "none.jsonl"), "--requests", "8", "--repeats", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "none.jsonl: nothing to replay" in printed
+    shown = [name for name, table in bench_routing.TABLES.items() if f"\n{table.title}\n" in printed]
+    assert shown == ["shared-prefixes"]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_two_agents_share_the_servers_and_the_requests_and_two_replays_of_them_are_equal(name: str) -> None:
+    arrivals = conversations(count=6, turns=4)
+    fleet = ReplayFleet(PREFILL_ONLY, 3)
+    one, other = (replay(arrivals, [profile_agent(name), profile_agent(name)], fleet) for _ in range(2))
+    assert one == other
+    assert sum(one.requests.values()) == len(arrivals)
+    assert len(one.rates) == 2 * 3
+
+
+def test_an_agent_avoids_the_server_that_another_agent_has_filled() -> None:
+    # Requests reach the two agents in turn. The first sends all to one server; the second has seen that on a page when
+    # its burst arrives.
+    before = [Arrival(0.01 * number, 40_960, 1, range(100 * number, 100 * number + 80)) for number in range(8)]
+    burst = [Arrival(1.5, 512, 1, [5_000 + number]) for number in range(16)]
+    filled = "10.0.0.1:8000"
+    second = profile_agent("least-cost")
+    picked: list[str] = []
+
+    def fill(store: RoutingStore, number: int, text: bytes, now: float) -> Assignment:
+        return Assignment(filled, float(len(text)), 0)
+
+    def observe(store: RoutingStore, number: int, text: bytes, now: float) -> Assignment:
+        assignment = second.route(store, number, text, now)
+        picked.append(assignment.address)
+        return assignment
+
+    agents = [ReplayAgent(fill, store()), ReplayAgent(observe, second.store)]
+    replay([*before, *burst], agents, ReplayFleet(PREFILL_ONLY, 2))
+    assert picked[-8:].count(filled) == 0
 
 
 def test_an_unknown_profile_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:

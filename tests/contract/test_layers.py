@@ -40,6 +40,7 @@ PLACES: dict[str, Place] = {
     "agent.exposition": Place(2, P),
     "agent.scrape.budget": Place(2, P),
     "agent.scrape.http": Place(2, P),
+    "agent.scrape.model_refresh": Place(2, P),
     "agent.scrape.reasons": Place(2, P),
     "agent.scrape.schedule": Place(2, P),
     "agent.accelerators": Place(2, P),
@@ -53,7 +54,9 @@ PLACES: dict[str, Place] = {
     "agent.requests": Place(4, P),
     "agent.scaling": Place(4, P),
     "agent.envoy": Place(5, S),
+    "agent.envoy.endpoints": Place(4, P),
     "agent.envoy.render": Place(4, P),
+    "agent.envoy.rollout": Place(4, P),
     "agent.discovery": Place(5, S),
     "agent.serve": Place(5, S),
     "agent.serve.ext_proc.actions": Place(5, P),
@@ -70,7 +73,9 @@ PLACES: dict[str, Place] = {
     "agent.emulator.bad_pages": Place(5, S),
     "agent.emulator.completions": Place(5, S),
     "agent.emulator.driver": Place(5, S),
+    "agent.emulator.foreign_load": Place(5, S),
     "agent.emulator.process": Place(5, S),
+    "agent.emulator.realtime": Place(5, S),
     "agent.emulator.server": Place(5, S),
     "agent.app": Place(6, S),
     "agent.demo": Place(6, S),
@@ -142,6 +147,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.demo.journey",
             "agent.emulator.bad_pages",
             "agent.emulator.completions",
+            "agent.emulator.realtime",
             "agent.emulator.server",
             "agent.envoy.process",
             "agent.serve.admin",
@@ -167,9 +173,10 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "rich": frozenset({"agent.demo.screen"}),
     "uvloop": frozenset({"agent.app.process", "agent.commands.emulate"}),
     "yaml": frozenset({"agent.config.document"}),
+    "zstandard": frozenset({"agent.requests.unpack"}),
 }
 # Numbers, hashes and codecs, without a clock, a socket or a file: any module may import them.
-OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml"})
+OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml", "zstandard"})
 SHIPPED = ("agent", "exporters", "dashboards")
 VAGUE_NAMES: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()

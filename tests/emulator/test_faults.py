@@ -114,6 +114,28 @@ async def test_a_nan_page_has_nan_gauges_and_is_otherwise_valid(emulator):
     assert 'vllm:num_preemptions_total{engine="0",model_name="tiny"} 0.0' in lines
 
 
+async def test_a_renamed_page_has_every_sample_under_another_name(emulator):
+    true = (await emulator.get("/metrics"))[1]
+    await emulator.fault(metrics="renamed")
+    page = (await emulator.get("/metrics"))[1]
+    assert b"vllm:" not in page
+    assert page.count(b"renamed_engine_num_requests_waiting{") == true.count(b"vllm:num_requests_waiting{") == 1
+
+
+async def test_a_page_without_stats_has_the_process_and_http_families_only(emulator):
+    await emulator.fault(metrics="no_stats")
+    names = {line.split("{")[0].split(" ")[0] for line in (await emulator.get("/metrics"))[1].decode().splitlines()}
+    names.discard("#")
+    assert {name.partition("_")[0] for name in names} == {"python", "process", "http"}
+
+
+async def test_a_page_of_comments_has_help_and_type_lines_only(emulator):
+    await emulator.fault(metrics="comments")
+    page = (await emulator.get("/metrics"))[1].decode().splitlines()
+    assert any("vllm:num_requests_waiting" in line for line in page)
+    assert all(line.startswith(("# HELP ", "# TYPE ")) for line in page)
+
+
 async def test_a_cut_page_ends_before_its_declared_length(emulator):
     await emulator.fault(metrics="cut")
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -191,3 +213,41 @@ async def test_the_port_is_closed_for_the_given_time_and_opens_again(emulator):
 async def test_the_fault_die_calls_die(emulator):
     await emulator.fault(die=True)
     assert len(emulator.deaths) == 1
+
+
+async def test_foreign_requests_are_on_the_page_and_hold_the_slots(emulator):
+    await emulator.fault(foreign_requests=7, foreign_answer_tokens=1500)  # 4 slots; about two seconds each
+    await eventually(lambda: emulator.server.queue_lengths == (4, 3), what="a full batch and a queue")
+    page = (await emulator.get("/metrics"))[1]
+    assert b'vllm:num_requests_running{engine="0",model_name="tiny"} 4.0\n' in page
+    assert b'vllm:num_requests_waiting{engine="0",model_name="tiny"} 3.0\n' in page
+    request = asyncio.create_task(emulator.post("/v1/completions", REQUEST))
+    await eventually(lambda: emulator.server.queue_lengths == (4, 4), what="a request behind them")
+    await emulator.fault(foreign_requests=0)
+    assert (await request)[0] == 200
+    assert emulator.server.queue_lengths == (0, 0)
+
+
+async def test_a_foreign_request_that_ends_is_followed_by_the_next_one(emulator):
+    await emulator.fault(foreign_requests=2, foreign_answer_tokens=1)
+    engine = emulator.server._driver.engine
+    await eventually(lambda: engine.counters.success["length"] > 10, what="many foreign requests")
+    await eventually(lambda: sum(emulator.server.queue_lengths) == 2, what="two at a time")
+
+
+async def test_resetting_the_faults_ends_the_foreign_requests(emulator):
+    await emulator.fault(foreign_requests=7, foreign_answer_tokens=1500)
+    await eventually(lambda: sum(emulator.server.queue_lengths) == 7, what="foreign requests")
+    async with emulator.session.delete(emulator.url + "/emulator/faults") as response:
+        assert (await response.json())["foreign_requests"] == 0
+    await eventually(lambda: emulator.server.queue_lengths == (0, 0), what="no foreign requests")
+
+
+async def test_foreign_answers_that_the_server_could_never_hold_are_refused(emulator):
+    status, answer = await emulator.post("/emulator/faults", {"foreign_requests": 1, "foreign_answer_tokens": 10**6})
+    assert status == 400
+    assert "the server has" in answer["error"]["message"]
+    assert emulator.server.faults == Faults()
+    status, answer = await emulator.post("/emulator/faults", {"foreign_requests": 10**6})
+    assert status == 400
+    assert "at most 10000" in answer["error"]["message"]

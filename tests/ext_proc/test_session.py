@@ -69,7 +69,7 @@ def test_a_buffered_body_is_asked_for_and_routed_with_the_answer_to_the_body() -
     )
     (schedule,) = session.request_body(BODY, end_of_stream=True)
     assert isinstance(schedule, Schedule)
-    assert schedule.request == Request("r1", "/v1/chat/completions", BODY)
+    assert schedule.request == Request("r1", "/v1/chat/completions", BODY, method="POST")
     assert session.decided(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
 
 
@@ -242,6 +242,48 @@ def test_a_subset_hint_is_read_as_a_list_or_a_string(hint: object, addresses: se
 
 def test_no_subset_hint_is_not_an_empty_one() -> None:
     assert subset_of(None) is None
+
+
+WEBSOCKET = {":path": "/v1/realtime?model=m", ":method": "GET", "x-request-id": "r1", "upgrade": "WebSocket"}
+
+
+@pytest.mark.parametrize("mode", [Mode.FULL_DUPLEX, Mode.HOLD, Mode.STREAMED, Mode.NONE])
+def test_an_upgrade_is_scheduled_at_its_headers(mode: Mode) -> None:
+    session = a_session()
+    (schedule,) = session.request_headers(WEBSOCKET, end_of_stream=False, mode=mode)
+    assert schedule == Schedule(Request("r1", "/v1/realtime?model=m", None, method="GET"))
+    assert session.decided(a_pick()) == (Route(Phase.REQUEST_HEADERS, "10.0.0.1:8000", (), ()),)
+
+
+def test_the_data_of_an_upgrade_in_full_duplex_is_sent_back_as_it_arrives() -> None:
+    budget = BodyBudget(1 << 30)
+    session = a_session(budget, max_body=10)
+    session.request_headers(WEBSOCKET, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    session.decided(a_pick())
+    for data in (b"a frame longer than a body may be", b"", b"x"):
+        assert session.request_body(data, end_of_stream=False) == (SendBody(Phase.REQUEST_BODY, data, False),)
+    assert session.request_body(b"", end_of_stream=True) == (SendBody(Phase.REQUEST_BODY, b"", True),)
+    assert budget.used == 0
+
+
+def test_data_before_the_pick_of_an_upgrade_follows_its_route_and_is_limited() -> None:
+    session = a_session()
+    session.request_headers(WEBSOCKET, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    assert [session.request_body(data, end_of_stream=False) for data in (b"a", b"b")] == [(), ()]
+    assert session.decided(a_pick())[1:] == (SendBody(Phase.REQUEST_BODY, b"ab", False),)
+    limited = a_session(max_body=1)
+    limited.request_headers(WEBSOCKET, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    assert refusal(limited.request_body(b"ab", end_of_stream=False))[0].status == 413
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "h2c"])
+def test_a_body_of_a_post_beside_an_upgrade_is_read(upgrade: str) -> None:
+    session = a_session()
+    headers = {**HEADERS, **WEBSOCKET, ":method": "POST", "upgrade": upgrade}
+    assert session.request_headers(headers, end_of_stream=False, mode=Mode.FULL_DUPLEX) == ()
+    (schedule,) = session.request_body(BODY, end_of_stream=True)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request.body == BODY
 
 
 def test_the_fallbacks_of_a_pick_are_listed_after_it_in_their_order() -> None:

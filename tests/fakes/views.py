@@ -24,8 +24,12 @@ def view(
     rate: float = 1000.0,
     requests: int = 0,
     corrected: bool = True,
+    foreign: float = 0.0,
+    queue_seconds: float = 0.0,
+    decoding: float | None = None,
 ) -> EndpointView:
-    """An endpoint of a snapshot at time 0; its readings were requested at `at`."""
+    """An endpoint of a snapshot at time 0; its readings were requested at `at`. All of its requests are past their
+    prefill unless `decoding` is given; `backlog_seconds` are of prefill."""
     return EndpointView(
         address,
         "vllm",
@@ -36,7 +40,16 @@ def view(
         at,
         0,
         STALE_AFTER,
-        Work(requests, backlog_seconds, rate, "configured", corrected),
+        Work(
+            requests,
+            backlog_seconds,
+            rate,
+            "configured",
+            corrected,
+            foreign,
+            queue_seconds,
+            requests + foreign if decoding is None else decoding,
+        ),
         Prefix(0.0, None),
     )
 
@@ -47,14 +60,19 @@ def snapshot(*views: EndpointView, pool: str = "pool") -> Snapshot:
 
 
 class FixedIndex:
-    """A prefix index with fixed results: address -> leading blocks."""
+    """A prefix index with fixed results: address -> leading blocks; all prefixes are shared, or none is."""
 
-    def __init__(self, blocks: Mapping[str, int] | None = None) -> None:
+    def __init__(self, blocks: Mapping[str, int] | None = None, *, all_shared: bool = False) -> None:
         self.blocks = blocks or {}
+        self.all_shared = all_shared
 
     def match(self, chain: Sequence[int], addresses: Sequence[str]) -> list[int]:
         """The fixed number for each address, at most the length of the chain."""
         return [min(len(chain), self.blocks.get(address, 0)) for address in addresses]
+
+    def shared(self, chain: Sequence[int], depth: int) -> bool:
+        """The fixed result."""
+        return self.all_shared
 
 
 def _values(name: str) -> st.SearchStrategy[Value]:
@@ -74,4 +92,6 @@ views = st.builds(
     backlog_seconds=st.floats(0, 1e6),
     rate=st.floats(1, 1e6),
     requests=st.integers(0, 10**6),
+    foreign=st.floats(0, 1e6),
+    queue_seconds=st.floats(0, 1e6),
 )

@@ -86,6 +86,9 @@ class RebuiltState:
         return [
             {
                 "pool": name,
+                "by_health": {
+                    health.value: sum(each["health"] == health for each, _ in endpoints.values()) for health in Health
+                },
                 "endpoints": [_advanced(*endpoints[address], uptime) for address in sorted(endpoints)],
             }
             for name, endpoints in self.pools.items()
@@ -108,8 +111,8 @@ def _advanced(endpoint: dict[str, Any], published_at: float, uptime: float) -> d
         if signal["age_seconds"] is not None:
             signal["age_seconds"] += passed
     work = advanced["work"]
-    work["prefill_seconds"] = max(0.0, work["prefill_seconds"] - passed)
-    work["prefill_tokens"] = work["prefill_seconds"] * work["rate_tokens_per_second"]
+    work["prefill_seconds"] = max(work["queue_seconds"], work["prefill_seconds"] - passed)
+    work["prefill_tokens"] = max(0.0, work["prefill_tokens"] - passed * work["rate_tokens_per_second"])
     return advanced
 
 
@@ -142,10 +145,13 @@ def _view(endpoint: dict[str, Any], published_at: float, uptime_zero: float, now
         stale_after,
         Work(
             work["requests"],
-            as_of + work["prefill_seconds"],
+            as_of + work["prefill_tokens"] / work["rate_tokens_per_second"],
             work["rate_tokens_per_second"],
             work["rate_source"],
             corrected,
+            work["foreign_requests"],
+            work["queue_seconds"],
+            work["decoding_requests"],
         ),
         Prefix(endpoint["prefix"]["predicted_hit_tokens"], endpoint["prefix"]["measured_hit_tokens"]),
     )

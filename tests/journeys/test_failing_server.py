@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,26 +35,29 @@ async def test_a_server_that_fails_is_ejected_tried_with_single_requests_and_adm
     async with a_fleet(tmp_path, 3, lambda healthy: {POOL: healthy}) as fleet:
         await found(fleet.counts, lambda seen: seen.of("igw_pool_endpoints_by_health", state="healthy") == 3)
         assert [await send(fleet, mode, number) for number in range(10)] == [200] * 10
-        sick = await busiest(fleet)
-        async with fleet.client.post(f"http://{sick}/emulator/faults", json={"completions": "error"}) as answer:
+        broken = await busiest(fleet)
+        async with fleet.client.post(f"http://{broken}/emulator/faults", json={"completions": "error"}) as answer:
             assert answer.status == 200
         sent: list[int] = []
 
         async def state() -> Any:
-            sent.append(await send(fleet, mode, len(sent)))
-            return await fleet.endpoint(POOL, sick)
+            first = len(sent)
+            sent.extend(await asyncio.gather(*(send(fleet, mode, number) for number in range(first, first + 4))))
+            return await fleet.endpoint(POOL, broken)
 
         failing = await found(state, lambda endpoint: endpoint["health"] == "failing")
         assert failing["reason"] == "consecutive_failures"
         errors = failing["errors"]
-        assert (errors["consecutive_failures"], errors["last_failure"], errors["ejected"]) == (3, "server_error", True)
+        assert errors["consecutive_failures"] >= 3
+        assert (errors["last_failure"], errors["ejected"]) == ("server_error", True)
         assert 0 < errors["trial_in_seconds"] <= 2
-        # The report of a failure arrives within the flush interval of the access log; some requests may be faster.
-        counts = await fleet.counts()
-        assert counts.of("igw_responses_total", server=sick, result="server_error") == sent.count(500)
-        assert counts.of("igw_endpoint_ejections_total", server=sick) == 1
-        assert (await fleet.gauges(POOL, sick))["igw_endpoint_waiting_requests"]["withheld"] == "failing"
-        async with fleet.client.delete(f"http://{sick}/emulator/faults") as answer:
+        counts = await found(
+            fleet.counts,
+            lambda seen: seen.of("igw_responses_total", server=broken, result="server_error") == sent.count(500),
+        )
+        assert counts.of("igw_endpoint_ejections_total", server=broken) == 1
+        assert (await fleet.gauges(POOL, broken))["igw_endpoint_waiting_requests"]["withheld"] == "failing"
+        async with fleet.client.delete(f"http://{broken}/emulator/faults") as answer:
             assert answer.status == 200
         sent.clear()
         await found(state, lambda endpoint: endpoint["health"] == "healthy")

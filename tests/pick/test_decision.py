@@ -65,17 +65,29 @@ def test_a_filter_that_removed_nothing_is_shown_empty() -> None:
 
 
 def test_the_parts_of_the_least_cost_are_those_of_the_published_formula() -> None:
-    # w = (1.0, 0.2), u = (0.0, 0.64): W = 0.6, so one second of u costs 1 + 2 x 0.6 = 2.2 s; n costs 5 ms each.
+    # w = (1.0, 0.2), u = (0.0, 0.64): W = 0.6, so one second of u costs 1 + 2 x 0.6 = 2.2 s; n costs 20 ms each.
     decision = decide(
-        view("a:1", backlog_seconds=1.0, requests=4), view("b:1", backlog_seconds=0.2, requests=2), warm={"a:1": 10}
+        view("a:1", backlog_seconds=1.0, requests=4, decoding=3.0),
+        view("b:1", backlog_seconds=0.2, requests=2, foreign=3.0),
+        warm={"a:1": 10},
     )
     first, second = explain(decision).candidates
     assert first.cost is not None
     assert second.cost is not None
     assert (first.address, second.address) == ("a:1", "b:1")
-    assert tuple(first.cost) == pytest.approx((1.0, 0.0, 4, 1.02))
-    assert tuple(second.cost) == pytest.approx((0.2, 0.64, 2, 0.2 + 2.2 * 0.64 + 0.01))
+    assert tuple(first.cost) == pytest.approx((1.0, 0.0, 3, 1.06, 4, 0))
+    assert tuple(second.cost) == pytest.approx((0.2, 0.64, 5, 0.2 + 2.2 * 0.64 + 0.1, 2, 3))
     assert (first.hit_tokens, second.hit_tokens) == (640, 0)
+
+
+def test_a_queue_that_prefill_does_not_explain_is_a_wait_and_does_not_raise_the_price_of_prefill() -> None:
+    decision = decide(view("a:1", queue_seconds=10.0, backlog_seconds=1.0), view("b:1", backlog_seconds=0.2))
+    first, second = explain(decision).candidates
+    assert first.cost is not None
+    assert second.cost is not None
+    assert (first.address, second.address) == ("b:1", "a:1")
+    assert first.cost.cost_seconds == pytest.approx(0.2 + 2.2 * 0.64)
+    assert second.cost.cost_seconds == pytest.approx(10.0 + 2.2 * 0.64)
 
 
 def test_a_profile_without_the_least_cost_scorer_has_no_cost() -> None:

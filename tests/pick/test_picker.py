@@ -148,7 +148,7 @@ def test_no_pick_counts_the_endpoints_by_health() -> None:
         FixedIndex(),
         0.0,
     )
-    assert none == NoPick("r", "none_healthy", "none of the endpoints of pool pool is healthy: 1 down, 1 stale")
+    assert none == NoPick("r", "none_healthy", "none of the endpoints of pool pool can be picked: 1 down, 1 stale")
 
 
 def test_an_empty_pool_has_a_reason_of_its_own() -> None:
@@ -211,6 +211,77 @@ def test_a_backlog_that_no_page_corrects_counts_as_the_largest_of_the_others() -
     assert choose(*views, warm={}).endpoint == "c:1"
     alone = view("a:1", corrected=False), view("b:1", corrected=False, backlog_seconds=1.0)
     assert choose(*alone).endpoint == "a:1"
+
+
+def test_the_wait_in_a_queue_of_others_is_a_wait_for_every_scorer_and_filter_that_reads_the_backlog() -> None:
+    full, idle = view("a:1", queue_seconds=6.0, foreign=11.0), view("b:1")
+    for profile in (LEAST_COST, AFFINITY):
+        assert choose(full, idle, profile=profile, warm={"a:1": 10}).endpoint == "b:1"
+
+
+def test_requests_of_others_count_like_the_agents_own() -> None:
+    for ours, theirs in ((3, 0.0), (0, 3.0), (1, 2.0)):
+        busy = view("a:1", requests=ours, foreign=theirs)
+        assert choose(busy, view("b:1", requests=2)).endpoint == "b:1"
+        scores = choose(busy, view("b:1", requests=2), profile=LEAST_COST).scores["least-cost-scorer"]
+        assert scores == pytest.approx([1 / 1.02, 1.0])
+
+
+def test_the_running_requests_scorer_counts_the_larger_of_the_page_and_the_load() -> None:
+    profile = build(ProfileSpec("p", (), ((plugin("running-requests-size-scorer"), 1.0),)))
+    decision = choose(
+        view("a:1", {**IDLE, RUNNING: 8.0}, requests=2, foreign=2.0),
+        view("b:1", {**IDLE, RUNNING: 2.0}, requests=1, foreign=3.0),
+        view("c:1", {**IDLE, RUNNING: 0.0}),
+        profile=profile,
+    )
+    assert decision.scores["running-requests-size-scorer"] == [0.0, 0.5, 1.0]
+
+
+def test_a_shared_prefix_leaves_a_busy_server_before_a_conversation_does() -> None:
+    # w = (0.7, 0.0), u = (0.1, 0.74) at 1,000 tokens/s: a conversation pays 1 + 2 x 0.35 = 1.7 s for each second of u
+    # everywhere; a shared prefix 2.4 s at the busy server and 1 s at the idle one.
+    hot, idle = view("a:1", backlog_seconds=0.7), view("b:1")
+    wanted = request(tokens=740)
+    found = {}
+    for shared in (False, True):
+        index = FixedIndex({"a:1": 10}, all_shared=shared)
+        decision = pick(snapshot(hot, idle), wanted, LEAST_COST, index, 0.0)
+        assert isinstance(decision, Pick)
+        found[shared] = decision
+        assert decision.shared_prefix is shared
+    assert [found[shared].endpoint for shared in (False, True)] == ["a:1", "b:1"]
+    costs = [0.7 + 2.4 * 0.1, 0.74]
+    best = min(costs)
+    assert found[True].scores["least-cost-scorer"] == pytest.approx([1 / (1 + cost - best) for cost in costs])
+
+
+def test_one_flag_of_the_snapshot_spares_the_pick_the_checks_and_changes_nothing() -> None:
+    fleet = snapshot(view("a:1", backlog_seconds=0.4, requests=2), view("b:1", backlog_seconds=0.1), view("c:1"))
+    picks = [
+        pick(fleet._replace(only_prefill=flag), request(), LEAST_COST, FixedIndex({"a:1": 5}), 0.0)
+        for flag in (False, True)
+    ]
+    assert picks[0] == picks[1]
+
+
+def test_an_endpoint_whose_queue_is_unknown_has_the_foreign_requests_of_the_busiest() -> None:
+    unseen = view("a:1", requests=3, corrected=False)
+    busiest = view("b:1", requests=1, foreign=9.0, queue_seconds=5.0)
+    decision = choose(unseen, busiest, view("c:1", queue_seconds=1.0, foreign=3.0))
+    # Each of the ten requests at b:1 costs half a second of its wait; a:1 has twelve.
+    assert list(decision.backlog_seconds) == pytest.approx([6.0, 5.0, 1.0])
+    assert [work.load for work in decision.works] == [12.0, 10.0, 3.0]
+
+
+def test_an_unknown_queue_and_the_busiest_share_requests_evenly() -> None:
+    sent = {"a:1": 0, "b:1": 0}
+    for number in range(40):
+        unseen = view("a:1", requests=sent["a:1"], corrected=False)
+        waits = 2.0 + 0.5 * sent["b:1"]
+        busy = view("b:1", requests=sent["b:1"], foreign=4.0, queue_seconds=waits)
+        sent[choose(unseen, busy, wanted=request(f"r{number}")).endpoint] += 1
+    assert min(sent.values()) >= 15
 
 
 @st.composite

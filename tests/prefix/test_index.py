@@ -84,6 +84,13 @@ class IndexAgainstModel(RuleBasedStateMachine):
         self.model.trim(address)
 
     @rule(address=addresses)
+    def clear(self, address: str) -> None:
+        capacity = self.index.capacity(address)
+        self.index.clear(address)
+        self.model.lists.pop(address, None)
+        assert (self.index.blocks(address), self.index.capacity(address)) == (0, capacity)
+
+    @rule(address=addresses)
     def forget(self, address: str) -> None:
         self.index.forget(address)
         self.model.lists.pop(address, None)
@@ -199,3 +206,50 @@ def test_an_empty_chain_or_an_unknown_address_matches_no_block() -> None:
     index.record("a:1", [])
     assert index.match([1], ["a:1"]) == [0]
     assert len(index) == 0
+
+
+def test_a_block_that_two_prompts_continue_differently_ends_a_shared_prefix() -> None:
+    index = PrefixIndex()
+    index.record("a:1", [1, 2, 3, 10])
+    assert not index.shared([1, 2, 3, 20], 3)
+    index.record("b:1", [1, 2, 3, 20])
+    assert index.shared([1, 2, 3, 30], 3)
+    assert not index.shared([1, 2, 3, 30], 2)
+    assert not index.shared([9], 0)
+
+
+def test_a_conversation_continues_its_last_prompt_and_shares_nothing() -> None:
+    index = PrefixIndex()
+    for turns in range(2, 12):
+        chain = list(range(turns * 3))
+        assert not index.shared(chain, max(index.match(chain, ["a:1", "b:1"])))
+        index.record("ab"[turns % 2] + ":1", chain)
+
+
+def test_prompts_after_a_shared_beginning_are_conversations_of_their_own() -> None:
+    index = PrefixIndex()
+    for who in range(3):
+        index.record("a:1", [1, 2, 100 + who])
+    index.record("a:1", [1, 2, 100, 101, 200])
+    assert not index.shared([1, 2, 100, 101, 200, 300], 5)
+    assert index.shared([1, 2, 999], 2)
+
+
+def test_an_evicted_branch_is_forgotten() -> None:
+    index = PrefixIndex()
+    index.record("a:1", [1, 2])
+    index.record("a:1", [1, 3])
+    assert index.shared([1, 4], 1)
+    index.forget("a:1")
+    index.record("a:1", [1, 2])
+    assert not index.shared([1, 4], 1)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a:1", "b:1"]), st.lists(st.integers(0, 5), max_size=5)), max_size=30))
+def test_marks_are_kept_for_blocks_of_the_index_only(records: list[tuple[str, list[int]]]) -> None:
+    index = PrefixIndex(default_capacity_blocks=6)
+    for address, text in records:
+        # As `agent.prefix.blocks.chain`: a block is identified by all of the text up to its end.
+        index.record(address, [hash(tuple(text[: end + 1])) for end in range(len(text))])
+        assert index._ends | index._branches <= index._where.keys()
+        assert not index._ends & index._branches

@@ -36,6 +36,7 @@ def test_envoys_details_say_who_failed(details: str, broken: str) -> None:
 @pytest.mark.parametrize(
     ("status", "result"),
     [
+        (101, "ok"),
         (200, "ok"),
         (204, "ok"),
         (302, "ok"),

@@ -135,7 +135,7 @@ def the_example() -> Pick:
     fleet = snapshot(
         view("10.0.0.1:8000", llama, backlog_seconds=0.5, rate=10_000.0, requests=3),
         view("10.0.0.2:8000", llama, backlog_seconds=0.25, rate=10_000.0, requests=1),
-        view("10.0.0.3:8000", llama, rate=10_000.0),
+        view("10.0.0.3:8000", llama, rate=10_000.0, foreign=6.0),
         view("10.0.0.4:8000", llama, health=Health.DOWN),
         view("10.0.0.5:8000", {**IDLE, MODELS: frozenset({"another-model"})}),
         pool="llama",

@@ -154,17 +154,28 @@ async def test_the_gap_of_prefix_hits_is_known_while_the_servers_count_is_fresh(
 
 
 async def test_the_backlog_is_that_at_the_time_of_the_document(served):
-    served.source.put(view("a:1", at=99.0, backlog_seconds=104.0, rate=500.0, requests=2))
+    there = view("a:1", at=99.0, backlog_seconds=104.0, rate=500.0, requests=2, foreign=8.0, queue_seconds=2.5)
+    served.source.put(there)
     served.clock.advance(1.0)
     work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
     assert work == {
         "requests": 2,
+        "foreign_requests": 8.0,
         "prefill_seconds": 3.0,
+        "queue_seconds": 2.5,
         "prefill_tokens": 1500.0,
+        "decoding_requests": 10.0,
         "rate_tokens_per_second": 500.0,
         "rate_source": "configured",
         "corrected": True,
     }
+
+
+async def test_the_backlog_does_not_fall_below_the_wait_in_the_queue(served):
+    served.source.put(view("a:1", at=99.0, backlog_seconds=104.0, queue_seconds=2.5))
+    served.clock.advance(2.0)
+    work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
+    assert (work["prefill_seconds"], work["prefill_tokens"]) == (2.5, 2000.0)
 
 
 async def test_no_raw_monotonic_time_leaves_the_process(served):
@@ -200,11 +211,12 @@ async def test_a_stale_reading_is_null_withheld_and_absent_at_the_same_time(serv
     assert await exits() == (set(), set(), set(), [None])
 
 
-@pytest.mark.parametrize("health", [Health.DOWN, Health.STALE, Health.UNKNOWN])
+@pytest.mark.parametrize("health", [Health.BLIND, Health.DOWN, Health.STALE, Health.UNKNOWN])
 async def test_an_endpoint_that_is_not_healthy_shows_no_value_of_its_server_anywhere(served, health):
     served.source.put(view("a:1", {WAITING: 77.0, LORA_RUNNING: frozenset({"x"})}, at=99.5, health=health))
     served.source.drop("b:1")
     state = await served.get("/v1/state")
+    assert state["pools"][0]["by_health"] == dict.fromkeys(Health, 0) | {health: 1}
     assert {signal["value"] for signal in state["pools"][0]["endpoints"][0]["signals"].values()} == {None}
     assert 77.0 not in {row["value"] for row in (await served.get("/v1/gauges"))["gauges"]}
     assert 77.0 not in (await served.samples()).values()

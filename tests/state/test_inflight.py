@@ -1,4 +1,4 @@
-"""The prefill backlog at one endpoint: how it grows, shrinks and is corrected."""
+"""The requests and the prefill backlog at one endpoint: how they grow, shrink and are corrected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.state.inflight import TRANSIT_SECONDS, InFlight
+from agent.state.batch_size import UNKNOWN
+from agent.state.inflight import PRIOR_TOKENS, TRANSIT_SECONDS, InFlight
 
 
 def line(*tokens: float, rate: float = 1000.0, at: float = 0.0) -> InFlight:
@@ -117,6 +118,135 @@ def test_another_rate_does_not_change_the_backlog_in_tokens() -> None:
     assert work.busy_until == 2.5
 
 
+def test_before_any_request_those_of_others_have_the_prior_length() -> None:
+    work = InFlight(1000.0)
+    work.correct(running=8, waiting=3, at=1.0, now=1.0)
+    assert work.prefill_tokens(1.0) == 3 * PRIOR_TOKENS
+
+
+def test_requests_of_others_have_the_mean_that_their_server_shows() -> None:
+    work = line(800.0)
+    work.correct(running=8, waiting=10, at=100.0, now=100.0, mean_tokens=50.0)
+    assert work.prefill_tokens(100.0) == pytest.approx(800 + 9 * 50)
+
+
+def test_a_page_shows_the_requests_of_others() -> None:
+    work = line(100, 100, 100)
+    work.count(running=8.0, waiting=3.0, free=UNKNOWN, at=1.0)
+    assert (work.foreign, work.load) == (8.0, 11.0)
+
+
+def test_the_load_is_at_least_the_agents_own_requests() -> None:
+    work = line(100, 100, 100)
+    work.count(running=1.0, waiting=0.0, free=UNKNOWN, at=1.0)
+    assert (work.foreign, work.load) == (0.0, 3.0)
+
+
+def test_picks_since_the_page_add_to_it() -> None:
+    work = line(100, 100)
+    for work_id in range(10, 14):
+        work.start(work_id, 100, 2.0)
+    work.count(running=7.0, waiting=0.0, free=UNKNOWN, at=1.0)
+    work.start(20, 100, 3.0)
+    assert work.load == 7 + 4 + 1
+
+
+def test_a_request_that_ended_while_the_page_was_read_is_on_it_and_not_a_foreign_one() -> None:
+    work = line(100, 100, 100)
+    work.end(0, 1.5)
+    work.end(1, 1.6)
+    work.count(running=3.0, waiting=0.0, free=UNKNOWN, at=1.0)
+    assert (work.foreign, work.load) == (0.0, 1.0)
+
+
+def test_a_request_that_ended_before_the_page_is_not_taken_for_one_on_it() -> None:
+    work = line(100, 100, 100)
+    work.end(0, 0.5)
+    work.count(running=3.0, waiting=0.0, free=UNKNOWN, at=1.0)
+    assert work.foreign == 1.0
+
+
+def test_a_request_of_the_page_that_ends_leaves_the_load() -> None:
+    work = line(100, 100)
+    work.count(running=6.0, waiting=0.0, free=UNKNOWN, at=1.0)
+    work.end(0, 2.0)
+    assert work.load == 5.0
+
+
+def test_each_request_above_the_batch_waits_for_one_more_to_end() -> None:
+    work = line(100)
+    work.count(running=8.0, waiting=3.0, free=0.0, at=1.0)
+    work.delay(0.5)
+    assert work.queue_seconds == 4 * 0.5
+    work.start(9, 100, 1.5)
+    assert work.queue_seconds == 5 * 0.5
+    work.end(0, 2.0)
+    assert work.queue_seconds == 4 * 0.5
+
+
+def test_a_request_for_which_a_slot_is_free_does_not_wait_in_the_queue() -> None:
+    work = InFlight(1000.0)
+    work.count(running=6.0, waiting=0.0, free=2.0, at=1.0)
+    work.delay(0.5)
+    waits = []
+    for work_id in range(4):
+        waits.append(work.queue_seconds)
+        work.start(work_id, 1, 1.5)
+    assert waits == [0.0, 0.0, 0.5, 1.0]
+
+
+def test_a_full_batch_without_a_queue_makes_the_next_request_wait_for_one_to_end() -> None:
+    work = InFlight(1000.0)
+    work.count(running=8.0, waiting=0.0, free=0.0, at=1.0)
+    work.delay(0.5)
+    assert work.queue_seconds == 0.5
+
+
+def test_the_wait_in_a_queue_of_others_does_not_shrink_until_the_next_page() -> None:
+    work = InFlight(1000.0)
+    work.count(running=8.0, waiting=3.0, free=0.0, at=1.0)
+    work.delay(0.5)
+    before = work.queue_seconds
+    work.correct(None, 0.0, 60.0, 60.0)
+    assert work.queue_seconds == before
+    work.count(running=2.0, waiting=0.0, free=6.0, at=61.0)
+    assert work.queue_seconds == 0.0
+
+
+def test_a_report_of_the_waiting_requests_only_raises_what_a_page_has_shown() -> None:
+    work = line(100)
+    work.count(running=4.0, waiting=0.0, free=UNKNOWN, at=1.0)
+    work.delay(0.5)
+    work.count_waiting(2.0, 2.0)
+    assert (work.foreign, work.queue_seconds) == (3.0, 3 * 0.5)
+    work.count_waiting(9.0, 3.0)
+    assert work.foreign == 8.0
+    work.count_waiting(0.0, 4.0)
+    assert (work.foreign, work.queue_seconds) == (8.0, 0.5)
+
+
+def test_another_server_has_none_of_the_old_ones_requests() -> None:
+    work = line(100)
+    work.count(running=8.0, waiting=3.0, free=0.0, at=1.0)
+    work.delay(0.5)
+    work.forget_others()
+    assert (work.load, work.queue_seconds) == (1.0, 0.0)
+
+
+def test_requests_that_are_prefilled_decode_and_those_of_others_too() -> None:
+    work = line(1000, 1000, 1000)
+    work.count(running=8.0, waiting=0.0, free=UNKNOWN, at=0.0)
+    assert work.decoding == 5.0
+    work.correct(8.0, 0.0, 1.5, 1.5)
+    assert work.decoding == 5.0 + 1
+    work.end(2, 2.5)
+    assert work.decoding == 5.0 + 2
+    work.start(9, 1000, 9.0)
+    assert work.decoding == 5.0 + 2
+    work.correct(8.0, 0.0, 9.5, 9.5)
+    assert work.decoding == 5.0 + 2
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["start", "end", "page", "rate"]),
@@ -157,3 +287,72 @@ def test_the_backlog_is_never_negative_and_ends_with_the_last_request(
     assert len(work) == 0
     work.correct(0.0, 0.0, now + 1, now + 1)
     assert work.prefill_tokens(now + 1) == 0
+
+
+# One history of an endpoint: requests start and end, and pages arrive a while after they were requested.
+HISTORY = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "end", "page", "report"]),
+        st.floats(0, 5),
+        st.floats(0, 1),
+        st.integers(0, 30),
+        st.integers(0, 30),
+    ),
+    max_size=60,
+)
+
+
+@given(HISTORY)
+def test_the_load_is_never_less_than_the_own_requests_nor_than_the_page_and_the_picks_since(
+    steps: list[tuple[str, float, float, int, int]],
+) -> None:
+    work, now, page_at = InFlight(500.0), 0.0, 0.0
+    open_at: dict[int, float] = {}
+    ended: list[tuple[float, float]] = []
+    on_page = 0.0
+    for work_id, (kind, wait, took, running, waiting) in enumerate(steps):
+        now += wait
+        if kind == "start":
+            work.start(work_id, 100.0, now)
+            open_at[work_id] = now
+        elif kind == "end" and open_at:
+            gone = list(open_at)[running % len(open_at)]
+            work.end(gone, now)
+            ended.append((open_at.pop(gone), now))
+        elif kind == "page":
+            page_at, on_page = now - min(took, wait), float(running + waiting)
+            work.count(float(running), float(waiting), UNKNOWN, page_at)
+        elif kind == "report":
+            work.count_waiting(float(waiting), now)
+        since = sum(at > page_at for at in open_at.values())
+        ended_since = sum(picked <= page_at < at for picked, at in ended)
+        assert work.load >= len(open_at)
+        assert work.load >= on_page - ended_since + since
+        if all(kind != "report" for kind, *_ in steps):
+            own_then = len(open_at) - since + ended_since
+            assert work.load == len(open_at) + max(0.0, on_page - own_then)
+
+
+@given(
+    st.integers(0, 20),
+    st.integers(0, 300),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.floats(0.001, 100),
+)
+def test_more_requests_of_others_never_make_an_endpoint_look_less_loaded(
+    own: int, batch: int, running: int, more_running: int, more_waiting: int, each: float
+) -> None:
+    def observed(running: float, waiting: float) -> tuple[float, float, float]:
+        work = InFlight(500.0)
+        for work_id in range(own):
+            work.start(work_id, 10.0, 0.0)
+        work.correct(running, waiting, 1.0, 1.0)
+        work.count(running, waiting, max(0.0, batch - running), 1.0)
+        work.delay(each)
+        return work.load, work.queue_seconds, work.prefill_tokens(1.0)
+
+    few = observed(float(running), 0.0)
+    assert all(more >= less for more, less in zip(observed(float(running + more_running), 0.0), few, strict=True))
+    assert all(more >= less for more, less in zip(observed(float(running), float(more_waiting)), few, strict=True))

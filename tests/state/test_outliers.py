@@ -12,6 +12,7 @@ from agent.state.outliers import (
     CONSECUTIVE_FAILURES,
     EJECTION_REASONS,
     FAILURE_RATIO,
+    PENALTY_HALF_LIFE_SECONDS,
     TRIAL_FAILED,
     TRIAL_SECONDS,
     Errors,
@@ -137,7 +138,7 @@ def test_the_penalty_grows_with_each_failure_fades_and_spares_the_trial() -> Non
         now = penalty(detector.errors, 10.0)
         assert now > before
         before = now
-    assert penalty(detector.errors, 20.0) == pytest.approx(before / 2)
+    assert penalty(detector.errors, 10.0 + PENALTY_HALF_LIFE_SECONDS) == pytest.approx(before / 2)
     assert penalty(detector.errors, 200.0) == 0.0
     assert penalty(ejected().errors, 10.0) == 0.0
 

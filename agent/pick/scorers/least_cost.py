@@ -2,11 +2,18 @@
 
     cost = w + (1 + kappa * W) * u + e * n
 
-`w` is the backlog at the endpoint: seconds of uncached prefill before this request. `u` is the seconds of prefill that
-this request adds. `W` is the mean of `w` over the candidates and `kappa` a price per second. On an idle fleet (W = 0)
-the endpoint with the least time to first token is the cheapest; the busier the fleet, the more saved work counts, and a
-warm cache saves work. `n` of the agent's requests in flight there cost `e` seconds each, because decoding shares the
-server's steps with prefill. `e` is small: it decides between endpoints of about equal cost.
+`w` is the wait at the endpoint: seconds of uncached prefill before this request or, where something else delays the
+queue, the time in which the queue drains. `u` is the seconds of prefill that this request adds, and `kappa` a price per
+second of `W`. On an idle fleet (W = 0) the endpoint with the least time to first token is the cheapest; the busier the
+fleet, the more saved work counts, and a warm cache saves work. `n` of the requests there, the agent's and those of
+others, are past their prefill and cost `e` seconds each: they decode, and decoding shares the server's steps with
+prefill. Those before it are in `w`.
+
+`W` is the mean of the prefill before this request over the candidates. For a prefix that other prompts begin with too
+it is the prefill at the endpoint itself. The mean keeps a conversation at the server that has its cache: elsewhere the
+work is lost for the fleet. A shared prefix serves later prompts wherever it is prefilled, so its work is priced by the
+delay at that place, and a busy server gives it away before its queue is long. A queue that prefill does not explain is
+no part of `W`: saved prefill does not shorten it.
 Source: the "congestion-priced cost" of the project's field notes, found by simulation on the Mooncake traces.
 """
 
@@ -21,17 +28,23 @@ from agent.pick.scoring import Columns
 from agent.state.snapshot import Work
 
 KAPPA_PER_SECOND: Final = 2.0
-# About one step of a full batch. From 1 to 20 ms made no difference on the Mooncake replay (`make bench-routing`).
-SECONDS_PER_REQUEST: Final = 0.005
+# What a decoding request still takes of the server's time: half of an answer of 211 tokens (the mean of the Azure 2023
+# conversation trace) at 0.2 ms a token, the part of a step that grows with the batch. On workloads of long shared
+# prefixes 5 ms was too little: requests stayed with a warm server while its batch grew. From 20 to 50 ms made little
+# difference (`make bench-routing`).
+SECONDS_PER_REQUEST: Final = 0.02
 
 
 class CostParts(NamedTuple):
-    """The parts of one candidate's cost: `w`, `u` and `n` of the formula, and the cost itself in seconds."""
+    """The parts of one candidate's cost: `w`, `u` and `n` of the formula, the cost itself in seconds, and the requests
+    there, the agent's own and those of others."""
 
     w_seconds: float
     u_seconds: float
-    n_requests: int
+    n_requests: float
     cost_seconds: float
+    own_requests: int
+    foreign_requests: float
 
 
 class LeastCost:
@@ -47,26 +60,45 @@ class LeastCost:
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
         """The score of each candidate's cost in seconds."""
-        backlog = candidates.backlog_seconds
-        price = 1.0 + self.kappa * sum(backlog) / len(backlog)
         each = self.each_seconds
-        tokens, hits = candidates.request.prompt_tokens, candidates.hits
-        # The formula of `parts`, written out: this runs for each endpoint at each pick.
-        costs = [
-            wait + price * (tokens - hit) / rate + requests * each
-            for wait, hit, (requests, _, rate, _, _) in zip(backlog, hits, candidates.works, strict=True)
-        ]
+        tokens, hits, backlog = candidates.request.prompt_tokens, candidates.hits, candidates.backlog_seconds
+        # The formula of `parts`, written out: this runs for each endpoint at each pick. Fields of the work by index:
+        # `rate` is 2, `decoding` is 7.
+        if not candidates.shared:
+            price = 1.0 + self.kappa * sum(candidates.prefill_seconds) / len(backlog)
+            costs = [
+                wait + price * (tokens - hit) / work[2] + work[7] * each
+                for wait, hit, work in zip(backlog, hits, candidates.works, strict=True)
+            ]
+        else:
+            kappa = self.kappa
+            costs = [
+                wait + (1.0 + kappa * prefill) * (tokens - hit) / work[2] + work[7] * each
+                for wait, prefill, hit, work in zip(
+                    backlog, candidates.prefill_seconds, hits, candidates.works, strict=True
+                )
+            ]
         best = min(costs)
         return [1.0 / (1.0 + (cost - best)) for cost in costs]
 
+    def prices(self, prefill_seconds: Sequence[float], *, shared: bool) -> list[float]:
+        """The price of a second of `u` at each candidate, by the seconds of prefill before this request there."""
+        if shared:
+            return [1.0 + self.kappa * seconds for seconds in prefill_seconds]
+        return [1.0 + self.kappa * sum(prefill_seconds) / len(prefill_seconds)] * len(prefill_seconds)
+
     def parts(
-        self, prompt_tokens: int, hits: Sequence[int], backlog_seconds: Sequence[float], works: Sequence[Work]
+        self,
+        prompt_tokens: int,
+        hits: Sequence[int],
+        backlog_seconds: Sequence[float],
+        prices: Sequence[float],
+        works: Sequence[Work],
     ) -> list[CostParts]:
-        """What `score` computes, by its parts, for candidates with these predicted hits, backlogs and work."""
-        price = 1.0 + self.kappa * sum(backlog_seconds) / len(backlog_seconds)
+        """What `score` computes, by its parts, for candidates with these predicted hits, waits, prices and work."""
         found: list[CostParts] = []
-        for wait, hit, work in zip(backlog_seconds, hits, works, strict=True):
-            own = (prompt_tokens - hit) / work.rate
-            cost = wait + price * own + work.requests * self.each_seconds
-            found.append(CostParts(wait, own, work.requests, cost))
+        for wait, price, hit, work in zip(backlog_seconds, prices, hits, works, strict=True):
+            added = (prompt_tokens - hit) / work.rate
+            cost = wait + price * added + work.decoding * self.each_seconds
+            found.append(CostParts(wait, added, work.decoding, cost, work.requests, work.foreign))
         return found

@@ -1,4 +1,4 @@
-"""Prefer the endpoint with the fewest running requests, including the agent's own that no page shows yet."""
+"""Prefer the endpoint with the fewest requests, including the agent's own that no page shows yet."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from agent.pick.candidates import Candidates
 from agent.pick.parameters import only
-from agent.pick.scorers.queue_depth import shortest_first
-from agent.pick.scoring import Columns
+from agent.pick.scoring import Columns, shortest_first
 from agent.signals import RUNNING
 
 
 class Running:
-    """1 for the fewest requests, 0 for the most; a request counts once, as the server's or as the agent's."""
+    """1 for the fewest requests, 0 for the most; a request counts once, whoever sent it."""
 
     name = "running-requests-size-scorer"
     needs = frozenset({RUNNING})
@@ -21,8 +20,6 @@ class Running:
         only(parameters)
 
     def score(self, candidates: Candidates, columns: Columns) -> Sequence[float]:
-        """1 for the fewest running requests, 0 for the most; the larger of the server's and the agent's count."""
+        """1 for the smallest load, 0 for the largest; the load is at least what the server reports as running."""
         reported = columns[RUNNING]
-        return shortest_first(
-            [max(count, float(view.work.requests)) for count, view in zip(reported, candidates.views, strict=True)]
-        )
+        return shortest_first([max(count, work.load) for count, work in zip(reported, candidates.works, strict=True)])

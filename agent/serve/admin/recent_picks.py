@@ -100,6 +100,7 @@ def _pick(recent: RecentPick, pick_age: float, wall: float) -> PickJson:
         pick.prompt_tokens,
         pick.hit_tokens,
         pick.best_hit_tokens,
+        pick.shared_prefix,
         pick.version,
         [FilterJson(each.name, list(each.removed)) for each in explanation.filters],
         dict(explanation.weights),

@@ -60,7 +60,7 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
         for header in message.request_headers.headers.headers
         if header.key in READ
     }
-    mode, response_echo = None, False
+    mode, response_echo = None, None
     if message.HasField("protocol_config"):
         protocol = message.protocol_config
         mode = _MODES.get(protocol.request_body_mode)
@@ -127,7 +127,7 @@ class RouteCache:
     def route(self, route: Route) -> bytes:
         """The destination as a header and as metadata, the same value in both."""
         report = route.add == _REQUEST_REPORT
-        if (route.add and not report) or route.remove:
+        if (route.add and not report) or route.remove or route.body is not None:
             return _route(route)
         key = (route.phase, route.destination, report)
         known = self._serialised.get(key)
@@ -145,6 +145,8 @@ def _route(route: Route) -> bytes:
     common.clear_route_cache = True
     _set_headers(common.header_mutation, ((DESTINATION, route.destination), *route.add))
     common.header_mutation.remove_headers.extend(route.remove)
+    if route.body is not None:
+        common.body_mutation.body = route.body
     response.dynamic_metadata.update({_PICK_NAMESPACE: {DESTINATION: route.destination}})
     return _serialised(response)
 
@@ -158,6 +160,17 @@ def _continue(phase: Phase) -> bytes:
 def _remove(header: str) -> bytes:
     response = pb.ProcessingResponse()
     response.response_headers.response.header_mutation.remove_headers.append(header)
+    return _serialised(response)
+
+
+def replaced(body: bytes) -> bytes:
+    """The answer to a chunk of the request body that Envoy keeps: another one in its place."""
+    response = pb.ProcessingResponse()
+    mutation = response.request_body.response.body_mutation
+    if body:
+        mutation.body = body
+    else:
+        mutation.clear_body = True
     return _serialised(response)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from agent.accelerators.faults import FAULTS
+from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
@@ -65,6 +65,7 @@ def _histogram(row: HistogramSignal) -> Schema:
 _SIGNALS: Final = _keys({name: _signal(row) for name, row in SIGNALS.items()})
 _DEVICE_SIGNALS: Final = _keys({name: _signal(DEVICE_SIGNALS[name]) for name in COMBINED})
 _RATES: Final = _keys({name: _rate(row) for name, row in RATES.items()})
+_BY_HEALTH: Final = _keys({health.value: {"type": "integer"} for health in Health})
 _HISTOGRAMS: Final = _keys({name: _histogram(row) for name, row in HISTOGRAMS.items()}, required=False)
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -130,13 +131,22 @@ class HistogramValueJson(JsonObject):
 
 
 class WorkJson(JsonObject):
-    """The requests that the agent has routed to the endpoint and that have not ended."""
+    """The requests at the endpoint that have not ended: those that the agent has routed to it, and those of others."""
 
-    requests: Count
-    prefill_seconds: Annotated[
-        Seconds, Meta(description="until their prefill is done, at as_of; decreases by one second per second")
+    requests: Annotated[Count, Meta(description="the agent's own")]
+    foreign_requests: Annotated[
+        Amount,
+        Meta(description="those of others, as the last page shows them: running and waiting less the agent's own"),
     ]
-    prefill_tokens: Annotated[Amount, Meta(description="the same in uncached prompt tokens")]
+    prefill_seconds: Annotated[
+        Seconds,
+        Meta(description="until a new request is scheduled, at as_of; falls by one second per second to queue_seconds"),
+    ]
+    queue_seconds: Annotated[
+        Seconds, Meta(description="the wait in a queue that something else than prefill delays; 0 where there is none")
+    ]
+    prefill_tokens: Annotated[Amount, Meta(description="uncached prompt tokens that are to be prefilled, at as_of")]
+    decoding_requests: Annotated[Amount, Meta(description="requests of both kinds that are past their prefill")]
     rate_tokens_per_second: Annotated[float, Meta(gt=0)]
     rate_source: Annotated[str, Meta(extra_json_schema=_one_of(("configured", "default", "learnt", "pool")))]
     corrected: Annotated[bool, Meta(description="whether fresh pages correct the estimate")]
@@ -162,6 +172,10 @@ class DeviceJson(JsonObject):
     node: Annotated[str, Meta(description="as the exporter names it; empty when not reported")]
     pod: Annotated[str, Meta(description="NAMESPACE/POD that uses it; empty when none does or none is reported")]
     container: str
+    share: Annotated[
+        str,
+        Meta(description="how several pods share it; what is measured for the card is then unknown"),
+    ]
 
 
 class EndpointDeviceJson(DeviceJson):
@@ -171,6 +185,19 @@ class EndpointDeviceJson(DeviceJson):
         str, Meta(description="why it is unhealthy; empty when healthy", extra_json_schema=_one_of(("", *FAULTS)))
     ]
     detail: str
+    fault_seconds: Annotated[Seconds | None, Meta(description="since the fault was first seen; null when healthy")]
+    lost: Annotated[bool, Meta(description="it left the exporter's page; this is what was last known of it")]
+
+
+class EndedFaultJson(JsonObject):
+    """A fault of an accelerator that has no effect any more."""
+
+    device: str
+    fault: Annotated[str, Meta(extra_json_schema=_one_of(tuple(FAULTS)))]
+    detail: str
+    fault_seconds: Annotated[Seconds, Meta(description="since the fault was first seen")]
+    ended: Annotated[str, Meta(description="why it has no effect", extra_json_schema=_one_of(tuple(ENDS)))]
+    ended_at: Annotated[str, Meta(description="when: the restart, or when the agent read the acknowledgement")]
 
 
 class AcceleratorsJson(JsonObject):
@@ -182,6 +209,8 @@ class AcceleratorsJson(JsonObject):
     stale_after_seconds: Seconds
     picked_on: Annotated[bool, Meta(description="whether a profile may use these readings")]
     devices: list[EndpointDeviceJson]
+    missing: Annotated[Count, Meta(description="further devices, to the configured number")]
+    ended_faults: list[EndedFaultJson]
     signals: Annotated[
         dict[str, SignalValueJson],
         Meta(description="of all devices together: the maximum or the sum", extra_json_schema=_DEVICE_SIGNALS),
@@ -210,7 +239,9 @@ class EndpointJson(JsonObject):
 
     address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
     engine: str
-    health: Annotated[Health, Meta(description="only a healthy endpoint is picked; a failing one gets trial requests")]
+    health: Annotated[
+        Health, Meta(description="a healthy or blind endpoint is picked; a failing one gets trial requests")
+    ]
     reason: Annotated[str, Meta(description="why it is not healthy, one word; empty when healthy")]
     page_age_seconds: PageAge
     failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
@@ -240,6 +271,9 @@ class PoolJson(JsonObject):
     """A pool and its endpoints."""
 
     pool: str
+    by_health: Annotated[
+        dict[str, Count], Meta(description="number of endpoints in each state", extra_json_schema=_BY_HEALTH)
+    ]
     endpoints: list[EndpointJson]
 
 
@@ -308,6 +342,10 @@ class ExporterJson(JsonObject):
     joined: Annotated[dict[str, list[DeviceJson]], Meta(description="endpoint -> its devices")]
     unmatched: Annotated[list[DeviceJson], Meta(description="devices that match no endpoint")]
     ambiguous: Annotated[list[DeviceJson], Meta(description="devices that match several endpoints")]
+    lost: Annotated[
+        dict[str, list[DeviceJson]],
+        Meta(description="endpoint -> devices that left the page"),
+    ]
     unhealthy: Annotated[dict[str, str], Meta(description="device -> its fault")]
 
 
@@ -329,12 +367,15 @@ class FilterJson(JsonObject):
 
 
 class CostJson(JsonObject):
-    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts."""
+    """The cost of the request at a candidate, `w + (1 + kappa * W) * u + e * n`, by its parts. `W` is the mean prefill
+    before the request over the candidates; with a shared prefix, the prefill at the candidate itself."""
 
-    backlog_seconds: Annotated[Seconds, Meta(description="w: prefill that is before the request there")]
+    backlog_seconds: Annotated[Seconds, Meta(description="w: the wait before the request is scheduled there")]
     prefill_seconds: Annotated[Seconds, Meta(description="u: prefill that the request adds there")]
-    requests: Annotated[Count, Meta(description="n: requests of the agent in flight there")]
-    cost_seconds: Annotated[Seconds, Meta(description="the cost; `W` is the mean backlog of the candidates")]
+    decoding_requests: Annotated[Amount, Meta(description="n: requests there that are past their prefill")]
+    cost_seconds: Annotated[Seconds, Meta(description="the cost")]
+    requests: Annotated[Count, Meta(description="the agent's requests in flight there")]
+    foreign_requests: Annotated[Amount, Meta(description="requests of others there, as its last page shows them")]
 
 
 class CandidateJson(JsonObject):
@@ -360,6 +401,7 @@ class PickJson(JsonObject):
     prompt_tokens: Count
     hit_tokens: Annotated[Count, Meta(description="expected in the cache of the endpoint")]
     best_hit_tokens: Annotated[Count, Meta(description="the most expected in the cache of any candidate")]
+    shared_prefix: Annotated[bool, Meta(description="other prompts begin with the prefix of that hit too")]
     state_version: Annotated[Count, Meta(description="of the pool's state, not that of /v1/state")]
     filters: Annotated[list[FilterJson], Meta(description="in the order in which they were applied")]
     weights: Annotated[dict[str, float], Meta(description="scorer -> its weight; a scorer without a score is left out")]

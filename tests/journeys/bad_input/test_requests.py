@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,7 @@ class BadRequest(NamedTuple):
     code: str
     reason: str
     param: str | None = None
+    encoding: str = "identity"
 
 
 async def in_pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
@@ -59,6 +61,17 @@ TABLE = {
     "has-no-model": BadRequest(without_model, 400, "model_required", "model_required", "model"),
     "has-a-number-for-a-model": BadRequest(lambda: b'{"model":7}', 400, "model_required", "model_required", "model"),
     "announces-20-MB": BadRequest(lambda: io.BytesIO(b" " * 20 * MEGABYTE), 413, "request_too_large", "too_large"),
+    "unpacks-to-20-MB": BadRequest(
+        lambda: gzip.compress(b" " * 20 * MEGABYTE), 413, "request_too_large", "too_large", encoding="gzip"
+    ),
+    "is-not-gzip": BadRequest(lambda: b"\x1f\x8b?", 400, "invalid_encoding", "invalid_encoding", encoding="gzip"),
+    "is-cut-gzip": BadRequest(
+        lambda: gzip.compress(json.dumps(chat()).encode())[:-1],
+        400,
+        "invalid_encoding",
+        "invalid_encoding",
+        encoding="gzip",
+    ),
     "sends-20-MB": BadRequest(lambda: in_pieces(b" " * 20 * MEGABYTE, MEGABYTE), 413, "request_too_large", "too_large"),
 }
 
@@ -78,7 +91,9 @@ async def test_a_request_that_cannot_be_served_gets_its_reason_and_is_counted(
 ) -> None:
     bad = TABLE[name]
     before = await fleet.counts()
-    status, answer = await fleet.send(POOL, way, data=bad.body(), headers={"content-type": "application/json"})
+    status, answer = await fleet.send(
+        POOL, way, data=bad.body(), headers={"content-type": "application/json", "content-encoding": bad.encoding}
+    )
     assert status == bad.status
     message = answer["error"].pop("message")
     assert message
