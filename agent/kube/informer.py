@@ -11,9 +11,9 @@ calls run in threads of the informers, never in those of the event loop's name r
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
 from agent.clock import Clock
@@ -68,6 +68,7 @@ class Informer:
         self._on_change = on_change
         self._backoff = FIRST_BACKOFF_SECONDS
         self._open: WatchResponse | None = None
+        self._random = Random(f"{path} {id(self)}")  # agents that lose the API server together come back apart
 
     async def run(self) -> None:
         """Keep the cache current until it is cancelled."""
@@ -157,6 +158,6 @@ class Informer:
         self.status = InformerStatus(before.synced, str(error) or type(error).__name__, since, missing)
         if self.status != before:
             self._on_change()
-        wait = self._backoff * random.uniform(0.5, 1.0)
+        wait = self._backoff * self._random.uniform(0.5, 1.0)
         self._backoff = min(2 * self._backoff, MAX_BACKOFF_SECONDS)
         await asyncio.sleep(wait)

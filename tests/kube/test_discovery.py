@@ -11,7 +11,7 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.discovery.endpoints import EndpointSet
-from agent.discovery.kubernetes import KubernetesDiscovery, PodSource, SourceReport
+from agent.kube.discovery import KubernetesDiscovery, PodSource, SourceReport
 from agent.engine_specs import ENGINE_LABELS
 from agent.kube import informer as informer_module
 from agent.kube.cluster import Cluster
