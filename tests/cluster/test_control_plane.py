@@ -1,0 +1,295 @@
+"""The control plane of the tests is a real one: its version, RBAC, the audit log, aggregation, controllers, its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import programs
+from tests.cluster.access import api_of, create_service_account, grant, kubeconfig_of, mount_token
+from tests.cluster.api import Api, RefusedByApi
+from tests.cluster.audit_log import AuditRecord
+from tests.cluster.control_plane import ControlPlane
+from tests.processes import ROOT, Processes
+from tests.waiting import until
+
+READ_PODS = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_the_api_server_has_the_version_that_the_module_names(control_plane: ControlPlane) -> None:
+    version = control_plane.api.get("/version")
+    assert version["gitVersion"].startswith(f"v{programs.wanted('kube-apiserver')}.")
+    assert f"{version['major']}.{version['minor']}" == programs.wanted("kube-apiserver")
+
+
+def test_it_listens_on_loopback_only(control_plane: ControlPlane) -> None:
+    listening = {
+        local
+        for table in ("tcp", "tcp6")
+        for _, local, _, state, *rest in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:])
+        if state == "0A" and rest[5] in _sockets(control_plane)
+    }
+    assert len(listening) == 3  # etcd has two ports; the controllers have none
+    assert {address.split(":")[0] for address in listening} == {"0100007F"}  # 127.0.0.1
+
+
+def _sockets(control_plane: ControlPlane) -> set[str]:
+    """The inodes of the sockets of its processes."""
+    links = [str(link.readlink()) for pid in control_plane.pids.values() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
+
+
+def test_an_account_without_a_role_is_refused_until_it_gets_one(control_plane: ControlPlane, namespace: str) -> None:
+    account = create_service_account(control_plane.api, namespace, "reader")
+    api = api_of(control_plane, account)
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    with pytest.raises(RefusedByApi, match=f'User "{account.user}" cannot list resource "pods"') as refused:
+        api.get(path)
+    assert (refused.value.status, refused.value.reason) == (403, "Forbidden")
+
+    grant(control_plane.api, account, [READ_PODS], namespace)
+    until(lambda: _allowed(api, path), what="the role of the account")
+    with pytest.raises(RefusedByApi, match="403 Forbidden"):
+        api.get("/api/v1/namespaces/default/pods")
+    with pytest.raises(RefusedByApi, match="403 Forbidden"):
+        api.delete(f"{path}/any")
+    api.close()
+
+
+def _allowed(api: Api, path: str) -> bool:
+    """Whether a GET is allowed: RBAC sees a new role a moment after its creation."""
+    try:
+        api.get(path)
+    except RefusedByApi as refused:
+        if refused.status != 403:
+            raise
+        return False
+    return True
+
+
+def test_a_wrong_token_and_no_token_are_refused(control_plane: ControlPlane) -> None:
+    for token, status in {"wrong": 401, "": 403}.items():
+        api = Api(control_plane.url, control_plane.client_ca, token=token)
+        with pytest.raises(RefusedByApi) as refused:
+            api.get("/api/v1/pods")
+        assert refused.value.status == status
+        api.close()
+
+
+def test_the_audit_log_has_the_requests_of_an_account_with_their_decisions(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    account = create_service_account(control_plane.api, namespace, "audited")
+    grant(control_plane.api, account, [READ_PODS], namespace)
+    api = api_of(control_plane, account)
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    until(lambda: _allowed(api, path), what="the role of the account")
+    since = control_plane.audit.mark()
+    api.get(path)
+    with pytest.raises(RefusedByApi, match="404 NotFound"):
+        api.get(f"{path}/nobody")
+    with pytest.raises(RefusedByApi, match="403 Forbidden"):
+        api.patch(f"{path}/nobody/status", {})
+    with pytest.raises(RefusedByApi, match="403 Forbidden"):
+        api.get("/metrics")
+    api.close()
+
+    def read() -> list[AuditRecord]:
+        found = control_plane.audit.records(account.user, since)
+        return found if len(found) == 4 else []
+
+    rows = [
+        (item.verb, item.resource, item.namespace, item.name, item.path, item.allowed, item.status)
+        for item in until(read, what="four records")
+    ]
+    assert rows == [
+        ("list", "pods", namespace, "", path, True, 200),
+        ("get", "pods", namespace, "nobody", f"{path}/nobody", True, 404),
+        ("patch", "pods/status", namespace, "nobody", f"{path}/nobody/status", False, 403),
+        ("get", "", "", "", "/metrics", False, 403),
+    ]
+    assert f"{namespace}-audited" in read()[0].reason  # the binding that allowed it
+    assert [item.verb for item in control_plane.audit.denied(account.user, since)] == ["patch", "get"]
+
+
+def test_an_open_watch_is_one_record(control_plane: ControlPlane, namespace: str) -> None:
+    account = create_service_account(control_plane.api, namespace, "watcher")
+    grant(control_plane.api, account, [{**READ_PODS, "verbs": ["get", "list", "watch"]}], namespace)
+    api = api_of(control_plane, account)
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    until(lambda: _allowed(api, path), what="the role of the account")
+    since = control_plane.audit.mark()
+    api.request("GET", path, query={"watch": "1", "timeoutSeconds": 1})
+    api.close()
+    found = until(lambda: control_plane.audit.records(account.user, since), what="the record of the watch")
+    assert [(item.verb, item.resource, item.allowed) for item in found] == [("watch", "pods", True)]
+
+
+def test_an_api_server_of_an_extension_finds_whom_to_trust(control_plane: ControlPlane) -> None:
+    data = control_plane.api.get("/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication")["data"]
+    assert data["client-ca-file"] == control_plane.client_ca.read_text()
+    assert data["requestheader-client-ca-file"] == control_plane.front_proxy_ca.read_text()
+    assert json.loads(data["requestheader-allowed-names"]) == ["front-proxy-client"]
+    assert json.loads(data["requestheader-username-headers"]) == ["X-Remote-User"]
+
+
+def test_the_aggregation_layer_is_there(control_plane: ControlPlane, namespace: str) -> None:
+    api = control_plane.api
+    name = "v1.nobody.example.com"
+    spec = {
+        "group": "nobody.example.com",
+        "version": "v1",
+        "groupPriorityMinimum": 100,
+        "versionPriority": 100,
+        "insecureSkipTLSVerify": True,
+        "service": {"namespace": namespace, "name": "nobody", "port": 443},
+    }
+    api.create(
+        {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": name}, "spec": spec}
+    )
+    path = f"/apis/apiregistration.k8s.io/v1/apiservices/{name}"
+    conditions = until(lambda: api.get(path).get("status", {}).get("conditions"), what="the state of the service")
+    assert [(item["type"], item["status"], item["reason"]) for item in conditions] == [
+        ("Available", "False", "ServiceNotFound")
+    ]
+    with pytest.raises(RefusedByApi, match="503"):
+        api.get("/apis/nobody.example.com/v1")
+    api.delete(path)
+
+
+def test_the_autoscaler_reads_an_external_metric_and_reports_that_nobody_serves_it(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    api = control_plane.api
+    labels = {"app": "scaled"}
+    container = {"name": "server", "image": "none"}
+    api.create(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "scaled", "namespace": namespace},
+            "spec": {
+                "replicas": 1,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+            },
+        }
+    )
+    metric = {
+        "type": "External",
+        "external": {"metric": {"name": "queue"}, "target": {"type": "AverageValue", "averageValue": "1"}},
+    }
+    autoscaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "scaled", "namespace": namespace},
+        "spec": {
+            "minReplicas": 1,
+            "maxReplicas": 3,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled"},
+            "metrics": [metric],
+        },
+    }
+    api.create(autoscaler)
+
+    def inactive() -> bool:
+        status = api.get(api.path_of(autoscaler)).get("status", {})
+        reasons = {item["type"]: item["reason"] for item in status.get("conditions", ())}
+        return reasons.get("ScalingActive") == "FailedGetExternalMetric"
+
+    until(inactive, what="the condition of the autoscaler")
+    user = "system:serviceaccount:kube-system:horizontal-pod-autoscaler"
+    until(
+        lambda: [item for item in control_plane.audit.records(user) if "external.metrics.k8s.io" in item.path],
+        what="its request for the metric",
+    )
+
+
+def test_kubectl_reads_as_the_account_of_a_kubeconfig(control_plane: ControlPlane, namespace: str) -> None:
+    account = create_service_account(control_plane.api, namespace, "human")
+    config = kubeconfig_of(control_plane, account)
+    kubectl = [str(programs.find()["kubectl"]), "--kubeconfig", str(config)]
+    ran = subprocess.run([*kubectl, "auth", "whoami", "--output", "json"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["status"]["userInfo"]["username"] == account.user
+    assert config.stat().st_mode & 0o077 == 0  # it has a token
+
+
+def test_a_mounted_token_is_that_of_a_pod_and_is_another_one_after_a_rotation(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    account = create_service_account(control_plane.api, namespace, "mounted")
+    mounted = mount_token(control_plane, account, tmp_path / "serviceaccount")
+    first = (mounted.folder / "token").read_text()
+    host, port = (mounted.variables[f"KUBERNETES_SERVICE_{name}"] for name in ("HOST", "PORT"))
+    api = Api(f"https://{host}:{port}", mounted.folder / "ca.crt", token=first)
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    answer = api.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", review)
+    api.close()
+    assert answer["status"]["userInfo"]["username"] == account.user
+    assert (mounted.folder / "namespace").read_text() == namespace
+    mount_token(control_plane, account, mounted.folder)
+    assert (mounted.folder / "token").read_text() != first
+
+
+RUN = """
+import signal, sys
+from pathlib import Path
+from tests.cluster import programs
+from tests.cluster.control_plane import ControlPlane
+running = ControlPlane(Path(sys.argv[1]), programs.find())
+print("pids", *running.pids.values(), "port", running.port, flush=True)
+try:
+    signal.pause()
+except KeyboardInterrupt:
+    running.stop()
+    print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_interrupted_or_killed_leaves_no_process(
+    control_plane: ControlPlane, processes: Processes, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A second control plane beside the shared one: both have ports of their own."""
+    folder = tmp_path / "second"
+    folder.mkdir()
+    run = processes.start([sys.executable, "-c", RUN, folder], env={"PYTHONPATH": str(ROOT)})
+    ready = run.wait_for(r"pids (\d+) (\d+) (\d+) port (\d+)", within=90)
+    *pids, port = map(int, ready.groups())
+    assert all(alive(pid) for pid in pids)
+    assert port != control_plane.port
+    run.signal(number)
+    run.wait()
+    until(lambda: not any(alive(pid) for pid in pids), what="the end of its processes")
+    with socket.socket() as free, socket.socket() as shared:
+        assert free.connect_ex(("127.0.0.1", port)) != 0
+        assert shared.connect_ex(("127.0.0.1", control_plane.port)) == 0
+    if number == signal.SIGINT:
+        assert run.wait_for("stopped")
+        assert not (folder / "etcd").exists()
+
+
+def test_the_api_server_comes_back_with_what_it_had(control_plane: ControlPlane, namespace: str) -> None:
+    path = f"/api/v1/namespaces/{namespace}"
+    before = control_plane.api.get(path)["metadata"]["uid"]
+    control_plane.stop_api_server()
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", control_plane.port)) != 0
+    control_plane.start_api_server()
+    assert control_plane.api.get(path)["metadata"]["uid"] == before
