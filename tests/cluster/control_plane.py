@@ -151,7 +151,7 @@ class ControlPlane:
         version = manifest["spec"]["versions"][0]["name"]
 
         def served() -> bool:
-            conditions = self.api.get(path).get("status", {}).get("conditions", ())
+            conditions = self.api.get(path).get("status", {}).get("conditions") or ()
             established = {"Established", "NamesAccepted"} <= {c["type"] for c in conditions if c["status"] == "True"}
             with contextlib.suppress(RefusedByApi):  # 404 until the discovery document has it
                 return established and plural in {

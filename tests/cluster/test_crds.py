@@ -183,7 +183,7 @@ REFUSED: dict[str, dict[str, dict[str, Any]]] = {
 OURS = [(plural, group) for plural, group, _, _ in PAIRS]
 
 
-def judge(api: Api, plural: str, group: str, version: str, spec: Mapping[str, Any]) -> dict[str, Any] | None:
+def stored_spec(api: Api, plural: str, group: str, version: str, spec: Mapping[str, Any]) -> dict[str, Any] | None:
     """The spec with defaults as the API server would store it, None if it refuses the object."""
     manifest = {
         "apiVersion": f"{group}/{version}",
@@ -248,24 +248,24 @@ def test_kubectl_applies_the_folder(control_plane: ControlPlane, crds: list[str]
 @pytest.mark.parametrize(("plural", "group"), OURS)
 def test_correct_objects_are_accepted(control_plane: ControlPlane, crds: list[str], plural: str, group: str) -> None:
     for name, spec in ACCEPTED[plural].items():
-        assert judge(control_plane.api, plural, group, version_of(plural), spec) is not None, name
+        assert stored_spec(control_plane.api, plural, group, version_of(plural), spec) is not None, name
 
 
 @pytest.mark.parametrize(("plural", "group"), OURS)
 def test_wrong_objects_are_refused(control_plane: ControlPlane, crds: list[str], plural: str, group: str) -> None:
     for name, spec in REFUSED[plural].items():
-        assert judge(control_plane.api, plural, group, version_of(plural), spec) is None, name
+        assert stored_spec(control_plane.api, plural, group, version_of(plural), spec) is None, name
 
 
 @pytest.mark.parametrize("plural", KINDS)
-def test_the_field_judges_all_samples_alike_and_sets_the_same_defaults(
+def test_the_definition_of_the_field_accepts_the_same_samples_with_the_same_defaults(
     control_plane: ControlPlane, crds: list[str], field_groups: dict[str, str], plural: str
 ) -> None:
     group = POOLS if plural == "inferencepools" else OLD
     version = version_of(plural)
     for name, spec in itertools.chain(ACCEPTED[plural].items(), REFUSED[plural].items()):
-        ours = judge(control_plane.api, plural, group, version, spec)
-        assert ours == judge(control_plane.api, plural, field_groups[plural], version, spec), name
+        ours = stored_spec(control_plane.api, plural, group, version, spec)
+        assert ours == stored_spec(control_plane.api, plural, field_groups[plural], version, spec), name
 
 
 NUMBERS = st.sampled_from([-1, 0, 1, 8000, 8001, 65535, 65536, "8000", None])
@@ -298,15 +298,15 @@ NEARLY_RIGHT = st.one_of(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spec=st.one_of(NEARLY_RIGHT, POOL_SPECS))
-def test_the_field_judges_any_pool_alike(
+def test_the_definition_of_the_field_accepts_the_same_pools(
     control_plane: ControlPlane, crds: list[str], field_groups: dict[str, str], spec: dict[str, Any]
 ) -> None:
-    ours = judge(control_plane.api, "inferencepools", POOLS, "v1", spec)
-    assert ours == judge(control_plane.api, "inferencepools", field_groups["inferencepools"], "v1", spec)
+    ours = stored_spec(control_plane.api, "inferencepools", POOLS, "v1", spec)
+    assert ours == stored_spec(control_plane.api, "inferencepools", field_groups["inferencepools"], "v1", spec)
 
 
 def test_defaults_are_set(control_plane: ControlPlane, crds: list[str]) -> None:
-    stored = judge(control_plane.api, "inferencepools", POOLS, "v1", pool())
+    stored = stored_spec(control_plane.api, "inferencepools", POOLS, "v1", pool())
     assert stored == pool(
         appProtocol="http",
         endpointPickerRef={
@@ -318,17 +318,19 @@ def test_defaults_are_set(control_plane: ControlPlane, crds: list[str]) -> None:
         },
     )
     for group, of_pool in {OLD: POOLS, NEW: NEW}.items():
-        stored = judge(control_plane.api, "inferenceobjectives", group, "v1alpha2", objective(priority=None))
+        stored = stored_spec(control_plane.api, "inferenceobjectives", group, "v1alpha2", objective(priority=None))
         assert stored == {"poolRef": {"name": "pool", "group": of_pool, "kind": "InferencePool"}}
-        stored = judge(control_plane.api, "inferencemodelrewrites", group, "v1alpha2", rewrite({"modelRewrite": "a"}))
+        stored = stored_spec(
+            control_plane.api, "inferencemodelrewrites", group, "v1alpha2", rewrite({"modelRewrite": "a"})
+        )
         assert stored is not None
         assert stored["rules"][0]["matches"] == [{"model": {"type": "Exact", "value": "chat"}}]
 
 
 def test_a_priority_of_33_bits_is_refused_in_the_later_group_only(control_plane: ControlPlane, crds: list[str]) -> None:
     spec = objective(priority=2**32)
-    assert judge(control_plane.api, "inferenceobjectives", OLD, "v1alpha2", spec) is not None
-    assert judge(control_plane.api, "inferenceobjectives", NEW, "v1alpha2", spec) is None
+    assert stored_spec(control_plane.api, "inferenceobjectives", OLD, "v1alpha2", spec) is not None
+    assert stored_spec(control_plane.api, "inferenceobjectives", NEW, "v1alpha2", spec) is None
 
 
 @pytest.mark.parametrize(("plural", "group"), OURS)
