@@ -296,13 +296,34 @@ NEARLY_RIGHT = st.one_of(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(spec=st.one_of(NEARLY_RIGHT, POOL_SPECS))
-def test_the_definition_of_the_field_accepts_the_same_pools(
-    control_plane: ControlPlane, crds: list[str], field_groups: dict[str, str], spec: dict[str, Any]
+POOL_REFERENCE = some_of(name=TEXTS, group=TEXTS, kind=TEXTS)
+PRIORITY = st.sampled_from([-(2**31), -1, 0, 1, 2**31 - 1, 0.5, "1", None, True])
+OBJECTIVE_SPECS = some_of(poolRef=POOL_REFERENCE, priority=PRIORITY)
+WEIGHT = st.sampled_from([-1, 0, 1, 1_000_000, 1_000_001, 0.5, "1", None])
+TARGET = some_of(modelRewrite=TEXTS, weight=WEIGHT)
+MATCH = some_of(model=some_of(type=st.sampled_from(["Exact", "Prefix", ""]), value=TEXTS))
+RULE = some_of(matches=st.lists(MATCH, max_size=2), targets=st.lists(TARGET, max_size=3))
+REWRITE_SPECS = st.one_of(
+    st.builds(lambda match: rewrite({"modelRewrite": "a"}, matches=[match]), MATCH),
+    st.builds(lambda target: rewrite({"modelRewrite": "a"}, target), TARGET),
+    some_of(poolRef=POOL_REFERENCE, rules=st.lists(RULE, max_size=3)),
+)
+SPECS = st.one_of(
+    st.tuples(st.just("inferencepools"), st.one_of(NEARLY_RIGHT, POOL_SPECS)),
+    st.tuples(st.just("inferenceobjectives"), OBJECTIVE_SPECS),
+    st.tuples(st.just("inferencemodelrewrites"), REWRITE_SPECS),
+)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sample=SPECS)
+def test_the_definition_of_the_field_accepts_the_same_objects(
+    control_plane: ControlPlane, crds: list[str], field_groups: dict[str, str], sample: tuple[str, dict[str, Any]]
 ) -> None:
-    ours = stored_spec(control_plane.api, "inferencepools", POOLS, "v1", spec)
-    assert ours == stored_spec(control_plane.api, "inferencepools", field_groups["inferencepools"], "v1", spec)
+    plural, spec = sample
+    version = version_of(plural)
+    ours = stored_spec(control_plane.api, plural, POOLS if plural == "inferencepools" else OLD, version, spec)
+    assert ours == stored_spec(control_plane.api, plural, field_groups[plural], version, spec)
 
 
 def test_defaults_are_set(control_plane: ControlPlane, crds: list[str]) -> None:
