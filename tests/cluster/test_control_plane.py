@@ -214,7 +214,7 @@ def test_the_autoscaler_reads_an_external_metric_and_reports_that_nobody_serves_
 
     until(inactive, what="the condition of the autoscaler")
     user = "system:serviceaccount:kube-system:horizontal-pod-autoscaler"
-    until(
+    assert until(
         lambda: [item for item in control_plane.audit.records(user) if "external.metrics.k8s.io" in item.path],
         what="its request for the metric",
     )
