@@ -102,7 +102,7 @@ def test_assets_that_are_no_folder_are_an_error(nothing_installed: Path, monkeyp
         programs.find(["etcd"])
     assert programs.main(["etcd"]) == 1
     for selected in (False, True):  # the error matters only to a run that needs the programs
-        monkeypatch.setattr(programs, "selected", lambda arguments, answer=selected: answer)
+        monkeypatch.setattr(programs, "selected", lambda _, answer=selected: answer)
         assert programs.main(["--for-tests"]) == int(selected)
 
 
