@@ -76,9 +76,8 @@ class ControlPlane:
         self.api = Api(self.url, self.client_ca, certificate=self.admin)
         try:
             self._start_etcd()
-            self.start_api_server(wait=False)
-            self._start_controller_manager()
-            self._wait_for_api_server()
+            self.start_api_server()
+            self._start_controller_manager()  # it gives up if the API server is not ready within ten seconds
             self._wait_for_controllers()
         except BaseException:
             self.stop()
@@ -95,14 +94,15 @@ class ControlPlane:
 
     def stop(self) -> None:
         """Stop all processes, release the ports, and remove the data of etcd; the logs stay in `folder`."""
-        for name in reversed(list(self._processes)):
-            self._processes.pop(name).stop()
+        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):  # each before what it needs
+            if process := self._processes.pop(name, None):
+                process.stop()
         for reserved in self._ports:
             reserved.close()
         self.api.close()
         shutil.rmtree(self.folder / "etcd", ignore_errors=True)
 
-    def start_api_server(self, *, wait: bool = True) -> None:
+    def start_api_server(self) -> None:
         """Start the API server, and return when it is ready: again, after `stop_api_server`."""
         front_proxy = self.front_proxy
         self._start(
@@ -114,6 +114,7 @@ class ControlPlane:
                 "permit-port-sharing": "true",
                 "advertise-address": _HOST,
                 "endpoint-reconciler-type": "none",
+                "shutdown-watch-termination-grace-period": "1s",  # else it waits a minute for open watches to end
                 "tls-cert-file": self._server.certificate,
                 "tls-private-key-file": self._server.key,
                 "client-ca-file": self.client_ca,
@@ -135,12 +136,15 @@ class ControlPlane:
                 "disable-admission-plugins": "ServiceAccount",
             },
         )
-        if wait:
-            self._wait_for_api_server()
+        self._wait("kube-apiserver", "/readyz")
 
-    def stop_api_server(self) -> None:
-        """Stop the API server only; its port stays reserved, and connections to it are refused."""
-        self._processes.pop("kube-apiserver").stop()
+    def stop_api_server(self, *, abruptly: bool = False) -> None:
+        """End the API server only, by SIGKILL where abruptly. Its port stays reserved and refuses connections."""
+        process = self._processes.pop("kube-apiserver")
+        if abruptly:
+            process.kill()
+        else:
+            process.stop()
 
     def install_crd(self, manifest: Mapping[str, Any]) -> str:
         """Apply a CustomResourceDefinition and return its name when its objects can be created."""
@@ -233,15 +237,12 @@ class ControlPlane:
         command = [str(self._programs[name]), *(f"--{flag}={value}" for flag, value in flags.items())]
         self._processes[name] = Process(kill_with_parent(command), self.folder / f"{name}.log", {}, self.folder)
 
-    def _wait_for_api_server(self) -> None:
-        self._wait("kube-apiserver", "/readyz")
-
     def _wait_for_controllers(self) -> None:
         """The controllers are in operation when the default namespace has what two of them make."""
         self._wait("kube-controller-manager", "/api/v1/namespaces/default/serviceaccounts/default")
         self._wait("kube-controller-manager", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt")
 
-    def _wait(self, name: str, path: str, within: float = 60.0) -> None:
+    def _wait(self, name: str, path: str, within: float = 120.0) -> None:
         def done() -> bool:
             for started, process in self._processes.items():
                 if not process.running():
