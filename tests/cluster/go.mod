@@ -1,3 +1,4 @@
+// The programs of the control plane that tests/cluster starts: versions here, hashes in go.sum. programs.py builds them.
 module control-plane
 
 go 1.26.0
@@ -191,6 +192,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
+// Versions that k8s.io/kubernetes replaces by folders of its own, which counts only in its own repository.
 exclude (
 	k8s.io/sample-apiserver v0.0.0
 	k8s.io/sample-cli-plugin v0.0.0
