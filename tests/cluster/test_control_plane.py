@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +19,11 @@ from tests.cluster import programs
 from tests.cluster.access import api_of, create_service_account, grant, kubeconfig_of, mount_token
 from tests.cluster.api import Api, RefusedByApi
 from tests.cluster.audit_log import AuditRecord
+from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane
+from tests.fakes.model_server import ModelServer, answer
 from tests.processes import ROOT, Process, Processes
-from tests.waiting import until
+from tests.waiting import found, until
 
 READ_PODS = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}
 
@@ -148,28 +154,79 @@ def test_an_api_server_of_an_extension_finds_whom_to_trust(control_plane: Contro
     assert json.loads(data["requestheader-username-headers"]) == ["X-Remote-User"]
 
 
-def test_the_aggregation_layer_is_there(control_plane: ControlPlane, namespace: str) -> None:
-    api = control_plane.api
-    name = "v1.nobody.example.com"
-    spec = {
-        "group": "nobody.example.com",
-        "version": "v1",
-        "groupPriorityMinimum": 100,
-        "versionPriority": 100,
-        "insecureSkipTLSVerify": True,
-        "service": {"namespace": namespace, "name": "nobody", "port": 443},
+def api_service(namespace: str, name: str, port: int, **spec: Any) -> dict[str, Any]:
+    """An APIService whose group is served by this Service."""
+    group = f"{name}.example.com"
+    service = {"namespace": namespace, "name": name, "port": port}
+    return {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": f"v1.{group}"},
+        "spec": {
+            "group": group,
+            "version": "v1",
+            "groupPriorityMinimum": 100,
+            "versionPriority": 100,
+            "service": service,
+            **spec,
+        },
     }
-    api.create(
-        {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": name}, "spec": spec}
-    )
-    path = f"/apis/apiregistration.k8s.io/v1/apiservices/{name}"
-    conditions = until(lambda: api.get(path).get("status", {}).get("conditions"), what="the state of the service")
-    assert [(item["type"], item["status"], item["reason"]) for item in conditions] == [
-        ("Available", "False", "ServiceNotFound")
-    ]
+
+
+def availability(api: Api, path: str) -> tuple[str, str] | None:
+    """(status, reason) of the condition Available of an APIService; None until it has one."""
+    conditions = api.get(path).get("status", {}).get("conditions", ())
+    return next(((item["status"], item["reason"]) for item in conditions if item["type"] == "Available"), None)
+
+
+def test_a_group_without_a_service_is_not_available(control_plane: ControlPlane, namespace: str) -> None:
+    api = control_plane.api
+    manifest = api_service(namespace, "nobody", 443, insecureSkipTLSVerify=True)
+    api.create(manifest)
+    path = api.path_of(manifest)
+    assert until(lambda: availability(api, path), what="its condition") == ("False", "ServiceNotFound")
     with pytest.raises(RefusedByApi, match="503"):
         api.get("/apis/nobody.example.com/v1")
     api.delete(path)
+
+
+async def test_an_aggregated_api_is_requested_by_the_front_proxy_in_the_name_of_the_user(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    """A server on loopback is reached through a Service of type ExternalName."""
+    authority = Authority(tmp_path, "extension-ca")
+    own = authority.server("extension", ["127.0.0.1"], [f"extension.{namespace}.svc"])
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(control_plane.front_proxy_ca))
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_cert_chain(own.certificate, own.key)
+    clients = set()
+
+    async def serve(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        clients.add(writer.get_extra_info("peercert")["subject"])
+        resources = b'{"kind":"APIResourceList","apiVersion":"v1","resources":[]}'
+        writer.write(answer(resources, headers="Content-Type: application/json\r\n"))
+
+    server = ModelServer(serve)
+    await server.start(tls=tls)
+    api = control_plane.api
+    bundle = base64.b64encode(authority.certificate.read_bytes()).decode()
+    manifest = api_service(namespace, "extension", server.port, caBundle=bundle)
+    metadata = {"name": "extension", "namespace": namespace}
+    service = {"type": "ExternalName", "externalName": "localhost"}
+    await asyncio.to_thread(api.create, {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service})
+    await asyncio.to_thread(api.create, manifest)
+    path = await asyncio.to_thread(api.path_of, manifest)
+
+    async def read() -> tuple[str, str] | None:
+        return await asyncio.to_thread(availability, api, path)
+
+    assert await found(read, lambda value: value == ("True", "Passed"), what="the availability of the group")
+    await asyncio.to_thread(api.get, "/apis/extension.example.com/v1/anything")
+    users = {request.path: request.headers["X-Remote-User"] for request in server.requests}
+    assert users["/apis/extension.example.com/v1/anything"] == "admin"
+    assert clients == {((("commonName", "front-proxy-client"),),)}
+    await asyncio.to_thread(api.delete, path)
+    await server.stop()
 
 
 def test_the_autoscaler_reads_an_external_metric_and_reports_that_nobody_serves_it(
