@@ -189,7 +189,6 @@ def test_nothing_is_built_for_a_run_without_tests_of_the_control_plane(arguments
 
 def test_no_registry_and_no_folder_of_a_machine_is_in_the_module() -> None:
     text = (programs.HERE / "go.mod").read_text()
-    assert "replace" not in text
     assert "=>" not in text
 
 
