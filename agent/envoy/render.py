@@ -199,11 +199,11 @@ def _routes(listener: EnvoyListener, config: EnvoyConfig) -> Iterable[Data]:
         "timeout": "0s",  # the duration of a response is limited by `stream_idle_timeout` only
         "retry_policy": _retry_policy(config),
     }
-    yield _websocket_route(listener, action)
+    yield _websocket_route(listener, action, config.responses)
     yield {"match": {"prefix": "/"}, "route": action}
 
 
-def _websocket_route(listener: EnvoyListener, action: Data) -> Data:
+def _websocket_route(listener: EnvoyListener, action: Data, responses: ResponseSource) -> Data:
     """WebSocket upgrades on any path, such as /v1/realtime: the endpoint is picked at the headers, as no body ends."""
     found = {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}
     route: Data = {
@@ -218,7 +218,7 @@ def _websocket_route(listener: EnvoyListener, action: Data) -> Data:
                     "request_header_mode": "SEND",
                     "request_body_mode": "NONE",
                     "request_trailer_mode": "SKIP",
-                    "response_header_mode": "SKIP",
+                    "response_header_mode": "SEND" if responses is ResponseSource.RESPONSE_HEADERS else "SKIP",
                     "response_body_mode": "NONE",
                     # Otherwise Envoy ends the stream at the pick, and the picker learns the end of the request from it.
                     "response_trailer_mode": "SEND",

@@ -163,7 +163,6 @@ async def test_a_client_that_disconnects_during_the_response_is_counted_and_not_
 REFUSED_BY_ENVOY = {
     "no host": (b"GET /v1/models HTTP/1.1\r\n\r\n", 400, "missing_host_header"),
     "an upgrade": (b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", 403, "upgrade_failed"),
-    "HTTP/1.0": (b"GET /v1/models HTTP/1.0\r\n\r\n", 426, "low_version"),
     "no HTTP": (b"\x16\x03\x01\x02 hello\r\n\r\n", 400, "codec_error"),
     "two lengths": (
         b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
