@@ -18,7 +18,7 @@ from agent.kube.client import KubeClient, NoCluster
 from agent.kube.cluster import PODS_PATH, POOLS_PATH, Cluster
 from agent.kube.informer import Informer, InformerStatus
 from agent.kube.objects import InferencePool, Pod, PodView, pod_view
-from agent.kube.pool_endpoints import PoolSelection, Problem, endpoints_of
+from agent.kube.pool_endpoints import ObjectProblem, PoolSelection, endpoints_of
 
 RETRY_SECONDS: Final = 5.0  # between two tries to find a cluster's configuration
 POOL_NOT_FOUND: Final = "InferencePoolNotFound"
@@ -46,7 +46,7 @@ class PodSource(NamedTuple):
 class SourceReport(NamedTuple):
     """What is wrong with a pool's source now; empty when nothing is."""
 
-    problems: tuple[Problem, ...]
+    problems: tuple[ObjectProblem, ...]
 
 
 class KubernetesDiscovery:
@@ -85,10 +85,10 @@ class KubernetesDiscovery:
             try:
                 return await self._cluster.connect()
             except NoCluster as error:
-                self._publish([Problem(NO_CLUSTER, str(error))])
+                self._publish([ObjectProblem(NO_CLUSTER, str(error))])
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _publish(self, problems: Sequence[Problem]) -> None:
+    def _publish(self, problems: Sequence[ObjectProblem]) -> None:
         report = SourceReport(tuple(problems))
         if report != self._reported:
             self._reported = report
@@ -130,9 +130,9 @@ class _Watching:
         await self._wake.wait()
         self._wake.clear()
 
-    def look(self) -> tuple[EndpointSet | None, list[Problem]]:
+    def look(self) -> tuple[EndpointSet | None, list[ObjectProblem]]:
         """The endpoints, None while they are not known, and what is wrong."""
-        problems: list[Problem] = []
+        problems: list[ObjectProblem] = []
         selection = self._select(problems)
         if selection is None:
             gone = self._pool_informer is not None and self._pool_informer.status.synced
@@ -149,10 +149,10 @@ class _Watching:
         )
         problems += found.problems
         for refused in self._pods.refused.values():
-            problems.append(Problem(INVALID_OBJECT, f"pod {'/'.join(refused.key)} is ignored: {refused.reason}"))
+            problems.append(ObjectProblem(INVALID_OBJECT, f"pod {'/'.join(refused.key)} is ignored: {refused.reason}"))
         return EndpointSet(found.endpoints, {}, {}, found.uids), problems
 
-    def _select(self, problems: list[Problem]) -> PoolSelection | None:
+    def _select(self, problems: list[ObjectProblem]) -> PoolSelection | None:
         """Which pods the pool has now; None where that is not known, or there is no such pool."""
         source, informer = self._source, self._pool_informer
         if informer is None:
@@ -163,7 +163,7 @@ class _Watching:
         status = informer.status
         if status.missing:
             problems.append(
-                Problem(
+                ObjectProblem(
                     KIND_NOT_INSTALLED,
                     f"{name}: the API server has no inferencepools of inference.networking.k8s.io/v1; install the CRDs "
                     "of the Gateway API inference extension",
@@ -173,12 +173,14 @@ class _Watching:
             problems += _failing(status, name)
         refused = self._pools.refused.get(key)
         if refused is not None:
-            problems.append(Problem(INVALID_OBJECT, f"{name} cannot be used: {refused.reason}"))
+            problems.append(ObjectProblem(INVALID_OBJECT, f"{name} cannot be used: {refused.reason}"))
             return self._selection
         pool = self._pools.objects.get(key)
         if pool is None:
             if status.synced:
-                problems.append(Problem(POOL_NOT_FOUND, f"{name} does not exist; create it, or correct inferencePool"))
+                problems.append(
+                    ObjectProblem(POOL_NOT_FOUND, f"{name} does not exist; create it, or correct inferencePool")
+                )
             return None
         spec = pool.spec
         ports = tuple(port.number for port in spec.target_ports)
@@ -216,8 +218,8 @@ class _Watching:
             task.cancel()
 
 
-def _failing(status: InformerStatus, what: str) -> list[Problem]:
+def _failing(status: InformerStatus, what: str) -> list[ObjectProblem]:
     if not status.failing or (not status.synced and status.failing == "not listed yet"):
         return []
     kept = "; the last known state is kept" if status.synced else ""
-    return [Problem(API_UNAVAILABLE, f"{what}: the API server does not answer: {status.failing}{kept}")]
+    return [ObjectProblem(API_UNAVAILABLE, f"{what}: the API server does not answer: {status.failing}{kept}")]

@@ -16,7 +16,7 @@ from agent.engine_specs import engine_by_label
 from agent.kube.objects import PREFILL, ROLE, PodView
 
 
-class Problem(NamedTuple):
+class ObjectProblem(NamedTuple):
     """What is wrong with a pool or another object, for a person: `reason` is a word in CamelCase as in an Event,
     `message` names the object and says what to change."""
 
@@ -45,7 +45,7 @@ class SelectedEndpoints(NamedTuple):
 
     endpoints: Mapping[str, EndpointConfig]
     uids: Mapping[str, str]
-    problems: tuple[Problem, ...]
+    problems: tuple[ObjectProblem, ...]
 
 
 def selects(selection: PoolSelection, pod: PodView) -> bool:
@@ -111,34 +111,34 @@ def _problems(
     undeclared: Mapping[int, str],
     inactive: str,
     unknown: Mapping[str, str],
-) -> Iterable[Problem]:
+) -> Iterable[ObjectProblem]:
     source, namespace = selection.source, selection.namespace
     if not matching:
         labels = ",".join(f"{name}={value}" for name, value in sorted(selection.match_labels.items()))
-        yield Problem(
+        yield ObjectProblem(
             NO_MATCHING_PODS,
             f"{source} selects no pod: no pod of namespace {namespace} has the labels {labels}; correct the selector, "
             "or the labels in the template of the model servers",
         )
     elif not ready:
-        yield Problem(
+        yield ObjectProblem(
             NO_READY_PODS,
             f"{source} selects {matching} pods, and none is ready with an address; look at their readiness probes",
         )
     for port, pod in sorted(undeclared.items()):
-        yield Problem(
+        yield ObjectProblem(
             PORT_NOT_DECLARED,
             f"{source} has target port {port}, which no container of pod {namespace}/{pod} declares; correct the "
             "target port if the model server does not listen there",
         )
     if inactive:
-        yield Problem(
+        yield ObjectProblem(
             NO_ACTIVE_PORT,
             f"the annotation for active ports of pod {namespace}/{inactive} has none of the target ports of {source}; "
             "the pod gets no requests",
         )
     for name, where in sorted(unknown.items()):
-        yield Problem(
+        yield ObjectProblem(
             UNKNOWN_ENGINE,
             f"{source}: the label {where} names the engine {name!r}, which is unknown; the pool's engine is used",
         )

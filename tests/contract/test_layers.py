@@ -173,6 +173,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
     "grpc": frozenset(),
     "grpc_health": frozenset({"agent.serve.grpc.health"}),
     "kubernetes": frozenset({"agent.kube.client"}),
+    "urllib3": frozenset({"agent.kube.client"}),
     "pynvml": frozenset({"agent.accelerators.nvml"}),
     "prometheus_client": frozenset({"agent.instruments", "exporters.prometheus"}),
     "rich": frozenset({"agent.demo.screen"}),
