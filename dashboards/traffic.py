@@ -173,9 +173,9 @@ REQUESTS: Final = DashboardRow(
             "reqps",
             (
                 Query(
-                    agent_rate("igw_responses_total", "server, result"),
-                    "{{server}} {{result}}",
-                    labelled(servers_rate("vllm:request_success_total", "instance"), result="ok"),
+                    agent_rate("igw_responses_total", "result"),
+                    "{{result}}",
+                    labelled(servers_rate("vllm:request_success_total"), result="ok"),
                     within=RATE,
                 ),
             ),
