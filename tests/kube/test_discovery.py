@@ -54,8 +54,11 @@ class Bench:
 
         self._task = asyncio.get_running_loop().create_task(follow())
 
-    async def addresses(self, *expected: str) -> None:
-        await eventually(lambda: self.sets and sorted(self.sets[-1].endpoints) == sorted(expected), what=str(expected))
+    async def addresses(self, *expected: str) -> bool:
+        """Whether these are the addresses of the last set, once they are."""
+        return await eventually(
+            lambda: bool(self.sets) and sorted(self.sets[-1].endpoints) == sorted(expected), what=str(expected)
+        )
 
     async def problem(self, reason: str) -> str:
         """The message of the problem with this reason, once it is reported."""
@@ -87,7 +90,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 async def test_the_pods_of_an_inference_pool_are_its_endpoints(bench: Bench) -> None:
     bench.start()
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     endpoint = bench.sets[-1].endpoints["10.0.0.1:8000"]
     assert (endpoint.pod, endpoint.node) == ("ns/a", "n1")
     assert bench.sets[-1].uids["10.0.0.1:8000"] == "uid-a-1"
@@ -96,25 +99,25 @@ async def test_the_pods_of_an_inference_pool_are_its_endpoints(bench: Bench) -> 
 
 async def test_without_an_inference_pool_labels_and_ports_of_the_configuration_select(bench: Bench) -> None:
     bench.start("")
-    await bench.addresses("10.0.0.1:9000", "10.0.0.2:9000")
+    assert await bench.addresses("10.0.0.1:9000", "10.0.0.2:9000")
 
 
 async def test_a_deleted_pod_and_one_that_is_not_ready_leave_the_set(bench: Bench) -> None:
     bench.start()
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     pods = await bench.server.watch(PODS)
     pods.event("DELETED", pod("a", 11))
-    await bench.addresses("10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.2:8000")
     ill = pod("b", 12, ip="10.0.0.2")
     ill["status"]["conditions"][0]["status"] = "False"
     pods.event("MODIFIED", ill)
-    await bench.addresses()
+    assert await bench.addresses()
     assert "none is ready" in await bench.problem("NoReadyPods")
 
 
 async def test_a_pod_that_is_replaced_under_its_name_has_another_uid(bench: Bench) -> None:
     bench.start()
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     pods = await bench.server.watch(PODS)
     pods.event("MODIFIED", pod("a", 11, ip="10.0.0.1"))
     await eventually(lambda: bench.sets[-1].uids["10.0.0.1:8000"] == "uid-a-11")
@@ -122,25 +125,25 @@ async def test_a_pod_that_is_replaced_under_its_name_has_another_uid(bench: Benc
 
 async def test_other_target_ports_and_another_selector_take_effect(bench: Bench) -> None:
     bench.start()
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     pools = await bench.server.watch(POOLS)
     pools.event("MODIFIED", inference_pool(8000, 8001, version=11))
-    await bench.addresses("10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:8000", "10.0.0.2:8001")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:8000", "10.0.0.2:8001")
     bench.server.collections[PODS] = [pod("g", ip="10.0.0.7", app="gemma")]
     pools.event("MODIFIED", inference_pool(version=12, app="gemma"))
-    await bench.addresses("10.0.0.7:8000")
+    assert await bench.addresses("10.0.0.7:8000")
 
 
 async def test_a_pool_that_does_not_exist_is_named_and_comes_later(bench: Bench) -> None:
     bench.server.collections[POOLS] = []
     bench.start()
-    await bench.addresses()
+    assert await bench.addresses()
     assert "InferencePool ns/llama does not exist" in await bench.problem("InferencePoolNotFound")
     pools = await bench.server.watch(POOLS)
     pools.event("ADDED", inference_pool(version=11))
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     pools.event("DELETED", inference_pool(version=12))
-    await bench.addresses()
+    assert await bench.addresses()
 
 
 async def test_a_kind_that_is_not_installed_is_named(bench: Bench) -> None:
@@ -148,13 +151,13 @@ async def test_a_kind_that_is_not_installed_is_named(bench: Bench) -> None:
     bench.start()
     assert "install the CRDs" in await bench.problem("KindNotInstalled")
     bench.server.collections[POOLS] = [inference_pool()]
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     await bench.no_problem()
 
 
 async def test_while_the_api_server_is_away_the_last_endpoints_stay(bench: Bench) -> None:
     bench.start()
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     await bench.server.watch(PODS)
     await bench.server.stop()
     assert "the last known state is kept" in await bench.problem("ApiUnavailable")
@@ -163,7 +166,7 @@ async def test_while_the_api_server_is_away_the_last_endpoints_stay(bench: Bench
 
 async def test_an_invalid_pool_keeps_the_last_selection_and_is_named(bench: Bench) -> None:
     bench.start()
-    await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     pools = await bench.server.watch(POOLS)
     bad = inference_pool(version=11)
     bad["spec"]["targetPorts"] = "8000"
@@ -171,4 +174,4 @@ async def test_an_invalid_pool_keeps_the_last_selection_and_is_named(bench: Benc
     assert "targetPorts" in await bench.problem("InvalidObject")
     assert len(bench.sets) == 1
     pools.event("MODIFIED", inference_pool(9000, version=12))
-    await bench.addresses("10.0.0.1:9000", "10.0.0.2:9000")
+    assert await bench.addresses("10.0.0.1:9000", "10.0.0.2:9000")
