@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-vllm test-llamacpp fuzz bench bench-routing lint fmt lock wheel packages bench-packages compiler venv
+.PHONY: help demo run test control-plane test-vllm test-llamacpp fuzz bench bench-routing lint fmt lock wheel packages bench-packages compiler venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +33,11 @@ run: $(RUN_STAMP) ## the agent alone (ARGS='--endpoints HOST:PORT,...' or ARGS='
 	@$(BIN)/igw run $(ARGS)
 
 test: packages compiler lint ## install the tests' packages, then lint, types and all tests (ARGS='-k word')
+	@$(BIN)/python tests/cluster/programs.py --for-tests $(ARGS)
 	@$(BIN)/python -m pytest $(ARGS)
+
+control-plane: | $(BIN)/python ## build the Kubernetes control plane of the tests, once: 7 minutes (see CONTRIBUTING.md)
+	@$(BIN)/python tests/cluster/programs.py
 
 test-vllm: $(TEST_STAMP) ## end-to-end tests with two real vLLM servers, installed under .cache/ (see CONTRIBUTING.md)
 	@$(BIN)/python tests/vllm/environment.py

@@ -13,6 +13,7 @@ from setuptools import Extension, setup
 
 COMPILED = (
     "agent/app/pool.py",
+    "agent/engines/cache_resets.py",
     "agent/engines/reading_plan.py",
     "agent/engines/mapping.py",
     "agent/exposition/*.py",

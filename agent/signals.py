@@ -67,6 +67,7 @@ PREFILL_SECONDS: Final = "prefill_seconds"
 PREFILLS: Final = "prefilled_requests"
 BLOCK_SIZE: Final = "block_size_tokens"
 BLOCKS: Final = "kv_blocks"
+KV_TOKENS: Final = "kv_cache_tokens"
 LORA_MAX: Final = "lora_max_adapters"
 LORA_RUNNING: Final = "lora_running_adapters"
 LORA_WAITING: Final = "lora_waiting_adapters"
@@ -74,6 +75,10 @@ START_TIME: Final = "start_time_seconds"
 MODEL_LOADED: Final = "model_loaded"
 MODELS: Final = "served_models"
 
+# Seconds since 1970 that a time on a page can be: from 2001 to 2074. The sum of two processes' times is never in this
+# range, because engines with such processes exist since 2023 (1.68e9).
+TIME_MIN: Final = 1.0e9
+TIME_MAX: Final = 3.3e9
 _COUNT_MAX: Final = 1e7  # requests at one server; a larger value is an error of the page
 _COUNTER_MAX: Final = 2.0**63  # the range of a 64-bit counter
 
@@ -119,6 +124,7 @@ _ROWS: Final = (
     Signal(PREFILLS, "requests", SignalKind.COUNTER, 0, _COUNTER_MAX, "requests counted in prefill_seconds"),
     Signal(BLOCK_SIZE, "tokens", SignalKind.GAUGE, 1, 1 << 20, "tokens per block of the KV cache"),
     Signal(BLOCKS, "blocks", SignalKind.GAUGE, 1, 1e10, "blocks in the KV cache"),
+    Signal(KV_TOKENS, "tokens", SignalKind.GAUGE, 1, 1e14, "tokens that fit into the KV cache, by the engine itself"),
     Signal(LORA_MAX, "adapters", SignalKind.GAUGE, 0, 1e6, "LoRA adapters that can run in one batch"),
     Signal(LORA_RUNNING, "names", SignalKind.NAMES, 0, 0, "LoRA adapters of running requests"),
     Signal(LORA_WAITING, "names", SignalKind.NAMES, 0, 0, "LoRA adapters of waiting requests"),
@@ -127,7 +133,7 @@ _ROWS: Final = (
         "seconds since 1970",
         SignalKind.GAUGE,
         0,
-        1e11,
+        TIME_MAX,
         "start time of the server process, which identifies it",
     ),
     Signal(

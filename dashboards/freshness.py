@@ -41,6 +41,19 @@ FRESHNESS: Final = DashboardRow(
             thresholds=(0.5, 1),
         ),
         Panel(
+            "Blind share",
+            "Which share of a pool answers without readable metrics? It is picked by requests in flight alone.",
+            "percentunit",
+            (
+                Query(
+                    'max by (pool) (igw_pool_blind_ratio{pool=~"$pool"})',
+                    "{{pool}}",
+                    f"0 * sum({UP})",
+                ),
+            ),
+            thresholds=(0.01, 0.5),
+        ),
+        Panel(
             "Gauges withheld from autoscalers",
             "Which gauges are absent because their value is unknown, and why? An autoscaler then does not scale.",
             "none",

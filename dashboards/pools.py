@@ -11,12 +11,12 @@ POOLS: Final = DashboardRow(
     "Pools: are they healthy?",
     (
         Panel(
-            "Healthy endpoints",
-            "How many model servers may get requests? With 0, every request is rejected.",
+            "Ready endpoints",
+            "How many model servers may get requests, healthy or blind? With 0, every request is rejected.",
             "none",
             (
                 Query(
-                    'sum by (pool) (igw_pool_endpoints_by_health{pool=~"$pool", state="healthy"})',
+                    'sum by (pool) (igw_pool_endpoints_by_health{pool=~"$pool", state=~"healthy|blind"})',
                     "{{pool}}",
                     f"sum({UP})",
                 ),
@@ -27,7 +27,7 @@ POOLS: Final = DashboardRow(
         ),
         Panel(
             "Endpoints by health",
-            "How many endpoints are stale, down or unknown?",
+            "How many endpoints are blind, stale, down, failing or unknown?",
             "none",
             (
                 Query(
@@ -37,6 +37,8 @@ POOLS: Final = DashboardRow(
                         (
                             labelled(f"sum({UP})", state="healthy"),
                             labelled(f"sum(1 - {UP})", state="down"),
+                            labelled("vector(0)", state="failing"),
+                            labelled("vector(0)", state="blind"),
                             labelled("vector(0)", state="stale"),
                             labelled("vector(0)", state="unknown"),
                         )

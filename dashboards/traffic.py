@@ -168,6 +168,19 @@ REQUESTS: Final = DashboardRow(
             width=6,
         ),
         Panel(
+            "Responses",
+            "What do the model servers answer, as the proxy reports it? A server whose requests fail is ejected.",
+            "reqps",
+            (
+                Query(
+                    agent_rate("igw_responses_total", "result"),
+                    "{{result}}",
+                    labelled(servers_rate("vllm:request_success_total"), result="ok"),
+                    within=RATE,
+                ),
+            ),
+        ),
+        Panel(
             "Duration",
             "How long do requests take from their pick to their end?",
             "s",

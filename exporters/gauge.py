@@ -66,14 +66,17 @@ class Withheld(NamedTuple):
 
 
 REASONS = {
+    "blind": "the endpoint answers, and its page cannot be read or has no current data",
     "down": "the endpoint is down: its scrapes fail, its health probes fail, or an accelerator of it is unhealthy",
+    "failing": "the endpoint is ejected because its requests fail",
     "never_scraped": "no page was ever read from the endpoint",
     "no_accelerator": "no accelerator is matched with the endpoint",
     "no_endpoints": "the pool is empty",
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint has never reported the signal",
     "nothing_counted": "the ratio's denominator has not increased in the window",
-    "partial": "not every accelerator of the endpoint reports the signal",
+    "partial": "not every accelerator of the endpoint reports the signal, or one of them is missing",
+    "share": "the endpoint uses a share of a card, and the signal is measured for the whole card",
     "stale": "the last reading is older than the staleness limit",
     "too_few_pages": "a rate needs two pages of one server that are some seconds apart",
 }

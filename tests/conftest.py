@@ -27,6 +27,22 @@ settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "proof"))
 
 
+# Tests of real model servers that are installed apart: by `make test-vllm` and `make test-llamacpp`.
+APART = ("vllm", "llamacpp")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests that are installed apart, unless `-m` names their mark.
+
+    A default `-m` in pyproject.toml would be lost with every other `-m`.
+    """
+    absent = [mark for mark in APART if mark not in config.getoption("markexpr")]
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in absent)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def _called_by_a_test() -> str:
     """`file:line` of the caller's caller if that is a file under tests/, else empty."""
     frame = sys._getframe(2)

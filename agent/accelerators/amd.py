@@ -3,8 +3,9 @@
 Names and units: the exporter's `docs/configuration/metricslist.md` (1.5); its configuration may add a prefix to all
 names. Labels are in upper case in the documentation and in lower case on the page. Activity is a percentage, memory is
 in MB of 2^20 bytes. On a partitioned card activity and power are those of the card, reported by partition 0 only, so no
-partition has them. Some releases report fields that a card lacks as the largest number of their type
-(device-metrics-exporter#662). `gpu_health` is the exporter's verdict by its configured ECC limits.
+partition has them. `gpu_compute_partition_type` says how a card is partitioned: `spx` is a whole card. Some releases
+report fields that a card lacks as the largest number of their type (device-metrics-exporter#662). `gpu_health` is the
+exporter's verdict by its configured ECC limits.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ AMD: Final = AcceleratorExporter(
     number="gpu_id",
     part="gpu_partition_id",
     whole_parts=frozenset({"", "0", "NA"}),
+    cut={"gpu_compute_partition_type": frozenset({"", "spx", "none", "na", "n/a"})},
     blanks=((2.0**31 - 1, 2.0**31 - 1), (2.0**32 - 1, 2.0**32 - 1), (2.0**63 - 1024, 2.0**64)),
     any_case=True,
 )

@@ -3,8 +3,10 @@
 Names and units: the exporter's METRICS.md and `etc/default-counters.csv` (2026-05), and DCGM's field identifiers. The
 engine activity is a ratio, the utilization a percentage; frame buffer sizes are in MiB. A card in MIG mode has one
 series per instance (`GPU_I_ID`), and usually one for the card: utilization and power are measured for the card only.
-The label with the host is `Hostname` before 2026-05 (dcgm-exporter#655) and `hostname` since. Pods are in `pod`; in
-`exported_pod` on pages from a Prometheus without honorLabels; in `pod_name` before 2.0.
+With time slicing and MPS the exporter repeats the series of a card, or of a MIG instance, for each of its replicas,
+which `vgpu` numbers (`KUBERNETES_VIRTUAL_GPUS`); every replica has the numbers of the whole. The label with the host is
+`Hostname` before 2026-05 (dcgm-exporter#655) and `hostname` since. Pods are in `pod`; in `exported_pod` on pages from a
+Prometheus without honorLabels; in `pod_name` before 2.0.
 
 DCGM reports "not measured" as a number: from 0x7ffffff0, 0x7ffffffffffffff0 or 2^47 on, by the type of the field
 (DCGM's dcgm_structs.h: blank, not found, not supported, not permissioned). XID_ERRORS is the last code, or 0, since the
@@ -56,6 +58,8 @@ DCGM: Final = AcceleratorExporter(
     ),
     number="gpu",
     part="GPU_I_ID",
+    cut={"GPU_I_PROFILE": frozenset({""})},
+    shares=("vgpu",),
     xids=("DCGM_FI_DEV_XID_ERRORS",),
     xid_counts={"DCGM_EXP_XID_ERRORS_COUNT": "xid"},
     blanks=((0x7FFFFFF0, 0x7FFFFFFF), (2.0**47, 2.0**47 + 15), (2.0**63 - 1024, 2.0**64)),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.signals import RefusedValue
+
+XIDS: Final = "xids"  # NVIDIA's error codes, among what a page may not show of a device
 
 
 class Device(NamedTuple):
@@ -15,6 +17,8 @@ class Device(NamedTuple):
     empty for a whole card. `pod` is the `NAMESPACE/POD` that uses it, `node` its machine, both as the exporter reports
     them, or empty. `values` are by signal of `agent.accelerators.table`; `xids` are NVIDIA's error codes, without 0.
     `at` is the time of the sample (monotonic seconds), None where that is the time of the request for its page.
+    `share` says how a card is shared whose time or space several pods use: values of the card are then not in `values`.
+    `unknown` are the signals with a verdict on the device, and XIDS, that its exporter can report and this page lacks.
     """
 
     id: str
@@ -28,6 +32,8 @@ class Device(NamedTuple):
     container: str = ""
     xids: tuple[int, ...] = ()
     at: float | None = None
+    share: str = ""
+    unknown: tuple[str, ...] = ()
 
 
 class Devices(NamedTuple):

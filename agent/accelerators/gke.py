@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from agent.accelerators.device import Device
 from agent.accelerators.device_source import DeviceSourceFailed
+from agent.accelerators.shares import shared_by_pods
 from agent.accelerators.table import DEVICE_SIGNALS, MEMORY_TOTAL, MEMORY_USED, UTILIZATION
 
 INSTALL: Final = "install it with: pip install 'inference-gateway-agent[gke]'"
@@ -73,7 +74,7 @@ class Gke:
             raise
         except Exception as error:  # Google's client and its authentication raise exceptions of several families
             raise DeviceSourceFailed("client_error", f"Cloud Monitoring: {error}") from error
-        return list(found.values())
+        return shared_by_pods(list(found.values()))
 
     def close(self) -> None:
         """Close the client."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from agent.accelerators.device import Device, Devices
+from agent.accelerators.device import XIDS, Device, Devices
 from agent.accelerators.table import CARD_WIDE, DEVICE_SIGNALS, AcceleratorExporter, FieldSource, PodLabels
-from agent.exposition.page import Layout, PageRefused, Scanner, Series, is_metrics
+from agent.exposition.page import NO_SAMPLES, Layout, PageRefused, Scanner, Series, describes, has_samples, is_metrics
 from agent.signals import RefusedValue
 
 
@@ -25,21 +25,24 @@ class _Alternative(NamedTuple):
 
 class _DevicePlan(NamedTuple):
     """One device, and the places of its values; `of_card` are those of its card, if it is a part. `codes` are the
-    places of error codes, `counts` those of error counts, with the code."""
+    places of error codes, `counts` those of error counts, with the code; `errors`: the exporter reports errors at all.
+    """
 
     device: Device
     alternatives: Mapping[str, tuple[_Alternative, ...]]
     of_card: Mapping[str, tuple[_Alternative, ...]]
     codes: tuple[int, ...]
     counts: tuple[tuple[int, int], ...]
+    errors: bool
 
 
 class _Hardware(NamedTuple):
-    """The device in the labels of a series, without the pod that uses it."""
+    """The device in the labels of a series, without the pod that uses it. `share`: which of several users it is."""
 
     id: tuple[str, ...]
     card: str
     part: str
+    share: str
 
 
 class DeviceReader:
@@ -86,7 +89,10 @@ class DeviceReader:
                 made[signal] = worse(own, value)
         xids = {self._code(values[place]) for place in plan.codes}
         xids |= {code for place, code in plan.counts if values[place] > 0 and not self._exporter.blank(values[place])}
-        return plan.device._replace(values=made, xids=tuple(sorted(xids - {0})))
+        unknown = [signal for signal in self._exporter.verdicts if signal not in made]
+        if plan.errors and not any(values[place] == 0 for place in plan.codes) and not xids - {0}:
+            unknown.append(XIDS)
+        return plan.device._replace(values=made, xids=tuple(sorted(xids - {0})), unknown=tuple(unknown))
 
     def _add_value(
         self, signal: str, owner: str, value: float | None, made: dict[str, float], refused: list[RefusedValue]
@@ -157,6 +163,8 @@ class DeviceReader:
             return
         if not is_metrics(page):
             raise PageRefused("not_metrics", "no line of the page is in the Prometheus text format")
+        if not has_samples(page) or describes(page, [self._prefix + prefix for prefix in self._exporter.prefixes]):
+            raise PageRefused("empty", NO_SAMPLES)
         names = ", ".join(f"{self._prefix}{prefix}..." for prefix in self._exporter.prefixes)
         raise PageRefused("wrong_engine", f"the page has no metrics of {self._exporter.name} ({names})")
 
@@ -171,31 +179,42 @@ class DeviceReader:
             parts.setdefault(hardware.card, set()).add(hardware.part)
         plans: list[_DevicePlan] = []
         for hardware, mine in rows.items():
-            cut = bool(parts[hardware.card] - self._exporter.whole_parts) or len(parts[hardware.card]) > 1
-            if cut and not hardware.part:
+            several = bool(parts[hardware.card] - self._exporter.whole_parts) or len(parts[hardware.card]) > 1
+            if several and not hardware.part:
                 continue  # the card itself: only its parts are devices
+            cut = several or self._cut_by_label(mine[0][1].labels)
             whole = [
-                row for other, its in rows.items() if other.card == hardware.card and not other.part for row in its
+                row
+                for other, its in rows.items()
+                if other.card == hardware.card and other.part in {"", hardware.part}
+                for row in its
             ]
-            plans += self._users(hardware, mine, whole if cut else [], cut=cut)
+            plans += self._users(hardware, mine, whole if cut or hardware.share else [], cut=cut)
         return tuple(plans)
 
     def _hardware(self, labels: Mapping[str, str]) -> _Hardware | None:
         """The device of a series, or None where it is not of a device, such as that of a switch."""
         card = _first(labels, self._exporter.card)
         part = labels.get(self._exporter.part, "") if self._exporter.part else ""
-        return _Hardware(tuple(labels.get(name, "") for name in self._exporter.id), card, part) if card else None
+        share = _first(labels, self._exporter.shares)
+        return _Hardware(tuple(labels.get(name, "") for name in self._exporter.id), card, part, share) if card else None
+
+    def _cut_by_label(self, labels: Mapping[str, str]) -> bool:
+        """Whether a label says that the device is a part of its card."""
+        return any(labels.get(name, "").lower() not in whole for name, whole in self._exporter.cut.items())
 
     def _users(
         self, hardware: _Hardware, mine: Sequence[tuple[int, Series]], card: Sequence[tuple[int, Series]], *, cut: bool
     ) -> list[_DevicePlan]:
-        """One device for each pod that uses this hardware; series without a pod belong to all of them."""
+        """One device for each pod that uses this hardware; series without a pod belong to all of them. What several
+        users share is measured for all of them together."""
         exporter = self._exporter
         pods = {_pod(one.labels, exporter.pods)[0]: _pod(one.labels, exporter.pods)[1] for _, one in mine}
         if len(pods) > 1:
             pods.pop("", None)
         any_labels = mine[0][1].labels
-        if cut or len(pods) > 1:
+        share = f"share {hardware.share}" if hardware.share else "several pods" if len(pods) > 1 else ""
+        if cut or share:
             card = [*mine, *card]  # a fault of the hardware affects all its users
         plans: list[_DevicePlan] = []
         for pod, container in pods.items():
@@ -210,6 +229,7 @@ class DeviceReader:
                 node=_first(any_labels, exporter.node),
                 pod=pod,
                 container=container,
+                share=share,
             )
             plans.append(self._plan(device, rows, card, cut=cut))
         return plans
@@ -222,7 +242,8 @@ class DeviceReader:
         of_card_alternatives: dict[str, tuple[_Alternative, ...]] = {}
         for signal, sources in self._exporter.sources.items():
             possible = [source for source in sources if not (cut and source.whole_card)]
-            alternatives[signal] = self._alternatives(possible, own)
+            if not device.share or signal in CARD_WIDE:
+                alternatives[signal] = self._alternatives(possible, own)
             if card and signal in CARD_WIDE:
                 of_card_alternatives[signal] = self._alternatives(sources, of_card)
         both = card or rows
@@ -233,7 +254,8 @@ class DeviceReader:
             for place, one in both
             if one.name in counted and (code := one.labels.get(counted[one.name], "")).isdecimal() and len(code) < 6
         )
-        return _DevicePlan(device, alternatives, of_card_alternatives, codes, counts)
+        errors = bool(self._exporter.xids or self._exporter.xid_counts)
+        return _DevicePlan(device, alternatives, of_card_alternatives, codes, counts, errors)
 
     def _alternatives(
         self, sources: Sequence[FieldSource], places: Mapping[str, tuple[int, ...]]

@@ -103,7 +103,9 @@ class AcceleratorExporter:
     `sources`: of each signal, in the order of preference. `silent`: why a signal without a source has none, where there
     is more to say than that the exporter does not report it. The labels `id` together identify a device; of the labels
     `card`, `model` and `node` the first one present is used, of `pods` the first whose pod label is present. The label
-    `part` identifies a part of a card; a part in `whole_parts` is the whole card if it has no other part. `xids` are
+    `part` identifies a part of a card; a part in `whole_parts` is the whole card if it has no other part. A label of
+    `cut` says how a card is cut, and with which texts (in lower case) it is not. A label of `shares` identifies one of
+    several users of the same card or part: its values are measured for all of them. `xids` are
     samples with the code of the last error as their value, `xid_counts` those that count errors of the code in a label.
     `blanks` are ranges of numbers that stand for "not measured". `any_case`: releases differ in the case of labels.
     `prefixes`: names on every page of the exporter begin with one of them.
@@ -122,6 +124,8 @@ class AcceleratorExporter:
     number: str = ""
     part: str = ""
     whole_parts: frozenset[str] = frozenset({""})
+    cut: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    shares: tuple[str, ...] = ()
     xids: tuple[str, ...] = ()
     xid_counts: Mapping[str, str] = field(default_factory=dict)
     blanks: tuple[tuple[float, float], ...] = ()
@@ -131,6 +135,11 @@ class AcceleratorExporter:
         """Every sample name that is read, once each."""
         found = [name for sources in self.sources.values() for source in sources for name in source.samples]
         return list(dict.fromkeys([*found, *self.xids, *self.xid_counts]))
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The signals of this exporter that say whether a device is well."""
+        return tuple(signal for signal in (ECC, REMAP_FAILED, HEALTHY) if signal in self.sources)
 
     def blank(self, value: float) -> bool:
         """Whether this number means "not measured"."""

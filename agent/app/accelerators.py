@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from agent.accelerators import DEVICE_SOURCES, EXPORTERS, exporter
 from agent.accelerators.combine import Accelerators as Readings
 from agent.accelerators.device import Devices
+from agent.accelerators.faults import Acknowledgement
 from agent.accelerators.gke import Gke
 from agent.accelerators.join import EndpointLocation, JoinKey
 from agent.accelerators.mapping import DeviceReader
@@ -26,6 +28,7 @@ from agent.events import Hook
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
 from agent.state.devices import DeviceState, ExporterKey, ExporterView, PoolDevices, Want
+from agent.state.store import RoutingStore
 
 
 class _Group:
@@ -70,7 +73,8 @@ class AcceleratorScraping:
         self._state = DeviceState(self._deliver, hook)
         self._poller = DeviceSourcePoller(self._state, clock, tasks)
         self._groups: set[ExporterKey] = set()
-        self._sources: dict[ExporterKey, list[AcceleratorConfig]] = {}
+        self._limits: dict[ExporterKey, tuple[float, float]] = {}
+        self._watched: dict[str, RoutingStore] = {}  # the stores that report restarts here, by pool
 
     async def start(self) -> None:
         """Begin with the endpoints that are known; `refresh` brings the others."""
@@ -97,6 +101,10 @@ class AcceleratorScraping:
         for pool in config.pools:
             if pool.name not in known:
                 continue
+            store = known[pool.name].store
+            if self._watched.get(pool.name) is not store:
+                self._watched[pool.name] = store
+                store.on_restart.append(partial(self._state.restarted, pool.name))
             places = tuple(place_of(endpoint) for endpoint in known[pool.name].endpoints.values())
             wants: list[Want] = []
             for entry in pool.accelerators:
@@ -108,8 +116,9 @@ class AcceleratorScraping:
         exporters = {key: each for key, each in wanted.items() if key.source in EXPORTERS}
         self._scrape(exporters, config.scrape.max_page_bytes)
         sources = {key: each for key, each in wanted.items() if key.source in DEVICE_SOURCES}
-        if sources != self._sources:
-            self._sources = sources
+        limits = {key: _limits(entries) for key, entries in sources.items()}
+        if limits != self._limits:  # a client that is replaced forgets what it has seen
+            self._limits = limits
             self._poller.set_sources({key: _polled(key, entries) for key, entries in sources.items()})
 
     def exporters(self) -> list[ExporterView]:
@@ -157,25 +166,38 @@ def wants_of(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -> 
             entry.stale_after,
             frozenset(entry.fatal_xids),
             node,
+            expected=entry.devices_per_endpoint,
+            acknowledged=_acknowledged(entry),
         )
         for node in nodes
     ]
 
 
+def _acknowledged(entry: AcceleratorConfig) -> frozenset[Acknowledgement]:
+    return frozenset(Acknowledgement(each.device, each.xid) for each in entry.acknowledged)
+
+
 def _of_source(entry: AcceleratorConfig, places: tuple[EndpointLocation, ...]) -> Want:
     """The exporter of a source without a page: this machine (under the endpoints' name for it), or a cluster."""
     limits = (JoinKey(entry.join), entry.stale_after, frozenset(entry.fatal_xids))
+    expected, acknowledged = entry.devices_per_endpoint, _acknowledged(entry)
     if entry.source == "gke":
-        return Want(ExporterKey("gke", f"{entry.project}/{entry.location}/{entry.cluster}"), *limits, picked_on=False)
+        key = ExporterKey("gke", f"{entry.project}/{entry.location}/{entry.cluster}")
+        return Want(key, *limits, picked_on=False, expected=expected, acknowledged=acknowledged)
     names = [socket.gethostname(), "localhost", "127.0.0.1", "::1"]
     node = next((place.node for place in places if place.node in names), names[0])
-    return Want(ExporterKey("nvml", names[0]), *limits, node)
+    return Want(ExporterKey("nvml", names[0]), *limits, node, expected=expected, acknowledged=acknowledged)
 
 
 def _polled(key: ExporterKey, entries: list[AcceleratorConfig]) -> PolledSource:
     """The client of the library, polled at the shortest interval of all entries."""
-    interval, timeout = min(entry.interval for entry in entries), min(entry.timeout for entry in entries)
+    interval, timeout = _limits(entries)
     if key.source == "gke":
         entry = entries[0]
         return PolledSource(Gke(entry.project, entry.location, entry.cluster, timeout), interval, timeout)
     return PolledSource(Nvml(key.address), interval, timeout)
+
+
+def _limits(entries: list[AcceleratorConfig]) -> tuple[float, float]:
+    """The interval between two polls and the time-out of one (seconds)."""
+    return min(entry.interval for entry in entries), min(entry.timeout for entry in entries)

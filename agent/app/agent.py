@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
 from agent.app.pool import Pool, PoolParts
@@ -55,8 +56,10 @@ class Agent:
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
-        parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh)
+        files = EndpointFiles(config, clock, hook)
+        parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh, files)
         self._pools = Pools(config, parts, self._publish_pools)
+        hook.set_names(self._pools)
         self._admin = AdminPort(config, self._admin_server)
         self._admin_server.state.exporters = accelerators.exporters
         jobs = [
@@ -72,6 +75,7 @@ class Agent:
                 Exporting(self._admin_server.exporters, tasks),
                 scraping,
                 accelerators,
+                files,
                 self._pools,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
@@ -126,4 +130,5 @@ class Agent:
         return [pool.store.snapshot(now) for pool in self.pools.values()]
 
     def _publish_pools(self) -> None:
+        self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)
         self._admin_server.set_pools([pool.store for pool in self.pools.values()])

@@ -52,11 +52,13 @@ class Jobs:
         self._tasks = tasks
         self._clock = clock
         self._hook = hook
+        self._ahead = 0.0  # the wall clock minus the monotonic one, when they were last compared
         self._scheduler = AsyncIOScheduler(timezone="UTC")
         self._scheduler.add_listener(self._failed, EVENT_JOB_ERROR)
 
     async def start(self) -> None:
         """Begin to run the jobs."""
+        self._ahead = self._clock.wall() - self._clock.now()
         self._schedule()
         self._scheduler.start()
         self._tasks.run("wall-clock", self._follow_wall_clock)
@@ -89,11 +91,10 @@ class Jobs:
     async def _follow_wall_clock(self) -> None:
         """Plan the jobs again when the wall clock was set: set back by an hour, the scheduler would wait an hour."""
         clock = self._clock
-        ahead = clock.wall() - clock.now()
         while True:
             await asyncio.sleep(WALL_CLOCK_SECONDS)
-            before, ahead = ahead, clock.wall() - clock.now()
-            if abs(ahead - before) > WALL_CLOCK_SECONDS:
+            before, self._ahead = self._ahead, clock.wall() - clock.now()
+            if abs(self._ahead - before) > WALL_CLOCK_SECONDS:
                 self._schedule()
 
     def _failed(self, event: Any) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from agent.app.component import CannotStart
+from agent.app.endpoint_files import EndpointFiles
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
 from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
+from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import EndpointConfig, PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.discovery import discovery
@@ -26,30 +29,50 @@ from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.requests.load_reports import LoadReports
+from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
+from agent.requests.response import Response
+from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
 from agent.requests.stages.tokens import TokensStage
 from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop
+from agent.scrape.model_refresh import ModelRefresh
 from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
+from agent.serve.ext_proc.actions import Mode
 from agent.serve.ext_proc.server import ExtProcServer
+from agent.signals import MODELS
 from agent.state.endpoint import Identity
 from agent.state.health import Health
+from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import RateLimits
-from agent.state.snapshot import Snapshot
+from agent.state.snapshot import EndpointView, Snapshot
 from agent.state.store import RoutingStore
 
+# The modes by their names in the configuration.
+MODES: Final = {
+    "FULL_DUPLEX_STREAMED": Mode.FULL_DUPLEX,
+    "BUFFERED": Mode.BUFFERED,
+    "BUFFERED_PARTIAL": Mode.PARTIAL,
+    "STREAMED": Mode.STREAMED,
+    "NONE": Mode.NONE,
+}
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
+# How often a start looks whether every endpoint was scraped: a fleet of 10,000 costs some milliseconds each time.
+FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
+# How long a start waits for the lists of models of servers whose page was read: they follow it at once, and a probe of
+# the health path may come between (two time-outs of a probe).
+FIRST_MODELS_SECONDS: Final = 1.0
 
 
 class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
-    endpoints.
+    endpoints, which `endpoint_files` holds back until Envoy knows them.
     """
 
     clock: Clock
@@ -58,12 +81,14 @@ class PoolParts(NamedTuple):
     scrape_loop: ScrapeLoop
     remember: Callable[[str, Pick, float], None]
     on_endpoints: Callable[[], None]
+    endpoint_files: EndpointFiles
 
 
 class _FixedSize:
     """Replaces an index where `prefixIndex.autoSize` is off: cache sizes that servers report are ignored."""
 
     def __init__(self, index: PrefixIndex) -> None:
+        self.clear = index.clear
         self.forget = index.forget
 
     def resize(self, address: str, capacity_blocks: int) -> None:
@@ -94,8 +119,10 @@ class Pool:
             hook=self._observe,
             prefix=self.index if index.auto_size else _FixedSize(self.index),
             index_block_tokens=index.block_tokens,
+            outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
+        self.outcomes = Outcomes(self.store, self.index, parts.hook)
         self._pick = PickStage(
             self.store,
             self.index,
@@ -104,39 +131,50 @@ class Pool:
             parts.hook,
             parts.remember,
             config.ext_proc.fallbacks,
+            self.outcomes,
+            self._unlisted,
         )
+        resets = CacheResetStage(self.store.cache_emptied, self.outcomes.awaited)
+        self.outcomes.on_late_result.append(resets.reported)
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
-            ParseStage(),
+            ParseStage(lambda: self.store.shared_engine, config.ext_proc.max_body, parts.hook, settings.name),
+            resets,
             TokensStage(index.block_tokens, index.bytes_per_token, index.max_tokens),
             self._pick,
         ]
-        self.pipeline = Pipeline(settings.name, stages, parts.clock.now, parts.hook, self._reports)
+        self.pipeline = Pipeline(settings.name, stages, parts.clock.now, parts.hook, self._reports, self.outcomes)
         self._server = ExtProcServer(
             self,
             parts.hook,
             address=settings.ext_proc_address,
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
+            assumed_mode=MODES[config.ext_proc.assumed_mode],
         )
         self._discovery = discovery(settings, config.reload.interval)
         self._watching: Task | None = None
         self._known: EndpointSet | None = None
         self._applied = asyncio.Event()  # a set of endpoints has been applied since the stream began
         self._all_scraped = False
+        self._model_refresh = ModelRefresh()
 
     # -- component ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the picker port and apply the first set of endpoints."""
+        """Apply the first set of endpoints, wait for their first scrapes, and open the picker port.
+
+        A proxy that finds the port open sends requests to it: before the first scrapes none could be picked for.
+        """
         address = self._settings.ext_proc_address
         check_address(address, f"picker address of pool {self.name}", "--ext-proc-address or extProcAddress")
+        await self._watch()
+        await self._first_scrapes()
         try:
             port = await self._server.start()
         except OSError as error:
             raise CannotStart(str(error)) from error
         self.address = join_address(split_address(address)[0], port)
-        await self._watch()
 
     async def apply(self, config: Config) -> None:
         """Take over limits, profile and endpoints: the next pick goes by the new profile; open streams continue."""
@@ -151,6 +189,7 @@ class Pool:
             stale_after=config.state.stale_after,
             rate=rate_limits(config.prefill_rate),
             now=self._parts.clock.now(),
+            outliers=outlier_limits(config.outlier_detection),
         )
         self._known = None  # targets depend on the whole configuration
         self._discovery.apply(settings, config.reload.interval)
@@ -182,6 +221,18 @@ class Pool:
         """Submit a request to the pipeline."""
         return self.pipeline.submit(request, on_decision)
 
+    def log_opened(self) -> None:
+        """A proxy begins to send its access log."""
+        self.outcomes.log_opened()
+
+    def log_closed(self) -> None:
+        """A proxy has ended its access log."""
+        self.outcomes.log_closed()
+
+    def logged(self, request_id: str, response: Response) -> None:
+        """The proxy's log says how a request ended."""
+        self.outcomes.logged(request_id, response, self._parts.clock.now())
+
     @property
     def reports(self) -> bool:
         """Whether model servers are requested to send a load report with each response."""
@@ -190,6 +241,11 @@ class Pool:
     def ready(self) -> bool:
         """True once every endpoint was scraped, with whatever result: from then on a decision rests on knowledge."""
         return self._all_scraped or not self.readiness()
+
+    @property
+    def declared_models(self) -> tuple[str, ...]:
+        """The models and adapters that the configuration names."""
+        return self._settings.models
 
     @property
     def in_flight(self) -> int:
@@ -215,8 +271,22 @@ class Pool:
         except TimeoutError:
             return
 
+    async def _first_scrapes(self) -> None:
+        """Wait until every endpoint was scraped once and has listed its models, or the time for it is over."""
+        clock, custom = self._parts.clock, tables(self._config.engines)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.ext_proc.start_timeout):
+                while self.readiness():  # noqa: ASYNC110  scrapes have no event that ends with the first of each
+                    await asyncio.sleep(FIRST_SCRAPES_CHECK_SECONDS)
+                async with asyncio.timeout(FIRST_MODELS_SECONDS):
+                    while self._lacks_models(clock.now(), custom):  # noqa: ASYNC110  as above
+                        await asyncio.sleep(FIRST_SCRAPES_CHECK_SECONDS)
+
+    def _lacks_models(self, now: float, custom: Mapping[str, Engine]) -> bool:
+        return any(lacks_models(view, custom) for view in self.store.snapshot(now).endpoints)
+
     async def _follow(self) -> None:
-        async for endpoints in self._discovery.watch():
+        async for endpoints in self._parts.endpoint_files.follow(self.name, self._discovery.watch()):
             self._set_endpoints(endpoints)
             self._applied.set()
 
@@ -234,10 +304,17 @@ class Pool:
         for name, each in found.unresolved.items():
             store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
 
+    def _unlisted(self, model: str, now: float) -> None:
+        """No server lists the model of a request: it may have been loaded since the lists were fetched."""
+        if model not in self._settings.models:
+            at = self._model_refresh.due(now, len(self.endpoints))
+            if at is not None:
+                self._parts.scrape_loop.refresh_models(self.name, at)
+
     def _observe(self, event: Event) -> None:
-        """Events of the routing state. An endpoint that goes down may have been replaced under the same name."""
+        """Events of the routing state. An endpoint that is down or blind may have been replaced under the same name."""
         self._parts.hook(event)
-        if type(event) is HealthChanged and event.new == Health.DOWN:
+        if type(event) is HealthChanged and event.new in (Health.DOWN, Health.BLIND):
             self._discovery.refresh()
 
 
@@ -248,9 +325,29 @@ def unscraped(snapshot: Snapshot) -> int:
     )
 
 
+def lacks_models(view: EndpointView, custom: Mapping[str, Engine]) -> bool:
+    """Whether a list of models is expected of a server whose page was read, and has not arrived."""
+    if view.page_at is None or view.engine == AUTO or view.reading(MODELS) is not None:
+        return False
+    return (custom.get(view.engine) or table_of(view.engine)).models_path is not None
+
+
 def rate_limits(rate: PrefillRateConfig) -> RateLimits:
     """The bounds of the learnt prefill rate."""
     return RateLimits(rate.fixed, rate.default, rate.low, rate.high)
+
+
+def outlier_limits(limits: OutlierDetectionConfig) -> OutlierLimits:
+    """When an endpoint is ejected."""
+    return OutlierLimits(
+        limits.enabled,
+        limits.consecutive_failures,
+        limits.failure_ratio,
+        limits.min_requests,
+        limits.base_ejection_time,
+        limits.max_ejection_time,
+        limits.max_ejection_percent / 100,
+    )
 
 
 def access_of(settings: PoolConfig) -> ServerAccess:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Final
 
 from agent.app.component import CannotStart
@@ -12,6 +12,16 @@ from agent.config.config import Config
 
 # Interval of the check for expired readings in pools without readers: a stale endpoint is reported within this time.
 AGING_SECONDS: Final = 0.5
+
+
+async def at_once(calls: Iterable[Coroutine[None, None, None]]) -> None:
+    """Run these at the same time. When one raises, the others are cancelled and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(call)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 class Pools:
@@ -35,16 +45,28 @@ class Pools:
         """Requests that were picked and have not ended, those of removed pools included."""
         return sum(pool.in_flight for pool in (*self.pools.values(), *self._draining.values()))
 
+    def serves_model(self, name: str) -> bool:
+        """Whether a server of any pool lists this model or names this adapter."""
+        return any(pool.store.serves(name) for pool in self.pools.values())
+
+    def lists_models(self, pool: str) -> bool:
+        """Whether the models of this pool are known."""
+        found = self.pools.get(pool)
+        return found is not None and (bool(found.declared_models) or found.store.lists_models)
+
+    def has_server(self, address: str) -> bool:
+        """Whether the address is an endpoint of any pool."""
+        return any(pool.store.has(address) for pool in self.pools.values())
+
     async def start(self) -> None:
         """Start every pool."""
         config = self._config
         if not config.pools:
             raise CannotStart(f"{config.source}: there is no pool to serve; add pools: with a name and endpoints")
         for settings in config.pools:
-            pool = Pool(config, settings, self._parts)
-            self.pools[pool.name] = pool
-            await pool.start()
-        self._on_pools()
+            self.pools[settings.name] = Pool(config, settings, self._parts)
+        self._on_pools()  # the state shows what a start waits for
+        await at_once(pool.start() for pool in self.pools.values())
         self._parts.tasks.run("aging", self._age)
 
     async def apply(self, config: Config) -> None:
@@ -57,8 +79,8 @@ class Pools:
         try:
             for settings in config.pools:
                 if settings.name not in self.pools:
-                    added[settings.name] = pool = Pool(config, settings, self._parts)
-                    await pool.start()
+                    added[settings.name] = Pool(config, settings, self._parts)
+            await at_once(pool.start() for pool in added.values())
         except CannotStart:
             await self._stop(added.values(), 0.0)
             raise
@@ -72,9 +94,7 @@ class Pools:
         self._config = config
         for name in before.keys() - self.pools.keys():  # before the first wait: a stop meanwhile knows them
             self._drain(before[name], config.ext_proc.drain_timeout)
-        for name, pool in self.pools.items():
-            if name not in added:
-                await pool.apply(config)
+        await at_once(pool.apply(config) for name, pool in self.pools.items() if name not in added)
         self._on_pools()
         self._parts.on_endpoints()
 
@@ -95,9 +115,14 @@ class Pools:
         await asyncio.gather(*(pool.stop(grace) for pool in pools))
 
     def _drain(self, pool: Pool, grace: float) -> None:
-        task = asyncio.get_running_loop().create_task(pool.stop(grace))
+        task = asyncio.get_running_loop().create_task(self._remove(pool, grace))
         self._draining[task] = pool
         task.add_done_callback(self._draining.pop)
+
+    async def _remove(self, pool: Pool, grace: float) -> None:
+        await pool.stop(grace)
+        if pool.name not in self.pools:
+            await self._parts.endpoint_files.empty(pool.name)
 
     async def _age(self) -> None:
         clock = self._parts.clock

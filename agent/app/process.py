@@ -62,10 +62,18 @@ async def serve(config: Config, path: Path | None, version: str) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
-    addresses = await agent.start()
+    starting = loop.create_task(agent.start())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await agent.stop(0.0)
+        return
+    addresses = starting.result()
     print("\n".join(greeting(config, addresses, version)), flush=True)
     tune_garbage_collector()
-    await stop.wait()
+    await stopping
     print(f"igw: stopping; {agent.in_flight} requests in flight continue undisturbed", flush=True)
     await agent.stop()
 

@@ -32,6 +32,7 @@ class Supervisor:
         self._hook = hook
         self._started: list[Component] = []
         self._stopping = False
+        self._changing = asyncio.Lock()  # a configuration is applied to components that have started
 
     @property
     def stopping(self) -> bool:
@@ -41,34 +42,39 @@ class Supervisor:
     async def start(self) -> None:
         """Start every component. Raises what one of them raises (CannotStart), with nothing left running."""
         try:
-            for component in self._components:
-                self._started.append(component)  # before it has started, so that a stop meanwhile reaches it
-                await component.start()
+            async with self._changing:
+                for component in self._components:
+                    if self._stopping:
+                        return
+                    self._started.append(component)  # before it has started, so that a stop meanwhile reaches it
+                    await component.start()
         except Exception:
             await self.stop(0.0)
             raise
 
     async def apply(self, old: Config, new: Config) -> None:
-        """Change every component from `old` to `new`. Raises what one of them raises, with all of them at `old`."""
+        """Change every component from `old` to `new`, once they have started. Raises what one of them raises, with all
+        of them at `old`."""
         changed: list[Component] = []
-        try:
-            for component in self._components:
-                changed.append(component)
-                await component.apply(new)
-        except Exception:
-            for component in reversed(changed[:-1]):
-                try:
-                    await component.apply(old)
-                except CannotStart as error:  # the others go back all the same
-                    self._hook(TaskFailed(component.name, f"it cannot go back: {error}", 0.0))
-            raise
+        async with self._changing:
+            try:
+                for component in self._components:
+                    changed.append(component)
+                    await component.apply(new)
+            except Exception:
+                for component in reversed(changed[:-1]):
+                    try:
+                        await component.apply(old)
+                    except CannotStart as error:  # the others go back all the same
+                        self._hook(TaskFailed(component.name, f"it cannot go back: {error}", 0.0))
+                raise
 
     def readiness(self) -> list[str]:
         """Why the agent is not ready, one sentence each."""
         if self._stopping:
             return ["the agent is stopping"]
         if len(self._started) < len(self._components):
-            return ["the agent is starting"]
+            return ["the agent is starting", *(why for component in self._started for why in component.readiness())]
         return [*self._tasks.failing(), *(why for component in self._components for why in component.readiness())]
 
     async def stop(self, grace: float) -> None:

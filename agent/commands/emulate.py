@@ -111,6 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-cache-metrics", action="store_true", help="export the ages of KV blocks, as vLLM's flag does"
     )
+    parser.add_argument(
+        "--disable-log-stats", action="store_true", help="export no metric of the engine, as vLLM's flag does"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -119,7 +122,7 @@ def main(args: argparse.Namespace) -> int:
     names = [name for flags in _GROUPS.values() for name in flags]
     try:
         config = EmulatorConfig(
-            **{name: getattr(args, name) for name in names} | {"kv_cache_metrics": args.kv_cache_metrics}
+            **{name: getattr(args, name) for name in (*names, "kv_cache_metrics", "disable_log_stats")}
         )
         model = ModelSpec(args.model, tuple(args.lora), args.seed, args.answer_tokens, args.stream_interval)
         model.check(config)

@@ -12,7 +12,16 @@ from agent.config import from_flags
 from agent.config.config import Config
 from agent.config.file import load
 from agent.config.nodes import BadConfig
-from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
+from agent.envoy.render import (
+    MAX_EJECTION_PERCENT,
+    EnvoyConfig,
+    EnvoyListener,
+    EnvoyPool,
+    FailureMode,
+    PickMode,
+    ResponseSource,
+    bootstrap,
+)
 from agent.envoy.yaml import dump
 
 HELP = """Print the Envoy configuration for a configuration file of the agent, or for --endpoints.
@@ -48,6 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IP:PORT",
         default="127.0.0.1:9901",
         help="Envoy's admin address, on loopback (default: 127.0.0.1:9901)",
+    )
+    parser.add_argument(
+        "--responses",
+        choices=[source.value for source in ResponseSource],
+        default=ResponseSource.ACCESS_LOG.value,
+        help="how the agent learns what became of its picks, to take failing endpoints out (default: access-log)",
+    )
+    parser.add_argument(
+        "--eds-directory",
+        metavar="DIR",
+        help="where Envoy finds the agent's files of endpoints (default: envoy.edsDirectory of the file)",
     )
     parser.add_argument(
         "--failure-mode",
@@ -102,6 +122,12 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         admin=args.admin,
         max_body=config.ext_proc.max_body,
         failure_mode=FailureMode(args.failure_mode),
+        responses=ResponseSource(args.responses),
+        eds_directory=config.envoy.eds_directory if args.eds_directory is None else args.eds_directory,
+        retry_server_errors=config.envoy.retry_server_errors,
+        retry_budget=config.envoy.retry_budget,
+        # One share for the ejections of both.
+        max_ejection_percent=min(MAX_EJECTION_PERCENT, int(config.outlier_detection.max_ejection_percent)),
     )
 
 

@@ -17,7 +17,16 @@ SIGHUP reads the file again; SIGTERM and Ctrl-C stop it, and open requests conti
 Exit status: 0 stopped by a signal, 1 cannot start, 2 usage error."""
 
 # Flags that replace options of the file, and are refused together with one.
-_INSTEAD_OF_A_FILE = ("endpoints", "pool", "engine", "profile", "scrape_interval", "ext_proc_address", "admin_address")
+_INSTEAD_OF_A_FILE = (
+    "endpoints",
+    "pool",
+    "engine",
+    "profile",
+    "scrape_interval",
+    "ext_proc_address",
+    "admin_address",
+    "eds_directory",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--admin-address", metavar="HOST:PORT", help="address of the API and the metrics (default: 127.0.0.1:9090)"
     )
+    flags.add_argument("--eds-directory", metavar="DIR", help="keep the endpoints for Envoy in a file there (EDS)")
 
 
 def configured(args: argparse.Namespace) -> Config:

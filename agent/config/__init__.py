@@ -41,6 +41,7 @@ def from_flags(
     scrape_interval: str | None = None,
     ext_proc_address: str | None = None,
     admin_address: str | None = None,
+    eds_directory: str | None = None,
 ) -> Config:
     """The configuration of `igw run --endpoints ...`: the same document, the same checks. Raises `BadConfig`."""
 
@@ -63,6 +64,7 @@ def from_flags(
         {"apiVersion": ("", API_VERSIONS[0]), "kind": ("", KIND)},
         pools=SequenceNode("--endpoints", [one]),
         scrape=mapping({"interval": ("--scrape-interval", scrape_interval)}),
+        envoy=mapping({"edsDirectory": ("--eds-directory", eds_directory)}),
         admin=mapping({"address": ("--admin-address", admin_address)}),
     )
     return _interpret(document, "flags", [], vocabulary)

@@ -29,6 +29,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _times(config, reader)
     _budget(config, reader)
     _rates(config, reader)
+    _ejections(config, reader)
     _bodies(config, reader)
     _listeners(config, reader)
     names: dict[str, int] = {}
@@ -119,6 +120,16 @@ def _rates(config: Config, reader: DocumentReader) -> None:
             "prefixIndex.maxTokens",
             f"{prefixes.max_tokens} is less than one block ({prefixes.block_tokens}), so no prefix would match; "
             f"write {prefixes.block_tokens} or more",
+        )
+
+
+def _ejections(config: Config, reader: DocumentReader) -> None:
+    limits = config.outlier_detection
+    if limits.base_ejection_time > limits.max_ejection_time:
+        reader.problem_at(
+            "outlierDetection.baseEjectionTime",
+            f"{show_duration(limits.base_ejection_time)} is above outlierDetection.maxEjectionTime "
+            f"({show_duration(limits.max_ejection_time)}); write a shorter base or a longer maximum",
         )
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.config.admin import AdminConfig
+from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
 from agent.config.log import LogConfig
 from agent.config.options import section, sections
+from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.config.prefix_index import PrefixIndexConfig
@@ -33,8 +35,10 @@ class Config:
     scrape: ScrapeConfig = section(ScrapeConfig, "How the metrics of model servers are scraped.")
     state: StateConfig = section(StateConfig, "The routing state.")
     prefill_rate: PrefillRateConfig = section(PrefillRateConfig, "The prefill rate, in tokens per second.")
+    outlier_detection: OutlierDetectionConfig = section(OutlierDetectionConfig, "Endpoints whose requests fail.")
     prefix_index: PrefixIndexConfig = section(PrefixIndexConfig, "The index of prompt prefixes.")
     ext_proc: ExtProcConfig = section(ExtProcConfig, "The ports that Envoy's ext_proc filter connects to.")
+    envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")

@@ -103,6 +103,14 @@ def _stale_after(scope: Scope) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class AcknowledgedFaultConfig:
+    """A fault of an accelerator that is known and shall have no effect. A fault that begins later has one again."""
+
+    device: str = option(Name(), "the id of the accelerator or its card", required="write the id that /v1/state shows")
+    xid: int = option(Number(0, 9999, whole=True), "the XID error", 0, unset="its faults other than XID errors")
+
+
+@dataclass(frozen=True, slots=True)
 class AcceleratorConfig:
     """A source of readings of the accelerators under a pool's endpoints. Cloud Monitoring (`gke`) samples once a minute
     and publishes up to two minutes later, hence its longer defaults."""
@@ -148,11 +156,20 @@ class AcceleratorConfig:
     fatal_xids: tuple[int, ...] = option(
         NumberList(1, 9999),
         "NVIDIA XID errors that make an endpoint unhealthy",
-        (48, 63, 64, 74, 79, 94, 95, 119, 120),
+        (48, 64, 74, 79, 94, 95, 119, 120),
+    )
+    devices_per_endpoint: int = option(
+        Number(0, 1024, whole=True),
+        "accelerators of each endpoint; with fewer, its sums are partial",
+        0,
+        unset="as many as it was seen with",
     )
     project: str = option(Name(), "`gke` only: the project", "", default_text="required for `gke`")
     location: str = option(Name(), "`gke` only: the cluster's zone or region", "", default_text="required for `gke`")
     cluster: str = option(Name(), "`gke` only: the cluster", "", default_text="required for `gke`")
+    acknowledged: tuple[AcknowledgedFaultConfig, ...] = sections(
+        AcknowledgedFaultConfig, "Faults that have no effect, until they begin again."
+    )
 
 
 def _profile(scope: Scope) -> str:
@@ -175,6 +192,12 @@ class PoolConfig:
         DEFAULT_PROFILE,
         default_from=_profile,
         default_text="the file's profile if it has exactly one, else `least-cost`",
+    )
+    models: tuple[str, ...] = option(
+        WordList(),
+        "models and adapters that its servers serve; needed in metrics for servers that do not list them",
+        (),
+        unset="those that the servers list",
     )
     orca: bool = option(
         Boolean(), "request a load report (ORCA) with each response, and take readings from it", default=False

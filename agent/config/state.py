@@ -22,7 +22,7 @@ class StateConfig:
 
     stale_after: float = option(
         Duration(0.1, 3600),
-        "a reading of this age is withheld, and an endpoint without a younger scrape gets no requests",
+        "a reading of this age is withheld, and an endpoint without a younger page or answer gets no requests",
         _MIN_STALE_AFTER,
         default_from=_stale_after,
         default_text="`3s`, or three times `scrape.interval` if that is longer",

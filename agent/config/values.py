@@ -439,6 +439,24 @@ class FilePath(OptionType):
         return {**text_schema(r"[^\u0000-\u001f\u007f]+", "number", "boolean"), "maxLength": _MAX_FILE}
 
 
+@dataclass(frozen=True, slots=True)
+class DirectoryPath(FilePath):
+    """The path of a directory, which may not exist yet."""
+
+    def holds(self) -> str:
+        """`directory`."""
+        return "directory"
+
+    def read(self, node: Node) -> str:
+        """The path."""
+        try:
+            return FilePath.read(self, node)
+        except InvalidValue:
+            raise InvalidValue(
+                f"{describe(node)} is not a directory; write its path, such as /run/igw/endpoints"
+            ) from None
+
+
 # -- Kubernetes --------------------------------------------------------------------------------------------------------
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/: the key of a label is a name with an optional DNS
 # prefix, its value has at most 63 characters; names of pods, nodes and namespaces are DNS names.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
 from agent.config.pools import EndpointConfig, PoolConfig
@@ -19,12 +20,13 @@ class EndpointSet(NamedTuple):
     """All endpoints of a pool at one instant.
 
     `endpoints` by address, each with what is known of it beside its address; `unresolved` by the configured name;
-    `names`: the host name of each address that was resolved from one.
+    `names`: the host name of each address that was resolved from one; `uids`: the uid of the pod behind each address.
     """
 
     endpoints: Mapping[str, EndpointConfig]
     unresolved: Mapping[str, Unresolved]
     names: Mapping[str, str]
+    uids: Mapping[str, str] = {}
 
     @property
     def engines(self) -> dict[str, str]:
@@ -33,6 +35,15 @@ class EndpointSet(NamedTuple):
             **{address: endpoint.engine for address, endpoint in self.endpoints.items()},
             **{name: each.engine for name, each in self.unresolved.items()},
         }
+
+    def limited_to(self, addresses: AbstractSet[str]) -> EndpointSet:
+        """The set without endpoints at other addresses."""
+        if self.endpoints.keys() <= addresses:
+            return self
+        return self._replace(
+            endpoints={address: each for address, each in self.endpoints.items() if address in addresses},
+            names={address: name for address, name in self.names.items() if address in addresses},
+        )
 
 
 class Discovery(Protocol):

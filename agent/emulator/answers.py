@@ -140,6 +140,8 @@ def chat(id: str, created: int, model: str, answers: Sequence[FinishedAnswer], u
 class ChunkWriter:
     """The chunks of one stream."""
 
+    done: Final = DONE
+
     def __init__(self, id: str, created: int, model: str, *, chat: bool) -> None:
         self._chat = chat
         kind = "chat.completion.chunk" if chat else "text_completion"

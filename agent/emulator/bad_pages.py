@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -16,9 +17,19 @@ _GAUGES: Final = re.compile(
     rb"^(vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}]*\}) .*$", re.MULTILINE
 )
 
+_COMMENT: Final = re.compile(rb"^(?!#).*\n", re.MULTILINE)
+_ENGINE: Final = re.compile(rb"^(?:# (?:HELP|TYPE) )?vllm:.*\n", re.MULTILINE)
+# Pages that are valid and of no use: of a release with other names, of a server with --disable-log-stats, and of a
+# server that writes a sample with its first event.
+_CHANGES: Final[Mapping[str, Callable[[bytes], bytes]]] = {
+    "renamed": lambda page: page.replace(b"vllm:", b"renamed_engine_"),
+    "no_stats": lambda page: _ENGINE.sub(b"", page),
+    "comments": lambda page: _COMMENT.sub(b"", page),
+}
+
 
 async def bad_page(request: web.BaseRequest, faults: Faults, page: bytes) -> web.StreamResponse:
-    """The response for `faults.metrics`: error, empty, html, garbage, cut, nan or huge; `page` is the true page."""
+    """The response for `faults.metrics`, which is neither ok nor hang nor slow; `page` is the true page."""
     kind = faults.metrics
     text = {"Content-Type": "text/plain; version=1.0.0; charset=utf-8"}
     if kind == "error":
@@ -29,6 +40,8 @@ async def bad_page(request: web.BaseRequest, faults: Faults, page: bytes) -> web
         return web.Response(body=_HTML, content_type="text/html")
     if kind == "garbage":
         return web.Response(body=bytes(range(256)) * (len(page) // 256), headers=text)
+    if kind in _CHANGES:
+        return web.Response(body=_CHANGES[kind](page), headers=text)
     if kind == "nan":
         return web.Response(body=_GAUGES.sub(rb"\1 NaN", page), headers=text)
     response = web.StreamResponse(headers=text)

@@ -13,6 +13,7 @@ from agent.emulator.answers import ChunkWriter, FinishedAnswer, Usage
 from agent.emulator.bad_pages import cut_off
 from agent.emulator.config import EmulatorConfig, ModelSpec
 from agent.emulator.driver import EngineDriver, EngineStopped, Waiter
+from agent.emulator.interfaces import MESSAGES, AnswerFacts, Interface, MessageEvents, ResponseEvents
 from agent.emulator.jobs import DoesNotFit, Finished, FirstToken, JobSpec, QueueFull
 from agent.emulator.requests import CompletionRequest, RequestError
 from agent.emulator.text import TextGenerator, block_hashes, tokenize
@@ -30,7 +31,10 @@ class ServerContext:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRequest:
-    """A valid request and what its answer carries; a fault ends its stream after `cut_after` tokens."""
+    """A valid request and what its answer carries; a fault ends its stream after `cut_after` tokens.
+
+    `interface` is None for completions and chats.
+    """
 
     completion: CompletionRequest
     id: str
@@ -39,6 +43,12 @@ class AcceptedRequest:
     lora: str
     cut_after: int | None
     cut_with_error: bool
+    interface: Interface | None = None
+
+    @property
+    def facts(self) -> AnswerFacts:
+        """What answers of other interfaces carry."""
+        return AnswerFacts(self.id, self.created, self.completion.model)
 
 
 class _AnswerProgress:
@@ -135,7 +145,10 @@ async def answer_whole(
         report = answers.load_report(report_format, driver.engine.waiting, driver.engine.kv_usage)
         if report is not None:
             headers["endpoint-load-metrics"] = report
-    body = write(request.id, request.created, completion.model, finished, usage)
+    if request.interface is not None:
+        body = request.interface.write(request.facts, finished[0], usage)
+    else:
+        body = write(request.id, request.created, completion.model, finished, usage)
     return web.Response(body=body, content_type="application/json", headers=headers)
 
 
@@ -175,7 +188,11 @@ async def _write_events(
 ) -> bool:
     """Write the stream to its end; False if a fault cut it. EngineStopped if the fault is an error event."""
     completion, generator, interval = request.completion, context.generator, context.model.stream_interval
-    chunks = ChunkWriter(request.id, request.created, completion.model, chat=completion.chat)
+    chunks: ChunkWriter | MessageEvents | ResponseEvents
+    if request.interface is None:
+        chunks = ChunkWriter(request.id, request.created, completion.model, chat=completion.chat)
+    else:
+        chunks = MessageEvents(request.facts) if request.interface is MESSAGES else ResponseEvents(request.facts)
     indexes = {job_id: index for index, job_id in enumerate(waiter.ids)}
     unfinished = len(indexes)
     cached = 0
@@ -212,8 +229,8 @@ async def _write_events(
                 return False
         if out:
             await response.write(b"".join(out))
-    end = answers.DONE
-    if completion.include_usage:
+    end = chunks.done
+    if completion.include_usage or request.interface is not None:
         end = chunks.usage(_usage(request, context, sum(spec.output_tokens for spec in specs), cached)) + end
     await response.write(end)
     return True

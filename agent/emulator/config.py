@@ -37,6 +37,7 @@ class EmulatorConfig:
     lora_load_seconds: float = 0.0
     startup_seconds: float = 0.0
     kv_cache_metrics: bool = False
+    disable_log_stats: bool = False
 
     def __post_init__(self) -> None:
         """Raise InvalidEmulatorConfig with the field and the smallest change that makes it valid."""

@@ -91,6 +91,10 @@ class EngineDriver:
                 self.engine.abort(now, job_id)
         self._set_timer(now)
 
+    def engine_changed(self) -> None:
+        """The engine was put to sleep or woken up: deliver its events, and set the timer for the next one."""
+        self._deliver()
+
     def stop_waiters(self) -> None:
         """Stop every Waiter: the engine failed or the server stops."""
         for waiter in list(self._waiters.values()):
@@ -116,7 +120,7 @@ class EngineDriver:
         self._timer = asyncio.get_running_loop().call_later(delay, self._deliver)
 
     def _deliver(self) -> None:
-        self._timer = None
+        self.stop()
         now = self._clock.now()
         for event in self.engine.advance(now):
             finished = isinstance(event, Finished)

@@ -116,6 +116,8 @@ class EngineSimulation:
         self._scheduled = False
         self._decoding = 0
         self._admissions = 0
+        self.sleep_level = 0  # 0: awake
+        self._cache_lost = False  # at the end of the step in progress
 
     @property
     def running(self) -> int:
@@ -185,6 +187,24 @@ class EngineSimulation:
             self._drop(job, now)
         return True
 
+    def sleep(self, now: float, level: int) -> None:
+        """Sleep: requests are aborted, the KV cache is lost at the end of the step, and later requests wait."""
+        self._run(now, inclusive=False)
+        for job in list(self._jobs.values()):
+            self.abort(now, job.id)
+        if not self._scheduled:
+            self._drop_aborted()
+        self.cache.drop_idle()
+        self._cache_lost = self._scheduled
+        self.sleep_level = level
+
+    def wake(self, now: float) -> None:
+        """Wake up, with an empty cache; requests that waited are served."""
+        self._run(now, inclusive=False)
+        self.sleep_level = 0
+        if not self._scheduled:
+            self._steps.at = max(self._steps.at, now)
+
     def advance(self, now: float) -> list[JobEvent]:
         """The events up to and including `now`, each once. Times are exact; the events of one request are in order."""
         self._run(now, inclusive=True)
@@ -205,7 +225,7 @@ class EngineSimulation:
         if self._events:
             return self._now
         if not self._scheduled:
-            return steps.at if self._running or self._waiting or self._deferred else None
+            return steps.at if (self._running or self._waiting or self._deferred) and not self.sleep_level else None
         return steps.time(min(steps.reached(self._now) + 1, steps.until) if self._streams else steps.until)
 
     def settle(self, now: float) -> None:
@@ -224,7 +244,9 @@ class EngineSimulation:
                 self._end_steps(at)
                 continue
             at = self._steps.at
-            if not (self._running or self._waiting or self._deferred) or at > now or (at == now and not inclusive):
+            if self.sleep_level or not (self._running or self._waiting or self._deferred):
+                return
+            if at > now or (at == now and not inclusive):
                 return
             self._schedule_step()
 
@@ -363,6 +385,9 @@ class EngineSimulation:
                 self._add_hashes(job, job.blocks * self.config.block_size)
                 self._need_block.append(job)
         self._drop_aborted()
+        if self._cache_lost:
+            self._cache_lost = False
+            self.cache.drop_idle()
         if self.config.max_loras:
             self.adapters.end_steps(before, at, running=bool(self._running))
 

@@ -64,10 +64,6 @@ def _zero(_: EngineSimulation) -> float:
     return 0.0
 
 
-def _one(_: EngineSimulation) -> float:
-    return 1.0
-
-
 def _plus(histogram: BucketCounter, value: float, times: int) -> BucketCounter:
     """A copy of the histogram with `times` more observations; the histogram itself for none."""
     if not times:
@@ -112,7 +108,14 @@ FAMILIES: Final = (
         "engine_sleep_state",
         "gauge",
         "1 for the current state of the engine.",
-        _by_label("sleep_state", {"awake": _one, "weights_offloaded": _zero, "discard_all": _zero}),
+        _by_label(
+            "sleep_state",
+            {
+                "awake": lambda e: float(e.sleep_level == 0),
+                "weights_offloaded": lambda e: float(e.sleep_level == 1),
+                "discard_all": lambda e: float(e.sleep_level == 2),
+            },
+        ),
     ),
     _gauge("kv_cache_usage_perc", "Ratio of the KV blocks held by running requests, 0 to 1.", lambda e: e.kv_usage),
     _counter(

@@ -1,6 +1,7 @@
 """Faults that an emulated server can have, set while it runs: `POST /emulator/faults` with these fields.
 
-    metrics                  ok | hang | slow | error | empty | html | garbage | cut | nan | huge
+    metrics                  ok | hang | slow | error | empty | html | garbage | cut | nan | huge |
+                             renamed | no_stats | comments
     metrics_delay_seconds    delay of a slow page (default 2)
     metrics_status           status of an error page (default 500)
     completions              ok | hang | error | cut | cut_with_error | reset
@@ -25,7 +26,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 _KINDS: Final = {
-    "metrics": ("ok", "hang", "slow", "error", "empty", "html", "garbage", "cut", "nan", "huge"),
+    "metrics": (
+        "ok",
+        "hang",
+        "slow",
+        "error",
+        "empty",
+        "html",
+        "garbage",
+        "cut",
+        "nan",
+        "huge",
+        "renamed",
+        "no_stats",
+        "comments",
+    ),
     "completions": ("ok", "hang", "error", "cut", "cut_with_error", "reset"),
     "health": ("ok", "hang", "error"),
     "accelerator": ("ok", "unhealthy", "ecc", "blank", "hang", "error"),

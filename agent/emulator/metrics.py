@@ -117,6 +117,7 @@ class PageWriter:
         self._started = number(wall)
         self._labels: Labels = (("engine", engine), ("model_name", model_name))
         self._max_loras = config.max_loras
+        self._log_stats = not config.disable_log_stats
         self._families = [f for f in FAMILIES if config.kv_cache_metrics or not f.only_with_kv_cache_metrics]
         unused = EngineSimulation(config)
         text = "".join(self._family_text(family, unused) for family in self._families)
@@ -157,6 +158,8 @@ class PageWriter:
     ) -> bytes:
         """The page at `now`. The engine is settled at `now`; its events stay for its next `advance`."""
         engine.settle(now)
+        if not self._log_stats:
+            return (self._process(process or ProcessStats()) + self._http(http or HttpCounters())).encode()
         values: list[str] = []
         for family in self._families:
             if family.histogram is not None:

@@ -148,17 +148,23 @@ def completion_prompts(fields: dict[str, Any]) -> tuple[array[int], ...]:
     return prompts
 
 
-def _content(part: Any) -> str:
-    """The text of a message's content; other parts are represented by their JSON."""
+def _medium(item: Any) -> str:
+    """What stands for a part that is not text: the `uuid` of a medium, by which vLLM identifies it, else its JSON."""
+    uuid = item.get("uuid") if isinstance(item, dict) else None
+    if isinstance(uuid, str) and uuid:
+        return f"{str(item.get('type')).partition('_')[0]} {uuid}"
+    return orjson.dumps(item).decode()
+
+
+def content_text(part: Any) -> str:
+    """The text of a message's content; other parts are represented by their JSON or their `uuid`."""
     if part is None:
         return ""
     if isinstance(part, str):
         return part
     if isinstance(part, list):
         return "".join(
-            item["text"]
-            if isinstance(item, dict) and isinstance(item.get("text"), str)
-            else orjson.dumps(item).decode()
+            item["text"] if isinstance(item, dict) and isinstance(item.get("text"), str) else _medium(item)
             for item in part
         )
     raise bad_field("string_type", "body.messages.content", "Input should be a string or a list of parts", str(part))
@@ -171,7 +177,7 @@ def chat_prompt(fields: dict[str, Any]) -> array[int]:
         raise bad_field("missing", "body.messages", "Field required", f"<dict of {len(fields)} items>")
     if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
         raise bad_field("list_type", "body.messages", "Input should be a list of messages", str(messages))
-    turns = [(str(item.get("role", "user")), _content(item.get("content"))) for item in messages]
+    turns = [(str(item.get("role", "user")), content_text(item.get("content"))) for item in messages]
     if fields.get("tools"):
         turns.insert(0, ("tools", orjson.dumps(fields["tools"]).decode()))
     return chat_tokens(turns)

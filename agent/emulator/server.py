@@ -21,13 +21,14 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from agent.clock import Clock
-from agent.emulator import accelerators, answers
+from agent.emulator import accelerators, answers, realtime
 from agent.emulator.bad_pages import bad_page
 from agent.emulator.completions import AcceptedRequest, ServerContext, answer_stream, answer_whole
 from agent.emulator.config import EmulatorConfig, ModelSpec
 from agent.emulator.driver import EngineDriver
 from agent.emulator.faults import Faults, InvalidFault
 from agent.emulator.foreign_load import ForeignLoad
+from agent.emulator.interfaces import RESPONSES, Interface, interfaces, messages_fields
 from agent.emulator.jobs import DoesNotFit
 from agent.emulator.metrics import HttpCounters, PageWriter, ProcessStats
 from agent.emulator.requests import (
@@ -103,6 +104,7 @@ class EmulatedServer:
             "/v1/completions": {"POST": self._completions},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/models": {"GET": self._models},
+            "/v1/realtime": {"GET": self._realtime},
             "/v1/load_lora_adapter": {"POST": self._load_adapter},
             "/v1/unload_lora_adapter": {"POST": self._unload_adapter},
             "/metrics": {"GET": self._metrics},
@@ -112,10 +114,16 @@ class EmulatedServer:
             "/load": {"GET": self._load},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
+            "/v1/messages/count_tokens": {"POST": self._count_tokens},
             "/reset_prefix_cache": {"POST": self._reset_prefix_cache},
+            "/sleep": {"POST": self._sleep},
+            "/wake_up": {"POST": self._wake_up},
+            "/is_sleeping": {"GET": self._is_sleeping},
             **({accelerators.PATH: {"GET": self._accelerator_page}} if accelerator else {}),
             "/emulator/faults": {"GET": self._faults, "POST": self._faults, "DELETE": self._faults},
         }
+        self._interfaces = interfaces((model.name, *model.adapters))
+        self._routes = {**self._routes, **{path: {"POST": self._other} for path in self._interfaces}}
 
     @property
     def queue_lengths(self) -> tuple[int, int]:
@@ -179,7 +187,13 @@ class EmulatedServer:
     async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
         return await self._serve(request, chat=True)
 
-    async def _serve(self, request: web.BaseRequest, *, chat: bool) -> web.StreamResponse:
+    async def _other(self, request: web.BaseRequest) -> web.StreamResponse:
+        interface = self._interfaces[request.path]
+        return await self._serve(request, chat=interface.chat, interface=interface)
+
+    async def _serve(
+        self, request: web.BaseRequest, *, chat: bool, interface: Interface | None = None
+    ) -> web.StreamResponse:
         body = await request.read()
         faults = self.faults
         fault = faults.completions if faults.completions != "ok" else ""
@@ -194,22 +208,26 @@ class EmulatedServer:
         if self._stopping:
             raise RequestError(500, "cannot schedule new futures after shutdown", "InternalServerError")
         fields = parse_json(body, request.headers.get("Content-Type", ""))
+        if interface is not None:
+            fields = interface.convert(fields) | {"n": 1}
         name = requested_model(fields, self.model.name, self.adapters)
         completion = parse_completion(fields, chat=chat, model=name, max_model_len=self.config.max_model_len)
         given_id = request.headers.get("X-Request-Id", "")  # may hold bytes that JSON cannot: invalid UTF-8
         request_id = given_id.encode("utf-8", "replace").decode() or f"{self._id_rng.getrandbits(64):016x}"
         accepted = AcceptedRequest(
             completion=completion,
-            id=("chatcmpl-" if chat else "cmpl-") + request_id,
+            id=("resp_" if interface is RESPONSES else "chatcmpl-" if chat else "cmpl-") + request_id,
             created=int(self._clock.wall()),
             headers={"X-Request-Id": request_id},
             lora="" if name == self.model.name else name,
             cut_after=faults.cut_after_tokens if fault in ("cut", "cut_with_error") else None,
             cut_with_error=fault == "cut_with_error",
+            interface=interface,
         )
         self._in_flight += 1
         try:
-            answer = answer_stream if completion.stream else answer_whole
+            streamed = completion.stream and (interface is None or interface.stream)
+            answer = answer_stream if streamed else answer_whole
             return await answer(request, accepted, self._context)
         finally:
             self._in_flight -= 1
@@ -249,6 +267,15 @@ class EmulatedServer:
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         adapters = tuple(self.adapters)
         return _json(200, answers.model_list(self.model.name, adapters, self._created, self.config.max_model_len))
+
+    async def _realtime(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._in_flight += 1
+        try:
+            return await realtime.serve(
+                request, self.model.name, self._clock, f"sess-{self._id_rng.getrandbits(64):016x}"
+            )
+        finally:
+            self._in_flight -= 1
 
     async def _tokenize(self, request: web.BaseRequest) -> web.StreamResponse:
         fields = parse_json(await request.read(), request.headers.get("Content-Type", ""))
@@ -290,6 +317,27 @@ class EmulatedServer:
             raise RequestError(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
         del self.adapters[name]
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _count_tokens(self, request: web.BaseRequest) -> web.StreamResponse:
+        fields = messages_fields(parse_json(await request.read(), request.headers.get("Content-Type", "")))
+        requested_model(fields, self.model.name, self.adapters)
+        return _json(200, orjson.dumps({"input_tokens": len(chat_prompt(fields))}))
+
+    async def _sleep(self, request: web.BaseRequest) -> web.StreamResponse:
+        level = request.query.get("level", "1")
+        if level not in {"1", "2"}:
+            raise RequestError(400, "level must be 1 or 2", "BadRequestError", "level")
+        self._driver.engine.sleep(self._clock.now(), int(level))
+        self._driver.engine_changed()
+        return web.Response(status=200)
+
+    async def _wake_up(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._driver.engine.wake(self._clock.now())
+        self._driver.engine_changed()
+        return web.Response(status=200)
+
+    async def _is_sleeping(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json(200, orjson.dumps({"is_sleeping": self._driver.engine.sleep_level > 0}))
 
     async def _reset_prefix_cache(self, request: web.BaseRequest) -> web.StreamResponse:
         self._driver.engine.settle(self._clock.now())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.engines.mapping import Extraction, Extractor
+from agent.engines.mapping import NOTHING_COUNTED, Extraction, Extractor
 from agent.engines.recognition import recognise
 from agent.exposition.page import PageRefused
 
@@ -24,14 +24,20 @@ class EngineRecogniser:
         self._extractor: Extractor | None = None
 
     def extract(self, page: bytes, *, whole: bool = False) -> Extraction:
-        """The page's readings; PageRefused where the page is of no engine, or of more than one."""
+        """The page's readings, none while a page without a sample names no engine; PageRefused where the page is of no
+        engine, or of more than one."""
         if self._extractor is not None:
             try:
                 return self._extractor.extract(page, whole=whole)
             except PageRefused as refused:
                 if refused.reason != "wrong_engine":
                     raise
-        name = recognise(page)
+        try:
+            name = recognise(page)
+        except PageRefused as refused:
+            if refused.reason == "empty":
+                return NOTHING_COUNTED
+            raise
         extractor = self._make_extractor(name)
         extraction = extractor.extract(page, whole=whole)
         if name != self._name:

@@ -83,4 +83,4 @@ def _source(metric: MetricSpec) -> SignalSource:
     combine = _COMBINE.get(metric.signal, SeriesCombination.SUM)
     if combine is SeriesCombination.NEWEST and label is None:  # a plain number instead of a label of an info sample
         combine = SeriesCombination.SAME
-    return SignalSource(metric.sample, combine, dict(metric.where), label)
+    return SignalSource(metric.sample, combine, dict(metric.where), label, any_part=True)

@@ -47,6 +47,11 @@ class HistogramReader:
         self._scanner = Scanner(names, layouts=layouts)
         self._plans: dict[tuple[Layout, bool], Plan] = {}
 
+    @property
+    def wanted(self) -> Iterable[str]:
+        """The signals of the histograms."""
+        return self._families
+
     def read(self, page: bytes, *, whole: bool) -> Distributions:
         """The histograms of this page. `whole`: the transport showed that the page is complete."""
         layout, values = self._scanner.read(page)

@@ -23,7 +23,12 @@ JETSTREAM: Final = Engine(
     name="jetstream",
     prefixes=("jetstream_",),
     sources={
-        signals.WAITING: (SignalSource("jetstream_prefill_backlog_size"),),
+        signals.WAITING: (
+            SignalSource(
+                "jetstream_prefill_backlog_size",
+                optional=(("jetstream_transfer_backlog_size",), ("jetstream_generate_backlog_size",)),
+            ),
+        ),
         signals.WAITING_CAPACITY: (
             SignalSource("jetstream_generate_backlog_size", added=("jetstream_transfer_backlog_size",)),
         ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
-from agent.engines.table import Engine, SignalSource
+from agent.engines.table import Engine, SeriesCombination, SignalSource
 
 _UNCACHED: Final = "llamacpp:prompt_tokens_total"
 _CACHED: Final = "llamacpp:prompt_tokens_cached_total"
@@ -22,7 +22,7 @@ LLAMACPP: Final = Engine(
     sources={
         signals.RUNNING: (SignalSource("llamacpp:requests_processing"),),
         signals.WAITING: (SignalSource("llamacpp:requests_deferred"),),
-        signals.KV_USAGE: (SignalSource("llamacpp:kv_cache_usage_ratio"),),
+        signals.KV_USAGE: (SignalSource("llamacpp:kv_cache_usage_ratio", SeriesCombination.MEAN_BY_BLOCKS),),
         signals.PREFIX_QUERIES: (SignalSource(_UNCACHED, added=(_CACHED,)),),
         signals.PREFIX_HITS: (SignalSource(_CACHED),),
         signals.PROMPT_TOKENS: (SignalSource(_UNCACHED, added=(_CACHED,)), SignalSource(_UNCACHED)),

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from agent.engines.spellings import spellings
 from agent.engines.table import Engine, SeriesCombination, SignalSource
 from agent.signals import HISTOGRAMS, MODELS, SIGNALS
 
@@ -23,6 +24,10 @@ LEGEND: Final[Mapping[str, str]] = {
     PATH: "not on the page; read from a path of its own",
     NO: "not reported; `igw signals --engine NAME` says why",
 }
+AMBIGUOUS: Final = (
+    "Series of a gauge that differ in a label of processes (pid) are of one engine: the largest counts. Series that "
+    "differ in another label are not combined: an older name without them is read, else the value is withheld."
+)
 WIDTH: Final = 100  # columns of a terminal
 _GAP: Final = "  "
 _HEAD: Final = "signal"
@@ -61,9 +66,14 @@ def combination(table: Engine, signal: str) -> str:
 def _written(source: SignalSource, quote: str) -> str:
     where = ",".join(f'{label}="{text}"' for label, text in source.where.items())
     labels = "{" + where + "}" if where else ""
-    text = " + ".join(f"{quote}{sample}{labels}{quote}" for sample in source.samples)
+    text = " + ".join(f"{quote}{sample}{labels}{quote}" for sample in (source.sample, *source.added))
+    if source.optional:
+        names = (" or ".join(f"{quote}{name}{labels}{quote}" for name in names) for names in source.optional)
+        text += f" + where present {', '.join(names)}"
     if source.one_minus:
         text = f"1 - {text}"
+    if source.steps is not None:
+        text += f" of the {quote}{source.steps.label}{quote} that requests wait for, not of its steps"
     if source.label:
         text += f" label {quote}{source.label}{quote}"
     return text + (" in tokens or blocks, by its HELP" if source.tokens_or_blocks else "")
@@ -119,7 +129,9 @@ def engine_text(table: Engine) -> Iterator[str]:
         ("health", (table.health_path or "none") + (f", port {table.ports.health}" if table.ports else "")),
         ("models", table.models_path or "none"),
         ("prefixes of its names", ", ".join(table.prefixes)),
+        ("also read as", ", ".join(prefix for spelt in spellings(table) for prefix in spelt.prefixes)),
         ("rank labels", ", ".join(table.rank_labels)),
+        ("part labels", ", ".join(table.part_labels)),
         ("copy labels", ", ".join(table.copy_labels)),
         ("if its names are missing", table.hint),
     ):
@@ -133,6 +145,7 @@ def engine_text(table: Engine) -> Iterator[str]:
         yield from _wrapped(text, first)
     yield ""
     yield "The values of several engines behind one port are summed, except where noted in brackets."
+    yield from textwrap.wrap(AMBIGUOUS, WIDTH)
 
 
 def _wrapped(text: str, first: int) -> list[str]:
@@ -186,7 +199,9 @@ def _engine(table: Engine) -> dict[str, Any]:
         "health_port": table.ports.health if table.ports else None,
         "models_path": table.models_path,
         "prefixes": list(table.prefixes),
+        "other_prefixes": [prefix for spelt in spellings(table) for prefix in spelt.prefixes],
         "rank_labels": list(table.rank_labels),
+        "part_labels": list(table.part_labels),
         "copy_labels": list(table.copy_labels),
         "hint": table.hint,
         "signals": {
@@ -214,6 +229,7 @@ def _engine(table: Engine) -> dict[str, Any]:
 def _source(source: SignalSource) -> dict[str, Any]:
     return {
         "samples": list(source.samples),
+        "optional": [list(names) for names in source.optional],
         "where": dict(source.where),
         "label": source.label,
         "one_minus": source.one_minus,

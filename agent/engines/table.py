@@ -8,11 +8,12 @@ a sample on the page is ignored: the table defines it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from agent.engines.cache_resets import ResetCounter
 from agent.signals import MODELS
 
 DEFAULT_PAGE_PATH: Final = "/metrics"
@@ -23,7 +24,13 @@ OTHER_PROGRAMS: Final[Mapping[str, str]] = {
     "node_": "the node exporter of Prometheus",
     "envoy_": "Envoy",
     "igw_": "the inference gateway agent itself",
+    "ray_": "Ray's metrics agent, with no engine that Ray runs",
 }
+
+# Labels that a client library adds to a series of one process of several: `pid` is the one of Python's
+# prometheus_client in its multiprocess mode, for gauges without a mode of combination. Such series are no engines: one
+# process reports, and the others keep what they reported last, or 0.
+PROCESS_LABELS: Final = frozenset({"pid", "process", "process_id"})
 
 # Why a signal on the page has no reading. The first two are those of `agent.signals.admit`.
 REFUSALS: Final[Mapping[str, str]] = {
@@ -36,6 +43,8 @@ REFUSALS: Final[Mapping[str, str]] = {
     "unknown_unit": "older releases count something else under this name, and the page does not say which it is",
     "not_a_histogram": "a part of the histogram is missing, or its buckets do not add up to its count",
     "cut_off": "the page may be cut off after this signal's last series",
+    "ambiguous": "several series differ in a label that names no engine, or one series is of an unknown one of several",
+    "not_a_time": "the value is not a time: it may be the sum of the times of several processes",
 }
 
 
@@ -52,13 +61,41 @@ class SeriesCombination(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSteps:
+    """Models of one server that are steps of each other: a request that waits in one of them does not wait twice.
+
+    `label` has the model's name. Requests count that wait for a model: one that is not in `steps` (the known ones
+    before and after a model) and not in `pipelines` (what runs the steps), or one in `models`. Where several unknown
+    models are left, it is not known which of them is a step, and their requests are only counted if there are none.
+    """
+
+    label: str
+    models: frozenset[str]
+    steps: frozenset[str]
+    pipelines: frozenset[str]
+
+    def counted(self, names: Iterable[str]) -> frozenset[str]:
+        """The models of a page whose requests count; empty where that is unknown."""
+        found = frozenset(names)
+        if len(found) <= 1:
+            return found
+        left = found - self.steps - self.pipelines
+        if left <= self.models or len(left) == 1:
+            return left | (found & self.pipelines)
+        return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class SignalSource:
     """One sample that a signal can be read from. `label`: the value is this label's text instead of the sample's value.
 
     `where`: labels that a series must have; an empty text also matches a missing label. `added`: further samples of the
-    sum; the source is missing where one of them is missing. `one_minus`: the signal is 1 minus the value.
-    `tokens_or_blocks`: releases count different units under this name, and the HELP text says which; blocks are
-    multiplied by the block size.
+    sum; the source is missing where one of them is missing. `optional`: further samples of the sum, each with its other
+    names; one that a page lacks adds nothing. `followed_by`: samples that the engine writes after these, so that a page
+    with one of them is not cut off before them. `one_minus`: the signal is 1 minus the value. `tokens_or_blocks`:
+    releases count different units under this name, and the HELP text says which; blocks are multiplied by the block
+    size. `steps`: the series are of models that may be steps of each other. `any_part`: series that differ in any label
+    but those of processes are parts of the sum.
     """
 
     sample: str
@@ -68,11 +105,15 @@ class SignalSource:
     added: tuple[str, ...] = ()
     one_minus: bool = False
     tokens_or_blocks: bool = False
+    optional: tuple[tuple[str, ...], ...] = ()
+    followed_by: tuple[str, ...] = ()
+    steps: ModelSteps | None = None
+    any_part: bool = False
 
     @property
     def samples(self) -> tuple[str, ...]:
-        """Every sample that it needs."""
-        return (self.sample, *self.added)
+        """Every sample that it reads."""
+        return (self.sample, *self.added, *(name for names in self.optional for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +147,14 @@ class Engine:
     `hint` is what to check when a page has none of the engine's names. `pipelining`: it answers HTTP/1.1 pipelined
     requests. `reports`: name of a metric in a load report -> signal (`agent.engines.report`).
 
-    `rank_labels` identify the engines of one server, whose values are combined. `copy_labels` identify processes that
-    report the same engine, such as those of tensor parallelism: the lowest one counts. `histograms`: metric families of
-    each histogram, the newest name first (`agent.signals.HISTOGRAMS`). `foreign_samples`: samples that only occur on a
-    page of another engine that shares this engine's names -> that engine.
+    `rank_labels` identify the engines of one server, whose values are combined. `part_labels` identify parts of one
+    engine's value, which are summed. `copy_labels` identify processes that report the same engine, such as those of
+    tensor parallelism: the lowest one counts. Series of a gauge that differ in another label are not known to be parts:
+    of those that differ in `PROCESS_LABELS` only, the largest counts; any others are refused as `ambiguous`, and an
+    older name without such series is used instead. `histograms`: metric families of each histogram, the newest name
+    first (`agent.signals.HISTOGRAMS`). `foreign_samples`: samples that only occur on a page of another engine that
+    shares this engine's names -> that engine. `cache_resets`: the counter of requests that empty the prefix cache,
+    where the page has one.
     """
 
     name: str
@@ -123,10 +168,12 @@ class Engine:
     page_path: str = DEFAULT_PAGE_PATH
     ports: EnginePorts | None = None
     rank_labels: tuple[str, ...] = ("engine",)
+    part_labels: tuple[str, ...] = ("model_name",)
     copy_labels: tuple[str, ...] = ()
     foreign_samples: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
     histograms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cache_resets: ResetCounter | None = None
 
     def names(self) -> list[str]:
         """Every sample name that is read, once each."""

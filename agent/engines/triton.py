@@ -10,7 +10,11 @@ its pages: a page with the backend's names is refused for the engine `triton`. T
 since 2025. Scheduled requests are those in the running batch; `active` ones are all requests at the backend, waiting
 included.
 
-With any other backend Triton reports its queue and little more. `nv_inference_exec_count` is not the number of running
+With any other backend Triton reports its queues, one for each model, and little more. A model may be a step of an
+ensemble or of a script that calls other models: a request then waits in one step after the other, and a decoupled model
+sends one request to the next step for each token. The names of the steps are those of tensorrtllm_backend's model
+repository; for others, `engineConfigs` can name the model whose queue counts.
+ `nv_inference_exec_count` is not the number of running
 requests: it counts executions since the start. Requests are counted per model, so one request to an ensemble counts
 several times, and there is no counter of ended requests.
 """
@@ -20,12 +24,18 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
-from agent.engines.table import Engine, EnginePorts, SeriesCombination, SignalSource
+from agent.engines.table import Engine, EnginePorts, ModelSteps, SeriesCombination, SignalSource
 
 _HEALTH: Final = "/v2/health/ready"
 _PORTS: Final = EnginePorts(serving=(8000, 8001), page=8002, health=8000)
 _REQUESTS: Final = "nv_trt_llm_request_metrics"
 _CACHE: Final = "nv_trt_llm_kv_cache_block_metrics"
+_STEPS: Final = ModelSteps(
+    label="model",
+    models=frozenset({"tensorrt_llm", "tensorrt_llm_bls"}),
+    steps=frozenset({"preprocessing", "postprocessing", "multimodal_encoders"}),
+    pipelines=frozenset({"ensemble"}),
+)
 _SILENT: Final = {
     **dict.fromkeys(signals.HISTOGRAMS, "the page has times as sums and summaries, without buckets"),
     signals.FINISHED: "requests are counted per model, so several times in an ensemble",
@@ -57,7 +67,7 @@ TRITON_TENSORRT_LLM: Final = Engine(
 TRITON: Final = Engine(
     name="triton",
     prefixes=("nv_",),
-    sources={signals.WAITING: (SignalSource("nv_inference_pending_request_count"),)},
+    sources={signals.WAITING: (SignalSource("nv_inference_pending_request_count", steps=_STEPS),)},
     silent={
         **_SILENT,
         signals.RUNNING: "not on the page; nv_inference_exec_count counts executions since the start",

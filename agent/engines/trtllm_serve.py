@@ -4,7 +4,8 @@ Source: `tensorrt_llm/metrics/collector.py` of NVIDIA/TensorRT-LLM. The page is 
 a JSON list of iterations. Load and cache are on the page with `enable_iter_perf_stats`, requests and tokens with
 `return_perf_metrics`. Releases before 1.2 only have latencies, under names without `trtllm_`.
 
-On a page collected from several processes a gauge has one series per process (`pid`); only one process reports.
+On a page collected from several processes a gauge has one series per process (`pid`); only one process reports, and
+the largest value counts.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ TRTLLM_SERVE: Final = Engine(
     models_path="/v1/models",
     pipelining=True,  # uvicorn
     page_path="/prometheus/metrics",
-    rank_labels=("pid",),
+    rank_labels=(),
+    part_labels=("model_name", "engine_type"),
     hint="is the path /prometheus/metrics, and are enable_iter_perf_stats and return_perf_metrics set?",
 )

@@ -3,6 +3,11 @@
 The first names are those of vLLM 0.10.2 and later (recorded: 0.32.0). The others are those of V0 and early V1: cache
 metrics began with `gpu_`, and the prefix cache counters counted blocks before they counted tokens. A data-parallel
 server has one series per engine. In 0.32.0 `waiting_lora_adapters` always equals `running_lora_adapters`.
+
+V0 moved preempted requests to a queue of its own, `num_requests_swapped`; V1 returns them to the waiting ones. The
+reasons of waiting add up to the waiting requests (HELP of the metric). `kv_cache_size_tokens` is the size of the cache
+as the engine computed it; with hybrid models and with context parallelism it is not the block size times the blocks.
+Adapters are reported without an engine: each engine of a server overwrites the set of the others.
 """
 
 from __future__ import annotations
@@ -10,10 +15,12 @@ from __future__ import annotations
 from typing import Final
 
 from agent import signals
+from agent.engines.cache_resets import ResetCounter
 from agent.engines.table import Engine, SeriesCombination, SignalSource
 
 _BY_REASON: Final = "vllm:num_requests_waiting_by_reason"
 _CACHE: Final = "vllm:cache_config_info"
+_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _LORA: Final = "vllm:lora_requests_info"
 
 VLLM: Final = Engine(
@@ -21,12 +28,15 @@ VLLM: Final = Engine(
     prefixes=("vllm:",),
     sources={
         signals.RUNNING: (SignalSource("vllm:num_requests_running"),),
-        signals.WAITING: (SignalSource("vllm:num_requests_waiting"),),
+        signals.WAITING: (
+            SignalSource("vllm:num_requests_waiting", optional=(("vllm:num_requests_swapped",),), followed_by=_USAGE),
+            SignalSource(_BY_REASON),
+        ),
         signals.WAITING_CAPACITY: (SignalSource(_BY_REASON, where={"reason": "capacity"}),),
         signals.WAITING_DEFERRED: (SignalSource(_BY_REASON, where={"reason": "deferred"}),),
         signals.KV_USAGE: (
-            SignalSource("vllm:kv_cache_usage_perc", SeriesCombination.MEAN_BY_BLOCKS),
-            SignalSource("vllm:gpu_cache_usage_perc", SeriesCombination.MEAN_BY_BLOCKS),
+            SignalSource(_USAGE[0], SeriesCombination.MEAN_BY_BLOCKS),
+            SignalSource(_USAGE[1], SeriesCombination.MEAN_BY_BLOCKS),
         ),
         signals.PREFIX_QUERIES: (
             SignalSource("vllm:prefix_cache_queries_total"),
@@ -44,6 +54,7 @@ VLLM: Final = Engine(
         signals.PREFILLS: (SignalSource("vllm:request_prefill_time_seconds_count"),),
         signals.BLOCK_SIZE: (SignalSource(_CACHE, SeriesCombination.SAME, label="block_size"),),
         signals.BLOCKS: (SignalSource(_CACHE, SeriesCombination.SUM, label="num_gpu_blocks"),),
+        signals.KV_TOKENS: (SignalSource(_CACHE, SeriesCombination.SUM, label="kv_cache_size_tokens"),),
         signals.LORA_MAX: (SignalSource(_LORA, SeriesCombination.NEWEST, label="max_lora"),),
         signals.LORA_RUNNING: (SignalSource(_LORA, SeriesCombination.NEWEST, label="running_lora_adapters"),),
         signals.LORA_WAITING: (SignalSource(_LORA, SeriesCombination.NEWEST, label="waiting_lora_adapters"),),
@@ -61,7 +72,23 @@ VLLM: Final = Engine(
     },
     health_path="/health",
     models_path="/v1/models",
+    part_labels=("model_name", "reason"),
     pipelining=True,  # uvicorn
     reports={"num_requests_waiting": signals.WAITING, "kv_cache_usage_perc": signals.KV_USAGE},
     hint="was the server started with --disable-log-stats?",
+    # The routes of its development mode (VLLM_SERVER_DEV_MODE=1; recorded: 0.32.0).
+    cache_resets=ResetCounter(
+        "http_requests_total",
+        "handler",
+        "status",
+        (
+            "/sleep",
+            "/wake_up",
+            "/reset_prefix_cache",
+            "/release_kv_cache_memory",
+            "/pause",
+            "/update_weights",
+            "/finish_weight_update",
+        ),
+    ),
 )

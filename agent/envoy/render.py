@@ -1,9 +1,10 @@
 """Renders Envoy's bootstrap configuration as plain data (Envoy reads it as JSON or YAML).
 
-One cluster per pool, one listener per pick mode. Envoy takes a request's endpoint only from the metadata `envoy.lb` of
-the picker (`override_host`). The header of the same name is removed from client requests before any filter or route.
-A request without a pick (`round_robin`, or a picker that is down with `failure_mode` open), or with an endpoint that is
-not in the cluster, is routed by the fallback policy, round robin.
+One cluster per pool, with its endpoints or the file in which the agent keeps them, and one listener per pick mode.
+Envoy takes a request's endpoint only from the metadata `envoy.lb` of the picker (`override_host`). The header of the
+same name is removed from client requests before any filter or route. A request without a pick (`round_robin`, or a
+picker that is down with `failure_mode` open), or with an endpoint that is not in the cluster, is routed by the fallback
+policy, round robin.
 
 Each value that differs from Envoy's default has its reason beside it; docs/reference/envoy.md lists them for operators.
 """
@@ -15,17 +16,29 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
 from agent.requests.rejections import PICKER_UNAVAILABLE, error_type, proxy_replies
 
 Data = dict[str, Any]
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
+# Attributes of a response that the picker reads: the endpoint that answered, how Envoy came to the response, the tries.
+SERVED: Final = "upstream.address"
+DETAILS: Final = "response.code_details"
+ATTEMPTS: Final = "upstream.request_attempt_count"
 
 _TYPE: Final = "type.googleapis.com/envoy.extensions."
 _UNLIMITED: Final = 1_000_000  # Envoy's default of 1,024 also limits the streams that are open
 _BUFFER_SLACK: Final = 1 << 20  # a body just over `max_body` must reach the picker, which answers 413
 _MESSAGE_TIMEOUT_SECONDS: Final = 5.0  # Envoy's default of 0.2 s is shorter than a pause of a busy machine
+# Envoy's default of 1 s is long for a server that fails at once; a batch of 0.1 s costs the agent less than a message
+# for each request.
+_LOG_FLUSH_SECONDS: Final = 0.1
 _STREAM_IDLE_SECONDS: Final = 900.0  # a long prompt in a long queue sends nothing until its first token
+_PICKER_RETRIES: Final = 30  # with the back-off below, about 7 s: the restart of an agent
+_RETRY_BUDGET_PERCENT: Final = 20.0  # Envoy's default
+# At most half: Envoy's load balancing uses all hosts, ejected or not, where fewer than half are healthy.
+MAX_EJECTION_PERCENT: Final = 50
 
 
 class PickMode(Enum):
@@ -34,6 +47,14 @@ class PickMode(Enum):
     BUFFERED = "buffered"  # the picker gets the body in one message (default)
     FULL_DUPLEX = "full_duplex"  # the picker gets the body in chunks and sends it back, as Gateway API gateways do
     ROUND_ROBIN = "round_robin"  # no picker
+
+
+class ResponseSource(Enum):
+    """How the picker learns what became of its picks."""
+
+    ACCESS_LOG = "access-log"  # entries of Envoy's gRPC access log, in batches (default)
+    RESPONSE_HEADERS = "response-headers"  # one more ext_proc message per request, before the response begins
+    NONE = "none"  # not at all: endpoints that fail are not ejected
 
 
 class FailureMode(Enum):
@@ -46,7 +67,8 @@ class FailureMode(Enum):
 class EnvoyPool(NamedTuple):
     """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and its picker's `host:port`, if any.
 
-    `reports`: its picker reads the load reports (ORCA) in response headers.
+    The endpoints are not used where the configuration has a directory of files with them. `reports`: its picker reads
+    the load reports (ORCA) in response headers.
     """
 
     name: str
@@ -65,7 +87,12 @@ class EnvoyListener(NamedTuple):
 
 
 class EnvoyConfig(NamedTuple):
-    """The configuration of one Envoy. `max_body` is the picker's limit in bytes; `admin` must be a loopback address."""
+    """The configuration of one Envoy. `max_body` is the picker's limit in bytes; `admin` must be a loopback address.
+
+    `eds_directory`: where the agent keeps the endpoints of the pools (`agent.envoy.endpoints`). `retry_server_errors`:
+    retry 500, 502 and 504 as well, at most `retry_budget` percent of a pool's requests at a time. `picker_retries`: of
+    a connection to the picker, with `FailureMode.CLOSE`. `max_ejection_percent`: of a pool's endpoints at a time.
+    """
 
     pools: tuple[EnvoyPool, ...]
     listeners: tuple[EnvoyListener, ...]
@@ -74,6 +101,12 @@ class EnvoyConfig(NamedTuple):
     failure_mode: FailureMode = FailureMode.CLOSE
     message_timeout: float = _MESSAGE_TIMEOUT_SECONDS
     stream_idle_timeout: float = _STREAM_IDLE_SECONDS
+    responses: ResponseSource = ResponseSource.ACCESS_LOG
+    eds_directory: str = ""
+    retry_server_errors: bool = False
+    retry_budget: float = _RETRY_BUDGET_PERCENT
+    picker_retries: int = _PICKER_RETRIES
+    max_ejection_percent: int = MAX_EJECTION_PERCENT
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -86,12 +119,13 @@ def bootstrap(config: EnvoyConfig) -> Data:
             raise ValueError(f"listener {listener.name}: no pool {listener.pool!r}; choose from {', '.join(pools)}")
         if listener.mode is not PickMode.ROUND_ROBIN and not pools[listener.pool].picker:
             raise ValueError(f"listener {listener.name}: pool {listener.pool} has no picker: use mode round_robin")
-    host, _ = _host_and_port(config.admin)
+    host, _ = host_and_port(config.admin)
     if not ipaddress.ip_address(host).is_loopback:
         raise ValueError(f"admin {config.admin}: clients of this address can stop Envoy; use 127.0.0.1")
-    clusters = [cluster for pool in config.pools for cluster in _clusters(pool, config.message_timeout)]
+    clusters = [cluster for pool in config.pools for cluster in _clusters(pool, config)]
     return {
-        "admin": {"address": _address(config.admin)},
+        **_node(config),
+        "admin": {"address": socket_address(config.admin)},
         "static_resources": {
             "listeners": [
                 _listener(listener, config, reports=pools[listener.pool].reports) for listener in config.listeners
@@ -123,10 +157,11 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
                 ),
             )
         ],
+        **_http_1(listener.pool),
         local_reply_config={"mappers": list(_local_replies(config.max_body))},
         route_config={
             "name": listener.name,
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [_route(listener.pool)]}],
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": list(_routes(listener, config))}],
         },
         http_filters=filters,
         stream_idle_timeout=_seconds(config.stream_idle_timeout),
@@ -135,9 +170,11 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         # Keep the client's request id, so that it is the same in all logs.
         preserve_external_request_id=True,
     )
+    if listener.mode is not PickMode.ROUND_ROBIN and config.responses is ResponseSource.ACCESS_LOG:
+        manager["access_log"] = [_access_log(listener.pool)]
     return {
         "name": listener.name,
-        "address": _address(listener.address),
+        "address": socket_address(listener.address),
         # A second Envoy on this port must fail to start instead of silently taking half of the connections.
         "enable_reuse_port": False,
         # Also limits a buffered request body: with the default of 1 MiB Envoy refuses long prompts.
@@ -146,25 +183,116 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
     }
 
 
-def _route(pool: str) -> Data:
-    return {
-        "match": {"prefix": "/"},
-        "route": {
-            "cluster": pool,
-            "timeout": "0s",  # the duration of a response is limited by `stream_idle_timeout` only
-            # Safe for any request: the server has not received it.
-            "retry_policy": {
-                "retry_on": "connect-failure,refused-stream",
-                "num_retries": 1,
-                "retry_host_predicate": [
-                    _named(
-                        "envoy.retry_host_predicates.previous_hosts",
-                        _typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"),
-                    )
-                ],
-                "host_selection_retry_max_attempts": 5,
+def _node(config: EnvoyConfig) -> Data:
+    """Envoy's name for itself, which every dynamic source of configuration requires."""
+    return {"node": {"id": "envoy", "cluster": "igw"}} if config.eds_directory else {}
+
+
+def _http_1(host: str) -> Data:
+    """HTTP/1.0 clients, such as nginx with its default `proxy_http_version`; `host` where they send none."""
+    return {"http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": host}}
+
+
+def _routes(listener: EnvoyListener, config: EnvoyConfig) -> Iterable[Data]:
+    action = {
+        "cluster": listener.pool,
+        "timeout": "0s",  # the duration of a response is limited by `stream_idle_timeout` only
+        "retry_policy": _retry_policy(config),
+    }
+    yield _websocket_route(listener, action, config.responses)
+    yield {"match": {"prefix": "/"}, "route": action}
+
+
+def _websocket_route(listener: EnvoyListener, action: Data, responses: ResponseSource) -> Data:
+    """WebSocket upgrades on any path, such as /v1/realtime: the endpoint is picked at the headers, as no body ends."""
+    found = {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}
+    route: Data = {
+        "match": {"prefix": "/", "headers": [found]},
+        "route": {**action, "upgrade_configs": [{"upgrade_type": "websocket"}]},
+    }
+    if listener.mode is not PickMode.ROUND_ROBIN:
+        override = _typed(
+            "filters.http.ext_proc.v3.ExtProcPerRoute",
+            overrides={
+                "processing_mode": {
+                    "request_header_mode": "SEND",
+                    "request_body_mode": "NONE",
+                    "request_trailer_mode": "SKIP",
+                    "response_header_mode": "SEND" if responses is ResponseSource.RESPONSE_HEADERS else "SKIP",
+                    "response_body_mode": "NONE",
+                    # Otherwise Envoy ends the stream at the pick, and the picker learns the end of the request from it.
+                    "response_trailer_mode": "SEND",
+                }
             },
-        },
+        )
+        route["typed_per_filter_config"] = {"envoy.filters.http.ext_proc": override}
+    return route
+
+
+def _retry_policy(config: EnvoyConfig) -> Data:
+    """One retry at another endpoint: the next of the pick's list, else one that round robin selects."""
+    # `reset` is a connection that ends before the response headers: the client has received nothing, and has no part in
+    # the choice of the server, so it cannot depend on which one answers. `reset-before-request` would not retry a
+    # request that was sent on a connection which the server was closing.
+    policy: Data = {"retry_on": "connect-failure,refused-stream,reset"}
+    if config.retry_server_errors:
+        # Not 503: a full queue answers 503, and a retry would add load to a pool that has too much.
+        policy = {
+            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+            "retriable_status_codes": [500, 502, 504],
+        }
+    return {
+        **policy,
+        "num_retries": 1,
+        "retry_host_predicate": [
+            _named(
+                "envoy.retry_host_predicates.previous_hosts",
+                _typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+            )
+        ],
+        "host_selection_retry_max_attempts": 5,
+    }
+
+
+def _outlier_detection(config: EnvoyConfig) -> Data:
+    """Ejects an endpoint to which Envoy cannot connect, and for no response.
+
+    The agent takes an endpoint out for its responses, because it can distinguish a full queue from a failure. An
+    ejected endpoint is still used for a pick that names it: ejection affects only what round robin selects.
+    """
+    return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 3,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "interval": "1s",  # of the check whether an ejection is over
+        "base_ejection_time": "10s",
+        "max_ejection_time": "60s",
+        "max_ejection_percent": config.max_ejection_percent,
+        "always_eject_one_host": False,
+        "enforcing_consecutive_5xx": 0,  # a full queue answers 503
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "enforcing_local_origin_success_rate": 0,
+        "enforcing_failure_percentage": 0,
+        "enforcing_failure_percentage_local_origin": 0,
+    }
+
+
+def _picker_retry_policy(config: EnvoyConfig) -> Data:
+    """Retries of the connection to the picker, so that a restart of the agent delays requests and fails none.
+
+    With `FailureMode.OPEN` only one: such a request is routed round robin instead of waiting.
+    """
+    retries = min(1, config.picker_retries) if config.failure_mode is FailureMode.OPEN else config.picker_retries
+    if retries == 0:
+        return {}
+    return {
+        "retry_policy": {
+            # Not `reset`: an agent that accepts connections and does not respond is detected by a reset, after seconds.
+            "retry_on": "connect-failure,refused-stream,unavailable",
+            "num_retries": retries,
+            "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
+        }
     }
 
 
@@ -186,13 +314,17 @@ def _ext_proc(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
             "response_trailer_mode": "SEND",
         }
     attributes = {}
-    if reports:
+    if reports or config.responses is ResponseSource.RESPONSE_HEADERS:
         mode["response_header_mode"] = "SEND"  # load reports are response headers
-        attributes["response_attributes"] = ["upstream.address"]  # after a retry, another endpoint may have answered
+        # After a retry, another endpoint may have answered; and Envoy's own 503 must not count as a server's.
+        attributes["response_attributes"] = [SERVED, DETAILS, ATTEMPTS]
     return _typed(
         "filters.http.ext_proc.v3.ExternalProcessor",
         # No timeout of the stream: it lasts as long as the response.
-        grpc_service={"envoy_grpc": {"cluster_name": picker_cluster(listener.pool)}},
+        grpc_service={
+            "envoy_grpc": {"cluster_name": picker_cluster(listener.pool)},
+            **_picker_retry_policy(config),
+        },
         failure_mode_allow=config.failure_mode is FailureMode.OPEN,
         processing_mode=mode,
         **attributes,
@@ -205,11 +337,39 @@ def _ext_proc(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
     )
 
 
-def _clusters(pool: EnvoyPool, message_timeout: float) -> Iterable[Data]:
+def _access_log(pool: str) -> Data:
+    """Sends an entry for each request to the picker when it is over."""
+    return _named(
+        "envoy.access_loggers.http_grpc",
+        _typed(
+            "access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+            common_config={
+                "log_name": pool,
+                "transport_api_version": "V3",
+                "grpc_service": {"envoy_grpc": {"cluster_name": picker_cluster(pool)}},
+                "buffer_flush_interval": _seconds(_LOG_FLUSH_SECONDS),
+            },
+            # Tells a full queue from a failure.
+            additional_response_headers_to_log=["retry-after"],
+        ),
+    )
+
+
+def _endpoints(pool: EnvoyPool, config: EnvoyConfig) -> Data:
+    """Where the cluster's endpoints come from. Raises ValueError for a host name that nobody would resolve."""
+    if config.eds_directory:
+        return eds_cluster(pool.name, config.eds_directory)
     for endpoint in pool.endpoints:
-        host, _ = _host_and_port(endpoint)
+        host, _ = host_and_port(endpoint)
         if not _is_ip(host):
-            raise ValueError(f"pool {pool.name}: endpoint {endpoint}: use its IP address, as the picker does")
+            raise ValueError(
+                f"pool {pool.name}: endpoint {endpoint}: use its IP address, as the picker does, "
+                "or set envoy.edsDirectory, where the agent writes the addresses of names"
+            )
+    return {"type": "STATIC", "load_assignment": assignment(pool.name, pool.endpoints)}
+
+
+def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
     round_robin = _named(
         "envoy.load_balancing_policies.round_robin", _typed("load_balancing_policies.round_robin.v3.RoundRobin")
     )
@@ -220,23 +380,23 @@ def _clusters(pool: EnvoyPool, message_timeout: float) -> Iterable[Data]:
     )
     yield {
         "name": pool.name,
-        "type": "STATIC",
         "connect_timeout": "1s",
-        "load_assignment": _assignment(pool.name, pool.endpoints),
+        **_endpoints(pool, config),
         "load_balancing_policy": {
             "policies": [{"typed_extension_config": _named("envoy.load_balancing_policies.override_host", override)}]
         },
-        "circuit_breakers": _no_limits(),
+        "outlier_detection": _outlier_detection(config),
+        "circuit_breakers": _pool_limits(config),
         "typed_extension_protocol_options": _http({"http_protocol_options": {}}, idle=4.0),
     }
     if pool.picker:
-        host, _ = _host_and_port(pool.picker)
+        host, _ = host_and_port(pool.picker)
         name = picker_cluster(pool.name)
         yield {
             "name": name,
             "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
             "connect_timeout": "1s",
-            "load_assignment": _assignment(name, (pool.picker,)),
+            "load_assignment": assignment(name, (pool.picker,)),
             "circuit_breakers": _no_limits(),
             "typed_extension_protocol_options": _http(
                 # Detects an unresponsive picker once, not by the timeout of each request. In full duplex Envoy has no
@@ -244,8 +404,8 @@ def _clusters(pool: EnvoyPool, message_timeout: float) -> Iterable[Data]:
                 {
                     "http2_protocol_options": {
                         "connection_keepalive": {
-                            "interval": _seconds(2 * message_timeout),
-                            "timeout": _seconds(message_timeout),
+                            "interval": _seconds(2 * config.message_timeout),
+                            "timeout": _seconds(config.message_timeout),
                         }
                     }
                 }
@@ -268,6 +428,18 @@ def _no_limits() -> Data:
     return {"thresholds": [dict.fromkeys(names, _UNLIMITED)]}
 
 
+def _pool_limits(config: EnvoyConfig) -> Data:
+    """No limits, but for retries where responses are retried: a pool that fails must not receive everything twice."""
+    limits = _no_limits()
+    if config.retry_server_errors:
+        (threshold,) = limits["thresholds"]
+        threshold["retry_budget"] = {
+            "budget_percent": {"value": config.retry_budget},
+            "min_retry_concurrency": 3,
+        }
+    return limits
+
+
 def _local_replies(max_body: int) -> Iterable[Data]:
     """Envoy's own errors as OpenAI errors; the first that matches applies. The picker's answers stay as they are."""
     for reply in proxy_replies(max_body):
@@ -287,29 +459,12 @@ def _local_replies(max_body: int) -> Iterable[Data]:
         yield mapped
 
 
-def _assignment(cluster: str, addresses: Iterable[str]) -> Data:
-    endpoints = [{"endpoint": {"address": _address(address)}} for address in addresses]
-    return {"cluster_name": cluster, "endpoints": [{"lb_endpoints": endpoints}]}
-
-
 def _typed(kind: str, **fields: Any) -> Data:
     return {"@type": _TYPE + kind, **fields}
 
 
 def _named(name: str, typed_config: Data) -> Data:
     return {"name": name, "typed_config": typed_config}
-
-
-def _address(text: str) -> Data:
-    host, port = _host_and_port(text)
-    return {"socket_address": {"address": host, "port_value": port}}
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{text!r} is not host:port, or [address]:port for IPv6")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _is_ip(host: str) -> bool:

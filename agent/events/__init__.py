@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    EncodedBody,
+    Ended,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Reported,
+    Responded,
+    StreamBroken,
+)
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -27,12 +39,18 @@ Event = (
     | DevicesRead
     | DevicesFailed
     | DeviceHealthChanged
+    | DeviceLost
     | HealthPathFailed
     | HealthChanged
     | ServerRestarted
+    | CacheEmptied
+    | EncodedBody
     | Picked
     | Refused
     | Reported
+    | Responded
+    | NotFollowed
+    | EndpointEjected
     | Ended
     | Abandoned
     | StreamBroken

@@ -38,3 +38,15 @@ class DeviceHealthChanged(NamedTuple):
     device: str
     reason: str
     detail: str
+
+
+class DeviceLost(NamedTuple):
+    """An accelerator that an endpoint was seen with left the exporter's page, or is on it without its pod (`lost`); or
+    it is back, or known to be no longer the endpoint's."""
+
+    source: str
+    exporter: str
+    pool: str
+    address: str
+    device: str
+    lost: bool

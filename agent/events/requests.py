@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 
 class Picked(NamedTuple):
-    """A request was assigned to an endpoint. `took` is the duration of the decision in seconds."""
+    """A request was assigned to an endpoint. `took` is the duration of the decision in seconds.
+
+    `model` is the one that serves the request; `requested` is the one that the client named where that is another.
+    """
 
     pool: str
     profile: str
@@ -16,15 +19,26 @@ class Picked(NamedTuple):
     predicted_hit_tokens: int
     left_warmest: bool
     took: float
+    requested: str = ""
+
+
+class EncodedBody(NamedTuple):
+    """A request had a body with a content-encoding, a value of `agent.requests.unpack.ENCODINGS`. `result`: `read`,
+    `unread` (picked without a prompt) or `refused`."""
+
+    pool: str
+    encoding: str
+    result: str
 
 
 class Refused(NamedTuple):
-    """A request was rejected by the agent, with this HTTP status and reason (one word)."""
+    """A request was rejected by the agent, with this HTTP status and reason (one word); `requested` as in `Picked`."""
 
     pool: str
     model: str
     status: int
     reason: str
+    requested: str = ""
 
 
 class Reported(NamedTuple):
@@ -35,14 +49,48 @@ class Reported(NamedTuple):
     reason: str
 
 
+class Responded(NamedTuple):
+    """The proxy reported the response to a picked request. `result` is a key of `agent.requests.outcomes.RESULTS`."""
+
+    pool: str
+    endpoint: str
+    result: str
+
+
+class NotFollowed(NamedTuple):
+    """The proxy sent a request to `served` that was picked for `picked`, without a failed try there."""
+
+    pool: str
+    picked: str
+    served: str
+
+
+class EndpointEjected(NamedTuple):
+    """An endpoint gets trial requests only, because its requests failed: `reason` is a key of
+    `agent.state.outliers.EJECTION_REASONS`, `last` the result of the last request. `seconds` until the first trial."""
+
+    pool: str
+    endpoint: str
+    reason: str
+    last: str
+    consecutive: int
+    ratio: float
+    seconds: float
+    ejections: int
+
+
 class Ended(NamedTuple):
-    """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it)."""
+    """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it).
+
+    `requested` as in `Picked`.
+    """
 
     pool: str
     model: str
     endpoint: str
     took: float
     how: str
+    requested: str = ""
 
 
 class Abandoned(NamedTuple):

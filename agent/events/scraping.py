@@ -43,17 +43,31 @@ class HealthPathFailed(NamedTuple):
 
 
 class HealthChanged(NamedTuple):
-    """An endpoint's health changed; `old` and `new` are values of `agent.state.health.Health`."""
+    """An endpoint's health changed; `old` and `new` are values of `agent.state.health.Health`.
+
+    If one of them is `blind`, `blind` of the pool's `endpoints` are now; else both are 0.
+    """
 
     pool: str
     endpoint: str
     old: str
     new: str
     reason: str
+    blind: int = 0
+    endpoints: int = 0
 
 
 class ServerRestarted(NamedTuple):
     """A new server was detected at a known address; all earlier readings were discarded."""
+
+    pool: str
+    endpoint: str
+    reason: str
+
+
+class CacheEmptied(NamedTuple):
+    """The prefix cache of a known server is empty: the prefix index forgot its blocks. `reason` is one of
+    `agent.state.endpoint.EMPTIED`."""
 
     pool: str
     endpoint: str

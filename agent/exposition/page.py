@@ -185,11 +185,12 @@ _COMMENT_OR_TEXT: Final = re.compile(
 _DIGITS: Final = b"0123456789.eE+-"
 # The constant beginning of the line after a group: a comment's mark, or a name with the character after it.
 _NEXT: Final = re.compile(rb"\n(?:#|[^ \t{\n]*[ \t{\n])")
-_ANY_LINE: Final = re.compile(
-    rb"^[ \t]*(?:# (?:HELP|TYPE|UNIT) [a-zA-Z_:]|# EOF$|"
-    rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^\n]*\})?[ \t]+[+-]?(?:[0-9.]|(?i:inf|nan)))",
-    re.MULTILINE,
-)
+_SAMPLE: Final = rb"[a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^\n]*\})?[ \t]+[+-]?(?:[0-9.]|(?i:inf|nan))"
+_SAMPLE_LINE: Final = re.compile(rb"^[ \t]*" + _SAMPLE, re.MULTILINE)
+_ANY_LINE: Final = re.compile(rb"^[ \t]*(?:# (?:HELP|TYPE|UNIT) [a-zA-Z_:]|# EOF$|" + _SAMPLE + rb")", re.MULTILINE)
+# Details of the reason `empty`.
+EMPTY: Final = "the page has no line: the server has counted nothing yet, or this is not the path of the metrics"
+NO_SAMPLES: Final = "the page only has comments (HELP, TYPE) and no sample: the server has counted nothing yet"
 
 
 class Layout:
@@ -386,12 +387,12 @@ class Scanner:
 
 def check_page(page: bytes) -> None:
     """PageRefused for a body that cannot be a whole page of the text format, of whatever engine."""
-    if not page:
-        raise PageRefused("empty", "the response has no body: is this the path of the metrics?")
     first = page[:1]
-    if first.isspace():
+    if not first or first.isspace():
         first = page.lstrip()[:1]
-    if first and not (first.isalpha() or first in b"#_:"):
+        if not first:
+            raise PageRefused("empty", EMPTY)
+    if not (first.isalpha() or first in b"#_:"):
         raise PageRefused("not_metrics", f"the page begins with {excerpt(page)}: is this the path of the metrics?")
     if b"\0" in page:
         raise PageRefused("not_metrics", "the page contains zero bytes: it is not text")
@@ -403,6 +404,17 @@ def check_page(page: bytes) -> None:
 def is_metrics(page: bytes) -> bool:
     """Whether at least one line of the page is in the text format."""
     return _ANY_LINE.search(page) is not None
+
+
+def has_samples(page: bytes) -> bool:
+    """Whether at least one line of the page is a sample in the text format."""
+    return _SAMPLE_LINE.search(page) is not None
+
+
+def describes(page: bytes, prefixes: Iterable[str]) -> bool:
+    """Whether the page has a TYPE line of a name that begins with one of these prefixes."""
+    marks = [f"# TYPE {prefix}".encode() for prefix in prefixes]
+    return any(page.startswith(mark) or b"\n" + mark in page for mark in marks)
 
 
 def help_of(page: bytes, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
 from exporters.catalog import accelerators as rows
@@ -23,11 +23,13 @@ class AcceleratorInstruments:
             DevicesRead: self._count_read,
             DevicesFailed: self._count_failed,
             DeviceHealthChanged: self._count_health_changed,
+            DeviceLost: self._count_lost,
         }
         self.lines: Mapping[type, Callable[[Any], None]] = {
             DevicesRead: self._log_read,
             DevicesFailed: self._log_failed,
             DeviceHealthChanged: self._log_health_changed,
+            DeviceLost: self._log_lost,
         }
 
     def _count_read(self, event: DevicesRead) -> None:
@@ -63,3 +65,18 @@ class AcceleratorInstruments:
         state = f"unhealthy ({event.reason}): {shortened(event.detail)}" if event.reason else "healthy again"
         text = f"accelerator {shortened(event.device)} of {event.source} exporter {event.exporter} is {state}"
         write(text, exporter=event.exporter, device=event.device, reason=event.reason)
+
+    def _count_lost(self, event: DeviceLost) -> None:
+        if event.lost:
+            self._metrics.count(rows.LOST_TOTAL, event.pool, event.source)
+
+    def _log_lost(self, event: DeviceLost) -> None:
+        device = f"accelerator {shortened(event.device)} of {event.source} exporter {event.exporter}"
+        if event.lost:
+            text = (
+                f"pool {event.pool}: {device}, seen with {event.address}, left the page: its last state stays in effect"
+            )
+            self._log.warning(text, exporter=event.exporter, device=event.device, server=event.address)
+        else:
+            text = f"pool {event.pool}: {device} is no longer missing at {event.address}"
+            self._log.info(text, exporter=event.exporter, device=event.device, server=event.address)

@@ -28,6 +28,10 @@ class EventMetrics:
         """Increment a counter by one."""
         self.child(row, *labels).inc()
 
+    def remove(self, row: Metric, *labels: str) -> None:
+        """Remove the series with these label values."""
+        self._metrics[row.name].remove(*labels)
+
     def clear(self, row: Metric) -> None:
         """Remove all series of a metric."""
         self._metrics[row.name].clear()

@@ -8,7 +8,7 @@ counters up once and keeps them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +20,7 @@ from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
+from agent.instruments.known_names import KnownNames
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
@@ -45,8 +46,9 @@ class Instruments:
         log = log or EventLog(clock)
         self._metrics = EventMetrics()
         self._uncounted: deque[Event] = deque()
+        self._requests = RequestInstruments(self._metrics, log)
         domains: tuple[Domain, ...] = (
-            RequestInstruments(self._metrics, log),
+            self._requests,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
@@ -66,6 +68,14 @@ class Instruments:
         line = self._lines.get(kind)
         if line is not None:
             line(event)
+
+    def set_names(self, names: KnownNames) -> None:
+        """Use the names of these pools from now on: they have labels of their own."""
+        self._requests.names = names
+
+    def declare_models(self, names: Iterable[str]) -> None:
+        """Replace the names of models that the configuration declares: they always have labels of their own."""
+        self._requests.declare_models(names)
 
     @property
     def registry(self) -> CollectorRegistry:

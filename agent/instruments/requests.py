@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    EncodedBody,
+    Ended,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Reported,
+    Responded,
+    StreamBroken,
+)
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
+from agent.instruments.known_names import KnownNames, NothingKnown
 from agent.instruments.label_limiter import LabelLimiter
+from agent.instruments.model_series import ModelSeries
+from exporters.catalog import CATALOG
 from exporters.catalog import requests as rows
+from exporters.catalog.metric import Metric
 
-MODEL_NAMES: Final = 1000  # distinct ones on the page; the reference's limit
+# Endpoints of the pools, and those that have left them since. Only discovery adds to them.
 SERVER_NAMES: Final = 10_000
-
-# The reference's defaults of labels that no request sets yet.
-FAIRNESS_ID: Final = "default-flow"
-PRIORITY: Final = "0"
 
 # The reference's error names by HTTP status; other statuses are written as they are.
 ERROR_CODES: Final = {
@@ -34,12 +45,6 @@ ERROR_CODES: Final = {
 }
 
 
-class _ModelCounters(NamedTuple):
-    total: Counter
-    running: Gauge
-    duration: Histogram
-
-
 class _PickCounters(NamedTuple):
     picks: Counter
     prompt_tokens: Counter
@@ -48,36 +53,54 @@ class _PickCounters(NamedTuple):
 
 
 class RequestInstruments:
-    """The handlers of request events."""
+    """The handlers of request events. `names` are those of the pools."""
 
     def __init__(self, metrics: EventMetrics, log: EventLog) -> None:
         self._metrics = metrics
         self._log = log
-        self._model = LabelLimiter(MODEL_NAMES)
-        self._server = LabelLimiter(SERVER_NAMES)
+        self.names: KnownNames = NothingKnown()
+        self._models = ModelSeries(metrics, lambda: self.names)
+        self._server = LabelLimiter(
+            SERVER_NAMES,
+            SERVER_NAMES,
+            listed=self._has_server,
+            unlisted=lambda _: False,
+            free=self._free_server,
+        )
         self._decision: Histogram = metrics.child(rows.DECISION)
         # Children by label values, whose number is bounded.
-        self._models = cache(self._model_counters)
-        self._picks = cache(self._pick_counters)
+        self._picks: dict[tuple[str, str, str], _PickCounters] = {}
         self._ends = cache(self._end_counter)
+        # Counters of what became of picks: name of the metric and its label values, of which the second is the server.
+        self._outcomes: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self.counts: Mapping[type, Callable[[Any], None]] = {
+            EncodedBody: self._count_encoded_body,
             Picked: self._count_picked,
             Refused: self._count_refused,
             Reported: self._count_reported,
+            Responded: self._count_responded,
+            NotFollowed: self._count_not_followed,
+            EndpointEjected: self._count_ejected,
             Ended: self._count_ended,
             Abandoned: self._count_abandoned,
             StreamBroken: self._count_stream_broken,
         }
         self.lines: Mapping[type, Callable[[Any], None]] = {
             Refused: self._log_refused,
+            NotFollowed: self._log_not_followed,
+            EndpointEjected: self._log_ejected,
             StreamBroken: self._log_stream_broken,
         }
 
+    def declare_models(self, names: Iterable[str]) -> None:
+        """Replace the names of models that the configuration declares."""
+        self._models.declare(names)
+
     def _count_picked(self, event: Picked) -> None:
-        model = self._models(self._model(event.model))
-        model.total.inc()
-        model.running.inc()
-        pick = self._picks(event.pool, event.profile, self._server(event.endpoint))
+        self._models.picked(event.pool, event.requested or event.model, event.model)
+        pick = self._picks.get((event.pool, event.profile, event.endpoint))
+        if pick is None:
+            pick = self._pick_counters(event.pool, event.profile, self._server(event.endpoint))
         pick.picks.inc()
         pick.prompt_tokens.inc(event.prompt_tokens)
         pick.hit_tokens.inc(event.predicted_hit_tokens)
@@ -85,11 +108,12 @@ class RequestInstruments:
             pick.left_warmest.inc()
         self._decision.observe(event.took)
 
+    def _count_encoded_body(self, event: EncodedBody) -> None:
+        self._metrics.count(rows.ENCODED_BODIES, event.pool, event.encoding, event.result)
+
     def _count_refused(self, event: Refused) -> None:
-        model = self._model(event.model)
-        self._metrics.count(rows.REQUESTS, model, model, FAIRNESS_ID, PRIORITY)
         code = ERROR_CODES.get(event.status, str(event.status))
-        self._metrics.count(rows.REQUEST_ERRORS, model, model, FAIRNESS_ID, PRIORITY, code)
+        self._models.refused(event.pool, event.requested or event.model, event.model, code)
         self._metrics.count(rows.REJECTED, event.pool, str(event.status), event.reason)
 
     def _log_refused(self, event: Refused) -> None:
@@ -101,10 +125,34 @@ class RequestInstruments:
     def _count_reported(self, event: Reported) -> None:
         self._metrics.count(rows.LOAD_REPORTS, event.pool, "refused" if event.reason else "ok", event.reason)
 
+    def _count_responded(self, event: Responded) -> None:
+        self._outcome(rows.RESPONSES, event.pool, self._server(event.endpoint), event.result).inc()
+
+    def _count_not_followed(self, event: NotFollowed) -> None:
+        self._outcome(rows.NOT_FOLLOWED, event.pool, self._server(event.picked)).inc()
+
+    def _log_not_followed(self, event: NotFollowed) -> None:
+        due = self._log.failed((event.pool, NotFollowed, event.picked))
+        if due:
+            text = (
+                f"the proxy sent a request that was picked for {event.picked} to {event.served}{due.times}: "
+                "it does not have the endpoint, or has ejected it"
+            )
+            self._log.warning(text, event.pool, endpoint=event.picked, served=event.served)
+
+    def _count_ejected(self, event: EndpointEjected) -> None:
+        self._outcome(rows.EJECTIONS, event.pool, self._server(event.endpoint), event.reason).inc()
+
+    def _log_ejected(self, event: EndpointEjected) -> None:
+        text = (
+            f"endpoint {event.endpoint} is ejected for {event.seconds:.3g}s: {event.reason}, "
+            f"{event.consecutive} failures in a row, {event.ratio:.0%} of the recent requests, "
+            f"the last one {event.last}"
+        )
+        self._log.warning(text, event.pool, endpoint=event.endpoint, reason=event.reason)
+
     def _count_ended(self, event: Ended) -> None:
-        model = self._models(self._model(event.model))
-        model.running.dec()
-        model.duration.observe(event.took)
+        self._models.ended(event.pool, event.requested or event.model, event.model, event.took)
         self._ends(event.pool, event.how).inc()
 
     def _count_abandoned(self, event: Abandoned) -> None:
@@ -121,21 +169,34 @@ class RequestInstruments:
 
     # -- children ------------------------------------------------------------------------------------------------
 
-    def _model_counters(self, model: str) -> _ModelCounters:
-        labels = (model, model, FAIRNESS_ID, PRIORITY)
-        return _ModelCounters(
-            self._metrics.child(rows.REQUESTS, *labels),
-            self._metrics.child(rows.REQUESTS_RUNNING, *labels),
-            self._metrics.child(rows.REQUEST_DURATION, *labels),
-        )
-
     def _pick_counters(self, pool: str, profile: str, server: str) -> _PickCounters:
-        return _PickCounters(
-            self._metrics.child(rows.PICKS, pool, profile, server),
-            self._metrics.child(rows.PICK_PROMPT_TOKENS, pool),
-            self._metrics.child(rows.PICK_HIT_TOKENS, pool),
-            self._metrics.child(rows.LEFT_WARMEST, pool),
-        )
+        known = self._picks.get((pool, profile, server))
+        if known is None:
+            known = self._picks[pool, profile, server] = _PickCounters(
+                self._metrics.child(rows.PICKS, pool, profile, server),
+                self._metrics.child(rows.PICK_PROMPT_TOKENS, pool),
+                self._metrics.child(rows.PICK_HIT_TOKENS, pool),
+                self._metrics.child(rows.LEFT_WARMEST, pool),
+            )
+        return known
+
+    def _has_server(self, address: str) -> bool:
+        return self.names.has_server(address)
+
+    def _free_server(self, label: str) -> bool:
+        for key in [key for key in self._picks if key[2] == label]:
+            self._metrics.remove(rows.PICKS, *key)
+            del self._picks[key]
+        for name, labels in [key for key in self._outcomes if key[1][1] == label]:
+            self._metrics.remove(CATALOG[name], *labels)
+            del self._outcomes[name, labels]
+        return True
+
+    def _outcome(self, row: Metric, *labels: str) -> Counter:
+        child = self._outcomes.get((row.name, labels))
+        if child is None:
+            child = self._outcomes[row.name, labels] = self._metrics.child(row, *labels)
+        return child
 
     def _end_counter(self, pool: str, result: str) -> Counter:
         child: Counter = self._metrics.child(rows.ENDED, pool, result)

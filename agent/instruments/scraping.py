@@ -11,6 +11,7 @@ from prometheus_client import Counter, Histogram
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -44,6 +45,7 @@ class ScrapingInstruments:
             HealthPathFailed: self._count_health_path_failed,
             HealthChanged: self._count_health_changed,
             ServerRestarted: self._count_server_restarted,
+            CacheEmptied: self._count_cache_emptied,
             ScrapesPaced: self._count_scrapes_paced,
             BudgetChanged: self._count_budget_changed,
             BudgetExceeded: self._count_budget_exceeded,
@@ -54,6 +56,7 @@ class ScrapingInstruments:
             HealthPathFailed: self._log_health_path_failed,
             HealthChanged: self._log_health_changed,
             ServerRestarted: self._log_server_restarted,
+            CacheEmptied: self._log_cache_emptied,
             BudgetExceeded: self._log_budget_exceeded,
         }
 
@@ -102,6 +105,12 @@ class ScrapingInstruments:
         write = self._log.info if event.new == "healthy" else self._log.warning
         why = f" ({event.reason})" if event.reason else ""
         text = f"{event.endpoint} is {event.new}{why}, was {event.old}"
+        if event.endpoints:
+            text += f": {event.blind} of {event.endpoints} endpoints are blind"
+            if event.blind:
+                text += ", picked by requests in flight alone, with gauges withheld"
+            if event.blind == event.endpoints:
+                write = self._log.error
         write(text, event.pool, endpoint=event.endpoint, reason=event.reason)
 
     def _count_server_restarted(self, event: ServerRestarted) -> None:
@@ -113,6 +122,17 @@ class ScrapingInstruments:
             text = f"new server at {event.endpoint} ({event.reason}): the state of the previous one is discarded"
             if due.failures > 1:
                 text += f"{due.times}; if several servers share this address, list each one by its own address"
+            self._log.info(text, event.pool, endpoint=event.endpoint, reason=event.reason)
+
+    def _count_cache_emptied(self, event: CacheEmptied) -> None:
+        self._metrics.count(rows.CACHES_EMPTIED, event.pool, event.reason)
+
+    def _log_cache_emptied(self, event: CacheEmptied) -> None:
+        due = self._log.failed((event.pool, event.endpoint, "emptied", event.reason))
+        if due:
+            text = (
+                f"the prefix cache of {event.endpoint} is empty ({event.reason}): its blocks are forgotten{due.times}"
+            )
             self._log.info(text, event.pool, endpoint=event.endpoint, reason=event.reason)
 
     def _count_scrapes_paced(self, event: ScrapesPaced) -> None:

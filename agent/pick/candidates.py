@@ -7,12 +7,15 @@ never see None, because `agent.pick.scoring` passes them only candidates that ha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.accelerators.table import COMBINED
 from agent.pick.request import PickRequest
 from agent.state.freshness import is_fresh
+from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Work
+
+_BLIND: Final = Health.BLIND
 
 
 class Waits(NamedTuple):
@@ -31,7 +34,8 @@ class Candidates:
     it waits; `adapters` as in the snapshot. `shared`: the longest of these prefixes is one with which other prompts
     begin too. `only_prefill` as in the snapshot: then the seconds of prefill and those until it is scheduled are equal.
 
-    An endpoint whose queue no fresh page shows has the load of the busiest of the others beside the agent's requests.
+    An endpoint is unseen while no fresh page reports its queue: it is blind, or its page lacks the queue. It has the
+    load of the busiest of the others beside the agent's requests.
     """
 
     __slots__ = (
@@ -73,6 +77,11 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.views)
 
+    @property
+    def unseen(self) -> list[bool]:
+        """Whether each candidate is unseen."""
+        return [not work.corrected for work in self.works]
+
     def column(self, signal: str) -> list[float | None]:
         """The signal's fresh value at each candidate, None where it is unknown or stale."""
         now = self.now
@@ -82,7 +91,8 @@ class Candidates:
         page_fresh = self._page_fresh
         if page_fresh is None:
             page_fresh = self._page_fresh = [
-                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) for view in self.views
+                view.page_at is not None and is_fresh(view.page_at, view.stale_after, now) and view.health is not _BLIND
+                for view in self.views
             ]
         column: list[float | None] = []
         for view, fresh in zip(self.views, page_fresh, strict=True):
@@ -169,3 +179,18 @@ def _load_of_unseen(busiest: Work) -> Callable[[float, float, Work], float]:
 def _as_busy(work: Work, busiest: Work) -> Work:
     """The work with at least as many requests of others as the busiest endpoint has."""
     return work._replace(foreign=max(work.foreign, busiest.foreign))
+
+
+def load_of_unseen(busiest: float, busiest_requests: int, requests: int, own: float) -> float:
+    """The load of an unseen endpoint, by that of the busiest seen one, in whatever unit `busiest` and `own` have.
+
+    The two have so many of the agent's requests in flight. Each of them is taken to cost as much at the unseen endpoint
+    as at the busiest one, so that equal numbers cost the same. Where the busiest one has none of them, others load it,
+    and the unseen one is taken to have that load beside the agent's `own`.
+
+    A sum of both in every case would starve the unseen: it is never below the busiest, so the least busy one wins every
+    pick. The own load alone would starve the seen: pages show delays and requests of others, and add to theirs only.
+    """
+    if not busiest_requests:
+        return busiest + own
+    return busiest * requests / busiest_requests

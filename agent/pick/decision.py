@@ -17,6 +17,9 @@ from agent.state.snapshot import Work
 HEALTH: Final = "health"
 SUBSET: Final = "subset"
 MODEL: Final = "model"
+# The score that every profile gets while requests of a candidate fail: the expected share of its responses that do not.
+# Its weight is the sum of the weights of the profile's scorers.
+ERRORS: Final = "error-rate"
 
 
 class Narrowing(NamedTuple):
@@ -76,8 +79,9 @@ class Pick(NamedTuple):
 class NoPick(NamedTuple):
     """Why there is no endpoint: `reason` is one word for a label, `detail` a sentence for a person.
 
-    Reasons: `no_endpoints` (the pool is empty), `none_healthy` (`detail` counts them by health), `subset_empty` (the
-    proxy's subset holds no healthy endpoint of the pool), `all_filtered` (a filter removed all candidates).
+    Reasons: `no_endpoints` (the pool is empty), `none_healthy` (none is in a state that is picked; `detail` counts
+    them by health), `subset_empty` (the proxy's subset holds no such endpoint of the pool), `all_filtered` (a filter
+    removed all candidates).
     """
 
     request_id: str
@@ -122,6 +126,8 @@ def explain(pick: Pick) -> Explanation:
     costs: Sequence[CostParts] = ()
     if profile is not None:
         weights = {scorer.name: weight for scorer, weight in profile.scorers if scorer.name in pick.scores}
+        if ERRORS in pick.scores:
+            weights[ERRORS] = sum(weights.values()) or 1.0
         scorer = next((each.scorer for each in profile.scorers if isinstance(each.scorer, LeastCost)), None)
         if scorer is not None and pick.works:
             prices = scorer.prices(pick.prefill_seconds, shared=pick.shared_prefix)

@@ -12,18 +12,19 @@ from heapq import nlargest
 from typing import Final, Protocol
 
 from agent.pick.candidates import Candidates
-from agent.pick.decision import HEALTH, MODEL, SUBSET, Narrowing, NoPick, Pick
+from agent.pick.decision import ERRORS, HEALTH, MODEL, SUBSET, Narrowing, NoPick, Pick
 from agent.pick.filters import serves_model
 from agent.pick.profile import Profile
 from agent.pick.request import PickRequest
 from agent.pick.scoring import opinion
-from agent.state.health import Health
+from agent.state.health import PICKED, Health
+from agent.state.outliers import penalty
 from agent.state.snapshot import EndpointView, Snapshot
 
 # Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real
 # difference.
 TIE: Final = 1e-9
-_HEALTHY: Final = Health.HEALTHY
+_FAILING: Final = Health.FAILING
 
 
 class PrefixLookup(Protocol):
@@ -44,9 +45,9 @@ def pick(
     """The endpoint for `request` by `profile` and at most `fallbacks` further ones, or why there is none."""
     narrowed: list[Narrowing] = []
     views: Sequence[EndpointView] = snapshot.endpoints
-    addresses: Sequence[str] = snapshot.healthy_addresses
+    addresses: Sequence[str] = snapshot.picked_addresses
     if not addresses:
-        views = [view for view in views if view.health is _HEALTHY]
+        views = _admitted(views, request, now)
         if not views:
             return _none_healthy(snapshot, request)
         addresses = [view.address for view in views]
@@ -60,7 +61,7 @@ def pick(
             return NoPick(
                 request.request_id,
                 "subset_empty",
-                f"none of the {len(subset)} endpoints that the proxy allows is healthy in pool {snapshot.pool}",
+                f"none of the {len(subset)} endpoints that the proxy allows can be picked in pool {snapshot.pool}",
             )
         if len(addresses) != len(views):
             allowed = [view.address for view in views]
@@ -106,6 +107,12 @@ def pick(
         else:
             totals = list(opinions) if weight == 1.0 else [weight * score for score in opinions]
     totals = totals or [0.0] * len(candidates)
+    if snapshot.has_errors:
+        expected = [1.0 - penalty(view.errors, now) for view in candidates.views]
+        if min(expected) < 1.0:
+            weights[ERRORS] = weight = sum(weights.values()) or 1.0
+            scores[ERRORS] = expected
+            totals = [total + weight * score for total, score in zip(totals, expected, strict=True)]
     place, decided_by = _best(candidates, totals, scores, weights)
     return Pick(
         request.request_id,
@@ -127,6 +134,22 @@ def pick(
         candidates.works,
         candidates.shared,
     )
+
+
+def _admitted(views: Sequence[EndpointView], request: PickRequest, now: float) -> Sequence[EndpointView]:
+    """The endpoints whose health allows it, and the ejected ones whose trial is due. Where the proxy allows none of
+    them, all ejected ones: a server that fails some requests is better than no server."""
+    found = [view for view in views if view.health in PICKED or _trial_due(view, now)]
+    subset = request.subset
+    if not found or (subset is not None and all(view.address not in subset for view in found)):
+        ejected = [view for view in views if view.health is _FAILING]
+        return found + [view for view in ejected if subset is None or view.address in subset]
+    return found
+
+
+def _trial_due(view: EndpointView, now: float) -> bool:
+    errors = view.errors
+    return view.health is _FAILING and errors is not None and errors.trial_at is not None and errors.trial_at <= now
 
 
 def _narrow(
@@ -170,5 +193,5 @@ def _none_healthy(snapshot: Snapshot, request: PickRequest) -> NoPick:
     for view in snapshot.endpoints:
         counts[view.health] = counts.get(view.health, 0) + 1
     found = ", ".join(f"{count} {health}" for health, count in sorted(counts.items()))
-    detail = f"none of the endpoints of pool {snapshot.pool} is healthy: {found}"
+    detail = f"none of the endpoints of pool {snapshot.pool} can be picked: {found}"
     return NoPick(request.request_id, "none_healthy", detail)

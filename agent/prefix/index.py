@@ -1,8 +1,8 @@
 """The prefix index: an estimate of the prompt blocks in each endpoint's cache, bounded per endpoint and in total.
 
 A block is recorded for an endpoint when a prompt with it is sent there, not when it is prefilled. Requests of one burst
-with one prefix then go to one endpoint, where all but the first find it cached. In return, a request that fails before
-its prefill leaves blocks that its server never had; they are evicted like any block that is not used again.
+with one prefix then go to one endpoint, where all but the first find it cached. The blocks of a request that fails are
+removed again (`agent.requests.outcomes`), as far as the proxy reports results.
 `make bench-routing` prints predicted over served hits.
 
 Each endpoint holds at most as many blocks as its server's cache, and the least recently used is evicted first. A chain
@@ -104,6 +104,26 @@ class PrefixIndex:
         if self._held > self._max:
             self._share_out(holder)
 
+    def holds(self, address: str, block: int) -> bool:
+        """Whether the address holds the block, by the estimate."""
+        holder = self._holders.get(address)
+        return holder is not None and block in holder.blocks
+
+    def remove(self, address: str, chain: Sequence[int]) -> None:
+        """Remove these blocks of the address: a prompt with them was sent there and not prefilled."""
+        holder = self._holders.get(address)
+        if holder is None:
+            return
+        blocks, bit, where = holder.blocks, holder.bit, self._where
+        for block in chain:
+            if blocks.pop(block, self) is None:
+                self._held -= 1
+                left = where[block] ^ bit
+                if left:
+                    where[block] = left
+                else:
+                    del where[block]
+
     def shared(self, chain: Sequence[int], depth: int) -> bool:
         """Whether many prompts begin with the first `depth` blocks of the chain, and continue them differently."""
         return depth > 0 and self._continuations.get(chain[depth - 1], 0) >= SHARED_CONTINUATIONS
@@ -114,8 +134,14 @@ class PrefixIndex:
         holder.capacity = max(1, capacity_blocks)
         self._shrink(holder, holder.capacity)
 
+    def clear(self, address: str) -> None:
+        """Remove all blocks of the address, which keeps its capacity. An unknown address is ignored."""
+        holder = self._holders.get(address)
+        if holder is not None:
+            self._shrink(holder, 0)
+
     def forget(self, address: str) -> None:
-        """Remove all blocks of the address. An unknown address is ignored."""
+        """Remove the address and all its blocks. An unknown address is ignored."""
         holder = self._holders.pop(address, None)
         if holder is None:
             return

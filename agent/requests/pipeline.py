@@ -22,6 +22,7 @@ from agent.events import Hook
 from agent.events.requests import Abandoned, StreamBroken
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.ticket import CONTINUE, PENDING, WAIT, Request, Result, Ticket
 
 OnDecision = Callable[[Ticket, Pick | Rejection], None]
@@ -56,17 +57,32 @@ class ReportSink(Protocol):
         ...
 
 
+class ResponseSink(Protocol):
+    """Takes what the proxy reports of responses."""
+
+    def responded(self, ticket: Ticket, response: Response, now: float) -> None:
+        """The response headers of a ticket in flight."""
+        ...
+
+
 class Pipeline:
     """The pipeline of one pool. The last stage decides every ticket that reaches it."""
 
     def __init__(
-        self, pool: str, stages: Sequence[Stage], now: Callable[[], float], hook: Hook, reports: ReportSink
+        self,
+        pool: str,
+        stages: Sequence[Stage],
+        now: Callable[[], float],
+        hook: Hook,
+        reports: ReportSink,
+        responses: ResponseSink,
     ) -> None:
         self._pool = pool
         self._stages = tuple(stages)
         self._now = now
         self._hook = hook
         self._reports = reports
+        self._responses = responses
         self.waiting = 0  # tickets that a stage holds
         self.in_flight = 0  # tickets that were picked and have not ended
 
@@ -106,6 +122,10 @@ class Pipeline:
     def reported(self, ticket: Ticket, report: str, served: str) -> None:
         """A load report arrived with the response of a ticket in flight."""
         self._reports.reported(ticket, report, served, self._now())
+
+    def responded(self, ticket: Ticket, response: Response) -> None:
+        """The response headers of a ticket in flight arrived at the proxy."""
+        self._responses.responded(ticket, response, self._now())
 
     def ended(self, ticket: Ticket, how: str) -> None:
         """A picked ticket ended: every stage up to the one that decided is notified, the last one first."""

@@ -48,9 +48,13 @@ class RejectionRow(NamedTuple):
 # Reason -> row. The reason is a label value of `igw_requests_rejected_total`, and ends Envoy's response code details.
 REJECTIONS: Final[Mapping[str, RejectionRow]] = {
     "invalid_json": RejectionRow(400, "invalid_json", "the body is not a JSON object in UTF-8"),
+    "invalid_encoding": RejectionRow(400, "invalid_encoding", "the body is not what its content-encoding says"),
     "model_required": RejectionRow(400, "model_required", "the body names no model"),
+    "model_rewrite": RejectionRow(
+        400, "model_rewrite_failed", "a header replaces the model, and the agent cannot change the body"
+    ),
     "method": RejectionRow(405, "method_not_allowed", "the method is CONNECT"),
-    "too_large": RejectionRow(413, "request_too_large", "the body exceeds extProc.maxBody"),
+    "too_large": RejectionRow(413, "request_too_large", "the body, or what it unpacks to, exceeds extProc.maxBody"),
     "body_budget": RejectionRow(
         429, "overloaded", "the bodies that the port buffers exceed extProc.maxBufferedBytes", SATURATED, 1, retry=True
     ),

@@ -10,13 +10,14 @@ cancelled before. Whatever is called in a state that does not allow it changes n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from agent.pick.decision import Pick
 from agent.pick.request import PickRequest, Prompt
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 
 # States. Integers because a ticket changes state twice for each request.
 PENDING: Final = 0
@@ -43,6 +44,8 @@ class Request(NamedTuple):
 
     `body` is None if the method has none or the proxy does not send it. `subset` holds
     the only addresses (`ip:port`) that the proxy allows, None for any. `encoding` is the content-encoding.
+    `requested` is the model that the client named, where another one replaced it in the body. `content_type` and
+    `method` are empty where the proxy does not send them.
     """
 
     request_id: str
@@ -50,6 +53,9 @@ class Request(NamedTuple):
     body: bytes | None = None
     encoding: str = ""
     subset: frozenset[str] | None = None
+    requested: str = ""
+    content_type: str = ""
+    method: str = ""
 
 
 class TicketOwner(Protocol):
@@ -67,22 +73,32 @@ class TicketOwner(Protocol):
         """A load report arrived with the response of a picked ticket."""
         ...
 
+    def responded(self, ticket: Ticket, response: Response) -> None:
+        """The proxy reported the response to a picked ticket."""
+        ...
+
     def ended(self, ticket: Ticket, how: str) -> None:
         """A picked ticket ended."""
         ...
 
 
 class Ticket:
-    """One submitted request; `request_id` to `subset` are those of the `Request`.
+    """One submitted request; `request_id` to `method` are those of the `Request`.
 
     `stage` is the index of the stage that processes or holds it, `held` whether it is held. `body`, `prompt` and
     `wanted` are the results of the stages so far; each is released by the stage that consumes it. `work_id` identifies
     the request in the routing state while it is in flight.
+
+    `endpoint` is where the request is: picked, or another one that the proxy named. `result` is a key of
+    `agent.requests.outcomes.RESULTS`, empty until the proxy reports the response. `chain` are the prompt's blocks while
+    their credit may have to be taken back, `known_blocks` those of them that the endpoint held before, each of
+    `block_tokens`.
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "body", "encoding", "held", "model", "path", "pick", "picked_at", "prompt",
-        "request_id", "stage", "state", "submitted_at", "subset", "wanted", "work_id",
+        "_on_decision", "_owner", "block_tokens", "body", "chain", "content_type", "encoding", "endpoint", "held",
+        "known_blocks", "method", "model", "path", "pick", "picked_at", "prompt", "request_id", "requested", "result",
+        "stage", "state", "submitted_at", "subset", "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -94,7 +110,14 @@ class Ticket:
     ) -> None:
         self._owner = owner
         self._on_decision: Callable[[Ticket, Pick | Rejection], None] | None = on_decision
-        self.request_id, self.path, self.body, self.encoding, self.subset = request
+        self.request_id = request.request_id
+        self.path = request.path
+        self.body = request.body
+        self.encoding = request.encoding
+        self.subset = request.subset
+        self.requested = request.requested
+        self.content_type = request.content_type
+        self.method = request.method
         self.submitted_at = now
         self.state = PENDING
         self.stage = 0
@@ -105,6 +128,11 @@ class Ticket:
         self.pick: Pick | None = None
         self.picked_at = now
         self.work_id = 0
+        self.endpoint = ""
+        self.result = ""
+        self.chain: Sequence[int] = ()
+        self.known_blocks = 0
+        self.block_tokens = 1
 
     @property
     def pending(self) -> bool:
@@ -149,6 +177,13 @@ class Ticket:
         if self.state != PICKED:
             return False
         self._owner.reported(self, report, served)
+        return True
+
+    def respond(self, response: Response) -> bool:
+        """The response headers arrived at the proxy."""
+        if self.state != PICKED:
+            return False
+        self._owner.responded(self, response)
         return True
 
     def end(self, how: str) -> bool:

@@ -63,12 +63,13 @@ def of_endpoint(gauges: GaugeCollector, pool: str, view: EndpointView, now: floa
                 gauges.withhold(metric, labels, found.reason)
             elif isinstance(found.value, float):
                 gauges.dated(metric, labels, found.value, found.at)
-        if not accelerators.devices:
-            for metric in (rows.DEVICES, rows.UNHEALTHY, rows.AGE):
+        if not accelerators.devices and not accelerators.lost:
+            for metric in (rows.DEVICES, rows.UNHEALTHY, rows.LOST, rows.AGE):
                 gauges.withhold(metric, labels, next(iter(accelerators.withheld.values()), "no_accelerator"))
             continue
         gauges.known(rows.DEVICES, labels, len(accelerators.devices))
-        gauges.known(rows.UNHEALTHY, labels, len(accelerators.faults))
+        gauges.known(rows.UNHEALTHY, labels, len({fault.device for fault in accelerators.faults}))
+        gauges.known(rows.LOST, labels, len(accelerators.lost) + accelerators.missing)
         gauges.known(rows.AGE, labels, max(0.0, now - oldest(accelerators)))
 
 

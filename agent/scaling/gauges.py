@@ -48,6 +48,7 @@ BY_SIGNAL: Final[tuple[tuple[str, tuple[Metric, ...]], ...]] = (
     (signals.LORA_MAX, (endpoints.LORA_MAX,)),
     (signals.BLOCKS, (endpoints.BLOCKS,)),
     (signals.BLOCK_SIZE, (endpoints.BLOCK_SIZE,)),
+    (signals.KV_TOKENS, (endpoints.KV_TOKENS,)),
     (signals.MODEL_LOADED, (endpoints.MODEL_LOADED,)),
     (signals.PREFIX_QUERIES, (endpoints.PREFIX_QUERIES,)),
     (signals.PREFIX_HITS, (endpoints.PREFIX_HITS,)),
@@ -152,10 +153,14 @@ def _pool(gauges: _Gauges, load: Load) -> None:
             gauges.known(pools.COVERAGE, (load.pool, signal), 0.0)
         else:
             gauges.withheld.append(Withheld(pools.COVERAGE, (load.pool, signal), spread.reason))
-    gauges.known(pools.READY_ENDPOINTS, pool, load.by_health[Health.HEALTHY])
+    gauges.known(pools.READY_ENDPOINTS, pool, load.ready)
     gauges.known(pools.ENDPOINTS, pool, load.endpoints)
     for health, count in load.by_health.items():
         gauges.known(pools.BY_HEALTH, (load.pool, health.value), count)
+    if load.endpoints:
+        gauges.known(pools.BLIND, pool, load.by_health[Health.BLIND] / load.endpoints)
+    else:
+        gauges.withhold(pools.BLIND, pool, "no_endpoints")
     gauges.known(pools.IN_FLIGHT, pool, load.in_flight)
     gauges.known(pools.BACKLOG_TOKENS, pool, load.backlog_tokens)
     gauges.known(pools.BACKLOG_SECONDS, pool, load.backlog_seconds)

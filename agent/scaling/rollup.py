@@ -13,14 +13,14 @@ from typing import Final, NamedTuple
 
 from agent.signals import KV_USAGE, MODELS, RUNNING, WAITING, Histogram, Value
 from agent.state.freshness import NOT_REPORTED, why_not_fresh
-from agent.state.health import Health
+from agent.state.health import PICKED, Health
 from agent.state.snapshot import EndpointView, Snapshot
 
 # The reference's saturation detector: an endpoint is saturated at 5 waiting requests or at 80 % of its KV cache.
 QUEUE_FULL: Final = 5.0
 KV_FULL: Final = 0.8
 
-# The list of models comes with a request of its own, less often than pages: current while the endpoint is healthy.
+# The list of models comes with a request of its own, less often than pages: current while the endpoint is picked.
 _OWN_REQUEST: Final = frozenset({MODELS})
 
 
@@ -38,7 +38,9 @@ class Unknown(NamedTuple):
 
 
 _BY_HEALTH: Final = {
+    Health.BLIND: Unknown("blind"),
     Health.DOWN: Unknown("down"),
+    Health.FAILING: Unknown("failing"),
     Health.STALE: Unknown("stale"),
     Health.UNKNOWN: Unknown("never_scraped"),
 }
@@ -47,7 +49,7 @@ _BY_HEALTH: Final = {
 def current(view: EndpointView, signal: str, now: float) -> Current | Unknown:
     """The endpoint's reading of the signal if it may be used at `now`, else why not."""
     unhealthy = _BY_HEALTH.get(view.health)
-    if unhealthy is not None:
+    if unhealthy is not None and not (signal in _OWN_REQUEST and view.health in PICKED):
         return unhealthy
     reading = view.reading(signal)
     if reading is None:
@@ -147,12 +149,16 @@ def spread(values: Iterable[DatedValue | Unknown]) -> Spread | NoSpread:
 
 
 class Load(NamedTuple):
-    """A pool at `at`: its endpoints by health, the spread of its signals, and the agent's own requests there."""
+    """A pool at `at`: its endpoints by health, the spread of its signals, and the agent's own requests there.
+
+    `ready` is the number of endpoints in a state that is picked.
+    """
 
     pool: str
     at: float
     endpoints: int
     by_health: Mapping[Health, int]
+    ready: int
     signals: Mapping[str, Spread | NoSpread]
     saturation: Spread | NoSpread
     in_flight: int
@@ -163,17 +169,24 @@ class Load(NamedTuple):
 POOL_SIGNALS: Final = (WAITING, RUNNING, KV_USAGE)
 
 
-def rollup(snapshot: Snapshot, now: float) -> Load:
-    """The load of the snapshot's pool at `now`."""
-    views = snapshot.endpoints
+def count_by_health(views: Iterable[EndpointView]) -> dict[Health, int]:
+    """The number of endpoints in each state, 0 included."""
     by_health = dict.fromkeys(Health, 0)
     for view in views:
         by_health[view.health] += 1
+    return by_health
+
+
+def rollup(snapshot: Snapshot, now: float) -> Load:
+    """The load of the snapshot's pool at `now`."""
+    views = snapshot.endpoints
+    by_health = count_by_health(views)
     return Load(
         snapshot.pool,
         now,
         len(views),
         by_health,
+        sum(count for health, count in by_health.items() if health in PICKED),
         {signal: spread(number(view, signal, now) for view in views) for signal in POOL_SIGNALS},
         spread(saturation(view, now) for view in views),
         sum(view.work.requests for view in views),

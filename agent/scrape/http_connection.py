@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
-from agent.scrape.http import MAX_HEAD_BYTES, ChunkedBody, MalformedResponse, ResponseHead, parse_head
+from agent.scrape.http import MAX_HEAD_BYTES, REDIRECTS, ChunkedBody, MalformedResponse, ResponseHead, parse_head
 
 _BUFFER_BYTES: Final = 128 << 10
 _KEPT_BUFFERS: Final = 16
@@ -263,7 +263,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if head.status == 200:
             self.fail("too_large", f"the page has {size}")
         else:
-            self.fail("status", _status(head.status), head.status)
+            self.fail("status", _status(head), head.status)
 
     def _finish(self, body: bytes, *, whole: bool, end: int) -> None:
         """The response is complete; `end`: its end in the buffer, -1 where the connection's end is its end."""
@@ -283,7 +283,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if not keep:  # the server will close it, or has sent more bytes than it announced
             self.close()
         if head.status != 200:
-            on_failure(FetchFailed("status", _status(head.status), status=head.status))
+            on_failure(FetchFailed("status", _status(head), status=head.status))
         elif head.encoding:
             on_failure(FetchFailed("encoding", f"the page is in {head.encoding}, and identity was requested"))
         else:
@@ -311,10 +311,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._pipelined = self._second_expected = False
 
 
-def _status(status: int) -> str:
+def _status(head: ResponseHead) -> str:
     """The detail for a status other than 200."""
-    if status in (301, 302, 303, 307, 308):
-        return f"HTTP {status}: redirects are not followed; configure the final address and path"
+    status = head.status
+    if status in REDIRECTS:
+        target = f" to {head.location!r}" if head.location else ""
+        return f"HTTP {status}: redirects{target} are not followed; configure the final address and path"
     if status in (401, 403):
         return f"HTTP {status}: the server requires authentication; write tokenFile"
     return f"HTTP {status}: is this the path of the metrics?" if status == 404 else f"HTTP {status}"

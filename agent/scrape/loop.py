@@ -26,7 +26,7 @@ from agent.scrape.budget import Intervals, RateLimiter
 from agent.scrape.http_client import HttpClient
 from agent.scrape.http_connection import BufferPool
 from agent.scrape.probe import Scheduled
-from agent.scrape.schedule import StartupLimiter
+from agent.scrape.schedule import MAX_FIRST_SCRAPES_PER_SECOND, StartupLimiter
 from agent.scrape.scraper import Scraper
 from agent.scrape.target import PageReader, PageSink, ResultT_contra, Sink, Target
 
@@ -116,6 +116,12 @@ class ScrapeLoop:
             scraper = self._scrapers.get((pool, address))
             if scraper is not None:
                 scraper.set_interval(intervals.busy if address in busy else intervals.idle)
+
+    def refresh_models(self, pool: str, at: float) -> None:
+        """Fetch the lists of models of a pool's servers again, from `at` on and a few at a time."""
+        scrapers = [scraper for (group, _), scraper in self._scrapers.items() if group == pool]
+        for number, scraper in enumerate(scrapers):
+            scraper.refresh_models(at + number / MAX_FIRST_SCRAPES_PER_SECOND)
 
     async def stop(self) -> None:
         """Stop scraping and close every connection."""

@@ -64,8 +64,8 @@ class Probe:
     """A GET to a server besides its page, every `interval` seconds, on the page's client where that is free."""
 
     __slots__ = (
-        "_client", "_next_at", "_on_body", "_on_failure", "_owner", "_reset_at", "busy", "due_at", "early", "interval",
-        "limit", "own_client", "request", "send_alone", "sent_at", "stopped", "timeout",
+        "_client", "_exact", "_next_at", "_on_body", "_on_failure", "_owner", "_reset_at", "busy", "due_at", "early",
+        "interval", "limit", "own_client", "request", "send_alone", "sent_at", "stopped", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +86,7 @@ class Probe:
         self._client: HttpClient | None = None  # of the active request
         self.own_client: HttpClient | None = None  # set where the probe's port is not the page's
         self._next_at = float("-inf")
+        self._exact = False  # it is not sent before `_next_at`
         self._reset_at = float("-inf")
         self.busy = False
         self.sent_at = float("-inf")
@@ -103,8 +104,9 @@ class Probe:
         return bool(self.request)
 
     def wanted(self, now: float) -> bool:
-        """Whether it is due, or will be due before the middle of the time to the next page."""
-        ahead = min(self.interval, self._owner.interval) / 2
+        """Whether it is due, or will be due before the middle of the time to the next page; not sooner than
+        `set_due` has set."""
+        ahead = 0.0 if self._exact else min(self.interval, self._owner.interval) / 2
         return bool(self.request) and not self.busy and now + ahead >= self._next_at
 
     def send(self, now: float, client: HttpClient) -> None:
@@ -116,6 +118,7 @@ class Probe:
         """It is sent on this client; the next one is due on the grid of this probe, or on a new grid if it is late."""
         late = now - self._next_at
         self._next_at = now + self.interval if late > self.interval else self._next_at + self.interval
+        self._exact = False
         self._client = client
         self.busy = True
         self.sent_at = now
@@ -134,6 +137,14 @@ class Probe:
     def make_due(self) -> None:
         """Send it with the next page, whenever the last one was sent."""
         self._next_at = float("-inf")
+
+    def set_due(self, at: float) -> bool:
+        """Make it due at this time and not before; False where it was set to be due sooner."""
+        if self._exact and self._next_at <= at:
+            return False
+        self._next_at = at
+        self._exact = True
+        return True
 
     def reset(self, now: float) -> None:
         """Make it due now, because another server responds; if that repeats, as at an address with two servers behind

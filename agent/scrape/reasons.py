@@ -8,6 +8,7 @@ from typing import Final
 # Values of a metric label, so the list is closed.
 REASONS: Final[Mapping[str, str]] = {
     "refused": "connection refused: no process listens at the address",
+    "page_refused": "connection refused at the port of the page, which is another than that of the health path",
     "unreachable": "the address cannot be reached, or its name cannot be resolved",
     "timeout": "no complete response within the time-out",
     "reset": "the connection was closed before a complete response",
@@ -22,7 +23,7 @@ REASONS: Final[Mapping[str, str]] = {
     "status": "the status of the response is not 200",
     "too_large": "the page is over the size limit, or has too many wanted series",
     "truncated": "the response ends before its announced end, or the page in the middle of a line",
-    "empty": "the page has no bytes",
+    "empty": "the page has no sample: the server has counted nothing yet, or it is another page",
     "encoding": "the page is compressed, which was not requested",
     "not_metrics": "the page is not in the Prometheus text format",
     "wrong_engine": "the page is of another engine, or has none of this engine's metrics",

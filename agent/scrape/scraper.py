@@ -3,8 +3,12 @@
 Probes are sent on the page's connection while it has no active request, so a probe costs one small response. A page
 that is due while a probe is active does not wait: it takes a new connection, and the old one is closed after its
 response. Health is probed together with the page that is nearest to its due time, and alone if there is none. Until an
-endpoint's first page, and while it is down, health is probed before the page, so that a loading server is detected
+endpoint's first page, and while its pages fail, health is probed before the page, so that a loading server is detected
 before its page is used.
+
+Where no health path is known, because the engine is unknown or has none, `ASSUMED_HEALTH_PATH` is probed while the page
+brings nothing: it may show that the server lives. Its success, a status of 500 or above and a refused connection are
+results; any other response only shows that this server has no such path.
 """
 
 from __future__ import annotations
@@ -22,12 +26,15 @@ from agent.scrape.http_connection import FetchFailed
 from agent.scrape.probe import Probe, ScraperContext, early
 from agent.scrape.schedule import first_due, next_due, retry_due
 from agent.scrape.target import PageReader, PageSink, Sink, Target
-from agent.state.health import DOWN_AFTER
+from agent.state.health import DOWN_AFTER, PROOF_OF_LIFE
 
 # The minimum time between a scrape and an immediate one after the server closed the connection.
 SOONEST_SECONDS: Final = 0.05
 MAX_MODELS_BYTES: Final = 1 << 20
 MAX_HEALTH_BYTES: Final = 64 << 10
+# Requested of a server whose engine is unknown, or has no such path: the paths of most engines.
+ASSUMED_HEALTH_PATH: Final = "/health"
+ASSUMED_MODELS_PATH: Final = "/v1/models"
 # The longest time-out of a probe, whose response is short.
 PROBE_SECONDS: Final = 0.5
 # A page that takes longer than this fraction of the health interval does not delay the pipelined health probe further.
@@ -51,9 +58,10 @@ class Scraper:
     exporter."""
 
     __slots__ = (
-        "_blocked", "_both_requests", "_client", "_context", "_early_at", "_engine", "_failures", "_grid", "_health",
-        "_models", "_page_at", "_page_read", "_page_request", "_page_waits", "_reader", "_reserved_at", "_scraping",
-        "_sent_by", "_server", "_sink", "_slow_after", "_written", "due_at", "early", "interval", "stopped", "target",
+        "_answers", "_assumed", "_assumed_models", "_blocked", "_both_requests", "_client", "_context", "_early_at",
+        "_engine", "_failures", "_grid", "_health", "_health_address", "_models", "_page_at", "_page_read",
+        "_page_request", "_page_waits", "_reader", "_refresh_at", "_reserved_at", "_scraping", "_sent_by", "_server",
+        "_sink", "_slow_after", "_written", "due_at", "early", "interval", "stopped", "target",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +78,7 @@ class Scraper:
         self._reader = reader
         self._engine = ""  # the recognised one
         self._failures = 0  # in a row
+        self._answers = False  # the last request for the page or for health had a response
         self._page_read = False
         self._grid = 0.0
         self._early_at = float("-inf")
@@ -82,6 +91,7 @@ class Scraper:
         self.interval = target.interval
         self._page_at = float("-inf")  # when its last good page was requested
         self._reserved_at: float | None = None  # when the rate limiter admits it
+        self._refresh_at: float | None = None  # when to fetch the list of models after the fetch that is due
         self._set(target)
         self._client = self._new_client(target.address)
         self._replace_clients()
@@ -100,17 +110,40 @@ class Scraper:
         try:
             headers = target.access.headers()
         except FetchFailed as failure:
-            self._blocked, headers, health, models = failure, "", None, None
+            self._blocked, headers, models = failure, "", None
         self._page_request = get_request(self._host(target.page_address()), target.path, _METRICS_TYPE, headers)
+        self._health_address = health_address or target.page_address()
         health_request = (
             get_request(self._host(health_address), health, "*/*", headers) if health and health_address else b""
         )
         models_request = get_request(self._host(target.address), models, "application/json", headers) if models else b""
+        self._assumed = self._assumed_models = b""
+        if self._server is not None and target.health_path is None and not health_request:
+            self._health_address = target.address
+            self._assumed = get_request(self._host(target.address), ASSUMED_HEALTH_PATH, "*/*", headers)
+            if table is None and self._blocked is None:
+                self._assumed_models = get_request(
+                    self._host(target.address), ASSUMED_MODELS_PATH, "application/json", headers
+                )
         self._health.configure(health_request, target.health_interval, timeout)
         self._models.configure(models_request, target.models_interval, timeout)
         self._slow_after = min(target.health_interval * SLOW_OF_INTERVAL, PROBE_SECONDS) if health_request else 0.0
         pipelining = table is not None and table.pipelining
         self._both_requests = self._page_request + health_request if health_request and pipelining else b""
+        if self._assumed and self._failures:
+            self._assume(enabled=True)
+
+    def _assume(self, *, enabled: bool) -> None:
+        """Probe the assumed health path from now on, or not any more."""
+        if self._health.enabled is enabled:
+            return
+        target = self.target
+        timeout = min(target.timeout, PROBE_SECONDS)
+        self._health.configure(self._assumed if enabled else b"", target.health_interval, timeout)
+        if self._assumed_models:
+            self._models.configure(self._assumed_models if enabled else b"", target.models_interval, timeout)
+        if not enabled:
+            self._report_not_probed()
 
     def _host(self, address: str) -> str:
         """The Host header for one of the server's addresses."""
@@ -126,8 +159,7 @@ class Scraper:
     def _replace_probe_clients(self) -> None:
         """New clients for the probes whose port is not the page's."""
         target, page = self.target, self.target.page_address()
-        health = target.health_address(self._resolved(target).engine_table()) or page
-        for probe, address in ((self._health, health), (self._models, target.address)):
+        for probe, address in ((self._health, self._health_address), (self._models, target.address)):
             if probe.own_client is not None:
                 probe.own_client.close_when_idle()
             probe.own_client = None if address == page else self._new_client(address)
@@ -153,8 +185,8 @@ class Scraper:
     def _reset(self, target: Target) -> None:
         enabled = self._health.enabled
         self._set(target)
-        if enabled and not self._health.enabled and self._server is not None:
-            self._server.health(target.address, False, "", "", self._context.now, 0.0)
+        if enabled and not self._health.enabled:
+            self._report_not_probed()
 
     def begin(self) -> None:
         """Start, with the first scrape as soon as the startup limiter allows it."""
@@ -181,6 +213,15 @@ class Scraper:
             self._context.schedule(min(self.due_at, max(self._context.now, self._page_at + interval)), self)
         if before <= self._health.interval < interval and self._health.enabled:
             self._health.schedule(self._context, self._context.now)  # it is not sent with every page any more
+
+    def refresh_models(self, at: float) -> None:
+        """Fetch the list of models at this time, where its server is scraped."""
+        if not self._models.enabled or not self._page_read or self._failures:
+            return
+        if self._models.set_due(at):
+            self._context.schedule(at, self._models)
+        else:
+            self._refresh_at = at  # after the one that is due before
 
     def stop(self) -> None:
         """Stop, and close every connection."""
@@ -301,7 +342,7 @@ class Scraper:
             return
         if self._health.wanted(now):
             self._send_probe(self._health, now)
-        elif self._page_read and not self._failures and self._models.wanted(now):
+        elif self._answers and self._models.wanted(now):
             self._send_probe(self._models, now)
 
     def probe_ended(self, probe: Probe, failure: FetchFailed | None) -> None:
@@ -309,6 +350,9 @@ class Scraper:
         if self.stopped:
             return
         if probe is self._models:
+            at, self._refresh_at = self._refresh_at, None
+            if at is not None:
+                self.refresh_models(max(at, self._context.now))
             return
         if not self._page_waits:
             self._send_due_probe(self._context.now)
@@ -327,12 +371,14 @@ class Scraper:
             self._report_failure(refused.reason, refused.detail)
             return
         self._scraping = False
-        self._page_read = True
+        self._page_read = self._answers = True
         self._failures = 0
         at, now = self._sent_by.sent_at, self._context.now
         self._page_at = at
         if self._sink.observed(self.target.address, extraction, at, now - at, len(page)):
             self._models.reset(now)
+        if self._assumed:  # the page of an unknown engine may have no sample yet
+            self._assume(enabled=self._resolved(self.target).engine_table() is None)
         self._send_due_probe(now)
 
     def _page_failed(self, failure: FetchFailed) -> None:
@@ -343,17 +389,23 @@ class Scraper:
             self._models.make_due()
             self._health.send_alone = False
         failure = self.target.access.explained(failure)
-        self._report_failure(failure.reason, failure.detail)
+        reason = failure.reason
+        if reason == "refused" and self._health.enabled and self._health.own_client is not None:
+            reason = "page_refused"  # it proves nothing about the port of the health path
+        self._report_failure(reason, failure.detail)
 
     def _report_failure(self, reason: str, detail: str) -> None:
         self._scraping = self._page_waits = False
         self._failures += 1
+        self._answers = reason in PROOF_OF_LIFE
         at, now = self._sent_by.sent_at, self._context.now
         self._sink.failed(self.target.address, reason, detail, at, now - at)
         if self.stopped:
             return
         if self._failures > 1:
             self._context.schedule(retry_due(self.target.address, self._failures - 1, self.interval, now), self)
+        if self._assumed:
+            self._assume(enabled=True)
         if self._health.enabled:
             self._health.schedule(self._context, now)
         if reason not in _NO_SERVER:
@@ -366,8 +418,12 @@ class Scraper:
         failure = self.target.access.explained(failure)
         if 200 < failure.status < 300:
             self._report_health("", "")
+        elif self._blocked is not None and failure.status in (401, 403):
+            self._report_health("", "")  # the agent has no token to send: more cannot be expected
         elif self._page_waits and failure.reason in _NO_SERVER and self._health.own_client is None:
             pass  # reported as the failure of the page, which was not requested
+        elif self._assumed and failure.status < 500 and failure.reason not in _NO_SERVER:
+            self._report_not_probed()  # this server has no such path
         elif failure.status == 503:
             self._report_health("health_unavailable", failure.detail)
         elif failure.status == 404:
@@ -376,14 +432,20 @@ class Scraper:
             self._report_health(_HEALTH_REASONS.get(failure.reason, "health_broken"), failure.detail)
 
     def _report_health(self, reason: str, detail: str) -> None:
+        self._answers = self._answers or not reason
         if self._server is not None and not self.stopped:
             at = self._health.sent_at
             self._server.health(self.target.address, not reason, reason, detail, at, self._context.now - at)
 
+    def _report_not_probed(self) -> None:
+        """Health has no result any more."""
+        if self._server is not None and not self.stopped:
+            self._server.health(self.target.address, False, "", "", self._context.now, 0.0)
+
     def _served(self, body: bytes) -> None:
         names = model_names(body)
         if names is not None and self._server is not None and not self.stopped:
-            self._server.served_models(self.target.address, names, self._models.sent_at)
+            self._server.served_models(self.target.address, names, self._models.sent_at, model_roots(body))
 
     def _closed_idle(self) -> None:
         """The server closed the idle connection: check soon whether it still runs."""
@@ -408,3 +470,15 @@ def model_names(body: bytes) -> frozenset[str] | None:
     if not isinstance(entries, list):
         return None
     return frozenset(entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str))
+
+
+def model_roots(body: bytes) -> dict[str, str]:
+    """The place of the weights of each model in an OpenAI list of models (`data[].root`, as vLLM and SGLang write it);
+    adapters, which have a parent, are left out. Call it with a body that `model_names` accepts."""
+    found: dict[str, str] = {}
+    for entry in orjson.loads(body)["data"]:
+        if isinstance(entry, dict) and not entry.get("parent"):
+            name, root = entry.get("id"), entry.get("root")
+            if isinstance(name, str) and isinstance(root, str):
+                found[name] = root
+    return found

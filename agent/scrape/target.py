@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from agent.engine_specs import AUTO
@@ -121,8 +122,10 @@ class Sink(PageSink[Extraction], Protocol):
         """The engine of an endpoint was recognised; called before `observed` for the page itself."""
         ...
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
-        """The models that the endpoint serves."""
+    def served_models(
+        self, address: str, names: frozenset[str], at: float, roots: Mapping[str, str] | None = None
+    ) -> None:
+        """The models that the endpoint serves, and the place of the weights of each, where the list has it."""
         ...
 
     def health(self, address: str, answered: bool, reason: str, detail: str, at: float, took: float) -> None:  # noqa: FBT001

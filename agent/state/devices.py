@@ -3,19 +3,24 @@
 A page is joined when it is read, and when the endpoints change, never during a pick. The result is delivered to each
 pool whose endpoint it changes. A failed scrape of an exporter changes nothing: readings go stale by themselves, and the
 device faults of its last page stay, because a missing page shows neither a fault nor its end.
+
+Nor does a missing device. An endpoint keeps the devices that it was seen with: one that leaves the page, or that is on
+it without its pod, is lost. Its faults stay, and no sum is complete without it. It is forgotten when the page assigns
+it to another pod, or when the endpoint has as many other devices as it is known to have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from agent.accelerators.combine import Accelerators, combine, no_devices
+from agent.accelerators.combine import Accelerators, DeviceSet, combine, no_devices
 from agent.accelerators.device import Device, Devices
-from agent.accelerators.faults import Fault, fault_of
-from agent.accelerators.join import EndpointLocation, JoinKey, join
+from agent.accelerators.faults import Acknowledgement, EndedFault, Fault, Faults, standing, updated
+from agent.accelerators.join import EndpointLocation, Joined, JoinKey, join
+from agent.accelerators.xids import Remedy
 from agent.events import Hook, ignore
-from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.state.freshness import is_fresh
 
 
@@ -31,7 +36,8 @@ class ExporterKey(NamedTuple):
 class Want(NamedTuple):
     """How a pool uses one exporter. `node` is the machine for which it is configured, empty where none is.
 
-    A reading of age `stale_after` (seconds) is stale. `picked_on`: picks may use its readings.
+    A reading of age `stale_after` (seconds) is stale. `picked_on`: picks may use its readings. `expected` is the number
+    of devices of each endpoint (0: as many as it was seen with), `acknowledged` are faults without effect.
     """
 
     key: ExporterKey
@@ -40,6 +46,8 @@ class Want(NamedTuple):
     fatal_xids: frozenset[int]
     node: str = ""
     picked_on: bool = True
+    expected: int = 0
+    acknowledged: frozenset[Acknowledgement] = frozenset()
 
 
 class PoolDevices(NamedTuple):
@@ -54,8 +62,8 @@ class ExporterView(NamedTuple):
     """An exporter as of its last page, requested at `page_at` (None: never one).
 
     `failures` counts the scrapes that failed since, `reason` is that of the last one. `joined` has the devices of each
-    endpoint by address; `unmatched` devices belong to no endpoint, `ambiguous` ones to one of several; `faults` are
-    those of unhealthy devices.
+    endpoint by address; `unmatched` devices belong to no endpoint, `ambiguous` ones to one of several; `lost` has the
+    devices that left the page, by the endpoint that was seen with them; `faults` are those of unhealthy devices.
     """
 
     key: ExporterKey
@@ -67,6 +75,7 @@ class ExporterView(NamedTuple):
     unmatched: tuple[Device, ...]
     ambiguous: tuple[Device, ...]
     faults: tuple[Fault, ...]
+    lost: Mapping[str, tuple[Device, ...]] = {}
 
     def fresh(self, now: float) -> bool:
         """Whether its last page is fresh."""
@@ -74,14 +83,30 @@ class ExporterView(NamedTuple):
 
 
 class _Exporter:
-    __slots__ = ("devices", "failures", "faults", "page_at", "reason")
+    __slots__ = ("devices", "failures", "faults", "page_at", "reason", "unhealthy")
 
     def __init__(self) -> None:
         self.devices: tuple[Device, ...] = ()
         self.page_at: float | None = None
         self.failures = 0
         self.reason = ""
-        self.faults: dict[str, Fault] = {}
+        self.faults: dict[str, Faults] = {}  # of each device, those without effect among them
+        self.unhealthy: dict[str, Fault] = {}  # the first fault in effect of each device
+
+
+class _Owner(NamedTuple):
+    """An endpoint of a pool, and the source that reports its devices."""
+
+    pool: str
+    address: str
+    source: str
+
+
+class _Member(NamedTuple):
+    """A device that an endpoint was seen with, as last reported by an exporter."""
+
+    exporter: ExporterKey
+    device: Device
 
 
 # Pool, address, the endpoint's new accelerators, and the time.
@@ -97,12 +122,28 @@ class DeviceState:
         self._pools: Sequence[PoolDevices] = ()
         self._exporters: dict[ExporterKey, _Exporter] = {}
         self._delivered: dict[tuple[str, str], tuple[Accelerators, ...]] = {}
+        self._members: dict[_Owner, dict[str, _Member]] = {}  # by device
+        self._lost: dict[_Owner, dict[str, _Member]] = {}  # those of them that are not on the page
+        self._restarts: dict[tuple[str, str], float] = {}  # the last one of each endpoint that was seen
+        self._acknowledged: dict[tuple[ExporterKey, Acknowledgement], float] = {}  # since when
 
     def set_pools(self, pools: Sequence[PoolDevices], now: float) -> None:
-        """Replace the pools. Exporters that stay keep their last page, which is joined again."""
+        """Replace the pools. Exporters that stay keep their last page, which is joined again; endpoints that stay where
+        they are keep the devices that they were seen with."""
+        places = {(pool.pool, place) for pool in self._pools for place in pool.places}
+        kept = {(pool.pool, place.address) for pool in pools for place in pool.places if (pool.pool, place) in places}
         self._pools = tuple(pools)
         wanted = dict.fromkeys(want.key for pool in pools for want in pool.wants)
         self._exporters = {key: self._exporters.get(key) or _Exporter() for key in wanted}
+        self._members = {
+            owner: left
+            for owner, members in self._members.items()
+            if (owner.pool, owner.address) in kept
+            and (left := {name: each for name, each in members.items() if each.exporter in wanted})
+        }
+        self._restarts = {endpoint: at for endpoint, at in self._restarts.items() if endpoint in kept}
+        entries = {(want.key, entry) for pool in pools for want in pool.wants for entry in want.acknowledged}
+        self._acknowledged = {entry: self._acknowledged.get(entry, now) for entry in entries}
         self._delivered = {(pool.pool, place.address): () for pool in pools for place in pool.places}
         self._deliver_changes(now, to_all=True)
 
@@ -111,13 +152,25 @@ class DeviceState:
         exporter = self._exporters.get(key)
         if exporter is None:
             return
+        first = exporter.page_at is None
         exporter.devices = devices.devices
         exporter.page_at = at
         exporter.failures = 0
         exporter.reason = ""
+        readings: dict[str, list[Device]] = {}
+        for device in devices.devices:
+            readings.setdefault(device.id, []).append(device)
+        for name, each in readings.items():
+            known = exporter.faults.get(name)
+            exporter.faults[name] = updated(known or {}, each, at, first=first or known is None)
         self._hook(DevicesRead(key.source, key.address, at, took, size, devices.missing, devices.refused))
-        self._note_faults(key, exporter)
         self._deliver_changes(at + took)
+
+    def restarted(self, pool: str, address: str, now: float) -> None:
+        """Record a restart of the endpoint's server: it ends the faults whose remedy it is."""
+        self._restarts[pool, address] = now
+        if any(owner.pool == pool and owner.address == address for owner in self._members):
+            self._deliver_changes(now)
 
     def failed(self, key: ExporterKey, reason: str, detail: str, at: float, took: float) -> None:
         """Record a scrape of an exporter that brought no page."""
@@ -153,6 +206,11 @@ class DeviceState:
             unmatched = tuple(device for device in unmatched if (device.id, device.pod) in ids)
             ambiguous = (*ambiguous, *(device for device in found.ambiguous if device not in ambiguous))
         stale_after = min(want.stale_after for want in wants)
+        lost: dict[str, tuple[Device, ...]] = {}
+        for owner, members in self._lost.items():
+            found_lost = tuple(each.device for each in members.values() if each.exporter == key)
+            if found_lost:
+                lost[owner.address] = found_lost
         return ExporterView(
             key,
             stale_after,
@@ -162,60 +220,197 @@ class DeviceState:
             joined,
             unmatched,
             ambiguous,
-            tuple(exporter.faults.values()),
+            tuple(exporter.unhealthy.values()),
+            lost,
         )
 
     def _deliver_changes(self, now: float, *, to_all: bool = False) -> None:
         """Deliver the accelerators of every endpoint for which they changed, or of all endpoints."""
         places = self._places()
-        found: dict[tuple[str, str], list[Accelerators]] = {}
+        shown: dict[_Owner, list[tuple[Want, Sequence[Device]]]] = {}
+        joins: dict[tuple[ExporterKey, JoinKey], Joined] = {}
+        unread: set[tuple[str, str, str]] = set()  # pool, source and node of exporters without a page
         for pool in self._pools:
             own = {place.address for place in pool.places}
-            unread: set[tuple[str, str]] = set()  # source and node of exporters without a page
             for want in pool.wants:
                 exporter = self._exporters[want.key]
                 if exporter.page_at is None:
-                    unread.add((want.key.source, want.node))
+                    unread.add((pool.pool, want.key.source, want.node))
                     continue
                 wants = [other for _, other in self._wants(want.key)]
-                joined = join(_located(exporter.devices, wants, want), places, want.by).devices
-                for address in joined.keys() & own:
-                    made = combine(
-                        want.key.source,
-                        want.key.address,
-                        joined[address],
-                        exporter.page_at,
-                        want.stale_after,
-                        want.fatal_xids,
-                        picked_on=want.picked_on,
-                    )
-                    found.setdefault((pool.pool, address), []).append(made)
-            for source, limit, picked_on in {
-                (want.key.source, want.stale_after, want.picked_on) for want in pool.wants
-            }:
+                joined = join(_located(exporter.devices, wants, want), places, want.by)
+                joins[want.key, want.by] = joined
+                for address in joined.devices.keys() & own:
+                    owner = _Owner(pool.pool, address, want.key.source)
+                    shown.setdefault(owner, []).append((want, joined.devices[address]))
+        found: dict[tuple[str, str], list[Accelerators]] = {}
+        before, self._lost = self._lost, {}
+        for pool in self._pools:
+            for source in dict.fromkeys(want.key.source for want in pool.wants):
+                of_source = [want for want in pool.wants if want.key.source == source]
                 for place in pool.places:
-                    of_endpoint = found.setdefault((pool.pool, place.address), [])
-                    if not any(one.source == source for one in of_endpoint):
-                        unscraped = not unread.isdisjoint({(source, ""), (source, place.node)})
+                    owner = _Owner(pool.pool, place.address, source)
+                    made = self._of_endpoint(owner, place, of_source, shown.get(owner, []), joins)
+                    if not made:
+                        unscraped = any((pool.pool, source, node) in unread for node in ("", place.node))
                         why = "never_scraped" if unscraped else "no_accelerator"
-                        of_endpoint.append(no_devices(source, why, limit, picked_on=picked_on))
+                        made = [
+                            no_devices(source, why, limit, picked_on=picked_on)
+                            for limit, picked_on in {(want.stale_after, want.picked_on) for want in of_source}
+                        ]
+                    found.setdefault((pool.pool, place.address), []).extend(made)
+        self._report_lost(before)
+        for key, exporter in self._exporters.items():
+            self._report_faults(key, exporter)
         after = {key: tuple(sorted(each, key=lambda one: (one.source, one.exporter))) for key, each in found.items()}
-        before, self._delivered = self._delivered, after
-        for key in before.keys() | after.keys():
-            accelerators = after.get(key, ())
-            if to_all or accelerators != before.get(key, ()):
-                self._deliver(*key, accelerators, now)
+        delivered, self._delivered = self._delivered, after
+        for endpoint in delivered.keys() | after.keys():
+            accelerators = after.get(endpoint, ())
+            if to_all or accelerators != delivered.get(endpoint, ()):
+                self._deliver(*endpoint, accelerators, now)
 
-    def _note_faults(self, key: ExporterKey, exporter: _Exporter) -> None:
-        """Emit an event for each device that became unhealthy or recovered."""
-        fatal: Collection[int] = frozenset().union(*(want.fatal_xids for _, want in self._wants(key)))
-        faults = {fault.device: fault for device in exporter.devices if (fault := fault_of(device, fatal)) is not None}
-        for device in faults.keys() - exporter.faults.keys():
-            fault = faults[device]
-            self._hook(DeviceHealthChanged(key.source, key.address, device, fault.reason, fault.detail))
-        for device in exporter.faults.keys() - faults.keys():
-            self._hook(DeviceHealthChanged(key.source, key.address, device, "", ""))
-        exporter.faults = faults
+    def _of_endpoint(
+        self,
+        owner: _Owner,
+        place: EndpointLocation,
+        wants: Sequence[Want],
+        shown: Sequence[tuple[Want, Sequence[Device]]],
+        joins: Mapping[tuple[ExporterKey, JoinKey], Joined],
+    ) -> list[Accelerators]:
+        """The accelerators of one endpoint from one source: one entry for each exporter that reports some of them, or
+        that did. Notes which of the devices that the endpoint was seen with are lost."""
+        members = self._members.get(owner, {})
+        current = {
+            device.id: _Member(want.key, device._replace(pod=device.pod or place.pod))
+            for want, devices in shown
+            for device in devices
+        }
+        expected = max((want.expected for want in wants), default=0)
+        lost = {
+            name: each for name, each in members.items() if name not in current and not self._moved(each, place, joins)
+        }
+        if len(current) >= (expected or len(members)):
+            lost = {}
+        if current or lost:
+            self._members[owner] = {**current, **lost}
+        else:
+            self._members.pop(owner, None)
+        if lost:
+            self._lost[owner] = lost
+        missing = max(0, expected - len(current) - len(lost)) if current or lost else 0
+        made: list[Accelerators] = []
+        for want in dict.fromkeys([*(want for want, _ in shown), *self._wants_of(lost, wants)]):
+            mine = [device for of_want, devices in shown if of_want is want for device in devices]
+            gone = [each.device for each in lost.values() if each.exporter == want.key]
+            exporter = self._exporters[want.key]
+            in_effect, ended = self._by_effect(owner, want, exporter, [*mine, *gone])
+            made.append(
+                combine(
+                    want.key.source,
+                    want.key.address,
+                    DeviceSet(tuple(mine), tuple(gone), missing),
+                    float("-inf") if exporter.page_at is None else exporter.page_at,
+                    want.stale_after,
+                    in_effect,
+                    ended,
+                    picked_on=want.picked_on,
+                )
+            )
+        return made
+
+    @staticmethod
+    def _wants_of(lost: Mapping[str, _Member], wants: Sequence[Want]) -> list[Want]:
+        """How the pool uses the exporters of the lost devices."""
+        keys = {each.exporter for each in lost.values()}
+        return [want for want in wants if want.key in keys]
+
+    def _moved(
+        self, member: _Member, place: EndpointLocation, joins: Mapping[tuple[ExporterKey, JoinKey], Joined]
+    ) -> bool:
+        """Whether the exporter's page has the device as another endpoint's or another pod's, or as one of several
+        endpoints: it is not lost then."""
+        name = member.device.id
+        for (key, _), joined in joins.items():
+            if key == member.exporter:
+                others = [each for address, each in joined.devices.items() if address != place.address]
+                if any(device.id == name for devices in (*others, joined.ambiguous) for device in devices):
+                    return True
+        pod = member.device.pod.lower()
+        exporter = self._exporters[member.exporter]
+        return any(device.id == name and device.pod and device.pod.lower() != pod for device in exporter.devices)
+
+    def _by_effect(
+        self, owner: _Owner, want: Want, exporter: _Exporter, devices: Sequence[Device]
+    ) -> tuple[list[Fault], list[EndedFault]]:
+        """The faults of an endpoint's devices: those in effect, and those without effect."""
+        in_effect: list[Fault] = []
+        ended: list[EndedFault] = []
+        for device in devices:
+            for fault in exporter.faults.get(device.id, {}).values():
+                if not standing(fault, want.fatal_xids):
+                    continue
+                end = self._acknowledgement(want, fault, device.card) or self._restart(owner, fault)
+                if end is None:
+                    in_effect.append(fault)
+                else:
+                    ended.append(end)
+        return in_effect, ended
+
+    def _restart(self, owner: _Owner, fault: Fault) -> EndedFault | None:
+        at = self._restarts.get((owner.pool, owner.address))
+        if fault.remedy != Remedy.RESTART_APPLICATION or at is None or at <= fault.since:
+            return None
+        return EndedFault(fault, "restarted", at)
+
+    def _acknowledgement(self, want: Want, fault: Fault, card: str) -> EndedFault | None:
+        """The acknowledgement of a fault. One that began after it is a new event."""
+        for entry in want.acknowledged:
+            at = self._acknowledged[want.key, entry]
+            if entry.covers(fault, card) and not (fault.begun and fault.since > at):
+                return EndedFault(fault, "acknowledged", at)
+        return None
+
+    def _report_lost(self, before: Mapping[_Owner, Mapping[str, _Member]]) -> None:
+        """Emit an event for each device that an endpoint lost, or that is on the page again."""
+        for owner in before.keys() | self._lost.keys():
+            was, now = before.get(owner, {}), self._lost.get(owner, {})
+            for name in sorted(now.keys() - was.keys()):
+                self._hook(DeviceLost(owner.source, now[name].exporter.address, owner.pool, owner.address, name, True))
+            for name in sorted(was.keys() - now.keys()):
+                self._hook(DeviceLost(owner.source, was[name].exporter.address, owner.pool, owner.address, name, False))
+
+    def _report_faults(self, key: ExporterKey, exporter: _Exporter) -> None:
+        """Note which devices are unhealthy, and emit an event for each that became so or recovered.
+
+        A device is unhealthy by its first fault that is in effect for an endpoint that uses it, or for nobody's. Faults
+        of a device that left the page are only kept as long as an endpoint is known to lack it.
+        """
+        wants = [want for _, want in self._wants(key)]
+        fatal: frozenset[int] = frozenset().union(*(want.fatal_xids for want in wants))
+        present = {device.id: device.card for device in exporter.devices}
+        lost = {
+            name: each.device.card
+            for members in self._lost.values()
+            for name, each in members.items()
+            if each.exporter == key
+        }
+        exporter.faults = {name: found for name, found in exporter.faults.items() if name in present or name in lost}
+        cards = {**lost, **present}
+        unhealthy: dict[str, Fault] = {}
+        for name, faults in exporter.faults.items():
+            owners = [owner for owner, members in self._members.items() if name in members]
+            for fault in faults.values():
+                acknowledged = any(self._acknowledgement(want, fault, cards[name]) for want in wants)
+                restarted = bool(owners) and all(self._restart(owner, fault) for owner in owners)
+                if standing(fault, fatal) and not acknowledged and not restarted:
+                    unhealthy.setdefault(name, fault)
+        for name in unhealthy.keys() - exporter.unhealthy.keys():
+            fault = unhealthy[name]
+            self._hook(DeviceHealthChanged(key.source, key.address, name, fault.reason, fault.detail))
+        for name in exporter.unhealthy.keys() - unhealthy.keys():
+            if name in exporter.faults:  # else it was forgotten, which is no recovery
+                self._hook(DeviceHealthChanged(key.source, key.address, name, "", ""))
+        exporter.unhealthy = unhealthy
 
 
 def _located(devices: Sequence[Device], wants: Sequence[Want], want: Want) -> Sequence[Device]:

@@ -27,11 +27,23 @@ from agent.state.batch_size import UNKNOWN, BatchSize
 from agent.state.counter_rates import Window
 from agent.state.drain_rate import DrainRate, TokensDone
 from agent.state.freshness import expiry, is_fresh
-from agent.state.health import DOWN_AFTER, PROOF_OF_DEATH, SUCCESS, Health, ProbeResult, Verdict, evaluate
+from agent.state.health import (
+    DOWN_AFTER,
+    PICKED,
+    PROOF_OF_DEATH,
+    PROOF_OF_LIFE,
+    SUCCESS,
+    Health,
+    ProbeResult,
+    Verdict,
+    evaluate,
+)
 from agent.state.inflight import InFlight, QueueEvidence
+from agent.state.outliers import OutlierDetector
 from agent.state.prefill_rate import PrefillRateEstimator
 from agent.state.snapshot import EndpointView, Prefix, Work
 
+_BLIND: Final = Health.BLIND
 _new: Final = tuple.__new__
 _COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is SignalKind.COUNTER)
 
@@ -52,6 +64,14 @@ class Identity(NamedTuple):
 
 UNIDENTIFIED: Final = Identity()
 
+# Why the prefix cache of a server that goes on is known to be empty.
+EMPTIED: Final[Mapping[str, str]] = {
+    "asleep": "its page shows that its model is not loaded: it sleeps",
+    "reset": "its page counts another request that empties the cache, such as a reset or an update of its weights",
+    "request": "a request that empties the cache passed through the picker",
+    "other_weights": "its list of models has other weights under a known name, or no model of before",
+}
+
 
 class Stamp(NamedTuple):
     """The time stamp of a series, as text, and when the first page with it was requested."""
@@ -66,9 +86,12 @@ class EndpointState:
     __slots__ = (
         "accelerators",
         "address",
+        "answered_at",
         "batch",
+        "cache_resets",
         "configured_engine",
         "dead",
+        "died",
         "drain",
         "engine",
         "failure",
@@ -82,6 +105,7 @@ class EndpointState:
         "learnt_rate",
         "others",
         "others_at",
+        "outliers",
         "page_at",
         "pool_rate",
         "predicted_hits",
@@ -89,7 +113,10 @@ class EndpointState:
         "probe_succeeded",
         "rate_estimator",
         "rate_source",
+        "replaced",
+        "roots",
         "stamps",
+        "unfollowed_at",
         "until",
         "values",
         "window",
@@ -112,19 +139,26 @@ class EndpointState:
         self.until = 0.0  # when its health or a reading expires, as of the last view or verdict
         self.failures = 0
         self.failure = ""
-        self.dead = False  # a failure since the last page was a proof of death
+        self.dead = ""  # the proof of death since the last page; a refused connection is the stronger one
+        self.answered_at: float | None = None  # the last proof of life since the last page or the first failure
+        self.died = False  # a connection was refused since the last page: its process had ended
+        self.replaced = False  # another server is at the address, and no page of it was applied yet
         self.probe: ProbeResult | None = None  # the last result of the health path, if it is probed
         self.probe_succeeded = False  # the health path has succeeded since the server started
         self.in_flight = InFlight(rate)
         self.rate_estimator = PrefillRateEstimator()
         self.batch = BatchSize()
         self.drain = DrainRate()
+        self.outliers = OutlierDetector()
+        self.unfollowed_at = float("-inf")  # when the proxy last sent a request elsewhere that was picked for it
         self.window = Window()
         self.histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
         self.pool_rate: float | None = None  # the pool's prefill rate when this endpoint's was last computed
         self.learnt_rate: float | None = None  # the estimator's rate when it last changed by more than noise
         self.predicted_hits = 0.0
         self.hits_at_start: float | None = None
+        self.cache_resets: float | None = None  # the largest number of them on a page so far
+        self.roots: Mapping[str, str] = {}  # name of a model -> the place of its weights
 
     def restarted_by(self, values: Mapping[str, Value]) -> str:
         """Why a page with these values comes from another server than the last page, or the empty string."""
@@ -142,6 +176,24 @@ class EndpointState:
                 if last is not None and now < last:  # type: ignore[operator]
                     return "counter_went_back"
         return ""
+
+    def emptied_by(self, values: Mapping[str, Value], cache_resets: float) -> str:
+        """Why a page with these values, of the same server, shows that its prefix cache was emptied since the last
+        page: a key of `EMPTIED`, or the empty string."""
+        before = self.cache_resets
+        if before is None or cache_resets > before:
+            self.cache_resets = cache_resets
+            if before is not None:
+                return "reset"
+        asleep = values.get(MODEL_LOADED) == 0.0
+        return "asleep" if asleep and self.values.get(MODEL_LOADED) != 0.0 else ""
+
+    def other_weights(self, roots: Mapping[str, str]) -> bool:
+        """Whether a list of models, of the same server, shows that its weights were replaced since the last list."""
+        before, self.roots = self.roots, roots
+        if not before or not roots:
+            return False
+        return not (before.keys() & roots.keys()) or any(roots.get(name, root) != root for name, root in before.items())
 
     def value(self, signal: str) -> Value | None:
         """The signal's last value, however old."""
@@ -163,10 +215,13 @@ class EndpointState:
         self.in_flight.forget_others()
         self.batch.reset()
         self.drain.reset()
+        self.outliers.reset()
         self.window.reset()
         self.histograms = NO_HISTOGRAMS
         self.predicted_hits = 0.0
         self.hits_at_start = None
+        self.cache_resets = None
+        self.roots = {}
 
     def apply(self, values: Mapping[str, Value], at: float) -> None:
         """Apply one page's values; the page was requested at `at`."""
@@ -183,7 +238,9 @@ class EndpointState:
         self.window.observe(values, at)
         self.failures = 0
         self.failure = ""
-        self.dead = False
+        self.dead = ""
+        self.died = False
+        self.answered_at = None
         hits = values.get(PREFIX_HITS)
         if self.hits_at_start is None and isinstance(hits, float):
             self.hits_at_start = hits
@@ -277,7 +334,9 @@ class EndpointState:
         else:  # the server responded, but measured nothing since the last page
             self.failures = 0
             self.failure = ""
-            self.dead = False
+            self.dead = ""
+            self.died = False
+            self.answered_at = at
         return new
 
     def merge_readings(self, values: Mapping[str, Value], at: float) -> None:
@@ -294,31 +353,48 @@ class EndpointState:
         self.others = others
         self.others_at = tuple({reading.at for reading in others.values()})
 
-    def record_failure(self, reason: str) -> None:
-        """Record a scrape that brought no page. After a proof of death the endpoint stays dead until the next page."""
+    def record_failure(self, reason: str, at: float) -> None:
+        """Record a scrape that brought no page, requested at `at`. After a proof of death the endpoint stays dead until
+        the next page or proof of life."""
         self.failures += 1
         self.failure = reason
-        if self.probe == SUCCESS and self.failures == 1:
-            self.probe = None  # a success from before the failure proves nothing; later results do
-        if reason in PROOF_OF_DEATH:
-            self.dead = True
+        if self.failures == 1:
+            self.answered_at = None
+            if self.probe == SUCCESS:
+                self.probe = None  # a success from before the failure proves nothing; later results do
+        if reason in PROOF_OF_LIFE:
+            self.answered_at = at
+        elif reason in PROOF_OF_DEATH:
+            if self.dead != "refused":
+                self.dead = reason
+            self.died = self.died or reason == "refused"
+            self.answered_at = None
             self.probe = None  # a result of the dead server does not apply to its successor
             self.probe_succeeded = False
 
-    def record_probe(self, answered: bool, reason: str) -> bool:  # noqa: FBT001
-        """Record a result of the health path; returns whether it changed. Neither answered nor a reason: the health
-        path is not probed any more."""
+    def record_probe(self, answered: bool, reason: str, at: float) -> bool:  # noqa: FBT001
+        """Record a result of the health path, requested at `at`; returns whether it can change the verdict. Neither
+        answered nor a reason: the health path is not probed any more."""
         before = self.probe
         if answered:
             self.probe = SUCCESS
             self.probe_succeeded = True
+            self.answered_at = at
         elif not reason:
             self.probe = None
         else:
             if reason == "health_unavailable" and not self.probe_succeeded:
                 reason = "loading"
             self.probe = ProbeResult(reason, before.failures + 1 if before else 1)
-        return self.probe != before
+        return self.probe != before or (answered and self.health not in PICKED)
+
+    def replaced_unseen(self) -> bool:
+        """Whether another process answers at the address, although no page shows it: connections were refused, and a
+        later request has had a response without a page. True once for each replacement."""
+        if self.dead != "refused" or self.answered_at is None or self.failure in PROOF_OF_DEATH:
+            return False
+        self.dead = ""
+        return True
 
     def set_accelerators(self, accelerators: tuple[Accelerators, ...]) -> None:
         """Set the accelerators that the endpoint runs on. They outlive a restart of the server."""
@@ -337,6 +413,8 @@ class EndpointState:
             self.probe,
             self.fault,
             asleep=self.values.get(MODEL_LOADED) == 0.0,
+            ejected=self.outliers.reason,
+            answered_at=self.answered_at,
         )
 
     def view(self, now: float, stale_after: float) -> tuple[EndpointView, float]:
@@ -360,7 +438,7 @@ class EndpointState:
         if WAITING not in self.values:
             waiting = self.others.get(WAITING)
             waiting_at = None if waiting is None else waiting.at
-        corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now)
+        corrected = waiting_at is not None and is_fresh(waiting_at, stale_after, now) and verdict.health is not _BLIND
         foreign, queue_seconds = work.foreign, work.queue_seconds
         if not is_fresh(work.counted_at, stale_after, now):
             foreign, queue_seconds = 0.0, 0.0
@@ -380,5 +458,6 @@ class EndpointState:
             self.accelerators,
             self.window.oldest,
             self.histograms,
+            self.outliers.errors,
         )
         return _new(EndpointView, fields), until

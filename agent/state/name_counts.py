@@ -43,6 +43,14 @@ class NameCounts:
             else:
                 self._anywhere = None
 
+    def __contains__(self, name: str) -> bool:
+        """Whether an endpoint reported the name."""
+        return name in self._counts
+
+    def __bool__(self) -> bool:
+        """Whether an endpoint reported any name."""
+        return bool(self._counts)
+
     @property
     def anywhere(self) -> frozenset[str]:
         """The names of at least one endpoint."""

@@ -7,7 +7,7 @@ takes a new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
@@ -15,6 +15,9 @@ from agent.signals import Histogram, Reading, Value
 from agent.state.counter_rates import Counters
 from agent.state.freshness import is_fresh
 from agent.state.health import Health
+from agent.state.outliers import Errors
+
+_BLIND: Final = Health.BLIND
 
 
 class Work(NamedTuple):
@@ -73,7 +76,7 @@ class EndpointView(NamedTuple):
 
     A page's values are kept as they are: dating each one would cost more than everything else that is done with the
     page, and few are read before the next one. `before` is the page against which rates are computed; `histograms` are
-    those that were requested of the last page.
+    those that were requested of the last page. `errors` are the failures of its recent requests; None: none that count.
     """
 
     address: str
@@ -90,6 +93,7 @@ class EndpointView(NamedTuple):
     accelerators: tuple[Accelerators, ...] = ()
     before: Counters | None = None
     histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
+    errors: Errors | None = None
 
     @property
     def readings(self) -> dict[str, Reading]:
@@ -117,7 +121,10 @@ class EndpointView(NamedTuple):
         return found
 
     def fresh(self, signal: str, now: float) -> Value | None:
-        """The signal's value if its reading is fresh, else None: an unknown value is never a number."""
+        """The signal's value if its reading is fresh, else None: an unknown value is never a number. Of a blind
+        endpoint no reading is fresh."""
+        if self.health is _BLIND:
+            return None
         value, at = self.values.get(signal), self.page_at
         if value is None or at is None:
             other = self.others.get(signal)
@@ -136,10 +143,10 @@ class Snapshot(NamedTuple):
     """One pool at `at` (monotonic seconds). Endpoints are sorted by address. `version` grows with every change.
 
     Summaries, so that a pick need not read each endpoint: `adapters` are the LoRA adapters that any endpoint's last
-    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `healthy_addresses` are
-    the addresses of the endpoints where every endpoint is healthy, else empty. `addresses` are those of all endpoints,
-    in their order; empty in a snapshot that no store made. `only_prefill`: a request waits for prefill only, at every
-    endpoint.
+    page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `picked_addresses` are
+    the addresses of the endpoints where every endpoint is in a state that is picked, else empty. `addresses` are those
+    of all endpoints, in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may
+    not be None. `only_prefill`: a request waits for prefill only, at every endpoint.
     """
 
     pool: str
@@ -149,6 +156,7 @@ class Snapshot(NamedTuple):
     endpoints: tuple[EndpointView, ...]
     adapters: frozenset[str] | None = None
     models_everywhere: frozenset[str] = frozenset()
-    healthy_addresses: tuple[str, ...] = ()
+    picked_addresses: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    has_errors: bool = True
     only_prefill: bool = False

@@ -11,25 +11,42 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from agent.accelerators.combine import Accelerators
+from agent.engine_specs import AUTO
 from agent.engines.mapping import Extraction
 from agent.events import Hook, ignore
-from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, ScrapeFailed, ServerRestarted
+from agent.events.requests import EndpointEjected
+from agent.events.scraping import (
+    CacheEmptied,
+    HealthChanged,
+    HealthPathFailed,
+    ScrapeDone,
+    ScrapeFailed,
+    ServerRestarted,
+)
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
+    KV_TOKENS,
     LORA_RUNNING,
     LORA_WAITING,
+    MODEL_LOADED,
     MODELS,
+    START_TIME,
     WAITING,
     Value,
 )
 from agent.state.endpoint import UNIDENTIFIED, EndpointState, Identity
-from agent.state.health import Health
+from agent.state.freshness import is_fresh
+from agent.state.health import PICKED, Health
 from agent.state.name_counts import NameCounts
+from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
 
-_HEALTHY: Final = Health.HEALTHY
+_BLIND: Final = Health.BLIND
+# A proxy that ejects an endpoint itself does so for 30 s the first time (Envoy's base_ejection_time). As long after a
+# pick that it did not follow, the endpoint counts as ejected by the proxy.
+UNFOLLOWED_SECONDS: Final = 30.0
 
 
 class PrefixMemory(Protocol):
@@ -39,8 +56,12 @@ class PrefixMemory(Protocol):
         """The cache of this endpoint holds at most that many of the index's blocks."""
         ...
 
+    def clear(self, address: str) -> None:
+        """The cache of this endpoint is empty; its size is the same."""
+        ...
+
     def forget(self, address: str) -> None:
-        """The cache of this endpoint is empty: it restarted or left the pool."""
+        """Another server responds at the address, or it left the pool."""
         ...
 
 
@@ -56,20 +77,26 @@ class RoutingStore:
         hook: Hook = ignore,
         prefix: PrefixMemory | None = None,
         index_block_tokens: int = 64,
+        outliers: OutlierLimits | None = None,
     ) -> None:
         self.pool = pool
         self.version = 0
+        self.shared_engine = ""  # the engine that all endpoints have, as far as it is known; empty for several
         self.stale_after = stale_after
         self.on_change: list[Callable[[], None]] = []
+        self.on_restart: list[Callable[[str, float], None]] = []  # address and time, after the page that shows it
         self._limits = rate or RateLimits()
+        self._outlier_limits = outliers or OutlierLimits()
         self._hook = hook
         self._prefix = prefix
         self._index_block_tokens = index_block_tokens
         self._endpoints: dict[str, EndpointState] = {}
         self._places: dict[str, int] = {}  # address -> place in the snapshot, in the order of addresses
         self._addresses: tuple[str, ...] = ()  # in the same order
-        self._unhealthy = 0  # endpoints in the last snapshot that are not healthy
+        self._not_picked = 0  # endpoints in the last snapshot whose health excludes them from picks
+        self._with_errors = 0  # endpoints in it whose recent requests failed
         self._queued = 0  # endpoints in it whose requests wait for more than prefill
+        self._blind = 0
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
         self._read = False  # a snapshot was read since `age` was last called
@@ -105,14 +132,22 @@ class RoutingStore:
             state.identity = identity
             if other:
                 self._hook(ServerRestarted(self.pool, address, other))
+                state.replaced = True
         self._places = {address: place for place, address in enumerate(sorted(self._endpoints))}
         self._addresses = tuple(self._places)
+        self._share_engine()
         self._rebuild()
 
-    def set_limits(self, *, stale_after: float, rate: RateLimits, now: float) -> None:
+    def set_limits(
+        self, *, stale_after: float, rate: RateLimits, now: float, outliers: OutlierLimits | None = None
+    ) -> None:
         """Apply the limits of a changed configuration."""
         self.stale_after = stale_after
         self._limits = rate
+        self._outlier_limits = outliers or OutlierLimits()
+        if not self._outlier_limits.enabled:
+            for state in self._endpoints.values():
+                state.outliers.reset()
         self._apply_pool_rate(now)
         self._rebuild()
 
@@ -125,9 +160,17 @@ class RoutingStore:
         now = at + took
         values: Mapping[str, Value] = extraction.readings
         reason = state.restarted_by(values)
+        if not reason and not values and state.dead == "refused":
+            reason = "answers_again"  # and a page without a sample shows of no server that it is the same
         if reason:
             self._restarted(state, reason)
-        if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values):
+        emptied = state.emptied_by(values, extraction.cache_resets)
+        if emptied:
+            self._cache_emptied(state, emptied)
+        elif self._prefix is not None and values.get(MODEL_LOADED) == 0.0:
+            self._prefix.clear(address)  # of prompts that were picked before it was seen asleep, and recorded later
+        replaced = bool(reason) or state.replaced or (state.died and START_TIME not in values)
+        if self._prefix is not None and (BLOCKS in values or BLOCK_SIZE in values or KV_TOKENS in values):
             self._resize(state, values)
         for signal in (LORA_RUNNING, LORA_WAITING):
             if values.get(signal) != state.value(signal):
@@ -145,6 +188,10 @@ class RoutingStore:
         state.apply_queue(values, at, now)
         self._refresh(state, now)
         self._hook(ScrapeDone(self.pool, address, at, took, size, extraction.missing, extraction.refused))
+        if replaced:
+            state.replaced = False
+            for call in self.on_restart:
+                call(address, now)
         return bool(reason)
 
     def failed(self, address: str, reason: str, detail: str, at: float, took: float) -> None:
@@ -152,7 +199,12 @@ class RoutingStore:
         state = self._endpoints.get(address)
         if state is None:
             return
-        state.record_failure(reason)
+        state.record_failure(reason, at)
+        replaced = state.replaced_unseen()
+        if replaced:
+            self._restarted(state, "answers_again")
+        if replaced or state.pool_rate != self._pool_rate:
+            self._update_rate(state, at + took)
         self._refresh(state, at + took)
         self._hook(ScrapeFailed(self.pool, address, at, took, reason, detail))
 
@@ -163,7 +215,7 @@ class RoutingStore:
         state = self._endpoints.get(address)
         if state is None:
             return
-        if state.record_probe(answered, reason):
+        if state.record_probe(answered, reason, at):
             self._refresh(state, at + took)
         if state.probe is not None and not answered:
             self._hook(HealthPathFailed(self.pool, address, at, took, state.probe.reason, detail))
@@ -176,13 +228,20 @@ class RoutingStore:
             return
         if state.engine != state.configured_engine:
             self._restarted(state, "another_engine")
+            state.replaced = True
         state.engine = engine
+        self._share_engine()
         self._changed(address)
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
-        """Record the models and adapters that the endpoint serves."""
+    def served_models(
+        self, address: str, names: frozenset[str], at: float, roots: Mapping[str, str] | None = None
+    ) -> None:
+        """Record the models and adapters that the endpoint serves. `roots`: the place of each model's weights, if
+        the list has it; other weights under a known name have another cache."""
         state = self._endpoints.get(address)
         if state is not None:
+            if roots is not None and state.other_weights(roots):
+                self._cache_emptied(state, "other_weights")
             if state.value(MODELS) != names:
                 self._renamed.add(address)
             state.merge_readings({MODELS: names}, at)
@@ -209,6 +268,8 @@ class RoutingStore:
         self._requests[work_id] = state
         state.in_flight.start(work_id, uncached_tokens, now)
         state.predicted_hits += hit_tokens
+        if state.outliers.ejected:
+            state.outliers.started(work_id, now)
         self._changed(address)
         return work_id
 
@@ -233,6 +294,87 @@ class RoutingStore:
             state.apply_report(waiting, at, now)
         self._changed(state.address)
 
+    def succeeded(self, address: str, work_id: int, now: float) -> None:
+        """Record that the endpoint answered the request without a failure of its own."""
+        state = self._endpoints.get(address)
+        if state is None:
+            return
+        outliers = state.outliers
+        before = outliers.errors
+        if outliers.succeeded(work_id, now):
+            self._refresh(state, now)
+        elif outliers.errors is not before:
+            self._changed(address)
+
+    def request_failed(self, address: str, work_id: int, kind: str, now: float) -> None:
+        """Record that the endpoint failed on the request; `kind` is a key of `agent.requests.response.RESULTS`. It is
+        ejected where its failures exceed the limits and the share of the pool that may be ejected is not used up."""
+        state, limits = self._endpoints.get(address), self._outlier_limits
+        if state is None or not limits.enabled:
+            return
+        outliers = state.outliers
+        reason = outliers.failed(work_id, kind, limits, now)
+        if reason and (outliers.ejected or self._may_eject(state, now)):
+            seconds = outliers.eject(reason, limits, now)
+            errors = outliers.errors
+            if errors is not None:
+                self._hook(
+                    EndpointEjected(
+                        self.pool, address, reason, kind, errors.consecutive, errors.ratio, seconds, errors.ejections
+                    )
+                )
+        self._refresh(state, now)
+
+    def not_followed(self, picked: str, now: float) -> None:
+        """Record that the proxy sent a request elsewhere that was picked for this endpoint."""
+        state = self._endpoints.get(picked)
+        if state is not None:
+            state.unfollowed_at = now
+
+    def unfollowed(self, address: str, now: float) -> bool:
+        """Whether the proxy recently sent a request elsewhere that was picked for this endpoint."""
+        state = self._endpoints.get(address)
+        return state is not None and now - state.unfollowed_at < UNFOLLOWED_SECONDS
+
+    def moved(self, work_id: int, address: str, uncached_tokens: float, now: float) -> bool:
+        """Move a request in flight to the endpoint that the proxy sent it to. False where it is not in flight, or the
+        address is not in the pool: it stays where it was picked."""
+        before, state = self._requests.get(work_id), self._endpoints.get(address)
+        if before is None or state is None:
+            return False
+        before.in_flight.end(work_id, now)
+        state.in_flight.start(work_id, uncached_tokens, now)
+        self._requests[work_id] = state
+        if self._endpoints.get(before.address) is before:
+            self._changed(before.address)
+        self._changed(address)
+        return True
+
+    def withdraw_hits(self, address: str, hit_tokens: float) -> None:
+        """Take back predicted hits of a request that the endpoint did not prefill."""
+        state = self._endpoints.get(address)
+        if state is not None and hit_tokens:
+            state.predicted_hits = max(0.0, state.predicted_hits - hit_tokens)
+            self._changed(address)
+
+    def has_queue(self, address: str, now: float) -> bool:
+        """Whether a fresh page of the endpoint reports waiting requests: a 503 then says that the queue is full."""
+        state = self._endpoints.get(address)
+        if state is None:
+            return False
+        waiting = state.value(WAITING)
+        at = state.page_at
+        if WAITING not in state.values:
+            other = state.others.get(WAITING)
+            at = None if other is None else other.at
+        return isinstance(waiting, float) and waiting > 0 and at is not None and is_fresh(at, self.stale_after, now)
+
+    def cache_emptied(self, address: str, reason: str, now: float) -> None:
+        """Record that the endpoint's prefix cache is empty; `reason` is a key of `agent.state.endpoint.EMPTIED`."""
+        state = self._endpoints.get(address)
+        if state is not None:
+            self._cache_emptied(state, reason)
+
     @property
     def in_flight(self) -> int:
         """Requests that were started and have not ended, those at endpoints that left the pool included."""
@@ -242,6 +384,19 @@ class RoutingStore:
         """The endpoint's engine, as configured or recognised; empty where the address is not in the pool."""
         state = self._endpoints.get(address)
         return "" if state is None else state.engine
+
+    def serves(self, model: str) -> bool:
+        """Whether an endpoint lists this model or names this adapter, as of the last snapshot."""
+        return model in self._models or model in self._adapters
+
+    @property
+    def lists_models(self) -> bool:
+        """Whether an endpoint lists any model, as of the last snapshot."""
+        return bool(self._models)
+
+    def has(self, address: str) -> bool:
+        """Whether the address is an endpoint of the pool."""
+        return address in self._endpoints
 
     # -- called by readers ---------------------------------------------------------------------------------------
 
@@ -261,7 +416,8 @@ class RoutingStore:
             place, state = self._places[address], self._endpoints[address]
             view = self._view(state, now)
             before = endpoints[place]
-            self._unhealthy += (view.health is not _HEALTHY) - (before.health is not _HEALTHY)
+            self._not_picked += (view.health not in PICKED) - (before.health not in PICKED)
+            self._with_errors += (view.errors is not None) - (before.errors is not None)
             self._queued += before.work.only_prefill - view.work.only_prefill
             endpoints[place] = view
             good_until = min(good_until, state.until)
@@ -285,7 +441,8 @@ class RoutingStore:
         """A snapshot with a new view of every endpoint."""
         endpoints = [self._view(self._endpoints[address], now) for address in self._places]
         self._dirty.clear()
-        self._unhealthy = sum(view.health is not _HEALTHY for view in endpoints)
+        self._not_picked = sum(view.health not in PICKED for view in endpoints)
+        self._with_errors = sum(view.errors is not None for view in endpoints)
         self._queued = sum(not view.work.only_prefill for view in endpoints)
         snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
         self._notify()
@@ -320,8 +477,9 @@ class RoutingStore:
             tuple(endpoints),
             self._adapters.anywhere,
             self._models.everywhere,
-            () if self._unhealthy else self._addresses,
+            () if self._not_picked else self._addresses,
             self._addresses,
+            self._with_errors > 0,
             not self._queued,
         )
         return self._snapshot
@@ -337,7 +495,12 @@ class RoutingStore:
         before = state.health
         if health is not before:
             state.health = health
-            self._hook(HealthChanged(self.pool, state.address, before, health, reason))
+            if health is _BLIND or before is _BLIND:
+                self._blind += 1 if health is _BLIND else -1
+                counts = (self._blind, len(self._endpoints))
+                self._hook(HealthChanged(self.pool, state.address, before, health, reason, *counts))
+            else:
+                self._hook(HealthChanged(self.pool, state.address, before, health, reason))
 
     def _restarted(self, state: EndpointState, reason: str) -> None:
         """Another server responds at the address: drop what was known of the old one."""
@@ -346,6 +509,31 @@ class RoutingStore:
         if self._prefix is not None:
             self._prefix.forget(state.address)
         self._hook(ServerRestarted(self.pool, state.address, reason))
+
+    def _may_eject(self, state: EndpointState, now: float) -> bool:
+        """Whether the pool can do without this endpoint: another one is picked, and the agent and the proxy together
+        have not ejected as many as they may."""
+        ejected = unfollowed = 0
+        picked = False
+        for each in self._endpoints.values():
+            if each is state:
+                continue
+            ejected += each.outliers.ejected
+            unfollowed += not each.outliers.ejected and now - each.unfollowed_at < UNFOLLOWED_SECONDS
+            if not picked:
+                verdict = each.verdict(now, self.stale_after)
+                picked = verdict.health.picked
+        largest = max(1, int(self._outlier_limits.largest_share * len(self._endpoints)))
+        return picked and ejected + unfollowed < largest
+
+    def _cache_emptied(self, state: EndpointState, reason: str) -> None:
+        if self._prefix is not None:
+            self._prefix.clear(state.address)
+        self._hook(CacheEmptied(self.pool, state.address, reason))
+
+    def _share_engine(self) -> None:
+        engines = {state.engine for state in self._endpoints.values()} - {AUTO}
+        self.shared_engine = engines.pop() if len(engines) == 1 else ""
 
     def _changed(self, address: str) -> None:
         self._dirty.add(address)
@@ -364,7 +552,9 @@ class RoutingStore:
             call()
 
     def _drop(self, address: str) -> None:
-        self._learnt_rates.replace(self._endpoints.pop(address).learnt_rate, None)
+        state = self._endpoints.pop(address)
+        self._blind -= state.health is _BLIND
+        self._learnt_rates.replace(state.learnt_rate, None)
         self._pool_rate = self._learnt_rates.median
         if self._prefix is not None:
             self._prefix.forget(address)
@@ -393,9 +583,18 @@ class RoutingStore:
         self._notify()
 
     def _resize(self, state: EndpointState, values: Mapping[str, Value]) -> None:
-        """Tell the index how many of its blocks the endpoint's cache holds, when a page reports a change of it."""
-        blocks, tokens = values.get(BLOCKS), values.get(BLOCK_SIZE)
-        if not (isinstance(blocks, float) and isinstance(tokens, float)) or self._prefix is None:
+        """Set how many of its blocks the index keeps for the endpoint's cache, when a page reports another size. The
+        size in tokens is the engine's own where it reports one: blocks times block size is not that of every cache."""
+        whole = values.get(KV_TOKENS, state.value(KV_TOKENS))
+        tokens = _cache_tokens(whole, values.get(BLOCKS), values.get(BLOCK_SIZE))
+        if tokens is None or self._prefix is None:
             return
-        if (state.value(BLOCKS), state.value(BLOCK_SIZE)) != (blocks, tokens):
-            self._prefix.resize(state.address, max(1, int(blocks * tokens) // self._index_block_tokens))
+        if _cache_tokens(state.value(KV_TOKENS), state.value(BLOCKS), state.value(BLOCK_SIZE)) != tokens:
+            self._prefix.resize(state.address, max(1, int(tokens) // self._index_block_tokens))
+
+
+def _cache_tokens(whole: Value | None, blocks: Value | None, block_size: Value | None) -> float | None:
+    """The size of a KV cache in tokens, None where it is unknown."""
+    if isinstance(whole, float):
+        return whole
+    return blocks * block_size if isinstance(blocks, float) and isinstance(block_size, float) else None

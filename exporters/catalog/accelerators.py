@@ -40,7 +40,12 @@ DEVICES: Final = _of_endpoint("s", "devices", "Accelerators that are matched wit
 UNHEALTHY: Final = _of_endpoint(
     "s_unhealthy",
     "devices",
-    "Accelerators of the endpoint with a fault on the exporter's last page; a single one makes the endpoint down",
+    "Accelerators of the endpoint with a fault in effect; a single one makes the endpoint down",
+)
+LOST: Final = _of_endpoint(
+    "s_lost",
+    "devices",
+    "Accelerators that the endpoint was seen with, or is configured to have, and that its exporter does not report",
 )
 EXPORTER_FRESH: Final = ROWS.gauge(
     "igw_accelerator_exporter_fresh",
@@ -64,7 +69,7 @@ DEVICE_UNHEALTHY: Final = ROWS.gauge(
     "igw_accelerator_unhealthy",
     "boolean",
     "source exporter device reason",
-    "Always 1; one series for each accelerator with a fault on its exporter's last page",
+    "Always 1; one series for each accelerator with a fault in effect",
 )
 SCRAPES: Final = ROWS.counter(
     "igw_accelerator_scrapes_total",
@@ -83,4 +88,10 @@ HEALTH_CHANGES: Final = ROWS.counter(
     "changes",
     "source reason",
     "Accelerators that became unhealthy, by reason, or healthy again (recovered)",
+)
+LOST_TOTAL: Final = ROWS.counter(
+    "igw_accelerators_lost_total",
+    "devices",
+    "pool source",
+    "Accelerators that an endpoint was seen with and that left the page of their exporter",
 )

@@ -59,6 +59,9 @@ LORA_WAITING: Final = _endpoint(
 LORA_MAX: Final = _endpoint("igw_endpoint_lora_max_adapters", "adapters", "Maximum number of LoRA adapters in a batch")
 BLOCKS: Final = _endpoint("igw_endpoint_kv_blocks", "blocks", "Number of blocks of the endpoint's KV cache")
 BLOCK_SIZE: Final = _endpoint("igw_endpoint_block_size_tokens", "tokens", "Tokens per block of the KV cache")
+KV_TOKENS: Final = _endpoint(
+    "igw_endpoint_kv_cache_tokens", "tokens", "Tokens that fit into the endpoint's KV cache, as its engine reports it"
+)
 MODEL_LOADED: Final = _endpoint(
     "igw_endpoint_model_loaded",
     "boolean",

@@ -37,7 +37,7 @@ READY_ENDPOINTS: Final = ROWS.gauge(
     "llm_d_epp_ready_endpoints",
     "endpoints",
     "name",
-    "Healthy endpoints of the pool, which may be picked; never absent, 0 when there is none",
+    "Endpoints of the pool that may be picked, healthy or blind; never absent, 0 when there is none",
     same_labels("inference_pool_ready_pods", "name"),
 )
 SATURATION: Final = ROWS.gauge(
@@ -49,6 +49,11 @@ SATURATION: Final = ROWS.gauge(
 ENDPOINTS: Final = _pool("igw_pool_endpoints", "endpoints", "Endpoints of the pool, whatever their health")
 BY_HEALTH: Final = ROWS.gauge(
     "igw_pool_endpoints_by_health", "endpoints", "pool state", "Endpoints of the pool in each health state"
+)
+BLIND: Final = _pool(
+    "igw_pool_blind_ratio",
+    "ratio",
+    "Share of the pool's endpoints that answer without a readable page, and are picked by requests in flight alone",
 )
 COVERAGE: Final = ROWS.gauge(
     "igw_pool_coverage_ratio",

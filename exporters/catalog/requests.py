@@ -76,11 +76,35 @@ LEFT_WARMEST: Final = _counter(
     "pool",
     "Picks that, because of load, did not go to the endpoint with the most prompt tokens in its cache",
 )
+ENCODED_BODIES: Final = _counter(
+    "igw_encoded_bodies_total",
+    "requests",
+    "pool encoding result",
+    "Requests whose body has a content-encoding: read, unread (picked without a prompt) or refused",
+)
 REJECTED: Final = _counter(
     "igw_requests_rejected_total",
     "requests",
     "pool status reason",
     "Requests that the agent rejected, by HTTP status and reason",
+)
+RESPONSES: Final = _counter(
+    "igw_responses_total",
+    "requests",
+    "pool server result",
+    "Responses to picked requests as the proxy reports them, by endpoint and result (docs/reference/errors.md)",
+)
+NOT_FOLLOWED: Final = _counter(
+    "igw_picks_not_followed_total",
+    "requests",
+    "pool server",
+    "Requests that the proxy sent to another endpoint than the picked one, which is the label",
+)
+EJECTIONS: Final = _counter(
+    "igw_endpoint_ejections_total",
+    "ejections",
+    "pool server reason",
+    "Ejections of endpoints whose requests failed, failed trials included",
 )
 ENDED: Final = _counter(
     "igw_requests_ended_total",

@@ -57,6 +57,12 @@ HEALTH_PATH_FAILURES: Final = _counter(
 SERVER_RESTARTS: Final = _counter(
     "igw_server_restarts_total", "restarts", "pool reason", "New servers detected at a known address"
 )
+CACHES_EMPTIED: Final = _counter(
+    "igw_prefix_caches_emptied_total",
+    "caches",
+    "pool reason",
+    "Prefix caches of model servers that were seen to be emptied, whose blocks the prefix index then forgot",
+)
 INTERVAL: Final = _gauge(
     "igw_scrape_interval_seconds",
     "seconds",

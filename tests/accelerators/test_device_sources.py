@@ -14,7 +14,6 @@ import pytest
 
 from agent.accelerators import gke, nvml
 from agent.accelerators.device_source import REASONS, DeviceSourceFailed
-from agent.accelerators.faults import FATAL_XIDS, fault_of
 from agent.accelerators.gke import METRICS, Gke
 from agent.accelerators.nvml import Nvml
 from agent.accelerators.table import (
@@ -26,6 +25,7 @@ from agent.accelerators.table import (
     TEMPERATURE,
     UTILIZATION,
 )
+from tests.fakes.faults import fault_of
 from tests.fakes.monitoring import Monitoring, MonitoringSample, RpcError, serving
 from tests.fakes.nvml import Card, Memory, NvmlLibrary
 
@@ -48,7 +48,7 @@ def test_a_card_is_read_in_the_units_of_the_signals() -> None:
         UTILIZATION: 0.5, MEMORY_USED: 72.0 * 2**30, MEMORY_TOTAL: 80.0 * 2**30, POWER: 300.0, TEMPERATURE: 60.0,
         ECC: 0.0, REMAP_FAILED: 0.0,
     }  # fmt: skip
-    assert fault_of(device, FATAL_XIDS) is None
+    assert fault_of(device) is None
 
 
 def test_an_unsupported_quantity_is_unknown_and_the_rest_is_read() -> None:
@@ -65,7 +65,7 @@ def test_mig_instances_have_their_own_memory_the_health_of_the_card_and_no_utili
     ]
     assert [device.values[MEMORY_USED] for device in devices] == [2.0, 5.0]
     assert all(device.values.keys().isdisjoint({UTILIZATION, POWER}) for device in devices)
-    assert all(fault_of(device, FATAL_XIDS) is not None for device in devices)
+    assert all(fault_of(device) is not None for device in devices)
 
 
 @pytest.mark.parametrize("name", ["nvmlDeviceGetPowerUsage", "nvmlDeviceGetMigMode", "nvmlDeviceGetRemappedRows"])
@@ -97,7 +97,7 @@ def test_a_lost_card_is_unhealthy_under_its_own_id_and_the_others_are_read() -> 
     mine.devices(0.0, 0.0)
     card.lost = True
     lost, other = mine.devices(0.0, 0.0)
-    found = fault_of(lost, FATAL_XIDS)
+    found = fault_of(lost)
     assert found is not None
     assert (lost.id, found.reason) == ("GPU-a", "accelerator_unhealthy")
     assert other.values[UTILIZATION] == 0.5

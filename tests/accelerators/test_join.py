@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.accelerators.combine import combine
+from agent.accelerators.combine import DeviceSet, combine
 from agent.accelerators.device import Device
-from agent.accelerators.faults import FATAL_XIDS, FAULTS, fault_of
+from agent.accelerators.faults import FAULTS
 from agent.accelerators.join import EndpointLocation, JoinKey, join
 from agent.accelerators.table import (
     COMBINED,
@@ -19,6 +19,7 @@ from agent.accelerators.table import (
     UTILIZATION,
     DeviceCombination,
 )
+from tests.fakes.faults import fault_of
 
 NAMES = st.sampled_from(["", "n/a", "n/b", "m/a"])
 NODES = st.sampled_from(["", "x", "X", "y"])
@@ -112,7 +113,7 @@ VALUES = st.dictionaries(st.sampled_from(sorted(COMBINED)), st.floats(0, 1e6), m
 @given(st.lists(VALUES, min_size=1, max_size=5))
 def test_a_combined_value_represents_every_device_or_is_withheld_with_the_reason(rows) -> None:
     devices = [Device(str(place), str(place), values) for place, values in enumerate(rows)]
-    made = combine("dcgm", "x:1", devices, 5.0, 15.0, FATAL_XIDS)
+    made = combine("dcgm", "x:1", DeviceSet(devices), 5.0, 15.0)
     assert made.readings.keys() | made.withheld.keys() == COMBINED.keys()
     assert not made.readings.keys() & made.withheld.keys()
     for signal, reading in made.readings.items():
@@ -124,7 +125,7 @@ def test_a_combined_value_represents_every_device_or_is_withheld_with_the_reason
 
 def test_utilization_is_the_maximum_and_memory_the_sum_over_devices() -> None:
     devices = [Device(str(n), str(n), {UTILIZATION: n / 4, MEMORY_USED: 10.0, POWER: 100.0}) for n in range(4)]
-    made = combine("dcgm", "x:1", devices, 0.0, 15.0, FATAL_XIDS).readings
+    made = combine("dcgm", "x:1", DeviceSet(devices), 0.0, 15.0).readings
     assert (made[UTILIZATION].value, made[MEMORY_USED].value, made[POWER].value) == (0.75, 40.0, 400.0)
 
 
@@ -134,28 +135,26 @@ def test_a_reading_has_the_time_of_its_oldest_device() -> None:
         Device("1", "1", {POWER: 1.0}, at=2.0),
         Device("2", "2", {POWER: 1.0}),
     ]
-    assert combine("gke", "p", devices, 9.0, 15.0, ()).readings[POWER].at == 2.0
+    assert combine("gke", "p", DeviceSet(devices), 9.0, 15.0).readings[POWER].at == 2.0
 
 
 def test_each_fault_makes_a_device_unhealthy_and_unknown_values_do_not() -> None:
-    assert fault_of(Device("0", "0", {}), FATAL_XIDS) is None
-    assert (
-        fault_of(Device("0", "0", {ECC: 0.0, REMAP_FAILED: 0.0, HEALTHY: 1.0}, xids=(13, 31, 43)), FATAL_XIDS) is None
-    )
+    assert fault_of(Device("0", "0", {})) is None
+    assert fault_of(Device("0", "0", {ECC: 0.0, REMAP_FAILED: 0.0, HEALTHY: 1.0}, xids=(13, 31, 43))) is None
     unhealthy = [
         Device("0", "0", {}, xids=(43, 79)),
         Device("0", "0", {ECC: 1.0}),
         Device("0", "0", {REMAP_FAILED: 1.0}),
         Device("0", "0", {HEALTHY: 0.0, ECC: 0.0}),
     ]
-    found = [fault_of(device, FATAL_XIDS) for device in unhealthy]
+    found = [fault_of(device) for device in unhealthy]
     assert [fault.reason for fault in found if fault] == [
         "accelerator_xid", "accelerator_ecc", "accelerator_row_remap", "accelerator_unhealthy",
     ]  # fmt: skip
     assert {fault.reason for fault in found if fault} == FAULTS.keys()
     assert found[0] is not None
-    assert found[0].detail == "XID 79: the GPU has fallen off the bus"
+    assert found[0].detail == "XID 79: the GPU has fallen off the bus; remedy: reboot the machine"
 
 
 def test_the_verdict_of_an_exporter_takes_precedence_over_its_error_count() -> None:
-    assert fault_of(Device("0", "0", {ECC: 5.0, HEALTHY: 1.0}), FATAL_XIDS) is None
+    assert fault_of(Device("0", "0", {ECC: 5.0, HEALTHY: 1.0})) is None

@@ -17,6 +17,7 @@ from agent.accelerators.table import (
     TEMPERATURE,
     UTILIZATION,
 )
+from agent.exposition.page import PageRefused
 from agent.signals import RefusedValue
 
 
@@ -101,6 +102,53 @@ def test_a_fault_of_the_card_affects_each_of_its_parts_and_users() -> None:
 def test_a_time_shared_card_is_a_device_of_each_pod() -> None:
     devices = read("dcgm", *(f'DCGM_FI_DEV_GPU_UTIL{{UUID="GPU-a",pod="p{n}",namespace="n"}} 40' for n in (1, 2)))
     assert [(device.id, device.pod) for device in devices] == [("GPU-a", "n/p1"), ("GPU-a", "n/p2")]
+
+
+@pytest.mark.parametrize("label", ['vgpu="1"', 'GPU_I_ID="3",GPU_I_PROFILE="1g.10gb",vgpu="1"'])
+def test_a_share_of_a_card_or_of_a_part_has_only_values_that_hold_for_each_share(label: str) -> None:
+    labels = f'UUID="GPU-a",{label},pod="p",namespace="n"'
+    (device,) = read(
+        "dcgm",
+        f"DCGM_FI_PROF_GR_ENGINE_ACTIVE{{{labels}}} 0.5",
+        f"DCGM_FI_DEV_FB_USED{{{labels}}} 10",
+        f"DCGM_FI_DEV_POWER_USAGE{{{labels}}} 70",
+        f"DCGM_FI_DEV_GPU_TEMP{{{labels}}} 60",
+        f"DCGM_FI_DEV_ECC_DBE_VOL_TOTAL{{{labels}}} 1",
+    )
+    assert (device.share, device.values) == ("share 1", {TEMPERATURE: 60.0, ECC: 1.0})
+
+
+@pytest.mark.parametrize("exporter_name", ["tpu", "amd", "dcgm"])
+def test_a_device_of_several_pods_is_a_share_for_each_whatever_the_vendor(exporter_name: str) -> None:
+    name, labels = {
+        "tpu": ("memory_used", 'accelerator_id="1-0"'),
+        "amd": ("gpu_used_vram", 'serial_number="S1",gpu_id="0"'),
+        "dcgm": ("DCGM_FI_DEV_FB_USED", 'UUID="GPU-a"'),
+    }[exporter_name]
+    lines = [f'{name}{{{labels},pod="{pod}",namespace="n"}} 5' for pod in ("a", "b")]
+    assert [(device.pod, device.share, device.values) for device in read(exporter_name, *lines)] == [
+        ("n/a", "several pods", {}),
+        ("n/b", "several pods", {}),
+    ]
+    (alone,) = read(exporter_name, lines[0])
+    assert (alone.share, set(alone.values)) == ("", {MEMORY_USED})
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole"), [("spx", True), ("none", True), ("SPX", True), ("cpx", False), ("dpx", False)]
+)
+def test_the_label_of_an_amd_partition_says_whether_the_card_is_cut(kind: str, whole: bool) -> None:
+    labels = f'serial_number="S1",gpu_id="0",gpu_partition_id="0",gpu_compute_partition_type="{kind}"'
+    (device,) = read("amd", f"gpu_gfx_activity{{{labels}}} 12", f"gpu_package_power{{{labels}}} 255")
+    assert (device.part == "") is whole
+    assert (device.values == {UTILIZATION: 0.12, POWER: 255.0}) is whole
+
+
+def test_a_page_that_only_describes_its_families_is_empty_and_shows_no_recovery() -> None:
+    for page in (b"# TYPE DCGM_FI_DEV_GPU_UTIL gauge\n", b"# TYPE DCGM_FI_DEV_GPU_UTIL gauge\ngo_info 1\n"):
+        with pytest.raises(PageRefused) as refused:
+            DeviceReader(exporter("dcgm")).extract(page, whole=True)
+        assert refused.value.reason == "empty"
 
 
 def test_two_containers_of_a_pod_on_one_card_are_one_device() -> None:

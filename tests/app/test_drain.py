@@ -20,7 +20,7 @@ async def test_a_stop_ends_the_streams_in_progress_with_ok(tmp_path: Path, proce
     async with servers(1) as (one,):
         path.write_text(document([one.address]))
         agent = processes.start([sys.executable, "-m", "agent", "run", "--config", path])
-        await eventually(lambda: "is healthy" in agent.output(), within=40)
+        await eventually(lambda: "ext_proc on" in agent.output(), within=40)
         picker = next(line for line in agent.output().splitlines() if "ext_proc on" in line)
         async with grpc.aio.insecure_channel(picker.split("ext_proc on ")[1].split(",")[0]) as channel:
             conversations = [await send_request(channel, f"r{number}") for number in range(3)]

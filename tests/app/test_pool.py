@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+
 import orjson
 import pytest
 
+from agent.app.endpoint_files import EndpointFiles
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.tasks import Tasks
@@ -13,7 +16,8 @@ from agent.config import parse
 from agent.discovery.endpoints import EndpointSet
 from agent.engines.mapping import Extraction
 from agent.events import Event
-from agent.events.requests import Ended, Picked, Reported
+from agent.events.requests import EncodedBody, Ended, Picked, Reported
+from agent.events.scraping import CacheEmptied
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
@@ -55,6 +59,7 @@ class Bench:
             ScrapeLoop(self.clock),
             lambda _, pick, __: self.remembered.append(pick),
             lambda: None,
+            EndpointFiles(self.config, self.clock, self.events.append),
         )
         self.pool = Pool(self.config, self.config.pools[0], self.parts)
         self.pool.store.set_endpoints({A: "vllm", B: "vllm"}, 100.0)
@@ -107,6 +112,17 @@ def test_a_rejected_request_is_not_in_flight() -> None:
     assert isinstance(decision, Rejection)
     assert decision.reason == "none_healthy"
     assert (bench.pool.in_flight, bench.of(Picked), bench.remembered) == (0, [], [])
+
+
+def test_a_pool_with_blind_endpoints_only_is_ready_and_shares_its_requests() -> None:
+    bench = Bench()
+    bench.pool._known = EMPTY
+    assert not bench.pool.ready()
+    for address in (A, B):
+        bench.pool.store.failed(address, "wrong_engine", "", bench.clock.now(), 0.0)
+    assert bench.pool.ready()
+    picks = [bench.pick(completion(token=token))[1].endpoint for token in range(8)]
+    assert picks.count(A) == picks.count(B) == 4
 
 
 def test_a_repeated_prompt_is_predicted_at_the_endpoint_that_had_it() -> None:
@@ -241,3 +257,74 @@ def test_a_load_report_of_an_engine_without_reports_is_refused() -> None:
 @pytest.mark.parametrize("orca", [True, False])
 def test_a_pool_requests_load_reports_if_its_configuration_enables_them(orca: bool) -> None:
     assert Bench(f"  orca: {str(orca).lower()}\n").pool.reports is orca
+
+
+def test_a_request_that_prefills_nothing_is_in_flight_without_work_or_blocks() -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    body = orjson.dumps({"model": "m", "prompt": [7] * 640})
+    ticket, pick = bench.pick(Request("r", "/tokenize", body, method="POST"))
+    assert (pick.prompt_tokens, pick.hit_tokens, bench.pool.index.blocks(pick.endpoint)) == (0, 0, 0)
+    view = next(v for v in bench.pool.store.snapshot(bench.clock.now()).endpoints if v.address == pick.endpoint)
+    assert view.work.requests == 1
+    assert view.work.busy_until <= bench.clock.now() + TRANSIT_SECONDS
+    ticket.end("closed")
+    assert bench.pool.in_flight == 0
+    _, after = bench.pick()
+    assert after.best_hit_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "empties"),
+    [
+        ("/reset_prefix_cache", "POST", True),
+        ("/sleep?level=2", "POST", True),
+        ("/sleep", "GET", False),
+        ("/is_sleeping", "GET", False),
+        ("/tokenize", "POST", False),
+    ],
+)
+def test_a_request_that_empties_the_cache_of_its_endpoint_empties_the_index_when_it_has_ended(
+    path: str, method: str, empties: bool
+) -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    for address in (A, B):
+        bench.pick(subset=frozenset({address}))[0].end("closed")
+    reset, pick = bench.pick(Request("r", path, b"" if method == "POST" else None, method=method))
+    assert bench.pool.index.blocks(pick.endpoint) == 10
+    reset.end("closed")
+    other = B if pick.endpoint == A else A
+    assert bench.pool.index.blocks(pick.endpoint) == (0 if empties else 10)
+    assert bench.pool.index.blocks(other) == 10
+    assert [event.reason for event in bench.of(CacheEmptied)] == (["request"] if empties else [])
+
+
+def test_a_pool_reads_bodies_by_the_engine_that_its_endpoints_share() -> None:
+    bench = Bench()
+    bench.scraped(A, B)
+    part = {"type": "image_url", "image_url": {"url": "http://a/1.png"}, "uuid": "sku"}
+    other = {**part, "image_url": {"url": "http://b/2.png"}}
+    words = "word " * 300
+
+    def request(image: object) -> Request:
+        content = [image, {"type": "text", "text": words}]
+        body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": content}]})
+        return Request("r", "/v1/chat/completions", body)
+
+    bench.pick(request(part))
+    assert bench.pick(request(other))[1].best_hit_tokens > 0
+    bench.pool.store.set_endpoints({A: "sglang", B: "sglang"}, bench.clock.now())
+    bench.scraped(A, B)
+    bench.pick(request(part))
+    assert bench.pick(request(other))[1].best_hit_tokens == 0
+
+
+def test_bodies_with_an_encoding_are_counted_by_what_became_of_them() -> None:
+    bench = Bench("extProc: {maxBody: 4096}\n")
+    bench.scraped(A, B)
+    small, large = (gzip.compress(orjson.dumps({"model": "m", "prompt": "x" * size})) for size in (1000, 5000))
+    for body, encoding in ((small, "gzip"), (large, "gzip"), (b"?", "br")):
+        bench.submit(Request("r", "/v1/completions", body, encoding))
+    counted = [(event.pool, event.encoding, event.result) for event in bench.of(EncodedBody)]
+    assert counted == [("default", "gzip", "read"), ("default", "gzip", "refused"), ("default", "other", "unread")]

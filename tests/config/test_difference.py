@@ -22,6 +22,7 @@ POOL = {
 }
 OTHER: dict[str, Any] = {
     "pools[].name": "code", "pools[].engine": "sglang", "pools[].profile": "blend", "pools[].orca": True,
+    "pools[].models": ["m"],
     "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
     "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},
     "pools[].endpoints[].node": "gpu-1", "pools[].endpoints[].pod": "llm/chat-0",
@@ -33,20 +34,28 @@ OTHER: dict[str, Any] = {
     "pools[].accelerators[].path": "/m", "pools[].accelerators[].prefix": "amd", "pools[].accelerators[].join": "node",
     "pools[].accelerators[].interval": "4s", "pools[].accelerators[].timeout": "2s",
     "pools[].accelerators[].staleAfter": "20s", "pools[].accelerators[].fatalXids": [48],
+    "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
+    "pools[].accelerators[].acknowledged[].xid": 79,
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
     "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": ["queue_time_seconds"],
     "scrape.budget.scrapesPerSecond": 50, "scrape.budget.cpu": 0.5, "state.staleAfter": "7s", "prefillRate.fixed": 9,
-    "prefillRate.default": 999, "prefillRate.low": 9, "prefillRate.high": 99999, "prefixIndex.blockTokens": 32,
+    "prefillRate.default": 999, "prefillRate.low": 9, "prefillRate.high": 99999, "outlierDetection.enabled": False,
+    "outlierDetection.consecutiveFailures": 9, "outlierDetection.failureRatio": 0.9, "outlierDetection.minRequests": 9,
+    "outlierDetection.baseEjectionTime": "9s", "outlierDetection.maxEjectionTime": "9m",
+    "outlierDetection.maxEjectionPercent": 9, "prefixIndex.blockTokens": 32,
     "prefixIndex.bytesPerToken": 3, "prefixIndex.maxTokens": 999, "prefixIndex.capacityBlocks": 7,
     "prefixIndex.maxBlocks": 7, "prefixIndex.autoSize": False, "extProc.maxBody": "1MiB",
     "extProc.maxBufferedBytes": "16MiB", "extProc.fallbacks": 1, "extProc.drainTimeout": "1s",
+    "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
+    "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
 # Set beside the option where it is not valid alone.
 BESIDE = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
+    "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
 }
 # Not valid beside `source: dcgm`, or the value of the document already.
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}

@@ -42,7 +42,7 @@ def test_the_profiles_written_out_in_the_full_example_are_the_built_in_ones() ->
 
 def test_the_full_example_shows_every_default() -> None:
     full, minimal = (load(ROOT / f"deploy/examples/{name}.yaml", VOCABULARY) for name in ("full", "minimal"))
-    for section in ("scrape", "state", "prefill_rate", "prefix_index", "ext_proc", "admin", "reload", "log"):
+    for section in ("scrape", "state", "prefill_rate", "prefix_index", "ext_proc", "envoy", "admin", "reload", "log"):
         assert getattr(full, section) == getattr(minimal, section)
 
 

@@ -34,6 +34,7 @@ pools:
   endpoints: [127.0.0.1:8001, '[::1]:8002']
 scrape: {interval: 200ms}
 admin: {address: 127.0.0.1:7090}
+envoy: {edsDirectory: /run/igw}
 """,
         "flags",
         VOCABULARY,
@@ -41,6 +42,7 @@ admin: {address: 127.0.0.1:7090}
     by_flags = configured(
         "--endpoints", "127.0.0.1:8001,[::1]:8002", "--pool", "chat", "--profile", "blend", "--engine", "vllm",
         "--scrape-interval", "200ms", "--ext-proc-address", "127.0.0.1:7002", "--admin-address", "127.0.0.1:7090",
+        "--eds-directory", "/run/igw",
     )  # fmt: skip
     assert dataclasses.asdict(by_flags) == dataclasses.asdict(by_file)
 

@@ -10,17 +10,29 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent import events
-from agent.accelerators.combine import combine
+from agent.accelerators.combine import DeviceSet, combine
 from agent.accelerators.device import Device
-from agent.accelerators.faults import FATAL_XIDS
+from agent.accelerators.faults import faults_of
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
-from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
+from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, Reported, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    EncodedBody,
+    Ended,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Reported,
+    Responded,
+    StreamBroken,
+)
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
+    CacheEmptied,
     HealthChanged,
     HealthPathFailed,
     ScrapeDone,
@@ -49,10 +61,14 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 # One event of each type, so that every metric of events has a series.
 EVERYTHING: tuple[Event, ...] = (
     Reported("pool", "a:1", "several"),
+    EncodedBody("pool", "gzip", "read"),
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
     Refused("pool", "m", 503, "none_healthy"),
     Ended("pool", "m", "a:1", 1.0, "closed"),
     Abandoned("pool", "body"),
+    Responded("pool", "a:1", "ok"),
+    NotFollowed("pool", "a:1", "b:1"),
+    EndpointEjected("pool", "a:1", "failure_ratio", "server_error", 1, 0.5, 2.0, 1),
     TaskFailed("discovery/pool", "it returned", 0.5),
     StreamBroken("pool", "protocol", "x"),
     ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (RefusedValue("kv_usage_ratio", "not_finite", "NaN"),)),
@@ -60,9 +76,11 @@ EVERYTHING: tuple[Event, ...] = (
     DevicesRead("dcgm", "x:1", 0.0, 0.01, 1000, (), (RefusedValue("accelerator_power_watts", "not_finite", "NaN"),)),
     DevicesFailed("dcgm", "x:1", 0.0, 0.01, "timeout", "x"),
     DeviceHealthChanged("dcgm", "x:1", "GPU-a", "accelerator_xid", "XID 79"),
+    DeviceLost("dcgm", "x:1", "default", "a:1", "GPU-a", lost=True),
     HealthChanged("pool", "a:1", "unknown", "healthy", ""),
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
+    CacheEmptied("pool", "a:1", "asleep"),
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
@@ -83,7 +101,7 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     histograms = dict.fromkeys(HISTOGRAMS, Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5))
     before = Counters(-10.0, tuple(0.0 for _ in COUNTERS))
     faulty = Device("GPU-a", "GPU-a", {signal: DEVICE_SIGNALS[signal].low for signal in COMBINED}, xids=(79,))
-    devices = combine("dcgm", "x:1", [faulty], 0.0, 15.0, FATAL_XIDS)
+    devices = combine("dcgm", "x:1", DeviceSet([faulty]), 0.0, 15.0, faults_of(faulty))
     exporter = ExporterView(ExporterKey("dcgm", "x:1"), 15.0, 0.0, 0, "", {"a:1": (faulty,)}, (), (), devices.faults)
     seeing = snapshot(
         view("a:1", values)._replace(

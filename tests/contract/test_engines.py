@@ -18,6 +18,7 @@ from agent.engines.custom import custom
 from agent.engines.mapping import Extractor
 from agent.engines.recognition import name_prefixes, recognise
 from agent.engines.report import REASONS as REPORT_REASONS
+from agent.engines.spellings import spellings
 from agent.engines.table import REFUSALS, SeriesCombination, SignalSource
 from agent.exposition.page import PageRefused
 from agent.scrape.reasons import REASONS
@@ -132,6 +133,9 @@ def test_the_paths_of_an_engine_are_valid(name: str) -> None:
         assert path is None or re.fullmatch(r"(?:/[a-z0-9._-]+)+", path)
 
 
+TIME = "1795344332.5"  # seconds since 1970
+
+
 def series_of(source: SignalSource, value: str) -> str:
     """Lines of a page with one value of this source, as an untyped sample."""
     labels_of = {
@@ -139,7 +143,8 @@ def series_of(source: SignalSource, value: str) -> str:
         **({source.label: value} if source.label else {}),
     }
     labels = ",".join(f'{label}="{text}"' for label, text in labels_of.items())
-    first = f"{source.sample}{'{' + labels + '}' if labels else ''} {'1' if source.label else value}\n"
+    stated = TIME if source.combine is SeriesCombination.NEWEST else "1" if source.label else value
+    first = f"{source.sample}{'{' + labels + '}' if labels else ''} {stated}\n"
     return first + "".join(f"{sample} 0\n" for sample in source.added)
 
 
@@ -205,7 +210,8 @@ def test_a_golden_page_cut_at_any_byte_never_gives_a_wrong_reading(name: str) ->
     for file, page in golden_pages(name).items():
         true = Extractor(table).extract(page, whole=True).readings
         read = 0
-        for cut in cuts(page, table.names()):
+        names = [name for spelt in (table, *spellings(table)) for name in spelt.names()]
+        for cut in cuts(page, names):
             try:
                 readings = Extractor(table).extract(page[:cut]).readings
             except PageRefused:
@@ -221,7 +227,9 @@ def test_the_pages_read_before_change_no_reading(name: str) -> None:
     table = engine(name)
     remembering = Extractor(table)
     for page in [page for pages in itertools.permutations(golden_pages(name).values(), 2) for page in pages]:
-        assert remembering.extract(page, whole=True) == Extractor(table).extract(page, whole=True)
+        found, fresh = (each.extract(page, whole=True) for each in (remembering, Extractor(table)))
+        # The counter of resets is searched on every 32nd page only, where the page before had none.
+        assert found._replace(cache_resets=0.0) == fresh._replace(cache_resets=0.0)
 
 
 # -- the documents ---------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ PLACES: dict[str, Place] = {
     "agent.exposition": Place(2, P),
     "agent.scrape.budget": Place(2, P),
     "agent.scrape.http": Place(2, P),
+    "agent.scrape.model_refresh": Place(2, P),
     "agent.scrape.reasons": Place(2, P),
     "agent.scrape.schedule": Place(2, P),
     "agent.accelerators": Place(2, P),
@@ -53,8 +54,14 @@ PLACES: dict[str, Place] = {
     "agent.requests": Place(4, P),
     "agent.scaling": Place(4, P),
     "agent.envoy": Place(5, S),
+    "agent.envoy.endpoints": Place(4, P),
     "agent.envoy.render": Place(4, P),
+    "agent.envoy.rollout": Place(4, P),
     "agent.discovery": Place(5, S),
+    "agent.kube": Place(5, S),
+    "agent.kube.objects": Place(2, P),
+    "agent.kube.cache": Place(2, P),
+    "agent.kube.pool_endpoints": Place(2, P),
     "agent.serve": Place(5, S),
     "agent.serve.ext_proc.actions": Place(5, P),
     "agent.serve.ext_proc.body_budget": Place(5, P),
@@ -72,6 +79,7 @@ PLACES: dict[str, Place] = {
     "agent.emulator.driver": Place(5, S),
     "agent.emulator.foreign_load": Place(5, S),
     "agent.emulator.process": Place(5, S),
+    "agent.emulator.realtime": Place(5, S),
     "agent.emulator.server": Place(5, S),
     "agent.app": Place(6, S),
     "agent.demo": Place(6, S),
@@ -143,6 +151,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.demo.journey",
             "agent.emulator.bad_pages",
             "agent.emulator.completions",
+            "agent.emulator.realtime",
             "agent.emulator.server",
             "agent.envoy.process",
             "agent.serve.admin",
@@ -151,21 +160,29 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),
     "apscheduler": frozenset({"agent.app.jobs"}),
-    "envoy": frozenset({"agent.serve.ext_proc.messages"}),
+    "envoy": frozenset({"agent.serve.access_log", "agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
     "google.protobuf": frozenset(
-        {"agent.serve.grpc.health", "agent.serve.ext_proc.messages", "agent.serve.ext_proc.server"}
+        {
+            "agent.serve.access_log",
+            "agent.serve.grpc.health",
+            "agent.serve.ext_proc.messages",
+            "agent.serve.ext_proc.server",
+        }
     ),
     "grpc": frozenset(),
     "grpc_health": frozenset({"agent.serve.grpc.health"}),
+    "kubernetes": frozenset({"agent.kube.client"}),
+    "urllib3": frozenset({"agent.kube.client"}),
     "pynvml": frozenset({"agent.accelerators.nvml"}),
     "prometheus_client": frozenset({"agent.instruments", "exporters.prometheus"}),
     "rich": frozenset({"agent.demo.screen"}),
     "uvloop": frozenset({"agent.app.process", "agent.commands.emulate"}),
     "yaml": frozenset({"agent.config.document"}),
+    "zstandard": frozenset({"agent.requests.unpack"}),
 }
 # Numbers, hashes and codecs, without a clock, a socket or a file: any module may import them.
-OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml"})
+OF_VALUES: frozenset[str] = frozenset({"hpack", "msgspec", "orjson", "xxhash", "yaml", "zstandard"})
 SHIPPED = ("agent", "exporters", "dashboards")
 VAGUE_NAMES: frozenset[str] = frozenset(
     "util utils helper helpers common manager managers misc base core types constants".split()

@@ -35,13 +35,25 @@ REGISTRIES = [
     Registry(
         "agent.accelerators",
         dict(sorted({**EXPORTERS, **DEVICE_SOURCES}.items())),
-        frozenset({"combine", "device", "faults", "join", "mapping", "device_source", "table"}),
+        frozenset({"combine", "device", "faults", "join", "mapping", "device_source", "shares", "table", "xids"}),
     ),
     Registry(
         "agent.engines",
         ENGINES,
         frozenset(
-            {"auto", "custom", "histograms", "reading_plan", "mapping", "matrix", "recognition", "report", "table"}
+            {
+                "auto",
+                "cache_resets",
+                "custom",
+                "histograms",
+                "mapping",
+                "matrix",
+                "reading_plan",
+                "recognition",
+                "report",
+                "spellings",
+                "table",
+            }
         ),
     ),
     Registry("agent.discovery", SOURCES, frozenset({"endpoints"})),

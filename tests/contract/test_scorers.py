@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.accelerators.combine import Accelerators, combine
+from agent.accelerators.combine import Accelerators, DeviceSet, combine
 from agent.accelerators.device import Device
 from agent.accelerators.table import COMBINED
 from agent.pick.candidates import Candidates
@@ -30,10 +30,11 @@ def accelerators(draw: st.DrawFn) -> tuple[Accelerators, ...]:
         combine(
             "dcgm",
             "x:1",
-            [Device("0", "0", {signal: draw(st.floats(0, 1)) for signal in COMBINED if draw(st.booleans())})],
+            DeviceSet(
+                [Device("0", "0", {signal: draw(st.floats(0, 1)) for signal in COMBINED if draw(st.booleans())})]
+            ),
             draw(st.sampled_from([0.0, -100.0])),
             15.0,
-            (),
             picked_on=draw(st.booleans()),
         )
         for _ in range(draw(st.integers(0, 2)))
@@ -112,12 +113,19 @@ def test_a_scorer_is_deterministic_and_does_not_change_the_candidates(name: str,
 
 
 @EVERY_SCORER
-@given(candidates=candidates())
-def test_losing_a_signal_never_raises_a_score(name: str, candidates: Candidates) -> None:
+@given(candidates=candidates(), seen=st.booleans())
+def test_losing_a_signal_never_raises_a_score(name: str, candidates: Candidates, seen: bool) -> None:
+    """Among seen candidates. One that is unseen then counts by the agent's requests there: here as many as any has, and
+    no hits, because the estimated load of an unseen candidate raises the price of uncached tokens for all."""
     made = scorer(name, {})
-    before = opinion(made, candidates)
-    poorer = candidates.views[0]._replace(values={}, others={}, work=candidates.views[0].work._replace(corrected=False))
-    after = opinion(made, Candidates(candidates.request, 0.0, [poorer, *candidates.views[1:]], candidates.hits))
+    hits = candidates.hits if seen else [0] * len(candidates)
+    first, *others = (view._replace(work=view.work._replace(corrected=True)) for view in candidates.views)
+    if not seen:
+        requests = max(view.work.requests for view in candidates.views)
+        first = first._replace(work=first.work._replace(requests=requests))
+    before = opinion(made, Candidates(candidates.request, 0.0, [first, *others], hits))
+    poorer = first._replace(values={}, others={}, work=first.work._replace(corrected=seen))
+    after = opinion(made, Candidates(candidates.request, 0.0, [poorer, *others], hits))
     if before is not None and after is not None and len(candidates) > 1:
         rank_before = sum(score > before[0] + 1e-9 for score in before)
         rank_after = sum(score > after[0] + 1e-9 for score in after)

@@ -157,3 +157,9 @@ def test_the_python_of_the_system_is_preferred_to_another_on_the_path(tmp_path: 
     environment.pop("PYTHON", None)
     subprocess.run([ROOT / ".ci" / "venv", tmp_path / "made"], env=environment, check=True)
     assert (tmp_path / "made" / "by").exists() != has_one
+
+
+@pytest.mark.parametrize(("marks", "status"), [("not cluster", pytest.ExitCode.NO_TESTS_COLLECTED), ("llamacpp", 0)])
+def test_tests_that_are_installed_apart_run_only_where_their_mark_is_named(marks: str, status: int) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-m", marks, "tests/llamacpp"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == status

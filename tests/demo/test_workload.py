@@ -129,7 +129,7 @@ def test_the_default_profile_is_much_faster_and_has_to_leave_warm_servers(seed: 
     assert len(baseline.ttft) == len(picked.ttft) == len(turns)
     assert picked.percentile(90) < 0.4 * baseline.percentile(90)
     assert picked.percentile(50) < 0.5 * baseline.percentile(50)
-    assert picked.hit_ratio > baseline.hit_ratio + 0.08
+    assert picked.hit_ratio > baseline.hit_ratio + 0.07
     assert 5 <= picked.left_warmest < len(turns) / 4
     assert picked.predicted_tokens == pytest.approx(picked.hit_tokens, rel=0.03)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import orjson
 
+from agent.app.endpoint_files import EndpointFiles
 from agent.app.pool import Pool, PoolParts
 from agent.app.tasks import Tasks
 from agent.app.vocabulary import VOCABULARY
@@ -69,7 +70,15 @@ def run(
     agent_config = from_flags(addresses, vocabulary=VOCABULARY, profile=chosen)
     picks: list[Pick] = []
     remember = lambda _, pick, __: picks.append(pick)
-    parts = PoolParts(clock, ignore, Tasks(clock, ignore), ScrapeLoop(clock), remember, lambda: None)
+    parts = PoolParts(
+        clock,
+        ignore,
+        Tasks(clock, ignore),
+        ScrapeLoop(clock),
+        remember,
+        lambda: None,
+        EndpointFiles(agent_config, clock, ignore),
+    )
     pool = Pool(agent_config, agent_config.pools[0], parts)
     pool.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)
     fleet = {address: EngineSimulation(config, 0.0) for address in addresses}

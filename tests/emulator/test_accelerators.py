@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from agent.accelerators import EXPORTERS, exporter
 from agent.accelerators.device import Device, Devices
-from agent.accelerators.faults import FATAL_XIDS, fault_of
 from agent.accelerators.mapping import DeviceReader
 from agent.accelerators.table import MEMORY_TOTAL, MEMORY_USED, POWER, TEMPERATURE, UTILIZATION
 from agent.emulator import accelerators
 from agent.emulator.faults import Faults
 from tests.emulator.running_emulator import RunningEmulator, run_emulator
+from tests.fakes.faults import fault_of
 from tests.waiting import eventually, found
 
 EVERY_KIND = pytest.mark.parametrize("kind", accelerators.KINDS)
@@ -46,7 +46,7 @@ def test_all_fields_of_the_page_are_read_and_follow_the_batch(kind: str, running
     assert device.values[MEMORY_USED] / device.values[MEMORY_TOTAL] == pytest.approx(0.9)
     assert (device.values[UTILIZATION] > 0.8) is (running > 0)
     assert found.refused == ()
-    assert fault_of(device, FATAL_XIDS) is None
+    assert fault_of(device) is None
 
 
 @pytest.mark.parametrize("kind", ["amd", "dcgm"])
@@ -66,14 +66,14 @@ def test_power_and_heat_grow_with_the_batch(kind: str) -> None:
     ],
 )
 def test_it_can_be_unhealthy(kind: str, fault: dict[str, str], reason: str) -> None:
-    found = fault_of(read_device(kind, 4, **fault), FATAL_XIDS)
+    found = fault_of(read_device(kind, 4, **fault))
     assert found is not None
     assert found.reason == reason
 
 
 def test_the_error_code_of_an_unhealthy_device_can_be_set() -> None:
     assert read_device("dcgm", 4, accelerator="unhealthy", accelerator_xid=48).xids == (48,)
-    assert fault_of(read_device("dcgm", 4, accelerator="unhealthy", accelerator_xid=43), FATAL_XIDS) is None
+    assert fault_of(read_device("dcgm", 4, accelerator="unhealthy", accelerator_xid=43)) is None
 
 
 @pytest.mark.parametrize("kind", ["amd", "dcgm"])

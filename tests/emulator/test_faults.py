@@ -114,6 +114,28 @@ async def test_a_nan_page_has_nan_gauges_and_is_otherwise_valid(emulator):
     assert 'vllm:num_preemptions_total{engine="0",model_name="tiny"} 0.0' in lines
 
 
+async def test_a_renamed_page_has_every_sample_under_another_name(emulator):
+    true = (await emulator.get("/metrics"))[1]
+    await emulator.fault(metrics="renamed")
+    page = (await emulator.get("/metrics"))[1]
+    assert b"vllm:" not in page
+    assert page.count(b"renamed_engine_num_requests_waiting{") == true.count(b"vllm:num_requests_waiting{") == 1
+
+
+async def test_a_page_without_stats_has_the_process_and_http_families_only(emulator):
+    await emulator.fault(metrics="no_stats")
+    names = {line.split("{")[0].split(" ")[0] for line in (await emulator.get("/metrics"))[1].decode().splitlines()}
+    names.discard("#")
+    assert {name.partition("_")[0] for name in names} == {"python", "process", "http"}
+
+
+async def test_a_page_of_comments_has_help_and_type_lines_only(emulator):
+    await emulator.fault(metrics="comments")
+    page = (await emulator.get("/metrics"))[1].decode().splitlines()
+    assert any("vllm:num_requests_waiting" in line for line in page)
+    assert all(line.startswith(("# HELP ", "# TYPE ")) for line in page)
+
+
 async def test_a_cut_page_ends_before_its_declared_length(emulator):
     await emulator.fault(metrics="cut")
     with pytest.raises(aiohttp.ClientPayloadError):

@@ -30,7 +30,7 @@ from tests.waiting import eventually
 WHOLE = (
     "completion completion_tokenids_prompt completion_two_prompts_n2 completion_request_id_header chat"
     " err_no_model_field unknown_extra_field load version models tokenize_prompt tokenize_chat detokenize"
-    " reset_prefix_cache"
+    " reset_prefix_cache is_sleeping anthropic_messages responses_api"
 ).split()
 STREAMS = (
     "completion_stream completion_stream_usage completion_stream_continuous_usage chat_stream chat_stream_usage"

@@ -14,6 +14,9 @@ from agent.emulator.config import EmulatorConfig
 from agent.emulator.engine import EngineSimulation
 from agent.emulator.jobs import JobSpec
 from agent.emulator.metrics import HttpCounters, PageWriter, ProcessStats, number
+from agent.engines import engine as engine_table
+from agent.engines.mapping import Extractor
+from agent.exposition.page import PageRefused
 
 PAGES = Path(__file__).resolve().parent.parent / "recordings" / "emulator"
 WALL = 1_795_344_279.59
@@ -50,6 +53,15 @@ def emulated(name: str, model: str = "tiny") -> bytes:
         lora = ("", "lora-a", "lora-b")[place % 3]
         engine.submit(0.0, JobSpec(96, 60, range(place * 50, place * 50 + 4), lora, max_tokens=60))
     return writer.page(engine, 5.0, ProcessStats(), used_http())
+
+
+def test_a_server_that_disables_its_stats_has_the_process_and_http_families_only() -> None:
+    config = EmulatorConfig(disable_log_stats=True)
+    page = PageWriter(config, "tiny").page(EngineSimulation(config), 5.0, ProcessStats(), used_http())
+    names = {family.name for family in text_string_to_metric_families(page.decode())}
+    assert {name.partition("_")[0] for name in names} == {"python", "process", "http"}
+    with pytest.raises(PageRefused, match="--disable-log-stats"):
+        Extractor(engine_table("vllm")).extract(page, whole=True)
 
 
 def families(page: bytes) -> list[tuple[str, str, list[str]]]:

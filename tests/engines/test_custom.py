@@ -47,7 +47,7 @@ def test_an_engine_from_the_configuration_reads_the_samples_that_it_names() -> N
     page = (
         'my_requests{state="queued"} 3\nmy_requests{state="running"} 2\nmy_requests{state="done"} 99\n'
         'my_cache_ratio 0.5\nmy_cache_info{page="16",pages="100"} 1\n'
-        'my_adapters{running_lora_adapters="a,b"} 7\nmy_adapters{running_lora_adapters="c"} 6\n'
+        'my_adapters{running_lora_adapters="a,b"} 1.7e9\nmy_adapters{running_lora_adapters="c"} 1.6e9\n'
     )
     assert read(custom(MINE), page).readings == {
         WAITING: 3,

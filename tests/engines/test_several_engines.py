@@ -42,7 +42,7 @@ def test_processes_that_report_the_same_engine_count_once() -> None:
         line for line in TWO_RANKS.splitlines() if 'tp_rank="1"' not in line and 'tp_rank="3"' not in line
     )
     assert read("sglang", lowest + "\n") == read("sglang", TWO_RANKS)
-    assert read("sglang", TWO_RANKS).readings[WAITING] == 3 + 11
+    assert read("sglang", TWO_RANKS).readings[WAITING] == 3 + 1 + 11
 
 
 def test_the_lowest_of_several_processes_that_report_one_engine_is_used() -> None:

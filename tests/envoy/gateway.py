@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from agent.envoy import process
-from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, ResponseSource, bootstrap
 from agent.events import Event
 from agent.serve.ext_proc.server import ExtProcServer
 from tests.fakes.ext_proc import CHAT
@@ -33,6 +33,7 @@ class Gateway:
         self.pool = pool
         self.events = events
         self.picker: ExtProcServer
+        self.picker_port = 0
         self.envoy: process.EnvoyProcess
         self.client: aiohttp.ClientSession
 
@@ -41,6 +42,29 @@ class Gateway:
 
     def url(self, mode: PickMode, path: str = CHAT) -> str:
         return f"http://127.0.0.1:{self.port(mode)}{path}"
+
+    async def stop_picker(self) -> None:
+        await self.picker.stop(0.0)
+
+    async def start_picker(self) -> None:
+        """A new picker at the address of the stopped one."""
+        self.picker = ExtProcServer(self.pool, self.events.append, address=f"127.0.0.1:{self.picker_port}")
+        await self.picker.start()
+
+    async def counter(self, name: str) -> int:
+        """A counter of Envoy, such as `cluster.pool.upstream_rq_retry`; 0 until it is used."""
+        async with self.client.get(f"{self.envoy.admin}/stats?filter=^{name}$") as response:
+            line = (await response.text()).strip()
+        return int(line.rpartition(" ")[2]) if line else 0
+
+    async def ejected(self) -> list[bool]:
+        """Whether Envoy has ejected each server."""
+        async with self.client.get(f"{self.envoy.admin}/clusters") as response:
+            text = await response.text()
+        return [
+            f"pool::{server.address}::health_flags::/failed_outlier_check" in text.splitlines()
+            for server in self.servers
+        ]
 
 
 def envoy_config(servers: list[str], picker: str, *, reports: bool = False, **more: Any) -> EnvoyConfig:
@@ -60,10 +84,13 @@ async def run_gateway(
     filter_options: Mapping[str, Any] | None = None,
     envoy_buffer: int = 0,
     reports: bool = False,
+    responses: ResponseSource = ResponseSource.ACCESS_LOG,
+    settings: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway that runs until the end of the block.
 
-    `processing_mode`, `filter_options` and `envoy_buffer` (bytes) override the rendered configuration.
+    `settings` are fields of `EnvoyConfig`; `processing_mode`, `filter_options` and `envoy_buffer` (bytes) override the
+    rendered configuration.
     """
     async with contextlib.AsyncExitStack() as stack:
         started = [ModelServer(own_address) for _ in range(servers)]
@@ -80,13 +107,20 @@ async def run_gateway(
             max_body=max_body,
             max_buffered=max_buffered,
         )
-        port = await gateway.picker.start()
-        stack.push_async_callback(gateway.picker.stop, 0.0)
+        gateway.picker_port = await gateway.picker.start()
+        stack.push_async_callback(gateway.stop_picker)
         gateway.pool.reports = reports
-        settings = envoy_config(
-            addresses, f"127.0.0.1:{port}", reports=reports, max_body=max_body, failure_mode=failure_mode
+        config = bootstrap(
+            envoy_config(
+                addresses,
+                f"127.0.0.1:{gateway.picker_port}",
+                reports=reports,
+                max_body=max_body,
+                failure_mode=failure_mode,
+                responses=responses,
+                **(settings or {}),
+            )
         )
-        config = bootstrap(settings)
         for listener in config["static_resources"]["listeners"]:
             listener["per_connection_buffer_limit_bytes"] = (
                 envoy_buffer or listener["per_connection_buffer_limit_bytes"]

@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from agent.app.endpoint_files import CHECK_SECONDS
+from agent.envoy.endpoints import eds_cluster
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickMode, bootstrap
+from agent.envoy.rollout import LINGER_SECONDS, SETTLE_SECONDS
 from agent.envoy.yaml import dump
 from agent.requests.rejections import REJECTIONS, proxy_replies
 from agent.serve.ext_proc.session import HOLD_LIMIT
@@ -57,6 +61,18 @@ def test_response_headers_are_sent_only_for_load_reports(mode: PickMode) -> None
         assert setting in TEXT
         assert setting in with_reports
         assert setting not in without
+
+
+def test_the_cluster_of_a_file_of_endpoints_is_the_rendered_one() -> None:
+    (block,) = re.findall(r"^```yaml\n(type: EDS\n.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert yaml.safe_load(block) == eds_cluster("chat", "/run/igw/endpoints")
+
+
+def test_the_times_of_a_file_of_endpoints_are_documented() -> None:
+    text = section("Endpoints in a file (EDS)")
+    assert f"in the file for {SETTLE_SECONDS:g} s before" in text
+    assert f"leaves the file {LINGER_SECONDS:g} s later" in text
+    assert f"within {CHECK_SECONDS:g} s" in text
 
 
 def test_every_rejection_is_documented_and_no_other() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import orjson
 import pytest
+import zstandard
 
 from agent.envoy.render import FailureMode, PickMode
 from tests.envoy.gateway import MODES, chat, connect, run_gateway
@@ -133,3 +137,31 @@ async def test_a_refused_connection_is_retried_at_the_first_fallback_of_the_pick
         for _ in range(6):
             async with gateway.client.post(gateway.url(mode), json=chat()) as response:
                 assert (await response.json())["server"] == gateway.servers[3].address
+
+
+@both
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+async def test_an_encoded_body_is_read_for_the_pick_and_reaches_the_server_as_it_came(
+    tmp_path: Path, mode: PickMode, pack: Callable[[bytes], bytes]
+) -> None:
+    async with run_gateway(tmp_path) as gateway:
+        body = pack(orjson.dumps(chat("a word " * 500)))
+        encoding = "gzip" if pack is gzip.compress else "zstd"
+        headers = {"content-type": "application/json", "content-encoding": encoding}
+        async with gateway.client.post(gateway.url(mode), data=body, headers=headers) as response:
+            assert response.status == 200
+        request = gateway.servers[0].requests[-1]
+        assert (request.body, request.headers["content-encoding"]) == (body, encoding)
+        ((_, prompt, _),) = gateway.pool.requests
+        assert (prompt.model, prompt.text.count(b"a word")) == ("m", 500)
+
+
+@both
+async def test_a_form_is_read_for_its_model(tmp_path: Path, mode: PickMode) -> None:
+    async with run_gateway(tmp_path) as gateway:
+        form = aiohttp.FormData({"model": "whisper"})
+        form.add_field("file", b"RIFF" * 5000, filename="a.wav")
+        async with gateway.client.post(gateway.url(mode, "/v1/audio/transcriptions"), data=form) as response:
+            assert response.status == 200
+        ((_, prompt, _),) = gateway.pool.requests
+        assert prompt.model == "whisper"

@@ -155,8 +155,8 @@ async def test_a_request_id_of_any_bytes_is_returned_unchanged(tmp_path: Path, m
 
 @both
 async def test_while_the_picker_is_down_failure_mode_close_answers_503_in_json(tmp_path: Path, mode: PickMode) -> None:
-    async with run_gateway(tmp_path) as gateway:
-        await gateway.picker.stop(0.0)
+    async with run_gateway(tmp_path, settings={"picker_retries": 2}) as gateway:
+        await gateway.stop_picker()
         for body in (None, chat()):
             async with gateway.client.request("POST" if body else "GET", gateway.url(mode), json=body) as response:
                 error = await error_of(response)
@@ -165,12 +165,13 @@ async def test_while_the_picker_is_down_failure_mode_close_answers_503_in_json(t
 
 
 @both
-async def test_an_endpoint_that_drops_the_connection_is_an_openai_error(tmp_path: Path, mode: PickMode) -> None:
+async def test_a_pool_that_drops_every_connection_is_an_openai_error(tmp_path: Path, mode: PickMode) -> None:
     async def drop(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
     async with run_gateway(tmp_path) as gateway:
-        gateway.servers[0].behave = drop
+        for server in gateway.servers:
+            server.behave = drop
         async with gateway.client.post(gateway.url(mode), json=chat()) as response:
             error = await error_of(response)
             assert (response.status, error["code"]) == (503, "upstream_unavailable")
@@ -213,7 +214,11 @@ async def test_an_exception_in_the_agent_fails_one_request_and_is_counted(tmp_pa
 
 @both
 async def test_the_openai_client_raises_the_matching_error(tmp_path: Path, mode: PickMode) -> None:
-    async with run_gateway(tmp_path, max_body=10_000) as gateway, openai_client(gateway, mode) as client:
+    settings = {"picker_retries": 0}
+    async with (
+        run_gateway(tmp_path, max_body=10_000, settings=settings) as gateway,
+        openai_client(gateway, mode) as client,
+    ):
 
         async def send(words: str = "hello", model: str = "m") -> Any:
             return await client.chat.completions.create(model=model, messages=[{"role": "user", "content": words}])

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.__main__ import main
+from agent.envoy.endpoints import document
 from agent.envoy.process import validate
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
 from agent.envoy.yaml import dump
@@ -94,6 +95,45 @@ def test_an_invalid_configuration_is_refused_with_what_to_change(wrong: EnvoyCon
         bootstrap(wrong)
 
 
+def test_a_pool_with_a_directory_reads_its_endpoints_from_the_file_of_the_pool(tmp_path: Path) -> None:
+    (tmp_path / "llama.eds.json").write_text(document("llama", ["10.0.0.1:8000"]), encoding="utf-8")
+    data = bootstrap(config(eds_directory=str(tmp_path)))
+    pool, picker = data["static_resources"]["clusters"]
+    assert (pool["type"], picker["type"]) == ("EDS", "STRICT_DNS")
+    assert "load_assignment" not in pool
+    assert validate(data) == ""
+    assert "node" not in bootstrap(config())
+
+
+@pytest.mark.parametrize("mode", PickMode)
+def test_an_upgrade_is_picked_at_its_headers_on_a_listener_with_a_picker(mode: PickMode) -> None:
+    (listener,) = bootstrap(config(mode))["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    upgrade, every = manager["route_config"]["virtual_hosts"][0]["routes"]
+    assert upgrade["route"].items() >= every["route"].items()
+    assert ("typed_per_filter_config" in upgrade) == (mode is not PickMode.ROUND_ROBIN)
+    assert "typed_per_filter_config" not in every
+
+
+def test_retries_of_server_errors_are_off_unless_the_file_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "igw.yaml"
+    for more, retried in (("", False), ("envoy: {retryServerErrors: true, retryBudget: 33}\n", True)):
+        file.write_text(
+            "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+            f"pools: [{{endpoints: ['10.0.0.1:8000']}}]\n{more}",
+            encoding="utf-8",
+        )
+        assert main(["render", "--config", str(file)]) == 0
+        data = pyyaml.safe_load(capsys.readouterr().out)
+        pool, _ = data["static_resources"]["clusters"]
+        (limits,) = pool["circuit_breakers"]["thresholds"]
+        assert limits.get("retry_budget", {}).get("budget_percent", {}) == ({"value": 33} if retried else {})
+        assert ("retriable_status_codes" in json.dumps(data)) == retried
+        assert validate(data) == ""
+
+
 words = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=20)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | words,
@@ -112,18 +152,20 @@ def test_written_yaml_reads_back_as_the_same_data(data: Any) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
 def test_a_shipped_configuration_is_the_output_of_its_first_line(
-    path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = path.read_text(encoding="utf-8")
     words = shlex.split(text.splitlines()[0].removeprefix("# Rendered by: "))
     assert words[:2] == ["igw", "render"]
     assert main(words[1:]) == 0
     assert capsys.readouterr().out == text, f"render it again: {shlex.join(words)} > deploy/envoy/{path.name}"
-    assert validate(pyyaml.safe_load(text)) == ""
+    # Envoy accepts a file of endpoints only where there is one.
+    (tmp_path / "default.eds.json").write_text(document("default", ["127.0.0.1:8001"]), encoding="utf-8")
+    assert validate(pyyaml.safe_load(text.replace("/run/igw/endpoints", str(tmp_path)))) == ""
 
 
-def test_three_configurations_are_shipped() -> None:
-    assert {path.name for path in SHIPPED} == {"buffered.yaml", "demo.yaml", "full-duplex.yaml"}
+def test_four_configurations_are_shipped() -> None:
+    assert {path.name for path in SHIPPED} == {"buffered.yaml", "demo.yaml", "eds.yaml", "full-duplex.yaml"}
 
 
 def test_a_configuration_file_of_the_agent_is_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import typing
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent import events
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
-from agent.events.requests import Abandoned, Ended, Picked, Refused, StreamBroken
+from agent.events.requests import (
+    Abandoned,
+    Ended,
+    EndpointEjected,
+    NotFollowed,
+    Picked,
+    Refused,
+    Responded,
+    StreamBroken,
+)
 from agent.events.scraping import (
     BudgetChanged,
     BudgetExceeded,
@@ -22,8 +29,7 @@ from agent.events.scraping import (
     ServerRestarted,
 )
 from agent.instruments.hook import Instruments
-from agent.instruments.label_limiter import NAME_LENGTH, LabelLimiter
-from agent.instruments.requests import MODEL_NAMES, SERVER_NAMES
+from agent.instruments.requests import SERVER_NAMES
 from agent.signals import RefusedValue
 from exporters.gauge import GaugeSet
 from exporters.prometheus import page
@@ -115,6 +121,17 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             {"pool": "pool", "reason": "new_start_time"},
         ),
         (Abandoned("pool", "body"), "igw_requests_abandoned_total", {"pool": "pool", "stage": "body"}),
+        (
+            Responded("pool", "a:1", "reset"),
+            "igw_responses_total",
+            {"pool": "pool", "server": "a:1", "result": "reset"},
+        ),
+        (
+            EndpointEjected("pool", "a:1", "trial_failed", "reset", 4, 0.5, 2.0, 2),
+            "igw_endpoint_ejections_total",
+            {"pool": "pool", "server": "a:1", "reason": "trial_failed"},
+        ),
+        (NotFollowed("pool", "a:1", "b:1"), "igw_picks_not_followed_total", {"pool": "pool", "server": "a:1"}),
         (TaskFailed("discovery/pool", "it returned", 0.5), "igw_task_failures_total", {"task": "discovery/pool"}),
         (StreamBroken("pool", "protocol", "x"), "igw_stream_errors_total", {"pool": "pool", "reason": "protocol"}),
         (Reloaded(ok=True, detail="x"), "igw_reloads_total", {"result": "ok"}),
@@ -149,16 +166,6 @@ def test_the_handlers_of_an_event_are_in_the_module_of_the_event_s_domain(instru
         assert handler.__func__.__module__ == kind.__module__.replace("agent.events.", "agent.instruments.")
 
 
-def test_a_new_model_name_past_the_limit_counts_as_other_and_the_known_ones_keep_theirs(instruments):
-    for number in range(MODEL_NAMES + 50):
-        instruments(Refused("pool", f"model-{number}", 503, "none_healthy"))
-    instruments(Refused("pool", "model-0", 503, "none_healthy"))
-    other = L | {"model_name": "other", "target_model_name": "other"}
-    known = L | {"model_name": "model-0", "target_model_name": "model-0"}
-    assert sample(instruments, "llm_d_epp_request_total", other) == 50
-    assert sample(instruments, "llm_d_epp_request_total", known) == 2
-
-
 def test_a_megabyte_is_not_accepted_as_a_model_name(instruments):
     instruments(picked("m" * (1 << 20)))
     assert len(page(GaugeSet(0.0, [], []), instruments.registry)[0]) < 1 << 16
@@ -167,14 +174,6 @@ def test_a_megabyte_is_not_accepted_as_a_model_name(instruments):
 def test_a_lone_surrogate_in_a_model_name_does_not_break_the_page(instruments):
     instruments(picked("\ud800"))
     assert b'model_name="?"' in page(GaugeSet(0.0, [], []), instruments.registry)[0]
-
-
-@given(st.lists(st.text(max_size=NAME_LENGTH + 2)), st.integers(0, 5))
-def test_the_number_of_labels_stays_within_its_limit_and_one_name_always_has_the_same_label(names, limit):
-    label = LabelLimiter(limit)
-    given_labels = {name: label(name) for name in names}
-    assert {name: label(name) for name in names} == given_labels
-    assert len(set(given_labels.values()) - {"other"}) <= limit
 
 
 def test_the_number_of_servers_on_the_page_is_bounded(instruments):

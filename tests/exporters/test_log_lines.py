@@ -107,6 +107,25 @@ def test_each_change_of_state_has_its_line(clock, log):
     ]
 
 
+def test_a_change_to_or_from_blind_says_how_much_of_the_pool_is_blind(clock, log, caplog):
+    hook = Instruments(clock)
+    for number, old, new, reason in (
+        (1, "healthy", "blind", "wrong_engine"),
+        (2, "healthy", "blind", "status"),
+        (1, "blind", "healthy", ""),
+        (0, "blind", "down", "refused"),
+    ):
+        hook(HealthChanged("pool", "a:1", old, new, reason, number, 2))
+    blind = "endpoints are blind, picked by requests in flight alone, with gauges withheld"
+    assert messages(log) == [
+        f"pool pool: a:1 is blind (wrong_engine), was healthy: 1 of 2 {blind}",
+        f"pool pool: a:1 is blind (status), was healthy: 2 of 2 {blind}",
+        f"pool pool: a:1 is healthy, was blind: 1 of 2 {blind}",
+        "pool pool: a:1 is down (refused), was blind: 0 of 2 endpoints are blind",
+    ]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "INFO", "WARNING"]
+
+
 def test_text_from_outside_stays_on_one_line_of_bounded_length(clock, log):
     Instruments(clock)(StreamBroken("pool", "protocol", "first\nsecond\x1b[31m " * 10_000))
     (line,) = log.getvalue().splitlines()

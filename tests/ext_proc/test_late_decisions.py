@@ -17,6 +17,7 @@ from agent.events.requests import Abandoned, Refused
 from agent.pick.decision import Pick
 from agent.requests.pipeline import OnDecision, Pipeline
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.ticket import WAIT, Request, Result, Ticket
 from agent.serve.ext_proc.server import ExternalProcessor, ExtProcServer, ProcessCall
 from agent.serve.grpc.router import GrpcRouter
@@ -59,13 +60,25 @@ class QueueingPool:
 
     def __init__(self, events: list[Event]) -> None:
         self.queue = Queue()
-        self.pipeline = Pipeline("pool", [self.queue], lambda: 0.0, events.append, self)
+        self.pipeline = Pipeline("pool", [self.queue], lambda: 0.0, events.append, self, self)
 
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
         return self.pipeline.submit(request, on_decision)
 
     def reported(self, ticket: Ticket, report: str, served: str, now: float) -> None:
         raise AssertionError("no report is expected")
+
+    def responded(self, ticket: Ticket, response: Response, now: float) -> None:
+        raise AssertionError("no response is expected")
+
+    def log_opened(self) -> None:
+        raise AssertionError("no access log is expected")
+
+    def log_closed(self) -> None:
+        raise AssertionError("no access log is expected")
+
+    def logged(self, request_id: str, response: Response) -> None:
+        raise AssertionError("no access log is expected")
 
     def ready(self) -> bool:
         return True

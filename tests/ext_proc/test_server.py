@@ -176,10 +176,10 @@ async def test_health_follows_the_pool_and_liveness_does_not(port: PickerPort) -
     async def status(service: str) -> Any:
         return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
-    readiness = ("", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor")
-    assert [await status(service) for service in (*readiness, "liveness")] == [serving] * 4
+    readiness = ("", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor")
+    assert [await status(service) for service in (*readiness, "liveness")] == [serving] * 5
     port.pool.is_ready = False
-    assert [await status(service) for service in readiness] == [not_serving] * 3
+    assert [await status(service) for service in readiness] == [not_serving] * 4
     assert await status("liveness") == serving
     listed = (await stub.List(health_pb2.HealthListRequest())).statuses
     assert {name: response.status for name, response in listed.items()} == {

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent.engines.report import REQUEST_HEADER
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
     CHUNK_BYTES,
@@ -25,6 +26,7 @@ from agent.serve.ext_proc.actions import (
     RemoveHeader,
     Report,
     Respond,
+    ResponseStarted,
     Route,
     Schedule,
     SendBody,
@@ -67,7 +69,7 @@ def test_a_buffered_body_is_asked_for_and_routed_with_the_answer_to_the_body() -
     )
     (schedule,) = session.request_body(BODY, end_of_stream=True)
     assert isinstance(schedule, Schedule)
-    assert schedule.request == Request("r1", "/v1/chat/completions", BODY)
+    assert schedule.request == Request("r1", "/v1/chat/completions", BODY, method="POST")
     assert session.decided(a_pick()) == (Route(Phase.REQUEST_BODY, "10.0.0.1:8000", (), ()),)
 
 
@@ -240,6 +242,48 @@ def test_a_subset_hint_is_read_as_a_list_or_a_string(hint: object, addresses: se
 
 def test_no_subset_hint_is_not_an_empty_one() -> None:
     assert subset_of(None) is None
+
+
+WEBSOCKET = {":path": "/v1/realtime?model=m", ":method": "GET", "x-request-id": "r1", "upgrade": "WebSocket"}
+
+
+@pytest.mark.parametrize("mode", [Mode.FULL_DUPLEX, Mode.HOLD, Mode.STREAMED, Mode.NONE])
+def test_an_upgrade_is_scheduled_at_its_headers(mode: Mode) -> None:
+    session = a_session()
+    (schedule,) = session.request_headers(WEBSOCKET, end_of_stream=False, mode=mode)
+    assert schedule == Schedule(Request("r1", "/v1/realtime?model=m", None, method="GET"))
+    assert session.decided(a_pick()) == (Route(Phase.REQUEST_HEADERS, "10.0.0.1:8000", (), ()),)
+
+
+def test_the_data_of_an_upgrade_in_full_duplex_is_sent_back_as_it_arrives() -> None:
+    budget = BodyBudget(1 << 30)
+    session = a_session(budget, max_body=10)
+    session.request_headers(WEBSOCKET, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    session.decided(a_pick())
+    for data in (b"a frame longer than a body may be", b"", b"x"):
+        assert session.request_body(data, end_of_stream=False) == (SendBody(Phase.REQUEST_BODY, data, False),)
+    assert session.request_body(b"", end_of_stream=True) == (SendBody(Phase.REQUEST_BODY, b"", True),)
+    assert budget.used == 0
+
+
+def test_data_before_the_pick_of_an_upgrade_follows_its_route_and_is_limited() -> None:
+    session = a_session()
+    session.request_headers(WEBSOCKET, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    assert [session.request_body(data, end_of_stream=False) for data in (b"a", b"b")] == [(), ()]
+    assert session.decided(a_pick())[1:] == (SendBody(Phase.REQUEST_BODY, b"ab", False),)
+    limited = a_session(max_body=1)
+    limited.request_headers(WEBSOCKET, end_of_stream=False, mode=Mode.FULL_DUPLEX)
+    assert refusal(limited.request_body(b"ab", end_of_stream=False))[0].status == 413
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "h2c"])
+def test_a_body_of_a_post_beside_an_upgrade_is_read(upgrade: str) -> None:
+    session = a_session()
+    headers = {**HEADERS, **WEBSOCKET, ":method": "POST", "upgrade": upgrade}
+    assert session.request_headers(headers, end_of_stream=False, mode=Mode.FULL_DUPLEX) == ()
+    (schedule,) = session.request_body(BODY, end_of_stream=True)
+    assert isinstance(schedule, Schedule)
+    assert schedule.request.body == BODY
 
 
 def test_the_fallbacks_of_a_pick_are_listed_after_it_in_their_order() -> None:
@@ -453,8 +497,12 @@ def test_a_load_report_is_asked_for_where_the_pool_wants_it_and_is_kept_from_the
     scheduled(session, mode)
     (route,) = [action for action in session.decided(a_pick()) if isinstance(action, Route)]
     assert route.add == ((REQUEST_HEADER, "TEXT"),)
-    pick = session.response_headers("TEXT x=1", "10.0.0.1:8000")
-    assert pick == (RemoveHeader("endpoint-load-metrics"), Report("TEXT x=1", "10.0.0.1:8000"))
+    response = Response(200, served="10.0.0.1:8000")
+    assert session.response_headers(response, "TEXT x=1") == (
+        RemoveHeader("endpoint-load-metrics"),
+        ResponseStarted(response),
+        Report("TEXT x=1", "10.0.0.1:8000"),
+    )
     assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
 
 
@@ -464,10 +512,20 @@ def test_a_client_that_asks_for_a_load_report_itself_gets_it_as_it_asked() -> No
     (route,) = session.decided(a_pick())
     assert isinstance(route, Route)
     assert (route.add, route.remove) == ((), ())
-    assert session.response_headers("JSON {}", "") == (
+    assert session.response_headers(Response(200), "JSON {}") == (
         Continue(Phase.RESPONSE_HEADERS),
+        ResponseStarted(Response(200)),
         Report("JSON {}", ""),
     )
+
+
+def test_a_response_is_reported_only_where_its_request_was_routed_and_a_report_only_where_it_is_wanted() -> None:
+    answer = Response(500, served="10.0.0.1:8000")
+    session = a_session()
+    assert session.response_headers(answer, "TEXT x=1") == (Continue(Phase.RESPONSE_HEADERS),)
+    scheduled(session, Mode.BUFFERED)
+    session.decided(a_pick())
+    assert session.response_headers(answer, "TEXT x=1") == (Continue(Phase.RESPONSE_HEADERS), ResponseStarted(answer))
 
 
 def test_where_no_report_is_wanted_none_is_asked_for() -> None:

@@ -61,7 +61,9 @@ vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} 0.25
 
 
 class ModelServer:
-    """Listens on a port of 127.0.0.1; `behave` answers each request, `page` is what `good` serves as /metrics."""
+    """Listens on a port, of 127.0.0.1 by default; `behave` answers each request, `page` is what `good` serves as
+    /metrics.
+    """
 
     def __init__(self, behave: Behaviour | None = None, page: bytes = PAGE) -> None:
         self.behave = behave or good
@@ -75,11 +77,12 @@ class ModelServer:
         self._unpaused = asyncio.Event()
         self._unpaused.set()
         self.port = 0
+        self.host = "127.0.0.1"
 
     @property
     def address(self) -> str:
         """host:port."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def paths(self) -> list[str]:
@@ -89,6 +92,7 @@ class ModelServer:
     async def start(self, port: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         """Listen on `port`: 0 is the port of the last start, or a free one."""
         self._server = await asyncio.start_server(self._serve, host, port or self.port, ssl=tls)
+        self.host = host
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -9,6 +9,7 @@ from agent.pick.decision import NoPick, Pick
 from agent.pick.request import Prompt
 from agent.requests.pipeline import OnDecision, Pipeline
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.stages.parse import ParseStage
 from agent.requests.ticket import Request, Result, Ticket
 
@@ -31,8 +32,11 @@ class ScriptedPool:
         self.is_ready = True
         self.reports = False
         self.load_reports: list[tuple[str, str, str]] = []  # endpoint, report, endpoint that answered
+        self.responses: list[Response] = []  # from response headers
+        self.open_logs = 0
+        self.log: list[tuple[str, Response]] = []  # from the access log
         self.open: set[Ticket] = set()
-        self._pipeline = Pipeline(self.name, [ParseStage(), ChooseStage(self)], lambda: 0.0, hook, self)
+        self._pipeline = Pipeline(self.name, [ParseStage(), ChooseStage(self)], lambda: 0.0, hook, self, self)
 
     @property
     def in_flight(self) -> int:
@@ -45,6 +49,19 @@ class ScriptedPool:
         assert ticket in self.open
         assert ticket.pick is not None
         self.load_reports.append((ticket.pick.endpoint, report, served))
+
+    def responded(self, ticket: Ticket, response: Response, now: float) -> None:
+        assert ticket in self.open
+        self.responses.append(response)
+
+    def log_opened(self) -> None:
+        self.open_logs += 1
+
+    def log_closed(self) -> None:
+        self.open_logs -= 1
+
+    def logged(self, request_id: str, response: Response) -> None:
+        self.log.append((request_id, response))
 
     def ready(self) -> bool:
         return self.is_ready

@@ -86,6 +86,9 @@ class RebuiltState:
         return [
             {
                 "pool": name,
+                "by_health": {
+                    health.value: sum(each["health"] == health for each, _ in endpoints.values()) for health in Health
+                },
                 "endpoints": [_advanced(*endpoints[address], uptime) for address in sorted(endpoints)],
             }
             for name, endpoints in self.pools.items()

@@ -39,6 +39,11 @@ class Readers:
         known = scanned(self._scanner, page)
         if cold is None:
             assert known is None, "a refused page was read"
+            if isinstance(fresh, Extraction):  # a page without a sample is read, and reports nothing
+                assert not page.strip()
+                assert fresh.readings == {}
+                assert fresh == warm
+                return fresh
             assert isinstance(fresh, str)
             assert isinstance(warm, str)
             return fresh

@@ -272,7 +272,7 @@ def test_one_of_three_servers_down_is_a_warning_and_no_critical_alert(fleet: Das
     critical = {
         rule["name"] for rule in fleet.prometheus.rules() if rule.get("labels", {}).get("severity") == "critical"
     }
-    assert {"InferencePoolNoReadyEndpoints", "InferencePoolDegraded", "InferencePoolBlind"} <= critical
+    assert {"InferencePoolNoReadyEndpoints", "InferencePoolDegraded", "InferencePoolUnobserved"} <= critical
     assert not pending & critical
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.accelerators.combine import Accelerators, combine
+from agent.accelerators.combine import Accelerators, DeviceSet, combine
 from agent.accelerators.device import Device
 from agent.accelerators.table import UTILIZATION
 from agent.pick.candidates import Candidates
@@ -25,7 +25,7 @@ BUSY = st.one_of(st.none(), st.floats(0, 1))
 
 def source(busy: float | None, *, at: float = 0.0, picked_on: bool = True) -> Accelerators:
     values = {} if busy is None else {UTILIZATION: busy}
-    return combine("dcgm", "x:1", [Device("0", "0", values)], at, 15.0, (), picked_on=picked_on)
+    return combine("dcgm", "x:1", DeviceSet([Device("0", "0", values)]), at, 15.0, picked_on=picked_on)
 
 
 def endpoint(address: str, *sources: Accelerators) -> EndpointView:

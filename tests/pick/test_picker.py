@@ -148,7 +148,7 @@ def test_no_pick_counts_the_endpoints_by_health() -> None:
         FixedIndex(),
         0.0,
     )
-    assert none == NoPick("r", "none_healthy", "none of the endpoints of pool pool is healthy: 1 down, 1 stale")
+    assert none == NoPick("r", "none_healthy", "none of the endpoints of pool pool can be picked: 1 down, 1 stale")
 
 
 def test_an_empty_pool_has_a_reason_of_its_own() -> None:

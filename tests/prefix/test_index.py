@@ -37,6 +37,10 @@ class Model:
         held = self.lists.setdefault(address, [])
         del held[: max(0, len(held) - self.capacities.get(address, DEFAULT_CAPACITY))]
 
+    def remove(self, address: str, blocks: list[int]) -> None:
+        held = self.lists.get(address, [])
+        held[:] = [block for block in held if block not in blocks]
+
     def depth(self, address: str, blocks: list[int]) -> int:
         held = self.lists.get(address, [])
         return next((place for place, block in enumerate(blocks) if block not in held), len(blocks))
@@ -51,6 +55,16 @@ class IndexAgainstModel(RuleBasedStateMachine):
         super().__init__()
         self.index = PrefixIndex(DEFAULT_CAPACITY)
         self.model = Model()
+
+    @rule(address=addresses, blocks=recorded, start=st.integers(0, 9))
+    def remove(self, address: str, blocks: list[int], start: int) -> None:
+        self.index.remove(address, blocks[start:])
+        self.model.remove(address, blocks[start:])
+
+    @rule(address=addresses, blocks=recorded)
+    def holds(self, address: str, blocks: list[int]) -> None:
+        for block in blocks:
+            assert self.index.holds(address, block) == (block in self.model.lists.get(address, []))
 
     @rule(target=recorded, address=addresses, blocks=chains)
     def record(self, address: str, blocks: list[int]) -> list[int]:
@@ -68,6 +82,13 @@ class IndexAgainstModel(RuleBasedStateMachine):
         self.index.resize(address, capacity)
         self.model.capacities[address] = max(1, capacity)
         self.model.trim(address)
+
+    @rule(address=addresses)
+    def clear(self, address: str) -> None:
+        capacity = self.index.capacity(address)
+        self.index.clear(address)
+        self.model.lists.pop(address, None)
+        assert (self.index.blocks(address), self.index.capacity(address)) == (0, capacity)
 
     @rule(address=addresses)
     def forget(self, address: str) -> None:

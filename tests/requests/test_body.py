@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import base64
 import gzip
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
+import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.pick.request import Prompt
-from agent.requests.body import MAX_PARTS, BodyRefused, parse
+from agent.requests.body import BodyRefused, parse
+from agent.requests.paths import PREFILLS, match
 from agent.requests.rejections import REJECTIONS
+from agent.requests.rendering import MAX_PARTS
 
 CHAT = "/v1/chat/completions"
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstandard.compress,
+    "identity": bytes,
+}
 PATHS = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 
 texts = st.text(max_size=40)
@@ -77,7 +88,8 @@ def test_any_json_document_is_read_or_refused_with_400_and_nothing_else(document
     except (orjson.JSONEncodeError, BodyRefused):
         return
     model = document["model"]
-    assert prompt.model == (model if isinstance(model, str) else "")
+    read_at_all = match(path).row.effect == PREFILLS
+    assert prompt.model == (model if isinstance(model, str) and read_at_all else "")
 
 
 @given(
@@ -156,7 +168,7 @@ def test_on_an_unknown_path_no_body_is_refused(body: bytes) -> None:
 
 
 def test_on_an_unknown_path_a_model_and_a_prompt_are_read_if_present() -> None:
-    prompt = read("/tokenize", prompt="hello")
+    prompt = read("/custom", prompt="hello")
     assert prompt.model == "m"
     assert b"hello" in prompt.text
     assert b"q" in read("/v1/rerank", query="q", documents=["d"]).text
@@ -259,14 +271,46 @@ def test_parts_beyond_the_limit_are_ignored(path: str, fields: Callable[[int], d
     assert read(path, **fields(100)) != read(path, **fields(200))
 
 
-def test_only_the_error_of_a_body_that_cannot_be_read_names_its_encoding() -> None:
-    body = orjson.dumps({"model": "m"})
-    assert parse(body, CHAT, "gzip").model == "m"
-    assert parse(gzip.compress(body), "/tokenize", "gzip") == Prompt("", b"")
-    with pytest.raises(BodyRefused, match="'gzip'"):
-        parse(gzip.compress(body), CHAT, "gzip")
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "deflate", "zstd", "identity", "deflate, gzip", "GZIP"])
+def test_a_body_is_read_as_if_it_had_no_encoding(name: str) -> None:
+    packed = body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hi " * 500}]})
+    for one in name.lower().split(", "):
+        packed = PACK[one](packed)
+    assert parse(packed, CHAT, name) == parse(body, CHAT)
+
+
+def test_a_body_over_the_limit_when_unpacked_is_refused_as_a_plain_one_would_be() -> None:
+    body = gzip.compress(orjson.dumps({"model": "m", "prompt": "x" * 5000}))
+    for path in ("/v1/completions", "/generate", "/custom"):
+        with pytest.raises(BodyRefused, match="4000 bytes") as caught:
+            parse(body, path, "gzip", limit=4000)
+        assert (caught.value.reason, REJECTIONS[caught.value.reason].status) == ("too_large", 413)
+        assert parse(body, path, "gzip", limit=6000).model == "m"
+    assert parse(body, "/tokenize", "gzip", limit=4000) == Prompt("", b"")
+
+
+def test_a_body_that_does_not_have_its_encoding_is_refused_and_plain_json_is_read() -> None:
+    body = orjson.dumps({"model": "m", "prompt": "x"})
+    assert parse(body, "/v1/completions", "gzip") == parse(body, "/v1/completions")
+    for bad in (gzip.compress(body)[:-9], b"\x1f\x8bnonsense", b"", zlib.compress(body)):
+        with pytest.raises(BodyRefused, match="content-encoding 'gzip'") as caught:
+            parse(bad, CHAT, "gzip")
+        assert caught.value.reason == "invalid_encoding"
+        assert parse(bad, "/generate", "gzip") == Prompt("", b"")
     with pytest.raises(BodyRefused, match="UTF-8"):
         parse(gzip.compress(body), CHAT, "identity")
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/generate", "/custom?model=m"])
+def test_a_body_with_an_encoding_that_is_not_undone_is_passed_on_without_a_prompt(path: str) -> None:
+    assert parse(b"\x8b\x02\x80{}\x03", path, "br") == Prompt("m" if "?" in path else "", b"")
+
+
+def test_a_zstd_body_that_is_cut_off_is_not_json() -> None:
+    body = zstandard.compress(orjson.dumps({"model": "m", "prompt": [*range(10_000)]}))
+    with pytest.raises(BodyRefused) as caught:
+        parse(body[: len(body) // 2], CHAT, "zstd")
+    assert REJECTIONS[caught.value.reason].status == 400
 
 
 def test_the_salt_is_not_part_of_the_text() -> None:

@@ -14,6 +14,7 @@ from agent.events.requests import Abandoned, StreamBroken
 from agent.pick.decision import Pick
 from agent.requests.pipeline import Pipeline
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.ticket import CONTINUE, WAIT, Request, Result, Ticket
 
 PICK = Pick("r", "10.0.0.1:8000", (), 1, 0, 0, "tie", ("10.0.0.1:8000",), (0.0,), {}, 1)
@@ -45,9 +46,13 @@ class ScriptedStage:
 class Reports:
     def __init__(self) -> None:
         self.reports: list[tuple[str, str]] = []
+        self.responses: list[Response] = []
 
     def reported(self, ticket: Ticket, report: str, served: str, now: float) -> None:
         self.reports.append((report, served))
+
+    def responded(self, ticket: Ticket, response: Response, now: float) -> None:
+        self.responses.append(response)
 
 
 class Scripted:
@@ -61,7 +66,7 @@ class Scripted:
         self.reports = Reports()
         self.decisions: list[tuple[Ticket, Pick | Rejection]] = []
         self.now = 1.0
-        self.pipeline = Pipeline("pool", self.stages, lambda: self.now, self.events.append, self.reports)
+        self.pipeline = Pipeline("pool", self.stages, lambda: self.now, self.events.append, self.reports, self.reports)
 
     def submit(self) -> Ticket:
         return self.pipeline.submit(REQUEST, lambda ticket, decision: self.decisions.append((ticket, decision)))

@@ -113,6 +113,27 @@ def test_a_mean_is_over_the_endpoints_with_a_value_and_the_coverage_is_their_sha
     assert values(made, pools.COVERAGE)["pool", RUNNING] == 0.0
 
 
+def test_a_blind_endpoint_is_ready_and_lowers_the_coverage_and_its_old_readings_are_withheld():
+    busy, blind = view("a:1", {WAITING: 8.0}), view("b:1", {WAITING: 99.0}, health=Health.BLIND, requests=5)
+    made = gauge_set([snapshot(busy, blind, view("c:1", health=Health.DOWN))], 0.0)
+    assert values(made, pools.READY_ENDPOINTS) == {("pool",): 2}
+    assert values(made, pools.BY_HEALTH)["pool", "blind"] == 1
+    assert values(made, pools.BLIND) == {("pool",): pytest.approx(1 / 3)}
+    assert values(made, pools.AVERAGE_QUEUE) == {("pool",): 8.0}
+    assert values(made, pools.COVERAGE)["pool", WAITING] == pytest.approx(1 / 3)
+    assert reasons(made, endpoints.WAITING) == {("pool", "b:1"): "blind", ("pool", "c:1"): "down"}
+    assert values(made, endpoints.IN_FLIGHT)["pool", "b:1"] == 5
+
+
+def test_the_gauges_of_an_all_blind_pool_are_withheld_and_none_is_zero():
+    made = gauge_set([snapshot(*(view(f"{name}:1", health=Health.BLIND) for name in "ab"))], 0.0)
+    assert values(made, pools.BLIND) == {("pool",): 1.0}
+    assert values(made, pools.READY_ENDPOINTS) == {("pool",): 2}
+    for metric in (pools.AVERAGE_QUEUE, pools.WAITING, pools.AVERAGE_KV, pools.SATURATION):
+        assert values(made, metric) == {}
+        assert set(reasons(made, metric).values()) == {"none_fresh"}
+
+
 def test_numbers_are_not_rounded():
     third = 1 / 3
     made = gauge_set([snapshot(view("a:1", {KV_USAGE: third}))], 0.0)
@@ -139,8 +160,10 @@ def test_exactly_one_state_of_health_is_one():
     assert {labels[2]: value for labels, value in values(made, endpoints.HEALTH).items()} == {
         "unknown": 0.0,
         "healthy": 0.0,
+        "blind": 0.0,
         "stale": 1.0,
         "down": 0.0,
+        "failing": 0.0,
     }
     assert values(made, endpoints.HEALTH_INFO) == {("pool", "a:1", "vllm", "stale", "made_so"): 1.0}
 

@@ -61,7 +61,8 @@ def test_a_reading_is_current_exactly_while_its_endpoint_is_healthy_and_it_is_no
 
 
 @pytest.mark.parametrize(
-    ("health", "reason"), [(Health.DOWN, "down"), (Health.STALE, "stale"), (Health.UNKNOWN, "never_scraped")]
+    ("health", "reason"),
+    [(Health.BLIND, "blind"), (Health.DOWN, "down"), (Health.STALE, "stale"), (Health.UNKNOWN, "never_scraped")],
 )
 def test_an_unhealthy_endpoint_s_health_is_the_reason_for_having_no_value(health, reason):
     assert current(view("a:1", health=health), RUNNING, 0.0) == Unknown(reason)
@@ -73,9 +74,11 @@ def test_a_healthy_endpoint_s_signal_has_a_reason_of_its_own():
     assert current(healthy, WAITING, STALE_AFTER) == Unknown("stale")
 
 
-def test_the_list_of_models_is_current_while_its_endpoint_is_healthy_because_it_is_requested_less_often():
-    served = view("a:1", {MODELS: frozenset({"m"})}, at=0.0)
-    assert current(served, MODELS, 10 * STALE_AFTER) == Current(frozenset({"m"}), 0.0)
+@pytest.mark.parametrize("health", Health)
+def test_the_list_of_models_is_current_while_its_endpoint_is_picked_because_it_has_a_request_of_its_own(health):
+    served = view("a:1", {MODELS: frozenset({"m"})}, at=0.0, health=health)
+    found = current(served, MODELS, 10 * STALE_AFTER)
+    assert (found == Current(frozenset({"m"}), 0.0)) is health.picked
 
 
 def test_saturation_is_the_worse_of_queue_and_cache_and_is_not_clamped():

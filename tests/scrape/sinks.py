@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from agent.clock import Clock, SystemClock
 from agent.engines.mapping import Extraction
+from agent.state.snapshot import EndpointView
 from agent.state.store import RoutingStore
 from tests.waiting import eventually
 
@@ -35,7 +36,7 @@ class RecordingSink:
     def recognised(self, address: str, engine: str) -> None:
         self.engines.setdefault(address, []).append(engine)
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+    def served_models(self, address: str, names: frozenset[str], at: float, roots: object = None) -> None:
         self.models[address] = names
         self._changed.set()
 
@@ -90,13 +91,19 @@ class RecordingStore:
     def recognised(self, address: str, engine: str) -> None:
         self.store.recognised(address, engine)
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+    def served_models(self, address: str, names: frozenset[str], at: float, roots: object = None) -> None:
         self.store.served_models(address, names, at)
+
+    @property
+    def view(self) -> EndpointView:
+        """The one endpoint, now."""
+        (view,) = self.store.snapshot(self._clock.now()).endpoints
+        return view
 
     @property
     def verdict(self) -> tuple[str, str]:
         """Health and reason of the one endpoint, now."""
-        (view,) = self.store.snapshot(self._clock.now()).endpoints
+        view = self.view
         return view.health.value, view.reason
 
     async def until_recorded(self, result: str, times: int = 1) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.engine_specs import AUTO
 from agent.scrape import scraper
 from agent.scrape.loop import ScrapeLoop
+from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
-from agent.state.health import HEALTH_REASONS
+from agent.signals import MODELS, RUNNING
+from agent.state.health import DOWN_AFTER, HEALTH_REASONS
 from tests.fakes.model_server import PAGE, Behaviour, ModelServer, answer, good, hang, raw
 from tests.fakes.simulated import LoopClock, raise_broken
 from tests.scrape.sinks import RecordingStore
@@ -42,8 +46,9 @@ class HealthPathRig:
 
     def scrape(self, **settings: Any) -> None:
         defaults: dict[str, Any] = {"interval": INTERVAL, "health_interval": HEALTH_INTERVAL, "models_interval": 1e9}
-        target = Target(self.server.address, "vllm", **{**defaults, **settings})
-        self.store.set_endpoints({target.address: "vllm"}, 0.0)
+        engine = settings.pop("engine", "vllm")
+        target = Target(self.server.address, engine, **{**defaults, **settings})
+        self.store.set_endpoints({target.address: engine}, 0.0)
         self.loop.set_targets("pool", [target], self.store)
 
 
@@ -145,18 +150,172 @@ async def test_a_server_with_pages_and_a_failing_health_path_is_down_with_the_re
     await eventually(lambda: rig.store.verdict == ("healthy", ""))
 
 
-@pytest.mark.parametrize(
-    ("behave", "reason"),
-    [(hang, "health_only"), (raw(answer(b"", "500 Oops")), "status"), (raw(answer(b"")), "empty")],
-)
-async def test_a_server_with_a_good_health_path_and_no_pages_is_down_with_the_reason(
+BAD_PAGES = [
+    (hang, "timeout"),
+    (raw(answer(b"", "500 Oops")), "status"),
+    (raw(answer(b"", "404 Not Found")), "status"),
+    (raw(answer(b"", "401 Unauthorized")), "status"),
+    (raw(answer(b"<html>\n")), "not_metrics"),
+    (raw(answer(PAGE.replace(b"vllm:", b"renamed_"))), "wrong_engine"),
+    (raw(answer(PAGE, length=1 << 30)), "too_large"),
+    (raw(close=True), "reset"),
+]
+
+
+@pytest.mark.parametrize(("behave", "reason"), BAD_PAGES)
+async def test_a_server_with_a_good_health_path_and_no_pages_is_blind_with_the_reason(
     rig: HealthPathRig, behave: Behaviour, reason: str
 ) -> None:
     await rig.start(at_page(behave), timeout=0.1)
-    await eventually(lambda: rig.store.verdict == ("down", reason))
+    await eventually(lambda: rig.store.verdict == ("blind", reason))
     assert "healthy" in rig.store.order
     rig.server.behave = good
     await eventually(lambda: rig.store.verdict == ("healthy", ""))
+
+
+@pytest.mark.parametrize(("behave", "reason"), BAD_PAGES)
+async def test_a_page_that_is_lost_leaves_the_readings_until_the_third_failure_and_the_server_is_never_down(
+    rig: HealthPathRig, behave: Behaviour, reason: str
+) -> None:
+    await rig.start(timeout=0.1)
+    await rig.store.until_recorded("page", 5)
+    seen: list[tuple[str, str]] = []
+
+    def blind() -> bool:
+        seen.append((str(rig.store.order.count(f"page: {reason}")), *rig.store.verdict[:1]))
+        return rig.store.verdict == ("blind", reason)
+
+    rig.server.behave = at_page(behave)
+    await eventually(blind)
+    assert {health for failed, health in seen if int(failed) < DOWN_AFTER} == {"healthy"}
+    assert {health for _, health in seen} == {"healthy", "blind"}
+
+
+@pytest.mark.parametrize("page", [b"", b"\n", b"# HELP vllm:x x\n# TYPE vllm:x gauge\n"])
+async def test_a_server_that_has_counted_nothing_yet_is_healthy_without_any_reading(
+    rig: HealthPathRig, page: bytes
+) -> None:
+    await rig.start(at_page(raw(answer(page))))
+    await rig.store.until_recorded("page", 5)
+    assert rig.store.verdict == ("healthy", "")
+    assert not any(result.startswith("page:") for result in rig.store.order)
+    assert set(rig.store.view.readings) <= {MODELS}
+    rig.server.behave = good
+    await eventually(lambda: RUNNING in rig.store.view.readings)
+
+
+async def test_a_server_that_has_counted_nothing_yet_is_down_where_its_health_path_fails(rig: HealthPathRig) -> None:
+    async def empty(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(b"") if path == "/metrics" else LOADING)
+
+    await rig.start(empty)
+    await rig.store.until_recorded("page", 3)
+    assert rig.store.verdict == ("down", "loading")
+
+
+async def test_a_blind_server_whose_health_path_fails_is_down_and_blind_again_when_it_answers(
+    rig: HealthPathRig,
+) -> None:
+    async def broken(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(b"", "404 Not Found" if path == "/metrics" else "500 Oops"))
+
+    await rig.start(at_page(raw(answer(b"", "404 Not Found"))))
+    await eventually(lambda: rig.store.verdict == ("blind", "status"))
+    rig.server.behave = broken
+    await eventually(lambda: rig.store.verdict == ("down", "health_status"))
+    rig.server.behave = at_page(raw(answer(b"", "404 Not Found")))
+    await eventually(lambda: rig.store.verdict == ("blind", "status"))
+    await rig.server.stop()
+    await eventually(lambda: rig.store.verdict[0] == "down")
+    assert rig.store.verdict == ("down", "refused")
+
+
+async def test_the_models_of_a_blind_server_are_requested(rig: HealthPathRig) -> None:
+    await rig.start(at_page(raw(answer(b"", "404 Not Found"))), models_interval=0.1)
+    await eventually(lambda: rig.server.paths.count("/v1/models") >= 3)
+    assert rig.store.verdict == ("blind", "status")
+    assert rig.store.view.names(MODELS)
+
+
+# -- no health path is known -------------------------------------------------------------------------------------------
+
+
+def at_paths(**behaviours: Behaviour) -> Behaviour:
+    """These behaviours at `/metrics`, `/health` and `/v1/models`, 404 at any other path."""
+    by_path = {"/metrics": "page", "/health": "health", "/v1/models": "models"}
+
+    async def respond(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        behave = behaviours.get(by_path.get(path, ""), raw(answer(b"", "404 Not Found")))
+        await behave(server, path, writer)
+
+    return respond
+
+
+OK = raw(answer(b""))
+UNKNOWN_PAGE = raw(answer(b"my_own_queue 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("page", "health", "verdict"),
+    [
+        (UNKNOWN_PAGE, OK, ("blind", "wrong_engine")),
+        (hang, OK, ("blind", "timeout")),
+        (UNKNOWN_PAGE, raw(LOADING), ("down", "loading")),
+        (UNKNOWN_PAGE, raw(answer(b"", "500 Oops")), ("down", "health_status")),
+        (UNKNOWN_PAGE, raw(answer(b"", "404 Not Found")), ("blind", "wrong_engine")),
+        (UNKNOWN_PAGE, raw(answer(b"", "401 Unauthorized")), ("blind", "wrong_engine")),
+        (UNKNOWN_PAGE, hang, ("blind", "wrong_engine")),
+        (hang, hang, ("down", "timeout")),
+        (hang, raw(answer(b"", "404 Not Found")), ("down", "timeout")),
+        (raw(close=True), raw(close=True), ("down", "reset")),
+        (OK, OK, ("healthy", "")),
+        (OK, raw(LOADING), ("down", "loading")),
+    ],
+)
+async def test_the_assumed_health_path_or_an_answer_in_place_of_a_page_shows_that_an_unknown_server_lives(
+    rig: HealthPathRig, page: Behaviour, health: Behaviour, verdict: tuple[str, str]
+) -> None:
+    await rig.start(at_paths(page=page, health=health), engine=AUTO, timeout=0.1)
+    await eventually(lambda: rig.store.verdict == verdict)
+    failed = sum(result.startswith("page") for result in rig.store.order)
+    await eventually(lambda: sum(result.startswith("page") for result in rig.store.order) >= failed + 5)
+    assert rig.store.verdict == verdict
+
+
+async def test_the_models_of_a_blind_server_of_an_unknown_engine_are_requested(rig: HealthPathRig) -> None:
+    await rig.start(at_paths(page=UNKNOWN_PAGE, models=good), engine=AUTO, models_interval=0.1)
+    await eventually(lambda: rig.server.paths.count("/v1/models") >= 3)
+    assert rig.store.view.names(MODELS)
+
+
+async def test_the_assumed_health_path_is_not_probed_any_more_once_there_is_a_page(rig: HealthPathRig) -> None:
+    await rig.start(at_paths(page=hang, health=OK), engine="jetstream", timeout=0.1)
+    await eventually(lambda: rig.store.verdict == ("blind", "timeout"))
+    rig.server.behave = at_paths(page=raw(answer(b"jetstream_prefill_backlog_size 1\n")), health=raw(LOADING))
+    await eventually(lambda: rig.store.verdict == ("healthy", ""))
+    probes, pages = rig.server.paths.count("/health"), rig.store.order.count("page")
+    await rig.store.until_recorded("page", pages + 10)
+    assert rig.server.paths.count("/health") == probes
+    assert rig.store.verdict == ("healthy", "")
+
+
+async def test_no_health_path_is_assumed_where_the_configuration_switches_probes_off(rig: HealthPathRig) -> None:
+    await rig.start(at_paths(page=UNKNOWN_PAGE, health=OK), engine=AUTO, health_path="")
+    await rig.store.until_recorded("page: wrong_engine", 5)
+    assert set(rig.server.paths) <= {"/metrics", "/v1/models"}
+    assert rig.store.verdict == ("blind", "wrong_engine")
+
+
+@pytest.mark.parametrize("health", [OK, raw(answer(b"", "401 Unauthorized")), raw(answer(b"", "403 Forbidden"))])
+async def test_a_server_that_needs_a_token_which_the_agent_lacks_is_blind_if_it_answers(
+    rig: HealthPathRig, tmp_path: Path, health: Behaviour
+) -> None:
+    access = ServerAccess(HttpClientConfig(token_file=str(tmp_path / "token")))
+    await rig.start(at_paths(health=health), access=access)
+    await eventually(lambda: rig.store.verdict == ("blind", "token_file"))
+    assert set(rig.server.paths) == {"/health"}
+    rig.server.behave = at_paths(health=raw(answer(b"", "500 Oops")))
+    await eventually(lambda: rig.store.verdict == ("down", "health_status"))
 
 
 @pytest.mark.source

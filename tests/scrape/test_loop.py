@@ -6,6 +6,7 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator
 
+import orjson
 import pytest
 
 from agent.clock import Clock
@@ -13,7 +14,7 @@ from agent.exposition.page import PageRefused
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.probe import RESET_SECONDS
 from agent.scrape.reasons import REASONS
-from agent.scrape.scraper import model_names
+from agent.scrape.scraper import model_names, model_roots
 from agent.scrape.target import Target
 from agent.signals import FINISHED, KV_USAGE, RUNNING
 from agent.state.endpoint import Identity
@@ -163,8 +164,7 @@ BAD: dict[str, tuple[Behaviour, str, str]] = {
     "responds 500": (raw(answer(b"oops", "500 Internal Server Error")), "status", "HTTP 500"),
     "responds 404": (raw(answer(b"", "404 Not Found")), "status", "HTTP 404"),
     "responds 204": (raw(b"HTTP/1.1 204 No Content\r\n\r\n"), "status", "HTTP 204"),
-    "redirects": (raw(answer(b"", "301 Moved", "Location: /x\r\n")), "status", "HTTP 301"),
-    "has 0 bytes": (raw(answer(b"")), "empty", "no body"),
+    "redirects": (raw(answer(b"", "301 Moved", "Location: /x\r\n")), "status", "HTTP 301: redirects to '/x' are not"),
     "has 100 MB": (raw(answer(b"", length=100_000_000)), "too_large", "100000000 bytes"),
     "sends 100 MB in chunks": (endless, "too_large", "over 4194304 bytes"),
     "cuts a line": (raw(answer(PAGE[:-5])), "truncated", "the last line has no end"),
@@ -520,6 +520,20 @@ async def test_after_stop_there_are_no_requests_and_no_connections() -> None:
 )
 def test_a_list_of_models_is_parsed_or_none(body: bytes, names: frozenset[str] | None) -> None:
     assert model_names(body) == names
+
+
+@pytest.mark.parametrize(
+    ("entries", "roots"),
+    [
+        ([{"id": "tiny", "root": "/models/a", "parent": None}], {"tiny": "/models/a"}),
+        ([{"id": "tiny", "root": "/a"}, {"id": "lora", "root": "/l", "parent": "tiny"}], {"tiny": "/a"}),
+        ([{"id": "tiny"}, {"root": "/a"}, 7, {"id": 7, "root": "/a"}, {"id": "x", "root": 7}], {}),
+    ],
+)
+def test_the_place_of_a_models_weights_is_its_root_and_adapters_have_none(entries: object, roots: object) -> None:
+    body = orjson.dumps({"data": entries})
+    assert model_names(body) is not None
+    assert model_roots(body) == roots
 
 
 class LineCounter:

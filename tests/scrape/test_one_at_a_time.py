@@ -148,7 +148,7 @@ class CheckingSink:
     def recognised(self, address: str, engine: str) -> None:
         """Not called: the engine is configured."""
 
-    def served_models(self, address: str, names: frozenset[str], at: float) -> None:
+    def served_models(self, address: str, names: frozenset[str], at: float, roots: object = None) -> None:
         """Ignored."""
 
     def health(self, address: str, answered: bool, reason: str, detail: str, at: float, took: float) -> None:

@@ -256,8 +256,8 @@ async def test_a_server_that_does_not_respond_to_a_pipelined_probe_is_healthy_an
 @pytest.mark.simulated
 @pytest.mark.parametrize(
     ("behave", "reason"),
-    [(page(b"<html>"), "not_metrics"), (page(b"", "404 Not Found"), "status"), (page(b""), "empty")],
-    ids=["no metrics", "404", "empty"],
+    [(page(b"<html>"), "not_metrics"), (page(b"", "404 Not Found"), "status")],
+    ids=["no metrics", "404"],
 )
 async def test_health_is_reported_while_the_page_cannot_be_read(
     rig: PipeliningRig, behave: Callable[[asyncio.Transport, tuple[str, ...]], None], reason: str
@@ -306,7 +306,7 @@ def test_a_page_that_times_out_is_not_a_failed_health_probe() -> None:
         await sim.after(5.0)
         server.stuck = True
         await sim.after(10.0)
-        assert store.verdict == ("down", "health_only")
+        assert store.verdict == ("blind", "timeout")
         assert set(store.order) == {"page", "healthy", "page: timeout"}
 
     scrape_steady_server(1.0, 1.0, gets_stuck)

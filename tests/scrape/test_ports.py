@@ -112,6 +112,10 @@ async def test_a_server_is_healthy_by_its_page_at_one_port_and_its_health_at_ano
         await eventually(lambda: rig.verdict() == ("down", "health_status"))
         await rig.front.stop()
         await eventually(lambda: rig.verdict() == ("down", "health_refused"))
+        await rig.page.stop()
+        rig.front.behave = raw(answer(b""))
+        await rig.front.start()
+        await eventually(lambda: rig.verdict() == ("blind", "page_refused"))
     finally:
         await rig.close()
         raise_broken()

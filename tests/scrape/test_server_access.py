@@ -296,7 +296,7 @@ async def test_a_new_token_costs_one_failed_scrape_at_most(rig: ServerAccessRig)
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "two words", "\u00fc"])
-async def test_a_token_file_without_a_token_is_reported_and_no_request_sent(
+async def test_a_token_file_without_a_token_is_reported_and_only_the_health_path_is_requested(
     rig: ServerAccessRig, content: str | None
 ) -> None:
     file = rig.folder / "token"
@@ -307,7 +307,8 @@ async def test_a_token_file_without_a_token_is_reported_and_no_request_sent(
     reason, detail = await rig.fails(address)
     assert reason == "token_file"
     assert str(file) in detail
-    assert not server.paths
+    assert set(server.paths) <= {"/health"}
+    assert not any("Authorization" in request.head for request in server.requests)
     file.write_text("now there")
     file.write_text("nowthere")
     await rig.reads(address)

@@ -210,11 +210,12 @@ async def test_a_stale_reading_is_null_withheld_and_absent_at_the_same_time(serv
     assert await exits() == (set(), set(), set(), [None])
 
 
-@pytest.mark.parametrize("health", [Health.DOWN, Health.STALE, Health.UNKNOWN])
+@pytest.mark.parametrize("health", [Health.BLIND, Health.DOWN, Health.STALE, Health.UNKNOWN])
 async def test_an_endpoint_that_is_not_healthy_shows_no_value_of_its_server_anywhere(served, health):
     served.source.put(view("a:1", {WAITING: 77.0, LORA_RUNNING: frozenset({"x"})}, at=99.5, health=health))
     served.source.drop("b:1")
     state = await served.get("/v1/state")
+    assert state["pools"][0]["by_health"] == dict.fromkeys(Health, 0) | {health: 1}
     assert {signal["value"] for signal in state["pools"][0]["endpoints"][0]["signals"].values()} == {None}
     assert 77.0 not in {row["value"] for row in (await served.get("/v1/gauges"))["gauges"]}
     assert 77.0 not in (await served.samples()).values()

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 
 from agent.accelerators.table import UTILIZATION
+from agent.events.accelerators import DevicesRead
 from agent.scaling.accelerators import BY_SIGNAL
 from tests.fakes.model_server import Behaviour, answer, good, hang, raw
 from tests.scrape.authority import Authority
 from tests.spec.environment import DEVICES, OTHER_DEVICES, STALE_AFTER, TLS, TOKEN, WITH_DEVICES, WITH_TOKEN
 from tests.spec.expectations import (
-    ALL_REFUSED,
+    BLIND,
     DOWN,
     LEFT_OUT,
-    NO_POOL,
     PAGE_VALUES,
     PICKED,
+    SERVED,
+    CountedSeries,
     Expected,
     Observations,
     absent,
+    blind,
     counted,
     failed,
     health_failed,
+    new_server,
+    no_pool,
     published,
     samples,
     unhealthy,
@@ -30,7 +36,7 @@ from tests.spec.expectations import (
     withheld,
 )
 from tests.spec.fault_row import AT_ONCE, AT_THIRD, AT_THIRD_PROBE, FaultRow, repaired
-from tests.spec.scenario import Outputs, Scenario, no_route_to
+from tests.spec.scenario import PAGE, Outputs, Scenario, no_route_to
 
 # -- TLS, token, route -----------------------------------------------------------------------------------------------
 
@@ -96,6 +102,7 @@ async def _token_missing(scenario: Scenario) -> Outputs:
     await scenario.fail_scrapes(2)
     early = await scenario.read_outputs()
     await scenario.fail_scrapes(1)
+    await scenario.until("blind", "token_file")
     await scenario.advance_until(lambda: not scenario.live.healthy())
     return early
 
@@ -119,9 +126,9 @@ CONNECTION_ROWS: tuple[FaultRow, ...] = (
     _tls_fault("no TLS", "https: it serves plain HTTP.", "tls", lambda _: None),
     FaultRow(
         "token file missing",
-        "The file with the pool's bearer token is missing: no endpoint of the pool can be scraped.",
-        _token_missing, AT_THIRD, ALL_REFUSED, unhealthy("down", "token_file"), NO_POOL, absent("down", 0.0),
-        (failed("token_file"), DOWN, counted("igw_requests_rejected_total", status="503", reason="none_healthy")),
+        "The file with the pool's bearer token is missing: no page of the pool can be requested.",
+        _token_missing, AT_THIRD, SERVED, blind("token_file"), no_pool("blind"), absent("blind", 0.0),
+        (failed("token_file"), BLIND),
         setup=WITH_TOKEN, repair=_token_again,
     ),
 )  # fmt: skip
@@ -201,6 +208,46 @@ def _pages(page: bytes) -> Callable[[Scenario], Awaitable[Outputs]]:
     return inject
 
 
+def _after_xid(first: bytes, second: bytes) -> Callable[[Scenario], Awaitable[Outputs]]:
+    """A page with a fatal error, then another page; the endpoint has to be down after both."""
+
+    async def inject(scenario: Scenario) -> Outputs:
+        early = await _pages(first)(scenario)
+        scenario.environment.exporter.page = second
+        pages = len(scenario.events(DevicesRead))
+        await scenario.advance_until(lambda: len(scenario.events(DevicesRead)) > pages + 1)
+        return early
+
+    return inject
+
+
+async def _restarted_after_94(scenario: Scenario) -> Outputs:
+    early = await _pages(_CONTAINED)(scenario)
+    scenario.bad.page = NEW_PROCESS
+    await scenario.until("healthy")
+    await scenario.models()
+    return early
+
+
+async def _server_and_exporter_repaired(scenario: Scenario) -> None:
+    await _exporter_repaired(scenario)
+    await repaired(scenario)
+
+
+def _stays_down(fault: str, what: str, page: bytes, *more: CountedSeries) -> FaultRow:
+    """A later page of an exporter that does not end a fault."""
+    return FaultRow(
+        fault, what, _after_xid(_OFF_THE_BUS, page), AT_EXPORTER, LEFT_OUT, unhealthy("down", "accelerator_xid"),
+        withheld("down"), absent("down", 0.5),
+        (DOWN, counted("igw_accelerator_health_changes_total", source="dcgm", reason="accelerator_xid"), *more),
+        setup=WITH_DEVICES, repair=_exporter_repaired,
+    )  # fmt: skip
+
+
+_LOST = counted("igw_accelerators_lost_total", source="dcgm")
+_CARD = re.compile(rb'(?m)^.*gpu="0".*\n')
+NEW_PROCESS = re.sub(rb"(?m)^(process_start_time_seconds) .*$", rb"\1 1.79534999e+09", PAGE)
+_CONTAINED = DEVICES.replace(b'err_code="0",err_msg="No Error"} 0', b'err_code="94",err_msg="x"} 94', 1)
 _OFF_THE_BUS = DEVICES.replace(b'err_code="0",err_msg="No Error"} 0', b'err_code="79",err_msg="x"} 79', 1)
 
 EXPORTER_ROWS: tuple[FaultRow, ...] = (
@@ -216,5 +263,21 @@ EXPORTER_ROWS: tuple[FaultRow, ...] = (
         absent("down", 0.5),
         (DOWN, counted("igw_accelerator_health_changes_total", source="dcgm", reason="accelerator_xid")),
         setup=WITH_DEVICES, repair=_exporter_repaired,
+    ),
+    _stays_down("unhealthy accelerator gone", "The accelerator with the fatal XID leaves the page.",
+                _CARD.sub(b"", _OFF_THE_BUS), _LOST),
+    _stays_down("unhealthy accelerator without its pod", "The accelerator with the fatal XID loses its pod's label.",
+                _CARD.sub(lambda line: line[0].replace(b'pod="chat-0"', b'pod=""'), _OFF_THE_BUS), _LOST),
+    _stays_down("harmless error after a fatal one", "A harmless XID takes the place of the fatal one.",
+                _OFF_THE_BUS.replace(b'err_code="79",err_msg="x"} 79', b'err_code="45",err_msg="x"} 45')),
+    FaultRow(
+        "restart after XID 94", "The server restarts after an XID whose remedy is a restart; it stays on the page.",
+        _restarted_after_94, "at the first scrape of the new process", PICKED,
+        new_server(PAGE_VALUES), published(PAGE_VALUES), samples(PAGE_VALUES),
+        (DOWN, counted("igw_health_changes_total", state="healthy"),
+         counted("igw_server_restarts_total", reason="new_start_time"),
+         counted("igw_accelerator_health_changes_total", source="dcgm", reason="accelerator_xid"),
+         counted("igw_accelerator_health_changes_total", source="dcgm", reason="recovered")),
+        setup=WITH_DEVICES, repair=_server_and_exporter_repaired,
     ),
 )  # fmt: skip

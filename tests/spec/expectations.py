@@ -7,7 +7,7 @@ from math import isclose
 from typing import NamedTuple
 
 from agent.scaling.gauges import BY_SIGNAL
-from agent.signals import GENERATION_TOKENS, KV_USAGE, RUNNING, WAITING
+from agent.signals import GENERATION_TOKENS, KV_USAGE, MODELS, RUNNING, WAITING
 from tests.spec.environment import STALE_AFTER
 from tests.spec.scenario import PICKS, POOL, ROUND_SECONDS, Outputs
 
@@ -52,8 +52,15 @@ def _all_refused(observed: Observations) -> None:
     assert observed.after.picks == {REFUSED: PICKS}
 
 
+def _served(observed: Observations) -> None:
+    picks = observed.after.picks
+    assert picks.keys() == observed.after.state.keys(), picks
+    assert min(picks.values()) >= PICKS / len(picks) / 2, picks
+
+
 LEFT_OUT = Expected("gets no requests", _left_out)
 PICKED = Expected("is picked like the others", _picked)
+SERVED = Expected("every request is served; requests in flight decide", _served)
 ALL_REFUSED = Expected("rejects every request: 503, `none_healthy`", _all_refused)
 
 
@@ -70,6 +77,19 @@ def unhealthy(health: str, reason: str) -> Expected:
         assert values_now == {(None, False, health)}
 
     return Expected(f"`{health}`, `{reason}`; every value null, `{health}`", check)
+
+
+def blind(reason: str) -> Expected:
+    """Blind for this reason; every value of the page is null."""
+
+    def check(observed: Observations) -> None:
+        found = observed.after.state[observed.bad]
+        assert (found["health"], found["reason"]) == ("blind", reason)
+        signals = dict(found["signals"])
+        assert signals.pop(MODELS)["fresh"]
+        assert {(s["value"], s["fresh"], s["reason"]) for s in signals.values()} == {(None, False, "blind")}
+
+    return Expected(f"`blind`, `{reason}`; every value of the page null, `blind`", check)
 
 
 def _as_before(observed: Observations) -> None:
@@ -181,13 +201,15 @@ def published(wanted: Mapping[str, float], text: str = "the values of the new se
     return Expected("every gauge as reported" if wanted is PAGE_VALUES else text, check)
 
 
-def _no_pool(observed: Observations) -> None:
-    rows = observed.after.gauge("igw_pool_waiting_requests", POOL)
-    assert [(row["value"], row["withheld"]) for row in rows] == [(None, "none_fresh")]
-    withheld("down").check(observed)
+def no_pool(health: str) -> Expected:
+    """Neither the endpoint's gauges nor the pool's are published."""
 
+    def check(observed: Observations) -> None:
+        rows = observed.after.gauge("igw_pool_waiting_requests", POOL)
+        assert [(row["value"], row["withheld"]) for row in rows] == [(None, "none_fresh")]
+        withheld(health).check(observed)
 
-NO_POOL = Expected("every gauge of its signals withheld, `down`; the pool's, `none_fresh`", _no_pool)
+    return Expected(f"every gauge of its signals withheld, `{health}`; the pool's, `none_fresh`", check)
 
 
 # -- /metrics --------------------------------------------------------------------------------------------------------
@@ -204,6 +226,7 @@ def absent(health: str, coverage: float) -> Expected:
         assert page.by("state", "igw_endpoint_health", server=observed.bad) == {health: 1.0}
         assert page.of("igw_pool_coverage_ratio", signal=RUNNING) == coverage
         assert page.of("igw_pool_running_requests") == PAGE_VALUES[RUNNING] * len(observed.good)
+        assert page.of("igw_pool_blind_ratio") == (1 - coverage if health == "blind" else 0.0)
 
     text = f'no sample of its signals; `igw_endpoint_health{{state="{health}"}}` 1'
     return Expected(f"{text}; `igw_pool_coverage_ratio` {coverage:g}", check)
@@ -262,6 +285,7 @@ def health_failed(reason: str) -> CountedSeries:
     return counted("igw_health_path_failures_total", reason=reason)
 
 
+BLIND = counted("igw_health_changes_total", state="blind")
 DOWN = counted("igw_health_changes_total", state="down")
 # All counters of failures; a fault increases those of its row and no other.
 COUNTERS = (
@@ -271,6 +295,7 @@ COUNTERS = (
     "igw_health_changes_total",
     "igw_health_path_failures_total",
     "igw_server_restarts_total",
+    "igw_prefix_caches_emptied_total",
     "igw_requests_rejected_total",
     "igw_stream_errors_total",
     "igw_watchers_dropped_total",
@@ -278,6 +303,7 @@ COUNTERS = (
     "igw_accelerator_scrapes_total",
     "igw_accelerator_refused_values_total",
     "igw_accelerator_health_changes_total",
+    "igw_accelerators_lost_total",
 )
 
 

@@ -17,6 +17,7 @@ from agent.signals import (
     BLOCKS,
     FINISHED,
     GENERATION_TOKENS,
+    KV_TOKENS,
     KV_USAGE,
     LORA_MAX,
     LORA_RUNNING,
@@ -40,15 +41,17 @@ from tests.fakes.model_server import (
 from tests.spec.environment_rows import CONNECTION_ROWS, EXPORTER_ROWS
 from tests.spec.expectations import (
     ALL_REFUSED,
+    BLIND,
     DOWN,
     GAUGES,
     HEALTHY,
     LEFT_OUT,
-    NO_POOL,
     PAGE_VALUES,
     PICKED,
+    SERVED,
     Expected,
     absent,
+    blind,
     counted,
     failed,
     health_failed,
@@ -56,6 +59,7 @@ from tests.spec.expectations import (
     loaded_by_others,
     missing,
     new_server,
+    no_pool,
     published,
     refused,
     samples,
@@ -86,29 +90,52 @@ def _at(faulty_path: str, behave: Behaviour) -> Behaviour:
 
 
 def _down(
-    fault: str, what: str, reason: str, behave: Behaviour | None, *, since: str = AT_THIRD, more: str = "",
+    fault: str, what: str, reason: str, behave: Behaviour | None, *, since: str = AT_THIRD_PROBE, more: str = "",
     endpoints: int = 2,
 ) -> FaultRow:  # fmt: skip
-    """A fault that takes the endpoint down; `more` is the failure of its health path, which answers if empty."""
-    shown_reason = "health_only" if reason in ("timeout", "reset") and not more else reason
+    """A fault that takes the endpoint down; `more` is the failure of its health path."""
 
     async def inject(scenario: Scenario) -> Outputs:
-        await scenario.bad.switch(behave if more or behave is None else _at("/metrics", behave))
-        if since == AT_ONCE:
-            await scenario.fail_scrapes(1)
-            return await scenario.read_outputs()
-        # A server without any answer fails its third probe with the second scrape.
-        early_failures = 1 if more else 2
-        await scenario.fail_scrapes(early_failures)
+        await scenario.bad.switch(behave)
+        await scenario.fail_scrapes(1)
         early = await scenario.read_outputs()
-        await scenario.fail_scrapes(3 - early_failures)
-        await scenario.until("down", shown_reason)
+        if since != AT_ONCE:  # a server without any answer fails its third probe with the second scrape
+            await scenario.fail_scrapes(2)
+        await scenario.until("down", reason)
         return early
 
-    state = unhealthy("down", shown_reason)
     return FaultRow(
-        fault, what, inject, AT_THIRD_PROBE if more else since, LEFT_OUT, state, withheld("down"), absent("down", 0.5),
+        fault, what, inject, since, LEFT_OUT, unhealthy("down", reason), withheld("down"), absent("down", 0.5),
         (failed(reason), DOWN, *([health_failed(more)] if more else [])), endpoints,
+    )  # fmt: skip
+
+
+def _blind(fault: str, what: str, reason: str, behave: Behaviour) -> FaultRow:
+    """A page that cannot be used beside a health path that succeeds."""
+
+    async def inject(scenario: Scenario) -> Outputs:
+        await scenario.bad.switch(_at("/metrics", behave))
+        await scenario.fail_scrapes(2)
+        early = await scenario.read_outputs()
+        await scenario.fail_scrapes(1)
+        await scenario.until("blind", reason)
+        return early
+
+    return FaultRow(
+        fault, what, inject, AT_THIRD, PICKED, blind(reason), withheld("blind"), absent("blind", 0.5),
+        (failed(reason), BLIND),
+    )  # fmt: skip
+
+
+def _nothing_counted(fault: str, what: str, page: bytes) -> FaultRow:
+    """A page without a sample."""
+
+    async def inject(scenario: Scenario) -> Outputs:
+        return await _stale_after(scenario, raw(answer(page)))
+
+    return FaultRow(
+        fault, what, inject, AT_STALE, PICKED, without(*PAGE_VALUES), withheld("stale", *PAGE_VALUES),
+        lacking(*PAGE_VALUES), (),
     )  # fmt: skip
 
 
@@ -225,11 +252,16 @@ _NEW = {RUNNING: 5.0, WAITING: 2.0, KV_USAGE: 0.25, GENERATION_TOKENS: 7.0}
 _OTHERS = {**PAGE_VALUES, WAITING: 64.0}
 _KV = "vllm__kv_cache_usage_perc"
 _KV_LINE = _line(b"vllm:kv_cache_usage_perc")
+_KV_VALUE = _KV_LINE.split()[1]
+_OF_PROCESSES = b"".join(
+    _KV_LINE.replace(b"{", b'{pid="%d",' % pid).replace(_KV_VALUE, _KV_VALUE if pid == 3 else b"0.0")
+    for pid in range(8)
+)
 _RUNNING_LINE = _line(b"vllm:num_requests_running")
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _FINISHED_AT = PAGE.index(b"\n", PAGE.index(b"\nvllm:request_success_total") + 1) + 1
 _AFTER_THE_CUT = (
-    PREFILL_SECONDS, PREFILLS, BLOCK_SIZE, BLOCKS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
+    PREFILL_SECONDS, PREFILLS, BLOCK_SIZE, BLOCKS, KV_TOKENS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
 )  # fmt: skip
 
 
@@ -285,6 +317,24 @@ async def _restarts_without_start(scenario: Scenario) -> Outputs:
     scenario.bad.page = _without_start(_set(PAGE, **_NEW_SAMPLES))
     await scenario.scrape_round()
     await scenario.models()
+    return await scenario.read_outputs()
+
+
+async def _sleeps(scenario: Scenario) -> Outputs:
+    awake, asleep = (f'sleep_state="awake"}} {value}\n'.encode() for value in ("1.0", "0.0"))
+    assert awake in PAGE
+    scenario.bad.page = PAGE.replace(awake, asleep)
+    await scenario.scrape_round()
+    await scenario.until("down", "asleep")
+    return await scenario.read_outputs()
+
+
+async def _resets_its_cache(scenario: Scenario) -> Outputs:
+    series = b'http_requests_total{handler="/reset_prefix_cache",method="POST",status="2xx"} 1.0\n'
+    head = b"# TYPE http_requests_total counter\n"
+    assert head in PAGE
+    scenario.bad.page = PAGE.replace(head, head + series)
+    await scenario.scrape_round()
     return await scenario.read_outputs()
 
 
@@ -352,6 +402,18 @@ async def _half_hangs(scenario: Scenario) -> Outputs:
     return early
 
 
+async def _all_renamed(scenario: Scenario) -> Outputs:
+    servers = [scenario.bad, *scenario.good]
+    scenario.good.clear()
+    for server in servers:
+        server.page = PAGE.replace(b"vllm:", b"renamed_engine_")
+    await scenario.fail_scrapes(2)
+    early = await scenario.read_outputs()
+    await scenario.fail_scrapes(1)
+    await scenario.advance_until(lambda: not scenario.live.healthy())
+    return early
+
+
 async def _all_hang(scenario: Scenario) -> Outputs:
     others = list(scenario.good)
     scenario.good.clear()
@@ -370,58 +432,63 @@ TABLE: tuple[FaultRow, ...] = (
     _down("hang", "It accepts the connection and the request, and does not answer.", "timeout", hang,
           more="health_timeout"),
     _down("hang-up", "It closes each connection without an answer.", "reset", raw(close=True), more="health_broken"),
-    _down("no page", "Its health path answers, but its page hangs.", "timeout", hang),
-    _down("hang in the page", "It sends the head of the response and nothing more.", "timeout", drip),
-    _down("slow drip", "It sends its page byte by byte; the timeout applies to the whole page.", "timeout", _dripping),
-    _down("reset", "The connection is reset within the page.", "reset", reset),
+    _blind("no page", "Its health path answers, but its page hangs.", "timeout", hang),
+    _blind("hang in the page", "It sends the head of the response and nothing more.", "timeout", drip),
+    _blind("slow drip", "It sends its page byte by byte; the timeout applies to the whole page.", "timeout", _dripping),
+    _blind("reset", "The connection is reset within the page.", "reset", reset),
     # -- invalid responses --------------------------------------------------------------------------------------
-    _down("status 500", "It answers 500.", "status", raw(answer(b"oops", "500 Internal Server Error"))),
-    _down("status 404", "It answers 404.", "status", raw(answer(b"", "404 Not Found"))),
-    _down("status 401", "It answers 401.", "status", raw(answer(b"", "401 Unauthorized"))),
-    _down("status 204", "It answers 204 without a page.", "status", raw(b"HTTP/1.1 204 No Content\r\n\r\n")),
-    _down("redirect", "It answers 302.", "status", raw(answer(b"", "302 Found", "Location: /x\r\n"))),
-    _down("500 with 1 GB", "It answers 500 with a Content-Length of 1 GB.", "status",
+    _blind("status 500", "It answers 500.", "status", raw(answer(b"oops", "500 Internal Server Error"))),
+    _blind("status 404", "It answers 404.", "status", raw(answer(b"", "404 Not Found"))),
+    _blind("status 401", "It answers 401.", "status", raw(answer(b"", "401 Unauthorized"))),
+    _blind("status 204", "It answers 204 without a page.", "status", raw(b"HTTP/1.1 204 No Content\r\n\r\n")),
+    _blind("redirect", "It answers 302.", "status", raw(answer(b"", "302 Found", "Location: /x\r\n"))),
+    _blind("500 with 1 GB", "It answers 500 with a Content-Length of 1 GB.", "status",
           raw(answer(b"", "500 Oops", length=1 << 30))),
-    _down("not HTTP", "Another protocol answers (SSH).", "bad_http", raw(b"SSH-2.0-OpenSSH_9.2\r\n")),
-    _down("endless head", "The head of the response never ends.", "bad_http",
+    _blind("not HTTP", "Another protocol answers (SSH).", "bad_http", raw(b"SSH-2.0-OpenSSH_9.2\r\n")),
+    _blind("endless head", "The head of the response never ends.", "bad_http",
           raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000)),
-    _down("two lengths", "The head has two different Content-Lengths.", "bad_http",
+    _blind("two lengths", "The head has two different Content-Lengths.", "bad_http",
           raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!")),
-    _down("invalid length", "The Content-Length is `-1`.", "bad_http",
+    _blind("invalid length", "The Content-Length is `-1`.", "bad_http",
           raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n")),
-    _down("invalid chunk size", "The size of a chunk is not a number.", "bad_http", raw(_CHUNKED + b"zz\r\nhello\r\n")),
-    _down("chunk too long", "A chunk is longer than its size.", "bad_http", raw(_CHUNKED + b"3\r\nhello\r\n")),
+    _blind("invalid chunk size", "The size of a chunk is not a number.", "bad_http",
+           raw(_CHUNKED + b"zz\r\nhello\r\n")),
+    _blind("chunk too long", "A chunk is longer than its size.", "bad_http", raw(_CHUNKED + b"3\r\nhello\r\n")),
     # -- not reachable ----------------------------------------------------------------------------------------------
     *CONNECTION_ROWS,
     # -- invalid pages -----------------------------------------------------------------------------------------------
-    _down("empty page", "The page is empty.", "empty", raw(answer(b""))),
-    _down("blank page", "The page is one empty line.", "not_metrics", raw(answer(b"\n"))),
-    _down("HTML", "The page is an HTML login page.", "not_metrics",
+    _nothing_counted("empty page", "The page is empty, as that of a server which has counted nothing yet.", b""),
+    _nothing_counted("blank page", "The page is one empty line.", b"\n"),
+    _nothing_counted("page of comments", "The page has HELP and TYPE lines only.",
+                     b"".join(re.findall(rb"(?m)^# (?:HELP|TYPE) vllm:.*\n", PAGE))),
+    _blind("HTML", "The page is an HTML login page.", "not_metrics",
           raw(answer(b"<!DOCTYPE html>\n<html><body>Log in</body></html>\n"))),
-    _down("JSON", "The page is JSON.", "not_metrics", raw(answer(b'{"status":"ok"}\n'))),
-    _down("binary", "The page contains NUL bytes.", "not_metrics", raw(answer(PAGE.replace(b"tiny", b"\0", 1)))),
-    _down("unrequested gzip", "The page is compressed although no compression was requested.", "encoding",
+    _blind("JSON", "The page is JSON.", "not_metrics", raw(answer(b'{"status":"ok"}\n'))),
+    _blind("binary", "The page contains NUL bytes.", "not_metrics", raw(answer(PAGE.replace(b"tiny", b"\0", 1)))),
+    _blind("unrequested gzip", "The page is compressed although no compression was requested.", "encoding",
           raw(answer(gzip.compress(PAGE), headers="Content-Encoding: gzip\r\n"))),
-    _down("undeclared gzip", "The page is compressed without a Content-Encoding.", "not_metrics",
+    _blind("undeclared gzip", "The page is compressed without a Content-Encoding.", "not_metrics",
           raw(answer(gzip.compress(PAGE)))),
-    _down("wrong engine", "The page is one of SGLang.", "wrong_engine",
+    _blind("wrong engine", "The page is one of SGLang.", "wrong_engine",
           raw(answer(PAGE.replace(b"vllm:", b"sglang:")))),
-    _down("no engine", "The page is one of a program that is not a model server.", "wrong_engine",
+    _blind("no engine", "The page is one of a program that is not a model server.", "wrong_engine",
           raw(answer(re.sub(rb"(?m)^.*vllm:.*\n", b"", PAGE)))),
+    _blind("renamed metrics", "An upgrade has renamed every metric of the engine.", "wrong_engine",
+           raw(answer(PAGE.replace(b"vllm:", b"renamed_engine_")))),
     # -- a page that is too large ------------------------------------------------------------------------------------
-    _down("1 GB declared", "The Content-Length is 1 GB.", "too_large", raw(answer(PAGE, length=1 << 30))),
-    _down("1 GB in chunks", "It sends 1 GB in chunks.", "too_large",
+    _blind("1 GB declared", "The Content-Length is 1 GB.", "too_large", raw(answer(PAGE, length=1 << 30))),
+    _blind("1 GB in chunks", "It sends 1 GB in chunks.", "too_large",
           _gigabyte(_CHUNKED, b"%x\r\n" % len(PAGE), b"\r\n")),
-    _down("1 GB without a length", "It sends 1 GB without a Content-Length.", "too_large",
+    _blind("1 GB without a length", "It sends 1 GB without a Content-Length.", "too_large",
           _gigabyte(b"HTTP/1.0 200 OK\r\n\r\n")),
-    _down("too many series", "The page has more than 10,000 series of the engine's names.", "too_large",
+    _blind("too many series", "The page has more than 10,000 series of the engine's names.", "too_large",
           raw(answer(PAGE + b"".join(b'vllm:num_requests_running{engine="%d"} 1\n' % number
                                      for number in range(1, MAX_SERIES))))),
     # -- a page that is cut ------------------------------------------------------------------------------------------
-    _down("page cut by the connection", "The connection ends before the Content-Length.", "truncated", break_off),
-    _down("page cut in a line", "The HTTP response is complete, but the page ends within a line.", "truncated",
+    _blind("page cut by the connection", "The connection ends before the Content-Length.", "truncated", break_off),
+    _blind("page cut in a line", "The HTTP response is complete, but the page ends within a line.", "truncated",
           raw(answer(PAGE[:-5]))),
-    _down("chunks cut", "The connection ends before the last chunk.", "truncated",
+    _blind("chunks cut", "The connection ends before the last chunk.", "truncated",
           raw(_CHUNKED + b"5\r\n# ab\n\r\n", close=True)),
     FaultRow(
         "page cut between lines", "A response without a Content-Length ends within a family.",
@@ -442,11 +509,18 @@ TABLE: tuple[FaultRow, ...] = (
            lambda page: page.replace(_KV_LINE, _KV_LINE.replace(b'"}', b"}"))),
     _value("duplicate series", "The series of the KV usage occurs twice on the page.", KV_USAGE, "duplicate_series",
            lambda page: page + _KV_LINE),
-    _value("one bad series of two", "One of two engines has a queue length of `NaN`.", WAITING, "not_finite",
-           lambda page: page + b'vllm:num_requests_waiting{engine="1",model_name="tiny"} NaN\n'),
-    _value("engines that disagree", "Two engines of one server report different block sizes.", BLOCK_SIZE,
+    _value("one bad series of two", "One of two models has a queue length of `NaN`.", WAITING, "not_finite",
+           lambda page: page + b'vllm:num_requests_waiting{engine="0",model_name="other"} NaN\n'),
+    _value("series that disagree", "Two series of one engine report different block sizes.", BLOCK_SIZE,
            "disagreement",
-           lambda page: page + b'vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="100"} 1\n'),
+           lambda page: page + b'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100"} 1\n'),
+    _value("series of an unknown kind", "Two series of the KV usage differ in a label that names no engine.", KV_USAGE,
+           "ambiguous", lambda page: page + _KV_LINE.replace(b"{", b'{shard="1",').replace(_KV_VALUE, b"0.1")),
+    _value("sums of times", "Each set of adapters has the sum of the times of two processes.", LORA_RUNNING,
+           "not_a_time", lambda page: re.sub(rb"(?m)^(vllm:lora_requests_info\{.*\}) .*$", rb"\1 3.59e+09", page)
+           )._replace(counters=(refused(LORA_RUNNING, "not_a_time"), refused(LORA_WAITING, "not_a_time")),
+                      state=without(LORA_RUNNING, LORA_WAITING), gauges=withheld("stale", LORA_RUNNING, LORA_WAITING),
+                      metrics=lacking(LORA_RUNNING, LORA_WAITING)),
     _value("missing signal", "The page has no KV usage.", KV_USAGE, "missing",
            lambda page: page.replace(_KV_LINE, b"")),
     # -- a new server ------------------------------------------------------------------------------------------------
@@ -465,13 +539,23 @@ TABLE: tuple[FaultRow, ...] = (
         (failed("refused"), DOWN, counted("igw_health_changes_total", state="healthy"),
          counted("igw_server_restarts_total", reason="new_start_time")),
     ),
+    # -- an empty prefix cache ---------------------------------------------------------------------------------------
+    FaultRow(
+        "sleep", "Its model is not loaded: it sleeps, and its prefix cache is lost.", _sleeps, AT_ONCE, LEFT_OUT,
+        unhealthy("down", "asleep"), withheld("down"), absent("down", 0.5),
+        (DOWN, counted("igw_prefix_caches_emptied_total", reason="asleep")),
+    ),
+    FaultRow(
+        "cache reset", "Its page counts a `POST /reset_prefix_cache` since the last scrape: its blocks are forgotten.",
+        _resets_its_cache, AT_ONCE, PICKED, HEALTHY, published(PAGE_VALUES), samples(PAGE_VALUES),
+        (counted("igw_prefix_caches_emptied_total", reason="reset"),),
+    ),
     # -- time --------------------------------------------------------------------------------------------------------
     _harmless("wall clock forward", "The wall clock is set forward by an hour.", _wall(3600), wall_clock(3600)),
     _harmless("wall clock back", "The wall clock is set back by an hour.", _wall(-3600), wall_clock(-3600)),
     FaultRow(
         "repeated samples", "All samples have the timestamps of the previous page.", _repeated_timestamps, AT_STALE,
-        LEFT_OUT, unhealthy("stale", "no_fresh_page"), withheld("stale"), absent("stale", 0.5),
-        (counted("igw_health_changes_total", state="stale"),),
+        PICKED, blind("no_fresh_page"), withheld("blind"), absent("blind", 0.5), (BLIND,),
     ),
     # -- the health path ---------------------------------------------------------------------------------------------
     _health("health path answers 503", "It answers 503: its engine is dead, or it is draining.", "health_unavailable",
@@ -497,9 +581,14 @@ TABLE: tuple[FaultRow, ...] = (
         inject=_half_hangs),
     FaultRow(
         "the whole fleet hangs", "Every endpoint hangs.", _all_hang, AT_THIRD_PROBE, ALL_REFUSED,
-        unhealthy("down", "timeout"), NO_POOL, absent("down", 0.0),
+        unhealthy("down", "timeout"), no_pool("down"), absent("down", 0.0),
         (failed("timeout"), DOWN, health_failed("health_timeout"),
          counted("igw_requests_rejected_total", status="503", reason="none_healthy")),
+    ),
+    FaultRow(
+        "the whole fleet renames its metrics", "Every endpoint has an upgrade with other names.", _all_renamed,
+        AT_THIRD, SERVED, blind("wrong_engine"), no_pool("blind"), absent("blind", 0.0),
+        (failed("wrong_engine"), BLIND),
     ),
     FaultRow(
         "full of the work of others", "Its batch and its queue are full of requests that the agent did not send.",
@@ -521,5 +610,11 @@ TABLE: tuple[FaultRow, ...] = (
               _answers(raw(answer(_ODDLY_SPACED)))),
     _harmless("invalid unread lines", "Lines of other names are invalid.",
               _answers(raw(answer(b"other{x=1} nothing\n" + PAGE + b"}{\nother 1 2 3\n")))),
+    _harmless("series of processes", "The KV usage has a series for each process, and all but one are 0.",
+              _answers(raw(answer(PAGE.replace(_KV_LINE, _OF_PROCESSES))))),
+    _harmless("renamed by a collector", "Names have underscores for colons.",
+              _answers(raw(answer(PAGE.replace(b"vllm:", b"vllm_"))))),
+    _harmless("renamed by Ray", "Names begin with `ray_vllm_`.",
+              _answers(raw(answer(PAGE.replace(b"vllm:", b"ray_vllm_"))))),
     _harmless("model list fails", "`/v1/models` answers 500.", _models_fail),
 )  # fmt: skip

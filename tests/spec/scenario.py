@@ -42,6 +42,7 @@ kind: EndpointPickerConfig
 admin: {{address: '127.0.0.1:0'}}
 scrape: {{interval: 50ms, timeout: {timeout}, modelsInterval: 1s}}
 state: {{staleAfter: {stale_after:g}s}}
+extProc: {{startTimeout: 200ms}}
 pools: [{pool}]
 """
 START = 1_000.0

@@ -167,7 +167,8 @@ def test_the_document_shows_the_table() -> None:
 
 def test_every_reason_that_a_server_can_cause_has_a_row() -> None:
     counted = {dict(labels).get("reason") for row in TABLE for _, labels in row.counters}
-    # Tests of the other reasons: tests/scrape (the agent's certificates) and tests/engines (labels, histograms).
-    assert REASONS.keys() - counted == {"tls_files", "tls_client"}
-    assert HEALTH_REASONS.keys() - counted == {"health_refused", "health_only", "asleep"}
+    # Tests of the other reasons: tests/scrape (the agent's certificates, several ports), tests/accelerators (an empty
+    # page) and tests/engines (labels, histograms).
+    assert REASONS.keys() - counted == {"tls_files", "tls_client", "empty", "page_refused"}
+    assert HEALTH_REASONS.keys() - counted == {"health_refused"}
     assert REFUSALS.keys() - counted == {"not_a_number", "unknown_unit", "not_a_histogram"}

@@ -6,9 +6,10 @@ import pytest
 
 from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device, Devices
-from agent.accelerators.faults import FATAL_XIDS, FAULTS
+from agent.accelerators.faults import FAULTS
 from agent.accelerators.join import EndpointLocation, JoinKey
 from agent.accelerators.table import COMBINED, POWER, UTILIZATION
+from agent.accelerators.xids import FATAL_XIDS
 from agent.engines.mapping import Extraction
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DevicesFailed, DevicesRead
@@ -166,11 +167,11 @@ def test_accelerators_outlive_a_restart_of_the_server() -> None:
     assert rig.health("1:1", 6.0) == ("down", "accelerator_xid")
 
 
-def test_a_device_that_leaves_its_pod_leaves_its_endpoint() -> None:
+def test_a_device_that_another_pod_uses_leaves_its_endpoint() -> None:
     rig = DevicesRig()
     rig.state.observed(KEY, page(gpu("0", xids=(79,))), 5.0, 0.1, 100)
-    rig.state.observed(KEY, page(gpu("0", "", xids=(79,))), 6.0, 0.1, 100)
-    assert rig.of("1:1").devices == ()
+    rig.state.observed(KEY, page(gpu("0", "n/other", xids=(79,))), 6.0, 0.1, 100)
+    assert rig.of("1:1").devices == rig.of("1:1").lost == ()
     assert rig.health("1:1", 6.0) == ("unknown", "never_scraped")
     (view,) = rig.state.exporters()
     assert ([device.id for device in view.unmatched], dict(view.joined)) == (["0"], {})

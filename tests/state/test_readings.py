@@ -55,14 +55,16 @@ def test_each_signal_has_its_newest_value_and_the_time_of_its_request(taken: lis
 
 moments = st.lists(
     st.tuples(
-        st.sampled_from(["page", "failure", "refused", "nothing"]), st.integers(0, 2), st.sampled_from([0.1, 4.0])
+        st.sampled_from(["page", "failure", "no metrics", "refused", "nothing"]),
+        st.integers(0, 2),
+        st.sampled_from([0.1, 4.0]),
     ),
     max_size=12,
 )
 
 
 @given(moments)
-def test_the_snapshot_lists_healthy_addresses_exactly_while_every_endpoint_is_healthy(
+def test_the_snapshot_lists_its_addresses_as_picked_exactly_while_every_endpoint_is_healthy_or_blind(
     taken: list[tuple[str, int, float]],
 ) -> None:
     addresses = [f"10.0.0.{number}:8000" for number in range(3)]
@@ -76,10 +78,11 @@ def test_the_snapshot_lists_healthy_addresses_exactly_while_every_endpoint_is_he
         if kind == "page":
             store.observed(addresses[number], Extraction({RUNNING: 1.0}, (), ()), now, 0.0, 100)
         elif kind != "nothing":
-            store.failed(addresses[number], kind if kind == "refused" else "timeout", "", now, 0.0)
+            reason = {"refused": "refused", "failure": "timeout", "no metrics": "status"}[kind]
+            store.failed(addresses[number], reason, "", now, 0.0)
         snapshot = store.snapshot(now)
-        healthy = all(view.health is Health.HEALTHY for view in snapshot.endpoints)
-        assert snapshot.healthy_addresses == (tuple(addresses) if healthy else ())
+        picked = all(view.health in {Health.HEALTHY, Health.BLIND} for view in snapshot.endpoints)
+        assert snapshot.picked_addresses == (tuple(addresses) if picked else ())
         assert snapshot.addresses == tuple(addresses)
 
 

@@ -45,11 +45,11 @@ def test_a_sample_whose_stamp_repeats_is_as_old_as_the_first_page_that_had_it() 
     assert server.scraped(2.0, "4 2000", "2 2000").reading(RUNNING) == (4.0, 2.0)
 
 
-def test_a_server_whose_samples_all_repeat_goes_stale_and_is_healthy_with_the_next_measurement() -> None:
+def test_a_server_whose_samples_all_repeat_is_blind_and_is_healthy_with_the_next_measurement() -> None:
     server = StampedServer()
     for at in range(8):
         view = server.scraped(float(at), "4 1000")
-        assert view.health is (Health.HEALTHY if at < STALE_AFTER else Health.STALE)
+        assert view.health is (Health.HEALTHY if at < STALE_AFTER else Health.BLIND)
     assert view.fresh(RUNNING, 7.0) is None
     view = server.scraped(8.0, "4 1001")
     assert (view.health, view.reading(RUNNING)) == (Health.HEALTHY, (4.0, 8.0))

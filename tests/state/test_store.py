@@ -14,6 +14,7 @@ from agent.events.scraping import HealthChanged, HealthPathFailed, ScrapeDone, S
 from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
+    KV_TOKENS,
     KV_USAGE,
     LORA_RUNNING,
     LORA_WAITING,
@@ -45,6 +46,9 @@ class Index:
 
     def resize(self, address: str, capacity_blocks: int) -> None:
         self.calls.append(("resize", address, capacity_blocks))
+
+    def clear(self, address: str) -> None:
+        self.calls.append(("clear", address, 0))
 
     def forget(self, address: str) -> None:
         self.calls.append(("forget", address, 0))
@@ -141,15 +145,26 @@ def test_a_dead_server_is_not_healthy_again_because_its_next_scrape_fails_in_ano
     assert fleet.health(2.3) == {"a:1": (Health.HEALTHY, "")}
 
 
-@pytest.mark.parametrize("reason", ["timeout", "status", "not_metrics", "truncated"])
-def test_an_endpoint_is_down_after_three_bad_pages_and_not_after_one(reason: str) -> None:
+@pytest.mark.parametrize(
+    ("reason", "health"),
+    [
+        ("timeout", Health.DOWN),
+        ("reset", Health.DOWN),
+        ("status", Health.BLIND),
+        ("not_metrics", Health.BLIND),
+        ("truncated", Health.BLIND),
+    ],
+)
+def test_three_scrapes_without_an_answer_are_down_three_bad_pages_blind_and_two_change_nothing(
+    reason: str, health: Health
+) -> None:
     fleet = Fixture("a:1")
     fleet.page("a:1", 0.0)
     for failure in range(DOWN_AFTER - 1):
         fleet.store.failed("a:1", reason, "", 0.1 * failure, 0.01)
         assert fleet.health(0.5) == {"a:1": (Health.HEALTHY, "")}
     fleet.store.failed("a:1", reason, "", 0.6, 0.01)
-    assert fleet.health(0.7) == {"a:1": (Health.DOWN, reason)}
+    assert fleet.health(0.7) == {"a:1": (health, reason)}
 
 
 def test_a_failure_keeps_the_readings_and_their_age() -> None:
@@ -293,6 +308,29 @@ def test_the_index_is_resized_once_for_each_change_of_a_cache() -> None:
     assert fleet.index.calls == [("resize", "a:1", 200)]
     fleet.page("a:1", 4.0, **{BLOCKS: 200.0, BLOCK_SIZE: 128.0})
     assert fleet.index.calls[-1] == ("resize", "a:1", 400)
+
+
+def test_the_index_is_sized_by_the_capacity_that_the_engine_reports_and_not_by_a_product() -> None:
+    fleet = Fixture("a:1")
+    hybrid = {BLOCKS: 23_911.0, BLOCK_SIZE: 4.0, KV_TOKENS: 1_514_496.0}
+    for second in range(3):
+        fleet.page("a:1", float(second), **hybrid)
+    fleet.page("a:1", 3.0, **{BLOCKS: 23_911.0, BLOCK_SIZE: 4.0})  # the page lacks it for once
+    assert fleet.index.calls == [("resize", "a:1", 1_514_496 // 64)]
+    fleet.page("a:1", 4.0, **{KV_TOKENS: 6_400.0})
+    assert fleet.index.calls[-1] == ("resize", "a:1", 100)
+
+
+def test_a_restart_is_reported_after_the_page_that_shows_it() -> None:
+    fleet = Fixture("a:1", "b:1")
+    seen: list[tuple[str, float, float]] = []
+    fleet.store.on_restart.append(
+        lambda address, now: seen.append((address, now, fleet.store.snapshot(now).endpoints[0].values[START_TIME]))  # type: ignore[arg-type]
+    )
+    fleet.page("a:1", 0.0, **{START_TIME: 100.0})
+    fleet.page("a:1", 1.0, **{START_TIME: 200.0})
+    fleet.page("a:1", 2.0, **{START_TIME: 200.0})
+    assert [(address, start) for address, _, start in seen] == [("a:1", 200.0)]
 
 
 def test_measured_and_predicted_hits_are_counted_from_the_same_moment() -> None:
@@ -538,7 +576,8 @@ def test_health_depends_on_the_page_and_on_the_health_path() -> None:
     assert fleet.health(1.1) == {"a:1": (Health.DOWN, "health_status")}
     probe(fleet, "", 2.0)
     assert fleet.health(2.1) == {"a:1": (Health.HEALTHY, "")}
-    assert fleet.health(3.0) == {"a:1": (Health.STALE, "no_fresh_page")}
+    assert fleet.health(3.0) == {"a:1": (Health.BLIND, "no_fresh_page")}  # until the success at 2.0 is as old as that
+    assert fleet.health(5.0) == {"a:1": (Health.STALE, "no_fresh_page")}
 
 
 def test_an_endpoint_is_down_after_three_probes_without_an_answer_and_not_after_two() -> None:
@@ -570,17 +609,17 @@ def test_503_is_loading_until_the_health_path_succeeded_and_again_after_a_death_
     ]
 
 
-@pytest.mark.parametrize(("failure", "reason"), [("timeout", "health_only"), ("status", "status")])
-def test_a_health_path_that_succeeds_is_the_reason_where_a_page_does_not_come(failure: str, reason: str) -> None:
+def test_a_server_whose_page_does_not_come_is_blind_from_the_next_success_of_its_health_path_on() -> None:
     fleet = Fixture("a:1")
     probe(fleet, "", 0.0)
     for second in range(DOWN_AFTER):
-        fleet.store.failed("a:1", failure, "", float(second), 0.01)
-    assert fleet.health(3.0) == {"a:1": (Health.DOWN, failure)}  # the earlier success does not count
+        fleet.store.failed("a:1", "timeout", "", float(second), 0.01)
+    assert fleet.health(3.0) == {"a:1": (Health.DOWN, "timeout")}  # the earlier success does not count
     probe(fleet, "", 3.0)
-    assert fleet.health(3.0) == {"a:1": (Health.DOWN, reason)}
-    fleet.store.failed("a:1", failure, "", 3.5, 0.01)
-    assert fleet.health(3.5) == {"a:1": (Health.DOWN, reason)}  # the reason does not change with each failure
+    assert fleet.health(3.0) == {"a:1": (Health.BLIND, "timeout")}
+    fleet.store.failed("a:1", "timeout", "", 3.5, 0.01)
+    assert fleet.health(3.5) == {"a:1": (Health.BLIND, "timeout")}
+    assert fleet.health(6.0) == {"a:1": (Health.DOWN, "timeout")}  # the success has expired
 
 
 @given(

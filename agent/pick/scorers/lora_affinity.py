@@ -36,8 +36,17 @@ class LoraAffinity:
             for view in candidates.views:
                 names = view.fresh(signal, now)
                 if isinstance(names, frozenset) and model in names:
-                    return [_affinity(each, model, now) for each in candidates.views]
+                    return _affinities(candidates, model, now)
         return None
+
+
+def _affinities(candidates: Candidates, model: str, now: float) -> Sequence[float]:
+    """The affinity of each candidate; of one whose running adapters are unknown, the lowest among the others."""
+    found = [
+        None if each.fresh(LORA_RUNNING, now) is None else _affinity(each, model, now) for each in candidates.views
+    ]
+    lowest = min((each for each in found if each is not None), default=NEITHER)
+    return [lowest if each is None else each for each in found]
 
 
 def _affinity(view: EndpointView, model: str, now: float) -> float:

@@ -6,17 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from agent.pick.candidates import Candidates
 from agent.pick.parameters import only
-from agent.pick.scoring import Columns
+from agent.pick.scoring import Columns, shortest_first
 from agent.signals import WAITING
-
-
-def shortest_first(lengths: Sequence[float]) -> list[float]:
-    """(longest - own) / (longest - shortest); 1 for all when they are equal. The reference's `queue-scorer` formula."""
-    longest, shortest = max(lengths), min(lengths)
-    span = longest - shortest
-    if span == 0:
-        return [1.0] * len(lengths)
-    return [(longest - length) / span for length in lengths]
 
 
 class QueueDepth:

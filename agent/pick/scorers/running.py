@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from agent.pick.candidates import Candidates
 from agent.pick.parameters import only
-from agent.pick.scorers.queue_depth import shortest_first
-from agent.pick.scoring import Columns
+from agent.pick.scoring import Columns, shortest_first
 from agent.signals import RUNNING
 
 

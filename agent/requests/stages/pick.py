@@ -10,6 +10,7 @@ from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import Profile
 from agent.prefix.index import PrefixIndex
+from agent.requests.outcomes import Outcomes
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Result, Ticket
 from agent.state.store import RoutingStore
@@ -18,7 +19,8 @@ from agent.state.store import RoutingStore
 class PickStage:
     """Picks by `profile`, which may be replaced at any time and holds for the next pick.
 
-    `now` measures what the decision takes; `remember` keeps picks for people to read: pool, pick, time.
+    `now` measures what the decision takes; `remember` keeps picks for people to read: pool, pick, time. `unlisted` is
+    called with the model and the time of a request whose model no server lists, where any server lists models.
     """
 
     name = "pick"
@@ -32,6 +34,8 @@ class PickStage:
         hook: Hook,
         remember: Callable[[str, Pick, float], None],
         fallbacks: int,
+        outcomes: Outcomes,
+        unlisted: Callable[[str, float], None],
     ) -> None:
         self.profile = profile
         self._store = store
@@ -40,6 +44,8 @@ class PickStage:
         self._hook = hook
         self._remember = remember
         self._fallbacks = fallbacks
+        self._outcomes = outcomes
+        self._unlisted = unlisted
 
     def process(self, ticket: Ticket, now: float) -> Result:
         """The pick, counted as in flight and in the prefix index, or the rejection with its reason."""
@@ -47,7 +53,10 @@ class PickStage:
         if wanted is None:
             raise ValueError("the stage needs tokens; put it behind the stage that counts them")
         store, profile = self._store, self.profile
-        answer = pick(store.snapshot(now), wanted, profile, self._index, now, self._fallbacks)
+        snapshot, model = store.snapshot(now), wanted.model
+        if model and model not in snapshot.models_everywhere and store.lists_models and not store.serves(model):
+            self._unlisted(model, now)
+        answer = pick(snapshot, wanted, profile, self._index, now, self._fallbacks)
         if isinstance(answer, NoPick):
             return Rejection(answer.reason, f"No model server is available: {answer.detail}")
         ticket.picked_at = now
@@ -64,10 +73,13 @@ class PickStage:
                 answer.hit_tokens,
                 answer.left_warmest,
                 self._now() - now,
+                ticket.requested,
             )
         )
         # Last: what is in flight must end, and a step above that raises would leave no one to end it.
         ticket.work_id = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
+        ticket.endpoint = answer.endpoint
+        self._outcomes.picked(ticket, wanted.chain, answer.hit_tokens // wanted.block_tokens, wanted.block_tokens)
         return answer
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
@@ -76,5 +88,7 @@ class PickStage:
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request leaves the endpoint's work in flight."""
         self._store.ended(ticket.work_id, now)
+        self._outcomes.ended(ticket, how, now)
         if ticket.pick is not None:
-            self._hook(Ended(self._store.pool, ticket.model, ticket.pick.endpoint, now - ticket.picked_at, how))
+            took = now - ticket.picked_at
+            self._hook(Ended(self._store.pool, ticket.model, ticket.endpoint, took, how, ticket.requested))

@@ -1,8 +1,8 @@
 """The actions that the ext_proc session of one request returns to its server.
 
-`agent.serve.ext_proc.session` returns these. The server sends Route, Continue, RemoveHeader and Respond as one message
-each and SendBody as one or more; Schedule, Report and ProtocolViolation become calls. `Mode` and `Phase` are the
-distinctions that Envoy's protocol makes.
+`agent.serve.ext_proc.session` returns these. The server sends Route, Continue, ReplaceBody, RemoveHeader and Respond as
+one message each and SendBody as one or more; Schedule, Report, ResponseStarted and ProtocolViolation become calls.
+`Mode` and `Phase` are the distinctions that Envoy's protocol makes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
+from agent.requests.response import Response
 from agent.requests.ticket import Request
 
 CHUNK_BYTES: Final = 62_000  # Envoy accepts gRPC messages of up to 64 KiB; the rest is for what surrounds the body
@@ -45,18 +46,26 @@ class Schedule(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Answer `phase`: send the request to `destination`, set and remove these headers."""
+    """Answer `phase`: send the request to `destination`, set and remove these headers. `body` replaces the buffered
+    body that is answered."""
 
     phase: Phase
     destination: str
     add: tuple[tuple[str, str], ...]
     remove: tuple[str, ...]
+    body: bytes | None = None
 
 
 class Continue(NamedTuple):
     """Answer `phase` without a change."""
 
     phase: Phase
+
+
+class ReplaceBody(NamedTuple):
+    """Answer a chunk of the request body that Envoy keeps: send this on in its place."""
+
+    body: bytes
 
 
 class RemoveHeader(NamedTuple):
@@ -70,6 +79,12 @@ class Report(NamedTuple):
 
     report: str
     served: str
+
+
+class ResponseStarted(NamedTuple):
+    """The response headers arrived at the proxy."""
+
+    response: Response
 
 
 class SendBody(NamedTuple):
@@ -96,7 +111,18 @@ class ProtocolViolation(NamedTuple):
     detail: str
 
 
-Action = Schedule | Route | Continue | RemoveHeader | Report | SendBody | Respond | ProtocolViolation
+Action = (
+    Schedule
+    | Route
+    | Continue
+    | ReplaceBody
+    | RemoveHeader
+    | Report
+    | ResponseStarted
+    | SendBody
+    | Respond
+    | ProtocolViolation
+)
 Actions = tuple[Action, ...]
 
 

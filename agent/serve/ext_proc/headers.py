@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from agent.engines.report import REQUEST_HEADER
@@ -29,7 +30,18 @@ def _address(text: str) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
+def rewrite_of(headers: Mapping[str, str]) -> str:
+    """The model that replaces the one in the body, empty for none; llm-d's name of the header goes before the older."""
+    text = headers.get(REWRITE) or headers.get(OLD_REWRITE) or ""
+    try:
+        return text.encode("latin-1").decode()  # header values are decoded as Latin-1, names of models are UTF-8
+    except UnicodeError:
+        return text
+
+
 DESTINATION: Final = "x-gateway-destination-endpoint"
+REWRITE: Final = "x-llm-d-model-name-rewrite"
+OLD_REWRITE: Final = "x-gateway-model-name-rewrite"
 REQUEST_ID: Final = "x-request-id"
 
 # Headers by which a client steers the gateway or its sidecars. They are for us alone: a model server that trusted
@@ -41,8 +53,8 @@ CONTROL: Final = frozenset(
         "x-gateway-inference-fairness-id",
         "x-llm-d-inference-objective",
         "x-gateway-inference-objective",
-        "x-llm-d-model-name-rewrite",
-        "x-gateway-model-name-rewrite",
+        REWRITE,
+        OLD_REWRITE,
         "x-gateway-destination-endpoint-served",
         "x-llm-d-slo-ttft-ms",
         "x-llm-d-slo-tpot-ms",
@@ -56,4 +68,13 @@ CONTROL: Final = frozenset(
     }
 )
 # The only headers that a session reads; the protocol need not pass others.
-READ: Final = CONTROL | {":path", ":method", "content-encoding", "content-length", REQUEST_ID, REQUEST_HEADER}
+READ: Final = CONTROL | {
+    ":path",
+    ":method",
+    "content-encoding",
+    "content-length",
+    "upgrade",
+    "content-type",
+    REQUEST_ID,
+    REQUEST_HEADER,
+}

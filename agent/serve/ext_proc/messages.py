@@ -11,6 +11,7 @@ from typing import Final
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
+from agent.requests.response import Response, broken_by
 from agent.serve.ext_proc.actions import Actions, Mode, Phase, Respond, Route
 from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
 from agent.serve.ext_proc.session import Session
@@ -24,7 +25,13 @@ _OVERWRITE: Final = 2  # HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD: replaces 
 _SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 _PICK_NAMESPACE: Final = "envoy.lb"
 _ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
-SERVED: Final = "upstream.address"  # the attribute that names the endpoint that answered
+# The attributes of a response that are read: the endpoint that answered, how Envoy came to the response, the tries.
+SERVED: Final = "upstream.address"
+DETAILS: Final = "response.code_details"
+ATTEMPTS: Final = "upstream.request_attempt_count"
+# The endpoint picker protocol's own name of the endpoint that answered, in the metadata namespace of the pick. Some
+# gateways send it as a response header.
+SERVED_KEY: Final = "x-gateway-destination-endpoint-served"
 _REQUEST_REPORT: Final = ((REQUEST_HEADER, REQUESTED_FORMAT),)
 
 
@@ -39,7 +46,7 @@ def dispatch(session: Session, data: bytes) -> Actions:
         case "request_trailers":
             return session.request_trailers()
         case "response_headers":
-            return _response_headers(session, message) if session.reports else session.response_headers()
+            return _response_headers(session, message)
         case "response_body":
             return session.response_body(message.response_body.body, end_of_stream=message.response_body.end_of_stream)
         case "response_trailers":
@@ -53,7 +60,7 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
         for header in message.request_headers.headers.headers
         if header.key in READ
     }
-    mode, response_echo = None, False
+    mode, response_echo = None, None
     if message.HasField("protocol_config"):
         protocol = message.protocol_config
         mode = _MODES.get(protocol.request_body_mode)
@@ -70,15 +77,32 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
 
 
 def _response_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
-    reports = [
-        header.raw_value.decode("latin-1") or header.value
-        for header in message.response_headers.headers.headers
-        if header.key == HEADER
-    ]
-    served = ""
+    status, retry_after, reports, served = 0, False, [], ""
+    for header in message.response_headers.headers.headers:
+        if header.key == ":status":
+            text = header.raw_value.decode("latin-1") or header.value
+            status = int(text) if text.isdecimal() and len(text) == 3 else 0
+        elif header.key == "retry-after":
+            retry_after = True
+        elif header.key == SERVED_KEY:
+            served = header.raw_value.decode("latin-1") or header.value
+        elif header.key == HEADER:
+            reports.append(header.raw_value.decode("latin-1") or header.value)
+    details, attempts = "", 1
+    if _PICK_NAMESPACE in message.metadata_context.filter_metadata:
+        served = message.metadata_context.filter_metadata[_PICK_NAMESPACE].fields[SERVED_KEY].string_value or served
     if _ATTRIBUTES in message.attributes:
-        served = message.attributes[_ATTRIBUTES].fields[SERVED].string_value
-    return session.response_headers("\n".join(reports), served)
+        fields = message.attributes[_ATTRIBUTES].fields
+        served = fields[SERVED].string_value or served
+        details = fields[DETAILS].string_value
+        attempts = _attempts(fields[ATTEMPTS].number_value)
+    response = Response(status, broken_by(details), False, served, attempts, retry_after)
+    return session.response_headers(response, "\n".join(reports))
+
+
+def _attempts(number: float) -> int:
+    """The number of tries; 1 where Envoy does not report it."""
+    return int(number) if 1 <= number < 1e6 else 1
 
 
 def _subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
@@ -103,7 +127,7 @@ class RouteCache:
     def route(self, route: Route) -> bytes:
         """The destination as a header and as metadata, the same value in both."""
         report = route.add == _REQUEST_REPORT
-        if (route.add and not report) or route.remove:
+        if (route.add and not report) or route.remove or route.body is not None:
             return _route(route)
         key = (route.phase, route.destination, report)
         known = self._serialised.get(key)
@@ -121,6 +145,8 @@ def _route(route: Route) -> bytes:
     common.clear_route_cache = True
     _set_headers(common.header_mutation, ((DESTINATION, route.destination), *route.add))
     common.header_mutation.remove_headers.extend(route.remove)
+    if route.body is not None:
+        common.body_mutation.body = route.body
     response.dynamic_metadata.update({_PICK_NAMESPACE: {DESTINATION: route.destination}})
     return _serialised(response)
 
@@ -134,6 +160,17 @@ def _continue(phase: Phase) -> bytes:
 def _remove(header: str) -> bytes:
     response = pb.ProcessingResponse()
     response.response_headers.response.header_mutation.remove_headers.append(header)
+    return _serialised(response)
+
+
+def replaced(body: bytes) -> bytes:
+    """The answer to a chunk of the request body that Envoy keeps: another one in its place."""
+    response = pb.ProcessingResponse()
+    mutation = response.request_body.response.body_mutation
+    if body:
+        mutation.body = body
+    else:
+        mutation.clear_body = True
     return _serialised(response)
 
 

@@ -28,21 +28,25 @@ from agent.pick.decision import Pick
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
+from agent.serve.access_log import AccessLogService, AccessLogSink
 from agent.serve.ext_proc.actions import (
     Actions,
     Continue,
+    Mode,
     Phase,
     ProtocolViolation,
     RemoveHeader,
+    ReplaceBody,
     Report,
     Respond,
+    ResponseStarted,
     Route,
     Schedule,
     SendBody,
     chunks,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
-from agent.serve.ext_proc.messages import CONTINUE, REMOVE_REPORT, RouteCache, dispatch, immediate, streamed
+from agent.serve.ext_proc.messages import CONTINUE, REMOVE_REPORT, RouteCache, dispatch, immediate, replaced, streamed
 from agent.serve.ext_proc.session import Session, SessionConfig
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.health import HealthService
@@ -55,7 +59,7 @@ _MESSAGE_SLACK: Final = 1 << 20  # bytes of headers and metadata around a body
 _BODY_STAGE: Final = "body"  # what `Abandoned` names while the body is arriving
 
 
-class PoolPort(Protocol):
+class PoolPort(AccessLogSink, Protocol):
     """What one picker port needs of its pool."""
 
     name: str
@@ -140,6 +144,8 @@ class ProcessCall:
                 call.send(CONTINUE[action.phase])
             elif isinstance(action, Route):
                 call.send(processor.routes.route(action))
+                if action.body is not None:
+                    call.when_sent(self.session.body_sent)
             elif isinstance(action, SendBody):
                 for chunk, last in chunks(action.body):
                     call.send(streamed(action.phase, chunk, end_of_stream=last and action.end_of_stream))
@@ -151,14 +157,20 @@ class ProcessCall:
                     self.ticket = processor.pool.submit(action.request, self.decided)
                 finally:
                     self._submitting = False
+            elif isinstance(action, ReplaceBody):
+                call.send(replaced(action.body))
+                call.when_sent(self.session.body_sent)
             elif isinstance(action, RemoveHeader):
                 call.send(REMOVE_REPORT)
             elif isinstance(action, Report):
                 if self.ticket is not None:
                     self.ticket.report(action.report, action.served)
+            elif isinstance(action, ResponseStarted):
+                if self.ticket is not None:
+                    self.ticket.respond(action.response)
             elif isinstance(action, Respond):
-                model = "" if self.ticket is None else self.ticket.model
-                processor.hook(Refused(processor.pool.name, model, action.status, action.reason))
+                model, requested = ("", "") if self.ticket is None else (self.ticket.model, self.ticket.requested)
+                processor.hook(Refused(processor.pool.name, model, action.status, action.reason, requested))
                 call.send(immediate(action))
             elif isinstance(action, ProtocolViolation):
                 processor.hook(StreamBroken(processor.pool.name, action.reason, action.detail))
@@ -181,11 +193,14 @@ class ExternalProcessor:
     """The gRPC service of Envoy's external processing filter, for one pool.
 
     `max_body` and `max_buffered` in bytes: of one request body, and of all bodies that are buffered at a time.
+    `assumed_mode` is that of a proxy that names none.
     """
 
     name = SERVICE
 
-    def __init__(self, pool: PoolPort, hook: Hook, *, max_body: int, max_buffered: int) -> None:
+    def __init__(
+        self, pool: PoolPort, hook: Hook, *, max_body: int, max_buffered: int, assumed_mode: Mode = Mode.FULL_DUPLEX
+    ) -> None:
         self.pool = pool
         self.hook = hook
         self.routes = RouteCache()
@@ -194,7 +209,7 @@ class ExternalProcessor:
         # Envoy sends a buffered body in one message, and its buffer may exceed the agent's limit: such a body must
         # arrive to be rejected as an OpenAI error.
         self._max_message_bytes = 2 * max_body + _MESSAGE_SLACK
-        self._config = SessionConfig(max_body=max_body)
+        self._config = SessionConfig(max_body=max_body, default_mode=assumed_mode)
         self._config_with_reports = self._config._replace(reports=True)
         self._budget = BodyBudget(max_buffered)
         self._drained: asyncio.Event | None = None
@@ -241,7 +256,7 @@ class ExternalProcessor:
 class ExtProcServer:
     """The picker port of one pool. `address` is `host:port`; port 0 takes a free one.
 
-    `max_body` and `max_buffered` as those of ExternalProcessor.
+    `max_body`, `max_buffered` and `assumed_mode` as those of ExternalProcessor.
     """
 
     def __init__(
@@ -252,14 +267,17 @@ class ExtProcServer:
         address: str,
         max_body: int = 16 << 20,
         max_buffered: int = 1 << 30,
+        assumed_mode: Mode = Mode.FULL_DUPLEX,
     ) -> None:
         self._pool = pool
         self._hook = hook
         self._address = address
-        self._processor = ExternalProcessor(pool, hook, max_body=max_body, max_buffered=max_buffered)
+        self._processor = ExternalProcessor(
+            pool, hook, max_body=max_body, max_buffered=max_buffered, assumed_mode=assumed_mode
+        )
         self._health = HealthService(pool.ready, (SERVICE,))
         # The services of the port: a new one is a class with a table of methods, and a name here.
-        router = GrpcRouter((self._processor, self._health), self._handler_failed)
+        router = GrpcRouter((self._processor, self._health, AccessLogService(pool)), self._handler_failed)
         self._listener = GrpcListener(router, self._connection_failed)
         self._started = False
 

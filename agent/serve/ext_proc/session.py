@@ -3,6 +3,7 @@
     request_headers --+-- no body ------------------------------------------+
                       +-- CONNECT, which has no end --------> Respond 405   |
                       +-- content-length over max_body -----> Respond 413   |
+                      +-- a model to rewrite in no body ----> Respond 400   |
                       +-- a body follows                                    v
     request_body -----+-- over max_body --------------------> Respond 413   |
                       +-- over the port's body budget ------> Respond 429   |
@@ -25,8 +26,15 @@ Envoy's first message names the mode in which it sends the body:
                  headers, without its prompt.
     NONE         Envoy sends no body: as STREAMED.
 
-A stream that names no mode (an older Envoy, another proxy) is processed as FULL_DUPLEX, which the endpoint picker
-protocol requires of a proxy.
+A WebSocket upgrade has no body that ends. It is scheduled at its headers, and in full duplex each chunk of its data is
+sent back as it arrives. With BUFFERED and PARTIAL Envoy waits for the end: its configuration must set NONE for them.
+
+A stream that names no mode (an older Envoy, another proxy) is processed as FULL_DUPLEX in both directions, which the
+endpoint picker protocol requires of a proxy, or as the mode that is configured for such proxies.
+
+A header may name a model that replaces the one in the body (`rewrite_of`). The body is changed before the request is
+scheduled, so the pick is that for the new model, and the changed body is sent on in the way of the mode. Where the
+agent does not have the whole body, such a request is rejected: to send it on unchanged would be another request.
 
 No method raises, whatever arrives in whatever order. A body is released when the request is scheduled, unless it must
 be sent back.
@@ -40,7 +48,9 @@ from typing import Final, NamedTuple
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.pick.decision import Pick
+from agent.requests.model_rewrite import rewrite_model
 from agent.requests.rejections import Rejection
+from agent.requests.response import Response
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
     Action,
@@ -50,14 +60,16 @@ from agent.serve.ext_proc.actions import (
     Phase,
     ProtocolViolation,
     RemoveHeader,
+    ReplaceBody,
     Report,
     Respond,
+    ResponseStarted,
     Route,
     Schedule,
     SendBody,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
-from agent.serve.ext_proc.headers import CONTROL, REQUEST_ID
+from agent.serve.ext_proc.headers import CONTROL, REQUEST_ID, rewrite_of
 
 HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB
 
@@ -67,8 +79,8 @@ _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "CONNECT", "TR
 class SessionConfig(NamedTuple):
     """What all sessions of a pool share.
 
-    `max_body` in bytes; `default_mode`: the mode of a stream that names none; `reports`: model servers are requested to
-    send a load report with each response.
+    `max_body` in bytes; `default_mode`: the mode of a stream that names none, in both directions; `reports`: model
+    servers are requested to send a load report with each response.
     """
 
     max_body: int = 16 << 20
@@ -98,20 +110,26 @@ class Session:
         "_chunks",
         "_closed",
         "_config",
+        "_content_type",
         "_echo",
         "_encoding",
+        "_has_length",
+        "_method",
         "_mode",
         "_new_id",
         "_owed",
         "_path",
         "_remove",
         "_remove_report",
+        "_replaced",
         "_request_id",
         "_response_echo",
+        "_rewrite",
         "_size",
         "_state",
         "_subset",
         "_trailers",
+        "_tunnel",
         "_violated",
     )  # fmt: skip
 
@@ -123,9 +141,11 @@ class Session:
         self._state = _State.NEW
         self._closed = False
         self._mode = config.default_mode
-        self._response_echo = False
+        self._response_echo = config.default_mode is Mode.FULL_DUPLEX
         self._path = ""
         self._encoding = ""
+        self._content_type = ""
+        self._method = ""
         self._request_id = ""
         self._subset: frozenset[str] | None = None
         self._add: tuple[tuple[str, str], ...] = ()
@@ -133,16 +153,15 @@ class Session:
         self._remove_report = False  # the client did not request the load report
         self._chunks: list[bytes] = []
         self._echo: bytes | None = None  # the body to send back
+        self._rewrite = ""  # the model that replaces the one in the body
+        self._replaced: bytes | None = None  # the changed body, where Envoy keeps the one that it sent
+        self._has_length = False  # the headers have a content-length
         self._size = 0
         self._trailers = False  # trailers ended the body
+        self._tunnel = False  # a WebSocket upgrade: data instead of a body
         self._answered = Phase.REQUEST_HEADERS  # the message that the decision answers
         self._owed: list[Phase] = []  # messages whose answers wait for the decision
         self._violated = False
-
-    @property
-    def reports(self) -> bool:
-        """Whether a load report in the response headers is used."""
-        return self._config.reports
 
     @property
     def undecided(self) -> bool:
@@ -166,20 +185,23 @@ class Session:
         end_of_stream: bool,
         mode: Mode | None = None,
         subset: frozenset[str] | None = None,
-        response_echo: bool = False,
+        response_echo: bool | None = None,
     ) -> Actions:
         """The first message. `headers` need hold only those of READ; `subset` as `subset_of` returns it.
 
-        `response_echo`: Envoy streams the response body through the agent in full duplex and expects it back.
+        `mode` and `response_echo` are None where the proxy names no modes. `response_echo`: Envoy streams the response
+        body through the agent in full duplex and expects it back.
         """
         if self._state is not _State.NEW:
             return self._violation("request headers a second time")
         self._state = _State.READING
         self._mode = mode or self._config.default_mode
-        self._response_echo = response_echo
+        if response_echo is not None:
+            self._response_echo = response_echo
         self._subset = subset
         self._path = headers.get(":path", "")
         self._encoding = headers.get("content-encoding", "")
+        self._content_type = headers.get("content-type", "")
         self._request_id = headers.get(REQUEST_ID, "")
         if not self._request_id:
             self._request_id = self._new_id()
@@ -189,22 +211,29 @@ class Session:
             self._add += ((REQUEST_HEADER, REQUESTED_FORMAT),)
         if not CONTROL.isdisjoint(headers):
             self._remove = tuple(name for name in headers if name in CONTROL)
+            self._rewrite = rewrite_of(headers)
         if subset is not None and not subset:
             return self._reject(Rejection("subset_empty", "The proxy allows no endpoint for this request."))
         length = headers.get("content-length", "")
+        self._has_length = bool(length)
         if length.isdecimal() and len(length) < 20 and int(length) > self._config.max_body:
             return self._too_large()
-        method = headers.get(":method", "GET")
+        self._method = headers.get(":method", "")
+        method = self._method or "GET"
         if end_of_stream:
             return self._schedule(None if method in _BODILESS else b"")
         if method == "CONNECT":  # a tunnel follows, whose end never comes
             message = "CONNECT is not offered: this is a gateway with paths of its own, not a proxy to other hosts."
             return self._reject(Rejection("method", message))
+        if headers.get("upgrade", "").lower() == "websocket" and method == "GET":
+            self._tunnel = True
+            if self._mode in (Mode.FULL_DUPLEX, Mode.HOLD):
+                return self._schedule(None)
         if self._mode in (Mode.BUFFERED, Mode.PARTIAL):
             self._answered = Phase.REQUEST_BODY
             return (Continue(Phase.REQUEST_HEADERS),)
         if self._mode in (Mode.NONE, Mode.STREAMED):
-            return self._schedule(None)
+            return self._schedule_unread()
         return ()
 
     def request_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
@@ -223,11 +252,11 @@ class Session:
         if mode is Mode.HOLD:
             self._owed.append(Phase.REQUEST_BODY)
             if self._size > HOLD_LIMIT and not end_of_stream:
-                return self._schedule(None)
+                return self._schedule_unread()
         # A buffered body is whole even where trailers follow and the flag is not set.
         if end_of_stream or mode is Mode.BUFFERED:
             return self._schedule(b"".join(self._chunks))
-        return self._schedule(None) if mode is Mode.PARTIAL else ()
+        return self._schedule_unread() if mode is Mode.PARTIAL else ()
 
     def request_trailers(self) -> Actions:
         """Trailers, which end a body whose last chunk had no end of stream."""
@@ -259,27 +288,40 @@ class Session:
         destination = decision.endpoint
         if decision.fallbacks:
             destination = ",".join((decision.endpoint, *decision.fallbacks))
-        actions: list[Action] = [Route(self._answered, destination, self._add, self._remove)]
+        replaced, self._replaced = self._replaced, None
+        held = self._mode is Mode.HOLD
+        actions: list[Action] = [
+            Route(self._answered, destination, self._add, self._remove, None if held else replaced)
+        ]
         if self._echo is not None:
-            actions.append(SendBody(Phase.REQUEST_BODY, self._echo, not self._trailers))
+            actions.append(SendBody(Phase.REQUEST_BODY, self._echo, not (self._trailers or self._tunnel)))
             self._echo = None
-        actions += map(Continue, self._owed)
+        for phase in self._owed:
+            if held and replaced is not None and phase is Phase.REQUEST_BODY:
+                actions.append(ReplaceBody(replaced))
+                replaced = b""  # all of it in place of the first chunk, nothing in place of the others
+            else:
+                actions.append(Continue(phase))
         self._owed = []
         return tuple(actions)
 
     def body_sent(self) -> None:
-        """Envoy has taken the whole body back."""
+        """Envoy has taken the whole body back, or the one that replaces it."""
         self._budget.release(self._buffered)
         self._buffered = 0
 
-    def response_headers(self, report: str = "", served: str = "") -> Actions:
-        """The response headers, where Envoy sends them, with the load report in them and the endpoint that answered."""
+    def response_headers(self, response: Response | None = None, report: str = "") -> Actions:
+        """The response headers, where Envoy sends them: what they say of the response, and the load report in them."""
         if self.over:
             return ()
-        if not report:
-            return (Continue(Phase.RESPONSE_HEADERS),)
-        answer = RemoveHeader(HEADER) if self._remove_report else Continue(Phase.RESPONSE_HEADERS)
-        return (answer, Report(report, served)) if self._state is _State.ROUTED else (answer,)
+        answer: Action = Continue(Phase.RESPONSE_HEADERS)
+        if report and self._config.reports and self._remove_report:
+            answer = RemoveHeader(HEADER)
+        if self._state is not _State.ROUTED or response is None:
+            return (answer,)
+        if report and self._config.reports:
+            return (answer, ResponseStarted(response), Report(report, response.served))
+        return (answer, ResponseStarted(response))
 
     def response_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         """A chunk of the response body. Envoy should not be set to send any, because each costs both sides."""
@@ -304,15 +346,48 @@ class Session:
             return ()
         return self._reject(Rejection("error", "The gateway's endpoint picker failed on this request."))
 
+    def _schedule_unread(self) -> Actions:
+        """Schedule a request whose body the agent has not read, or only in part."""
+        if self._rewrite:
+            return self._not_rewritten("the gateway does not send the whole body of this request to its picker")
+        return self._schedule(None)
+
     def _schedule(self, body: bytes | None) -> Actions:
+        requested = ""
+        if self._rewrite and body:
+            rewritten = rewrite_model(body, self._rewrite)
+            if rewritten is None:
+                encoded = self._encoding not in ("", "identity")
+                return self._not_rewritten(
+                    "the body of your request has a content-encoding"
+                    if encoded
+                    else "the body of your request is not a JSON object"
+                )
+            body, requested = rewritten
+            if self._has_length:
+                self._add += (("content-length", str(len(body))),)
+            if self._mode is not Mode.FULL_DUPLEX:
+                self._replaced = body
         self._state = _State.SCHEDULED
         # An empty body is sent back too, where Envoy sent an empty chunk; trailers alone end a body without chunks.
         if self._mode is Mode.FULL_DUPLEX and self._chunks and (self._size or not self._trailers):
             self._echo = body
-        else:
+        elif self._replaced is None:
             self.body_sent()
         self._chunks = []
-        return (Schedule(Request(self._request_id, self._path, body, self._encoding, self._subset)),)
+        if self._method in _BODILESS:  # such a body has no meaning, and is no prompt (RFC 9110, 9.3)
+            body = None
+        request = Request(
+            self._request_id,
+            self._path,
+            body,
+            self._encoding,
+            self._subset,
+            requested,
+            self._content_type,
+            self._method,
+        )
+        return (Schedule(request),)
 
     def _late_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         if self._state is _State.NEW:
@@ -324,9 +399,21 @@ class Session:
                 return (Continue(Phase.REQUEST_BODY),)
             self._owed.append(Phase.REQUEST_BODY)
             return ()
+        if self._mode is Mode.FULL_DUPLEX and self._tunnel:
+            return self._tunnel_data(body, end_of_stream=end_of_stream)
         if self._mode is Mode.FULL_DUPLEX and not body and end_of_stream:
             return ()  # some versions of Envoy send the end of a body twice (envoyproxy/envoy#46237)
         return self._violation("request body after its end")
+
+    def _tunnel_data(self, body: bytes, *, end_of_stream: bool) -> Actions:
+        """Data of an upgraded connection. A client sends none before the server's answer, and so before the pick."""
+        if self._state is _State.ROUTED:
+            return (SendBody(Phase.REQUEST_BODY, body, end_of_stream),)
+        self._size += len(body)
+        if self._size > self._config.max_body:
+            return self._too_large()
+        self._echo = (self._echo or b"") + body
+        return ()
 
     def _no_headers(self, what: str) -> Actions:
         return self._fail(f"{what} without request headers: set request_header_mode to SEND")
@@ -340,6 +427,9 @@ class Session:
             return ()
         self._violated = True
         return (ProtocolViolation("order", detail),)
+
+    def _not_rewritten(self, why: str) -> Actions:
+        return self._reject(Rejection("model_rewrite", f"A header replaces the model of this request, but {why}."))
 
     def _too_large(self) -> Actions:
         limit = self._config.max_body
@@ -356,5 +446,6 @@ class Session:
     def _release(self) -> None:
         self._chunks = []
         self._echo = None
+        self._replaced = None
         self._owed = []
         self.body_sent()

@@ -1,7 +1,7 @@
 """The gRPC health service, grpc.health.v1.Health, of a port that serves Envoy: Check, List and Watch.
 
-The empty name, `readiness` and the port's own services (Envoy's health check names one) are SERVING while the pool is
-ready and the server is not stopping. `liveness` is SERVING as long as the process can answer.
+The empty name, `readiness`, `inference-extension` and the port's own services (Envoy's health check names one) are
+SERVING while the pool is ready and the server is not stopping. `liveness` is SERVING as long as the process can answer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from agent.serve.grpc.status import StatusCode, StatusError
 
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
+# The name in the readiness and liveness probes of the charts and manifests of the Gateway API inference extension.
+INFERENCE_EXTENSION: Final = "inference-extension"
 WATCH_SECONDS: Final = 1.0  # how often readiness is read for the watchers
 _MAX_REQUEST_BYTES: Final = 64 << 10
 _MAX_LISTED: Final = 100  # health.proto: a server may answer RESOURCE_EXHAUSTED over its limit; grpc-go's is 100
@@ -33,7 +35,7 @@ class HealthService:
 
     def __init__(self, ready: Callable[[], bool], services: Iterable[str] = ()) -> None:
         self._ready = ready
-        self._readiness_names = ("", READINESS, *services)
+        self._readiness_names = ("", READINESS, INFERENCE_EXTENSION, *services)
         self._watchers: dict[Call, tuple[str, int]] = {}  # the service that each watches, and the status it has
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False

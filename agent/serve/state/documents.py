@@ -16,19 +16,21 @@ import msgspec
 
 from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device
-from agent.accelerators.faults import Fault
+from agent.accelerators.faults import EndedFault, Fault
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
-from agent.scaling.rollup import Unknown, current, histogram
+from agent.scaling.rollup import Unknown, count_by_health, current, histogram
 from agent.serve.state.schema import (
     AcceleratorsJson,
     ChangedPoolJson,
     ChangeJson,
     DeviceJson,
+    EndedFaultJson,
     EndpointDeviceJson,
     EndpointJson,
+    ErrorsJson,
     ExporterJson,
     ExportersJson,
     GaugeJson,
@@ -45,6 +47,7 @@ from agent.serve.state.schema import (
 from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS
 from agent.state.counter_rates import RATES, Rate
 from agent.state.devices import ExporterView
+from agent.state.outliers import Errors
 from agent.state.snapshot import EndpointView, Snapshot
 from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld
@@ -89,7 +92,14 @@ def header(epoch: str, version: int, moment: Moment) -> HeaderJson:
 
 def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Moment) -> StateJson:
     """Every endpoint of these pools."""
-    pools = [PoolJson(each.pool, [endpoint(view, moment.now) for view in each.endpoints]) for each in snapshots]
+    pools = [
+        PoolJson(
+            each.pool,
+            {health.value: count for health, count in count_by_health(each.endpoints).items()},
+            [endpoint(view, moment) for view in each.endpoints],
+        )
+        for each in snapshots
+    ]
     return StateJson(epoch, version, rfc3339(moment.wall), moment.uptime, pools)
 
 
@@ -128,7 +138,7 @@ def change(
 ) -> ChangeJson:
     """What turns the state at `since` or later into the state at `version`: complete endpoints, never parts of one."""
     pools = [
-        ChangedPoolJson(each.pool, [endpoint(view, moment.now) for view in each.changed], list(each.removed))
+        ChangedPoolJson(each.pool, [endpoint(view, moment) for view in each.changed], list(each.removed))
         for each in changes
     ]
     return ChangeJson(epoch, version, rfc3339(moment.wall), moment.uptime, since, pools, list(removed_pools))
@@ -137,8 +147,9 @@ def change(
 # -- an endpoint -------------------------------------------------------------------------------------------------------
 
 
-def endpoint(view: EndpointView, now: float) -> EndpointJson:
+def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
     """One endpoint: its health, the work there, and every signal, null with a reason where unknown."""
+    now = moment.now
     work = view.work
     predicted, measured = view.prefix
     if isinstance(current(view, PREFIX_HITS, now), Unknown):
@@ -165,7 +176,24 @@ def endpoint(view: EndpointView, now: float) -> EndpointJson:
         {name: _signal(view, name, unit, now) for name, unit in _UNITS},
         {name: _histogram(view, name, now) for name in view.histograms},
         {name: _rate(view, row, now) for name, row in RATES.items()},
-        [_accelerators(each, now) for each in view.accelerators],
+        [_accelerators(each, moment) for each in view.accelerators],
+        _errors(view.errors, now),
+    )
+
+
+def _errors(errors: Errors | None, now: float) -> ErrorsJson | None:
+    if errors is None:
+        return None
+    trial_at = errors.trial_at
+    return ErrorsJson(
+        errors.consecutive,
+        errors.ratio,
+        errors.requests,
+        errors.last,
+        age(errors.at, now),
+        trial_at is not None,
+        errors.ejections,
+        None if trial_at is None else max(0.0, trial_at - now),
     )
 
 
@@ -199,24 +227,53 @@ def _rate(view: EndpointView, row: Rate, now: float) -> SignalValueJson:
 # -- accelerators ------------------------------------------------------------------------------------------------------
 
 
-def _accelerators(accelerators: Accelerators, now: float) -> AcceleratorsJson:
-    faults = {fault.device: fault for fault in accelerators.faults}
+def _accelerators(accelerators: Accelerators, moment: Moment) -> AcceleratorsJson:
+    faults: dict[str, Fault] = {}
+    for fault in accelerators.faults:
+        faults.setdefault(fault.device, fault)
+    now = moment.now
     return AcceleratorsJson(
         accelerators.source,
         accelerators.exporter,
         age(oldest(accelerators), now) if accelerators.devices else None,
         accelerators.stale_after,
         accelerators.picked_on,
-        [_endpoint_device(device, faults.get(device.id)) for device in accelerators.devices],
+        [
+            *(_endpoint_device(device, faults.get(device.id), now, lost=False) for device in accelerators.devices),
+            *(_endpoint_device(device, faults.get(device.id), now, lost=True) for device in accelerators.lost),
+        ],
+        accelerators.missing,
+        [_ended(each, moment) for each in accelerators.ended],
         {signal: _device_signal(accelerators, signal, now) for signal in COMBINED},
     )
 
 
+def _ended(ended: EndedFault, moment: Moment) -> EndedFaultJson:
+    fault, why, at = ended
+    return EndedFaultJson(
+        fault.device,
+        fault.reason,
+        fault.detail,
+        age(fault.since, moment.now),
+        why,
+        rfc3339(moment.wall - age(at, moment.now)),
+    )
+
+
 def _device(device: Device) -> DeviceJson:
-    return DeviceJson(device.id, device.number, device.part, device.model, device.node, device.pod, device.container)
+    return DeviceJson(
+        device.id,
+        device.number,
+        device.part,
+        device.model,
+        device.node,
+        device.pod,
+        device.container,
+        device.share,
+    )
 
 
-def _endpoint_device(device: Device, fault: Fault | None) -> EndpointDeviceJson:
+def _endpoint_device(device: Device, fault: Fault | None, now: float, *, lost: bool) -> EndpointDeviceJson:
     return EndpointDeviceJson(
         device.id,
         device.number,
@@ -225,8 +282,11 @@ def _endpoint_device(device: Device, fault: Fault | None) -> EndpointDeviceJson:
         device.node,
         device.pod,
         device.container,
+        device.share,
         "" if fault is None else fault.reason,
         "" if fault is None else fault.detail,
+        None if fault is None else age(fault.since, now),
+        lost,
     )
 
 
@@ -258,6 +318,7 @@ def _exporter(view: ExporterView, now: float) -> ExporterJson:
         {address: [_device(device) for device in devices] for address, devices in view.joined.items()},
         [_device(device) for device in view.unmatched],
         [_device(device) for device in view.ambiguous],
+        {address: [_device(device) for device in devices] for address, devices in view.lost.items()},
         {fault.device: f"{fault.reason}: {fault.detail}" for fault in view.faults},
     )
 

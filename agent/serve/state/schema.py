@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from agent.accelerators.faults import FAULTS
+from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
 from agent.state.counter_rates import RATES, Rate
 from agent.state.health import Health
@@ -64,6 +65,7 @@ def _histogram(row: HistogramSignal) -> Schema:
 _SIGNALS: Final = _keys({name: _signal(row) for name, row in SIGNALS.items()})
 _DEVICE_SIGNALS: Final = _keys({name: _signal(DEVICE_SIGNALS[name]) for name in COMBINED})
 _RATES: Final = _keys({name: _rate(row) for name, row in RATES.items()})
+_BY_HEALTH: Final = _keys({health.value: {"type": "integer"} for health in Health})
 _HISTOGRAMS: Final = _keys({name: _histogram(row) for name, row in HISTOGRAMS.items()}, required=False)
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -169,6 +171,10 @@ class DeviceJson(JsonObject):
     node: Annotated[str, Meta(description="as the exporter names it; empty when not reported")]
     pod: Annotated[str, Meta(description="NAMESPACE/POD that uses it; empty when none does or none is reported")]
     container: str
+    share: Annotated[
+        str,
+        Meta(description="how several pods share it; what is measured for the card is then unknown"),
+    ]
 
 
 class EndpointDeviceJson(DeviceJson):
@@ -178,6 +184,19 @@ class EndpointDeviceJson(DeviceJson):
         str, Meta(description="why it is unhealthy; empty when healthy", extra_json_schema=_one_of(("", *FAULTS)))
     ]
     detail: str
+    fault_seconds: Annotated[Seconds | None, Meta(description="since the fault was first seen; null when healthy")]
+    lost: Annotated[bool, Meta(description="it left the exporter's page; this is what was last known of it")]
+
+
+class EndedFaultJson(JsonObject):
+    """A fault of an accelerator that has no effect any more."""
+
+    device: str
+    fault: Annotated[str, Meta(extra_json_schema=_one_of(tuple(FAULTS)))]
+    detail: str
+    fault_seconds: Annotated[Seconds, Meta(description="since the fault was first seen")]
+    ended: Annotated[str, Meta(description="why it has no effect", extra_json_schema=_one_of(tuple(ENDS)))]
+    ended_at: Annotated[str, Meta(description="when: the restart, or when the agent read the acknowledgement")]
 
 
 class AcceleratorsJson(JsonObject):
@@ -189,9 +208,28 @@ class AcceleratorsJson(JsonObject):
     stale_after_seconds: Seconds
     picked_on: Annotated[bool, Meta(description="whether a profile may use these readings")]
     devices: list[EndpointDeviceJson]
+    missing: Annotated[Count, Meta(description="further devices, to the configured number")]
+    ended_faults: list[EndedFaultJson]
     signals: Annotated[
         dict[str, SignalValueJson],
         Meta(description="of all devices together: the maximum or the sum", extra_json_schema=_DEVICE_SIGNALS),
+    ]
+
+
+class ErrorsJson(JsonObject):
+    """The recent requests of an endpoint that failed, as the proxy reports responses."""
+
+    consecutive_failures: Count
+    failure_ratio: Annotated[float, Meta(ge=0, le=1, description="of the recent requests, as of the last one")]
+    requests: Annotated[float, Meta(ge=0, description="recent ones; one of 10 s ago counts half")]
+    last_failure: Annotated[
+        str, Meta(description="the result of the last request that failed", extra_json_schema=_one_of(tuple(RESULTS)))
+    ]
+    age_seconds: Annotated[Seconds, Meta(description="since the last response that counted")]
+    ejected: Annotated[bool, Meta(description="it gets trial requests only")]
+    ejections: Annotated[Count, Meta(description="the number of this ejection; 0 when it is not ejected")]
+    trial_in_seconds: Annotated[
+        Seconds | None, Meta(description="until the next trial request may go there; null when it is not ejected")
     ]
 
 
@@ -200,7 +238,9 @@ class EndpointJson(JsonObject):
 
     address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
     engine: str
-    health: Annotated[Health, Meta(description="only a healthy endpoint is picked")]
+    health: Annotated[
+        Health, Meta(description="a healthy or blind endpoint is picked; a failing one gets trial requests")
+    ]
     reason: Annotated[str, Meta(description="why it is not healthy, one word; empty when healthy")]
     page_age_seconds: PageAge
     failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
@@ -220,6 +260,7 @@ class EndpointJson(JsonObject):
         Meta(description="how fast the server's counters grow, as of the last page", extra_json_schema=_RATES),
     ]
     accelerators: Annotated[list[AcceleratorsJson], Meta(description="one entry for each source of the pool")]
+    errors: Annotated[ErrorsJson | None, Meta(description="null while no recent request failed")]
 
 
 # -- /v1/state and /v1/state/watch -------------------------------------------------------------------------------------
@@ -229,6 +270,9 @@ class PoolJson(JsonObject):
     """A pool and its endpoints."""
 
     pool: str
+    by_health: Annotated[
+        dict[str, Count], Meta(description="number of endpoints in each state", extra_json_schema=_BY_HEALTH)
+    ]
     endpoints: list[EndpointJson]
 
 
@@ -297,6 +341,10 @@ class ExporterJson(JsonObject):
     joined: Annotated[dict[str, list[DeviceJson]], Meta(description="endpoint -> its devices")]
     unmatched: Annotated[list[DeviceJson], Meta(description="devices that match no endpoint")]
     ambiguous: Annotated[list[DeviceJson], Meta(description="devices that match several endpoints")]
+    lost: Annotated[
+        dict[str, list[DeviceJson]],
+        Meta(description="endpoint -> devices that left the page"),
+    ]
     unhealthy: Annotated[dict[str, str], Meta(description="device -> its fault")]
 
 

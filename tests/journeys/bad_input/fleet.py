@@ -104,10 +104,11 @@ class GatewayFleet:
         await found(in_flight, lambda requests: requests == 0)
 
 
-def document(pools: Mapping[str, Sequence[str]]) -> str:
-    """A configuration with these pools (name -> endpoints) and free ports; only SIGHUP reloads it."""
+def document(pools: Mapping[str, Sequence[str]], engine: str = "vllm") -> str:
+    """A configuration with these pools (name -> endpoints) of one engine, and free ports; only SIGHUP reloads it."""
     listed = "".join(
-        f"- {{name: {name}, extProcAddress: '127.0.0.1:0', endpoints: [{', '.join(map(repr, addresses))}]}}\n"
+        f"- {{name: {name}, extProcAddress: '127.0.0.1:0', engine: {engine}, "
+        f"endpoints: [{', '.join(map(repr, addresses))}]}}\n"
         for name, addresses in pools.items()
     )
     return (
@@ -119,17 +120,23 @@ def document(pools: Mapping[str, Sequence[str]]) -> str:
 
 @contextlib.asynccontextmanager
 async def a_fleet(
-    directory: Path, servers: int, pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
+    directory: Path,
+    servers: int,
+    pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
+    engine: str = "vllm",
 ) -> AsyncIterator[GatewayFleet]:
-    """Start the fleet, and stop it afterwards. `pools` makes the pools from the healthy addresses."""
+    """Start the fleet, and stop it afterwards. `pools` makes the pools from the healthy addresses. Without emulated
+    `servers` the pools have servers of the test."""
     started = Processes(directory)
     try:
         async with contextlib.AsyncExitStack() as stack:
-            emulator = started.start([*IGW, "emulate", *["--listen", "127.0.0.1:0"] * servers])
-            emulator.wait_for(r"(?s)" + ".*".join(["on http://"] * servers) + r".*\n")
-            healthy = re.findall(r"on http://(\S+): ", emulator.output())
+            healthy: list[str] = []
+            if servers:
+                emulator = started.start([*IGW, "emulate", *["--listen", "127.0.0.1:0"] * servers])
+                emulator.wait_for(r"(?s)" + ".*".join(["on http://"] * servers) + r".*\n")
+                healthy = re.findall(r"on http://(\S+): ", emulator.output())
             path = directory / "the configuration.yaml"
-            path.write_text(document(pools(healthy)))
+            path.write_text(document(pools(healthy), engine))
             agent = started.start([*IGW, "run", "--config", path])
             client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)))
             fleet = GatewayFleet(agent, path, healthy, client)

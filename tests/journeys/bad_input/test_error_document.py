@@ -16,8 +16,10 @@ from agent.engines.table import REFUSALS
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, bootstrap
 from agent.instruments.hook import Instruments
 from agent.requests.rejections import REJECTIONS
+from agent.requests.response import RESULTS
 from agent.scrape.reasons import REASONS
 from agent.state.health import HEALTH_REASONS, evaluate
+from agent.state.outliers import EJECTION_REASONS
 from exporters.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -80,6 +82,18 @@ def test_every_reason_of_health_is_documented() -> None:
 
 def test_every_reason_of_a_health_path_is_documented() -> None:
     assert first("A model server cannot be scraped", "reason of the health path") == list(HEALTH_REASONS)
+
+
+def test_every_result_of_a_response_is_documented_with_whether_it_is_a_failure() -> None:
+    rows = documented("The requests of an endpoint fail", "result")
+    assert [(row[0], row[1] == "yes", row[2]) for row in rows] == [
+        (name, row.failure, row.meaning) for name, row in RESULTS.items()
+    ]
+
+
+def test_every_reason_of_an_ejection_is_documented() -> None:
+    rows = documented("The requests of an endpoint fail", "reason of an ejection")
+    assert {row[0]: row[1] for row in rows} == EJECTION_REASONS
 
 
 def test_every_reason_to_refuse_a_value_is_documented() -> None:

@@ -1,6 +1,7 @@
-"""A model server with invalid responses to scrapes is counted, named and not picked, without effect on other servers.
+"""A model server with invalid responses to scrapes is counted and named, without effect on other servers.
 
-All bad targets are bad at the same time, in one agent: each has its own pool, together with a healthy server.
+One that gives no valid response at all is down and not picked. One with a bad page alone is blind and picked. All bad
+targets are bad at the same time, in one agent: each has its own pool, together with a healthy server.
 """
 
 from __future__ import annotations
@@ -26,17 +27,32 @@ from tests.fakes.model_server import (
     raw,
     reset,
 )
-from tests.journeys.bad_input.fleet import MODES, GatewayFleet, a_fleet
+from tests.journeys.bad_input.fleet import CHAT, MODES, GatewayFleet, a_fleet
 from tests.waiting import found
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class BadTarget(NamedTuple):
-    """The behaviour of a target, None for a closed port; the reason that is counted and shown."""
+    """The behaviour of a target, None for a closed port; the reason that is counted and shown; its health."""
 
     behave: Behaviour | None
     reason: str
+    health: str = "down"
+
+
+def bad_page(behave: Behaviour, reason: str) -> BadTarget:
+    """A server that behaves like this at `/metrics`, and serves requests."""
+
+    async def respond(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        if path == "/metrics":
+            await behave(server, path, writer)
+        elif path == CHAT:
+            writer.write(answer(b'{"object":"chat.completion"}', headers="Content-Type: application/json\r\n"))
+        else:
+            writer.write(answer(b""))
+
+    return BadTarget(respond, reason, "blind")
 
 
 TABLE = {
@@ -45,16 +61,16 @@ TABLE = {
     "hangs-in-the-middle": BadTarget(drip, "timeout"),
     "hangs-up": BadTarget(raw(close=True), "reset"),
     "breaks-off": BadTarget(reset, "reset"),
-    "answers-500": BadTarget(raw(answer(b"oops", "500 Internal Server Error")), "status"),
-    "sends-0-bytes": BadTarget(raw(answer(b"")), "empty"),
-    "announces-100-MB": BadTarget(raw(answer(PAGE, length=100_000_000)), "too_large"),
-    "sends-100-MB": BadTarget(endless, "too_large"),
-    "cuts-a-line": BadTarget(raw(answer(PAGE[:-5])), "truncated"),
-    "ends-too-soon": BadTarget(break_off, "truncated"),
-    "sends-HTML": BadTarget(raw(answer(b"<!DOCTYPE html>\n<html><body>Log in</body></html>\n")), "not_metrics"),
-    "sends-another-engine": BadTarget(raw(answer(PAGE.replace(b"vllm:", b"sglang:"))), "wrong_engine"),
-    "sends-gzip": BadTarget(raw(answer(PAGE, headers="Content-Encoding: gzip\r\n")), "encoding"),
     "speaks-SSH": BadTarget(raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "bad_http"),
+    "answers-500": bad_page(raw(answer(b"oops", "500 Internal Server Error")), "status"),
+    "hangs-at-its-page": bad_page(hang, "timeout"),
+    "announces-100-MB": bad_page(raw(answer(PAGE, length=100_000_000)), "too_large"),
+    "sends-100-MB": bad_page(endless, "too_large"),
+    "cuts-a-line": bad_page(raw(answer(PAGE[:-5])), "truncated"),
+    "ends-too-soon": bad_page(break_off, "truncated"),
+    "sends-HTML": bad_page(raw(answer(b"<!DOCTYPE html>\n<html><body>Log in</body></html>\n")), "not_metrics"),
+    "sends-another-engine": bad_page(raw(answer(PAGE.replace(b"vllm:", b"sglang:"))), "wrong_engine"),
+    "sends-gzip": bad_page(raw(answer(PAGE, headers="Content-Encoding: gzip\r\n")), "encoding"),
 }
 SIGNALS = {"igw_endpoint_running_requests", "igw_endpoint_waiting_requests", "igw_endpoint_kv_usage_ratio"}
 NAN = "reports-NaN"
@@ -108,26 +124,28 @@ async def failures(fleet: GatewayFleet, name: str) -> float:
     return (await fleet.counts()).of("igw_scrapes_total", pool=name, result="failed", reason=TABLE[name].reason)
 
 
-async def is_down(targets: Targets, name: str) -> None:
-    """Every output of the agent shows the bad target as down."""
-    fleet, bad = targets.fleet, targets.servers[name].address
+async def is_without_readings(targets: Targets, name: str) -> None:
+    """Every output of the agent shows the bad target as down or blind, with the reason."""
+    fleet, bad, health = targets.fleet, targets.servers[name].address, TABLE[name].health
     state = await found(
         lambda: fleet.endpoint(name, bad),
-        lambda seen: (seen["health"], seen["reason"]) == ("down", TABLE[name].reason),
+        lambda seen: (seen["health"], seen["reason"]) == (health, TABLE[name].reason),
     )
+    if health == "blind":
+        del state["signals"]["served_models"]  # it has a request of its own
     reported = {signal: (logged["value"], logged["reason"]) for signal, logged in state["signals"].items()}
-    assert reported == dict.fromkeys(reported, (None, "down"))
+    assert reported == dict.fromkeys(reported, (None, health))
     gauges = await fleet.gauges(name, bad)
-    assert {(gauges[each]["value"], gauges[each]["withheld"]) for each in SIGNALS} == {(None, "down")}
+    assert {(gauges[each]["value"], gauges[each]["withheld"]) for each in SIGNALS} == {(None, health)}
     counts = await fleet.counts()
-    assert counts.by("state", "igw_endpoint_health", pool=name, server=bad).keys() == {"down"}
+    assert counts.by("state", "igw_endpoint_health", pool=name, server=bad).keys() == {health}
     assert counts.of("igw_pool_coverage_ratio", pool=name, signal="running_requests") == 0.5
     for signal in SIGNALS:
         assert counts.by("server", signal, pool=name).keys() <= set(fleet.healthy)
 
 
 async def others_continue(targets: Targets, name: str) -> None:
-    """The other server of the pool is scraped and serves."""
+    """The other server of the pool is scraped and serves, alone where the bad target is down."""
     fleet = targets.fleet
     (other,) = fleet.healthy
     before = await fleet.counts()
@@ -136,17 +154,18 @@ async def others_continue(targets: Targets, name: str) -> None:
         assert (status, body["object"]) == (200, "chat.completion")
     scraped = before.of("igw_scrapes_total", pool=name, result="ok")
     after = await found(fleet.counts, lambda seen: seen.of("igw_scrapes_total", pool=name, result="ok") > scraped)
-    assert after.of("igw_picks_total", pool=name, server=other) == before.of("igw_picks_total", pool=name) + len(MODES)
+    label = {"server": other} if name in TABLE and TABLE[name].health == "down" else {}
+    assert after.of("igw_picks_total", pool=name, **label) == before.of("igw_picks_total", pool=name) + len(MODES)
     state = await fleet.endpoint(name, other)
     assert (state["health"], state["reason"], state["failures"]) == ("healthy", "", 0)
     assert state["signals"]["running_requests"]["fresh"]
 
 
 @pytest.mark.parametrize("name", TABLE)
-async def test_a_bad_target_is_counted_by_its_reason_named_and_not_picked_while_the_other_serves(
+async def test_a_bad_target_is_counted_by_its_reason_and_named_while_the_pool_serves(
     targets: Targets, name: str
 ) -> None:
-    await is_down(targets, name)
+    await is_without_readings(targets, name)
     assert await failures(targets.fleet, name)
     logged = f"scrape of {targets.servers[name].address} failed: {TABLE[name].reason}: "
     assert logged in targets.fleet.agent.output()
@@ -175,10 +194,10 @@ async def is_good(fleet: GatewayFleet, name: str, address: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
-async def test_a_target_that_was_good_for_a_time_is_down_again_and_its_readings_are_withheld(
+async def test_a_target_that_was_good_for_a_time_is_bad_again_and_its_readings_are_withheld(
     targets: Targets, before: dict[str, float], name: str
 ) -> None:
-    await is_down(targets, name)
+    await is_without_readings(targets, name)
     assert await failures(targets.fleet, name) > before[name]
     await others_continue(targets, name)
 

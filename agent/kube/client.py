@@ -1,0 +1,153 @@
+"""The API server over HTTP: the only importer of the `kubernetes` client.
+
+The official client finds the server, its certificate authority and the credentials (in the cluster, or in a
+kubeconfig), reads rotated tokens again and keeps connections. Its models are not used: they cost a hundred times the
+decoding of the fields that are read, and hold the interpreter for it. All calls here block; `agent.kube.informer` makes
+them in threads of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from kubernetes import config as kube_config
+from kubernetes.client import ApiClient, Configuration
+from kubernetes.config.config_exception import ConfigException
+from urllib3.exceptions import HTTPError
+from urllib3.util import Timeout
+
+from agent.kube.cache import ApiFailed, status_message
+
+CONNECT_SECONDS: Final = 5.0
+READ_SECONDS: Final = 15.0  # of a response that is no watch
+_USER_AGENT: Final = "inference-gateway-agent"
+
+
+class NoCluster(Exception):
+    """There is no configuration for an API server; the message says where it was looked for."""
+
+
+class Unreachable(Exception):
+    """The API server gave no answer: connection refused, a time-out, TLS."""
+
+
+class WatchResponse:
+    """An open watch."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def read(self) -> bytes:
+        """The next bytes, waiting for them; empty at the end of the watch. Raises Unreachable."""
+        try:
+            data: bytes = self._response.read1(1 << 16)
+        except (HTTPError, OSError) as error:
+            raise Unreachable(_cause(error)) from error
+        return data
+
+    def close(self) -> None:
+        """End the watch; a `read` in another thread returns or raises."""
+        with contextlib.suppress(HTTPError, OSError, ValueError, RuntimeError):
+            self._response.shutdown()  # `close` alone waits for the lock of a read in another thread
+        self._response.close()
+
+
+class KubeClient:
+    """The API server of the cluster that the agent runs in, or of a kubeconfig."""
+
+    def __init__(self, kubeconfig: str = "") -> None:
+        """`kubeconfig`: a file; empty for the cluster that the agent runs in. Raises NoCluster."""
+        configuration = Configuration()
+        try:
+            if kubeconfig:
+                kube_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+            else:
+                kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        except (ConfigException, OSError) as error:
+            where = kubeconfig or "the service account of the pod"
+            raise NoCluster(f"no API server: {where}: {error}; set kubernetes.kubeconfig outside a cluster") from error
+        configuration.connection_pool_maxsize = 16
+        self._configuration = configuration
+        self._client = ApiClient(configuration)
+        self._pool = self._client.rest_client.pool_manager
+        self.server: str = configuration.host
+
+    def get(self, path: str, parameters: Mapping[str, str]) -> bytes:
+        """The body of a successful answer. Raises ApiFailed for another status, Unreachable without an answer."""
+        return self._send("GET", path, parameters, None)
+
+    def send(self, method: str, path: str, body: bytes, content_type: str = "application/json") -> bytes:
+        """The answer to a POST, PUT or PATCH; as `get`."""
+        return self._send(method, path, {}, body, content_type)
+
+    def watch(self, path: str, parameters: Mapping[str, str], silence: float) -> WatchResponse:
+        """Begin a watch whose `read` waits at most `silence` seconds. Raises as `get`."""
+        response = self._request("GET", path, {**parameters, "watch": "1"}, None, "", silence)
+        if response.status != 200:
+            try:
+                raise ApiFailed(response.status, status_message(response.read(1 << 16)))
+            finally:
+                response.close()
+        return WatchResponse(response)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.clear()
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _send(
+        self, method: str, path: str, parameters: Mapping[str, str], body: bytes | None, content_type: str = ""
+    ) -> bytes:
+        response = self._request(method, path, parameters, body, content_type, READ_SECONDS)
+        try:
+            data: bytes = response.read()
+        except (HTTPError, OSError) as error:
+            raise Unreachable(_cause(error)) from error
+        finally:
+            response.release_conn()
+        if not 200 <= response.status < 300:
+            raise ApiFailed(response.status, status_message(data))
+        return data
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str],
+        body: bytes | None,
+        content_type: str,
+        read_seconds: float,
+    ) -> Any:
+        headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
+        if content_type:
+            headers["Content-Type"] = content_type
+        try:
+            token = self._configuration.get_api_key_with_prefix("BearerToken", "authorization")
+        except (ConfigException, OSError) as error:
+            raise Unreachable(f"the token cannot be read: {error}") from error
+        if token:
+            headers["Authorization"] = token
+        query = f"?{urlencode(parameters)}" if parameters else ""
+        try:
+            return self._pool.request(
+                method,
+                f"{self.server}{path}{query}",
+                headers=headers,
+                body=body,
+                preload_content=False,
+                retries=False,
+                timeout=Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+            )
+        except (HTTPError, OSError) as error:
+            raise Unreachable(_cause(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause, which says more than urllib3's wrappers."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return f"{type(error).__name__}: {error}"[:300]

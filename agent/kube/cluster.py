@@ -1,0 +1,64 @@
+"""The cluster that the agent reads: one client and the threads of its informers, made when a pool first needs them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from agent.clock import Clock
+from agent.kube.cache import ObjectCache
+from agent.kube.client import KubeClient, NoCluster
+from agent.kube.informer import Informer
+
+# Each informer holds one thread while it waits for events, and there are two for each pool.
+MAX_THREADS: Final = 64
+NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+POOLS_PATH: Final = "/apis/inference.networking.k8s.io/v1/namespaces/{namespace}/inferencepools"
+PODS_PATH: Final = "/api/v1/namespaces/{namespace}/pods"
+
+
+class Cluster:
+    """The API server of `kubeconfig`, or of the cluster that the agent runs in."""
+
+    def __init__(self, kubeconfig: str, clock: Clock) -> None:
+        self._kubeconfig = kubeconfig
+        self._clock = clock
+        self._executor = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="kube")
+        self._client: KubeClient | None = None
+        self._lock = asyncio.Lock()
+
+    async def connect(self) -> KubeClient:
+        """The client. Raises NoCluster. It is made in a thread, because importing it takes a second."""
+        async with self._lock:
+            if self._client is None:
+                loop = asyncio.get_running_loop()
+                self._client = await loop.run_in_executor(self._executor, KubeClient, self._kubeconfig)
+        return self._client
+
+    def informer(
+        self,
+        client: KubeClient,
+        cache: ObjectCache[Any],
+        path: str,
+        selectors: Mapping[str, str],
+        on_change: Callable[[], None],
+    ) -> Informer:
+        """An informer that is not running yet."""
+        return Informer(client, cache, path, selectors, self._clock, self._executor, on_change)
+
+    def close(self) -> None:
+        """End all connections and threads."""
+        if self._client is not None:
+            self._client.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def own_namespace(file: Path = NAMESPACE_FILE) -> str:
+    """The namespace that the agent runs in. Raises NoCluster outside a cluster."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise NoCluster("the agent runs outside a cluster, so it has no namespace; set the pool's namespace") from error

@@ -1,0 +1,163 @@
+"""Keeps an `ObjectCache` current: lists, watches, resumes, and lists again after an error.
+
+    list (pages) --> watch from its resource version --> events --> on_change
+      ^                 |  ended, or a read failed: watch again from the last version
+      +-----------------+  410, an unreadable event: list again; an error of the server: back-off
+
+While the API server does not answer, the last known objects stay, and `Informer.status` says since when. The blocking
+calls run in threads of the informers, never in those of the event loop's name resolution.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from typing import Any, Final, NamedTuple, TypeVar
+
+from agent.clock import Clock
+from agent.kube.cache import ApiFailed, Change, LineBuffer, ObjectCache, UnreadableAnswer
+from agent.kube.client import KubeClient, Unreachable, WatchResponse
+
+T = TypeVar("T")
+PAGE_SIZE: Final = 250  # objects per page: decoding one page takes a few milliseconds
+# The server ends a watch after this time (its own default is 30 to 60 minutes), so that a connection that is dead
+# without having been closed is noticed.
+WATCH_SECONDS: Final = 300
+# A watch without an event or a bookmark is dead: the API server sends a bookmark each minute.
+SILENCE_SECONDS: Final = 90.0
+FIRST_BACKOFF_SECONDS: Final = 0.5
+MAX_BACKOFF_SECONDS: Final = 30.0
+# Events of one read are applied in one step of the event loop, up to this number.
+EVENTS_PER_STEP: Final = 100
+NOT_FOUND: Final = 404
+
+
+class InformerStatus(NamedTuple):
+    """Whether the objects are current. `synced`: a list was complete once. `failing` is why the last call failed, empty
+    where it did not; `since` when that began (monotonic seconds). `missing`: the API server has no such kind."""
+
+    synced: bool
+    failing: str
+    since: float
+    missing: bool
+
+
+class Informer:
+    """Objects of one kind. `path` is the collection's, such as /api/v1/namespaces/default/pods; `selectors` limit it:
+    `labelSelector`, `fieldSelector`. `on_change` is called on the event loop after each change of objects or status."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        cache: ObjectCache[Any],
+        path: str,
+        selectors: Mapping[str, str],
+        clock: Clock,
+        executor: ThreadPoolExecutor,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.path = path
+        self.cache = cache
+        self.status = InformerStatus(synced=False, failing="not listed yet", since=clock.now(), missing=False)
+        self._client = client
+        self.selectors = dict(selectors)
+        self._clock = clock
+        self._executor = executor
+        self._on_change = on_change
+        self._backoff = FIRST_BACKOFF_SECONDS
+        self._open: WatchResponse | None = None
+        self._random = Random(f"{path} {id(self)}")  # agents that lose the API server together come back apart
+
+    async def run(self) -> None:
+        """Keep the cache current until it is cancelled."""
+        try:
+            while True:
+                try:
+                    if not self.cache.resource_version:
+                        await self._list()
+                    await self._watch()
+                except (ApiFailed, Unreachable, UnreadableAnswer) as error:
+                    await self._failed(error)
+        finally:
+            if self._open is not None:
+                self._open.close()
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    async def _list(self) -> None:
+        cache, token = self.cache, ""
+        cache.begin_list()
+        while True:
+            parameters = {**self.selectors, "limit": str(PAGE_SIZE)}
+            if token:
+                parameters["continue"] = token
+            token = cache.add_page(await self._call(self._client.get, self.path, parameters))
+            if not token:
+                break
+            await asyncio.sleep(0)  # requests are picked between two pages
+        changed = cache.end_list()
+        self._succeeded(changed=changed)
+
+    async def _watch(self) -> None:
+        parameters = {
+            **self.selectors,
+            "resourceVersion": self.cache.resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        try:
+            response = await self._call(self._client.watch, self.path, parameters, SILENCE_SECONDS)
+        except ApiFailed as failed:
+            if failed.status == 410:
+                self.cache.resource_version = ""
+                return
+            raise
+        self._open = response
+        lines = LineBuffer()
+        try:
+            while data := await self._call(response.read):
+                if not await self._apply(lines.feed(data)):
+                    return
+        finally:
+            self._open = None
+            response.close()
+
+    async def _apply(self, lines: list[bytes]) -> bool:
+        """Apply events; False where a list has to follow."""
+        changed = False
+        for number, line in enumerate(lines, 1):
+            change = self.cache.apply(line)
+            if change is Change.RELIST:
+                return False
+            changed = changed or change is Change.OBJECTS
+            if number % EVENTS_PER_STEP == 0:
+                await asyncio.sleep(0)
+        self._succeeded(changed=changed)
+        return True
+
+    async def _call(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
+
+    def _succeeded(self, *, changed: bool) -> None:
+        self._backoff = FIRST_BACKOFF_SECONDS
+        before = self.status
+        if before.failing or not before.synced:
+            self.status = InformerStatus(synced=True, failing="", since=self._clock.now(), missing=False)
+        if changed or self.status is not before:
+            self._on_change()
+
+    async def _failed(self, error: Exception) -> None:
+        """Record the failure and wait before the next try, for half to all of a time that doubles."""
+        if isinstance(error, UnreadableAnswer):
+            self.cache.resource_version = ""
+        missing = isinstance(error, ApiFailed) and error.status == NOT_FOUND
+        before = self.status
+        since = before.since if before.failing and before.synced == self.status.synced else self._clock.now()
+        self.status = InformerStatus(before.synced, str(error) or type(error).__name__, since, missing)
+        if self.status != before:
+            self._on_change()
+        wait = self._backoff * self._random.uniform(0.5, 1.0)
+        self._backoff = min(2 * self._backoff, MAX_BACKOFF_SECONDS)
+        await asyncio.sleep(wait)
