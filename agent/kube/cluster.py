@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from agent.clock import Clock
 from agent.kube.cache import ObjectCache
 from agent.kube.client import KubeClient, NoCluster
 from agent.kube.informer import Informer
 
+T = TypeVar("T")
 # Each informer holds one thread while it waits for events, and there are two for each pool.
 MAX_THREADS: Final = 64
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -34,9 +35,12 @@ class Cluster:
         """The client. Raises NoCluster. It is made in a thread, because importing it takes a second."""
         async with self._lock:
             if self._client is None:
-                loop = asyncio.get_running_loop()
-                self._client = await loop.run_in_executor(self._executor, KubeClient, self._kubeconfig)
+                self._client = await self.run(KubeClient, self._kubeconfig)
         return self._client
+
+    async def run(self, call: Callable[..., T], *arguments: object) -> T:
+        """The result of a blocking call of the client, made in a thread of the cluster's."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
 
     def informer(
         self,
