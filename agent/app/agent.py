@@ -25,6 +25,7 @@ from agent.clock import Clock
 from agent.config.config import Config
 from agent.config.difference import differences
 from agent.instruments.hook import Instruments
+from agent.kube.cluster import Cluster
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -57,7 +58,17 @@ class Agent:
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         files = EndpointFiles(config, clock, hook)
-        parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh, files)
+        self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        parts = PoolParts(
+            clock,
+            hook,
+            tasks,
+            scraping.loop,
+            self._admin_server.picks.add,
+            accelerators.refresh,
+            files,
+            self.cluster,
+        )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
         self._admin = AdminPort(config, self._admin_server)
@@ -122,6 +133,7 @@ class Agent:
     async def stop(self, grace: float | None = None) -> None:
         """Accept no more requests, decide those that have arrived, and close everything."""
         await self._supervisor.stop(self.config.ext_proc.drain_timeout if grace is None else grace)
+        self.cluster.close()
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools

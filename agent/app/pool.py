@@ -25,6 +25,7 @@ from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
 from agent.events.scraping import HealthChanged
+from agent.kube.cluster import Cluster
 from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
@@ -72,7 +73,8 @@ class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
-    endpoints, which `endpoint_files` holds back until Envoy knows them.
+    endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
+    are pods; it connects when one needs it.
     """
 
     clock: Clock
@@ -82,6 +84,7 @@ class PoolParts(NamedTuple):
     remember: Callable[[str, Pick, float], None]
     on_endpoints: Callable[[], None]
     endpoint_files: EndpointFiles
+    cluster: Cluster
 
 
 class _FixedSize:

@@ -1,4 +1,5 @@
-"""The API server over HTTP: the only importer of the `kubernetes` client.
+"""The API server over HTTP: the only importer of the `kubernetes` client, imported when an agent first needs it
+(`agent.kube.cluster`), because the import takes a second and the client is an optional dependency.
 
 The official client finds the server, its certificate authority and the credentials (in the cluster, or in a
 kubeconfig), reads rotated tokens again and keeps connections. Its models are not used: they cost a hundred times the
@@ -19,19 +20,12 @@ from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
-from agent.kube.cache import ApiFailed, status_message
+from agent.kube.cache import status_message
+from agent.kube.errors import ApiFailed, NoCluster, Unreachable
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 15.0  # of a response that is no watch
 _USER_AGENT: Final = "inference-gateway-agent"
-
-
-class NoCluster(Exception):
-    """There is no configuration for an API server; the message says where it was looked for."""
-
-
-class Unreachable(Exception):
-    """The API server gave no answer: connection refused, a time-out, TLS."""
 
 
 class WatchResponse:

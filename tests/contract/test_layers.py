@@ -61,6 +61,7 @@ PLACES: dict[str, Place] = {
     "agent.kube": Place(5, S),
     "agent.kube.objects": Place(2, P),
     "agent.kube.cache": Place(2, P),
+    "agent.kube.errors": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
     "agent.serve": Place(5, S),
     "agent.serve.ext_proc.actions": Place(5, P),
