@@ -15,6 +15,7 @@ from agent.app.admin import AdminPort
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -59,6 +60,7 @@ class Agent:
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         files = EndpointFiles(config, clock, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
         parts = PoolParts(
             clock,
             hook,
@@ -87,6 +89,7 @@ class Agent:
                 scraping,
                 accelerators,
                 files,
+                self.lease,
                 self._pools,
                 Jobs(config, jobs, tasks, clock, hook),
             ],

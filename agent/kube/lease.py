@@ -73,7 +73,7 @@ class LeaseFailure(NamedTuple):
 
 
 class _LeaseMeta(Struct, rename="camel"):
-    resource_version: str = ""
+    resource_version: str
 
 
 class _LeaseSpec(Struct, rename="camel"):
@@ -106,7 +106,7 @@ class LeaseElection:
         self._name = name
         self._random = random
         self._until = -math.inf
-        self._lease: _LeaseObject | None = None  # the last version that was seen
+        self._lease = _LeaseObject(_LeaseMeta(""))  # the last version that was seen
         self._seen_at = -math.inf  # when this version was first received
         self._current = False  # that version may be the present one: a write may name it
         self._absent = False
@@ -128,7 +128,7 @@ class LeaseElection:
             return None
         if self._absent:
             return self._write("POST", "", self.times.duration, stamp)
-        if not self._current or self._lease is None:
+        if not self._current:
             return LeaseRequest("GET", b"")
         if self._may_take(now):
             return self._write("PUT", self.identity, self.times.duration, stamp)
@@ -142,8 +142,7 @@ class LeaseElection:
         if status in (OK, CREATED):
             try:
                 lease = _LEASES.decode(data)
-                self._version(lease)
-            except (msgspec.DecodeError, ValueError) as error:
+            except msgspec.DecodeError as error:
                 self._failed("unreadable", f"the answer is no Lease: {error}", received)
                 return
             self._succeeded(request, sent, received, lease)
@@ -156,11 +155,14 @@ class LeaseElection:
         else:
             self._failed(*self._described(status, data), received)
 
-    def end(self, stamp: str) -> LeaseRequest | None:
-        """The right ends for good. Returns the request that releases the Lease, to be sent once no write is under way;
-        None where this candidate does not hold it, or does not know its present version."""
+    def end(self) -> None:
+        """The right ends for good. The answer to a request that is under way may still be given."""
         self._until, self._ended = -math.inf, True
-        if not self._current or self._lease is None or self._lease.spec.holder_identity != self.identity:
+
+    def release(self, stamp: str) -> LeaseRequest | None:
+        """After `end`: the request that releases the Lease, to be sent once no write is under way. None where this
+        candidate does not hold it, or does not know its present version."""
+        if not self._current or self.holder != self.identity:
             return None
         return self._write("PUT", "", RELEASED_SECONDS, stamp)
 
@@ -168,11 +170,13 @@ class LeaseElection:
 
     def _succeeded(self, request: LeaseRequest, sent: float, received: float, lease: _LeaseObject) -> None:
         self.failure, self._failures = None, 0
-        if self._lease is None or self._version(lease) != self._version(self._lease):
+        if lease.metadata.resource_version != self._lease.metadata.resource_version:
             self._lease, self._seen_at = lease, received
         self._current = True
         spec = lease.spec
         self.holder, self.transitions = spec.holder_identity or "", spec.lease_transitions or 0
+        if self._ended:
+            return
         if request.method == "PUT" and self.holder == self.identity:
             self._until = max(self._until, sent + self.times.renew_deadline)
             self.due = max(received, sent + self.times.retry)
@@ -192,12 +196,10 @@ class LeaseElection:
 
     def _released(self) -> bool:
         """A Lease without a holder that lasts longer was made so by nobody who held it."""
-        assert self._lease is not None
         spec = self._lease.spec
         return not spec.holder_identity and spec.lease_duration_seconds == RELEASED_SECONDS
 
     def _expires_at(self) -> float:
-        assert self._lease is not None
         seconds = self._lease.spec.lease_duration_seconds
         return self._seen_at + (self.times.duration if seconds is None else seconds)
 
@@ -205,8 +207,7 @@ class LeaseElection:
         metadata: dict[str, Any] = {"namespace": self._namespace, "name": self._name}
         before = _LeaseSpec()
         if method == "PUT":
-            assert self._lease is not None
-            metadata["resourceVersion"] = self._version(self._lease)
+            metadata["resourceVersion"] = self._lease.metadata.resource_version
             before = self._lease.spec
         taken = bool(holder) and holder != before.holder_identity
         spec = {
@@ -241,10 +242,3 @@ class LeaseElection:
 
     def _jittered(self, periods: int) -> float:
         return self.times.retry * periods * self._random.uniform(1.0, 1.2)
-
-    @staticmethod
-    def _version(lease: _LeaseObject) -> str:
-        version = lease.metadata.resource_version
-        if not version:
-            raise ValueError("it has no resourceVersion")
-        return version

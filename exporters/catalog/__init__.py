@@ -20,6 +20,7 @@ from exporters.catalog import (
     accelerators,
     endpoints,
     histograms,
+    leases,
     pools,
     process,
     rates,
@@ -38,6 +39,7 @@ _FAMILIES: Final = (
     withheld.ROWS,
     requests.ROWS,
     scraping.ROWS,
+    leases.ROWS,
     process.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

@@ -62,6 +62,7 @@ PLACES: dict[str, Place] = {
     "agent.kube.objects": Place(2, P),
     "agent.kube.cache": Place(2, P),
     "agent.kube.errors": Place(2, P),
+    "agent.kube.lease": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
     "agent.serve": Place(5, S),
     "agent.serve.ext_proc.actions": Place(5, P),
@@ -132,7 +133,7 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
     "datetime": frozenset(
-        {"agent.app.jobs", "agent.instruments.log_format", "agent.serve.state.documents"}
+        {"agent.app.jobs", "agent.instruments.log_format", "agent.kube.wall_time", "agent.serve.state.documents"}
     ),  # formats of a given wall time
     "sched": frozenset(),
     "threading": frozenset(),

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -172,7 +172,8 @@ class Elections(RuleBasedStateMachine):
     @rule(which=st.integers(0, CANDIDATES - 1))
     def a_process_releases_the_lease_and_starts_again(self, which: int) -> None:
         candidate = self.candidates[which]
-        request = candidate.election.end(STAMP)  # its writes have ended
+        candidate.election.end()  # and its writes have ended
+        request = candidate.election.release(STAMP)
         assert not candidate.held(self.real)
         candidate.right_ends = -math.inf
         if request is not None:
@@ -187,7 +188,7 @@ class Elections(RuleBasedStateMachine):
     def the_lease_gets_a_label(self) -> None:
         self.server.touch()
 
-    # -- the world -------------------------------------------------------------------------------------------------------
+    # -- the world ---------------------------------------------------------------------------------------------------
 
     def poll(self, candidate: Candidate) -> None:
         """What a process does when it runs: notice a time-out, send what is due."""
@@ -231,9 +232,7 @@ class Elections(RuleBasedStateMachine):
                     return
                 _, request, sent = candidate.pending
                 candidate.pending = None
-                candidate.election.answered(
-                    request, sent, candidate.local(self.real), *self.answers.pop(number)
-                )
+                candidate.election.answered(request, sent, candidate.local(self.real), *self.answers.pop(number))
                 return
         self.answers.pop(number, None)
 
@@ -270,8 +269,7 @@ Elections.TestCase.settings = settings(max_examples=300, stateful_step_count=40,
 WRONG = settings(max_examples=500, stateful_step_count=30, deadline=None, phases=[Phase.generate])
 
 
-class TestElections(Elections.TestCase):
-    pass
+TestElections = Elections.TestCase
 
 
 class _TooLong(Elections):
@@ -296,3 +294,217 @@ class _OtherClocks(Elections):
 def test_the_state_machine_finds_times_that_are_not_safe(wrong: type[Elections]) -> None:
     with pytest.raises(AssertionError, match="begins while"):
         run_state_machine_as_test(wrong, settings=WRONG)
+
+
+def election(identity: str = "me", duration: int = 15) -> LeaseElection:
+    """A candidate that sees and sends at once."""
+    return LeaseElection("ns", "agent", identity, lease_times(duration), Random(1))
+
+
+def exchange(one: LeaseElection, server: LeaseServer, now: float, delay: float = 0.0) -> LeaseRequest | None:
+    """Send what is due now, and read the answer after the delay."""
+    request = one.request(now, STAMP)
+    if request is not None:
+        one.answered(request, now, now + delay, *server.answer(request))
+    return request
+
+
+def run_until(one: LeaseElection, server: LeaseServer, now: float, end: float) -> int:
+    """Let a candidate run; returns how many requests it sent."""
+    count = 0
+    while now < end:
+        count += exchange(one, server, now) is not None
+        now = max(one.due, now + 1e-3)
+    return count
+
+
+def released(server: LeaseServer, transitions: int = 4) -> None:
+    """The Lease as client-go's holder leaves it."""
+    spec = {"holderIdentity": "", "leaseDurationSeconds": RELEASED_SECONDS, "leaseTransitions": transitions}
+    server.lease = {"spec": spec}
+    server.touch()
+
+
+@pytest.mark.parametrize("duration", [MIN_DURATION, 5, 15, 60, 300, 3600])
+def test_a_write_ends_before_the_next_holder_may_begin_with_any_clock_that_is_allowed(duration: int) -> None:
+    times = lease_times(duration)
+    slowest, fastest = 1 - MAX_RATE_ERROR, 1 + MAX_RATE_ERROR
+    assert (times.renew_deadline + times.write_timeout) / slowest < times.duration / fastest
+    assert times.retry + times.write_timeout < times.renew_deadline  # one renewal may fail
+
+
+def test_the_times_are_those_of_client_go() -> None:
+    assert lease_times(15) == (15, 10.0, 2.0, 4.0)
+    with pytest.raises(ValueError, match="at least 3 seconds"):
+        lease_times(2)
+
+
+def test_a_released_lease_is_taken_at_once_and_renewed_every_retry_period() -> None:
+    server, one = LeaseServer(), election()
+    released(server)
+    assert exchange(one, server, 100.0) is not None
+    assert exchange(one, server, 100.0) is not None
+    assert one.held(100.0)
+    assert server.lease is not None
+    assert server.lease["spec"] == {
+        "holderIdentity": "me",
+        "leaseDurationSeconds": 15,
+        "acquireTime": STAMP,
+        "renewTime": STAMP,
+        "leaseTransitions": 5,
+    }
+    assert run_until(one, server, 100.0, 160.0) == 29  # at 102, 104, ... 158
+    assert one.transitions == 5
+
+
+def test_a_lease_that_does_not_exist_is_made_without_a_holder_and_taken_after_its_duration() -> None:
+    """A Lease that was deleted a moment ago may still be held."""
+    server, one = LeaseServer(), election()
+    run_until(one, server, 0.0, 14.9)
+    assert server.lease is not None
+    assert (server.lease["spec"]["holderIdentity"], one.held(14.9)) == ("", False)
+    run_until(one, server, 14.9, 15.1)
+    assert one.held(15.1)
+
+
+def test_the_lease_of_another_is_taken_when_its_version_has_not_changed_for_its_own_duration() -> None:
+    server, one, other = LeaseServer(), election(), election("other", 30)
+    released(server)
+    run_until(other, server, 0.0, 1.0)
+    run_until(one, server, 10.0, 39.9)
+    assert one.holder == "other"
+    assert not one.held(39.9)
+    run_until(one, server, 39.9, 40.1)
+    assert one.held(40.1)
+    assert one.transitions == 6
+
+
+def test_a_right_ends_at_the_deadline_after_the_sending_of_the_last_renewal() -> None:
+    server, one = LeaseServer(), election()
+    released(server)
+    exchange(one, server, 0.0)
+    exchange(one, server, 0.0, delay=3.0)
+    assert one.held(9.99)
+    assert not one.held(10.0)
+    assert one.held_until == 10.0
+
+
+def test_a_renewal_whose_answer_was_lost_does_not_lose_the_lease() -> None:
+    server, one = LeaseServer(), election()
+    released(server)
+    run_until(one, server, 0.0, 1.0)
+    renewal = one.request(one.due, STAMP)
+    assert renewal is not None
+    server.answer(renewal)
+    one.answered(renewal, one.due, 6.0, 0, b"timed out")
+    assert run_until(one, server, 6.0, 9.0) >= 2
+    assert one.held(18.0)
+
+
+def test_a_holder_that_sees_another_stops_at_once() -> None:
+    server, one = LeaseServer(), election()
+    released(server)
+    run_until(one, server, 0.0, 1.0)
+    assert server.lease is not None
+    server.lease["spec"]["holderIdentity"] = "a person's choice"
+    server.touch()
+    run_until(one, server, 2.0, 4.0)
+    assert not one.held(4.0)
+    assert one.holder == "a person's choice"
+
+
+def test_a_release_is_possible_only_for_the_holder_and_the_next_takes_it_at_once() -> None:
+    server, one, other = LeaseServer(), election(), election("other")
+    released(server)
+    run_until(one, server, 0.0, 1.0)
+    run_until(other, server, 1.0, 3.0)
+    other.end()
+    assert other.release(STAMP) is None
+    one.end()
+    assert not one.held(1.0)
+    request = one.release(STAMP)
+    assert request is not None
+    server.answer(request)
+    assert one.request(100.0, STAMP) is None
+    third = election("third")
+    run_until(third, server, 3.0, 3.1)
+    assert third.held(3.1)
+
+
+def test_an_answer_after_the_end_gives_no_right() -> None:
+    server, one = LeaseServer(), election()
+    released(server)
+    exchange(one, server, 0.0)
+    request = one.request(0.0, STAMP)
+    assert request is not None
+    one.end()
+    one.answered(request, 0.0, 0.1, *server.answer(request))
+    assert not one.held(0.1)
+    assert one.release(STAMP) is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "reason", "words"),
+    [
+        (0, b"refused", "unreachable", "refused"),
+        (403, b"no", "forbidden", "let the agent's ServiceAccount get, create and update leases in namespace ns"),
+        (401, b"no", "unauthorized", "has it expired"),
+        (429, b"slow down", "refused", "429: slow down"),
+        (500, b"", "refused", "500"),
+        (200, b"<html>", "unreadable", "no Lease"),
+        (200, b'{"metadata":{}}', "unreadable", "no Lease"),
+        (200, b'{"metadata":{"resourceVersion":"1"},"spec":{"leaseDurationSeconds":"x"}}', "unreadable", "no Lease"),
+    ],
+)
+def test_a_failure_is_named_with_its_remedy_and_gives_no_right(
+    status: int, data: bytes, reason: str, words: str
+) -> None:
+    one = election()
+    request = one.request(0.0, STAMP)
+    assert request is not None
+    one.answered(request, 0.0, 0.1, status, data)
+    assert one.failure is not None
+    assert one.failure.reason == reason
+    assert words in one.failure.message
+    assert not one.held(0.1)
+    assert one.due >= 2.0
+
+
+def test_a_namespace_that_does_not_exist_is_named() -> None:
+    one = election()
+    for method in ("GET", "POST"):
+        request = one.request(0.0, STAMP)
+        assert request is not None
+        assert request.method == method
+        one.answered(request, 0.0, 0.0, 404, b"not found")
+    assert one.failure is not None
+    assert "does namespace ns exist?" in one.failure.message
+
+
+@pytest.mark.parametrize("status", [0, 401, 403, 404, 409, 429, 500])
+def test_a_server_that_always_fails_gets_few_requests(status: int) -> None:
+    one = election()
+    now, count = 0.0, 0
+    while now < 600.0:
+        request = one.request(now, STAMP)
+        if request is not None:
+            one.answered(request, now, now, status, b"")
+            count += 1
+        now = max(one.due, now + 1e-3)
+    assert count <= 600 / (2.0 / 4)
+    if status not in (404, 409):
+        assert count <= 600 / 16.0 + 4
+
+
+@given(st.lists(st.sampled_from([0, 200, 201, 404, 409, 500]), min_size=1, max_size=40))
+def test_no_sequence_of_answers_leads_to_a_busy_loop(statuses: list[int]) -> None:
+    one, now, count = election(), 0.0, 0
+    bodies = itertools.count(1)
+    for status in statuses:
+        request = one.request(now, STAMP)
+        assert request is not None
+        body = {"metadata": {"resourceVersion": str(next(bodies))}, "spec": {"leaseDurationSeconds": 1}}
+        one.answered(request, now, now, status, json.dumps(body).encode())
+        count = count + 1 if one.due <= now else 0
+        assert count <= 2
+        now = max(one.due, now)
