@@ -17,8 +17,8 @@ from agent.config.config import Config
 from agent.events import Hook
 from agent.events.leases import LeaseFailed
 from agent.kube.cluster import Cluster, own_namespace
-from agent.kube.errors import NoCluster
-from agent.kube.lease_holder import LeaseHolder, LeaseName, NotHeld
+from agent.kube.errors import NoCluster, NotHeld
+from agent.kube.lease_holder import LeaseHolder, LeaseName
 
 
 class ReplicaLease:

@@ -228,17 +228,17 @@ class LeaseElection:
         self.due = now + self._jittered(min(2 ** max(0, self._failures - 1), MAX_BACKOFF))
 
     def _described(self, status: int, data: bytes) -> tuple[str, str]:
-        said = data[:200].decode("utf-8", "replace")
+        answer = data[:200].decode("utf-8", "replace")
         if status == 0:
-            return "unreachable", said
+            return "unreachable", answer
         if status == FORBIDDEN:
             remedy = f"let the agent's ServiceAccount get, create and update leases in namespace {self._namespace}"
-            return "forbidden", f"403: {said}; {remedy} (deploy/kubernetes has the Role)"
+            return "forbidden", f"403: {answer}; {remedy} (deploy/kubernetes has the Role)"
         if status == UNAUTHORIZED:
-            return "unauthorized", f"401: {said}; the agent's token is not accepted: has it expired?"
+            return "unauthorized", f"401: {answer}; the agent's token is not accepted: has it expired?"
         if status == NOT_FOUND:
-            return "not_found", f"404: {said}; does namespace {self._namespace} exist?"
-        return "refused", f"{status}: {said}"
+            return "not_found", f"404: {answer}; does namespace {self._namespace} exist?"
+        return "refused", f"{status}: {answer}"
 
     def _jittered(self, periods: int) -> float:
         return self.times.retry * periods * self._random.uniform(1.0, 1.2)

@@ -17,7 +17,7 @@ from agent.clock import Clock
 from agent.events import Hook
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.kube.cluster import Cluster
-from agent.kube.errors import ApiFailed, NoCluster, Unreachable
+from agent.kube.errors import ApiFailed, NoCluster, NotHeld, Unreachable
 from agent.kube.lease import OK, LeaseElection, LeaseRequest, lease_times
 from agent.kube.wall_time import micro_time
 
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 PATH: Final = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 RETRY_SECONDS: Final = 5.0  # between two tries to find a cluster's configuration
-
-
-class NotHeld(Exception):
-    """The write was not sent, because this process does not hold the Lease."""
 
 
 class LeaseName(NamedTuple):
@@ -115,7 +111,7 @@ class LeaseHolder:
         try:
             client = await self._cluster.connect()
             async with asyncio.timeout(self._times.write_timeout):
-                await self._cluster.run(self._ask, client, request)
+                await self._cluster.run(self._request, client, request)
         except (ApiFailed, Unreachable, NoCluster, TimeoutError) as error:
             self._hook(LeaseFailed(self._label, "not_released", f"it lapses by itself: {error}"))
 
@@ -124,7 +120,7 @@ class LeaseHolder:
     async def _exchange(self, client: KubeClient, request: LeaseRequest) -> None:
         """Send a request of the election and give it the answer, or none after the time-out of a write."""
         sent = self._clock.now()
-        answer = asyncio.ensure_future(self._cluster.run(self._ask, client, request))
+        answer = asyncio.ensure_future(self._cluster.run(self._request, client, request))
         answer.add_done_callback(_retrieve)
         self._open = _Exchange(request, sent, answer)
         ends = sent + self._times.write_timeout
@@ -141,7 +137,7 @@ class LeaseHolder:
         if (failure := self.election.failure) is not None:
             self._hook(LeaseFailed(self._label, failure.reason, failure.message))
 
-    def _ask(self, client: KubeClient, request: LeaseRequest) -> bytes:
+    def _request(self, client: KubeClient, request: LeaseRequest) -> bytes:
         path = self._collection if request.method == "POST" else f"{self._collection}/{self.lease.name}"
         return client.send_within(self._times.write_timeout, request.method, path, request.body)
 
@@ -178,13 +174,13 @@ class LeaseHolder:
         return f"{self.lease.namespace}/{self.lease.name}"
 
 
-def _answer(asked: asyncio.Future[bytes]) -> tuple[int, bytes]:
+def _answer(sending: asyncio.Future[bytes]) -> tuple[int, bytes]:
     """The status and the body, or the reason; status 0 where no answer came."""
-    if not asked.done():
+    if not sending.done():
         return 0, b"the API server did not answer in time"
-    error = asked.exception()
+    error = sending.exception()
     if error is None:
-        return OK, asked.result()
+        return OK, sending.result()
     if isinstance(error, ApiFailed):
         return error.status, str(error).partition(": ")[2].encode()
     if isinstance(error, Unreachable):

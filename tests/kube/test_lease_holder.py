@@ -11,9 +11,9 @@ import pytest
 
 from agent.events import Event
 from agent.events.leases import LeaseChanged, LeaseFailed
-from agent.kube.errors import ApiFailed, NoCluster, Unreachable
+from agent.kube.errors import ApiFailed, NoCluster, NotHeld, Unreachable
 from agent.kube.lease import LeaseRequest
-from agent.kube.lease_holder import LeaseHolder, LeaseName, NotHeld
+from agent.kube.lease_holder import LeaseHolder, LeaseName
 from tests.fakes.simulated import SimulatedLoop
 from tests.kube.test_lease import LeaseServer, released
 
