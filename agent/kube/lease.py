@@ -74,6 +74,7 @@ class LeaseFailure(NamedTuple):
 
 class _LeaseMeta(Struct, rename="camel"):
     resource_version: str
+    uid: str = ""
 
 
 class _LeaseSpec(Struct, rename="camel"):
@@ -207,7 +208,8 @@ class LeaseElection:
         metadata: dict[str, Any] = {"namespace": self._namespace, "name": self._name}
         before = _LeaseSpec()
         if method == "PUT":
-            metadata["resourceVersion"] = self._lease.metadata.resource_version
+            # Without the uid, a PUT of a Lease that was deleted meanwhile would create it, whatever version it names.
+            metadata |= {"resourceVersion": self._lease.metadata.resource_version, "uid": self._lease.metadata.uid}
             before = self._lease.spec
         taken = bool(holder) and holder != before.holder_identity
         spec = {

@@ -32,32 +32,37 @@ CANDIDATES = 3
 
 
 class LeaseServer:
-    """One Lease with optimistic concurrency."""
+    """One Lease with the optimistic concurrency of the API server: a PUT of a Lease that does not exist creates it,
+    unless it names a uid."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
-        self._versions = itertools.count(1)
+        self._numbers = itertools.count(1)
 
     def answer(self, request: LeaseRequest) -> tuple[int, bytes]:
         """The status and the body."""
         now, sent = self.lease, json.loads(request.body or "{}")
-        if request.method != "POST" and now is None:
-            return 404, b""
+        meta = sent.get("metadata", {})
+        if request.method == "GET":
+            return (404, b"") if now is None else (200, json.dumps(now).encode())
         if request.method == "POST" and now is not None:
             return 409, b""
         if request.method == "PUT":
-            assert now is not None
-            if sent["metadata"]["resourceVersion"] != now["metadata"]["resourceVersion"]:
+            current = now["metadata"] if now is not None else {"uid": "", "resourceVersion": meta["resourceVersion"]}
+            if meta["resourceVersion"] != current["resourceVersion"] or meta.get("uid", "") not in ("", current["uid"]):
                 return 409, b""
-        if request.method != "GET":
-            self.lease = sent
-            self.touch()
-        return 201 if request.method == "POST" else 200, json.dumps(self.lease).encode()
+        self.put(sent["spec"])
+        return (201 if now is None else 200), json.dumps(self.lease).encode()
+
+    def put(self, spec: dict[str, Any]) -> None:
+        """Another version of the Lease, or a new one."""
+        uid = self.lease["metadata"]["uid"] if self.lease is not None else f"uid-{next(self._numbers)}"
+        self.lease = {"metadata": {"resourceVersion": str(next(self._numbers)), "uid": uid}, "spec": spec}
 
     def touch(self) -> None:
-        """Another version of the same Lease."""
+        """Another version with the same content."""
         if self.lease is not None:
-            self.lease = {**self.lease, "metadata": {"resourceVersion": str(next(self._versions))}}
+            self.put(self.lease["spec"])
 
 
 class Candidate:
@@ -114,8 +119,7 @@ class Elections(RuleBasedStateMachine):
     @initialize(released=st.booleans())
     def the_lease_exists_or_not(self, released: bool) -> None:
         if released:
-            self.server.lease = {"spec": {"holderIdentity": "", "leaseDurationSeconds": RELEASED_SECONDS}}
-            self.server.touch()
+            self.server.put({"holderIdentity": "", "leaseDurationSeconds": RELEASED_SECONDS})
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 9.0, 16.0]))
     def the_processes_run(self, seconds: float) -> None:
@@ -321,8 +325,7 @@ def run_until(one: LeaseElection, server: LeaseServer, now: float, end: float) -
 def released(server: LeaseServer, transitions: int = 4) -> None:
     """The Lease as client-go's holder leaves it."""
     spec = {"holderIdentity": "", "leaseDurationSeconds": RELEASED_SECONDS, "leaseTransitions": transitions}
-    server.lease = {"spec": spec}
-    server.touch()
+    server.put(spec)
 
 
 @pytest.mark.parametrize("duration", [MIN_DURATION, 5, 15, 60, 300, 3600])
