@@ -270,7 +270,7 @@ Elections.TestCase.settings = settings(max_examples=300, stateful_step_count=40,
 
 
 # The first failure is enough: it is not made smaller.
-WRONG = settings(max_examples=500, stateful_step_count=30, deadline=None, phases=[Phase.generate])
+WRONG = settings(max_examples=2000, stateful_step_count=40, deadline=None, phases=[Phase.generate])
 
 
 TestElections = Elections.TestCase
@@ -295,7 +295,7 @@ class _OtherClocks(Elections):
 
 
 @pytest.mark.parametrize("wrong", [_TooLong, _WriteOfAnyLength, _OtherClocks])
-def test_the_state_machine_finds_times_that_are_not_safe(wrong: type[Elections]) -> None:
+def test_the_state_machine_finds_what_is_not_safe(wrong: type[Elections]) -> None:
     with pytest.raises(AssertionError, match="begins while"):
         run_state_machine_as_test(wrong, settings=WRONG)
 
@@ -402,6 +402,18 @@ def test_a_renewal_whose_answer_was_lost_does_not_lose_the_lease() -> None:
     one.answered(renewal, one.due, 6.0, 0, b"timed out")
     assert run_until(one, server, 6.0, 9.0) >= 2
     assert one.held(18.0)
+
+
+def test_a_renewal_of_a_lease_that_was_deleted_does_not_create_it() -> None:
+    server, one = LeaseServer(), election()
+    released(server)
+    run_until(one, server, 0.0, 1.0)
+    server.lease = None
+    assert exchange(one, server, one.due) is not None
+    assert server.lease is None
+    run_until(one, server, 2.5, 4.0)
+    assert server.lease is not None
+    assert server.lease["spec"]["holderIdentity"] == ""
 
 
 def test_a_holder_that_sees_another_stops_at_once() -> None:
