@@ -96,6 +96,7 @@ def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[s
             f"{count} endpoint{'' if count == 1 else 's'}"
         )
     paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /healthz /readyz"
-    lines.append(f"  admin: http://{addresses.admin}  {paths}")
+    scheme = "https" if config.admin.tls.enabled else "http"
+    lines.append(f"  admin: {scheme}://{addresses.admin}  {paths}")
     lines += [f"  note: {note}" for note in config.notes]
     return lines

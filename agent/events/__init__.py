@@ -32,6 +32,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 
 Event = (
     ScrapeDone
@@ -60,6 +61,10 @@ Event = (
     | BudgetExceeded
     | TaskFailed
     | WatcherDropped
+    | CertificateLoaded
+    | CertificateNotLoaded
+    | CertificateInvalid
+    | HandshakeFailed
 )
 Hook = Callable[[Event], None]
 

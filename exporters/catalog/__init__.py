@@ -25,6 +25,7 @@ from exporters.catalog import (
     rates,
     requests,
     scraping,
+    tls,
     withheld,
 )
 from exporters.catalog.metric import Metric
@@ -39,6 +40,7 @@ _FAMILIES: Final = (
     requests.ROWS,
     scraping.ROWS,
     process.ROWS,
+    tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in CATALOG.values() for alias in row.aliases}
