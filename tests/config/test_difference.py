@@ -49,6 +49,12 @@ OTHER: dict[str, Any] = {
     "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
     "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
+    "extProc.tls.certFile": "c.pem", "extProc.tls.keyFile": "c.key", "extProc.tls.selfSigned": True, "extProc.tls.clientCaFile": "ca.pem",
+    "extProc.tls.clientCertificate": "optional", "extProc.tls.minVersion": "TLSv1.3",
+    "admin.tls.certFile": "c.pem", "admin.tls.keyFile": "c.key", "admin.tls.selfSigned": True, "admin.tls.clientCaFile": "ca.pem",
+    "admin.tls.clientCertificate": "optional", "admin.tls.minVersion": "TLSv1.3",
+    "envoy.pickerCaFile": "ca.pem", "envoy.pickerServerName": "igw.example", "envoy.pickerCertFile": "c.pem",
+    "envoy.pickerKeyFile": "c.key",
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
 # Set beside the option where it is not valid alone.
@@ -56,15 +62,30 @@ BESIDE = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
+    **{
+        f"{section}.{key}": beside
+        for section in ("extProc.tls", "admin.tls")
+        for key, beside in {
+            "certFile": {"keyFile": "c.key"},
+            "keyFile": {"certFile": "c.pem"},
+            "clientCaFile": {"selfSigned": True},
+            "clientCertificate": {"selfSigned": True},
+            "minVersion": {"selfSigned": True},
+        }.items()
+    },
+    "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
+    "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
 }
 # Not valid beside `source: dcgm`, or the value of the document already.
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}
 
 
-def config(path: str = "", value: object = None, **pool: object) -> Config:
-    """The configuration with one option set, or with other keys of its pool."""
+def config(path: str = "", value: object = None, *, tls: bool = False, **pool: object) -> Config:
+    """The configuration with one option set, or with other keys of its pool; `tls`: of the picker ports."""
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
     document["pools"] = [yaml.safe_load(yaml.safe_dump({**POOL, **pool}))]
+    if tls:
+        document["extProc"] = {"tls": {"selfSigned": True}}
     table: Any = document
     *sections, key = path.split(".")
     for section in sections:
@@ -93,12 +114,14 @@ def shown(path: str) -> str:
     ("path", "option"), [(path, option) for path, option in all_options(Config) if path not in NOT_CHANGED]
 )
 def test_every_option_changes_in_place_or_is_refused_by_its_name(path: str, option: Option) -> None:
-    old = config()
-    new = config(path, OTHER[path]) if path != "pools[].name" else config(path, "code", extProcAddress="127.0.0.1:9")
+    tls = path.startswith("envoy.picker")
+    old = config(tls=tls)
+    more = {"extProcAddress": "127.0.0.1:9"} if path == "pools[].name" else {}
+    new = config(path, OTHER[path], tls=tls, **more)
     if option.live:
         assert any(line.startswith(shown(path)) for line in differences(old, new)), differences(old, new)
     else:
-        with pytest.raises(NeedsRestart, match=f"^needs a restart: {re.escape(shown(path))} "):
+        with pytest.raises(NeedsRestart, match=f"^needs a restart: .*{re.escape(shown(path))} "):
             differences(old, new)
 
 
