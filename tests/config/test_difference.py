@@ -49,14 +49,15 @@ OTHER: dict[str, Any] = {
     "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
     "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
-    "extProc.tls.certFile": "c.pem", "extProc.tls.keyFile": "c.key", "extProc.tls.selfSigned": True, "extProc.tls.clientCaFile": "ca.pem",
-    "extProc.tls.clientCertificate": "optional", "extProc.tls.minVersion": "TLSv1.3",
-    "admin.tls.certFile": "c.pem", "admin.tls.keyFile": "c.key", "admin.tls.selfSigned": True, "admin.tls.clientCaFile": "ca.pem",
-    "admin.tls.clientCertificate": "optional", "admin.tls.minVersion": "TLSv1.3",
     "envoy.pickerCaFile": "ca.pem", "envoy.pickerServerName": "igw.example", "envoy.pickerCertFile": "c.pem",
     "envoy.pickerKeyFile": "c.key",
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
+TLS: dict[str, Any] = {
+    "certFile": "c.pem", "keyFile": "c.key", "selfSigned": True, "clientCaFile": "ca.pem",
+    "clientCertificate": "optional", "minVersion": "TLSv1.3",
+}  # fmt: skip
+OTHER |= {f"{section}.{key}": value for section in ("extProc.tls", "admin.tls") for key, value in TLS.items()}
 # Set beside the option where it is not valid alone.
 BESIDE = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
