@@ -58,22 +58,17 @@ TLS: dict[str, Any] = {
     "clientCertificate": "optional", "minVersion": "TLSv1.3",
 }  # fmt: skip
 OTHER |= {f"{section}.{key}": value for section in ("extProc.tls", "admin.tls") for key, value in TLS.items()}
+BESIDE_TLS: dict[str, dict[str, Any]] = {
+    "certFile": {"keyFile": "c.key"},
+    "keyFile": {"certFile": "c.pem"},
+    **{key: {"selfSigned": True} for key in ("clientCaFile", "clientCertificate", "minVersion")},
+}
 # Set beside the option where it is not valid alone.
-BESIDE = {
+BESIDE: dict[str, dict[str, Any]] = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
-    **{
-        f"{section}.{key}": beside
-        for section in ("extProc.tls", "admin.tls")
-        for key, beside in {
-            "certFile": {"keyFile": "c.key"},
-            "keyFile": {"certFile": "c.pem"},
-            "clientCaFile": {"selfSigned": True},
-            "clientCertificate": {"selfSigned": True},
-            "minVersion": {"selfSigned": True},
-        }.items()
-    },
+    **{f"{section}.{key}": beside for section in ("extProc.tls", "admin.tls") for key, beside in BESIDE_TLS.items()},
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
 }
