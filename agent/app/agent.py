@@ -16,6 +16,7 @@ from agent.app.certificates import Certificates
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -26,6 +27,7 @@ from agent.clock import Clock
 from agent.config.config import Config
 from agent.config.difference import differences
 from agent.instruments.hook import Instruments
+from agent.kube.cluster import Cluster
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -60,6 +62,8 @@ class Agent:
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         files = EndpointFiles(config, clock, hook)
+        self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
         parts = PoolParts(
             clock,
             hook,
@@ -68,6 +72,7 @@ class Agent:
             self._admin_server.picks.add,
             accelerators.refresh,
             files,
+            self.cluster,
             certificates.pickers,
         )
         self._pools = Pools(config, parts, self._publish_pools)
@@ -91,6 +96,7 @@ class Agent:
                 scraping,
                 accelerators,
                 files,
+                self.lease,
                 self._pools,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
@@ -137,6 +143,7 @@ class Agent:
     async def stop(self, grace: float | None = None) -> None:
         """Accept no more requests, decide those that have arrived, and close everything."""
         await self._supervisor.stop(self.config.ext_proc.drain_timeout if grace is None else grace)
+        self.cluster.close()
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools

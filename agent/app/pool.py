@@ -26,6 +26,7 @@ from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
 from agent.events.scraping import HealthChanged
+from agent.kube.cluster import Cluster
 from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
@@ -74,7 +75,8 @@ class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
-    endpoints, which `endpoint_files` holds back until Envoy knows them. `tls` is that of the picker ports.
+    endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
+    are pods; it connects when one needs it. `tls` is that of the picker ports.
     """
 
     clock: Clock
@@ -84,6 +86,7 @@ class PoolParts(NamedTuple):
     remember: Callable[[str, Pick, float], None]
     on_endpoints: Callable[[], None]
     endpoint_files: EndpointFiles
+    cluster: Cluster
     tls: ServerTls | None = None
 
 

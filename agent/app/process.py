@@ -89,12 +89,11 @@ def tune_garbage_collector() -> None:
 def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[str]:
     """The lines that are printed when the agent has started."""
     lines = [f"igw {version} is listening; configuration: {config.source}"]
-    for pool in config.pools:
-        count = len(pool.endpoints)
-        lines.append(
-            f"  pool {pool.name}: ext_proc on {addresses.pickers[pool.name]}, profile {pool.profile}, "
-            f"{count} endpoint{'' if count == 1 else 's'}"
-        )
+    lines += [
+        f"  pool {pool.name}: ext_proc on {addresses.pickers[pool.name]}, profile {pool.profile}, "
+        f"{pool.source_in_words()}"
+        for pool in config.pools
+    ]
     paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /healthz /readyz"
     scheme = "https" if config.admin.tls.enabled else "http"
     lines.append(f"  admin: {scheme}://{addresses.admin}  {paths}")

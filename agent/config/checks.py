@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from agent.config.addresses import NODE_PLACEHOLDER, split_address
 from agent.config.config import Config
-from agent.config.pools import AcceleratorConfig, PoolScrapeConfig
+from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
 from agent.config.scrape import STALE_AFTER_INTERVALS
 from agent.config.tls import TlsConfig
@@ -49,6 +49,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
                 f"{key}.profile",
                 f"there is no profile {quote(pool.profile)}; {suggestion(pool.profile, sorted(config.profiles))}",
             )
+        _source(pool, key, reader)
         if vocabulary is not None:
             _engines(config, index, reader, vocabulary)
         _accelerators(config, index, reader, vocabulary)
@@ -62,6 +63,44 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
                     f"{endpoint.address} is listed twice in this pool, first at {seen[endpoint.address]}; keep one",
                 )
             seen.setdefault(endpoint.address, path)
+
+
+# Where a pool's endpoints come from; exactly one of these is set.
+SOURCE_KEYS: Final = ("endpoints", "inferencePool", "selector")
+
+
+def _source(pool: PoolConfig, key: str, reader: DocumentReader) -> None:
+    """The source of a pool's endpoints, and the options that belong to it. A key counts as written where its value is
+    invalid, which is reported already."""
+
+    def written(name: str) -> bool:
+        return f"{key}.{name}" in reader.marks
+
+    sources = [name for name in SOURCE_KEYS if written(name)]
+    if not sources:
+        reader.problem_at(
+            f"{key}.endpoints",
+            "missing; list the model servers, each as HOST:PORT; or, in a cluster, write inferencePool, or selector "
+            "and targetPorts",
+        )
+        return
+    for other in sources[1:]:
+        reader.problem_at(
+            f"{key}.{other}", f"{sources[0]} already says which servers the pool has; remove one of the two"
+        )
+    if len(sources) > 1:
+        return
+    if written("targetPorts") and sources[0] != "selector":
+        has = "the InferencePool has its own" if sources[0] == "inferencePool" else "each endpoint has its own"
+        reader.problem_at(f"{key}.targetPorts", f"not valid with {sources[0]}: {has}; remove it")
+    if sources[0] == "selector" and not written("targetPorts"):
+        reader.problem_at(
+            f"{key}.targetPorts",
+            "missing; write the ports on which the selected pods serve, such as [8000]",
+            place=f"{key}.selector",
+        )
+    if written("namespace") and sources[0] == "endpoints":
+        reader.problem_at(f"{key}.namespace", "has no effect with endpoints; remove it")
 
 
 def _times(config: Config, reader: DocumentReader) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent.config.admin import AdminConfig
 from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
+from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
 from agent.config.options import section, sections
 from agent.config.outlier_detection import OutlierDetectionConfig
@@ -32,6 +33,7 @@ class Config:
     engine_labels: tuple[str, ...] = ENGINE_LABELS
     notes: tuple[str, ...] = ()
     pools: tuple[PoolConfig, ...] = sections(PoolConfig, "Pools of model servers.", identity="name")
+    kubernetes: KubernetesConfig = section(KubernetesConfig, "The cluster of pools whose servers are pods.")
     scrape: ScrapeConfig = section(ScrapeConfig, "How the metrics of model servers are scraped.")
     state: StateConfig = section(StateConfig, "The routing state.")
     prefill_rate: PrefillRateConfig = section(PrefillRateConfig, "The prefill rate, in tokens per second.")

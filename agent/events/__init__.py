@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -60,6 +61,8 @@ Event = (
     | BudgetChanged
     | BudgetExceeded
     | TaskFailed
+    | LeaseChanged
+    | LeaseFailed
     | WatcherDropped
     | CertificateLoaded
     | CertificateNotLoaded

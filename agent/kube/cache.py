@@ -19,6 +19,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
+from agent.kube.errors import ApiFailed
 from agent.kube.objects import Key, ObjectMeta
 
 T = TypeVar("T")
@@ -171,14 +172,6 @@ class ObjectCache(Generic[T]):
         except msgspec.ValidationError as error:
             objects.pop(key, None)
             refused[key] = RefusedObject(key, str(error))
-
-
-class ApiFailed(Exception):
-    """The API server answered with an error: its HTTP status, and its message."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{status}: {message}" if message else str(status))
-        self.status = status
 
 
 class _BookmarkMeta(Struct, rename="camel"):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from agent.clock import Clock
 from agent.kube.cache import ObjectCache
-from agent.kube.client import KubeClient, NoCluster
+from agent.kube.errors import NoCluster
 from agent.kube.informer import Informer
+
+if TYPE_CHECKING:
+    from agent.kube.client import KubeClient
 
 T = TypeVar("T")
 # Each informer holds one thread while it waits for events, and there are two for each pool.
@@ -35,7 +39,7 @@ class Cluster:
         """The client. Raises NoCluster. It is made in a thread, because importing it takes a second."""
         async with self._lock:
             if self._client is None:
-                self._client = await self.run(KubeClient, self._kubeconfig)
+                self._client = await self.run(_new_client, self._kubeconfig)
         return self._client
 
     async def run(self, call: Callable[..., T], *arguments: object) -> T:
@@ -58,6 +62,22 @@ class Cluster:
         if self._client is not None:
             self._client.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def missing_client() -> str:
+    """What to install where the client is not installed; empty where it is."""
+    if find_spec("kubernetes") is not None:
+        return ""
+    return "the package `kubernetes` is not installed; pip install 'inference-gateway-agent[kubernetes]'"
+
+
+def _new_client(kubeconfig: str) -> KubeClient:
+    missing = missing_client()
+    if missing:
+        raise NoCluster(missing)
+    from agent.kube.client import KubeClient
+
+    return KubeClient(kubeconfig)
 
 
 def own_namespace(file: Path = NAMESPACE_FILE) -> str:

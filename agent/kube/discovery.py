@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from agent.discovery.endpoints import EndpointSet
 from agent.kube.cache import ObjectCache, decoder_of
-from agent.kube.client import KubeClient, NoCluster
 from agent.kube.cluster import PODS_PATH, POOLS_PATH, Cluster
+from agent.kube.errors import NoCluster
 from agent.kube.informer import Informer, InformerStatus
 from agent.kube.objects import InferencePool, Pod, PodView, pod_view
 from agent.kube.pool_endpoints import ObjectProblem, PoolSelection, endpoints_of
+
+if TYPE_CHECKING:
+    from agent.kube.client import KubeClient
 
 RETRY_SECONDS: Final = 5.0  # between two tries to find a cluster's configuration
 POOL_NOT_FOUND: Final = "InferencePoolNotFound"

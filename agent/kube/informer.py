@@ -14,11 +14,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from agent.clock import Clock
-from agent.kube.cache import ApiFailed, Change, LineBuffer, ObjectCache, UnreadableAnswer
-from agent.kube.client import KubeClient, Unreachable, WatchResponse
+from agent.kube.cache import Change, LineBuffer, ObjectCache, UnreadableAnswer
+from agent.kube.errors import ApiFailed, Unreachable
+
+if TYPE_CHECKING:
+    from agent.kube.client import KubeClient, WatchResponse
 
 T = TypeVar("T")
 PAGE_SIZE: Final = 250  # objects per page: decoding one page takes a few milliseconds

@@ -20,6 +20,7 @@ from exporters.catalog import (
     accelerators,
     endpoints,
     histograms,
+    leases,
     pools,
     process,
     rates,
@@ -39,6 +40,7 @@ _FAMILIES: Final = (
     withheld.ROWS,
     requests.ROWS,
     scraping.ROWS,
+    leases.ROWS,
     process.ROWS,
     tls.ROWS,
 )

@@ -141,7 +141,54 @@ BAD = {
         ":3: log.level: 'verbose' is not valid; valid values: debug, info, warning, error"
     ),
     # pools and addresses
-    f"{HEAD}pools:\n- name: a\n": ":4: pools[0].endpoints: missing; list the model servers, each as HOST:PORT",
+    f"{HEAD}pools:\n- name: a\n": (
+        ":4: pools[0].endpoints: missing; list the model servers, each as HOST:PORT; or, in a cluster, write "
+        "inferencePool, or selector and targetPorts"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  inferencePool: chat\n": (
+        ":5: pools[0].inferencePool: endpoints already says which servers the pool has; remove one of the two"
+    ),
+    f"{HEAD}pools:\n- inferencePool: chat\n  selector: {{app: chat}}\n": (
+        ":5: pools[0].selector: inferencePool already says which servers the pool has; remove one of the two"
+    ),
+    f"{HEAD}pools:\n- inferencePool: chat\n  targetPorts: [8000]\n": (
+        ":5: pools[0].targetPorts: not valid with inferencePool: the InferencePool has its own; remove it"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  targetPorts: [8000]\n": (
+        ":5: pools[0].targetPorts: not valid with endpoints: each endpoint has its own; remove it"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  namespace: llm\n": (
+        ":5: pools[0].namespace: has no effect with endpoints; remove it"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n": (
+        ":4: pools[0].targetPorts: missing; write the ports on which the selected pods serve, such as [8000]"
+    ),
+    f"{HEAD}pools:\n- selector: {{}}\n  targetPorts: [8000]\n": (
+        ":4: pools[0].selector: no label, which would select every pod; write one or more, such as {app: chat}"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: []\n": (
+        ":5: pools[0].targetPorts: 0 ports; write 1 to 8 of them"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: [1, 2, 3, 4, 5, 6, 7, 8, 9]\n": (
+        ":5: pools[0].targetPorts: 9 ports; write 1 to 8 of them"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: [8000, 8000]\n": (
+        ":5: pools[0].targetPorts: port 8000 is listed twice; write each port once"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: [http]\n": (
+        ":5: pools[0].targetPorts: 'http' is not a port; write whole numbers from 1 to 65535"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: 8000\n": (
+        ":5: pools[0].targetPorts: a number where a list is expected; write it as [8000]"
+    ),
+    f"{HEAD}pools:\n- inferencePool: Chat\n": (
+        ":4: pools[0].inferencePool: 'Chat' is not the name of an object; write the name of the InferencePool: small "
+        "letters, digits, '-' and '.'"
+    ),
+    f"{HEAD}kubernetes: {{namespace: a_b}}\n": (
+        ":3: kubernetes.namespace: 'a_b' is not the name of an object; write the name of the namespace: small letters, "
+        "digits, '-' and '.'"
+    ),
     f"{HEAD}pools:\n- endpoints:\n  - 127.0.0.1\n": (
         ":5: pools[0].endpoints[0].address: '127.0.0.1' has no port; write HOST:PORT, such as 127.0.0.1:8000"
     ),

@@ -22,7 +22,10 @@ POOL = {
 }
 OTHER: dict[str, Any] = {
     "pools[].name": "code", "pools[].engine": "sglang", "pools[].profile": "blend", "pools[].orca": True,
-    "pools[].models": ["m"],
+    "pools[].models": ["m"], "pools[].inferencePool": "other", "pools[].selector": {"app": "code"},
+    "pools[].targetPorts": [8001, 8000], "pools[].namespace": "llm", "kubernetes.kubeconfig": "kubeconfig",
+    "kubernetes.namespace": "llm", "kubernetes.events": False,
+    "kubernetes.lease.name": "another", "kubernetes.lease.namespace": "another", "kubernetes.lease.duration": "30s",
     "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
     "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},
     "pools[].endpoints[].node": "gpu-1", "pools[].endpoints[].pod": "llm/chat-0",
@@ -72,14 +75,24 @@ BESIDE: dict[str, dict[str, Any]] = {
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
 }
+# The sources of endpoints of which these are options.
+POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
+SOURCE: dict[str, dict[str, Any]] = {
+    "pools[].inferencePool": {"inferencePool": "chat"},
+    "pools[].namespace": {"inferencePool": "chat"},
+    "pools[].selector": POD_SELECTOR,
+    "pools[].targetPorts": POD_SELECTOR,
+}
 # Not valid beside `source: dcgm`, or the value of the document already.
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}
 
 
-def config(path: str = "", value: object = None, *, tls: bool = False, **pool: object) -> Config:
-    """The configuration with one option set, or with other keys of its pool; `tls`: of the picker ports."""
+def config(path: str = "", value: object = None, source: str = "", *, tls: bool = False, **pool: object) -> Config:
+    """The configuration with one option set, or with other keys of its pool. `source`: the endpoints are from the
+    source of this option; `tls`: the picker ports have TLS."""
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
-    document["pools"] = [yaml.safe_load(yaml.safe_dump({**POOL, **pool}))]
+    base = {key: value for key, value in POOL.items() if key != "endpoints"} | SOURCE[source] if source else POOL
+    document["pools"] = [yaml.safe_load(yaml.safe_dump({**base, **pool}))]
     if tls:
         document["extProc"] = {"tls": {"selfSigned": True}}
     table: Any = document
@@ -110,10 +123,9 @@ def shown(path: str) -> str:
     ("path", "option"), [(path, option) for path, option in all_options(Config) if path not in NOT_CHANGED]
 )
 def test_every_option_changes_in_place_or_is_refused_by_its_name(path: str, option: Option) -> None:
-    tls = path.startswith("envoy.picker")
-    old = config(tls=tls)
+    source, tls = path if path in SOURCE else "", path.startswith("envoy.picker")
     more = {"extProcAddress": "127.0.0.1:9"} if path == "pools[].name" else {}
-    new = config(path, OTHER[path], tls=tls, **more)
+    old, new = config(source=source, tls=tls), config(path, OTHER[path], source, tls=tls, **more)
     if option.live:
         assert any(line.startswith(shown(path)) for line in differences(old, new)), differences(old, new)
     else:
@@ -123,6 +135,18 @@ def test_every_option_changes_in_place_or_is_refused_by_its_name(path: str, opti
 
 def test_equal_configurations_have_no_difference() -> None:
     assert differences(config(), config()) == []
+
+
+def test_another_source_of_endpoints_is_a_change() -> None:
+    assert differences(config(), config(source="pools[].inferencePool")) == [
+        "pools[chat].inferencePool none -> chat",
+        "pools[chat].endpoints -a:1 -b:1",
+    ]
+    assert differences(config(source="pools[].inferencePool"), config(source="pools[].selector")) == [
+        "pools[chat].inferencePool chat -> none",
+        "pools[chat].selector none -> {app: chat}",
+        "pools[chat].targetPorts none -> [8000]",
+    ]
 
 
 def test_values_are_shown_as_the_file_has_them_and_a_default_without_a_value_in_words() -> None:

@@ -16,6 +16,7 @@ from agent.accelerators.faults import faults_of
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -91,6 +92,8 @@ EVERYTHING: tuple[Event, ...] = (
     CertificateNotLoaded("ext_proc", "x"),
     CertificateInvalid("ext_proc", "x"),
     HandshakeFailed("ext_proc", "version", "x", "192.0.2.1"),
+    LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
+    LeaseFailed("llm/agent", "forbidden", "x"),
 )
 
 

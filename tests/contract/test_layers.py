@@ -61,6 +61,8 @@ PLACES: dict[str, Place] = {
     "agent.kube": Place(5, S),
     "agent.kube.objects": Place(2, P),
     "agent.kube.cache": Place(2, P),
+    "agent.kube.errors": Place(2, P),
+    "agent.kube.lease": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
     "agent.serve": Place(5, S),
     "agent.serve.ext_proc.actions": Place(5, P),
@@ -135,6 +137,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.app.jobs",
             "agent.instruments.log_format",
             "agent.instruments.tls",
+            "agent.kube.wall_time",
             "agent.serve.state.documents",
             "agent.serve.tls.self_signed",
         }

@@ -43,7 +43,7 @@ def signed(authority: Authority, hosts: str = "IP:127.0.0.1", **options: Any) ->
     return PickerPort(cert_file=str(certificate), key_file=str(key), **options)
 
 
-async def ask(gateway: Gateway, mode: PickMode = PickMode.BUFFERED) -> int:
+async def post(gateway: Gateway, mode: PickMode = PickMode.BUFFERED) -> int:
     async with gateway.client.post(gateway.url(mode), json=chat()) as response:
         await response.read()
         return response.status
@@ -53,7 +53,7 @@ async def test_a_self_signed_picker_is_accepted_and_gets_the_access_log_over_tls
     port = PickerPort(self_signed=True)
     async with run_gateway(tmp_path, tls=port.tls, settings={"picker_tls": PickerTls()}) as gateway:
         for mode in MODES:
-            assert await ask(gateway, mode) == 200
+            assert await post(gateway, mode) == 200
         assert await gateway.counter("cluster.pool-picker.ssl.handshake") >= 1
         await eventually(lambda: len(gateway.pool.log) == len(MODES))
         assert gateway.pool.picks == len(MODES)
@@ -67,7 +67,7 @@ async def test_a_picker_of_a_ca_is_verified_by_its_address_or_its_name(
     port = signed(authority, hosts, min_version="TLSv1.3")
     tls = PickerTls(ca_file=str(authority.file), server_name=name)
     async with run_gateway(tmp_path, tls=port.tls, settings={"picker_tls": tls}) as gateway:
-        assert await ask(gateway) == 200
+        assert await post(gateway) == 200
         assert port.failures() == set()
 
 
@@ -81,7 +81,7 @@ async def test_a_picker_of_another_ca_or_with_another_name_gets_no_request(
         tls = PickerTls(ca_file=str(ca))
         settings = {"picker_tls": tls, "picker_retries": 0}
         async with run_gateway(tmp_path / str(number), tls=port.tls, settings=settings) as gateway:
-            assert await ask(gateway) == 503
+            assert await post(gateway) == 503
             assert gateway.pool.picks == 0
             assert await gateway.counter(f"cluster.pool-picker.ssl.fail_verify_{wrong}") >= 1
             assert await eventually(port.failures) == {"not_trusted"}
@@ -94,11 +94,11 @@ async def test_envoy_presents_the_client_certificate_that_the_picker_requires(
     certificate, key = map(str, authority.sign("envoy"))
     tls = PickerTls(ca_file=str(authority.file), cert_file=certificate, key_file=key)
     async with run_gateway(tmp_path / "with", tls=port.tls, settings={"picker_tls": tls}) as gateway:
-        assert await ask(gateway) == 200
+        assert await post(gateway) == 200
         assert port.failures() == set()
     settings = {"picker_tls": tls._replace(cert_file="", key_file=""), "picker_retries": 0}
     async with run_gateway(tmp_path / "without", tls=port.tls, settings=settings) as gateway:
-        assert await ask(gateway) == 503
+        assert await post(gateway) == 503
         assert await eventually(port.failures) == {"no_client_certificate"}
 
 
@@ -113,7 +113,7 @@ async def test_no_request_fails_while_the_certificate_is_replaced(tmp_path: Path
 
         async def traffic() -> None:
             while not replaced.is_set():
-                statuses.append(await ask(gateway))
+                statuses.append(await post(gateway))
 
         clients = [asyncio.create_task(traffic()) for _ in range(4)]
         for number in range(3):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from agent.kube.cache import (
     MAX_EVENT_BYTES,
-    ApiFailed,
     Change,
     LineBuffer,
     ObjectCache,
@@ -21,6 +20,7 @@ from agent.kube.cache import (
     decoder_of,
     status_message,
 )
+from agent.kube.errors import ApiFailed
 from agent.kube.objects import InferencePool, Pod, PodView, pod_view
 
 _POD = decoder_of(Pod)

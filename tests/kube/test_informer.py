@@ -12,7 +12,8 @@ import pytest
 from agent.clock import SystemClock
 from agent.kube import informer as module
 from agent.kube.cache import ObjectCache, decoder_of
-from agent.kube.client import KubeClient, NoCluster
+from agent.kube.client import KubeClient
+from agent.kube.errors import NoCluster
 from agent.kube.informer import PAGE_SIZE, Informer
 from agent.kube.objects import Pod, PodView, pod_view
 from tests.fakes.api_server import PODS, FakeApiServer, WatchStream, pod
