@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from agent.__main__ import main
 from agent.config.tls import TlsConfig
 from agent.envoy.process import validate
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickerTls, PickMode, bootstrap
@@ -167,3 +169,39 @@ def test_the_name_that_is_sent_and_verified_is_the_picker_s(
 
 def test_without_tls_the_picker_s_cluster_is_plaintext() -> None:
     assert "transport_socket" not in picker_cluster("10.0.0.9", None)[1]
+
+
+# -- `igw render` ------------------------------------------------------------------------------------------------------
+
+FILES = "certFile: /c.pem, keyFile: /c.key"
+
+
+def rendered(tmp_path: Path, tls: str, envoy: str = "") -> int:
+    path = tmp_path / "igw.yaml"
+    path.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\npools: [{endpoints: ['10.0.0.1:8000']}]\n"
+        f"extProc: {{tls: {{{tls}}}}}\nenvoy: {{{envoy}}}\n"
+    )
+    return main(["render", "--config", str(path)])
+
+
+def test_the_command_renders_the_options_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = "pickerCaFile: /ca.pem, pickerServerName: igw.example, pickerCertFile: /e.pem, pickerKeyFile: /e.key"
+    assert rendered(tmp_path, f"{FILES}, clientCaFile: /ca.pem", names) == 0
+    out, errors = capsys.readouterr()
+    _, picker = yaml.safe_load(out)["static_resources"]["clusters"]
+    context = picker["transport_socket"]["typed_config"]
+    assert context["sni"] == "igw.example"
+    common = context["common_tls_context"]
+    assert common["validation_context"]["trusted_ca"] == {"filename": "/ca.pem"}
+    assert common["tls_certificates"][0]["private_key"] == {"filename": "/e.key"}
+    assert errors == ""
+
+
+def test_the_command_reports_what_envoy_would_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rendered(tmp_path, f"{FILES}, clientCaFile: /ca.pem") == 2
+    assert "the picker requires a certificate of Envoy: set envoy.pickerCertFile" in capsys.readouterr().err
+    assert rendered(tmp_path, FILES) == 0
+    assert "this Envoy accepts every certificate of a picker; set envoy.pickerCaFile" in capsys.readouterr().err
+    assert rendered(tmp_path, "selfSigned: true") == 0
+    assert capsys.readouterr().err == ""
