@@ -50,7 +50,7 @@ class Agent:
         self.instruments = hook = instruments or Instruments(clock)
         tasks = Tasks(clock, hook)
         self._reload = Reload(path, self.change, hook)
-        certificates = Certificates(config, clock, hook)
+        self._certificates = certificates = Certificates(config, clock, hook)
         self._admin_server = AdminServer(
             config.admin.address,
             clock=clock,
@@ -125,7 +125,8 @@ class Agent:
         return self._supervisor.readiness()
 
     async def reload(self) -> bool:
-        """Read the configuration file again; True when the agent runs it."""
+        """Read the configuration file and the certificates again; True when the agent runs that configuration."""
+        await self._certificates.check()
         return await self._reload.reload()
 
     async def change(self, new: Config) -> list[str]:
