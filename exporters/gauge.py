@@ -69,6 +69,7 @@ REASONS = {
     "blind": "the endpoint answers, and its page cannot be read or has no current data",
     "down": "the endpoint is down: its scrapes fail, its health probes fail, or an accelerator of it is unhealthy",
     "failing": "the endpoint is ejected because its requests fail",
+    "never_known": "the API server has never sent the pool's endpoints",
     "never_scraped": "no page was ever read from the endpoint",
     "no_accelerator": "no accelerator is matched with the endpoint",
     "no_endpoints": "the pool is empty",

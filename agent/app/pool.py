@@ -18,12 +18,13 @@ from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import EndpointConfig, PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.discovery import discovery
-from agent.discovery.endpoints import EndpointSet
+from agent.discovery.endpoints import CannotDiscover, Discovery, DiscoveryParts, EndpointSet
 from agent.engine_specs import AUTO
 from agent.engines import engine as table_of
 from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
+from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.scraping import HealthChanged
 from agent.kube.cluster import Cluster
 from agent.pick.decision import Pick
@@ -45,11 +46,12 @@ from agent.scrape.target import Target
 from agent.serve.ext_proc.actions import Mode
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.signals import MODELS
-from agent.state.endpoint import Identity
 from agent.state.health import Health
+from agent.state.identity import Identity
 from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import RateLimits
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 from agent.state.store import RoutingStore
 
 # The modes by their names in the configuration.
@@ -101,14 +103,16 @@ class _FixedSize:
 class Pool:
     """A component for one entry of `pools:`; also what its picker port calls (`agent.serve.ext_proc.server.PoolPort`).
 
-    `address` is where the picker port listens, once it is started.
+    `address` is where the picker port listens, once it is started. `source` is the status of what its endpoints come
+    from, None where the configuration lists them, and before the source has reported any.
     """
 
     def __init__(self, config: Config, settings: PoolConfig, parts: PoolParts) -> None:
-        """Raises CannotStart for a profile that cannot be built."""
+        """Raises CannotStart for a profile that cannot be built, and for a source that cannot be used."""
         self.name = settings.name
         self.address = ""
         self.endpoints: Mapping[str, EndpointConfig] = {}
+        self.source: SourceStatus | None = None
         self._config = config
         self._settings = settings
         self._parts = parts
@@ -155,7 +159,7 @@ class Pool:
             max_buffered=config.ext_proc.max_buffered_bytes,
             assumed_mode=MODES[config.ext_proc.assumed_mode],
         )
-        self._discovery = discovery(settings, config.reload.interval)
+        self._discovery = self._discovery_of(config, settings)
         self._watching: Task | None = None
         self._known: EndpointSet | None = None
         self._applied = asyncio.Event()  # a set of endpoints has been applied since the stream began
@@ -183,6 +187,11 @@ class Pool:
         """Take over limits, profile and endpoints: the next pick goes by the new profile; open streams continue."""
         settings = next(pool for pool in config.pools if pool.name == self.name)
         profile = profile_of(config, settings)
+        if settings.source == self._settings.source:
+            self._discovery.apply(settings, config)
+        else:
+            self._discovery = self._discovery_of(config, settings)
+            self._source_changed(None)
         if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
@@ -195,7 +204,6 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._known = None  # targets depend on the whole configuration
-        self._discovery.apply(settings, config.reload.interval)
         await self._watch()
 
     def readiness(self) -> list[str]:
@@ -204,7 +212,8 @@ class Pool:
         if self._all_scraped:
             return []
         if self._known is None:
-            return [f"pool {self.name}: its endpoints are not known yet"]
+            problems = "; ".join(problem.message for problem in self.source.problems) if self.source else ""
+            return [f"pool {self.name}: its endpoints are not known yet{': ' if problems else ''}{problems}"]
         snapshot = self.store.snapshot(self._parts.clock.now())
         left = unscraped(snapshot)
         self._all_scraped = not left
@@ -299,13 +308,35 @@ class Pool:
         if found != self._known:
             self._known = found
             self.endpoints = found.endpoints
-            identities = {address: identity_of(endpoint) for address, endpoint in found.endpoints.items()}
+            identities = {address: identity_of(found, address) for address in found.endpoints}
             store.set_endpoints(found.engines, now, identities)
             targets = targets_of(self._config, self._settings, found, self._access)
             self._parts.scrape_loop.set_targets(self.name, targets, store)
             self._parts.on_endpoints()
         for name, each in found.unresolved.items():
             store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
+
+    def _discovery_of(self, config: Config, settings: PoolConfig) -> Discovery:
+        """The source of the pool's endpoints. Raises CannotStart where it cannot be used."""
+        try:
+            return discovery(settings, DiscoveryParts(config, self._parts.cluster, self._source_changed))
+        except CannotDiscover as cannot:
+            raise CannotStart(str(cannot)) from cannot
+
+    def _source_changed(self, source: SourceStatus | None) -> None:
+        """The status of the source has changed; None: the configuration lists the endpoints."""
+        before = () if self.source is None else self.source.problems
+        self.source = source
+        self.store.set_source(source)
+        if source is None:
+            return
+        reasons = {problem.reason for problem in before}
+        for problem in source.problems:
+            if problem not in before:
+                again = problem.reason in reasons
+                self._parts.hook(SourceProblemFound(self.name, problem.reason, problem.message, again))
+        for reason in sorted(reasons - {problem.reason for problem in source.problems}):
+            self._parts.hook(SourceProblemSolved(self.name, reason))
 
     def _unlisted(self, model: str, now: float) -> None:
         """No server lists the model of a request: it may have been loaded since the lists were fetched."""
@@ -377,9 +408,10 @@ def profile_of(config: Config, settings: PoolConfig) -> Profile:
         raise CannotStart(str(bad)) from bad
 
 
-def identity_of(endpoint: EndpointConfig) -> Identity:
-    """The pod and node behind an endpoint's address, as far as they are known."""
-    return Identity(endpoint.pod, endpoint.node)
+def identity_of(found: EndpointSet, address: str) -> Identity:
+    """The pod and the node behind an endpoint's address, as far as they are known."""
+    endpoint = found.endpoints[address]
+    return Identity(endpoint.pod, endpoint.node, found.uids.get(address, ""))
 
 
 def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: ServerAccess) -> list[Target]:
@@ -403,7 +435,7 @@ def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access:
             name=found.names.get(address, ""),
             metrics_port=own.metrics_port,
             health_port=own.health_port,
-            identity=identity_of(endpoint),
+            identity=identity_of(found, address),
         )
         for address, endpoint in found.endpoints.items()
     ]

@@ -238,9 +238,9 @@ class PoolConfig:
     )
 
     @property
-    def in_cluster(self) -> bool:
-        """Whether its servers are pods that the API server lists."""
-        return bool(self.inference_pool or self.selector)
+    def source(self) -> str:
+        """What its endpoints come from: a key of `agent.discovery.SOURCES`."""
+        return "kubernetes" if self.inference_pool or self.selector else "endpoints"
 
     def source_in_words(self) -> str:
         """Where its endpoints come from, for a person: `2 endpoints`, `InferencePool llm/chat`."""

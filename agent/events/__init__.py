@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -54,6 +55,8 @@ Event = (
     | Ended
     | Abandoned
     | StreamBroken
+    | SourceProblemFound
+    | SourceProblemSolved
     | Reloaded
     | ScrapesPaced
     | BudgetChanged

@@ -18,6 +18,7 @@ from agent.events import Event
 from agent.events.requests import Ended, Picked
 from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
+from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
@@ -51,6 +52,7 @@ class Instruments:
             self._requests,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
+            DiscoveryInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}

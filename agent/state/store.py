@@ -35,13 +35,15 @@ from agent.signals import (
     WAITING,
     Value,
 )
-from agent.state.endpoint import UNIDENTIFIED, EndpointState, Identity
+from agent.state.endpoint import EndpointState
 from agent.state.freshness import is_fresh
 from agent.state.health import PICKED, Health
+from agent.state.identity import UNIDENTIFIED, Identity
 from agent.state.name_counts import NameCounts
 from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 
 _BLIND: Final = Health.BLIND
 # A proxy that ejects an endpoint itself does so for 30 s the first time (Envoy's base_ejection_time). As long after a
@@ -108,6 +110,7 @@ class RoutingStore:
         self._last_work_id = 0
         self._learnt_rates = PoolRates()
         self._pool_rate: float | None = None
+        self._source: SourceStatus | None = None
         self._announced_rate: float | None = None  # the pool's rate when it was last applied to all endpoints
 
     # -- called by discovery and the scrape loop -----------------------------------------------------------------
@@ -137,6 +140,13 @@ class RoutingStore:
         self._addresses = tuple(self._places)
         self._share_engine()
         self._rebuild()
+
+    def set_source(self, source: SourceStatus | None) -> None:
+        """Set whether the endpoints are those of their source; None where the configuration lists them."""
+        if source != self._source:
+            self._source = source
+            self.version += 1
+            self._notify()
 
     def set_limits(
         self, *, stale_after: float, rate: RateLimits, now: float, outliers: OutlierLimits | None = None
@@ -481,6 +491,7 @@ class RoutingStore:
             self._addresses,
             self._with_errors > 0,
             not self._queued,
+            self._source,
         )
         return self._snapshot
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from exporters.catalog import (
     accelerators,
+    discovery,
     endpoints,
     histograms,
     pools,
@@ -38,6 +39,7 @@ _FAMILIES: Final = (
     withheld.ROWS,
     requests.ROWS,
     scraping.ROWS,
+    discovery.ROWS,
     process.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

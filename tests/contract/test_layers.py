@@ -108,7 +108,7 @@ ISLANDS: dict[str, frozenset[str]] = {
             "agent.engine_specs",
             "agent.engines",
             "agent.exposition",
-            "agent.state.endpoint",  # the identity of a server
+            "agent.state.identity",
             "agent.state.health",  # the number of failures until it is down
         }
     ),
@@ -135,7 +135,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
         {"agent.app.jobs", "agent.instruments.log_format", "agent.serve.state.documents"}
     ),  # formats of a given wall time
     "sched": frozenset(),
-    "threading": frozenset(),
+    "threading": frozenset({"agent.kube.threads"}),
     "logging": frozenset(
         {
             "agent.commands.emulate",
