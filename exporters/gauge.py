@@ -73,6 +73,7 @@ REASONS = {
     "never_scraped": "no page was ever read from the endpoint",
     "no_accelerator": "no accelerator is matched with the endpoint",
     "no_endpoints": "the pool is empty",
+    "no_exporter": "no exporter of accelerators runs on the endpoint's node",
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint has never reported the signal",
     "nothing_counted": "the ratio's denominator has not increased in the window",

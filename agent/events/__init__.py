@@ -9,6 +9,12 @@ from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.kubernetes import (
+    KubernetesWriteFailed,
+    KubernetesWritten,
+    ObjectProblemFound,
+    ObjectProblemSolved,
+)
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -55,6 +61,10 @@ Event = (
     | Ended
     | Abandoned
     | StreamBroken
+    | KubernetesWritten
+    | KubernetesWriteFailed
+    | ObjectProblemFound
+    | ObjectProblemSolved
     | SourceProblemFound
     | SourceProblemSolved
     | Reloaded

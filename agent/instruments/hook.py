@@ -22,6 +22,7 @@ from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
+from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
@@ -52,6 +53,7 @@ class Instruments:
             self._requests,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
+            KubernetesInstruments(self._metrics, log),
             DiscoveryInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
         )

@@ -21,6 +21,7 @@ from exporters.catalog import (
     discovery,
     endpoints,
     histograms,
+    kubernetes,
     pools,
     process,
     rates,
@@ -40,6 +41,7 @@ _FAMILIES: Final = (
     requests.ROWS,
     scraping.ROWS,
     discovery.ROWS,
+    kubernetes.ROWS,
     process.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

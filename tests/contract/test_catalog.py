@@ -17,6 +17,7 @@ from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -86,6 +87,10 @@ EVERYTHING: tuple[Event, ...] = (
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
     CacheEmptied("pool", "a:1", "asleep"),
+    KubernetesWritten("event"),
+    KubernetesWriteFailed("event", "forbidden", "InferencePool ns/llama", "x"),
+    ObjectProblemFound("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound", "x"),
+    ObjectProblemSolved("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound"),
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),

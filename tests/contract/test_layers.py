@@ -59,7 +59,12 @@ PLACES: dict[str, Place] = {
     "agent.envoy.rollout": Place(4, P),
     "agent.discovery": Place(5, S),
     "agent.kube": Place(5, S),
+    "agent.kube.conditions": Place(2, P),
+    "agent.kube.event_series": Place(2, P),
+    "agent.kube.objectives": Place(2, P),
     "agent.kube.objects": Place(2, P),
+    "agent.kube.problem_reasons": Place(2, P),
+    "agent.kube.shared_pods": Place(2, P),
     "agent.kube.cache": Place(2, P),
     "agent.kube.errors": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
@@ -132,7 +137,7 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
     "datetime": frozenset(
-        {"agent.app.jobs", "agent.instruments.log_format", "agent.serve.state.documents"}
+        {"agent.app.jobs", "agent.instruments.log_format", "agent.kube.wall_time", "agent.serve.state.documents"}
     ),  # formats of a given wall time
     "sched": frozenset(),
     "threading": frozenset({"agent.kube.threads"}),
