@@ -6,12 +6,14 @@ list below. A new periodic job is one line in the list of jobs.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.cluster_objects import ClusterObjects
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -26,6 +28,7 @@ from agent.config.config import Config
 from agent.config.difference import differences
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
+from agent.kube.recorder import Recorder
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -56,18 +59,23 @@ class Agent:
             not_ready=self.readiness,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
-        accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
-        files = EndpointFiles(config, clock, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        self.recorder = Recorder(self.cluster, clock, hook, socket.gethostname())
+        self._objects = ClusterObjects(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
+        accelerators = self._accelerators = AcceleratorScraping(
+            config, scraping.loop, clock, tasks, hook, self._pool_map, self.cluster, self._objects.exporters_changed
+        )
+        files = EndpointFiles(config, clock, hook)
         parts = PoolParts(
             clock,
             hook,
             tasks,
             scraping.loop,
             self._admin_server.picks.add,
-            accelerators.refresh,
+            self._endpoints_changed,
             files,
             self.cluster,
+            self._objects.source_changed,
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
@@ -85,6 +93,7 @@ class Agent:
                 self._admin,
                 Exporting(self._admin_server.exporters, tasks),
                 scraping,
+                self._objects,
                 accelerators,
                 files,
                 self._pools,
@@ -137,6 +146,10 @@ class Agent:
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools
+
+    def _endpoints_changed(self) -> None:
+        self._accelerators.refresh()
+        self._objects.endpoints_changed()
 
     def _snapshots(self, now: float) -> list[Snapshot]:
         return [pool.store.snapshot(now) for pool in self.pools.values()]

@@ -40,6 +40,8 @@ from agent.serve.state.schema import (
     HistogramValueJson,
     PoolJson,
     PrefixJson,
+    RewriteJson,
+    RewriteTargetJson,
     SignalValueJson,
     SourceJson,
     SourceProblemJson,
@@ -99,6 +101,8 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
         PoolJson(
             each.pool,
             _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
             {health.value: count for health, count in count_by_health(each.endpoints).items()},
             [endpoint(view, moment) for view in each.endpoints],
         )
@@ -161,6 +165,8 @@ def change(
         ChangedPoolJson(
             each.pool,
             _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
             [endpoint(view, moment) for view in each.changed],
             list(each.removed),
         )
@@ -174,6 +180,25 @@ def _source(source: SourceStatus | None, now: float) -> SourceJson | None:
         return None
     problems = [SourceProblemJson(each.reason, printable(each.message)) for each in source.problems]
     return SourceJson(printable(source.source), source.current, source.age(now), problems)
+
+
+def _objectives(source: SourceStatus | None) -> dict[str, int] | None:
+    if source is None or source.objectives is None:
+        return None
+    return {printable(name): priority for name, priority in sorted(source.objectives.priorities.items())}
+
+
+def _rewrites(source: SourceStatus | None) -> list[RewriteJson] | None:
+    if source is None or source.objectives is None:
+        return None
+    return [
+        RewriteJson(
+            sorted(map(printable, rule.models)),
+            [RewriteTargetJson(printable(target.model), target.weight) for target in rule.targets],
+            "/".join(rule.source),
+        )
+        for rule in source.objectives.rewrites
+    ]
 
 
 # -- an endpoint -------------------------------------------------------------------------------------------------------

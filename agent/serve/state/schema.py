@@ -289,11 +289,32 @@ class SourceJson(JsonObject):
     problems: list[SourceProblemJson]
 
 
+class RewriteTargetJson(JsonObject):
+    """A model that replaces the one in a request."""
+
+    model: str
+    weight: Annotated[int, Meta(ge=1, description="its part of the sum of the weights of the rule")]
+
+
+class RewriteJson(JsonObject):
+    """A rule of an InferenceModelRewrite. The first one that has the model of a request applies."""
+
+    models: Annotated[list[str], Meta(description="the models that it replaces; none: every model")]
+    targets: list[RewriteTargetJson]
+    source: Annotated[str, Meta(description="namespace/name of the InferenceModelRewrite")]
+
+
+_OBJECTIVES = "priority of each InferenceObjective; null without an InferencePool, or while they are not known"
+_REWRITES = "rules of InferenceModelRewrites, in the order in which they apply; null as `objectives`"
+
+
 class PoolJson(JsonObject):
     """A pool and its endpoints."""
 
     pool: str
     discovery: Annotated[SourceJson | None, Meta(description="null where the configuration lists the endpoints")]
+    objectives: Annotated[dict[str, int] | None, Meta(description=_OBJECTIVES)]
+    rewrites: Annotated[list[RewriteJson] | None, Meta(description=_REWRITES)]
     by_health: Annotated[
         dict[str, Count], Meta(description="number of endpoints in each state", extra_json_schema=_BY_HEALTH)
     ]
@@ -311,6 +332,8 @@ class ChangedPoolJson(JsonObject):
 
     pool: str
     discovery: SourceJson | None
+    objectives: dict[str, int] | None
+    rewrites: list[RewriteJson] | None
     changed: Annotated[list[EndpointJson], Meta(description="new or different endpoints, complete")]
     removed: Annotated[list[str], Meta(description="addresses of removed endpoints")]
 
