@@ -28,7 +28,7 @@ from agent.config.config import Config
 from agent.config.difference import differences
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
-from agent.kube.recorder import Recorder
+from agent.kube.recorder import EventRecorder
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -60,7 +60,7 @@ class Agent:
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
-        self.recorder = Recorder(self.cluster, clock, hook, socket.gethostname())
+        self.recorder = EventRecorder(self.cluster, clock, hook, socket.gethostname())
         self._objects = ClusterObjects(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
         accelerators = self._accelerators = AcceleratorScraping(
             config, scraping.loop, clock, tasks, hook, self._pool_map, self.cluster, self._objects.exporters_changed

@@ -22,12 +22,12 @@ from agent.config.pools import PoolConfig
 from agent.events import Hook
 from agent.kube.cluster import Cluster, own_namespace
 from agent.kube.errors import NoCluster
-from agent.kube.objectives import POOL_GROUP, POOL_KIND, Verdict, merge
+from agent.kube.objectives import POOL_GROUP, POOL_KIND, Acceptance, merge
 from agent.kube.objects import Key, ObjectRef
 from agent.kube.pool_endpoints import ObjectProblem
-from agent.kube.recorder import Recorder
+from agent.kube.recorder import EventRecorder
 from agent.kube.rule_informers import RuleInformers
-from agent.kube.shared_pods import PodLabels, SelectingPool, shared_pods
+from agent.kube.shared_pods import LabelledPod, SelectingPool, shared_pods
 
 GATHER_SECONDS: Final = 0.1  # changes within this time are applied together
 # Comparing the pods of 5,000 endpoints with the selectors of their namespace takes some 10 ms.
@@ -52,7 +52,7 @@ class ClusterObjects:
         cluster: Cluster,
         tasks: Tasks,
         hook: Hook,
-        recorder: Recorder,
+        recorder: EventRecorder,
         pools: Callable[[], Mapping[str, Pool]],
     ) -> None:
         self._config = config
@@ -64,7 +64,7 @@ class ClusterObjects:
         self._rules: dict[str, RuleInformers] = {}
         self._following: dict[str, Task] = {}
         self._writing: Task | None = None
-        self._verdicts: dict[str, tuple[Verdict, ...]] = {}  # by namespace
+        self._acceptances: dict[str, tuple[Acceptance, ...]] = {}  # by namespace
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopped = False
 
@@ -138,7 +138,7 @@ class ClusterObjects:
         for namespace in self._following.keys() - namespaces:
             self._following.pop(namespace).cancel()
             self._rules.pop(namespace, None)
-            self._verdicts.pop(namespace, None)
+            self._acceptances.pop(namespace, None)
         for namespace in namespaces - self._following.keys():
             run = partial(self._run, namespace)
             self._following[namespace] = self._tasks.run(f"{OBJECTIVES}/{namespace}", run)
@@ -176,16 +176,16 @@ class ClusterObjects:
             self._problems.report(OBJECTIVES, ObjectRef("", "Namespace", "", namespace), rules.problems())
             served = [key for key in by_key if key[0] == namespace]
             merged = merge(served, {} if names is None else {namespace: names}, objects)
-            self._verdicts[namespace] = merged.verdicts
+            self._acceptances[namespace] = merged.acceptances
             for key in served:
                 for pool in by_key[key]:
                     pool.set_objectives(merged.pools[key])
-        verdicts = [verdict for found in self._verdicts.values() for verdict in found]
-        self._recorder.set_verdicts(verdicts)
-        known = {verdict.object.ref.anonymous for verdict in verdicts}
-        for verdict in verdicts:
-            problems = () if verdict.problem is None else (verdict.problem,)
-            self._problems.report(OBJECTIVES, verdict.object.ref, problems)
+        acceptances = [acceptance for found in self._acceptances.values() for acceptance in found]
+        self._recorder.set_acceptances(acceptances)
+        known = {acceptance.object.ref.anonymous for acceptance in acceptances}
+        for acceptance in acceptances:
+            problems = () if acceptance.problem is None else (acceptance.problem,)
+            self._problems.report(OBJECTIVES, acceptance.object.ref, problems)
         for ref in self._problems.of_source(OBJECTIVES):
             gone_namespace = ref.kind == "Namespace" and ref.name not in self._rules
             if gone_namespace or (ref.kind != "Namespace" and ref not in known):
@@ -231,7 +231,7 @@ class ClusterObjects:
         else:
             self._problems.report(found_by, _plain(settings.name), problems)
 
-    def _pods(self) -> Iterator[PodLabels]:
+    def _pods(self) -> Iterator[LabelledPod]:
         """The pods behind the endpoints of all pools, each once."""
         seen: set[str] = set()
         for pool in self._pools().values():
@@ -239,7 +239,7 @@ class ClusterObjects:
                 if endpoint.pod and endpoint.pod not in seen:
                     seen.add(endpoint.pod)
                     namespace, _, name = endpoint.pod.rpartition("/")
-                    yield PodLabels(namespace, name, dict(endpoint.labels))
+                    yield LabelledPod(namespace, name, dict(endpoint.labels))
 
     def _by_key(self) -> dict[Key, list[Pool]]:
         """The pools of the agent by their InferencePool."""

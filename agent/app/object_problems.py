@@ -8,14 +8,14 @@ from agent.events import Hook
 from agent.events.kubernetes import ObjectProblemFound, ObjectProblemSolved
 from agent.kube.objects import ObjectRef
 from agent.kube.pool_endpoints import ObjectProblem
-from agent.kube.recorder import Recorder
+from agent.kube.recorder import EventRecorder
 
 
 class ObjectProblems:
     """The problems of each object by their source. An event of `agent.events.kubernetes` tells when one begins and when
     it ends; the recorder gets those of objects of the API server, which have an `api_version`."""
 
-    def __init__(self, hook: Hook, recorder: Recorder) -> None:
+    def __init__(self, hook: Hook, recorder: EventRecorder) -> None:
         self._hook = hook
         self._recorder = recorder
         self._reported: dict[tuple[str, ObjectRef], tuple[ObjectProblem, ...]] = {}

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.kube.objectives import ACCEPTED, PENDING, PLURALS, Condition, Verdict, accepted_message
+from agent.kube.objectives import ACCEPTED, PENDING, PLURALS, Acceptance, Condition, accepted_message
 from agent.kube.objects import ObjectRef
 
 FIELD_MANAGER: Final = "inference-gateway-agent"
@@ -29,23 +29,23 @@ class ConditionWrite(NamedTuple):
     resource_version: str
 
 
-def condition_of(verdict: Verdict) -> Condition:
+def condition_of(acceptance: Acceptance) -> Condition:
     """The condition that an object should have, without its time."""
-    each, problem = verdict.object, verdict.problem
-    if verdict.released:
+    each, problem = acceptance.object, acceptance.problem
+    if acceptance.released:
         pool = each.pool.name if each.pool else ""
         message = f"another endpoint picker serves InferencePool {each.ref.namespace}/{pool}"
         return Condition(ACCEPTED, "Unknown", PENDING, message, each.generation)
     if problem is not None:
         message = problem.message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES].decode("utf-8", "ignore")
         return Condition(ACCEPTED, "False", problem.reason, message, each.generation)
-    return Condition(ACCEPTED, "True", ACCEPTED, accepted_message(verdict), each.generation)
+    return Condition(ACCEPTED, "True", ACCEPTED, accepted_message(acceptance), each.generation)
 
 
-def condition_write(verdict: Verdict, at: str) -> ConditionWrite | None:
+def condition_write(acceptance: Acceptance, at: str) -> ConditionWrite | None:
     """What to write at `at` (wall time, RFC 3339); None where the object has the condition already. The time of the
     last transition changes with the status alone, as that of every condition of Kubernetes."""
-    wanted, present, ref = condition_of(verdict), verdict.object.accepted, verdict.object.ref
+    wanted, present, ref = condition_of(acceptance), acceptance.object.accepted, acceptance.object.ref
     if present is not None and wanted == msgspec.structs.replace(present, last_transition_time=""):
         return None
     since = at
@@ -61,4 +61,4 @@ def condition_write(verdict: Verdict, at: str) -> ConditionWrite | None:
         f"/apis/{ref.api_version}/namespaces/{ref.namespace}/{PLURALS[ref.kind]}/{ref.name}/status"
         f"?fieldManager={FIELD_MANAGER}&force=true"
     )
-    return ConditionWrite(ref, path, _encode(body), verdict.object.resource_version)
+    return ConditionWrite(ref, path, _encode(body), acceptance.object.resource_version)

@@ -245,7 +245,7 @@ class PoolObjectives:
 NO_OBJECTIVES: Final = PoolObjectives()
 
 
-class Verdict(NamedTuple):
+class Acceptance(NamedTuple):
     """What became of an object that concerns a pool of the agent: its problem, or None where it is used. `released`:
     the agent has nothing to do with it any more, although its condition has the problem that its pool is missing."""
 
@@ -258,7 +258,7 @@ class Merged(NamedTuple):
     """What applies to each pool of the agent, and what became of each object that concerns one of them."""
 
     pools: Mapping[Key, PoolObjectives]
-    verdicts: tuple[Verdict, ...]
+    acceptances: tuple[Acceptance, ...]
 
 
 def merge(pools: Collection[Key], existing: Mapping[str, Collection[str]], objects: Iterable[RuleObject]) -> Merged:
@@ -267,15 +267,15 @@ def merge(pools: Collection[Key], existing: Mapping[str, Collection[str]], objec
     served = frozenset(pools)
     found = sorted((each for each in objects if not each.deleting), key=_order)
     winners = {(each.ref.kind, *each.key) for each in found if each.group == NEW_GROUP}
-    verdicts: list[Verdict] = []
+    acceptances: list[Acceptance] = []
     priorities: dict[Key, dict[str, int]] = {key: {} for key in served}
     rules: dict[Key, list[RewriteRule]] = {key: [] for key in served}
     for each in found:
-        verdict = _verdict(each, served, existing, winners)
-        if verdict is None:
+        acceptance = _acceptance(each, served, existing, winners)
+        if acceptance is None:
             continue
-        verdicts.append(verdict)
-        if verdict.problem is None and not verdict.released and each.pool is not None:
+        acceptances.append(acceptance)
+        if acceptance.problem is None and not acceptance.released and each.pool is not None:
             pool = (each.ref.namespace, each.pool.name)
             if each.ref.kind == OBJECTIVE:
                 priorities[pool][each.ref.name] = each.priority
@@ -289,7 +289,7 @@ def merge(pools: Collection[Key], existing: Mapping[str, Collection[str]], objec
             )
             for key in served
         },
-        tuple(verdicts),
+        tuple(acceptances),
     )
 
 
@@ -298,31 +298,31 @@ def _order(each: RuleObject) -> tuple[str, str, Key, str]:
     return each.ref.kind, each.created, each.key, each.group
 
 
-def _verdict(
+def _acceptance(
     each: RuleObject,
     served: frozenset[Key],
     existing: Mapping[str, Collection[str]],
     winners: Collection[tuple[str, str, str]],
-) -> Verdict | None:
+) -> Acceptance | None:
     """None for an object that concerns no pool of the agent, and no pool that is missing."""
     pool, namespace = each.pool, each.ref.namespace
     if pool is None:  # not even its pool can be read: nobody else will report it
-        return Verdict(each, _invalid(each))
+        return Acceptance(each, _invalid(each))
     concerns = (namespace, pool.name) in served
     refers = pool.group in _SAME_POOL_GROUPS and pool.kind in (None, POOL_KIND)
     missing = refers and namespace in existing and pool.name not in existing[namespace]
     if not concerns and not missing:
         released = refers and each.accepted is not None and each.accepted.reason == POOL_MISSING
-        return Verdict(each, None, released=True) if released else None
+        return Acceptance(each, None, released=True) if released else None
     if each.group != NEW_GROUP and (each.ref.kind, *each.key) in winners:
-        return Verdict(each, _superseded(each))
+        return Acceptance(each, _superseded(each))
     if each.problem:
-        return Verdict(each, _invalid(each))
+        return Acceptance(each, _invalid(each))
     if not refers:
-        return Verdict(each, _other_kind(each, pool))
+        return Acceptance(each, _other_kind(each, pool))
     if missing:
-        return Verdict(each, _missing(each, pool))
-    return Verdict(each, None)
+        return Acceptance(each, _missing(each, pool))
+    return Acceptance(each, None)
 
 
 def _superseded(each: RuleObject) -> ObjectProblem:
@@ -357,9 +357,9 @@ def _missing(each: RuleObject, pool: PoolRef) -> ObjectProblem:
     )
 
 
-def accepted_message(verdict: Verdict) -> str:
+def accepted_message(acceptance: Acceptance) -> str:
     """The message of the condition of an object that is used."""
-    each = verdict.object
+    each = acceptance.object
     pool = f"{POOL_KIND} {each.ref.namespace}/{each.pool.name if each.pool else ''}"
     if each.ref.kind == OBJECTIVE:
         return f"requests to {pool} that name it have the priority {each.priority}"

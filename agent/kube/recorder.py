@@ -1,7 +1,7 @@
 """Writes Kubernetes Events and conditions about the objects that need a correction.
 
     discovery, objectives --problems of an object--> EventSeries  --> POST, PATCH events.k8s.io/v1 events
-                          --verdicts--------------> condition_write --> PATCH .../status (server-side apply)
+                          --acceptances--------------> condition_write --> PATCH .../status (server-side apply)
 
 What is to be written is decided by `agent.kube.event_series` and `agent.kube.conditions`. A write that fails is counted
 and tried again later; it stops nothing. Of several replicas, the one for which `may_write` is true writes.
@@ -20,7 +20,7 @@ from agent.kube.cluster import Cluster
 from agent.kube.conditions import APPLY, ConditionWrite, condition_write
 from agent.kube.errors import ApiFailed, NoCluster, Unreachable
 from agent.kube.event_series import EventSeries, EventWrite, TokenBucket
-from agent.kube.objectives import PLURALS, Verdict
+from agent.kube.objectives import PLURALS, Acceptance
 from agent.kube.objects import ObjectRef
 from agent.kube.pool_endpoints import ObjectProblem
 from agent.kube.wall_time import micro_time, whole_seconds
@@ -43,18 +43,18 @@ CONDITION_REFILL_SECONDS: Final = 60.0
 
 
 class _Condition:
-    """A verdict, and the limits of writing its condition."""
+    """An acceptance, and the limits of writing its condition."""
 
-    __slots__ = ("bucket", "not_before", "verdict", "written_version")
+    __slots__ = ("acceptance", "bucket", "not_before", "written_version")
 
-    def __init__(self, verdict: Verdict, now: float) -> None:
-        self.verdict = verdict
+    def __init__(self, acceptance: Acceptance, now: float) -> None:
+        self.acceptance = acceptance
         self.bucket = TokenBucket(CONDITION_BURST, CONDITION_REFILL_SECONDS, now)
         self.not_before = 0.0
         self.written_version = ""  # the version of the object that a write has replaced
 
 
-class Recorder:
+class EventRecorder:
     """Writes what is wrong with objects. `enabled`: whether it writes at all; `wake` follows a change of it. `instance`
     is the name of the agent's pod. All methods are called on the event loop."""
 
@@ -85,13 +85,13 @@ class Recorder:
         """The source has nothing to do with the object any more, or it was deleted."""
         self._events.forget(source, ref)
 
-    def set_verdicts(self, verdicts: Sequence[Verdict]) -> None:
+    def set_acceptances(self, acceptances: Sequence[Acceptance]) -> None:
         """Replace the objects whose status gets a condition."""
         known, self._conditions, now = self._conditions, {}, self._clock.now()
-        for verdict in verdicts:
-            ref = verdict.object.ref
-            condition = known.get(ref) or _Condition(verdict, now)
-            condition.verdict = verdict
+        for acceptance in acceptances:
+            ref = acceptance.object.ref
+            condition = known.get(ref) or _Condition(acceptance, now)
+            condition.acceptance = acceptance
             self._conditions[ref] = condition
         self._wake.set()
 
@@ -149,10 +149,10 @@ class Recorder:
 
     def _condition_write(self, condition: _Condition) -> ConditionWrite | None:
         """What is to be written, whenever that may be."""
-        version = condition.verdict.object.resource_version
+        version = condition.acceptance.object.resource_version
         if condition.written_version and version != condition.written_version:  # the write has arrived
             condition.written_version, condition.not_before = "", 0.0
-        return condition_write(condition.verdict, whole_seconds(self._clock.wall()))
+        return condition_write(condition.acceptance, whole_seconds(self._clock.wall()))
 
     def _next_condition(self) -> ConditionWrite | None:
         now = self._clock.now()

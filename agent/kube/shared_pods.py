@@ -13,7 +13,7 @@ from agent.kube.objects import Key
 from agent.kube.pool_endpoints import POD_IN_TWO_POOLS, ObjectProblem
 
 
-class PodLabels(NamedTuple):
+class LabelledPod(NamedTuple):
     """A pod and its labels."""
 
     namespace: str
@@ -28,7 +28,7 @@ class SelectingPool(NamedTuple):
     namespace: str
     match_labels: Mapping[str, str]
 
-    def selects(self, pod: PodLabels) -> bool:
+    def selects(self, pod: LabelledPod) -> bool:
         """Whether the pool selects the pod."""
         return pod.namespace == self.namespace and self.match_labels.items() <= pod.labels.items()
 
@@ -41,7 +41,7 @@ class _Shared(NamedTuple):
     pods: int
 
 
-def shared_pods(pools: Iterable[SelectingPool], pods: Iterable[PodLabels]) -> Mapping[str, ObjectProblem]:
+def shared_pods(pools: Iterable[SelectingPool], pods: Iterable[LabelledPod]) -> Mapping[str, ObjectProblem]:
     """The problem of each pool that shares a pod, by `source`."""
     by_namespace: dict[str, list[SelectingPool]] = {}
     for pool in pools:

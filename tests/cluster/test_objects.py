@@ -329,6 +329,20 @@ async def test_without_the_permission_to_write_the_missing_rule_is_named_and_eve
         assert "needs the verb patch on inferenceobjectives/status of llm-d.ai" in failed()["condition"].detail
 
 
+async def test_kinds_that_the_agent_may_not_read_are_named_with_the_rule_that_it_needs(journey: Journey) -> None:
+    await journey.pool()
+    await journey.pods.create("one", LABELS)
+    api = journey.plane.api
+    account = await asyncio.to_thread(create_service_account, api, journey.namespace, "agent")
+    await asyncio.to_thread(grant, api, account, READ[:2], journey.namespace)
+    kubeconfig = await asyncio.to_thread(kubeconfig_of, journey.plane, account)
+    async with journey.agent(kubeconfig=kubeconfig) as live:
+        await eventually(lambda: live.recorder.of(ObjectProblemFound))
+        assert (problem(live).kind, problem(live).reason) == ("Namespace", "Forbidden")
+        assert "may not read inferenceobjectives of llm-d.ai, inferenceobjectives of" in problem(live).message
+        await pool_state(live, lambda pool: len(pool["endpoints"]) == 1 and pool["objectives"] == {})
+
+
 async def test_the_documented_permissions_are_enough(journey: Journey) -> None:
     await journey.pool()
     await journey.objective("lost", 5, pool="lama")

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from agent.kube.conditions import condition_write
-from agent.kube.objectives import Condition, Verdict
+from agent.kube.objectives import Acceptance, Condition
 from agent.kube.pool_endpoints import ObjectProblem
 from agent.kube.wall_time import whole_seconds
 from tests.kube.rule_objects import objective, rewrite, rule
@@ -18,19 +18,21 @@ MISSING = ObjectProblem(
 )
 
 
-def written(verdict: Verdict, wall: float = WALL) -> Any:
-    write = condition_write(verdict, whole_seconds(wall))
+def written(acceptance: Acceptance, wall: float = WALL) -> Any:
+    write = condition_write(acceptance, whole_seconds(wall))
     assert write is not None
     return msgspec.json.decode(write.body)["status"]["conditions"][0]
 
 
-def after(verdict: Verdict, wall: float = WALL) -> Verdict:
-    """The verdict with the condition that was written."""
-    return verdict._replace(object=verdict.object._replace(accepted=msgspec.convert(written(verdict, wall), Condition)))
+def after(acceptance: Acceptance, wall: float = WALL) -> Acceptance:
+    """The acceptance with the condition that was written."""
+    return acceptance._replace(
+        object=acceptance.object._replace(accepted=msgspec.convert(written(acceptance, wall), Condition))
+    )
 
 
 def test_an_object_that_is_used_is_accepted_and_says_what_it_does() -> None:
-    assert written(Verdict(objective("chat", 7), None)) == {
+    assert written(Acceptance(objective("chat", 7), None)) == {
         "type": "Accepted",
         "status": "True",
         "reason": "Accepted",
@@ -38,16 +40,16 @@ def test_an_object_that_is_used_is_accepted_and_says_what_it_does() -> None:
         "observedGeneration": 1,
         "lastTransitionTime": "2027-01-15T08:00:00Z",
     }
-    assert "its 2 rules apply" in written(Verdict(rewrite("r", rule("a"), rule("b")), None))["message"]
+    assert "its 2 rules apply" in written(Acceptance(rewrite("r", rule("a"), rule("b")), None))["message"]
 
 
 def test_an_object_with_a_problem_is_not_accepted_with_the_reason_and_the_message() -> None:
-    found = written(Verdict(objective("chat"), MISSING))
+    found = written(Acceptance(objective("chat"), MISSING))
     assert (found["status"], found["reason"], found["message"]) == ("False", *MISSING)
 
 
 def test_the_request_names_the_object_its_uid_and_the_field_manager() -> None:
-    write = condition_write(Verdict(objective("chat"), None), whole_seconds(WALL))
+    write = condition_write(Acceptance(objective("chat"), None), whole_seconds(WALL))
     assert write is not None
     assert write.path == (
         "/apis/llm-d.ai/v1alpha2/namespaces/ns/inferenceobjectives/chat/status"
@@ -59,12 +61,12 @@ def test_the_request_names_the_object_its_uid_and_the_field_manager() -> None:
 
 
 def test_a_condition_that_is_there_already_is_not_written() -> None:
-    assert condition_write(after(Verdict(objective("chat"), None)), whole_seconds(WALL + 60)) is None
-    assert condition_write(after(Verdict(objective("chat"), MISSING)), whole_seconds(WALL + 60)) is None
+    assert condition_write(after(Acceptance(objective("chat"), None)), whole_seconds(WALL + 60)) is None
+    assert condition_write(after(Acceptance(objective("chat"), MISSING)), whole_seconds(WALL + 60)) is None
 
 
 def test_the_time_of_the_transition_changes_with_the_status_alone() -> None:
-    accepted = after(Verdict(objective("chat"), None))
+    accepted = after(Acceptance(objective("chat"), None))
     newer = accepted._replace(object=accepted.object._replace(generation=2))
     assert written(newer, WALL + 60)["lastTransitionTime"] == "2027-01-15T08:00:00Z"
     assert written(newer, WALL + 60)["observedGeneration"] == 2
@@ -72,6 +74,6 @@ def test_the_time_of_the_transition_changes_with_the_status_alone() -> None:
 
 
 def test_a_condition_that_the_agent_withdraws_is_unknown() -> None:
-    found = written(Verdict(objective("chat", pool="other"), None, released=True))
+    found = written(Acceptance(objective("chat", pool="other"), None, released=True))
     assert (found["status"], found["reason"]) == ("Unknown", "Pending")
     assert "another endpoint picker serves InferencePool ns/other" in found["message"]

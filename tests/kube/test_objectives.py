@@ -44,14 +44,14 @@ def reasons(found: Merged) -> dict[str, str]:
     """The reason of each object by group and name; empty where it is used."""
     return {
         f"{each.object.group} {each.object.ref.name}": each.problem.reason if each.problem else ""
-        for each in found.verdicts
+        for each in found.acceptances
     }
 
 
 def message(found: Merged) -> str:
-    (verdict,) = found.verdicts
-    assert verdict.problem is not None
-    return verdict.problem.message
+    (acceptance,) = found.acceptances
+    assert acceptance.problem is not None
+    return acceptance.problem.message
 
 
 def test_requests_that_name_an_objective_have_its_priority() -> None:
@@ -83,7 +83,7 @@ def test_a_pool_of_another_group_or_kind_is_no_pool() -> None:
         found = merged(objective(pool={"name": "llama"} | reference))
         assert reasons(found) == {f"{NEW_GROUP} chat": "InvalidPoolRef"}
         assert not found.pools[POOL].priorities
-        assert merged(objective(pool={"name": "other"} | reference)).verdicts == ()
+        assert merged(objective(pool={"name": "other"} | reference)).acceptances == ()
 
 
 def test_a_missing_pool_is_named_with_the_remedy() -> None:
@@ -94,7 +94,7 @@ def test_a_missing_pool_is_named_with_the_remedy() -> None:
 
 
 def test_no_pool_is_missing_while_the_pools_are_not_known() -> None:
-    assert merged(objective(pool="lama"), existing={}).verdicts == ()
+    assert merged(objective(pool="lama"), existing={}).acceptances == ()
     assert reasons(merged(objective(), existing={})) == {f"{NEW_GROUP} chat": ""}
 
 
@@ -105,19 +105,19 @@ def test_a_pool_of_the_agent_that_does_not_exist_is_missing_too() -> None:
 
 
 def test_objects_of_a_pool_that_another_picker_serves_are_left_alone() -> None:
-    assert merged(objective(pool="other"), existing={"ns": ["llama", "other"]}).verdicts == ()
+    assert merged(objective(pool="other"), existing={"ns": ["llama", "other"]}).acceptances == ()
 
 
 def test_a_condition_that_a_pool_is_missing_is_withdrawn_when_another_picker_serves_it() -> None:
     lost = objective(pool="other")
     stale = lost._replace(accepted=msgspec.json.decode(b'{"type":"Accepted","reason":"PoolNotFound"}', type=Condition))
-    (verdict,) = merged(stale, existing={"ns": ["other"]}).verdicts
-    assert verdict.released
-    assert verdict.problem is None
+    (acceptance,) = merged(stale, existing={"ns": ["other"]}).acceptances
+    assert acceptance.released
+    assert acceptance.problem is None
 
 
 def test_an_object_that_is_being_deleted_has_no_effect() -> None:
-    assert merged(objective(deletionTimestamp="2026-01-02T00:00:00Z")).verdicts == ()
+    assert merged(objective(deletionTimestamp="2026-01-02T00:00:00Z")).acceptances == ()
 
 
 def test_a_priority_that_is_no_32_bit_number_is_invalid() -> None:
@@ -166,7 +166,7 @@ def test_rules_that_the_schema_lets_pass_and_that_mean_nothing_are_refused_with_
 
 def test_an_invalid_object_of_another_pool_is_not_the_agents() -> None:
     other = {"ns": ["llama", "other"]}
-    assert merged(objective(priority="x", pool="other"), existing=other).verdicts == ()
+    assert merged(objective(priority="x", pool="other"), existing=other).acceptances == ()
 
 
 def test_an_object_without_a_readable_pool_is_reported() -> None:
@@ -210,7 +210,7 @@ def test_the_order_in_which_objects_arrive_does_not_matter(objects: list[RuleObj
 @given(objects)
 def test_an_object_is_used_exactly_where_nothing_is_wrong_with_it(objects: list[RuleObject]) -> None:
     found = merged(*objects, existing={"ns": ["llama", "other"]})
-    used = [each.object for each in found.verdicts if each.problem is None]
+    used = [each.object for each in found.acceptances if each.problem is None]
     priorities = {each.ref.name: each.priority for each in used if each.ref.kind == OBJECTIVE}
     assert dict(found.pools[POOL].priorities) == priorities
     rules = [rule for each in used for rule in each.rules]
@@ -222,7 +222,7 @@ def test_an_object_is_used_exactly_where_nothing_is_wrong_with_it(objects: list[
 def test_the_rule_of_a_model_is_the_first_by_precedence(objects: list[RuleObject], model: str) -> None:
     found = merged(*objects)
     pool = found.pools[POOL]
-    used = [each.object for each in found.verdicts if each.problem is None and each.object.ref.kind == REWRITE]
+    used = [each.object for each in found.acceptances if each.problem is None and each.object.ref.kind == REWRITE]
     ranked = sorted(
         (not rule.models, each.created, each.key, index, rule)
         for each in used
@@ -244,5 +244,6 @@ def test_the_rule_of_a_model_is_the_first_by_precedence(objects: list[RuleObject
     ),
     st.sampled_from([OBJECTIVE, REWRITE]),
 )
-def test_no_spec_raises(spec: Any, kind: str) -> None:
-    an_object(kind, "x", spec)
+def test_any_spec_is_an_object_with_a_pool_or_with_a_problem(spec: Any, kind: str) -> None:
+    found = an_object(kind, "x", spec)
+    assert found.pool is not None or found.problem

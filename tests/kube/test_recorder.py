@@ -16,10 +16,10 @@ from agent.kube import recorder as recorder_module
 from agent.kube.client import KubeClient
 from agent.kube.cluster import Cluster
 from agent.kube.errors import ApiFailed, NoCluster, Unreachable
-from agent.kube.objectives import Condition, Verdict
+from agent.kube.objectives import Acceptance, Condition
 from agent.kube.objects import ObjectRef
 from agent.kube.pool_endpoints import ObjectProblem
-from agent.kube.recorder import Recorder
+from agent.kube.recorder import EventRecorder
 from tests.kube.rule_objects import objective
 from tests.waiting import eventually
 
@@ -58,7 +58,7 @@ class Rig:
         self.cluster = ScriptedCluster()
         self.events: list[Event] = []
         self.holder = True
-        self.recorder = Recorder(self.cluster, SystemClock(), self.events.append, "agent-0", lambda: self.holder)
+        self.recorder = EventRecorder(self.cluster, SystemClock(), self.events.append, "agent-0", lambda: self.holder)
         self.task = asyncio.get_running_loop().create_task(self.recorder.run())
 
     def report(self, *problems: ObjectProblem) -> None:
@@ -102,17 +102,17 @@ async def test_a_condition_is_written_once_until_the_watch_has_brought_it(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "ECHO_SECONDS", 60.0)
-    verdict = Verdict(objective("chat", 3), None)
-    rig.recorder.set_verdicts([verdict])
+    acceptance = Acceptance(objective("chat", 3), None)
+    rig.recorder.set_acceptances([acceptance])
     ((method, path, body),) = await rig.sent(1)
     assert method == "PATCH"
     assert path.startswith("/apis/llm-d.ai/v1alpha2/namespaces/ns/inferenceobjectives/chat/status?")
     written = msgspec.convert(body["status"]["conditions"][0], Condition)
-    rig.recorder.set_verdicts([verdict])
-    arrived = verdict._replace(object=verdict.object._replace(accepted=written, resource_version="2"))
-    rig.recorder.set_verdicts([arrived])
+    rig.recorder.set_acceptances([acceptance])
+    arrived = acceptance._replace(object=acceptance.object._replace(accepted=written, resource_version="2"))
+    rig.recorder.set_acceptances([arrived])
     changed = arrived._replace(object=arrived.object._replace(generation=2, resource_version="3"))
-    rig.recorder.set_verdicts([changed])
+    rig.recorder.set_acceptances([changed])
     *_, (_, _, body) = await rig.sent(2)
     assert body["status"]["conditions"][0]["observedGeneration"] == 2
     assert len(rig.cluster.sent) == 2
@@ -121,7 +121,7 @@ async def test_a_condition_is_written_once_until_the_watch_has_brought_it(
 async def test_another_replica_writes_while_this_one_may_not(rig: Rig) -> None:
     rig.holder = False
     rig.report(PROBLEM)
-    rig.recorder.set_verdicts([Verdict(objective("chat"), None)])
+    rig.recorder.set_acceptances([Acceptance(objective("chat"), None)])
     other = Rig()
     other.report(PROBLEM)
     await other.sent(1)  # it had its turn since
@@ -162,7 +162,7 @@ async def test_a_missing_permission_is_named_with_the_rule_that_grants_it(rig: R
 
 async def test_a_missing_permission_for_conditions_is_named_with_its_resource(rig: Rig) -> None:
     rig.cluster.error = ApiFailed(403, "no")
-    rig.recorder.set_verdicts([Verdict(objective("chat"), None)])
+    rig.recorder.set_acceptances([Acceptance(objective("chat"), None)])
     failure = await rig.failure()
     assert (failure.what, failure.result) == ("condition", "forbidden")
     assert "needs the verb patch on inferenceobjectives/status of llm-d.ai" in failure.detail
@@ -196,13 +196,14 @@ async def test_without_a_cluster_it_waits_for_one(rig: Rig) -> None:
     await eventually(lambda: rig.cluster.tries > 1)
     rig.cluster.error = None
     await rig.sent(1)
+    assert rig.events == [KubernetesWritten("event")]
 
 
 async def test_an_object_that_is_gone_when_its_condition_is_written_is_no_failure(rig: Rig) -> None:
     rig.cluster.error = ApiFailed(404, "not found")
-    rig.recorder.set_verdicts([Verdict(objective("chat"), None)])
+    rig.recorder.set_acceptances([Acceptance(objective("chat"), None)])
     await eventually(lambda: rig.cluster.tries)
-    rig.recorder.set_verdicts([])
+    rig.recorder.set_acceptances([])
     rig.cluster.error = None
     rig.report(PROBLEM)
     await rig.sent(1)

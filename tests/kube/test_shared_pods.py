@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kube.shared_pods import PodLabels, SelectingPool, shared_pods
+from agent.kube.shared_pods import LabelledPod, SelectingPool, shared_pods
 
 LLAMA = SelectingPool("InferencePool ns/llama", "ns", {"app": "llama"})
 GPU = SelectingPool("InferencePool ns/gpu", "ns", {"tier": "gpu"})
-BOTH = PodLabels("ns", "a", {"app": "llama", "tier": "gpu"})
+BOTH = LabelledPod("ns", "a", {"app": "llama", "tier": "gpu"})
 
 
 def test_both_pools_name_the_pod_the_other_pool_and_the_remedy() -> None:
-    found = shared_pods([LLAMA, GPU], [BOTH, PodLabels("ns", "b", {"app": "llama"})])
+    found = shared_pods([LLAMA, GPU], [BOTH, LabelledPod("ns", "b", {"app": "llama"})])
     assert {owner: problem.reason for owner, problem in found.items()} == {
         LLAMA.source: "PodInTwoPools",
         GPU.source: "PodInTwoPools",
@@ -37,14 +37,14 @@ def test_pools_of_two_namespaces_share_no_pod() -> None:
 labels = st.dictionaries(st.sampled_from("xy"), st.sampled_from("12"))
 pools = st.lists(st.builds(SelectingPool, st.sampled_from("ABC"), st.sampled_from(["n", "m"]), labels), max_size=3)
 pods = st.lists(
-    st.builds(PodLabels, st.sampled_from(["n", "m"]), st.sampled_from("pqr"), labels),
+    st.builds(LabelledPod, st.sampled_from(["n", "m"]), st.sampled_from("pqr"), labels),
     unique_by=lambda pod: (pod.namespace, pod.name),
 )
 
 
 @given(pools, pods)
 def test_a_pool_has_the_problem_exactly_when_another_pool_selects_one_of_its_pods(
-    pools: list[SelectingPool], pods: list[PodLabels]
+    pools: list[SelectingPool], pods: list[LabelledPod]
 ) -> None:
     found = shared_pods(pools, pods)
     expected = {
