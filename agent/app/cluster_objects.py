@@ -10,6 +10,7 @@ Nothing here is on the path of a request, and no failure of it stops anything el
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -24,7 +25,7 @@ from agent.kube.cluster import Cluster, own_namespace
 from agent.kube.errors import NoCluster
 from agent.kube.objectives import POOL_GROUP, POOL_KIND, Acceptance, merge
 from agent.kube.objects import Key, ObjectRef
-from agent.kube.pool_endpoints import ObjectProblem
+from agent.kube.pool_endpoints import POOL_NOT_FOUND, ObjectProblem
 from agent.kube.recorder import EventRecorder
 from agent.kube.rule_informers import RuleInformers
 from agent.kube.shared_pods import LabelledPod, SelectingPool, shared_pods
@@ -44,7 +45,7 @@ EXPORTERS: Final = "accelerator-exporters"
 class ClusterObjects:
     """Follows the objects of the namespaces of all pools with an InferencePool. `pools` returns those by name."""
 
-    name = "cluster-objects"
+    name = "kube-objects"
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class ClusterObjects:
         self._acceptances: dict[str, tuple[Acceptance, ...]] = {}  # by namespace
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopped = False
+        self._own_namespace = ""
 
     # -- component -----------------------------------------------------------------------------------------------------
 
@@ -109,9 +111,14 @@ class ClusterObjects:
     # -- what others report --------------------------------------------------------------------------------------------
 
     def source_changed(self, pool: str, problems: Sequence[ObjectProblem]) -> None:
-        """What is wrong with the source of a pool's endpoints; the pool has logged and counted it."""
+        """What is wrong with the source of a pool's endpoints; the pool has logged and counted it. An Event waits for
+        the InferencePools of the namespace: `kubectl describe` selects Events by the uid of their object."""
         ref = next((self._ref(each) for each in self._config.pools if each.name == pool), None)
-        if ref is not None:
+        rules = None if ref is None else self._rules.get(ref.namespace)
+        names = None if rules is None else rules.pool_names()
+        if ref is None or names is None:
+            return
+        if ref.name in names or all(problem.reason == POOL_NOT_FOUND for problem in problems):
             self._recorder.set_problems(_reporter(pool), self._with_uid(ref), problems)
 
     def exporters_changed(self, pool: str, problems: Sequence[ObjectProblem]) -> None:
@@ -268,10 +275,11 @@ class ClusterObjects:
 
     def _namespace(self, settings: PoolConfig) -> str:
         """The namespace of a pool's objects; empty outside a cluster where none is configured."""
-        try:
-            return settings.namespace or self._config.kubernetes.namespace or own_namespace()
-        except NoCluster:
-            return ""
+        configured = settings.namespace or self._config.kubernetes.namespace
+        if not configured and not self._own_namespace:
+            with contextlib.suppress(NoCluster):
+                self._own_namespace = own_namespace()
+        return configured or self._own_namespace
 
 
 def _reporter(pool: str) -> str:

@@ -73,7 +73,7 @@ REASONS: Final[Mapping[str, ProblemReason]] = {
     "Forbidden": ProblemReason(
         "Read",
         "the agent may not read a kind of object",
-        "apply the role of `deploy/kubernetes` in the namespace that the note names",
+        "apply the role of the agent (`deploy/`) in the namespace that the note names",
     ),
     "NoCluster": ProblemReason(
         "Read",

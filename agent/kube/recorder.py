@@ -55,8 +55,9 @@ class _Condition:
 
 
 class EventRecorder:
-    """Writes what is wrong with objects. `enabled`: whether it writes at all; `wake` follows a change of it. `instance`
-    is the name of the agent's pod. All methods are called on the event loop."""
+    """Writes what is wrong with objects. `enabled`: whether it writes at all; `wake` follows a change of it.
+    `may_write` says whether it is this replica's turn. `instance` is the name of the agent's pod. All methods are
+    called on the event loop."""
 
     def __init__(
         self,
@@ -67,10 +68,10 @@ class EventRecorder:
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self.enabled = True
+        self.may_write = may_write
         self._cluster = cluster
         self._clock = clock
         self._hook = hook
-        self._may_write = may_write
         self._events = EventSeries(instance, clock.now())
         self._conditions: dict[ObjectRef, _Condition] = {}
         self._wake = asyncio.Event()
@@ -117,13 +118,13 @@ class EventRecorder:
         wait = self._next_due()
         if wait is None or wait > 0.0:
             return wait
-        if not self._may_write():
+        if not self.may_write():
             return TURN_SECONDS
         try:
             client = await self._cluster.connect()
         except NoCluster:  # discovery says so
             return MAX_BACKOFF_SECONDS
-        while self._may_write():
+        while self.may_write():
             event = self._events.next_write(self._clock.now(), micro_time(self._clock.wall()))
             if event is not None:
                 paused = await self._send_event(client, event)
