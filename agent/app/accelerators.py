@@ -74,6 +74,7 @@ class AcceleratorScraping:
         self._poller = DeviceSourcePoller(self._state, clock, tasks)
         self._groups: set[ExporterKey] = set()
         self._limits: dict[ExporterKey, tuple[float, float]] = {}
+        self._joined: set[str] = set()  # the pools that had sources in the last `refresh`
         self._watched: dict[str, RoutingStore] = {}  # the stores that report restarts here, by pool
 
     async def start(self) -> None:
@@ -105,13 +106,17 @@ class AcceleratorScraping:
             if self._watched.get(pool.name) is not store:
                 self._watched[pool.name] = store
                 store.on_restart.append(partial(self._state.restarted, pool.name))
-            places = tuple(place_of(endpoint) for endpoint in known[pool.name].endpoints.values())
+            # A pool without sources has nothing to join, except that what it had before is withdrawn.
+            joined = pool.accelerators or pool.name in self._joined
+            endpoints = known[pool.name].endpoints.values() if joined else ()
+            places = tuple(place_of(endpoint) for endpoint in endpoints)
             wants: list[Want] = []
             for entry in pool.accelerators:
                 for want in wants_of(entry, places):
                     wants.append(want)
                     wanted.setdefault(want.key, []).append(entry)
             pools.append(PoolDevices(pool.name, places, tuple(wants)))
+        self._joined = {pool.name for pool in config.pools if pool.accelerators}
         self._state.set_pools(pools, self._clock.now())
         exporters = {key: each for key, each in wanted.items() if key.source in EXPORTERS}
         self._scrape(exporters, config.scrape.max_page_bytes)
