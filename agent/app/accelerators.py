@@ -111,6 +111,7 @@ class AcceleratorScraping:
         self._poller = DeviceSourcePoller(self._state, clock, tasks)
         self._groups: set[ExporterKey] = set()
         self._limits: dict[ExporterKey, tuple[float, float]] = {}
+        self._joined: set[str] = set()  # the pools that had sources in the last `refresh`
         self._watched: dict[str, RoutingStore] = {}  # the stores that report restarts here, by pool
 
     async def start(self) -> None:
@@ -145,7 +146,10 @@ class AcceleratorScraping:
             if self._watched.get(pool.name) is not store:
                 self._watched[pool.name] = store
                 store.on_restart.append(partial(self._state.restarted, pool.name))
-            places = tuple(place_of(endpoint) for endpoint in known[pool.name].endpoints.values())
+            # A pool without sources has nothing to join, except that what it had before is withdrawn.
+            joined = pool.accelerators or pool.name in self._joined
+            endpoints = known[pool.name].endpoints.values() if joined else ()
+            places = tuple(place_of(endpoint) for endpoint in endpoints)
             wants: list[Want] = []
             problems: list[ObjectProblem] = []
             for entry in pool.accelerators:
@@ -158,6 +162,7 @@ class AcceleratorScraping:
             self._report(pool.name, problems)
             pools.append(PoolDevices(pool.name, places, tuple(wants)))
         self._node_exporters = {each: key for each, key in self._node_exporters.items() if each in used}
+        self._joined = {pool.name for pool in config.pools if pool.accelerators}
         self._state.set_pools(pools, self._clock.now())
         exporters = {key: each for key, each in wanted.items() if key.source in EXPORTERS}
         self._scrape(exporters, config.scrape.max_page_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from agent.app.component import CannotStart
@@ -66,6 +66,8 @@ MODES: Final = {
 }
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
+# Endpoints that are added or changed in one step: 100 of them take some 10 ms.
+ENDPOINTS_PER_STEP: Final = 100
 # How often a start looks whether every endpoint was scraped: a fleet of 10,000 costs some milliseconds each time.
 FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 # How long a start waits for the lists of models of servers whose page was read: they follow it at once, and a probe of
@@ -310,22 +312,44 @@ class Pool:
 
     async def _follow(self) -> None:
         async for endpoints in self._parts.endpoint_files.follow(self.name, self._discovery.watch()):
-            self._set_endpoints(endpoints)
+            if endpoints != self._known:
+                await self._set_endpoints(endpoints)
+            now = self._parts.clock.now()
+            for name, each in endpoints.unresolved.items():
+                self.store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
             self._applied.set()
 
-    def _set_endpoints(self, found: EndpointSet) -> None:
-        """Apply a set of endpoints to the routing state and the scrape loop."""
-        now, store = self._parts.clock.now(), self.store
-        if found != self._known:
-            self._known = found
-            self.endpoints = found.endpoints
-            identities = {address: identity_of(found, address) for address in found.endpoints}
-            store.set_endpoints(found.engines, now, identities)
-            targets = targets_of(self._config, self._settings, found, self._access)
-            self._parts.scrape_loop.set_targets(self.name, targets, store)
-            self._parts.on_endpoints()
-        for name, each in found.unresolved.items():
-            store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
+    async def _set_endpoints(self, found: EndpointSet) -> None:
+        """Apply a set of endpoints to the routing state and the scrape loop: removals and changes at once, additions in
+        steps, between which requests are picked."""
+        before, self._known = self._known, None  # of a step that is cancelled nothing is known
+        present = found.limited_to({address for address in found.endpoints if self.store.has(address)})
+        changed = [address for address in present.endpoints if differs(address, before, found)]
+        self._apply_step(present, changed[:ENDPOINTS_PER_STEP])
+        for start in range(ENDPOINTS_PER_STEP, len(changed), ENDPOINTS_PER_STEP):
+            await asyncio.sleep(0)
+            self._change_targets(present, changed[start : start + ENDPOINTS_PER_STEP])
+        added = [address for address in found.endpoints if address not in present.endpoints]
+        shown = set(present.endpoints)
+        for start in range(0, len(added), ENDPOINTS_PER_STEP):
+            step = added[start : start + ENDPOINTS_PER_STEP]
+            shown.update(step)
+            if start:
+                await asyncio.sleep(0)
+            self._apply_step(found.limited_to(shown), step)
+        self._known = found
+        self.endpoints = found.endpoints
+        self._parts.on_endpoints()
+
+    def _apply_step(self, found: EndpointSet, changed: Sequence[str]) -> None:
+        """Make the pool have these endpoints; `changed` are those that are scraped otherwise than before."""
+        identities = {address: identity_of(found, address) for address in found.endpoints}
+        self.store.set_endpoints(found.engines, self._parts.clock.now(), identities)
+        self._change_targets(found, changed)
+
+    def _change_targets(self, found: EndpointSet, changed: Sequence[str]) -> None:
+        targets = targets_of(self._config, self._settings, found, self._access, changed)
+        self._parts.scrape_loop.change_targets(self.name, targets, found.endpoints.keys(), self.store)
 
     def _discovery_of(self, config: Config, settings: PoolConfig) -> Discovery:
         """The source of the pool's endpoints. Raises CannotStart where it cannot be used."""
@@ -454,8 +478,21 @@ def identity_of(found: EndpointSet, address: str) -> Identity:
     return Identity(endpoint.pod, endpoint.node, found.uids.get(address, ""))
 
 
-def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: ServerAccess) -> list[Target]:
-    """What the scrape loop scrapes of a pool's endpoints, and how."""
+def differs(address: str, before: EndpointSet | None, found: EndpointSet) -> bool:
+    """Whether the endpoint at the address is another one than before, or is described otherwise."""
+    if before is None:
+        return True
+    return (
+        before.endpoints.get(address) != found.endpoints[address]
+        or before.uids.get(address) != found.uids.get(address)
+        or before.names.get(address) != found.names.get(address)
+    )
+
+
+def targets_of(
+    config: Config, settings: PoolConfig, found: EndpointSet, access: ServerAccess, addresses: Iterable[str]
+) -> list[Target]:
+    """What the scrape loop scrapes of a pool's endpoints at these addresses, and how."""
     scrape, own = config.scrape, settings.scrape
     custom = tables(config.engines)
     return [
@@ -477,7 +514,7 @@ def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access:
             health_port=own.health_port,
             identity=identity_of(found, address),
         )
-        for address, endpoint in found.endpoints.items()
+        for address, endpoint in ((address, found.endpoints[address]) for address in addresses)
     ]
 
 

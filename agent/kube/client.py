@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from kubernetes import config as kube_config
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config.config_exception import ConfigException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout
 
 from agent.kube.cache import status_message
@@ -50,6 +50,10 @@ class WatchResponse:
         """The next bytes, waiting for them; empty at the end of the watch. Raises Unreachable."""
         try:
             data: bytes = self._response.read1(1 << 16)
+        except ReadTimeoutError as error:
+            raise Unreachable("the watch is silent: no event and no bookmark; it is taken for dead") from error
+        except ProtocolError as error:
+            raise Unreachable("the connection was closed in the middle of a watch") from error
         except (HTTPError, OSError) as error:
             raise Unreachable(_cause(error)) from error
         return data

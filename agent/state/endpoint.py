@@ -82,6 +82,7 @@ class EndpointState:
         "failure",
         "failures",
         "fault",
+        "first_work_id",
         "health",
         "histograms",
         "hits_at_start",
@@ -110,6 +111,7 @@ class EndpointState:
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
         self.address = address
         self.identity = UNIDENTIFIED
+        self.first_work_id = 0  # of requests with a smaller id, another server at the address had the work
         self.engine = engine  # recognised from its page, or configured
         self.configured_engine = engine
         self.health = Health.UNKNOWN
