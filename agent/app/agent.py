@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -51,16 +53,19 @@ class Agent:
         self.instruments = hook = instruments or Instruments(clock)
         tasks = Tasks(clock, hook)
         self._reload = Reload(path, self.change, hook)
+        certificates = Certificates(config, clock, hook)
         self._admin_server = AdminServer(
             config.admin.address,
             clock=clock,
             instruments=hook,
             limits=WatchLimits(watchers=config.admin.max_watchers, message_bytes=config.admin.max_state_bytes),
             not_ready=self.readiness,
+            tls=certificates.admin,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
-        self.recorder = EventRecorder(self.cluster, clock, hook, socket.gethostname())
+        self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
+        self.recorder = EventRecorder(self.lease.send, self.lease.held, clock, hook, socket.gethostname())
         self._objects = ClusterObjects(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
         accelerators = self._accelerators = AcceleratorScraping(
             config, scraping.loop, clock, tasks, hook, self._pool_map, self.cluster, self._objects.exporters_changed
@@ -76,16 +81,20 @@ class Agent:
             files,
             self.cluster,
             self._objects.source_changed,
+            certificates.pickers,
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
-        self._admin = AdminPort(config, self._admin_server)
+        self._admin = AdminPort(config, self._admin_server, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
         jobs = [
             Job(
                 "configuration-file",
                 self._reload.check,
                 lambda config: None if path is None else config.reload.interval,
+            ),
+            Job(
+                "certificates", certificates.check, lambda config: config.reload.interval if certificates.any else None
             ),
         ]
         self._supervisor = Supervisor(
@@ -96,6 +105,7 @@ class Agent:
                 self._objects,
                 accelerators,
                 files,
+                self.lease,
                 self._pools,
                 Jobs(config, jobs, tasks, clock, hook),
             ],

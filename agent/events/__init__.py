@@ -15,6 +15,7 @@ from agent.events.kubernetes import (
     ObjectProblemFound,
     ObjectProblemSolved,
 )
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -39,6 +40,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 
 Event = (
     ScrapeDone
@@ -72,7 +74,13 @@ Event = (
     | BudgetChanged
     | BudgetExceeded
     | TaskFailed
+    | LeaseChanged
+    | LeaseFailed
     | WatcherDropped
+    | CertificateLoaded
+    | CertificateNotLoaded
+    | CertificateInvalid
+    | HandshakeFailed
 )
 Hook = Callable[[Event], None]
 

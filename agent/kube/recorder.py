@@ -4,29 +4,25 @@
                           --acceptances--------------> condition_write --> PATCH .../status (server-side apply)
 
 What is to be written is decided by `agent.kube.event_series` and `agent.kube.conditions`. A write that fails is counted
-and tried again later; it stops nothing. Of several replicas, the one for which `may_write` is true writes.
+and tried again later; it stops nothing. Of several replicas, the one that holds the Lease writes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from agent.clock import Clock
 from agent.events import Hook
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten
-from agent.kube.cluster import Cluster
 from agent.kube.conditions import APPLY, ConditionWrite, condition_write
-from agent.kube.errors import ApiFailed, NoCluster, Unreachable
+from agent.kube.errors import ApiFailed, NoCluster, NotHeld, Unreachable
 from agent.kube.event_series import EventSeries, EventWrite, TokenBucket
 from agent.kube.objectives import PLURALS, Acceptance
 from agent.kube.objects import ObjectRef
 from agent.kube.pool_endpoints import ObjectProblem
 from agent.kube.wall_time import micro_time, whole_seconds
-
-if TYPE_CHECKING:
-    from agent.kube.client import KubeClient
 
 FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 60.0
@@ -40,6 +36,15 @@ MERGE_PATCH: Final = "application/merge-patch+json"
 # Of each object: more of them are a conflict with another writer.
 CONDITION_BURST: Final = 5
 CONDITION_REFILL_SECONDS: Final = 60.0
+
+
+class Send(Protocol):
+    """Sends a request that only one replica may send. Raises NotHeld where it is not this one's turn, NoCluster,
+    ApiFailed and Unreachable."""
+
+    async def __call__(self, method: str, path: str, body: bytes, content_type: str = ...) -> bytes:
+        """The answer."""
+        ...
 
 
 class _Condition:
@@ -56,20 +61,20 @@ class _Condition:
 
 class EventRecorder:
     """Writes what is wrong with objects. `enabled`: whether it writes at all; `wake` follows a change of it.
-    `may_write` says whether it is this replica's turn. `instance` is the name of the agent's pod. All methods are
-    called on the event loop."""
+    `may_write` says whether it is this replica's turn to `send`. `instance` is the name of the agent's pod. All methods
+    are called on the event loop."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        send: Send,
+        may_write: Callable[[], bool],
         clock: Clock,
         hook: Hook,
         instance: str,
-        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self.enabled = True
-        self.may_write = may_write
-        self._cluster = cluster
+        self._send = send
+        self._may_write = may_write
         self._clock = clock
         self._hook = hook
         self._events = EventSeries(instance, clock.now())
@@ -118,21 +123,17 @@ class EventRecorder:
         wait = self._next_due()
         if wait is None or wait > 0.0:
             return wait
-        if not self.may_write():
+        if not self._may_write():
             return TURN_SECONDS
-        try:
-            client = await self._cluster.connect()
-        except NoCluster:  # discovery says so
-            return MAX_BACKOFF_SECONDS
-        while self.may_write():
+        while self._may_write():
             event = self._events.next_write(self._clock.now(), micro_time(self._clock.wall()))
             if event is not None:
-                paused = await self._send_event(client, event)
+                paused = await self._send_event(event)
             else:
                 condition = self._next_condition()
                 if condition is None:
                     return self._next_due()
-                paused = await self._send_condition(client, condition)
+                paused = await self._send_condition(condition)
             if paused:
                 return paused
         return TURN_SECONDS
@@ -165,11 +166,13 @@ class EventRecorder:
             return write
         return None
 
-    async def _send_event(self, client: KubeClient, write: EventWrite) -> float:
+    async def _send_event(self, write: EventWrite) -> float:
         """Write an Event. Returns how many seconds to pause all writes, 0 for none."""
         method, content = ("POST", "application/json") if write.create else ("PATCH", MERGE_PATCH)
         try:
-            await self._cluster.run(client.send, method, write.path, write.body, content)
+            await self._send(method, write.path, write.body, content)
+        except (NotHeld, NoCluster):  # the Lease was lost meanwhile; discovery reports a missing cluster
+            return TURN_SECONDS
         except (ApiFailed, Unreachable) as error:
             if isinstance(error, ApiFailed) and error.status == 404 and not write.create:
                 self._events.gone(write)
@@ -181,11 +184,13 @@ class EventRecorder:
         self._events.written(write, self._clock.now())
         return 0.0
 
-    async def _send_condition(self, client: KubeClient, write: ConditionWrite) -> float:
+    async def _send_condition(self, write: ConditionWrite) -> float:
         """Write a condition; as `_send_event`."""
         condition = self._conditions.get(write.ref)
         try:
-            await self._cluster.run(client.send, "PATCH", write.path, write.body, APPLY)
+            await self._send("PATCH", write.path, write.body, APPLY)
+        except (NotHeld, NoCluster):  # the Lease was lost meanwhile; discovery reports a missing cluster
+            return TURN_SECONDS
         except (ApiFailed, Unreachable) as error:
             gone = isinstance(error, ApiFailed) and error.status in (404, 409)  # the watch will say so
             pause = 0.0 if gone else self._failed("condition", write.ref, error)

@@ -22,11 +22,13 @@ from exporters.catalog import (
     endpoints,
     histograms,
     kubernetes,
+    leases,
     pools,
     process,
     rates,
     requests,
     scraping,
+    tls,
     withheld,
 )
 from exporters.catalog.metric import Metric
@@ -42,7 +44,9 @@ _FAMILIES: Final = (
     scraping.ROWS,
     discovery.ROWS,
     kubernetes.ROWS,
+    leases.ROWS,
     process.ROWS,
+    tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in CATALOG.values() for alias in row.aliases}

@@ -287,6 +287,9 @@ async def uninstalled(journey: Journey, group: str) -> AsyncIterator[None]:
             await asyncio.to_thread(journey.plane.install_crd, manifest)
 
 
+LEASE = [
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update", "patch"]},
+]
 READ = [
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["list", "watch"]},
@@ -315,7 +318,7 @@ async def test_without_the_permission_to_write_the_missing_rule_is_named_and_eve
     await journey.objective("lost", 5, pool="lama")
     api = journey.plane.api
     account = await asyncio.to_thread(create_service_account, api, journey.namespace, "agent")
-    await asyncio.to_thread(grant, api, account, READ, journey.namespace)
+    await asyncio.to_thread(grant, api, account, [*READ, *LEASE], journey.namespace)
     kubeconfig = await asyncio.to_thread(kubeconfig_of, journey.plane, account)
     async with journey.agent(kubeconfig=kubeconfig) as live:
         await pool_state(live, lambda pool: pool["objectives"] == {"chat": 5} and len(pool["endpoints"]) == 1)
@@ -348,7 +351,7 @@ async def test_the_documented_permissions_are_enough(journey: Journey) -> None:
     await journey.objective("lost", 5, pool="lama")
     api = journey.plane.api
     account = await asyncio.to_thread(create_service_account, api, journey.namespace, "agent")
-    await asyncio.to_thread(grant, api, account, [*READ, *WRITE], journey.namespace)
+    await asyncio.to_thread(grant, api, account, [*READ, *LEASE, *WRITE], journey.namespace)
     kubeconfig = await asyncio.to_thread(kubeconfig_of, journey.plane, account)
     async with journey.agent(kubeconfig=kubeconfig) as live:
         await journey.event("InferencePool", "llama", "NoMatchingPods")

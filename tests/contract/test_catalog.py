@@ -18,6 +18,7 @@ from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -96,6 +97,8 @@ EVERYTHING: tuple[Event, ...] = (
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
     BudgetExceeded("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
+    LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
+    LeaseFailed("llm/agent", "forbidden", "x"),
 )
 
 

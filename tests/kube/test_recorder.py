@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,9 +13,7 @@ from agent.clock import SystemClock
 from agent.events import Event
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten
 from agent.kube import recorder as recorder_module
-from agent.kube.client import KubeClient
-from agent.kube.cluster import Cluster
-from agent.kube.errors import ApiFailed, NoCluster, Unreachable
+from agent.kube.errors import ApiFailed, NoCluster, NotHeld, Unreachable
 from agent.kube.objectives import Acceptance, Condition
 from agent.kube.objects import ObjectRef
 from agent.kube.pool_endpoints import ObjectProblem
@@ -27,22 +25,15 @@ POOL = ObjectRef("inference.networking.k8s.io/v1", "InferencePool", "ns", "llama
 PROBLEM = ObjectProblem("NoMatchingPods", "InferencePool ns/llama selects no pod")
 
 
-class ScriptedCluster(Cluster):
+class ScriptedCluster:
     """An API server that takes every write, or raises `error`."""
 
     def __init__(self) -> None:
-        super().__init__("", SystemClock())
         self.error: Exception | None = None
         self.tries = 0
         self.sent: list[tuple[str, str, Any]] = []
 
-    async def connect(self) -> KubeClient:
-        if isinstance(self.error, NoCluster):
-            self.tries += 1
-            raise self.error
-        return cast(KubeClient, self)
-
-    def send(self, method: str, path: str, body: bytes, content_type: str) -> bytes:
+    async def send(self, method: str, path: str, body: bytes, content_type: str = "") -> bytes:
         assert content_type
         self.tries += 1
         if self.error is not None:
@@ -58,7 +49,9 @@ class Rig:
         self.cluster = ScriptedCluster()
         self.events: list[Event] = []
         self.holder = True
-        self.recorder = EventRecorder(self.cluster, SystemClock(), self.events.append, "agent-0", lambda: self.holder)
+        self.recorder = EventRecorder(
+            self.cluster.send, lambda: self.holder, SystemClock(), self.events.append, "agent-0"
+        )
         self.task = asyncio.get_running_loop().create_task(self.recorder.run())
 
     def report(self, *problems: ObjectProblem) -> None:
@@ -84,7 +77,6 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     yield made
     made.task.cancel()
     await asyncio.gather(made.task, return_exceptions=True)
-    made.cluster.close()
 
 
 async def test_a_problem_is_written_and_its_end_too(rig: Rig) -> None:
@@ -126,7 +118,6 @@ async def test_another_replica_writes_while_this_one_may_not(rig: Rig) -> None:
     other.report(PROBLEM)
     await other.sent(1)  # it had its turn since
     other.task.cancel()
-    other.cluster.close()
     assert rig.cluster.tries == 0
     rig.holder = True
     assert {method for method, _, _ in await rig.sent(2)} == {"POST", "PATCH"}
@@ -139,7 +130,6 @@ async def test_nothing_is_written_where_it_is_switched_off(rig: Rig) -> None:
     other.report(PROBLEM)
     await other.sent(1)
     other.task.cancel()
-    other.cluster.close()
     assert rig.cluster.tries == 0
     rig.recorder.enabled = True
     rig.recorder.wake()
@@ -190,8 +180,9 @@ async def test_a_write_that_fails_is_counted_and_made_when_the_api_server_takes_
     assert rig.events[-1] == KubernetesWritten("event")
 
 
-async def test_without_a_cluster_it_waits_for_one(rig: Rig) -> None:
-    rig.cluster.error = NoCluster("outside")
+@pytest.mark.parametrize("error", [NoCluster("outside"), NotHeld("another replica holds it")])
+async def test_a_write_that_is_not_sent_waits_for_its_turn_and_is_no_failure(rig: Rig, error: Exception) -> None:
+    rig.cluster.error = error
     rig.report(PROBLEM)
     await eventually(lambda: rig.cluster.tries > 1)
     rig.cluster.error = None
