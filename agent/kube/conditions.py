@@ -1,7 +1,9 @@
 """The condition Accepted in the status of an InferenceObjective or an InferenceModelRewrite. Pure.
 
-It is written by server-side apply, which leaves the conditions of others as they are. An InferencePool has no condition
-of the agent: its `status.parents` is one atomic list, and its entries belong to the gateways that route to the pool.
+It is written by server-side apply, which leaves the conditions of others as they are. The request names the version of
+the object that it is about, so that a late one of a replica that has lost its turn changes nothing. An InferencePool
+has no condition of the agent: its `status.parents` is one atomic list, and its entries belong to the gateways that
+route to the pool.
 """
 
 from __future__ import annotations
@@ -54,7 +56,12 @@ def condition_write(acceptance: Acceptance, at: str) -> ConditionWrite | None:
     body = {
         "apiVersion": ref.api_version,
         "kind": ref.kind,
-        "metadata": {"name": ref.name, "namespace": ref.namespace, "uid": ref.uid},
+        "metadata": {
+            "name": ref.name,
+            "namespace": ref.namespace,
+            "uid": ref.uid,
+            "resourceVersion": acceptance.object.resource_version,
+        },
         "status": {"conditions": [msgspec.structs.replace(wanted, last_transition_time=since)]},
     }
     path = (

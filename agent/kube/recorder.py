@@ -31,7 +31,7 @@ REFUSED_SECONDS: Final = 300.0
 # How long a condition that was written may take to arrive by the watch, before it is written again.
 ECHO_SECONDS: Final = 10.0
 # While something is to be written and another replica writes, this one looks again after this time.
-TURN_SECONDS: Final = 5.0
+TURN_SECONDS: Final = 1.0
 MERGE_PATCH: Final = "application/merge-patch+json"
 # Of each object: more of them are a conflict with another writer.
 CONDITION_BURST: Final = 5
@@ -56,7 +56,7 @@ class _Condition:
         self.acceptance = acceptance
         self.bucket = TokenBucket(CONDITION_BURST, CONDITION_REFILL_SECONDS, now)
         self.not_before = 0.0
-        self.written_version = ""  # the version of the object that a write has replaced
+        self.written_version = ""  # the version that was written to; another one is the answer of the watch
 
 
 class EventRecorder:
@@ -192,9 +192,11 @@ class EventRecorder:
         except (NotHeld, NoCluster):  # the Lease was lost meanwhile; discovery reports a missing cluster
             return TURN_SECONDS
         except (ApiFailed, Unreachable) as error:
-            gone = isinstance(error, ApiFailed) and error.status in (404, 409)  # the watch will say so
+            # Deleted, or changed since it was read: the watch brings it.
+            gone = isinstance(error, ApiFailed) and error.status in (404, 409)
             pause = 0.0 if gone else self._failed("condition", write.ref, error)
             if condition is not None:
+                condition.written_version = write.resource_version if gone else ""
                 condition.not_before = self._clock.now() + (pause or (ECHO_SECONDS if gone else REFUSED_SECONDS))
             return pause
         self._succeeded("condition")

@@ -89,6 +89,15 @@ class Journey:
 
         return (await found(read, what=f"Event {reason} of {kind} {name}"))[0]
 
+    def _released_lease(self) -> Object:
+        """A Lease that the last holder has released: the next one takes it after a second."""
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": "inference-gateway-agent", "namespace": self.namespace},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1},
+        }
+
     @asynccontextmanager
     async def agent(self, *pools: str, more: str = "", kubeconfig: Path | None = None) -> AsyncIterator[Live]:
         """An agent that serves these InferencePools."""
@@ -101,6 +110,7 @@ class Journey:
             f"kubernetes: {{kubeconfig: '{kubeconfig or self.kubeconfig}', namespace: {self.namespace}}}\n"
             f"pools:\n{entries}{more}"
         )
+        await asyncio.to_thread(self.plane.api.apply, self._released_lease())
         live = Live(path)
         live.admin = (await live.agent.start()).admin
         try:

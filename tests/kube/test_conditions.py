@@ -48,7 +48,7 @@ def test_an_object_with_a_problem_is_not_accepted_with_the_reason_and_the_messag
     assert (found["status"], found["reason"], found["message"]) == ("False", *MISSING)
 
 
-def test_the_request_names_the_object_its_uid_and_the_field_manager() -> None:
+def test_the_request_names_the_object_its_version_and_the_field_manager() -> None:
     write = condition_write(Acceptance(objective("chat"), None), whole_seconds(WALL))
     assert write is not None
     assert write.path == (
@@ -56,7 +56,7 @@ def test_the_request_names_the_object_its_uid_and_the_field_manager() -> None:
         "?fieldManager=inference-gateway-agent&force=true"
     )
     document = msgspec.json.decode(write.body)
-    assert document["metadata"] == {"name": "chat", "namespace": "ns", "uid": "uid-chat"}
+    assert document["metadata"] == {"name": "chat", "namespace": "ns", "uid": "uid-chat", "resourceVersion": "1"}
     assert (document["apiVersion"], document["kind"]) == ("llm-d.ai/v1alpha2", "InferenceObjective")
 
 
