@@ -6,6 +6,7 @@ list below. A new periodic job is one line in the list of jobs.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
 from agent.app.certificates import Certificates
+from agent.app.cluster_objects import ClusterObjects
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -28,6 +30,7 @@ from agent.config.config import Config
 from agent.config.difference import differences
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
+from agent.kube.recorder import EventRecorder
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -60,19 +63,24 @@ class Agent:
             tls=certificates.admin,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
-        accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
-        files = EndpointFiles(config, clock, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
         self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
+        self.recorder = EventRecorder(self.lease.send, self.lease.held, clock, hook, socket.gethostname())
+        self._objects = ClusterObjects(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
+        accelerators = self._accelerators = AcceleratorScraping(
+            config, scraping.loop, clock, tasks, hook, self._pool_map, self.cluster, self._objects.exporters_changed
+        )
+        files = EndpointFiles(config, clock, hook)
         parts = PoolParts(
             clock,
             hook,
             tasks,
             scraping.loop,
             self._admin_server.picks.add,
-            accelerators.refresh,
+            self._endpoints_changed,
             files,
             self.cluster,
+            self._objects.source_changed,
             certificates.pickers,
         )
         self._pools = Pools(config, parts, self._publish_pools)
@@ -94,6 +102,7 @@ class Agent:
                 self._admin,
                 Exporting(self._admin_server.exporters, tasks),
                 scraping,
+                self._objects,
                 accelerators,
                 files,
                 self.lease,
@@ -148,6 +157,10 @@ class Agent:
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools
+
+    def _endpoints_changed(self) -> None:
+        self._accelerators.refresh()
+        self._objects.endpoints_changed()
 
     def _snapshots(self, now: float) -> list[Snapshot]:
         return [pool.store.snapshot(now) for pool in self.pools.values()]

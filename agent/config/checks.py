@@ -290,7 +290,7 @@ def _pool_scrape(scrape: PoolScrapeConfig, key: str, reader: DocumentReader) -> 
 
 def _accelerators(config: Config, index: int, reader: DocumentReader, vocabulary: Vocabulary | None) -> None:
     pool = config.pools[index]
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[object, ...]] = set()
     for number, entry in enumerate(pool.accelerators):
         path = f"pools[{index}].accelerators[{number}]"
         if vocabulary is not None and entry.source not in vocabulary.accelerators:
@@ -308,7 +308,8 @@ def _accelerators(config: Config, index: int, reader: DocumentReader, vocabulary
                 "set pod of the endpoints, or write join: node",
             )
         _accelerator_times(entry, path, reader)
-        key = (entry.source, entry.address, entry.path, entry.project, entry.location, entry.cluster)
+        pods = (entry.selector, entry.namespace, entry.port)
+        key = (entry.source, entry.address, pods, entry.path, entry.project, entry.location, entry.cluster)
         if key in seen:
             at = f" at {entry.address}{entry.path}" if entry.address else ""
             reader.problem_at(path, f"{entry.source}{at} is listed twice in this pool; keep one")
@@ -321,7 +322,10 @@ _JOINS: Final = {"gke": ("pod", "Cloud Monitoring reports pods"), "nvml": ("node
 
 
 def _accelerator_source(entry: AcceleratorConfig, path: str, reader: DocumentReader) -> None:
-    needs = _NEEDS.get(entry.source, ("address",))
+    exporter = entry.source not in _NEEDS
+    by_pod = f"{path}.selector" in reader.marks
+    needs = _NEEDS.get(entry.source, () if by_pod else ("address",))
+    _exporter_pods(entry, path, reader, exporter=exporter, by_pod=by_pod)
     for option in ("address", "project", "location", "cluster"):
         if option in needs and not getattr(entry, option) and f"{path}.{option}" in reader.marks:
             continue  # invalid, which is reported already
@@ -332,11 +336,34 @@ def _accelerator_source(entry: AcceleratorConfig, path: str, reader: DocumentRea
                 else f"the {option}"
             )
             reader.problem_at(f"{path}.{option}", f"missing; write {what}")
+        elif option == "address" and by_pod and exporter:
+            continue
         elif option not in needs and getattr(entry, option):
             reader.problem_at(f"{path}.{option}", f"not valid for {entry.source}; remove it")
     join, why = _JOINS.get(entry.source, (entry.join, ""))
     if entry.join != join:
         reader.problem_at(f"{path}.join", f"{why}; write join: {join}", place=path)
+
+
+def _exporter_pods(
+    entry: AcceleratorConfig, path: str, reader: DocumentReader, *, exporter: bool, by_pod: bool
+) -> None:
+    """The options of an exporter that is found by the labels of its pods."""
+    for option in ("selector", "namespace", "port"):
+        if f"{path}.{option}" not in reader.marks:
+            continue
+        if not exporter:
+            reader.problem_at(f"{path}.{option}", f"not valid for {entry.source}; remove it")
+        elif not by_pod:
+            reader.problem_at(f"{path}.{option}", "has no effect without selector; remove it")
+    if not exporter or not by_pod:
+        return
+    if f"{path}.address" in reader.marks:
+        reader.problem_at(f"{path}.address", "selector already says where the exporters are; remove one of the two")
+    if not entry.port and f"{path}.port" not in reader.marks:
+        reader.problem_at(f"{path}.port", "missing; write the port of the exporter's pods", place=f"{path}.selector")
+    elif not entry.port:
+        reader.problem_at(f"{path}.port", "0 is not a port; write the port of the exporter's pods")
 
 
 def _accelerator_times(entry: AcceleratorConfig, path: str, reader: DocumentReader) -> None:

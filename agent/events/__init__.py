@@ -8,6 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.kubernetes import (
+    KubernetesWriteFailed,
+    KubernetesWritten,
+    ObjectProblemFound,
+    ObjectProblemSolved,
+)
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
@@ -56,6 +63,12 @@ Event = (
     | Ended
     | Abandoned
     | StreamBroken
+    | KubernetesWritten
+    | KubernetesWriteFailed
+    | ObjectProblemFound
+    | ObjectProblemSolved
+    | SourceProblemFound
+    | SourceProblemSolved
     | Reloaded
     | ScrapesPaced
     | BudgetChanged

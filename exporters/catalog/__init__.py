@@ -18,8 +18,10 @@ from typing import Final
 
 from exporters.catalog import (
     accelerators,
+    discovery,
     endpoints,
     histograms,
+    kubernetes,
     leases,
     pools,
     process,
@@ -40,6 +42,8 @@ _FAMILIES: Final = (
     withheld.ROWS,
     requests.ROWS,
     scraping.ROWS,
+    discovery.ROWS,
+    kubernetes.ROWS,
     leases.ROWS,
     process.ROWS,
     tls.ROWS,

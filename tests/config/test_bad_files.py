@@ -258,6 +258,20 @@ BAD = {
             "write staleAfter: 15s or more"
         ),
     ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: dcgm, join: node, selector: {{a: b}}}}\n": [
+        ":6: pools[0].accelerators[0].port: missing; write the port of the exporter's pods"
+    ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n"
+    "  - {source: dcgm, join: node, selector: {a: b}, port: 0, address: 'a:1'}\n": [
+        ":6: pools[0].accelerators[0].address: selector already says where the exporters are; remove one of the two",
+        ":6: pools[0].accelerators[0].port: 0 is not a port; write the port of the exporter's pods",
+    ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n"
+    "  - {source: dcgm, join: node, address: 'a:1', namespace: gpu}\n"
+    "  - {source: nvml, join: node, selector: {a: b}}\n": [
+        ":6: pools[0].accelerators[0].namespace: has no effect without selector; remove it",
+        ":7: pools[0].accelerators[1].selector: not valid for nvml; remove it",
+    ],
     f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: nvml, join: pod, fatalXids: [x]}}\n": [
         ":6: pools[0].accelerators[0].fatalXids: 'x' is not valid; write whole numbers from 1 to 9999",
         ":6: pools[0].accelerators[0].join: NVML reports no pods; write join: node",

@@ -34,7 +34,9 @@ OTHER: dict[str, Any] = {
     "pools[].scrape.insecureSkipVerify": True, "pools[].scrape.tokenFile": "token", "pools[].scrape.metricsPort": 9,
     "pools[].scrape.metricsPath": "/m", "pools[].scrape.healthPort": 9, "pools[].scrape.healthPath": "none",
     "pools[].accelerators[].source": "amd", "pools[].accelerators[].address": "d:9400",
-    "pools[].accelerators[].path": "/m", "pools[].accelerators[].prefix": "amd", "pools[].accelerators[].join": "node",
+    "pools[].accelerators[].selector": {"app": "dcgm"}, "pools[].accelerators[].namespace": "gpu",
+    "pools[].accelerators[].port": 9401, "pools[].accelerators[].path": "/m",
+    "pools[].accelerators[].prefix": "amd", "pools[].accelerators[].join": "node",
     "pools[].accelerators[].interval": "4s", "pools[].accelerators[].timeout": "2s",
     "pools[].accelerators[].staleAfter": "20s", "pools[].accelerators[].fatalXids": [48],
     "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
@@ -75,13 +77,20 @@ BESIDE: dict[str, dict[str, Any]] = {
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
 }
-# The sources of endpoints of which these are options.
+# The sources of endpoints and of accelerators of which these are options.
 POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
 SOURCE: dict[str, dict[str, Any]] = {
     "pools[].inferencePool": {"inferencePool": "chat"},
     "pools[].namespace": {"inferencePool": "chat"},
     "pools[].selector": POD_SELECTOR,
     "pools[].targetPorts": POD_SELECTOR,
+    **{
+        f"pools[].accelerators[].{key}": {
+            "endpoints": POOL["endpoints"],
+            "accelerators": [{"source": "dcgm", "selector": {"app": "a"}, "port": 9400, "join": "node"}],
+        }
+        for key in ("selector", "namespace", "port")
+    },
 }
 # Not valid beside `source: dcgm`, or the value of the document already.
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}

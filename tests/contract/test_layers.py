@@ -59,7 +59,12 @@ PLACES: dict[str, Place] = {
     "agent.envoy.rollout": Place(4, P),
     "agent.discovery": Place(5, S),
     "agent.kube": Place(5, S),
+    "agent.kube.conditions": Place(2, P),
+    "agent.kube.event_series": Place(2, P),
+    "agent.kube.objectives": Place(2, P),
     "agent.kube.objects": Place(2, P),
+    "agent.kube.problem_reasons": Place(2, P),
+    "agent.kube.shared_pods": Place(2, P),
     "agent.kube.cache": Place(2, P),
     "agent.kube.errors": Place(2, P),
     "agent.kube.lease": Place(2, P),
@@ -109,7 +114,7 @@ ISLANDS: dict[str, frozenset[str]] = {
             "agent.engine_specs",
             "agent.engines",
             "agent.exposition",
-            "agent.state.endpoint",  # the identity of a server
+            "agent.state.identity",
             "agent.state.health",  # the number of failures until it is down
         }
     ),
@@ -143,7 +148,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),  # formats of a given wall time
     "sched": frozenset(),
-    "threading": frozenset(),
+    "threading": frozenset({"agent.kube.threads"}),
     "logging": frozenset(
         {
             "agent.commands.emulate",
