@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.app.admin_access import AdminAccess
 from agent.app.component import CannotStart
 from agent.app.listen import check_address
 from agent.config.addresses import join_address, split_address
@@ -15,14 +16,16 @@ class AdminPort:
 
     name = "admin"
 
-    def __init__(self, config: Config, server: AdminServer) -> None:
+    def __init__(self, config: Config, server: AdminServer, access: AdminAccess) -> None:
         self.address = ""
         self._configured = config.admin.address
         self._server = server
+        self._access = access
 
     async def start(self) -> None:
         """Listen."""
         check_address(self._configured, "admin address", "--admin-address or admin.address")
+        await self._access.start()
         try:
             port = await self._server.start()
         except CannotListen as error:  # another program took the address since it was checked

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.admin_access import AdminAccess
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -48,17 +49,19 @@ class Agent:
         self.instruments = hook = instruments or Instruments(clock)
         tasks = Tasks(clock, hook)
         self._reload = Reload(path, self.change, hook)
+        self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        access = AdminAccess(config, self.cluster, clock, hook)
         self._admin_server = AdminServer(
             config.admin.address,
             clock=clock,
             instruments=hook,
             limits=WatchLimits(watchers=config.admin.max_watchers, message_bytes=config.admin.max_state_bytes),
             not_ready=self.readiness,
+            authorize=access.authorize,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         files = EndpointFiles(config, clock, hook)
-        self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
         parts = PoolParts(
             clock,
             hook,
@@ -71,7 +74,7 @@ class Agent:
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
-        self._admin = AdminPort(config, self._admin_server)
+        self._admin = AdminPort(config, self._admin_server, access)
         self._admin_server.state.exporters = accelerators.exporters
         jobs = [
             Job(

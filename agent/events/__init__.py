@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -60,6 +61,8 @@ Event = (
     | BudgetExceeded
     | TaskFailed
     | WatcherDropped
+    | AccessChecked
+    | TokenFileProblem
 )
 Hook = Callable[[Event], None]
 

@@ -18,6 +18,7 @@ from agent.events import Event
 from agent.events.requests import Ended, Picked
 from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
+from agent.instruments.access import AccessInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
@@ -52,6 +53,7 @@ class Instruments:
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
+            AccessInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}
         self._lines = {kind: line for domain in domains for kind, line in domain.lines.items()}

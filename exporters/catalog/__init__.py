@@ -18,6 +18,7 @@ from typing import Final
 
 from exporters.catalog import (
     accelerators,
+    access,
     endpoints,
     histograms,
     pools,
@@ -39,6 +40,7 @@ _FAMILIES: Final = (
     requests.ROWS,
     scraping.ROWS,
     process.ROWS,
+    access.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in CATALOG.values() for alias in row.aliases}
