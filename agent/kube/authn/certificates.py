@@ -28,6 +28,14 @@ from cryptography.x509.verification import (
 MAX_BUNDLE_BYTES: Final = 1 << 20
 MAX_CHAIN_DEPTH: Final = 4  # intermediate authorities between a client and its root
 _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# What the library raises for bytes that are no valid certificate.
+_MALFORMED: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _FOR_CLIENTS: Final = frozenset({ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 
 
@@ -47,10 +55,10 @@ class CertificateName(NamedTuple):
 
 
 class CaBundle:
-    """The certificate authorities of a PEM text. Raises BadBundle. Bundles of equal text are equal."""
+    """The certificate authorities of a PEM text. Raises BadBundle. `pem` is the text without what is beside them, and
+    bundles are equal where it is."""
 
     def __init__(self, pem: bytes) -> None:
-        self.pem = pem
         if len(pem) > MAX_BUNDLE_BYTES:
             raise BadBundle(f"the bundle of certificates is over {MAX_BUNDLE_BYTES} bytes")
         blocks: Sequence[bytes] = _PEM.findall(pem)
@@ -58,6 +66,7 @@ class CaBundle:
             raise BadBundle("there is no certificate in PEM format")
         self._authorities = [_authority(number, block) for number, block in enumerate(blocks, 1)]
         self._store = Store(self._authorities)
+        self.pem = b"\n".join(blocks) + b"\n"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CaBundle) and self.pem == other.pem
@@ -90,7 +99,7 @@ class CaBundle:
             verifier.verify(leaf, others)
         except VerificationError as error:
             raise CertificateRefused(_reason(leaf, error)) from error
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except _MALFORMED as error:
             raise CertificateRefused(f"the client certificate is malformed: {error}") from error
         return _name_of(leaf)
 
@@ -98,14 +107,14 @@ class CaBundle:
 def _authority(number: int, block: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(block)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _MALFORMED as error:
         raise BadBundle(f"certificate {number} of the bundle is malformed: {error}") from error
 
 
 def _read(certificate: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(certificate)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _MALFORMED as error:
         raise CertificateRefused("the client certificate is malformed") from error
 
 
@@ -114,7 +123,7 @@ def _name_of(leaf: x509.Certificate) -> CertificateName:
     try:
         names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         organisations = leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    except ValueError as error:
+    except _MALFORMED as error:
         raise CertificateRefused("the subject of the client certificate is malformed") from error
     texts = [each.value if isinstance(each.value, str) else "" for each in names]
     groups = [each.value for each in organisations if isinstance(each.value, str)]
@@ -154,14 +163,12 @@ def _reason(leaf: x509.Certificate, error: VerificationError) -> str:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         usage = None
-    except ValueError:
+    except _MALFORMED:
         return "the extensions of the client certificate are malformed"
     if usage is not None and not _FOR_CLIENTS & set(usage):
         return "the client certificate is not for clients: its extended key usage lacks clientAuth"
     text = str(error)
-    if "candidates exhausted" in text and "candidates exhausted: " not in text:
-        return "the client certificate is not signed by a trusted authority"
-    if "signature does not match" in text:
+    if "no interior errors" in text or "signature does not match" in text:  # no authority of this name, or of this key
         return "the client certificate is not signed by a trusted authority"
     if "not valid at validation time" in text:
         return "the authority that signed the client certificate has expired, or is not valid yet"

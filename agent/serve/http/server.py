@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler as AppHandler
+from aiohttp.typedefs import Middleware
 
 from agent.config.addresses import split_address
 from agent.events import Hook
@@ -36,7 +37,6 @@ _LIBRARY_LOG.addFilter(lambda record: not (record.exc_info and isinstance(record
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # Returns if a request for this path may be answered. Raises HttpError.
 Authorize = Callable[[web.Request, str], Awaitable[None]]
-_Layer = Callable[[web.Request, AppHandler], Coroutine[None, None, web.StreamResponse]]
 
 
 class CannotListen(Exception):
@@ -105,7 +105,7 @@ class HttpServer:
     async def start(self) -> int:
         """Listen; returns the port. `CannotListen` when the address is in use or cannot be used."""
         host, port = split_address(self._address)
-        layers = [self._limit, _errors_as_json]
+        layers: list[Middleware] = [self._limit, _errors_as_json]
         if self._authorize is not None:
             layers.append(_authorized(self._authorize, self._public))
         app = web.Application(middlewares=layers, client_max_size=MAX_REQUEST_BODY_BYTES)
@@ -224,7 +224,7 @@ def _checked(route: HttpRoute) -> Handler:
     return handle
 
 
-def _authorized(authorize: Authorize, public: frozenset[str]) -> _Layer:
+def _authorized(authorize: Authorize, public: frozenset[str]) -> Middleware:
     """The check before each handler. The path is that of the route which answers, so that no spelling of a path is
     decided as another one than it is answered as; a route with a part in braces is decided by the path itself."""
 
