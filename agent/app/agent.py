@@ -13,6 +13,7 @@ from typing import NamedTuple
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
 from agent.app.admin_access import AdminAccess
+from agent.app.certificates import Certificates
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -51,6 +52,7 @@ class Agent:
         self._reload = Reload(path, self.change, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
         access = AdminAccess(config, self.cluster, clock, hook)
+        certificates = Certificates(config, clock, hook)
         self._admin_server = AdminServer(
             config.admin.address,
             clock=clock,
@@ -58,6 +60,7 @@ class Agent:
             limits=WatchLimits(watchers=config.admin.max_watchers, message_bytes=config.admin.max_state_bytes),
             not_ready=self.readiness,
             authorize=access.authorize,
+            tls=certificates.admin,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
@@ -71,16 +74,20 @@ class Agent:
             accelerators.refresh,
             files,
             self.cluster,
+            certificates.pickers,
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
-        self._admin = AdminPort(config, self._admin_server, access)
+        self._admin = AdminPort(config, self._admin_server, access, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
         jobs = [
             Job(
                 "configuration-file",
                 self._reload.check,
                 lambda config: None if path is None else config.reload.interval,
+            ),
+            Job(
+                "certificates", certificates.check, lambda config: config.reload.interval if certificates.any else None
             ),
         ]
         self._supervisor = Supervisor(

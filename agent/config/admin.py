@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.config.addresses import Address
 from agent.config.options import option, section
+from agent.config.tls import TlsConfig
 from agent.config.values import Boolean, FilePath, Number, OneOf, Size, WordList
 
 NO_AUTH: Final = "none"
@@ -51,3 +52,4 @@ class AdminConfig:
         Size(1024, 1 << 30), "a larger /v1/state, or event of /v1/state/watch, is refused", 64 << 20, live=False
     )
     auth: AdminAuthConfig = section(AdminAuthConfig, "Who may read the admin port.")
+    tls: TlsConfig = section(TlsConfig, "TLS of the port.")

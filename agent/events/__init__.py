@@ -33,6 +33,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 
 Event = (
     ScrapeDone
@@ -63,6 +64,10 @@ Event = (
     | WatcherDropped
     | AccessChecked
     | TokenFileProblem
+    | CertificateLoaded
+    | CertificateNotLoaded
+    | CertificateInvalid
+    | HandshakeFailed
 )
 Hook = Callable[[Event], None]
 

@@ -25,6 +25,7 @@ from agent.instruments.known_names import KnownNames
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
+from agent.instruments.tls import TlsInstruments
 
 
 class Domain(Protocol):
@@ -54,6 +55,7 @@ class Instruments:
             AcceleratorInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
             AccessInstruments(self._metrics, log),
+            TlsInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}
         self._lines = {kind: line for domain in domains for kind, line in domain.lines.items()}

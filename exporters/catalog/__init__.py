@@ -26,6 +26,7 @@ from exporters.catalog import (
     rates,
     requests,
     scraping,
+    tls,
     withheld,
 )
 from exporters.catalog.metric import Metric
@@ -41,6 +42,7 @@ _FAMILIES: Final = (
     scraping.ROWS,
     process.ROWS,
     access.ROWS,
+    tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in CATALOG.values() for alias in row.aliases}

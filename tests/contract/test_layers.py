@@ -143,8 +143,10 @@ IMPORTERS: dict[str, frozenset[str]] = {
         {
             "agent.app.jobs",
             "agent.instruments.log_format",
+            "agent.instruments.tls",
             "agent.kube.authn.certificates",
             "agent.serve.state.documents",
+            "agent.serve.tls.self_signed",
         }
     ),  # formats of a given wall time
     "sched": frozenset(),
@@ -174,7 +176,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),
     "apscheduler": frozenset({"agent.app.jobs"}),
-    "cryptography": frozenset({"agent.kube.authn.certificates"}),
+    "cryptography": frozenset({"agent.kube.authn.certificates", "agent.serve.tls.self_signed"}),
     "envoy": frozenset({"agent.serve.access_log", "agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
     "google.protobuf": frozenset(
