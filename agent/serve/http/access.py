@@ -13,6 +13,7 @@ from agent.kube.authn.access import FORBIDDEN, UNAUTHENTICATED, UNAVAILABLE, Acc
 from agent.kube.authn.identity import RequestFacts
 from agent.kube.authn.reviews import NonResource
 from agent.serve.http.responses import HttpError
+from agent.serve.tls.server import peer_certificate
 
 RETRY_SECONDS: Final = 1
 _CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
@@ -38,6 +39,5 @@ class PathAccess:
 
 def request_facts(request: web.Request) -> RequestFacts:
     """What a request shows of its sender."""
-    tls = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
-    certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+    certificate = peer_certificate(request.transport) if request.transport is not None else None
     return RequestFacts(certificate, list(request.headers.items()))
