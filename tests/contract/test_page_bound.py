@@ -19,6 +19,8 @@ from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
 from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
 from agent.instruments.requests import SERVER_NAMES
+from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
+from agent.kube.authn.identity import METHODS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
@@ -44,9 +46,13 @@ WORDS: Final = 16
 VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
-    "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
+    "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
 }  # fmt: skip
-RESULT_VALUES: Final = {"igw_responses_total": len(RESULTS), "igw_encoded_bodies_total": 3}
+RESULT_VALUES: Final = {
+    "igw_responses_total": len(RESULTS),
+    "igw_encoded_bodies_total": 3,
+    "igw_access_checks_total": len(ACCESS_RESULTS),
+}
 REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
     "igw_load_reports_total": len(REPORT_REASONS) + WORDS, "igw_withheld_gauges": len(WITHHELD_REASONS),

@@ -7,6 +7,7 @@ import typing
 import pytest
 
 from agent import events
+from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -138,6 +139,12 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
         (Reloaded(ok=False, detail="x"), "igw_reloads_total", {"result": "failed"}),
         (BudgetExceeded("cpu", 4, 0.3, 0.2), "igw_scrape_budget_exceeded_total", {"resource": "cpu"}),
         (WatcherDropped("slow"), "igw_watchers_dropped_total", {"reason": "slow"}),
+        (
+            AccessChecked("token", "forbidden", "x"),
+            "igw_access_checks_total",
+            {"method": "token", "result": "forbidden"},
+        ),
+        (TokenFileProblem("line 1"), "igw_token_file_problems_total", {}),
     ],
     ids=lambda value: type(value).__name__,
 )
