@@ -50,7 +50,8 @@ OTHER: dict[str, Any] = {
     "extProc.maxBufferedBytes": "16MiB", "extProc.fallbacks": 1, "extProc.drainTimeout": "1s",
     "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
     "admin.insecure": True, "admin.auth.mode": "kubernetes", "admin.auth.tokenFile": "tokens.csv",
-    "admin.auth.audiences": ["igw"], "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
+    "admin.auth.audiences": ["igw"],
+    "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
     "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
