@@ -34,6 +34,7 @@ from tests.cluster.access import ServiceAccount, create_service_account, grant, 
 from tests.cluster.api import Api
 from tests.cluster.certificates import Authority, KeyPair
 from tests.cluster.control_plane import ControlPlane
+from tests.docs.test_pages import yaml_blocks
 from tests.journeys.prometheus import Prometheus
 from tests.processes import Processes
 from tests.waiting import eventually, found, until
@@ -297,3 +298,12 @@ async def test_a_trust_that_may_not_be_read_is_nobody_s_and_says_why(
     reading.cancel()
     await asyncio.wait([reading])
     cluster.close()
+
+
+def test_the_role_of_a_reader_in_the_documentation_is_valid(control_plane: ControlPlane) -> None:
+    (block,) = (each for each in yaml_blocks() if "reader-role" in each.kinds)
+    role, binding = block.documents
+    control_plane.api.create(role, dry_run=True)
+    control_plane.api.create(binding, dry_run=True)
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"get"}
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
