@@ -17,6 +17,7 @@ from agent.app.certificates import Certificates
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -65,6 +66,7 @@ class Agent:
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         files = EndpointFiles(config, clock, hook)
+        self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
         parts = PoolParts(
             clock,
             hook,
@@ -97,6 +99,7 @@ class Agent:
                 scraping,
                 accelerators,
                 files,
+                self.lease,
                 self._pools,
                 Jobs(config, jobs, tasks, clock, hook),
             ],

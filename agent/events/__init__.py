@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -61,6 +62,8 @@ Event = (
     | BudgetChanged
     | BudgetExceeded
     | TaskFailed
+    | LeaseChanged
+    | LeaseFailed
     | WatcherDropped
     | AccessChecked
     | TokenFileProblem

@@ -22,6 +22,7 @@ from agent.instruments.access import AccessInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
+from agent.instruments.leases import LeaseInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
@@ -53,6 +54,7 @@ class Instruments:
             self._requests,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
+            LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
             AccessInstruments(self._metrics, log),
             TlsInstruments(self._metrics, log),

@@ -17,6 +17,7 @@ from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -89,6 +90,8 @@ EVERYTHING: tuple[Event, ...] = (
     WatcherDropped("slow"),
     AccessChecked("token", "allowed"),
     TokenFileProblem("line 1"),
+    LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
+    LeaseFailed("llm/agent", "forbidden", "x"),
 )
 
 

@@ -62,6 +62,7 @@ PLACES: dict[str, Place] = {
     "agent.kube.objects": Place(2, P),
     "agent.kube.cache": Place(2, P),
     "agent.kube.errors": Place(2, P),
+    "agent.kube.lease": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
     "agent.kube.authn.certificates": Place(2, P),
     "agent.kube.authn.expiring_cache": Place(2, P),
@@ -145,6 +146,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.instruments.log_format",
             "agent.instruments.tls",
             "agent.kube.authn.certificates",
+            "agent.kube.wall_time",
             "agent.serve.state.documents",
             "agent.serve.tls.self_signed",
         }
