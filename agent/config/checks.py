@@ -37,6 +37,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _tls(config.ext_proc.tls, "extProc.tls", reader)
     _tls(config.admin.tls, "admin.tls", reader)
     _admin(config.admin, reader)
+    _picker_tls(config, reader)
     names: dict[str, int] = {}
     for index, pool in enumerate(config.pools):
         key = f"pools[{index}]"
@@ -274,6 +275,24 @@ def _admin(admin: AdminConfig, reader: DocumentReader) -> None:
             f"{admin.address} is not loopback, so other machines could read the port, or the tokens of its readers; "
             f"write {', and '.join(missing)}; or admin.insecure: true where only trusted clients reach it",
         )
+
+
+def _picker_tls(config: Config, reader: DocumentReader) -> None:
+    """How the rendered Envoy connects to a picker with TLS."""
+    envoy = config.envoy
+    given = {
+        "pickerCaFile": envoy.picker_ca_file,
+        "pickerServerName": envoy.picker_server_name,
+        "pickerCertFile": envoy.picker_cert_file,
+        "pickerKeyFile": envoy.picker_key_file,
+    }
+    if not config.ext_proc.tls.enabled:
+        for name in (name for name, value in given.items() if value):
+            reader.problem_at(f"envoy.{name}", "has no effect without extProc.tls; configure it, or remove this")
+    elif bool(envoy.picker_cert_file) != bool(envoy.picker_key_file):
+        names = ("pickerCertFile", "pickerKeyFile")
+        present, missing = names if envoy.picker_cert_file else names[::-1]
+        reader.problem_at(f"envoy.{present}", f"needs {missing}; add it")
 
 
 def _pool_scrape(scrape: PoolScrapeConfig, key: str, reader: DocumentReader) -> None:

@@ -86,12 +86,23 @@ class EnvoyListener(NamedTuple):
     mode: PickMode = PickMode.BUFFERED
 
 
+class PickerTls(NamedTuple):
+    """TLS of the connections to the pickers, with files on Envoy's machine. Without `ca_file` every certificate is
+    accepted; `server_name`: empty for the host of the picker's address."""
+
+    ca_file: str = ""
+    server_name: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+
 class EnvoyConfig(NamedTuple):
     """The configuration of one Envoy. `max_body` is the picker's limit in bytes; `admin` must be a loopback address.
 
     `eds_directory`: where the agent keeps the endpoints of the pools (`agent.envoy.endpoints`). `retry_server_errors`:
     retry 500, 502 and 504 as well, at most `retry_budget` percent of a pool's requests at a time. `picker_retries`: of
     a connection to the picker, with `FailureMode.CLOSE`. `max_ejection_percent`: of a pool's endpoints at a time.
+    `picker_tls`: None for plaintext.
     """
 
     pools: tuple[EnvoyPool, ...]
@@ -107,6 +118,7 @@ class EnvoyConfig(NamedTuple):
     retry_budget: float = _RETRY_BUDGET_PERCENT
     picker_retries: int = _PICKER_RETRIES
     max_ejection_percent: int = MAX_EJECTION_PERCENT
+    picker_tls: PickerTls | None = None
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -397,6 +409,7 @@ def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
             "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
             "connect_timeout": "1s",
             "load_assignment": assignment(name, (pool.picker,)),
+            **_picker_tls(host, config.picker_tls),
             "circuit_breakers": _no_limits(),
             "typed_extension_protocol_options": _http(
                 # Detects an unresponsive picker once, not by the timeout of each request. In full duplex Envoy has no
@@ -411,6 +424,34 @@ def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
                 }
             ),
         }
+
+
+def _picker_tls(host: str, tls: PickerTls | None) -> Data:
+    """The transport of the connections to the picker at this host, for its calls and for the access log."""
+    if tls is None:
+        return {}
+    name = tls.server_name or host
+    common: Data = {
+        "alpn_protocols": ["h2"],
+        "tls_params": {"tls_maximum_protocol_version": "TLSv1_3"},  # the default of a client may be TLS 1.2
+    }
+    if tls.ca_file:
+        common["validation_context"] = {
+            "trusted_ca": {"filename": tls.ca_file},
+            "match_typed_subject_alt_names": [
+                {"san_type": "IP_ADDRESS" if _is_ip(name) else "DNS", "matcher": {"exact": name}}
+            ],
+        }
+    if tls.cert_file:
+        common["tls_certificates"] = [
+            {"certificate_chain": {"filename": tls.cert_file}, "private_key": {"filename": tls.key_file}}
+        ]
+    context = _typed(
+        "transport_sockets.tls.v3.UpstreamTlsContext",
+        **({} if _is_ip(name) else {"sni": name}),  # an IP address is no SNI (RFC 6066, section 3)
+        common_tls_context=common,
+    )
+    return {"transport_socket": _named("envoy.transport_sockets.tls", context)}
 
 
 def _http(protocol: Data, idle: float | None = None) -> Data:

@@ -42,6 +42,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import HISTOGRAMS, SIGNALS, Histogram, RefusedValue, SignalKind, Value
@@ -92,6 +93,10 @@ EVERYTHING: tuple[Event, ...] = (
     TokenFileProblem("line 1"),
     LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
     LeaseFailed("llm/agent", "forbidden", "x"),
+    CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
+    CertificateNotLoaded("ext_proc", "x"),
+    CertificateInvalid("ext_proc", "x"),
+    HandshakeFailed("ext_proc", "version", "x", "192.0.2.1"),
 )
 
 

@@ -14,6 +14,7 @@ from agent.accelerators.table import DEVICE_SIGNALS
 from agent.engines.report import REASONS as REPORT_REASONS
 from agent.events.requests import Ended, Picked, Refused
 from agent.events.scraping import HealthChanged, ScrapeDone, ScrapeFailed
+from agent.events.tls import REASONS as TLS_REASONS
 from agent.exposition.page import MAX_SERIES
 from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
@@ -47,7 +48,7 @@ VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
-    "lease": 1, "change": 3,
+    "lease": 1, "change": 3, "port": 2,
 }  # fmt: skip
 RESULT_VALUES: Final = {
     "igw_responses_total": len(RESULTS),
@@ -58,6 +59,7 @@ REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
     "igw_load_reports_total": len(REPORT_REASONS) + WORDS, "igw_withheld_gauges": len(WITHHELD_REASONS),
     "igw_accelerator_scrapes_total": len(SCRAPE_REASONS) + 2, "igw_accelerator_health_changes_total": len(FAULTS) + 1,
+    "igw_tls_handshake_failures_total": len(TLS_REASONS),
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.

@@ -24,7 +24,7 @@ from agent.config.addresses import split_address
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.serve.http.responses import HttpError, json_response
-from agent.serve.listen import Listener, listen
+from agent.serve.listen import ListeningSocket, listen
 from agent.serve.tls.connection import MakeProtocol, PlainAcceptor, TlsAcceptor
 from agent.serve.tls.server import ADMIN, ServerTls
 
@@ -107,7 +107,7 @@ class HttpServer:
         self._public = frozenset(route.path for route in routes if route.public)
         self._runner: web.AppRunner | None = None
         self._acceptor: TlsAcceptor | PlainAcceptor | None = None
-        self._listener: Listener | None = None
+        self._listener: ListeningSocket | None = None
 
     async def start(self) -> int:
         """Listen; returns the port. `CannotListen` when the address is in use or cannot be used."""

@@ -22,7 +22,7 @@ class ScriptedCluster:
         self.no_cluster: Exception | None = None
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.running = 0
-        self.most_running = 0
+        self.max_running = 0
         self._released = asyncio.Event()
         self._released.set()
 
@@ -43,7 +43,7 @@ class ScriptedCluster:
 
     async def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         self.running += 1
-        self.most_running = max(self.running, self.most_running)
+        self.max_running = max(self.running, self.max_running)
         try:
             await self._released.wait()
             return call(*arguments)

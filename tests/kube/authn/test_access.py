@@ -23,7 +23,7 @@ from tests.waiting import eventually
 METRICS = NonResource("/metrics")
 
 
-class Desk:
+class Reviews:
     """An `Access` over a scripted cluster, where the token `good` is alice, who may read /metrics."""
 
     def __init__(self, **options: Any) -> None:
@@ -41,110 +41,112 @@ class Desk:
 
 
 @pytest.fixture
-async def desk() -> Desk:
-    return Desk()
+async def reviewed() -> Reviews:
+    return Reviews()
 
 
-async def test_a_known_user_with_the_right_is_allowed(desk):
-    assert await desk.decide("good") == Decision("allowed", UserIdentity("alice"))
-    assert desk.events == [AccessChecked("token", "allowed")]
-    assert desk.cluster.requests[1] == (
+async def test_a_known_user_with_the_right_is_allowed(reviewed):
+    assert await reviewed.decide("good") == Decision("allowed", UserIdentity("alice"))
+    assert reviewed.events == [AccessChecked("token", "allowed")]
+    assert reviewed.cluster.requests[1] == (
         ACCESS_REVIEWS,
         {"user": "alice", "groups": [], "nonResourceAttributes": {"path": "/metrics", "verb": "get"}},
     )
 
 
-async def test_a_user_without_the_right_is_named_with_the_verb_and_the_path(desk):
-    decision = await desk.decide("good", "/v1/state")
+async def test_a_user_without_the_right_is_named_with_the_verb_and_the_path(reviewed):
+    decision = await reviewed.decide("good", "/v1/state")
     assert decision == Decision(
         "forbidden",
         UserIdentity("alice"),
         'user "alice" cannot get path "/v1/state": no role; grant it with RBAC',
     )
-    assert desk.events == [AccessChecked("token", "forbidden", 'user "alice" cannot get path "/v1/state": no role')]
+    assert reviewed.events == [AccessChecked("token", "forbidden", 'user "alice" cannot get path "/v1/state": no role')]
 
 
-async def test_a_token_that_the_api_server_refuses_is_not_accepted_and_only_the_log_says_why(desk):
-    assert await desk.decide("bad") == Decision("unauthenticated", None, "the token is not accepted")
-    assert desk.events == [AccessChecked("token", "unauthenticated", "invalid bearer token")]
+async def test_a_token_that_the_api_server_refuses_is_not_accepted_and_only_the_log_says_why(reviewed):
+    assert await reviewed.decide("bad") == Decision("unauthenticated", None, "the token is not accepted")
+    assert reviewed.events == [AccessChecked("token", "unauthenticated", "invalid bearer token")]
 
 
-async def test_without_credentials_nothing_is_reviewed(desk):
-    assert (await desk.decide()).result == "unauthenticated"
-    assert desk.events == [AccessChecked("none", "unauthenticated", "no credentials")]
-    assert desk.cluster.requests == []
+async def test_without_credentials_nothing_is_reviewed(reviewed):
+    assert (await reviewed.decide()).result == "unauthenticated"
+    assert reviewed.events == [AccessChecked("none", "unauthenticated", "no credentials")]
+    assert reviewed.cluster.requests == []
 
 
 async def test_a_token_is_reviewed_for_the_configured_audiences():
-    desk = Desk(audiences=["igw"])
-    assert (await desk.decide("good")).result == "allowed"
-    assert desk.cluster.requests[0] == (TOKEN_REVIEWS, {"token": "good", "audiences": ["igw"]})
+    reviewed = Reviews(audiences=["igw"])
+    assert (await reviewed.decide("good")).result == "allowed"
+    assert reviewed.cluster.requests[0] == (TOKEN_REVIEWS, {"token": "good", "audiences": ["igw"]})
 
 
-async def test_both_answers_are_kept_for_ten_seconds_and_asked_again_then(desk):
+async def test_both_answers_are_kept_for_ten_seconds_and_asked_again_then(reviewed):
     for _ in range(3):
-        await desk.decide("good")
-        await desk.decide("bad")
-    assert (desk.cluster.count(TOKEN_REVIEWS), desk.cluster.count(ACCESS_REVIEWS)) == (2, 1)
-    desk.cluster.users = {"bad": "alice"}
-    desk.clock.advance(KEEP_SECONDS - 0.1)
-    assert (await desk.decide("good")).result == "allowed"
-    assert (await desk.decide("bad")).result == "unauthenticated"
-    desk.clock.advance(0.1)
-    assert (await desk.decide("good")).result == "unauthenticated"
-    assert (await desk.decide("bad")).result == "allowed"
+        await reviewed.decide("good")
+        await reviewed.decide("bad")
+    assert (reviewed.cluster.count(TOKEN_REVIEWS), reviewed.cluster.count(ACCESS_REVIEWS)) == (2, 1)
+    reviewed.cluster.users = {"bad": "alice"}
+    reviewed.clock.advance(KEEP_SECONDS - 0.1)
+    assert (await reviewed.decide("good")).result == "allowed"
+    assert (await reviewed.decide("bad")).result == "unauthenticated"
+    reviewed.clock.advance(0.1)
+    assert (await reviewed.decide("good")).result == "unauthenticated"
+    assert (await reviewed.decide("bad")).result == "allowed"
 
 
-async def test_a_right_that_is_taken_away_ends_after_ten_seconds(desk):
-    assert (await desk.decide("good")).result == "allowed"
-    desk.cluster.allowed.clear()
-    assert (await desk.decide("good")).result == "allowed"
-    desk.clock.advance(KEEP_SECONDS)
-    assert (await desk.decide("good")).result == "forbidden"
+async def test_a_right_that_is_taken_away_ends_after_ten_seconds(reviewed):
+    assert (await reviewed.decide("good")).result == "allowed"
+    reviewed.cluster.allowed.clear()
+    assert (await reviewed.decide("good")).result == "allowed"
+    reviewed.clock.advance(KEEP_SECONDS)
+    assert (await reviewed.decide("good")).result == "forbidden"
 
 
-async def test_no_token_is_kept(desk):
-    await desk.decide("good")
-    await desk.decide("bad")
-    kept = repr([vars(cache) for cache in (desk.reviews._accepted, desk.reviews._rejected, desk.reviews._access)])
+async def test_no_token_is_kept(reviewed):
+    await reviewed.decide("good")
+    await reviewed.decide("bad")
+    kept = repr(
+        [vars(cache) for cache in (reviewed.reviews._accepted, reviewed.reviews._rejected, reviewed.reviews._access)]
+    )
     assert "good" not in kept
     assert "'bad'" not in kept
 
 
-async def test_many_wrong_tokens_push_no_right_one_out_and_are_bounded(desk, monkeypatch):
+async def test_many_wrong_tokens_push_no_right_one_out_and_are_bounded(reviewed, monkeypatch):
     monkeypatch.setattr(review_client, "MAX_KEPT", 4)
-    desk = Desk()
-    await desk.decide("good")
+    reviewed = Reviews()
+    await reviewed.decide("good")
     for number in range(20):
-        await desk.decide(f"wrong-{number}")
-    assert len(desk.reviews._rejected) == 4
-    assert (await desk.decide("good")).result == "allowed"
-    assert sum(1 for _, spec in desk.cluster.requests if spec.get("token") == "good") == 1
+        await reviewed.decide(f"wrong-{number}")
+    assert len(reviewed.reviews._rejected) == 4
+    assert (await reviewed.decide("good")).result == "allowed"
+    assert sum(1 for _, spec in reviewed.cluster.requests if spec.get("token") == "good") == 1
 
 
-async def test_requests_with_the_same_token_share_one_review(desk):
-    desk.cluster.hold()
-    waiting = [asyncio.create_task(desk.decide("good")) for _ in range(20)]
-    await eventually(lambda: desk.cluster.running == 1)
+async def test_requests_with_the_same_token_share_one_review(reviewed):
+    reviewed.cluster.hold()
+    waiting = [asyncio.create_task(reviewed.decide("good")) for _ in range(20)]
+    await eventually(lambda: reviewed.cluster.running == 1)
     waiting[0].cancel()  # a reader that leaves
     await asyncio.wait(waiting[:1])
-    desk.cluster.release()
+    reviewed.cluster.release()
     decisions = await asyncio.gather(*waiting[1:])
     assert {decision.result for decision in decisions} == {"allowed"}
-    assert (desk.cluster.count(TOKEN_REVIEWS), desk.cluster.count(ACCESS_REVIEWS)) == (1, 1)
+    assert (reviewed.cluster.count(TOKEN_REVIEWS), reviewed.cluster.count(ACCESS_REVIEWS)) == (1, 1)
 
 
-async def test_reviews_at_a_time_and_those_that_wait_are_limited(desk):
-    desk.cluster.hold()
-    waiting = [asyncio.create_task(desk.decide(f"t{n}")) for n in range(MAX_REVIEWS + MAX_WAITING)]
-    await eventually(lambda: desk.cluster.running == MAX_REVIEWS)
-    refused = await desk.decide("one-more")
+async def test_reviews_at_a_time_and_those_that_wait_are_limited(reviewed):
+    reviewed.cluster.hold()
+    waiting = [asyncio.create_task(reviewed.decide(f"t{n}")) for n in range(MAX_REVIEWS + MAX_WAITING)]
+    await eventually(lambda: reviewed.cluster.running == MAX_REVIEWS)
+    refused = await reviewed.decide("one-more")
     assert refused.result == "unavailable"
-    assert "wait for the API server already" in desk.events[-1].detail
-    desk.cluster.release()
+    assert "wait for the API server already" in reviewed.events[-1].detail
+    reviewed.cluster.release()
     assert {decision.result for decision in await asyncio.gather(*waiting)} == {"unauthenticated"}
-    assert desk.cluster.most_running == MAX_REVIEWS
-    assert (await desk.decide("good")).result == "allowed"
+    assert reviewed.cluster.max_running == MAX_REVIEWS
+    assert (await reviewed.decide("good")).result == "allowed"
 
 
 @pytest.mark.parametrize(
@@ -157,60 +159,60 @@ async def test_reviews_at_a_time_and_those_that_wait_are_limited(desk):
         (ApiFailed(401, "no"), "the API server does not accept the agent's own credentials"),
     ],
 )
-async def test_where_the_api_server_cannot_answer_a_token_is_neither_right_nor_wrong(desk, failure, detail):
-    desk.cluster.failure = failure
-    decision = await desk.decide("good")
+async def test_where_the_api_server_cannot_answer_a_token_is_neither_right_nor_wrong(reviewed, failure, detail):
+    reviewed.cluster.failure = failure
+    decision = await reviewed.decide("good")
     assert (decision.result, decision.identity) == ("unavailable", None)
     assert detail not in decision.message  # what is wrong in the cluster is for the log
-    assert desk.events[-1].detail.startswith(detail)
-    desk.cluster.failure = None
-    assert (await desk.decide("good")).result == "allowed"
+    assert reviewed.events[-1].detail.startswith(detail)
+    reviewed.cluster.failure = None
+    assert (await reviewed.decide("good")).result == "allowed"
 
 
 @pytest.mark.parametrize("answer", [b"", b"{}", b'{"status": []}', b"<html>"])
-async def test_an_answer_that_cannot_be_read_admits_nobody(desk, answer):
-    desk.cluster.answer = answer
-    assert (await desk.decide("good")).result == "unavailable"
+async def test_an_answer_that_cannot_be_read_admits_nobody(reviewed, answer):
+    reviewed.cluster.answer = answer
+    assert (await reviewed.decide("good")).result == "unavailable"
 
 
-async def test_a_lost_api_server_admits_nobody_whose_right_is_not_known(desk):
-    await desk.decide("good")
-    desk.cluster.failure = Unreachable("gone")
-    assert (await desk.decide("good")).result == "allowed"
-    assert (await desk.decide("good", "/v1/state")).result == "unavailable"
-    desk.clock.advance(KEEP_SECONDS)
-    assert (await desk.decide("good")).result == "unavailable"
+async def test_a_lost_api_server_admits_nobody_whose_right_is_not_known(reviewed):
+    await reviewed.decide("good")
+    reviewed.cluster.failure = Unreachable("gone")
+    assert (await reviewed.decide("good")).result == "allowed"
+    assert (await reviewed.decide("good", "/v1/state")).result == "unavailable"
+    reviewed.clock.advance(KEEP_SECONDS)
+    assert (await reviewed.decide("good")).result == "unavailable"
 
 
-async def test_outside_a_cluster_the_reason_is_that(desk):
-    desk.cluster.no_cluster = NoCluster("no API server: set kubernetes.kubeconfig")
-    assert (await desk.decide("good")).result == "unavailable"
-    assert desk.events[-1].detail == "no API server: set kubernetes.kubeconfig"
+async def test_outside_a_cluster_the_reason_is_that(reviewed):
+    reviewed.cluster.no_cluster = NoCluster("no API server: set kubernetes.kubeconfig")
+    assert (await reviewed.decide("good")).result == "unavailable"
+    assert reviewed.events[-1].detail == "no API server: set kubernetes.kubeconfig"
 
 
-async def test_an_api_server_that_hangs_is_waited_for_no_longer_than_the_limit(desk, monkeypatch):
+async def test_an_api_server_that_hangs_is_waited_for_no_longer_than_the_limit(reviewed, monkeypatch):
     monkeypatch.setattr(review_client, "REVIEW_SECONDS", 0.0)
-    desk.cluster.hold()
-    assert (await desk.decide("good")).result == "unavailable"
-    assert desk.events[-1].detail == "the API server did not answer within 0 s"
-    desk.cluster.release()
-    await eventually(lambda: desk.cluster.count(TOKEN_REVIEWS) == 1)  # its answer counts for the next request
+    reviewed.cluster.hold()
+    assert (await reviewed.decide("good")).result == "unavailable"
+    assert reviewed.events[-1].detail == "the API server did not answer within 0 s"
+    reviewed.cluster.release()
+    await eventually(lambda: reviewed.cluster.count(TOKEN_REVIEWS) == 1)  # its answer counts for the next request
     monkeypatch.setattr(review_client, "REVIEW_SECONDS", 5.0)
-    assert (await desk.decide("good")).result == "allowed"
-    assert desk.cluster.count(TOKEN_REVIEWS) == 1
+    assert (await reviewed.decide("good")).result == "allowed"
+    assert reviewed.cluster.count(TOKEN_REVIEWS) == 1
 
 
 async def test_a_client_certificate_needs_no_review_of_a_token():
     authority = Issuer(begins=WALL_AT_ZERO - HOUR, ends=WALL_AT_ZERO + HOUR)
-    desk = Desk(trust=lambda: Trust(clients=authority.bundle))
+    reviewed = Reviews(trust=lambda: Trust(clients=authority.bundle))
     certificate = authority.client("alice", begins=WALL_AT_ZERO - HOUR, ends=WALL_AT_ZERO + HOUR)
-    assert (await desk.decide(certificate=certificate)).result == "allowed"
-    assert desk.cluster.count(TOKEN_REVIEWS) == 0
-    desk.clock.advance(HOUR + 1)
-    refused = await desk.decide(certificate=certificate)
+    assert (await reviewed.decide(certificate=certificate)).result == "allowed"
+    assert reviewed.cluster.count(TOKEN_REVIEWS) == 0
+    reviewed.clock.advance(HOUR + 1)
+    refused = await reviewed.decide(certificate=certificate)
     assert refused.result == "unauthenticated"
     assert refused.message.startswith("the client certificate expired at ")
-    assert desk.events[-1].method == CLIENT_CERTIFICATE
+    assert reviewed.events[-1].method == CLIENT_CERTIFICATE
 
 
 async def test_without_permissions_every_known_user_is_allowed():
