@@ -64,26 +64,20 @@ TLS: dict[str, Any] = {
 }  # fmt: skip
 OTHER |= {f"{section}.{key}": value for section in ("extProc.tls", "admin.tls") for key, value in TLS.items()}
 # Set beside the option where it is not valid alone.
+TLS_BESIDE: dict[str, dict[str, Any]] = {
+    "certFile": {"keyFile": "c.key"}, "keyFile": {"certFile": "c.pem"}, "clientCaFile": {"selfSigned": True},
+    "clientCertificate": {"selfSigned": True}, "minVersion": {"selfSigned": True},
+}  # fmt: skip
 BESIDE: dict[str, dict[str, Any]] = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
     "admin.auth.tokenFile": {"mode": "tokenFile"},
     "admin.auth.audiences": {"mode": "kubernetes"},
-    **{
-        f"{section}.{key}": beside
-        for section in ("extProc.tls", "admin.tls")
-        for key, beside in {
-            "certFile": {"keyFile": "c.key"},
-            "keyFile": {"certFile": "c.pem"},
-            "clientCaFile": {"selfSigned": True},
-            "clientCertificate": {"selfSigned": True},
-            "minVersion": {"selfSigned": True},
-        }.items()
-    },
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
 }
+BESIDE |= {f"{section}.{key}": row for section in ("extProc.tls", "admin.tls") for key, row in TLS_BESIDE.items()}
 # The sources of endpoints of which these are options.
 POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
 SOURCE: dict[str, dict[str, Any]] = {

@@ -210,11 +210,11 @@ async def signed(tmp_path: Path) -> AsyncIterator[Signed]:
     tls.load()
     proxy = CaBundle(front_proxy.certificate.read_bytes())
     clients_bundle = CaBundle(clients.certificate.read_bytes())
-    tls.set_client_cas(proxy.pem + clients_bundle.pem)
     trust = Trust(
         FrontProxyTrust(proxy, frozenset({"front-proxy-client"}), ("X-Remote-User",), ("X-Remote-Group",)),
         clients_bundle,
     )
+    tls.set_client_cas(trust.pem)
     guarded = Guarded(tls=tls, trust=trust)
     guarded.url = f"https://127.0.0.1:{await guarded.server.start()}"
     yield Signed(guarded, tmp_path, front_proxy, clients)

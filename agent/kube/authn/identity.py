@@ -56,6 +56,12 @@ class Trust(NamedTuple):
     front_proxy: FrontProxyTrust | None = None
     clients: CaBundle | None = None
 
+    @property
+    def pem(self) -> bytes:
+        """All authorities, whose clients a TLS port has to let in; which of them signed is then verified here."""
+        front_proxy = self.front_proxy.authorities.pem if self.front_proxy is not None else b""
+        return front_proxy + (self.clients.pem if self.clients is not None else b"")
+
 
 class RequestFacts(NamedTuple):
     """What a request shows of its sender: the client certificate of its connection (DER), and its headers in order."""

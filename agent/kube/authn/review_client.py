@@ -32,7 +32,7 @@ from agent.kube.errors import ApiFailed, NoCluster, Unreachable
 
 T = TypeVar("T")
 KEEP_SECONDS: Final = 10.0  # as Kubernetes' aggregated API servers keep both answers
-MAX_KEPT: Final = 4096
+MAX_KEPT: Final = 1024  # of each kind: the readers of an admin port are few
 MAX_REVIEWS: Final = 8
 MAX_WAITING: Final = 64
 REVIEW_SECONDS: Final = 5.0  # Prometheus ends a scrape after 10 s

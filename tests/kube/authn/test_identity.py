@@ -175,6 +175,12 @@ def test_no_header_is_anonymous():
     assert identified(None, [("Accept", "*/*")]) == Anonymous()
 
 
+def test_a_tls_port_has_to_let_in_the_clients_of_all_authorities():
+    assert Trust().pem == b""
+    assert TRUST.pem == PROXY_CA.pem + CLIENT_CA.pem
+    assert Trust(clients=CLIENT_CA.bundle).pem == CLIENT_CA.pem
+
+
 def test_a_token_is_in_no_trace():
     assert "abc.def" not in repr(NeedsTokenReview("abc.def"))
 
