@@ -72,19 +72,23 @@ class Access:
 
     async def decide(self, facts: RequestFacts, attributes: Attributes) -> Decision:
         """Whether the sender of a request may do this."""
-        method, detail = NO_METHOD, ""
+        method, detail, message = NO_METHOD, "", ""
         try:
             found = identify(facts, self._trust(), self._clock.wall())
             if isinstance(found, NeedsTokenReview):
                 method = TOKEN
                 checked = await self._tokens.identity_of(found.token)
-                found = CredentialsRefused(TOKEN, checked) if isinstance(checked, str) else checked
+                if isinstance(checked, str):
+                    found, message = CredentialsRefused(TOKEN, checked), "the token is not accepted"
+                else:
+                    found = checked
             match found:
                 case UserIdentity():
                     method = found.method
                     decision, detail = await self._authorized(found, attributes)
                 case CredentialsRefused(method, detail):
-                    decision = Decision(UNAUTHENTICATED, None, _unauthenticated(method, detail))
+                    # Why a token is not accepted is for the log only: it may help to guess one.
+                    decision = Decision(UNAUTHENTICATED, None, message or detail)
                 case Anonymous():
                     detail = "no credentials"
                     decision = Decision(UNAUTHENTICATED, None, "send a bearer token in the Authorization header")
@@ -105,8 +109,3 @@ class Access:
         message = f'user "{identity.user}" cannot {attributes}'
         because = f": {answer.reason}" if answer.reason else ""
         return Decision(FORBIDDEN, identity, f"{message}{because}; grant it with RBAC"), f"{message}{because}"
-
-
-def _unauthenticated(method: str, reason: str) -> str:
-    """The API server's reasons about a token are for the log: they may help to guess one."""
-    return "the token is not accepted" if method == TOKEN else reason

@@ -27,6 +27,7 @@ from cryptography.x509.verification import (
 
 MAX_BUNDLE_BYTES: Final = 1 << 20
 MAX_CHAIN_DEPTH: Final = 4  # intermediate authorities between a client and its root
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 # What the library raises for bytes that are no valid certificate.
 _MALFORMED: Final = (
@@ -84,9 +85,9 @@ class CaBundle:
         others = [_read(each) for each in intermediates[:MAX_CHAIN_DEPTH]]
         at = datetime.fromtimestamp(now, UTC)
         if at < leaf.not_valid_before_utc:
-            raise CertificateRefused(f"the client certificate is not valid before {leaf.not_valid_before_utc:%c} UTC")
+            raise CertificateRefused(f"the client certificate is not valid before {leaf.not_valid_before_utc:{_TIME}}")
         if at > leaf.not_valid_after_utc:
-            raise CertificateRefused(f"the client certificate expired at {leaf.not_valid_after_utc:%c} UTC")
+            raise CertificateRefused(f"the client certificate expired at {leaf.not_valid_after_utc:{_TIME}}")
         verifier = (
             PolicyBuilder()
             .store(self._store)

@@ -3,7 +3,7 @@
 Requests with the same question share one review. At most MAX_REVIEWS run at a time, because each holds a thread until
 the API server answers, and MAX_WAITING wait for that; a request beyond, or one that waits for REVIEW_SECONDS, gets
 CannotCheck. An API server that does not answer therefore refuses everybody whose answer is not known, and admits
-nobody. CredentialsRefused tokens have a table of their own, so that guesses do not push accepted ones out.
+nobody. Refused tokens have a table of their own, so that guesses do not push accepted ones out.
 """
 
 from __future__ import annotations

@@ -69,6 +69,13 @@ async def test_a_token_that_the_api_server_refuses_is_not_accepted_and_only_the_
     assert reviewed.events == [AccessChecked("token", "unauthenticated", "invalid bearer token")]
 
 
+async def test_a_header_without_a_token_is_answered_with_the_reason(reviewed):
+    facts = RequestFacts(None, [("Authorization", "Basic YTpi")])
+    decision = await reviewed.access.decide(facts, METRICS)
+    assert decision == Decision("unauthenticated", None, "the Authorization header is not of the scheme Bearer")
+    assert reviewed.cluster.requests == []
+
+
 async def test_without_credentials_nothing_is_reviewed(reviewed):
     assert (await reviewed.decide()).result == "unauthenticated"
     assert reviewed.events == [AccessChecked("none", "unauthenticated", "no credentials")]
