@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.admin_access import AdminAccess
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
 from agent.app.endpoint_files import EndpointFiles
@@ -53,6 +54,8 @@ class Agent:
         self.instruments = hook = instruments or Instruments(clock)
         tasks = Tasks(clock, hook)
         self._reload = Reload(path, self.change, hook)
+        self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        access = AdminAccess(config, self.cluster, clock, hook)
         self._certificates = certificates = Certificates(config, clock, hook)
         self._admin_server = AdminServer(
             config.admin.address,
@@ -60,10 +63,10 @@ class Agent:
             instruments=hook,
             limits=WatchLimits(watchers=config.admin.max_watchers, message_bytes=config.admin.max_state_bytes),
             not_ready=self.readiness,
+            authorize=access.authorize,
             tls=certificates.admin,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
-        self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
         self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
         self.recorder = EventRecorder(self.lease.send, self.lease.held, clock, hook, socket.gethostname())
         self._objects = ClusterObjects(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
@@ -85,7 +88,7 @@ class Agent:
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
-        self._admin = AdminPort(config, self._admin_server, certificates.admin)
+        self._admin = AdminPort(config, self._admin_server, access, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
         jobs = [
             Job(

@@ -6,7 +6,8 @@ import math
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from agent.config.addresses import NODE_PLACEHOLDER, split_address
+from agent.config.addresses import NODE_PLACEHOLDER, is_loopback, split_address
+from agent.config.admin import KUBERNETES, NO_AUTH, TOKEN_FILE, AdminConfig
 from agent.config.config import Config
 from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
@@ -35,6 +36,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _listeners(config, reader)
     _tls(config.ext_proc.tls, "extProc.tls", reader)
     _tls(config.admin.tls, "admin.tls", reader)
+    _admin(config.admin, reader)
     _picker_tls(config, reader)
     names: dict[str, int] = {}
     for index, pool in enumerate(config.pools):
@@ -247,6 +249,32 @@ def _tls(tls: TlsConfig, key: str, reader: DocumentReader) -> None:
                     f"{key}.{name}",
                     "has no effect without a certificate; write certFile and keyFile, or selfSigned: true",
                 )
+
+
+def _admin(admin: AdminConfig, reader: DocumentReader) -> None:
+    """Who may read the admin port: beyond loopback, not everybody, and no token in plaintext."""
+    auth = admin.auth
+    if auth.mode == TOKEN_FILE and not auth.token_file and "admin.auth.tokenFile" not in reader.marks:
+        reader.problem_at("admin.auth.tokenFile", f"missing; write the file of tokens for mode: {TOKEN_FILE}")
+    for key, value, mode in (("tokenFile", auth.token_file, TOKEN_FILE), ("audiences", auth.audiences, KUBERNETES)):
+        if value and auth.mode != mode:
+            reader.problem_at(
+                f"admin.auth.{key}", f"has no effect with mode {auth.mode}; write mode: {mode}, or remove it"
+            )
+    if admin.insecure or is_loopback(split_address(admin.address)[0]):
+        return
+    certificates = bool(admin.tls.client_ca_file) and admin.tls.client_certificate == "required"
+    missing = []
+    if auth.mode == NO_AUTH and not certificates:
+        missing.append(f"admin.auth with mode: {KUBERNETES}, or mode: {TOKEN_FILE} and a tokenFile")
+    if not admin.tls.enabled:
+        missing.append("admin.tls with certFile and keyFile, or selfSigned: true")
+    if missing:
+        reader.problem_at(
+            "admin.address",
+            f"{admin.address} is not loopback, so other machines could read the port, or the tokens of its readers; "
+            f"write {', and '.join(missing)}; or admin.insecure: true where only trusted clients reach it",
+        )
 
 
 def _picker_tls(config: Config, reader: DocumentReader) -> None:

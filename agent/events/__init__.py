@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.kubernetes import (
     KubernetesWriteFailed,
@@ -77,6 +78,8 @@ Event = (
     | LeaseChanged
     | LeaseFailed
     | WatcherDropped
+    | AccessChecked
+    | TokenFileProblem
     | CertificateLoaded
     | CertificateNotLoaded
     | CertificateInvalid

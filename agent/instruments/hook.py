@@ -18,6 +18,7 @@ from agent.events import Event
 from agent.events.requests import Ended, Picked
 from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
+from agent.instruments.access import AccessInstruments
 from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
@@ -59,6 +60,7 @@ class Instruments:
             DiscoveryInstruments(self._metrics, log),
             LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
+            AccessInstruments(self._metrics, log),
             TlsInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}

@@ -18,6 +18,7 @@ from typing import Final
 
 from exporters.catalog import (
     accelerators,
+    access,
     discovery,
     endpoints,
     histograms,
@@ -46,6 +47,7 @@ _FAMILIES: Final = (
     kubernetes.ROWS,
     leases.ROWS,
     process.ROWS,
+    access.ROWS,
     tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

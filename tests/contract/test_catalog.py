@@ -16,6 +16,7 @@ from agent.accelerators.faults import faults_of
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.leases import LeaseChanged, LeaseFailed
@@ -98,6 +99,8 @@ EVERYTHING: tuple[Event, ...] = (
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
     BudgetExceeded("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
+    AccessChecked("token", "allowed"),
+    TokenFileProblem("line 1"),
     CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
     CertificateNotLoaded("ext_proc", "x"),
     CertificateInvalid("ext_proc", "x"),

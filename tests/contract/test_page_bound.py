@@ -21,6 +21,8 @@ from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
 from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
 from agent.instruments.requests import SERVER_NAMES
+from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
+from agent.kube.authn.identity import METHODS
 from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.kube.problem_reasons import REASONS as PROBLEM_REASONS
 from agent.requests.rejections import REJECTIONS
@@ -50,14 +52,14 @@ WORDS: Final = 16
 VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
-    "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS), "port": 2,
-    "kind": 5, "what": 2,
-    "lease": 1, "change": 3,
+    "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
+    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 2,
 }  # fmt: skip
 RESULT_VALUES: Final = {
     "igw_responses_total": len(RESULTS),
     "igw_encoded_bodies_total": 3,
     "igw_kubernetes_writes_total": 4,
+    "igw_access_checks_total": len(ACCESS_RESULTS),
 }
 REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
