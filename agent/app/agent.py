@@ -18,6 +18,7 @@ from agent.app.jobs import Job, Jobs
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
+from agent.app.replicas import Replicas
 from agent.app.scraping import Scraping
 from agent.app.supervisor import Supervisor
 from agent.app.tasks import Tasks
@@ -58,6 +59,7 @@ class Agent:
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         files = EndpointFiles(config, clock, hook)
+        self._replicas = Replicas(config, clock, tasks, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
         parts = PoolParts(
             clock,
@@ -68,11 +70,13 @@ class Agent:
             accelerators.refresh,
             files,
             self.cluster,
+            self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
         self._admin = AdminPort(config, self._admin_server)
         self._admin_server.state.exporters = accelerators.exporters
+        self._admin_server.state.set_replicas(self._replicas.view)
         jobs = [
             Job(
                 "configuration-file",
@@ -88,6 +92,7 @@ class Agent:
                 accelerators,
                 files,
                 self._pools,
+                self._replicas,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,
@@ -144,3 +149,4 @@ class Agent:
     def _publish_pools(self) -> None:
         self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)
         self._admin_server.set_pools([pool.store for pool in self.pools.values()])
+        self._replicas.set_pools({name: pool.shared for name, pool in self.pools.items()})

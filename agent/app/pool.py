@@ -29,10 +29,12 @@ from agent.kube.cluster import Cluster
 from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
+from agent.replicas.peer_part import PoolTarget, block_format
 from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
+from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
@@ -48,7 +50,7 @@ from agent.signals import MODELS
 from agent.state.endpoint import Identity
 from agent.state.health import Health
 from agent.state.outliers import OutlierLimits
-from agent.state.prefill_rate import RateLimits
+from agent.state.prefill_rate import LearntRate, RateLimits
 from agent.state.snapshot import EndpointView, Snapshot
 from agent.state.store import RoutingStore
 
@@ -69,12 +71,17 @@ FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 FIRST_MODELS_SECONDS: Final = 1.0
 
 
+def _alone(_pool: str, _rates: Callable[[], Mapping[str, LearntRate]]) -> Sharing:
+    return NOT_SHARED
+
+
 class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
     endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
-    are pods; it connects when one needs it.
+    are pods; it connects when one needs it. `sharing` gives what takes a new pool's events for the
+    other replicas, by its name and a function that returns its learnt rates.
     """
 
     clock: Clock
@@ -85,6 +92,7 @@ class PoolParts(NamedTuple):
     on_endpoints: Callable[[], None]
     endpoint_files: EndpointFiles
     cluster: Cluster
+    sharing: Callable[[str, Callable[[], Mapping[str, LearntRate]]], Sharing] = _alone
 
 
 class _FixedSize:
@@ -125,7 +133,9 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
-        self.outcomes = Outcomes(self.store, self.index, parts.hook)
+        self._sharing = parts.sharing(settings.name, self.store.learnt_rates)
+        self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
+        self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
         self._pick = PickStage(
             self.store,
             self.index,
@@ -136,8 +146,9 @@ class Pool:
             config.ext_proc.fallbacks,
             self.outcomes,
             self._unlisted,
+            self._sharing,
         )
-        resets = CacheResetStage(self.store.cache_emptied, self.outcomes.awaited)
+        resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -306,6 +317,11 @@ class Pool:
             self._parts.on_endpoints()
         for name, each in found.unresolved.items():
             store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
+
+    def _empty_cache(self, address: str, reason: str, now: float) -> None:
+        """A request has emptied the cache of an endpoint: only the picker that it passed through knows."""
+        self.store.cache_emptied(address, reason, now)
+        self._sharing.emptied(address, reason)
 
     def _unlisted(self, model: str, now: float) -> None:
         """No server lists the model of a request: it may have been loaded since the lists were fetched."""

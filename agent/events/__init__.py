@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -60,6 +61,10 @@ Event = (
     | BudgetExceeded
     | TaskFailed
     | WatcherDropped
+    | PeerChanged
+    | PeerFailed
+    | PeerRefused
+    | PeersCounted
 )
 Hook = Callable[[Event], None]
 

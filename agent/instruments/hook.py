@@ -22,6 +22,7 @@ from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
 from agent.instruments.process import ProcessInstruments
+from agent.instruments.replicas import ReplicaInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
 
@@ -52,6 +53,7 @@ class Instruments:
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
+            ReplicaInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}
         self._lines = {kind: line for domain in domains for kind, line in domain.lines.items()}

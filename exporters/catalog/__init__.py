@@ -23,6 +23,7 @@ from exporters.catalog import (
     pools,
     process,
     rates,
+    replicas,
     requests,
     scraping,
     withheld,
@@ -38,6 +39,7 @@ _FAMILIES: Final = (
     withheld.ROWS,
     requests.ROWS,
     scraping.ROWS,
+    replicas.ROWS,
     process.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

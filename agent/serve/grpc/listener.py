@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
@@ -134,19 +135,20 @@ class GrpcListener:
         """A new connection's HTTP/2 state."""
         return Connection(self._call, wake)
 
-    async def listen(self, host: str, port: int) -> int:
-        """Accept connections; returns the port. Raises OSError when the address is in use or not local."""
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Accept connections, over TLS where there is a context; returns the port. Raises OSError when the address is
+        in use or not local."""
         loop = asyncio.get_running_loop()
         protocol = partial(GrpcProtocol, self)
         if host == "::":  # all addresses, IPv4 included
             dual = socket.create_server(
                 (host, port), family=socket.AF_INET6, backlog=_LISTEN_BACKLOG, dualstack_ipv6=True
             )
-            self._server = await loop.create_server(protocol, sock=dual, backlog=_LISTEN_BACKLOG)
+            self._server = await loop.create_server(protocol, sock=dual, backlog=_LISTEN_BACKLOG, ssl=tls)
         else:
             # Without reuse_port a second process on this port fails, where it would silently take half of the calls.
             self._server = await loop.create_server(
-                protocol, host or None, port, backlog=_LISTEN_BACKLOG, reuse_port=False
+                protocol, host or None, port, backlog=_LISTEN_BACKLOG, reuse_port=False, ssl=tls
             )
         server: Any = self._server  # `sockets` is a tuple in asyncio and its types, a list in uvloop
         return int(server.sockets[0].getsockname()[1])
