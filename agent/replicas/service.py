@@ -1,7 +1,7 @@
 """The gRPC service by which a replica reports to its peers: one stream to each of them.
 
-Reports are made at most every `TICK_SECONDS`, and only when something happened, so that their number does not grow with
-the number of requests; one without content follows after `HEARTBEAT_SECONDS` of silence. A report is encoded once for
+Reports are made when something happens, and at most every `TICK_SECONDS`, so that their number does not grow with the
+number of requests; one without content follows after `HEARTBEAT_SECONDS` of silence. A report is encoded once for
 all peers. A peer that does not read gets nothing more until it has read what was sent, and then a full report.
 """
 
@@ -36,8 +36,7 @@ from agent.serve.grpc.router import BidiMethod, GrpcMethod
 from agent.serve.grpc.status import StatusCode, StatusError
 from agent.state.prefill_rate import LearntRate
 
-# A peer knows of a pick this much later at most, beside the network. Two replicas that get 25 requests/s together pick
-# about half of them before they know of the other's last one, at any interval; less costs CPU.
+# A peer knows of a pick this much later at most, beside the network (`make bench-routing`, table two-replicas).
 TICK_SECONDS: Final = 0.02
 HEARTBEAT_SECONDS: Final = 1.0
 MAX_STREAMS: Final = 64  # of peers at a time
@@ -196,6 +195,7 @@ class ReplicaService:
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.TimerHandle | None = None
+        self._reported_at = 0.0
         self._stopping = False
 
     def methods(self) -> Mapping[str, GrpcMethod]:
@@ -255,12 +255,15 @@ class ReplicaService:
         return _Stream(self, call)
 
     def _wake(self) -> None:
-        """Something happened: report it within a tick."""
+        """Something happened: report it, together with what else happens in this turn of the event loop, unless the
+        last report was less than a tick ago."""
         if self._timer is None and self._streams and not self._stopping:
-            self._timer = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, self._reported_at + TICK_SECONDS - loop.time()), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
+        self._reported_at = asyncio.get_running_loop().time()
         self._flush()
 
     def _beat(self) -> None:
