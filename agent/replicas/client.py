@@ -13,6 +13,7 @@ from agent.replicas.report import (
     NONCE_BYTES,
     PROTOCOL,
     SERVICE,
+    BadReport,
     ClientProof,
     Hello,
     Report,
@@ -67,20 +68,15 @@ class PeerStream:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await call.write(encode_hello(Hello(PROTOCOL, own.instance, own.name, own.software, nonce)))
                 hello = decode_hello(await self._read(grpc))
-            if hello.protocol != PROTOCOL:
-                detail = (
-                    f"it has protocol {hello.protocol} ({hello.software}), this replica {PROTOCOL}: run one version"
-                )
-                raise PeerProblem("version", detail)
-            if hello.instance != own.instance:
-                if not proven(hello.proof, token, "server", nonce, hello.nonce):
-                    raise PeerProblem("unauthenticated", "its token is another one; give all replicas the same")
-                await call.write(encode_hello(ClientProof(prove(token, "client", nonce, hello.nonce))))
+            if proof := _checked(hello, own, token, nonce):
+                await call.write(encode_hello(proof))
         except TimeoutError:
             raise PeerProblem("timeout", f"no answer within {CONNECT_SECONDS:g} s") from None
         except OSError as error:
             raise PeerProblem("unauthenticated", f"the TLS files cannot be read: {error}") from error
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except (PeerProblem, BadReport):
+            raise
+        except Exception as error:  # what grpc.aio raises on a call that has ended depends on the moment
             raise await self._problem(grpc, error) from error
         return hello
 
@@ -93,7 +89,9 @@ class PeerStream:
                 data = await self._read(grpc)
         except TimeoutError:
             raise PeerProblem("timeout", f"no report within {within:g} s") from None
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except (PeerProblem, BadReport):
+            raise
+        except Exception as error:  # as above
             raise await self._problem(grpc, error) from error
         return decode(data)
 
@@ -130,7 +128,13 @@ class PeerStream:
 
     async def _problem(self, grpc: Any, error: Exception | None) -> PeerProblem:
         """What the end of the call means."""
-        code, details = await self._call.code(), await self._call.details()
+        if self._call is None:
+            return PeerProblem("unreachable", repr(error))
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                code, details = await self._call.code(), await self._call.details()
+        except TimeoutError:
+            return PeerProblem("unreachable", repr(error))
         codes = grpc.StatusCode
         reasons = {
             codes.FAILED_PRECONDITION: "version",
@@ -146,3 +150,15 @@ class PeerStream:
         if code is codes.UNAVAILABLE and "Ssl handshake" in (details or ""):
             reason = "unauthenticated"
         return PeerProblem(reason, details or f"the stream ended ({code.name}{f', {error!r}' if error else ''})")
+
+
+def _checked(hello: Hello, own: OwnIdentity, token: bytes, nonce: str) -> ClientProof | None:
+    """The answer to a peer's hello; None to this replica's own. Raises PeerProblem."""
+    if hello.protocol != PROTOCOL:
+        detail = f"it has protocol {hello.protocol} ({hello.software}), this replica {PROTOCOL}: run one version"
+        raise PeerProblem("version", detail)
+    if hello.instance == own.instance:
+        return None
+    if not proven(hello.proof, token, "server", nonce, hello.nonce):
+        raise PeerProblem("unauthenticated", "its token is another one; give all replicas the same")
+    return ClientProof(prove(token, "client", nonce, hello.nonce))

@@ -16,14 +16,12 @@ from agent.replicas.report import MAX_REQUESTS, BadReport, Logged, PoolReport, R
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, PROXY, RESET, RESULTS, TIMEOUT, Response
 from agent.state.endpoint import EMPTIED
-from agent.state.prefill_rate import HALF_LIFE_PREFILLS, LearntRate
+from agent.state.prefill_rate import LearntRate
 from agent.state.store import RoutingStore
 
 # Results in a row that are applied one by one: more change no average by more than rounding.
 _MAX_REPEATS: Final = 100
 _BROKEN: Final = frozenset({"", CONNECT_FAILURE, RESET, TIMEOUT, PROXY})
-# A sum that fades by half each HALF_LIFE_PREFILLS has at most this many prefills: 1 / (1 - 0.5 ** (1 / half-life)).
-_MAX_FADED: Final = 2.0 * HALF_LIFE_PREFILLS
 _NOT_HERE: Final = 0  # the local id of a request at an endpoint that is not in the pool here
 
 
@@ -219,7 +217,7 @@ def _check_words(report: PoolReport, where: str) -> None:
         if entry.broken not in _BROKEN:
             raise BadReport(f"{where}: a log entry that is broken by {entry.broken!r}")
     for rate in report.rates:
-        if rate.faded_prefills > rate.prefills or rate.faded_prefills > _MAX_FADED * 1000:
+        if rate.faded_prefills > rate.prefills:
             raise BadReport(f"{where}: a learnt rate of {rate.faded_prefills / 1000:g} recent prefills")
 
 
