@@ -68,13 +68,15 @@ class EnvoyPool(NamedTuple):
     """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and its picker's `host:port`, if any.
 
     The endpoints are not used where the configuration has a directory of files with them. `reports`: its picker reads
-    the load reports (ORCA) in response headers.
+    the load reports (ORCA) in response headers. `replicas`: the `host:port` of further pickers; the name of one stands
+    for all its addresses.
     """
 
     name: str
     endpoints: tuple[str, ...]
     picker: str = ""
     reports: bool = False
+    replicas: tuple[str, ...] = ()
 
 
 class EnvoyListener(NamedTuple):
@@ -390,13 +392,15 @@ def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
         "typed_extension_protocol_options": _http({"http_protocol_options": {}}, idle=4.0),
     }
     if pool.picker:
-        host, _ = host_and_port(pool.picker)
+        pickers = (pool.picker, *pool.replicas)
+        named = [picker for picker in pickers if not _is_ip(host_and_port(picker)[0])]
         name = picker_cluster(pool.name)
         yield {
             "name": name,
-            "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
+            "type": "STRICT_DNS" if named else "STATIC",
             "connect_timeout": "1s",
-            "load_assignment": assignment(name, (pool.picker,)),
+            "load_assignment": assignment(name, pickers),
+            **(_picker_health() if len(pickers) > 1 or named else {}),
             "circuit_breakers": _no_limits(),
             "typed_extension_protocol_options": _http(
                 # Detects an unresponsive picker once, not by the timeout of each request. In full duplex Envoy has no
@@ -411,6 +415,25 @@ def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
                 }
             ),
         }
+
+
+def _picker_health() -> Data:
+    """Health checks of several pickers: one that stops or starts answers NOT_SERVING, and gets no new requests. Until a
+    check has seen it, the retries of the ext_proc filter go to another one."""
+    return {
+        "health_checks": [
+            {
+                "timeout": "1s",
+                "interval": "1s",
+                "no_traffic_interval": "1s",  # Envoy's default of 60 s would find a picker that has started after that
+                "unhealthy_threshold": 1,
+                "healthy_threshold": 1,
+                "grpc_health_check": {"service_name": "readiness"},
+            }
+        ],
+        # Envoy's default of 50 % would send requests to two pickers that are down as well, where one of three is up.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+    }
 
 
 def _http(protocol: Data, idle: float | None = None) -> Data:
