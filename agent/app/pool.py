@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.listen import check_address
@@ -46,6 +47,7 @@ from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.actions import Mode
 from agent.serve.ext_proc.server import ExtProcServer
+from agent.serve.tls.server import ServerTls
 from agent.signals import MODELS
 from agent.state.endpoint import Identity
 from agent.state.health import Health
@@ -80,8 +82,8 @@ class PoolParts(NamedTuple):
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
     endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
-    are pods; it connects when one needs it. `sharing` gives what takes a new pool's events for the
-    other replicas, by its name and a function that returns its learnt rates.
+    are pods; it connects when one needs it. `tls` is that of the picker ports. `sharing` gives what takes a new pool's
+    events for the other replicas, by its name and a function that returns its learnt rates.
     """
 
     clock: Clock
@@ -92,6 +94,7 @@ class PoolParts(NamedTuple):
     on_endpoints: Callable[[], None]
     endpoint_files: EndpointFiles
     cluster: Cluster
+    tls: ServerTls | None = None
     sharing: Callable[[str, Callable[[], Mapping[str, LearntRate]]], Sharing] = _alone
 
 
@@ -165,6 +168,7 @@ class Pool:
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
             assumed_mode=MODES[config.ext_proc.assumed_mode],
+            tls=parts.tls,
         )
         self._discovery = discovery(settings, config.reload.interval)
         self._watching: Task | None = None
@@ -182,6 +186,8 @@ class Pool:
         """
         address = self._settings.ext_proc_address
         check_address(address, f"picker address of pool {self.name}", "--ext-proc-address or extProcAddress")
+        if self._parts.tls is not None:
+            load(self._parts.tls)
         await self._watch()
         await self._first_scrapes()
         try:

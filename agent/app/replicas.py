@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
@@ -19,6 +19,7 @@ from agent.clock import Clock
 from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
 from agent.config.replicas import ReplicasConfig
+from agent.config.tls import TlsConfig
 from agent.discovery.static import RESOLVE_TIMEOUT_SECONDS, look_up
 from agent.events import Hook
 from agent.events.replicas import PeerRefused
@@ -29,6 +30,7 @@ from agent.replicas.service import OwnIdentity, ReplicaService
 from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
+from agent.serve.tls.server import REPLICAS, ServerTls
 from agent.state.prefill_rate import LearntRate
 
 # A peer that has begun to listen here is followed within this time, or its part is unknown.
@@ -57,12 +59,13 @@ class Replicas:
         settings = self._settings
         self._identity = OwnIdentity(secrets.token_hex(16), settings.name or socket.gethostname()[:63], _software())
         self._service = ReplicaService(self._identity, self._read_token, clock.now, hook, self._peer_began)
-        self._listener = GrpcListener(GrpcRouter((self._service,), self._handler_failed), self._connection_failed)
+        self._tls = _server_tls(settings, clock, hook)
+        router = GrpcRouter((self._service,), self._handler_failed)
+        self._listener = GrpcListener(router, self._connection_failed, self._tls)
         transport = Transport(settings.ca_file, settings.cert_file, settings.key_file, settings.server_name)
         self._peers = Peers(
             self._identity, transport, self._read_token, self._targets.get, settings.stale_after, clock, hook
         )
-        self._context: ssl.SSLContext | None = None
         self._listening = False
 
     # -- what pools use ----------------------------------------------------------------------------------------------
@@ -107,10 +110,10 @@ class Replicas:
         check_address(settings.address, "address for replicas", "replicas.address")
         if settings.token_file:
             self._token = _token(settings.token_file)
-        if settings.ca_file:
-            self._context = _server_context(settings)
+        if self._tls is not None:
+            load(self._tls)
         try:
-            port = await self._listener.listen(*split_address(settings.address), tls=self._context)
+            port = await self._listener.listen(*split_address(settings.address))
         except OSError as error:
             raise CannotStart(f"the address for replicas {settings.address} cannot be listened on: {error}") from error
         self._listening = True
@@ -149,9 +152,8 @@ class Replicas:
                 await self._resolve_service(settings.service)
             else:
                 self._peers.set_addresses(settings.peers)
-            if self._context is not None:
-                with suppress(OSError):  # a file that is being replaced: the next round reads it
-                    self._context.load_cert_chain(settings.cert_file, settings.key_file)
+            if self._tls is not None:
+                await self._tls.check()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.reload.interval):
                     await self._resolve_now.wait()
@@ -219,14 +221,9 @@ def _token(path: str) -> bytes:
     return token
 
 
-def _server_context(settings: ReplicasConfig) -> ssl.SSLContext:
-    """The TLS context of the port: clients need a certificate of the CA. Raises CannotStart."""
-    try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.ca_file)
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["h2"])
-        context.load_cert_chain(settings.cert_file, settings.key_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise CannotStart(f"replicas: the TLS files cannot be used: {error}") from error
-    return context
+def _server_tls(settings: ReplicasConfig, clock: Clock, hook: Hook) -> ServerTls | None:
+    """The TLS of the port, which serves clients with a certificate of the CA; None for plaintext."""
+    if not settings.ca_file:
+        return None
+    files = TlsConfig(cert_file=settings.cert_file, key_file=settings.key_file, client_ca_file=settings.ca_file)
+    return ServerTls(files, REPLICAS, hook=hook, clock=clock)

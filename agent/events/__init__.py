@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
@@ -33,6 +34,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 
 Event = (
     ScrapeDone
@@ -60,11 +62,17 @@ Event = (
     | BudgetChanged
     | BudgetExceeded
     | TaskFailed
+    | LeaseChanged
+    | LeaseFailed
     | WatcherDropped
     | PeerChanged
     | PeerFailed
     | PeerRefused
     | PeersCounted
+    | CertificateLoaded
+    | CertificateNotLoaded
+    | CertificateInvalid
+    | HandshakeFailed
 )
 Hook = Callable[[Event], None]
 
