@@ -23,7 +23,7 @@ from agent.config.tls import TlsConfig
 from agent.discovery.static import RESOLVE_TIMEOUT_SECONDS, look_up
 from agent.events import Hook
 from agent.events.replicas import PeerRefused
-from agent.replicas.client import Transport
+from agent.replicas.client import PeerAccess
 from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.peers import Peers, ReplicasView
 from agent.replicas.service import OwnIdentity, ReplicaService
@@ -62,7 +62,7 @@ class Replicas:
         self._tls = _server_tls(settings, clock, hook)
         router = GrpcRouter((self._service,), self._handler_failed)
         self._listener = GrpcListener(router, self._connection_failed, self._tls)
-        transport = Transport(settings.ca_file, settings.cert_file, settings.key_file, settings.server_name)
+        transport = PeerAccess(settings.ca_file, settings.cert_file, settings.key_file, settings.server_name)
         self._peers = Peers(
             self._identity, transport, self._read_token, self._targets.get, settings.stale_after, clock, hook
         )

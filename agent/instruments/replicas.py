@@ -52,7 +52,7 @@ class ReplicaInstruments:
     def _log_changed(self, event: PeerChanged) -> None:
         who = f"replica {event.address}" + (f" ({shortened(event.name)})" if event.name else "")
         detail = shortened(event.detail)
-        if event.state == "heard":
+        if event.state == "reporting":
             self._log.info(f"{who}: its reports arrive", replica=event.address)
         elif event.state == "left":
             self._log.info(f"{who} has stopped, and its part is over", replica=event.address)

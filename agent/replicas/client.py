@@ -16,7 +16,7 @@ from agent.replicas.report import (
     BadReport,
     ClientProof,
     Hello,
-    Report,
+    PeerReport,
     decode,
     decode_hello,
     encode_hello,
@@ -37,7 +37,7 @@ class PeerProblem(Exception):
         self.detail = detail
 
 
-class Transport(NamedTuple):
+class PeerAccess(NamedTuple):
     """How peers are reached: without TLS where `ca_file` is empty. The files are read for each connection, so that a
     renewed certificate is used. `server_name`: the name in the certificates of the peers, where it is not their
     host."""
@@ -51,7 +51,7 @@ class Transport(NamedTuple):
 class PeerStream:
     """One stream from the replica at an address. Every method raises PeerProblem."""
 
-    def __init__(self, address: str, transport: Transport) -> None:
+    def __init__(self, address: str, transport: PeerAccess) -> None:
         self._address = address
         self._transport = transport
         self._channel: Any = None
@@ -80,7 +80,7 @@ class PeerStream:
             raise await self._problem(grpc, error) from error
         return hello
 
-    async def report(self, within: float) -> Report:
+    async def report(self, within: float) -> PeerReport:
         """The next report. PeerProblem `timeout` where none arrives in time; BadReport for one that is not valid."""
         import grpc.aio
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from agent.config.prefix_index import PrefixIndexConfig
 from agent.prefix.index import PrefixIndex
-from agent.replicas.report import MAX_REQUESTS, BadReport, Logged, PoolReport, Report, unpack_blocks
+from agent.replicas.report import MAX_REQUESTS, BadReport, PeerReport, PoolReport, SharedLogEntry, unpack_blocks
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, PROXY, RESET, RESULTS, TIMEOUT, Response
 from agent.state.endpoint import EMPTIED
@@ -169,7 +169,7 @@ class PeerPart:
         """A new stream begins; its first report replaces what is known."""
         self._next, self._begun = 0, False
 
-    def apply(self, report: Report, now: float) -> None:
+    def apply(self, report: PeerReport, now: float) -> None:
         """Apply a report, as a whole. Raises BadReport and changes nothing."""
         self._check(report)
         self._next += 1
@@ -188,7 +188,7 @@ class PeerPart:
             part.drop(now)
         self._pools.clear()
 
-    def _check(self, report: Report) -> None:
+    def _check(self, report: PeerReport) -> None:
         if report.sequence != self._next:
             raise BadReport(f"report number {report.sequence} where {self._next} is due")
         if not self._begun and not report.full:
@@ -221,7 +221,7 @@ def _check_words(report: PoolReport, where: str) -> None:
             raise BadReport(f"{where}: a learnt rate of {rate.faded_prefills / 1000:g} recent prefills")
 
 
-def _response(entry: Logged) -> Response:
+def _response(entry: SharedLogEntry) -> Response:
     return Response(
         entry.status,
         entry.broken,

@@ -1,9 +1,9 @@
 """Follows the reports of all peers, and states what is known of each.
 
-    silent ──► heard ──► silent      no report for `stale_after`: its part is dropped, because it is unknown
-       ▲         │  └──► refused     another version, another token, a report that cannot be true: the same
-       └─────────┤
-                 └─────► left        it said goodbye: its part is over, and known to be
+    silent ──► reporting ──► silent      no report for `stale_after`: its part is dropped, because it is unknown
+       ▲           │    └──► refused     another version, another token, a report that cannot be true: the same
+       └───────────┤
+                   └───────► left        it said goodbye: its part is over, and known to be
 
 A peer is an address, of the configuration or of a Service. The part of a peer whose stream broke is kept for
 `stale_after`, within which a new stream may replace it. This replica's own address is recognised by its instance.
@@ -19,11 +19,11 @@ from typing import Final, NamedTuple
 from agent.clock import Clock
 from agent.events import Hook
 from agent.events.replicas import PeerChanged, PeerFailed, PeersCounted
-from agent.replicas.client import PeerProblem, PeerStream, Transport
+from agent.replicas.client import PeerAccess, PeerProblem, PeerStream
 from agent.replicas.peer_part import PeerPart, PoolTarget
 from agent.replicas.report import BadReport
 from agent.replicas.service import OwnIdentity
-from agent.replicas.states import HEARD, LEFT, REASONS, REFUSED, SELF, SILENT, STATES
+from agent.replicas.states import LEFT, REASONS, REFUSED, REPORTING, SELF, SILENT, STATES
 
 _UNKNOWN: Final = frozenset({SILENT, REFUSED})
 # A peer that cannot be followed is tried again after this long, then twice as long.
@@ -35,7 +35,7 @@ MAX_PEERS: Final = 64
 
 
 class PeerView(NamedTuple):
-    """What is known of a peer. `heard_at` is when its last report arrived (monotonic seconds), None before the first;
+    """What is known of a peer. `reported_at` is when its last report arrived (monotonic seconds), None before the first;
     `in_flight` its requests by pool, while they are known."""
 
     address: str
@@ -45,7 +45,7 @@ class PeerView(NamedTuple):
     instance: str
     name: str
     software: str
-    heard_at: float | None
+    reported_at: float | None
     in_flight: Mapping[str, int] | None
 
 
@@ -69,7 +69,7 @@ class _Peer:
         self.reason = "not_reached"
         self.detail = ""
         self.instance = self.name = self.software = ""
-        self.heard_at: float | None = None
+        self.reported_at: float | None = None
         self.task: asyncio.Task[None] | None = None
         self.wake = asyncio.Event()  # try again now
 
@@ -80,7 +80,7 @@ class Peers:
     def __init__(
         self,
         identity: OwnIdentity,
-        transport: Transport,
+        transport: PeerAccess,
         token: Callable[[], bytes],
         target: Callable[[str], PoolTarget | None],
         stale_after: float,
@@ -136,8 +136,8 @@ class Peers:
                 peer.instance,
                 peer.name,
                 peer.software,
-                peer.heard_at,
-                peer.part.in_flight if peer.state == HEARD else None,
+                peer.reported_at,
+                peer.part.in_flight if peer.state == REPORTING else None,
             )
             for _, peer in sorted(self._peers.items())
         ]
@@ -162,7 +162,7 @@ class Peers:
         pause = FIRST_RETRY_SECONDS
         while True:
             peer.wake.clear()
-            heard_before = peer.heard_at
+            reported_before = peer.reported_at
             try:
                 if await self._listen(peer):
                     return
@@ -174,7 +174,7 @@ class Peers:
                 self._failed(peer, "malformed", f"a message is not valid: {error}")
             except Exception as error:  # noqa: BLE001  a defect in this peer's part must not end the others
                 self._failed(peer, "malformed", repr(error))
-            pause = FIRST_RETRY_SECONDS if peer.heard_at != heard_before else min(2 * pause, MAX_RETRY_SECONDS)
+            pause = FIRST_RETRY_SECONDS if peer.reported_at != reported_before else min(2 * pause, MAX_RETRY_SECONDS)
             try:
                 async with asyncio.timeout(pause):
                     await peer.wake.wait()
@@ -194,7 +194,7 @@ class Peers:
                 (
                     each
                     for each in self._peers.values()
-                    if each is not peer and each.instance == hello.instance and each.state == HEARD
+                    if each is not peer and each.instance == hello.instance and each.state == REPORTING
                 ),
                 None,
             )
@@ -209,9 +209,9 @@ class Peers:
                     return False
                 now = self._clock.now()
                 peer.part.apply(report, now)
-                since, peer.heard_at = peer.heard_at, now
-                if peer.state != HEARD:
-                    self._set(peer, HEARD, "", "")
+                since, peer.reported_at = peer.reported_at, now
+                if peer.state != REPORTING:
+                    self._set(peer, REPORTING, "", "")
                 if since is not None and now - since < MIN_REPORT_SECONDS:
                     await asyncio.sleep(MIN_REPORT_SECONDS)
         finally:
@@ -223,9 +223,9 @@ class Peers:
         if reason in {"unreachable", "timeout"}:
             if peer.state == LEFT:
                 return  # it said so
-            left = 0.0 if peer.heard_at is None else peer.heard_at + self._stale_after - now
-            if peer.state == HEARD and left > 0:
-                asyncio.get_running_loop().call_later(left, self._expire, peer, peer.heard_at, reason, detail)
+            left = 0.0 if peer.reported_at is None else peer.reported_at + self._stale_after - now
+            if peer.state == REPORTING and left > 0:
+                asyncio.get_running_loop().call_later(left, self._expire, peer, peer.reported_at, reason, detail)
                 return
             state = SILENT
         else:
@@ -233,9 +233,9 @@ class Peers:
         self._set(peer, state, reason, detail)
         peer.part.drop(now)
 
-    def _expire(self, peer: _Peer, heard_at: float | None, reason: str, detail: str) -> None:
+    def _expire(self, peer: _Peer, reported_at: float | None, reason: str, detail: str) -> None:
         """The stream broke, and no new one has brought a report in time."""
-        if peer.state == HEARD and peer.heard_at == heard_at and self._peers.get(peer.address) is peer:
+        if peer.state == REPORTING and peer.reported_at == reported_at and self._peers.get(peer.address) is peer:
             self._set(peer, SILENT, reason, detail)
             peer.part.drop(self._clock.now())
 

@@ -13,12 +13,12 @@ from agent.replicas.report import (
     MAX_EVENTS,
     MAX_REQUESTS,
     Emptied,
-    Logged,
-    Moved,
-    Outcome,
+    MovedRequest,
     PoolReport,
-    Rate,
-    Started,
+    SharedLogEntry,
+    SharedOutcome,
+    SharedRate,
+    StartedRequest,
     Withdrawn,
     pack_blocks,
 )
@@ -72,7 +72,7 @@ class PoolPublisher:
         uncached, hits = min(_MAX_TOKENS, int(uncached_tokens)), min(_MAX_TOKENS, int(hit_tokens))
         self._in_flight[work_id] = _InFlight(address, uncached, hits, now)
         if self._room(self._started):
-            row = Started(work_id, self._place(address), uncached, hits, 0, self._packed(chain))
+            row = StartedRequest(work_id, self._place(address), uncached, hits, 0, self._packed(chain))
             self._started.append(row)
             self._started_at.append(now)
 
@@ -83,7 +83,9 @@ class PoolPublisher:
             return
         request.address, request.uncached_tokens = address, min(_MAX_TOKENS, int(uncached_tokens))
         if self._room(self._moved):
-            self._moved.append(Moved(work_id, self._place(address), request.uncached_tokens, self._packed(chain)))
+            self._moved.append(
+                MovedRequest(work_id, self._place(address), request.uncached_tokens, self._packed(chain))
+            )
 
     def ended(self, work_id: int) -> None:
         """A request is over."""
@@ -97,7 +99,7 @@ class PoolPublisher:
             if rows and rows[-1].endpoint == place and rows[-1].result == result and rows[-1].times < MAX_EVENTS:
                 rows[-1].times += 1
             else:
-                rows.append(Outcome(place, result))
+                rows.append(SharedOutcome(place, result))
 
     def withdrawn(self, address: str, blocks: Sequence[int]) -> None:
         """The endpoint did not prefill these blocks after all."""
@@ -113,7 +115,7 @@ class PoolPublisher:
         """The proxy's log has an entry of a request that was not picked here."""
         if len(request_id) <= _MAX_NAME and self._room(self._logged):
             self._logged.append(
-                Logged(
+                SharedLogEntry(
                     request_id,
                     min(999, max(0, response.status)),
                     response.broken,
@@ -170,7 +172,7 @@ class PoolPublisher:
         """Everything that a peer needs to begin with: requests in flight, without their blocks, and learnt rates."""
         places: dict[str, int] = {}
         started = [
-            Started(
+            StartedRequest(
                 work_id,
                 places.setdefault(each.address, len(places)),
                 each.uncached_tokens,
@@ -181,7 +183,7 @@ class PoolPublisher:
             for work_id, each in self._in_flight.items()
         ]
         rates = [
-            Rate(places.setdefault(address, len(places)), *_thousandths(rate))
+            SharedRate(places.setdefault(address, len(places)), *_thousandths(rate))
             for address, rate in learnt.items()
             if address in places or len(places) < MAX_ENDPOINTS
         ]
@@ -193,14 +195,14 @@ class PoolPublisher:
         self._places: dict[str, int] = {}
         self._bytes = 0
         self._changed = self._overflowed = False
-        self._started: list[Started] = []
+        self._started: list[StartedRequest] = []
         self._started_at: list[float] = []
-        self._moved: list[Moved] = []
+        self._moved: list[MovedRequest] = []
         self._ended: list[int] = []
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[SharedOutcome] = []
         self._withdrawn: list[Withdrawn] = []
         self._emptied: list[Emptied] = []
-        self._logged: list[Logged] = []
+        self._logged: list[SharedLogEntry] = []
 
     def _note(self) -> None:
         if self.listened and not self._changed:

@@ -3,7 +3,7 @@
     client: ClientHello ──►                        JSON, fields may be added
                           ◄── ServerHello          JSON
     client: ClientProof ──►                        JSON
-                          ◄── Report, Report, ...  MessagePack, arrays; another layout is another PROTOCOL
+                          ◄── PeerReport, PeerReport, ...  MessagePack, arrays; another layout is another PROTOCOL
 
 The first report of a stream is `full`: it replaces what was known of the sender. The others have what happened since.
 Every number is a whole one with a smallest and a largest value, so a report holds no NaN and nothing negative.
@@ -66,7 +66,7 @@ class ClientProof(Struct):
     proof: Annotated[str, Meta(max_length=128)] = ""
 
 
-class Started(Struct, array_like=True):
+class StartedRequest(Struct, array_like=True):
     """A request in flight. `endpoint` is its place in `PoolReport.endpoints`; `chain` are the blocks of its prompt."""
 
     id: _Id
@@ -77,7 +77,7 @@ class Started(Struct, array_like=True):
     chain: _Blocks
 
 
-class Moved(Struct, array_like=True):
+class MovedRequest(Struct, array_like=True):
     """A request in flight that is at another endpoint now."""
 
     id: _Id
@@ -86,7 +86,7 @@ class Moved(Struct, array_like=True):
     chain: _Blocks
 
 
-class Outcome(Struct, array_like=True):
+class SharedOutcome(Struct, array_like=True):
     """`times` results of this kind in a row, a key of `agent.requests.response.RESULTS`."""
 
     endpoint: _Place
@@ -108,7 +108,7 @@ class Emptied(Struct, array_like=True):
     reason: Annotated[str, Meta(max_length=32)]
 
 
-class Rate(Struct, array_like=True):
+class SharedRate(Struct, array_like=True):
     """What was learnt of an endpoint's prefill rate: thousandths of prefills, and of the sums that fade."""
 
     endpoint: _Place
@@ -118,7 +118,7 @@ class Rate(Struct, array_like=True):
     prefills: _Count
 
 
-class Logged(Struct, array_like=True):
+class SharedLogEntry(Struct, array_like=True):
     """An entry of the proxy's access log of a request that the sender has not picked: `agent.requests.response`."""
 
     request_id: _Name
@@ -142,17 +142,17 @@ class PoolReport(Struct, array_like=True):
     in_flight: Annotated[int, Meta(ge=0, le=MAX_REQUESTS)]
     logs: Annotated[int, Meta(ge=0, le=1_000_000)]
     endpoints: Annotated[list[_Name], Meta(max_length=MAX_ENDPOINTS)]
-    started: Annotated[list[Started], Meta(max_length=MAX_REQUESTS)] = []
-    moved: Annotated[list[Moved], Meta(max_length=MAX_EVENTS)] = []
+    started: Annotated[list[StartedRequest], Meta(max_length=MAX_REQUESTS)] = []
+    moved: Annotated[list[MovedRequest], Meta(max_length=MAX_EVENTS)] = []
     ended: Annotated[list[_Id], Meta(max_length=MAX_REQUESTS)] = []
-    outcomes: Annotated[list[Outcome], Meta(max_length=MAX_EVENTS)] = []
+    outcomes: Annotated[list[SharedOutcome], Meta(max_length=MAX_EVENTS)] = []
     withdrawn: Annotated[list[Withdrawn], Meta(max_length=MAX_EVENTS)] = []
     emptied: Annotated[list[Emptied], Meta(max_length=MAX_EVENTS)] = []
-    logged: Annotated[list[Logged], Meta(max_length=MAX_EVENTS)] = []
-    rates: Annotated[list[Rate], Meta(max_length=MAX_ENDPOINTS)] = []
+    logged: Annotated[list[SharedLogEntry], Meta(max_length=MAX_EVENTS)] = []
+    rates: Annotated[list[SharedRate], Meta(max_length=MAX_ENDPOINTS)] = []
 
 
-class Report(Struct, array_like=True):
+class PeerReport(Struct, array_like=True):
     """`sequence` counts the reports of a stream from 0. `goodbye`: the sender stops, and nothing follows."""
 
     sequence: Annotated[int, Meta(ge=0, le=MAX_ID)]
@@ -165,7 +165,7 @@ _json: Final = msgspec.json.Encoder().encode
 _pack: Final = msgspec.msgpack.Encoder().encode
 _hello: Final = msgspec.json.Decoder(Hello)
 _proof: Final = msgspec.json.Decoder(ClientProof)
-_report: Final = msgspec.msgpack.Decoder(Report)
+_report: Final = msgspec.msgpack.Decoder(PeerReport)
 
 
 def encode_hello(message: Hello | ClientProof) -> bytes:
@@ -189,12 +189,12 @@ def decode_proof(data: bytes) -> ClientProof:
         raise BadReport(f"the proof is not valid: {error}") from error
 
 
-def encode(report: Report) -> bytes:
+def encode(report: PeerReport) -> bytes:
     """The bytes of a report."""
     return _pack(report)
 
 
-def decode(data: bytes) -> Report:
+def decode(data: bytes) -> PeerReport:
     """The report in `data`, with each value within its limits. Raises BadReport."""
     try:
         report = _report.decode(data)

@@ -23,7 +23,7 @@ from agent.replicas.report import (
     SERVICE,
     BadReport,
     Hello,
-    Report,
+    PeerReport,
     decode_hello,
     decode_proof,
     encode,
@@ -86,7 +86,7 @@ class Publishers:
             for publisher in self._publishers.values():
                 publisher.listen(listened=listened)
 
-    def take(self, sequence: int) -> Report | None:
+    def take(self, sequence: int) -> PeerReport | None:
         """What happened since the last call. None: every listener needs a full report."""
         publishers = self._publishers.values()
         if self.replaced or any(publisher.overflowed for publisher in publishers):
@@ -97,13 +97,13 @@ class Publishers:
             return None
         now = self.now()
         reports = (publisher.take(now) for publisher in publishers)
-        return Report(sequence, full=False, pools=[report for report in reports if report is not None])
+        return PeerReport(sequence, full=False, pools=[report for report in reports if report is not None])
 
-    def full(self) -> Report:
+    def full(self) -> PeerReport:
         """Everything, for one peer that begins to listen."""
         now = self.now()
         pools = [publisher.full(self._rates[name](), now) for name, publisher in self._publishers.items()]
-        return Report(0, full=True, pools=pools)
+        return PeerReport(0, full=True, pools=pools)
 
 
 class _Stream:
@@ -239,7 +239,7 @@ class ReplicaService:
                 timer.cancel()
         for stream in tuple(self._streams):
             if not stream.call.queue:
-                stream.call.send(encode(Report(stream.sequence, full=stream.sequence == 0, goodbye=True)))
+                stream.call.send(encode(PeerReport(stream.sequence, full=stream.sequence == 0, goodbye=True)))
             stream.call.finish(StatusCode.OK)
         self._streams.clear()
         self.publishers.listen(listened=False)

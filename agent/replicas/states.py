@@ -1,16 +1,16 @@
-"""What may be known of a peer, and why it is not heard. Pure."""
+"""What may be known of a peer, and why it does not report. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
-HEARD: Final = "heard"
+REPORTING: Final = "reporting"
 SILENT: Final = "silent"
 REFUSED: Final = "refused"
 LEFT: Final = "left"
 SELF: Final = "self"
 STATES: Final = {
-    HEARD: "its reports arrive",
+    REPORTING: "its reports arrive",
     SILENT: "no report has arrived within the time for it: what it does is unknown",
     REFUSED: "it is not believed: what it does is unknown",
     LEFT: "it said goodbye and has not come back",

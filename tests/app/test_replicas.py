@@ -22,9 +22,9 @@ from agent.replicas.report import (
     PROTOCOL,
     SERVICE,
     Hello,
+    PeerReport,
     PoolReport,
-    Report,
-    Started,
+    StartedRequest,
     decode_hello,
     encode,
     encode_hello,
@@ -55,7 +55,7 @@ def free_port(*hosts: str) -> int:
             return port
 
 
-class Names:
+class FakeDns:
     """DNS: the addresses of NAME."""
 
     def __init__(self) -> None:
@@ -63,8 +63,8 @@ class Names:
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    found = Names()
+def names(monkeypatch: pytest.MonkeyPatch) -> FakeDns:
+    found = FakeDns()
     real = asyncio.BaseEventLoop.getaddrinfo
 
     async def look_up(self: Any, host: Any, port: Any, **more: Any) -> Any:
@@ -78,7 +78,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     return found
 
 
-class Fleet:
+class ReplicaFleet:
     """Replicas before the same model servers; each has a loopback address of its own and the port of all."""
 
     def __init__(self, folder: Path, stack: AsyncExitStack, endpoints: Sequence[str]) -> None:
@@ -110,7 +110,7 @@ class Fleet:
         return await self._stack.enter_async_context(running(config, healthy=len(self.endpoints)))
 
     async def pair(self) -> tuple[Live, Live]:
-        """Two replicas that hear each other."""
+        """Two replicas that know of each other."""
         peers = self.listed("127.0.0.1", "127.0.0.2")
         first, second = await self.start("127.0.0.1", peers), await self.start("127.0.0.2", peers)
         await complete(first)
@@ -119,10 +119,10 @@ class Fleet:
 
 
 @pytest.fixture
-async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+async def fleet(tmp_path: Path) -> AsyncIterator[ReplicaFleet]:
     async with AsyncExitStack() as stack:
         started = await stack.enter_async_context(servers(2))
-        yield Fleet(tmp_path, stack, [server.address for server in started])
+        yield ReplicaFleet(tmp_path, stack, [server.address for server in started])
 
 
 async def get(live: Live, path: str) -> Any:
@@ -136,7 +136,7 @@ async def complete(live: Live) -> None:
     async def read() -> Any:
         return await get(live, "/v1/replicas")
 
-    await found(read, lambda view: view["complete"] and any(peer["state"] == "heard" for peer in view["peers"]))
+    await found(read, lambda view: view["complete"] and any(peer["state"] == "reporting" for peer in view["peers"]))
 
 
 async def gauge(live: Live, name: str = "igw_pool_in_flight_requests") -> Any:
@@ -167,7 +167,7 @@ def of_peers(live: Live) -> int:
     return sum(view.work.of_peers for view in views)
 
 
-async def test_what_one_replica_has_in_flight_counts_at_the_other_until_it_ends(fleet: Fleet) -> None:
+async def test_what_one_replica_has_in_flight_counts_at_the_other_until_it_ends(fleet: ReplicaFleet) -> None:
     first, second = await fleet.pair()
     call, endpoint = await first.send_request()
     await eventually(lambda: of_peers(second) == 1)
@@ -181,7 +181,7 @@ async def test_what_one_replica_has_in_flight_counts_at_the_other_until_it_ends(
     await known(second, 0)
 
 
-async def test_a_prompt_goes_where_the_other_replica_sent_its_beginning(fleet: Fleet) -> None:
+async def test_a_prompt_goes_where_the_other_replica_sent_its_beginning(fleet: ReplicaFleet) -> None:
     first, second = await fleet.pair()
     call, endpoint = await first.send_request()
     await eventually(lambda: of_peers(second) == 1)
@@ -193,7 +193,7 @@ async def test_a_prompt_goes_where_the_other_replica_sent_its_beginning(fleet: F
         await call.done_writing()
 
 
-async def test_the_log_of_a_request_reaches_the_replica_that_has_picked(fleet: Fleet) -> None:
+async def test_the_log_of_a_request_reaches_the_replica_that_has_picked(fleet: ReplicaFleet) -> None:
     first, second = await fleet.pair()
     log = second.channel.stream_unary(f"/{LOG_SERVICE}/StreamAccessLogs")()
     await log.write(als_pb2.StreamAccessLogsMessage().SerializeToString())
@@ -214,7 +214,7 @@ async def test_the_log_of_a_request_reaches_the_replica_that_has_picked(fleet: F
     log.cancel()
 
 
-async def test_a_replica_that_stops_takes_leave_and_its_part_is_over(fleet: Fleet) -> None:
+async def test_a_replica_that_stops_takes_leave_and_its_part_is_over(fleet: ReplicaFleet) -> None:
     first, second = await fleet.pair()
     await second.send_request()
     await known(first, 1)
@@ -225,7 +225,7 @@ async def test_a_replica_that_stops_takes_leave_and_its_part_is_over(fleet: Flee
     assert (peer["state"], view["complete"], peer["in_flight"]) == ("left", True, None)
 
 
-async def test_a_replica_that_comes_back_is_heard_at_once_under_another_instance(fleet: Fleet) -> None:
+async def test_a_replica_that_comes_back_is_reported_at_once_under_another_instance(fleet: ReplicaFleet) -> None:
     first, second = await fleet.pair()
     before = (await get(first, "/v1/replicas"))["peers"][1]["instance"]
     await second.agent.stop(grace=0)
@@ -238,7 +238,7 @@ async def test_a_replica_that_comes_back_is_heard_at_once_under_another_instance
     await known(first, 1)
 
 
-async def test_a_replica_that_is_listed_and_was_never_heard_withholds_sums_and_is_named(fleet: Fleet) -> None:
+async def test_a_replica_that_is_listed_and_never_reported_withholds_sums_and_is_named(fleet: ReplicaFleet) -> None:
     alone = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1", "127.0.0.2"))
     await withheld(alone, f"127.0.0.2:{fleet.port}")
     assert (await gauge(alone, "igw_pool_own_in_flight_requests"))["value"] == 0
@@ -246,7 +246,7 @@ async def test_a_replica_that_is_listed_and_was_never_heard_withholds_sums_and_i
 
 
 async def test_the_replicas_of_a_service_find_each_other_and_one_that_leaves_the_name_is_over(
-    fleet: Fleet, names: Names
+    fleet: ReplicaFleet, names: FakeDns
 ) -> None:
     names.hosts = ["127.0.0.1"]
     first = await fleet.start("127.0.0.1", fleet.service)
@@ -260,7 +260,7 @@ async def test_the_replicas_of_a_service_find_each_other_and_one_that_leaves_the
     await eventually(lambda: of_peers(first) == 0)
 
 
-async def test_a_name_that_cannot_be_resolved_is_a_part_that_is_unknown(fleet: Fleet, names: Names) -> None:
+async def test_a_name_that_cannot_be_resolved_is_a_part_that_is_unknown(fleet: ReplicaFleet, names: FakeDns) -> None:
     first = await fleet.start("127.0.0.1", fleet.service)
     await withheld(first, NAME)
     assert [event.reason for event in first.recorder.of(PeerRefused)] == ["unresolved"]
@@ -268,13 +268,15 @@ async def test_a_name_that_cannot_be_resolved_is_a_part_that_is_unknown(fleet: F
     await known(first, 0)
 
 
-async def test_a_replica_that_is_followed_by_one_it_does_not_know_has_an_unknown_part(fleet: Fleet) -> None:
+async def test_a_replica_that_is_followed_by_one_it_does_not_know_has_an_unknown_part(fleet: ReplicaFleet) -> None:
     first = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1"))
     await fleet.start("127.0.0.2", fleet.listed("127.0.0.1", "127.0.0.2"))
     await withheld(first, "replica-2 (it follows this replica and is not among its peers: list it)")
 
 
-async def test_another_token_is_refused_on_both_sides_and_says_what_to_change(fleet: Fleet, tmp_path: Path) -> None:
+async def test_another_token_is_refused_on_both_sides_and_says_what_to_change(
+    fleet: ReplicaFleet, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     other.write_text("another secret of enough bytes")
     first = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1", "127.0.0.2"))
@@ -289,7 +291,7 @@ async def test_another_token_is_refused_on_both_sides_and_says_what_to_change(fl
     await complete(first)
 
 
-async def test_one_replica_under_two_addresses_is_counted_once_and_reported(fleet: Fleet) -> None:
+async def test_one_replica_under_two_addresses_is_counted_once_and_reported(fleet: ReplicaFleet) -> None:
     port = fleet.port
     peers = f"peers: ['127.0.0.2:{port}', 'localhost.localdomain:{port}', '127.0.0.1:{port}'], tokenFile: {fleet.token}"
     second = await fleet.start("127.0.0.2", fleet.listed("127.0.0.1"))
@@ -360,7 +362,7 @@ class _ScriptedCall:
 
 
 @asynccontextmanager
-async def scripted(fleet: Fleet, service: Any) -> AsyncIterator[Live]:
+async def scripted(fleet: ReplicaFleet, service: Any) -> AsyncIterator[Live]:
     listener = GrpcListener(GrpcRouter((service,), lambda *_: None), lambda _: None)
     await listener.listen("127.0.0.2", fleet.port)
     try:
@@ -370,14 +372,18 @@ async def scripted(fleet: Fleet, service: Any) -> AsyncIterator[Live]:
         await listener.close()
 
 
-def good(*started: Started, sequence: int = 0, name: str = "default", address: str = "10.0.0.1:1") -> bytes:
+def good(*started: StartedRequest, sequence: int = 0, name: str = "default", address: str = "10.0.0.1:1") -> bytes:
     pools = [PoolReport(name, "", len(started), 0, [address], list(started))]
-    return encode(Report(sequence, full=sequence == 0, pools=pools))
+    return encode(PeerReport(sequence, full=sequence == 0, pools=pools))
 
 
-async def test_a_peer_that_goes_silent_without_closing_is_unknown_and_its_requests_are_dropped(fleet: Fleet) -> None:
+async def test_a_peer_that_goes_silent_without_closing_is_unknown_and_its_requests_are_dropped(
+    fleet: ReplicaFleet,
+) -> None:
     address = fleet.endpoints[0]
-    async with scripted(fleet, ScriptedPeer(messages=[good(Started(1, 0, 10, 0, 0, b""), address=address)])) as live:
+    async with scripted(
+        fleet, ScriptedPeer(messages=[good(StartedRequest(1, 0, 10, 0, 0, b""), address=address)])
+    ) as live:
         await eventually(lambda: of_peers(live) == 1)
         await eventually(lambda: any(e.reason == "timeout" for e in live.recorder.of(PeerFailed)))
         await withheld(live, "odd (silent: no report within 1.5 s)")
@@ -385,7 +391,7 @@ async def test_a_peer_that_goes_silent_without_closing_is_unknown_and_its_reques
         assert silent[0].counts["silent"] == 1
 
 
-async def test_a_peer_of_another_version_is_named_with_the_remedy_and_counted(fleet: Fleet) -> None:
+async def test_a_peer_of_another_version_is_named_with_the_remedy_and_counted(fleet: ReplicaFleet) -> None:
     async with scripted(fleet, ScriptedPeer(Hello(PROTOCOL + 1, "next", "replica-9", "2.0"))) as live:
         await eventually(lambda: any(e.reason == "version" for e in live.recorder.of(PeerFailed)))
         remedy = f"it has protocol {PROTOCOL + 1} (2.0), this replica {PROTOCOL}: run one version"
@@ -393,7 +399,7 @@ async def test_a_peer_of_another_version_is_named_with_the_remedy_and_counted(fl
         await live.send_request()  # the rest works
 
 
-async def test_a_caller_of_another_version_is_refused_and_counted(fleet: Fleet) -> None:
+async def test_a_caller_of_another_version_is_refused_and_counted(fleet: ReplicaFleet) -> None:
     import grpc.aio
 
     live = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1"))
@@ -412,15 +418,15 @@ async def test_a_caller_of_another_version_is_refused_and_counted(fleet: Fleet) 
     [
         pytest.param([b"\xc1garbage"], id="no report"),
         pytest.param([good(sequence=3)], id="not the first"),
-        pytest.param([good(Started(1, 0, 1, 0, 0, b""), Started(1, 0, 1, 0, 0, b""))], id="starts twice"),
-        pytest.param([good(Started(-4, 0, -1, 0, 0, b""))], id="negative"),
-        pytest.param([good(Started(1, 0, float("nan"), 0, 0, b""))], id="not a number"),  # type: ignore[arg-type]
-        pytest.param([good(), good(Started(1, 9, 1, 0, 0, b""), sequence=1)], id="unknown endpoint number"),
+        pytest.param([good(StartedRequest(1, 0, 1, 0, 0, b""), StartedRequest(1, 0, 1, 0, 0, b""))], id="starts twice"),
+        pytest.param([good(StartedRequest(-4, 0, -1, 0, 0, b""))], id="negative"),
+        pytest.param([good(StartedRequest(1, 0, float("nan"), 0, 0, b""))], id="not a number"),  # type: ignore[arg-type]
+        pytest.param([good(), good(StartedRequest(1, 9, 1, 0, 0, b""), sequence=1)], id="unknown endpoint number"),
         pytest.param([b"x" * (9 << 20)], id="too large"),
     ],
 )
 async def test_a_peer_that_lies_is_refused_counted_and_named_and_the_rest_works(
-    fleet: Fleet, messages: list[bytes]
+    fleet: ReplicaFleet, messages: list[bytes]
 ) -> None:
     async with scripted(fleet, ScriptedPeer(messages=messages)) as live:
         reasons = {"malformed", "too_large"}
@@ -433,8 +439,11 @@ async def test_a_peer_that_lies_is_refused_counted_and_named_and_the_rest_works(
         assert endpoint in fleet.endpoints
 
 
-async def test_requests_at_endpoints_and_in_pools_that_are_not_here_change_nothing(fleet: Fleet) -> None:
-    messages = [good(Started(1, 0, 10, 0, 0, b"")), good(Started(2, 0, 5, 0, 0, b""), sequence=1, name="elsewhere")]
+async def test_requests_at_endpoints_and_in_pools_that_are_not_here_change_nothing(fleet: ReplicaFleet) -> None:
+    messages = [
+        good(StartedRequest(1, 0, 10, 0, 0, b"")),
+        good(StartedRequest(2, 0, 5, 0, 0, b""), sequence=1, name="elsewhere"),
+    ]
     async with scripted(fleet, ScriptedPeer(messages=messages)) as live:
         await complete(live)
         view = await get(live, "/v1/replicas")
@@ -448,7 +457,7 @@ class RefusingPeer(ScriptedPeer):
         raise StatusError(StatusCode.RESOURCE_EXHAUSTED, "64 peers are connected already")
 
 
-async def test_a_peer_that_accepts_no_more_peers_is_unknown(fleet: Fleet) -> None:
+async def test_a_peer_that_accepts_no_more_peers_is_unknown(fleet: ReplicaFleet) -> None:
     async with scripted(fleet, RefusingPeer()) as live:
         await withheld(live, "64 peers are connected already")
         assert {event.reason for event in live.recorder.of(PeerFailed)} <= {"too_many", "unreachable"}
@@ -459,7 +468,7 @@ async def test_a_peer_that_accepts_no_more_peers_is_unknown(fleet: Fleet) -> Non
     [(None, "cannot be read"), ("short", "a secret of 5 bytes; write 16 or more random ones")],
 )
 async def test_a_token_file_that_holds_no_secret_prevents_the_start(
-    fleet: Fleet, content: str | None, message: str
+    fleet: ReplicaFleet, content: str | None, message: str
 ) -> None:
     fleet.token.unlink()
     if content is not None:

@@ -34,7 +34,7 @@ from agent.prefix.blocks import chain, seed
 from agent.prefix.index import PrefixIndex
 from agent.replicas.peer_part import PeerPart, PoolTarget
 from agent.replicas.publisher import PoolPublisher
-from agent.replicas.report import PoolReport, Report, decode, encode
+from agent.replicas.report import PeerReport, PoolReport, decode, encode
 from agent.requests.outcomes import Outcomes
 from agent.state.store import RoutingStore
 
@@ -267,7 +267,7 @@ class _Exchange:
             self._send(number, report, now, full=False)
 
     def _send(self, number: int, report: PoolReport, now: float, *, full: bool) -> None:
-        data = encode(Report(self.numbers[number], full=full, pools=[report]))
+        data = encode(PeerReport(self.numbers[number], full=full, pools=[report]))
         self.numbers[number] += 1
         for other, parts in enumerate(self.parts):
             if other != number:

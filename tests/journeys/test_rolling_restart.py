@@ -38,7 +38,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-class Replicas:
+class TwoReplicas:
     """Two agents of one configuration, but for their own addresses, and their files."""
 
     def __init__(self, folder: Path, started: Processes, servers: list[str], client: aiohttp.ClientSession) -> None:
@@ -62,10 +62,10 @@ class Replicas:
     def start(self, host: str) -> None:
         self.running[host] = self._started.start([*IGW, "run", "--config", self.files[host]])
 
-    async def heard(self, host: str) -> None:
-        """Wait until the replica is ready and hears the other one."""
+    async def reporting(self, host: str) -> None:
+        """Wait until the replica is ready and gets the reports of the other one."""
         await asyncio.to_thread(self.running[host].wait_for, r"admin: (http://\S+)")
-        await found(lambda: self.counts(host), lambda seen: seen.of("igw_replica_peers", state="heard") == 1)
+        await found(lambda: self.counts(host), lambda seen: seen.of("igw_replica_peers", state="reporting") == 1)
 
     async def counts(self, host: str) -> Counts:
         async with self.client.get(f"http://{host}:{self.admin_port}/metrics") as answer:
@@ -78,10 +78,10 @@ class Replicas:
         assert await asyncio.to_thread(before.wait) == 0
         self.start(host)
         for each in HOSTS:
-            await self.heard(each)
+            await self.reporting(each)
 
 
-class Load:
+class SteadyLoad:
     """Requests through Envoy, one after the other by each worker, some with a longer answer."""
 
     def __init__(self, client: aiohttp.ClientSession, url: str) -> None:
@@ -131,15 +131,15 @@ async def test_no_request_fails_while_both_replicas_are_restarted_in_turn(
     emulator.wait_for(r"(?s)on http://.*on http://.*\n")
     servers = re.findall(r"on http://(\S+): ", emulator.output())
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as client:
-        replicas = Replicas(tmp_path, processes, servers, client)
+        replicas = TwoReplicas(tmp_path, processes, servers, client)
         for host in HOSTS:
             replicas.start(host)
         for host in HOSTS:
-            await replicas.heard(host)
+            await replicas.reporting(host)
         envoy = await process.start(rendered(replicas.files[HOSTS[0]], mode), tmp_path / "envoy", concurrency=2)
         try:
             (port,) = envoy.ports.values()
-            load = Load(client, f"http://127.0.0.1:{port}{CHAT}")
+            load = SteadyLoad(client, f"http://127.0.0.1:{port}{CHAT}")
             sending = asyncio.create_task(load.run())
             await load.more(60)
             for host in HOSTS:
@@ -157,6 +157,6 @@ async def test_no_request_fails_while_both_replicas_are_restarted_in_turn(
             failed = [answer for answer in load.answers if answer[0] != 200]
             assert failed == []
             for host in HOSTS:  # and each knows the other again
-                assert (await replicas.counts(host)).of("igw_replica_peers", state="heard") == 1
+                assert (await replicas.counts(host)).of("igw_replica_peers", state="reporting") == 1
         finally:
             await envoy.stop()

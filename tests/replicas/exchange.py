@@ -6,7 +6,7 @@ from agent.events import ignore
 from agent.prefix.index import PrefixIndex
 from agent.replicas.peer_part import PeerPart, PoolTarget
 from agent.replicas.publisher import PoolPublisher
-from agent.replicas.report import PoolReport, Report, decode, encode
+from agent.replicas.report import PeerReport, PoolReport, decode, encode
 from agent.requests.outcomes import Outcomes
 from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
@@ -15,7 +15,7 @@ ADDRESSES = ("10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000")
 BLOCKS = "xxh3-64 64x4"
 
 
-class Side:
+class ReplicaSide:
     """One replica: its state, and what it publishes."""
 
     def __init__(self, addresses: tuple[str, ...] = ADDRESSES) -> None:
@@ -45,11 +45,11 @@ class Side:
         return {view.address: (view.work.requests, view.work.of_peers) for view in self.store.snapshot(now).endpoints}
 
 
-class Pair:
+class ReplicaPair:
     """A publishes, B applies."""
 
-    def __init__(self, a: Side | None = None, b: Side | None = None) -> None:
-        self.a, self.b = a or Side(), b or Side()
+    def __init__(self, a: ReplicaSide | None = None, b: ReplicaSide | None = None) -> None:
+        self.a, self.b = a or ReplicaSide(), b or ReplicaSide()
         self.part = PeerPart(lambda name: self.b.target if name == "pool" else None)
         self.sequence = 0
 
@@ -68,6 +68,6 @@ class Pair:
             self.send(report, now)
 
     def send(self, pool: PoolReport, now: float, *, full: bool = False) -> None:
-        data = encode(Report(self.sequence, full=full, pools=[pool]))
+        data = encode(PeerReport(self.sequence, full=full, pools=[pool]))
         self.sequence += 1
         self.part.apply(decode(data), now)

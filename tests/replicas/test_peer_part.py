@@ -18,13 +18,13 @@ from agent.replicas.report import (
     MAX_REQUESTS,
     BadReport,
     Emptied,
-    Logged,
-    Moved,
-    Outcome,
+    MovedRequest,
+    PeerReport,
     PoolReport,
-    Rate,
-    Report,
-    Started,
+    SharedLogEntry,
+    SharedOutcome,
+    SharedRate,
+    StartedRequest,
     Withdrawn,
     decode,
     encode,
@@ -37,7 +37,7 @@ from agent.requests.ticket import Request, Ticket
 from agent.signals import PREFILL_SECONDS, PREFILLS, PROMPT_TOKENS, RUNNING, WAITING
 from agent.state.prefill_rate import LearntRate, RateLimits
 from agent.state.store import RoutingStore
-from tests.replicas.exchange import ADDRESSES, BLOCKS, Pair, Side
+from tests.replicas.exchange import ADDRESSES, BLOCKS, ReplicaPair, ReplicaSide
 
 A1, A2, A3 = ADDRESSES
 STEPS = st.lists(
@@ -53,7 +53,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_after_each_report_a_replica_counts_the_requests_of_its_peer_where_the_peer_does(steps: Any) -> None:
-    pair = Pair(a=Side((*ADDRESSES, "10.0.0.9:8000")))  # the last one is not in B's pool
+    pair = ReplicaPair(a=ReplicaSide((*ADDRESSES, "10.0.0.9:8000")))  # the last one is not in B's pool
     pair.begin()
     running: list[int] = []
     now = 0.0
@@ -85,7 +85,7 @@ def test_after_each_report_a_replica_counts_the_requests_of_its_peer_where_the_p
 
 
 def test_the_backlog_of_a_peers_requests_delays_a_pick_as_ones_own_does() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     pair.a.start(A1, 2_000, 0.0)
     pair.exchange(0.0)
@@ -98,7 +98,7 @@ def page(running: float, waiting: float = 0.0) -> Extraction:
 
 
 def test_a_request_that_a_page_showed_before_its_report_counts_once() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     pair.a.start(A1, 10, 1.00)
     pair.b.store.observed(A1, page(1.0), 1.01, 0.0, 100)
@@ -111,7 +111,7 @@ def test_a_request_that_a_page_showed_before_its_report_counts_once() -> None:
 
 
 def test_the_requests_of_a_peer_that_is_silent_are_those_of_a_stranger_on_the_next_page() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     pair.a.start(A1, 10, 1.0)
     pair.exchange(1.0)
@@ -122,7 +122,7 @@ def test_the_requests_of_a_peer_that_is_silent_are_those_of_a_stranger_on_the_ne
 
 
 def test_prompts_that_a_peer_sent_somewhere_are_hits_there() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     pair.a.start(A2, 10, 1.0, chain=(1, 2, 2**64 - 1))
     pair.exchange(1.0)
@@ -133,15 +133,17 @@ def test_prompts_that_a_peer_sent_somewhere_are_hits_there() -> None:
 
 
 def test_blocks_of_another_size_are_not_recorded() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
-    pair.send(PoolReport("pool", "xxh3-64 16x4", 1, 0, [A1], [Started(1, 0, 10, 0, 0, pack_blocks((1, 2)))]), 1.0)
+    pair.send(
+        PoolReport("pool", "xxh3-64 16x4", 1, 0, [A1], [StartedRequest(1, 0, 10, 0, 0, pack_blocks((1, 2)))]), 1.0
+    )
     assert pair.b.index.match((1, 2), ADDRESSES) == [0, 0, 0]
     assert pair.b.requests(1.0)[A1] == (1, 1)
 
 
 def test_an_endpoint_that_fails_at_a_peer_is_ejected_here_too() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     for address in ADDRESSES:
         pair.b.store.observed(address, page(0.0), 0.0, 0.0, 100)
@@ -152,7 +154,7 @@ def test_an_endpoint_that_fails_at_a_peer_is_ejected_here_too() -> None:
 
 
 def test_successes_between_failures_keep_their_order() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     for address in ADDRESSES:
         pair.b.store.observed(address, page(0.0), 0.0, 0.0, 100)
@@ -164,7 +166,7 @@ def test_successes_between_failures_keep_their_order() -> None:
 
 
 def test_a_cache_that_a_request_through_a_peer_has_emptied_is_empty_here() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     pair.b.index.record(A1, (1, 2))
     pair.a.publisher.emptied(A1, "request")
@@ -173,7 +175,7 @@ def test_a_cache_that_a_request_through_a_peer_has_emptied_is_empty_here() -> No
 
 
 def test_a_replica_that_starts_gets_the_rates_that_its_peer_has_learnt() -> None:
-    a, b = Side(), Side()
+    a, b = ReplicaSide(), ReplicaSide()
     a.store = RoutingStore("pool", stale_after=3.0, rate=RateLimits())
     b.store = RoutingStore("pool", stale_after=3.0, rate=RateLimits())
     for side in (a, b):
@@ -183,7 +185,7 @@ def test_a_replica_that_starts_gets_the_rates_that_its_peer_has_learnt() -> None
     for number in range(3):
         counters = {PROMPT_TOKENS: 4_000.0 * number, PREFILL_SECONDS: 2.0 * number, PREFILLS: 300.0 * number}
         a.store.observed(A1, Extraction({**counters, RUNNING: 0.0, WAITING: 0.0}, (), ()), float(number), 0.0, 100)
-    Pair(a, b).begin(3.0)
+    ReplicaPair(a, b).begin(3.0)
     work = b.store.snapshot(3.0).endpoints[0].work
     assert work.rate == pytest.approx(2_000, rel=0.01)
     assert work.rate_source == "pool"  # the median of all that is learnt
@@ -210,7 +212,7 @@ def ticket(outcomes: Outcomes, store: RoutingStore) -> Ticket:
 
 
 def test_a_log_entry_that_the_proxy_sends_to_the_other_replica_reaches_the_one_that_picked() -> None:
-    pair = Pair()  # A gets the log, B has picked
+    pair = ReplicaPair()  # A gets the log, B has picked
     pair.a.outcomes.log_opened()
     pair.begin()
     assert pair.b.outcomes.open_logs == 1
@@ -224,7 +226,7 @@ def test_a_log_entry_that_the_proxy_sends_to_the_other_replica_reaches_the_one_t
 
 
 def test_a_log_entry_from_a_peer_is_never_passed_on() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.b.publisher.listen(listened=True)
     pair.begin()
     pair.a.outcomes.logged("nobody's", Response(200, served=A1, complete=True), 1.0)
@@ -233,7 +235,7 @@ def test_a_log_entry_from_a_peer_is_never_passed_on() -> None:
 
 
 def test_nothing_that_a_peer_reported_is_published_again() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.b.publisher.listen(listened=True)
     pair.begin()
     work_id = pair.a.start(A1, 10, 1.0, chain=(1,))
@@ -247,7 +249,7 @@ def test_nothing_that_a_peer_reported_is_published_again() -> None:
 
 
 def test_a_pool_that_comes_and_goes_here_loses_no_count_and_refuses_no_report() -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     target, pair.b.target = pair.b.target, None
     pair.begin()
     first = pair.a.start(A1, 10, 1.0)
@@ -267,31 +269,31 @@ def test_a_pool_that_comes_and_goes_here_loses_no_count_and_refuses_no_report() 
 
 def pool(**changes: Any) -> PoolReport:
     fields: dict[str, Any] = {"name": "pool", "blocks": BLOCKS, "in_flight": 1, "logs": 0, "endpoints": [A1]}
-    fields["started"] = [Started(1, 0, 10, 0, 0, b"")]
+    fields["started"] = [StartedRequest(1, 0, 10, 0, 0, b"")]
     return PoolReport(**{**fields, **changes})
 
 
 LIES: dict[str, Any] = {
-    "a request starts twice": pool(in_flight=2, started=[Started(1, 0, 1, 0, 0, b"")] * 2),
+    "a request starts twice": pool(in_flight=2, started=[StartedRequest(1, 0, 1, 0, 0, b"")] * 2),
     "a request ends that never started": pool(ended=[2]),
-    "a request moves that never started": pool(moved=[Moved(2, 0, 1, b"")]),
+    "a request moves that never started": pool(moved=[MovedRequest(2, 0, 1, b"")]),
     "more in flight than have started": pool(in_flight=7),
     "fewer in flight than have started": pool(in_flight=0),
-    "an endpoint outside its own list": pool(started=[Started(1, 1, 10, 0, 0, b"")]),
-    "a negative id": pool(started=[Started(-1, 0, 10, 0, 0, b"")]),
-    "a negative number of tokens": pool(started=[Started(1, 0, -10, 0, 0, b"")]),
-    "more tokens than any prompt has": pool(started=[Started(1, 0, 10**12, 0, 0, b"")]),
-    "a number that is not whole": pool(started=[Started(1, 0, 1.5, 0, 0, b"")]),  # type: ignore[arg-type]
-    "not a number": pool(started=[Started(1, 0, float("nan"), 0, 0, b"")]),  # type: ignore[arg-type]
-    "a start in the future": pool(started=[Started(1, 0, 10, 0, -5, b"")]),
-    "half a block": pool(started=[Started(1, 0, 10, 0, 0, b"1234567")]),
+    "an endpoint outside its own list": pool(started=[StartedRequest(1, 1, 10, 0, 0, b"")]),
+    "a negative id": pool(started=[StartedRequest(-1, 0, 10, 0, 0, b"")]),
+    "a negative number of tokens": pool(started=[StartedRequest(1, 0, -10, 0, 0, b"")]),
+    "more tokens than any prompt has": pool(started=[StartedRequest(1, 0, 10**12, 0, 0, b"")]),
+    "a number that is not whole": pool(started=[StartedRequest(1, 0, 1.5, 0, 0, b"")]),  # type: ignore[arg-type]
+    "not a number": pool(started=[StartedRequest(1, 0, float("nan"), 0, 0, b"")]),  # type: ignore[arg-type]
+    "a start in the future": pool(started=[StartedRequest(1, 0, 10, 0, -5, b"")]),
+    "half a block": pool(started=[StartedRequest(1, 0, 10, 0, 0, b"1234567")]),
     "half a withdrawn block": pool(withdrawn=[Withdrawn(0, b"1")]),
-    "a result that there is not": pool(outcomes=[Outcome(0, "perfect")]),
-    "a result that counts against no one": pool(outcomes=[Outcome(0, "client_error")]),
-    "no results in a row": pool(outcomes=[Outcome(0, OK, 0)]),
+    "a result that there is not": pool(outcomes=[SharedOutcome(0, "perfect")]),
+    "a result that counts against no one": pool(outcomes=[SharedOutcome(0, "client_error")]),
+    "no results in a row": pool(outcomes=[SharedOutcome(0, OK, 0)]),
     "an unknown reason for an empty cache": pool(emptied=[Emptied(0, "boredom")]),
-    "a log entry that is broken by magic": pool(logged=[Logged("r", 200, "magic", False, A1, 1, False, 0)]),
-    "more recent prefills than all": pool(rates=[Rate(0, 1, 1, 2, 1)]),
+    "a log entry that is broken by magic": pool(logged=[SharedLogEntry("r", 200, "magic", False, A1, 1, False, 0)]),
+    "more recent prefills than all": pool(rates=[SharedRate(0, 1, 1, 2, 1)]),
     "too many endpoints": pool(endpoints=[f"10.0.0.1:{number}" for number in range(20_001)]),
     "an endpoint with a long name": pool(endpoints=["x" * 300]),
     "a pool without a name": pool(name=""),
@@ -300,7 +302,7 @@ LIES: dict[str, Any] = {
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
 def test_a_report_that_cannot_be_true_is_refused_as_a_whole(lie: PoolReport) -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     before = pair.b.requests(1.0)
     with pytest.raises(BadReport):
@@ -312,13 +314,13 @@ def test_a_report_that_cannot_be_true_is_refused_as_a_whole(lie: PoolReport) -> 
 @pytest.mark.parametrize(
     ("reports", "what"),
     [
-        ([Report(1, full=True)], "report number 1 where 0 is due"),
-        ([Report(0, full=False)], "not a full one"),
-        ([Report(0, full=True), Report(0, full=False)], "report number 0 where 1 is due"),
-        ([Report(0, full=True, pools=[pool(), pool()])], "twice"),
+        ([PeerReport(1, full=True)], "report number 1 where 0 is due"),
+        ([PeerReport(0, full=False)], "not a full one"),
+        ([PeerReport(0, full=True), PeerReport(0, full=False)], "report number 0 where 1 is due"),
+        ([PeerReport(0, full=True, pools=[pool(), pool()])], "twice"),
     ],
 )
-def test_reports_out_of_order_are_refused(reports: list[Report], what: str) -> None:
+def test_reports_out_of_order_are_refused(reports: list[PeerReport], what: str) -> None:
     part = PeerPart(lambda _: None)
     for report in reports[:-1]:
         part.apply(report, 0.0)
@@ -328,10 +330,10 @@ def test_reports_out_of_order_are_refused(reports: list[Report], what: str) -> N
 
 def test_a_peer_cannot_fill_the_memory_with_requests() -> None:
     part = PeerPart(lambda _: None)
-    half = [Started(number + 1, 0, 1, 0, 0, b"") for number in range(MAX_REQUESTS // 2 + 1)]
-    part.apply(Report(0, full=True, pools=[pool(started=half, in_flight=len(half))]), 0.0)
+    half = [StartedRequest(number + 1, 0, 1, 0, 0, b"") for number in range(MAX_REQUESTS // 2 + 1)]
+    part.apply(PeerReport(0, full=True, pools=[pool(started=half, in_flight=len(half))]), 0.0)
     with pytest.raises(BadReport, match="over the limit"):
-        part.apply(Report(1, full=False, pools=[pool(name="other", started=half, in_flight=len(half))]), 0.0)
+        part.apply(PeerReport(1, full=False, pools=[pool(name="other", started=half, in_flight=len(half))]), 0.0)
 
 
 @given(st.binary(max_size=200))
@@ -345,7 +347,7 @@ def test_any_bytes_are_a_report_or_refused(data: bytes) -> None:
 
 @given(st.recursive(st.one_of(st.integers(), st.floats(), st.text(), st.binary(), st.none()), st.lists, max_leaves=30))
 def test_any_value_in_the_place_of_a_report_is_refused_or_applied_as_a_whole(value: Any) -> None:
-    pair = Pair()
+    pair = ReplicaPair()
     pair.begin()
     try:
         data = msgspec.msgpack.encode([1, False, False, [value] if isinstance(value, list) else value])
@@ -369,7 +371,7 @@ class TestPublisher:
         return made
 
     def test_without_a_listener_nothing_is_collected_but_the_requests_in_flight(self) -> None:
-        side = Side()
+        side = ReplicaSide()
         for number in range(1000):
             side.publisher.outcome(A1, OK)
             side.publisher.logged(f"r{number}", Response(200))
@@ -379,7 +381,7 @@ class TestPublisher:
         assert [row.uncached_tokens for row in side.publisher.full({}, 1.0).started] == [5]
 
     def test_a_listener_is_woken_once_for_a_report(self) -> None:
-        side = Side()
+        side = ReplicaSide()
         side.publisher.listen(listened=True)
         for _ in range(5):
             side.start(A1, 5, 0.0)
@@ -422,7 +424,7 @@ class TestPublisher:
 def test_outcomes_without_peers_do_what_they_did() -> None:
     store = RoutingStore("pool", stale_after=3.0)
     store.set_endpoints({A1: "vllm"}, 0.0)
-    outcomes = Outcomes(store, Side().index, ignore)
+    outcomes = Outcomes(store, ReplicaSide().index, ignore)
     outcomes.logged("unknown", Response(200), 0.0)
     outcomes.log_opened()
     outcomes.log_closed()

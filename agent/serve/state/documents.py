@@ -345,7 +345,7 @@ def replicas(view: ReplicasView | None, moment: Moment) -> ReplicasJson:
             each.instance,
             printable(each.name),
             printable(each.software),
-            None if each.heard_at is None else age(each.heard_at, moment.now),
+            None if each.reported_at is None else age(each.reported_at, moment.now),
             dict(each.in_flight) if each.in_flight is not None else None,
         )
         for each in view.peers

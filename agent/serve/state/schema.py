@@ -369,7 +369,7 @@ class PeerJson(JsonObject):
 
     address: str
     state: Annotated[str, Meta(extra_json_schema=_one_of(sorted(STATES)))]
-    reason: Annotated[str, Meta(description="why it is not heard; empty where it is")]
+    reason: Annotated[str, Meta(description="why it does not report; empty where it does")]
     detail: str
     instance: Annotated[str, Meta(description="another one after each start; empty before the first contact")]
     name: str
