@@ -35,8 +35,8 @@ MAX_PEERS: Final = 64
 
 
 class PeerView(NamedTuple):
-    """What is known of a peer. `reported_at` is when its last report arrived (monotonic seconds), None before the first;
-    `in_flight` its requests by pool, while they are known."""
+    """What is known of a peer. `reported_at` is when its last report arrived (monotonic seconds), None before the
+    first; `in_flight` its requests by pool, None while they are unknown."""
 
     address: str
     state: str

@@ -14,7 +14,7 @@ PEERS: Final = ROWS.add(
     "replicas",
     "state",
     "events",
-    "Other replicas of the agent by what is known of them: left, refused, reporting or silent; all 0 without `replicas`",
+    "Other replicas of the agent by what is known of them: left, refused, reporting or silent",
 )
 PEER_FAILURES: Final = ROWS.counter(
     "igw_replica_peer_failures_total",

@@ -52,6 +52,11 @@ OTHER: dict[str, Any] = {
     "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
     "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
+    "envoy.pickerHosts": ["10.0.1.1", "igw.example"],
+    "replicas.address": "127.0.0.1:8", "replicas.peers": ["10.0.1.1:9003"], "replicas.service": "igw.example:9004",
+    "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
+    "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
+    "replicas.staleAfter": "9s",
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
 # Set beside the option where it is not valid alone.
@@ -59,6 +64,15 @@ BESIDE = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
+}
+# What both configurations have, because the option is not valid without it.
+_PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}
+_TLS = {**_PEERS, "caFile": "ca.pem", "certFile": "c.pem", "keyFile": "c.key"}
+AROUND: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("replicas.address", "replicas.peers", "replicas.name", "replicas.staleAfter"), _PEERS),
+    **dict.fromkeys(("replicas.caFile", "replicas.certFile", "replicas.keyFile", "replicas.serverName"), _TLS),
+    "replicas.tokenFile": _PEERS,
+    "replicas.service": {"address": "127.0.0.1:9003", "service": "igw.example:9003"},
 }
 # The sources of endpoints of which these are options.
 POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
@@ -72,10 +86,12 @@ SOURCE: dict[str, dict[str, Any]] = {
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}
 
 
-def config(path: str = "", value: object = None, source: str = "", **pool: object) -> Config:
+def config(path: str = "", value: object = None, source: str = "", around: str = "", **pool: object) -> Config:
     """The configuration with one option set, or with other keys of its pool. `source`: the endpoints are from the
-    source of this option."""
+    source of this option; `around`: with what this option needs."""
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
+    if around in AROUND:
+        document["replicas"] = dict(AROUND[around])
     base = {key: value for key, value in POOL.items() if key != "endpoints"} | SOURCE[source] if source else POOL
     document["pools"] = [yaml.safe_load(yaml.safe_dump({**base, **pool}))]
     table: Any = document
@@ -107,9 +123,9 @@ def shown(path: str) -> str:
 )
 def test_every_option_changes_in_place_or_is_refused_by_its_name(path: str, option: Option) -> None:
     source = path if path in SOURCE else ""
-    old = config(source=source)
+    old = config(source=source, around=path)
     new = (
-        config(path, OTHER[path], source)
+        config(path, OTHER[path], source, path)
         if path != "pools[].name"
         else config(path, "code", extProcAddress="127.0.0.1:9")
     )

@@ -18,6 +18,7 @@ from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -89,6 +90,10 @@ EVERYTHING: tuple[Event, ...] = (
     WatcherDropped("slow"),
     LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
     LeaseFailed("llm/agent", "forbidden", "x"),
+    PeerChanged("10.0.1.2:9003", "igw-1", "silent", "timeout", "x", {"silent": 1}),
+    PeerFailed("10.0.1.2:9003", "timeout"),
+    PeerRefused("igw-1", "version", "x"),
+    PeersCounted({"reporting": 1}),
 )
 
 

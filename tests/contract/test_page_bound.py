@@ -19,6 +19,7 @@ from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
 from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
 from agent.instruments.requests import SERVER_NAMES
+from agent.replicas.states import REASONS as PEER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
@@ -52,6 +53,7 @@ REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
     "igw_load_reports_total": len(REPORT_REASONS) + WORDS, "igw_withheld_gauges": len(WITHHELD_REASONS),
     "igw_accelerator_scrapes_total": len(SCRAPE_REASONS) + 2, "igw_accelerator_health_changes_total": len(FAULTS) + 1,
+    "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 6,
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.
