@@ -36,6 +36,7 @@ from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import BidiMethod, GrpcMethod, GrpcRouter
 from agent.serve.grpc.status import StatusCode, StatusError
 from tests.app.live import Live, document, running, servers
+from tests.scrape.authority import Authority
 from tests.waiting import eventually, found
 
 SECRET = "a secret of enough bytes"
@@ -303,6 +304,70 @@ async def test_one_replica_under_two_addresses_is_counted_once_and_reported(flee
     await withheld(first, "list each replica once")
     assert of_peers(first) == 1
     relay.close()
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+def tls(fleet: ReplicaFleet, authority: Authority, name: str, hosts: str, more: str = "") -> str:
+    """The options of a replica with a certificate for these hosts, without a token."""
+    certificate, key = authority.sign(name, hosts)
+    peers = ", ".join(f"'{host}:{fleet.port}'" for host in ("127.0.0.1", "127.0.0.2"))
+    return f"peers: [{peers}], caFile: {authority.file}, certFile: {certificate}, keyFile: {key}{more}"
+
+
+async def test_replicas_with_certificates_of_one_authority_need_no_token(fleet: ReplicaFleet, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    first = await fleet.start("127.0.0.1", tls(fleet, authority, "one", "IP:127.0.0.1"))
+    second = await fleet.start("127.0.0.2", tls(fleet, authority, "two", "IP:127.0.0.2"))
+    await complete(first)
+    await complete(second)
+    await first.send_request()
+    await known(second, 1)
+
+
+async def test_peers_that_are_reached_by_their_addresses_may_have_certificates_for_a_name(
+    fleet: ReplicaFleet, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    name = ", serverName: igw.example"
+    first = await fleet.start("127.0.0.1", tls(fleet, authority, "one", "DNS:igw.example", name))
+    second = await fleet.start("127.0.0.2", tls(fleet, authority, "two", "DNS:igw.example", name))
+    await complete(first)
+    await complete(second)
+
+
+async def test_a_certificate_of_another_authority_is_refused_on_both_sides(fleet: ReplicaFleet, tmp_path: Path) -> None:
+    ours, other = Authority(tmp_path), Authority(tmp_path, "stranger")
+    first = await fleet.start("127.0.0.1", tls(fleet, ours, "one", "IP:127.0.0.1"))
+    second = await fleet.start("127.0.0.2", tls(fleet, other, "two", "IP:127.0.0.2"))
+    for live in (first, second):
+        await eventually(
+            lambda live=live: any(  # type: ignore[misc]
+                event.reason in {"unauthenticated", "unreachable"} for event in live.recorder.of(PeerFailed)
+            )
+        )
+        await withheld(live, f"{fleet.port} (")
+    await first.send_request()
+    assert of_peers(second) == 0
+
+
+async def test_a_renewed_certificate_is_used_for_the_next_connection(fleet: ReplicaFleet, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    first = await fleet.start("127.0.0.1", tls(fleet, authority, "one", "IP:127.0.0.1"))
+    second = await fleet.start("127.0.0.2", tls(fleet, authority, "two", "IP:127.0.0.9"))  # not its own address
+    await eventually(lambda: first.recorder.of(PeerFailed))
+    authority.sign("two", "IP:127.0.0.2")
+    await complete(first)
+    await complete(second)
+
+
+async def test_tls_files_that_cannot_be_used_prevent_the_start(fleet: ReplicaFleet, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    options = tls(fleet, authority, "one", "IP:127.0.0.1")
+    (tmp_path / "one.key").write_text("no key")
+    with pytest.raises(CannotStart, match="one[.]key"):
+        await fleet.start("127.0.0.1", options)
 
 
 def _relay(host: str, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:

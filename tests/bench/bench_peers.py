@@ -4,8 +4,8 @@
 
 The two replicas are processes of their own with the agent's service, publisher and peers on uvloop, over loopback. The
 sender makes the events of requests that end after a second, in bursts of what arrives within 5 ms; the receiver applies
-them to a routing state and an index. A run without requests gives the cost of heartbeats and of the event loop, which is
-subtracted.
+them to a routing state and an index. A run without requests gives the cost of heartbeats and of the event loop, which
+is subtracted.
 """
 
 from __future__ import annotations

@@ -116,6 +116,33 @@ class SteadyLoad:
         await found(answered, lambda answers: answers >= goal)
 
 
+async def test_a_replica_whose_process_is_stopped_is_silent_until_it_goes_on(
+    tmp_path: Path, processes: Processes
+) -> None:
+    emulator = processes.start([*IGW, "emulate", "--listen", "127.0.0.1:0"])
+    emulator.wait_for(r"on http://.*\n")
+    servers = re.findall(r"on http://(\S+): ", emulator.output())
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as client:
+        replicas = TwoReplicas(tmp_path, processes, servers, client)
+        for host in HOSTS:
+            replicas.start(host)
+        for host in HOSTS:
+            await replicas.reporting(host)
+        first, second = HOSTS
+        replicas.running[second].signal(signal.SIGSTOP)
+        silent = await found(
+            lambda: replicas.counts(first), lambda seen: seen.of("igw_replica_peers", state="silent") == 1
+        )
+        assert silent.series("igw_pool_in_flight_requests") == {}
+        assert silent.of("igw_withheld_gauges", gauge="igw_pool_in_flight_requests", reason="replica_unknown") == 1
+        assert silent.series("igw_pool_own_in_flight_requests") != {}
+        assert f"replica {second}" in replicas.running[first].output()
+        assert "is silent" in replicas.running[first].output()
+        replicas.running[second].signal(signal.SIGCONT)
+        await replicas.reporting(first)
+        assert (await replicas.counts(first)).series("igw_pool_in_flight_requests") != {}
+
+
 def rendered(file: Path, mode: PickMode) -> Any:
     """What `igw render` prints for the file, with free ports."""
     ports = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
