@@ -366,7 +366,7 @@ async def test_tls_files_that_cannot_be_used_prevent_the_start(fleet: ReplicaFle
     authority = Authority(tmp_path)
     options = tls(fleet, authority, "one", "IP:127.0.0.1")
     (tmp_path / "one.key").write_text("no key")
-    with pytest.raises(CannotStart, match="one[.]key"):
+    with pytest.raises(CannotStart, match=r"one[.]key"):
         await fleet.start("127.0.0.1", options)
 
 

@@ -1,6 +1,6 @@
 """What the reports between replicas cost: CPU of the sender and of the receiver at a rate of requests.
 
-    python -m tests.bench.bench_peers [--requests 1000] [--seconds 10] [--blocks 32]
+    make bench-peers [ARGS='--requests 1000 --seconds 10 --blocks 32']
 
 The two replicas are processes of their own with the agent's service, publisher and peers on uvloop, over loopback. The
 sender makes the events of requests that end after a second, in bursts of what arrives within 5 ms; the receiver applies
