@@ -55,7 +55,6 @@ class Replicas:
         self._resolving: Task | None = None
         self._resolve_now = asyncio.Event()
         self._unresolved = ""
-        self._unlisted: dict[str, float] = {}  # instances that listen here and are not followed -> since when
         settings = self._settings
         self._identity = OwnIdentity(secrets.token_hex(16), settings.name or socket.gethostname()[:63], _software())
         self._service = ReplicaService(self._identity, self._read_token, clock.now, hook, self._peer_began)
@@ -179,13 +178,11 @@ class Replicas:
 
     def _not_followed(self) -> list[str]:
         """Replicas that follow this one and are not followed: their part is missing."""
-        now, listeners = self._clock.now(), self._service.listeners
-        strangers = listeners.keys() - self._peers.instances
-        self._unlisted = {instance: self._unlisted.get(instance, now) for instance in strangers}
+        now, known = self._clock.now(), self._peers.instances
         return [
-            f"{listeners[instance] or instance} (it follows this replica and is not among its peers: list it)"
-            for instance, since in sorted(self._unlisted.items())
-            if now - since >= _MUTUAL_SECONDS
+            f"{name or instance} (it follows this replica and is not among its peers: list it)"
+            for instance, (name, since) in sorted(self._service.listeners.items())
+            if instance not in known and now - since >= _MUTUAL_SECONDS
         ]
 
     def _read_token(self) -> bytes:

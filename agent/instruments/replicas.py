@@ -13,7 +13,7 @@ from exporters.catalog import replicas as rows
 
 _STATES = tuple(sorted(set(STATES) - {SELF}))
 _FAILURES = tuple(sorted(set(REASONS) - {"not_reached"}))
-_REFUSALS = ("error", "malformed", "too_many", "unauthenticated", "unresolved", "version")
+_REFUSALS = ("error", "malformed", "timeout", "too_many", "unauthenticated", "unresolved", "version")
 
 
 class ReplicaInstruments:

@@ -40,6 +40,7 @@ from agent.state.prefill_rate import LearntRate
 TICK_SECONDS: Final = 0.02
 HEARTBEAT_SECONDS: Final = 1.0
 MAX_STREAMS: Final = 64  # of peers at a time
+HELLO_SECONDS: Final = 5.0  # for a caller's hello and proof: one that sends nothing must not take the place of a peer
 
 
 class OwnIdentity(NamedTuple):
@@ -109,13 +110,15 @@ class Publishers:
 class _Stream:
     """One peer's call, from its hello on."""
 
-    __slots__ = ("_nonce", "_service", "call", "hello", "sequence", "stale")
+    __slots__ = ("_nonce", "_service", "_timer", "call", "hello", "joined_at", "sequence", "stale")
 
     def __init__(self, service: ReplicaService, call: Call) -> None:
         self._service = service
         self._nonce = ""
         self.call = call
         self.hello: Hello | None = None
+        self.joined_at = 0.0
+        self._timer = asyncio.get_running_loop().call_later(HELLO_SECONDS, self._expire)
         self.sequence = 0
         self.stale = True  # it needs a full report
 
@@ -128,6 +131,7 @@ class _Stream:
                 self._answer(self.hello)
             else:
                 self._check(self.hello, decode_proof(message).proof)
+                self._timer.cancel()
                 service.joined(self)
         except BadReport as error:
             service.refused(self, "malformed", str(error))
@@ -143,7 +147,13 @@ class _Stream:
 
     def on_close(self) -> None:
         """The stream has ended."""
+        self._timer.cancel()
         self._service.left(self)
+
+    def _expire(self) -> None:
+        self._service.refused(self, "timeout", f"no hello and proof within {HELLO_SECONDS:g} s")
+        self.call.finish(StatusCode.DEADLINE_EXCEEDED, "no hello and proof in time")
+        self.on_close()
 
     def _check(self, hello: Hello, proof: str) -> None:
         if not proven(proof, self._service.token(), "client", hello.nonce, self._nonce):
@@ -203,14 +213,19 @@ class ReplicaService:
         return {METHOD: BidiMethod(self._begin, MAX_HELLO_BYTES)}
 
     @property
-    def listeners(self) -> dict[str, str]:
-        """The peers that get reports: instance -> name."""
-        return {stream.hello.instance: stream.hello.name for stream in self._streams if stream.hello is not None}
+    def listeners(self) -> dict[str, tuple[str, float]]:
+        """The peers that get reports: instance -> name, and since when."""
+        return {
+            stream.hello.instance: (stream.hello.name, stream.joined_at)
+            for stream in self._streams
+            if stream.hello is not None
+        }
 
     def joined(self, stream: _Stream) -> None:
         """A peer has proven what it has to: it gets a full report, and then what happens."""
         if stream in self._streams:
             raise BadReport("a message after the proof")
+        stream.joined_at = self.publishers.now()
         self._streams.add(stream)
         self._flush()
         self._on_peer()

@@ -17,6 +17,7 @@ from envoy.service.accesslog.v3 import als_pb2
 from agent.app.component import CannotStart
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused
 from agent.events.requests import Responded
+from agent.replicas import service as replica_service
 from agent.replicas.report import (
     METHOD,
     PROTOCOL,
@@ -476,6 +477,20 @@ async def test_a_caller_of_another_version_is_refused_and_counted(fleet: Replica
         await call.write(b"\xff not a hello")
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert [(e.peer, e.reason) for e in live.recorder.of(PeerRefused)] == [("replica-9", "version"), ("", "malformed")]
+
+
+async def test_a_caller_that_sends_no_hello_does_not_take_the_place_of_a_peer(
+    fleet: ReplicaFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import grpc.aio
+
+    monkeypatch.setattr(replica_service, "HELLO_SECONDS", 0.05)
+    live = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1"))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{fleet.port}") as channel:
+        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
+        await call.wait_for_connection()
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert ("", "timeout") in [(event.peer, event.reason) for event in live.recorder.of(PeerRefused)]
 
 
 @pytest.mark.parametrize(

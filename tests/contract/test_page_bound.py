@@ -53,7 +53,7 @@ REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
     "igw_load_reports_total": len(REPORT_REASONS) + WORDS, "igw_withheld_gauges": len(WITHHELD_REASONS),
     "igw_accelerator_scrapes_total": len(SCRAPE_REASONS) + 2, "igw_accelerator_health_changes_total": len(FAULTS) + 1,
-    "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 6,
+    "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 7,
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.
