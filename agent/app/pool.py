@@ -31,6 +31,7 @@ from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.replicas.peer_part import PoolTarget, block_format
+from agent.replicas.service import PoolKnowledge
 from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
@@ -52,7 +53,7 @@ from agent.signals import MODELS
 from agent.state.endpoint import Identity
 from agent.state.health import Health
 from agent.state.outliers import OutlierLimits
-from agent.state.prefill_rate import LearntRate, RateLimits
+from agent.state.prefill_rate import RateLimits
 from agent.state.snapshot import EndpointView, Snapshot
 from agent.state.store import RoutingStore
 
@@ -73,7 +74,7 @@ FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 FIRST_MODELS_SECONDS: Final = 1.0
 
 
-def _alone(_pool: str, _rates: Callable[[], Mapping[str, LearntRate]]) -> Sharing:
+def _alone(_pool: str, _knowledge: PoolKnowledge) -> Sharing:
     return NOT_SHARED
 
 
@@ -83,7 +84,7 @@ class PoolParts(NamedTuple):
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
     endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
     are pods; it connects when one needs it. `tls` is that of the picker ports. `sharing` gives what takes a new pool's
-    events for the other replicas, by its name and a function that returns its learnt rates.
+    events for the other replicas, by its name and what it has learnt.
     """
 
     clock: Clock
@@ -95,7 +96,7 @@ class PoolParts(NamedTuple):
     endpoint_files: EndpointFiles
     cluster: Cluster
     tls: ServerTls | None = None
-    sharing: Callable[[str, Callable[[], Mapping[str, LearntRate]]], Sharing] = _alone
+    sharing: Callable[[str, PoolKnowledge], Sharing] = _alone
 
 
 class _FixedSize:
@@ -136,7 +137,7 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
-        self._sharing = parts.sharing(settings.name, self.store.learnt_rates)
+        self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
         self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
         self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
         self._pick = PickStage(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,12 +26,11 @@ from agent.events.replicas import PeerRefused
 from agent.replicas.client import PeerAccess
 from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.peers import Peers, ReplicasView
-from agent.replicas.service import OwnIdentity, ReplicaService
+from agent.replicas.service import OwnIdentity, PoolKnowledge, ReplicaService
 from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
 from agent.serve.tls.server import REPLICAS, ServerTls
-from agent.state.prefill_rate import LearntRate
 
 # A peer that has begun to listen here is followed within this time, or its part is unknown.
 _MUTUAL_SECONDS: Final = 2.0
@@ -69,11 +68,11 @@ class Replicas:
 
     # -- what pools use ----------------------------------------------------------------------------------------------
 
-    def sharing(self, pool: str, rates: Callable[[], Mapping[str, LearntRate]]) -> Sharing:
-        """What takes the events of a new pool; `rates` returns what it has learnt."""
+    def sharing(self, pool: str, knowledge: PoolKnowledge) -> Sharing:
+        """What takes the events of a new pool; `knowledge` returns what it has learnt."""
         if not self._settings.enabled:
             return NOT_SHARED
-        return self._service.publishers.add(pool, block_format(self._config.prefix_index), rates)
+        return self._service.publishers.add(pool, block_format(self._config.prefix_index), knowledge)
 
     def set_pools(self, targets: Mapping[str, PoolTarget]) -> None:
         """Replace the pools that reports of peers apply to."""

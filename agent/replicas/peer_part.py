@@ -102,6 +102,9 @@ class _PoolPart:
         if comparable:
             for withdrawn in report.withdrawn:
                 index.remove(endpoints[withdrawn.endpoint], unpack_blocks(withdrawn.blocks))
+            for held in report.held:
+                if store.has(endpoints[held.endpoint]):
+                    index.restore(endpoints[held.endpoint], unpack_blocks(held.blocks))
         for emptied in report.emptied:
             store.cache_emptied(endpoints[emptied.endpoint], emptied.reason, now)
         for rate in report.rates:

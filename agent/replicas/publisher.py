@@ -13,13 +13,13 @@ from agent.replicas.report import (
     MAX_EVENTS,
     MAX_REQUESTS,
     Emptied,
+    EndpointBlocks,
     MovedRequest,
     PoolReport,
     SharedLogEntry,
     SharedOutcome,
     SharedRate,
     StartedRequest,
-    Withdrawn,
     pack_blocks,
 )
 from agent.requests.response import Response
@@ -104,7 +104,7 @@ class PoolPublisher:
     def withdrawn(self, address: str, blocks: Sequence[int]) -> None:
         """The endpoint did not prefill these blocks after all."""
         if self._room(self._withdrawn):
-            self._withdrawn.append(Withdrawn(self._place(address), self._packed(blocks)))
+            self._withdrawn.append(EndpointBlocks(self._place(address), self._packed(blocks)))
 
     def emptied(self, address: str, reason: str) -> None:
         """The endpoint's prefix cache is empty."""
@@ -168,8 +168,11 @@ class PoolPublisher:
         """Whether more happened than a report may hold: every listener needs a full one."""
         return self._overflowed
 
-    def full(self, learnt: Mapping[str, LearntRate], now: float) -> PoolReport:
-        """Everything that a peer needs to begin with: requests in flight, without their blocks, and learnt rates."""
+    def full(
+        self, learnt: Mapping[str, LearntRate], now: float, held: Mapping[str, Sequence[int]] | None = None
+    ) -> PoolReport:
+        """Everything that a peer needs to begin with: requests in flight, without their blocks, learnt rates, and the
+        blocks that each endpoint holds."""
         places: dict[str, int] = {}
         started = [
             StartedRequest(
@@ -187,7 +190,14 @@ class PoolPublisher:
             for address, rate in learnt.items()
             if address in places or len(places) < MAX_ENDPOINTS
         ]
-        return PoolReport(self.pool, self._blocks, len(started), self._logs, list(places), started, rates=rates)
+        blocks = [
+            EndpointBlocks(places.setdefault(address, len(places)), pack_blocks(each))
+            for address, each in (held or {}).items()
+            if address in places or len(places) < MAX_ENDPOINTS
+        ]
+        return PoolReport(
+            self.pool, self._blocks, len(started), self._logs, list(places), started, rates=rates, held=blocks
+        )
 
     # -- within ------------------------------------------------------------------------------------------------------
 
@@ -200,7 +210,7 @@ class PoolPublisher:
         self._moved: list[MovedRequest] = []
         self._ended: list[int] = []
         self._outcomes: list[SharedOutcome] = []
-        self._withdrawn: list[Withdrawn] = []
+        self._withdrawn: list[EndpointBlocks] = []
         self._emptied: list[Emptied] = []
         self._logged: list[SharedLogEntry] = []
 

@@ -94,8 +94,8 @@ class SharedOutcome(Struct, array_like=True):
     times: Annotated[int, Meta(ge=1, le=MAX_EVENTS)] = 1
 
 
-class Withdrawn(Struct, array_like=True):
-    """Blocks that the endpoint did not prefill after all."""
+class EndpointBlocks(Struct, array_like=True):
+    """Blocks of prompts at an endpoint."""
 
     endpoint: _Place
     blocks: _Blocks
@@ -135,6 +135,8 @@ class PoolReport(Struct, array_like=True):
     """One pool. `blocks` names how prompts become blocks: those of another way are not comparable.
 
     `in_flight` is the number of the sender's requests after this report; `logs` the open access log streams there.
+    `withdrawn` are blocks that an endpoint did not prefill after all; `held` those that the endpoints hold by the
+    sender's index, the oldest first, for a replica that has just started.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=63)]
@@ -146,10 +148,11 @@ class PoolReport(Struct, array_like=True):
     moved: Annotated[list[MovedRequest], Meta(max_length=MAX_EVENTS)] = []
     ended: Annotated[list[_Id], Meta(max_length=MAX_REQUESTS)] = []
     outcomes: Annotated[list[SharedOutcome], Meta(max_length=MAX_EVENTS)] = []
-    withdrawn: Annotated[list[Withdrawn], Meta(max_length=MAX_EVENTS)] = []
+    withdrawn: Annotated[list[EndpointBlocks], Meta(max_length=MAX_EVENTS)] = []
     emptied: Annotated[list[Emptied], Meta(max_length=MAX_EVENTS)] = []
     logged: Annotated[list[SharedLogEntry], Meta(max_length=MAX_EVENTS)] = []
     rates: Annotated[list[SharedRate], Meta(max_length=MAX_ENDPOINTS)] = []
+    held: Annotated[list[EndpointBlocks], Meta(max_length=MAX_ENDPOINTS)] = []
 
 
 class PeerReport(Struct, array_like=True):
@@ -207,14 +210,14 @@ def decode(data: bytes) -> PeerReport:
 
 def _check_places(pool: PoolReport) -> None:
     known = len(pool.endpoints)
-    for rows in (pool.started, pool.moved, pool.outcomes, pool.withdrawn, pool.emptied, pool.rates):
+    for rows in (pool.started, pool.moved, pool.outcomes, pool.withdrawn, pool.emptied, pool.rates, pool.held):
         for row in rows:
             if row.endpoint >= known:
                 raise BadReport(f"pool {pool.name}: endpoint number {row.endpoint} of {known}")
     chains = (
         *(started.chain for started in pool.started),
         *(moved.chain for moved in pool.moved),
-        *(withdrawn.blocks for withdrawn in pool.withdrawn),
+        *(each.blocks for each in (*pool.withdrawn, *pool.held)),
     )
     for chain in chains:
         if len(chain) % 8:

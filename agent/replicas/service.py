@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from agent.events import Hook
@@ -43,6 +43,18 @@ MAX_STREAMS: Final = 64  # of peers at a time
 HELLO_SECONDS: Final = 5.0  # for a caller's hello and proof: one that sends nothing must not take the place of a peer
 
 
+# Blocks of a pool's prompts that a peer gets at the start of its stream: 512 KB, and some 30 ms of the receiver.
+MAX_HELD_BLOCKS: Final = 65_536
+
+
+class PoolKnowledge(NamedTuple):
+    """What a pool has learnt, for a peer that begins to listen: the prefill rate of each endpoint, and the most
+    recently used blocks there, at most so many in all."""
+
+    rates: Callable[[], Mapping[str, LearntRate]]
+    held: Callable[[int], Mapping[str, Sequence[int]]]
+
+
 class OwnIdentity(NamedTuple):
     """A replica: another `instance` after each start, and for people a name and the agent's version."""
 
@@ -52,32 +64,29 @@ class OwnIdentity(NamedTuple):
 
 
 class Publishers:
-    """The publishers of all pools, and the reports of them. `rates` gives what a pool has learnt.
-
-    `now` is the time of the clock.
-    """
+    """The publishers of all pools, and the reports of them. `now` is the time of the clock."""
 
     def __init__(self, now: Callable[[], float], wake: Callable[[], None]) -> None:
         self.now = now
         self._wake = wake
         self._publishers: dict[str, PoolPublisher] = {}
-        self._rates: dict[str, Callable[[], Mapping[str, LearntRate]]] = {}
+        self._knowledge: dict[str, PoolKnowledge] = {}
         self._listened = False
         self.replaced = False  # pools came or went: every listener needs a full report
 
-    def add(self, pool: str, blocks: str, rates: Callable[[], Mapping[str, LearntRate]]) -> PoolPublisher:
+    def add(self, pool: str, blocks: str, knowledge: PoolKnowledge) -> PoolPublisher:
         """The publisher of a new pool, which takes the place of one with the same name."""
         publisher = PoolPublisher(pool, blocks, self._wake)
         publisher.listen(listened=self._listened)
         self._publishers[pool] = publisher
-        self._rates[pool] = rates
+        self._knowledge[pool] = knowledge
         self.replaced = True
         return publisher
 
     def keep(self, pools: Mapping[str, object]) -> None:
         """Drop the publishers of pools that are no more."""
         for name in self._publishers.keys() - pools.keys():
-            del self._publishers[name], self._rates[name]
+            del self._publishers[name], self._knowledge[name]
             self.replaced = True
 
     def listen(self, *, listened: bool) -> None:
@@ -100,10 +109,13 @@ class Publishers:
         reports = (publisher.take(now) for publisher in publishers)
         return PeerReport(sequence, full=False, pools=[report for report in reports if report is not None])
 
-    def full(self) -> PeerReport:
-        """Everything, for one peer that begins to listen."""
+    def full(self, *, first: bool) -> PeerReport:
+        """Everything, for one peer that begins to listen (`first`), or that has missed something."""
         now = self.now()
-        pools = [publisher.full(self._rates[name](), now) for name, publisher in self._publishers.items()]
+        pools = []
+        for name, publisher in self._publishers.items():
+            rates, held = self._knowledge[name]
+            pools.append(publisher.full(rates(), now, held(MAX_HELD_BLOCKS) if first else None))
         return PeerReport(0, full=True, pools=pools)
 
 
@@ -310,8 +322,8 @@ class ReplicaService:
         if not waiting:
             return
         self.publishers.listen(listened=True)
-        full = self.publishers.full()
         for stream in waiting:
+            full = self.publishers.full(first=stream.sequence == 0)
             full.sequence = stream.sequence
             stream.call.send(encode(full))
             stream.sequence += 1

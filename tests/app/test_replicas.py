@@ -232,12 +232,15 @@ async def test_a_replica_that_comes_back_is_reported_at_once_under_another_insta
     before = (await get(first, "/v1/replicas"))["peers"][1]["instance"]
     await second.agent.stop(grace=0)
     await eventually(lambda: any(event.state == "left" for event in first.recorder.of(PeerChanged)))
+    await first.send_request("while-it-is-away")
     again = await fleet.start("127.0.0.2", fleet.listed("127.0.0.1", "127.0.0.2"))
     await complete(again)
+    await eventually(lambda: of_peers(again) == 1)
+    assert len(again.pool.index) == len(first.pool.index) > 0  # and it knows the prompts
     await complete(first)
     assert (await get(first, "/v1/replicas"))["peers"][1]["instance"] != before
     await again.send_request()
-    await known(first, 1)
+    await known(first, 2)
 
 
 async def test_a_replica_that_is_listed_and_never_reported_withholds_sums_and_is_named(fleet: ReplicaFleet) -> None:

@@ -27,7 +27,7 @@ from agent.prefix.index import PrefixIndex
 from agent.replicas.client import PeerAccess
 from agent.replicas.peer_part import PoolTarget
 from agent.replicas.peers import Peers
-from agent.replicas.service import OwnIdentity, ReplicaService
+from agent.replicas.service import OwnIdentity, PoolKnowledge, ReplicaService
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import OK
 from agent.serve.grpc.listener import GrpcListener
@@ -90,7 +90,7 @@ async def _cpu(seconds: float) -> float:
 async def _send(requests: int, seconds: float, blocks: int) -> None:
     clock = SystemClock()
     service = ReplicaService(OwnIdentity("sender", "sender", ""), lambda: b"", clock.now, ignore, lambda: None)
-    publisher = service.publishers.add("bench", "", dict)
+    publisher = service.publishers.add("bench", "", PoolKnowledge(dict, lambda _most: {}))
     listener = GrpcListener(GrpcRouter((service,), lambda *_: None), lambda _: None)
     print(await listener.listen("127.0.0.1", 0), flush=True)
     service.start()

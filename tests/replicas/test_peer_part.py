@@ -18,6 +18,7 @@ from agent.replicas.report import (
     MAX_REQUESTS,
     BadReport,
     Emptied,
+    EndpointBlocks,
     MovedRequest,
     PeerReport,
     PoolReport,
@@ -25,7 +26,6 @@ from agent.replicas.report import (
     SharedOutcome,
     SharedRate,
     StartedRequest,
-    Withdrawn,
     decode,
     encode,
     pack_blocks,
@@ -287,7 +287,7 @@ LIES: dict[str, Any] = {
     "not a number": pool(started=[StartedRequest(1, 0, float("nan"), 0, 0, b"")]),  # type: ignore[arg-type]
     "a start in the future": pool(started=[StartedRequest(1, 0, 10, 0, -5, b"")]),
     "half a block": pool(started=[StartedRequest(1, 0, 10, 0, 0, b"1234567")]),
-    "half a withdrawn block": pool(withdrawn=[Withdrawn(0, b"1")]),
+    "half a withdrawn block": pool(withdrawn=[EndpointBlocks(0, b"1")]),
     "a result that there is not": pool(outcomes=[SharedOutcome(0, "perfect")]),
     "a result that counts against no one": pool(outcomes=[SharedOutcome(0, "client_error")]),
     "no results in a row": pool(outcomes=[SharedOutcome(0, OK, 0)]),
@@ -429,3 +429,12 @@ def test_outcomes_without_peers_do_what_they_did() -> None:
     outcomes.log_opened()
     outcomes.log_closed()
     assert outcomes.open_logs == 0
+
+
+def test_a_replica_that_starts_gets_the_prompts_that_its_peer_knows() -> None:
+    pair = ReplicaPair()
+    pair.begin()
+    pair.a.index.record(A2, (1, 2, 3))
+    pair.a.index.record("10.0.0.9:8000", (1, 2, 3))  # not in the pool of B
+    pair.send(pair.a.publisher.full({}, 1.0, pair.a.index.newest(100)), 1.0)
+    assert pair.b.index.match((1, 2, 3), (*ADDRESSES, "10.0.0.9:8000")) == [0, 3, 0, 0]
