@@ -33,10 +33,13 @@ from agent.kube.pool_endpoints import ObjectProblem
 from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
+from agent.replicas.peer_part import PoolTarget, block_format
+from agent.replicas.service import PoolKnowledge
 from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
+from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
@@ -77,13 +80,18 @@ FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 FIRST_MODELS_SECONDS: Final = 1.0
 
 
+def _alone(_pool: str, _knowledge: PoolKnowledge) -> Sharing:
+    return NOT_SHARED
+
+
 class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
     endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
     are pods; it connects when one needs it. `on_source` is called with what is wrong with the source of a pool's
-    endpoints. `tls` is that of the picker ports.
+    endpoints. `tls` is that of the picker ports. `sharing` gives what takes a new pool's events for the other replicas,
+    by its name and what it has learnt.
     """
 
     clock: Clock
@@ -96,6 +104,7 @@ class PoolParts(NamedTuple):
     cluster: Cluster
     on_source: Callable[[str, Sequence[ObjectProblem]], None]
     tls: ServerTls | None = None
+    sharing: Callable[[str, PoolKnowledge], Sharing] = _alone
 
 
 class _FixedSize:
@@ -143,7 +152,9 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
-        self.outcomes = Outcomes(self.store, self.index, parts.hook)
+        self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
+        self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
+        self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
         self._pick = PickStage(
             self.store,
             self.index,
@@ -154,8 +165,9 @@ class Pool:
             config.ext_proc.fallbacks,
             self.outcomes,
             self._unlisted,
+            self._sharing,
         )
-        resets = CacheResetStage(self.store.cache_emptied, self.outcomes.awaited)
+        resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -402,6 +414,11 @@ class Pool:
                 self._parts.hook(SourceProblemFound(self.name, problem.reason, problem.message, again))
         for reason in sorted(reasons - {problem.reason for problem in source.problems}):
             self._parts.hook(SourceProblemSolved(self.name, reason))
+
+    def _empty_cache(self, address: str, reason: str, now: float) -> None:
+        """A request has emptied the cache of an endpoint: only the picker that it passed through knows."""
+        self.store.cache_emptied(address, reason, now)
+        self._sharing.emptied(address, reason)
 
     def _unlisted(self, model: str, now: float) -> None:
         """No server lists the model of a request: it may have been loaded since the lists were fetched."""

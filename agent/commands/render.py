@@ -116,9 +116,10 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
     listeners: list[EnvoyListener] = []
     for pool in config.pools:
         picker_host, _, picker_port = pool.ext_proc_address.rpartition(":")
-        picker = f"{_WILDCARDS.get(picker_host, picker_host)}:{picker_port}"
+        hosts = [f"[{host}]" if ":" in host else host for host in config.envoy.picker_hosts]
+        picker, *replicas = (f"{each}:{picker_port}" for each in hosts or [_WILDCARDS.get(picker_host, picker_host)])
         addresses = tuple(endpoint.address for endpoint in pool.endpoints)
-        pools.append(EnvoyPool(pool.name, addresses, picker, reports=pool.orca))
+        pools.append(EnvoyPool(pool.name, addresses, picker, reports=pool.orca, replicas=tuple(replicas)))
         for mode in modes:
             name = f"{pool.name}-{mode.value.replace('_', '-')}"
             listeners.append(EnvoyListener(name, f"{host}:{int(first) + len(listeners)}", pool.name, mode))

@@ -54,14 +54,19 @@ class LeaseServer:
         self.put(sent["spec"])
         return (201 if now is None else 200), json.dumps(self.lease).encode()
 
+    def delete(self) -> None:
+        """Remove the Lease."""
+        self.lease = None
+
+    @property
+    def holder(self) -> str | None:
+        """Who holds the Lease, None where there is none."""
+        return None if self.lease is None else self.lease["spec"]["holderIdentity"]
+
     def put(self, spec: dict[str, Any]) -> None:
         """Another version of the Lease, or a new one."""
         uid = self.lease["metadata"]["uid"] if self.lease is not None else f"uid-{next(self._numbers)}"
         self.lease = {"metadata": {"resourceVersion": str(next(self._numbers)), "uid": uid}, "spec": spec}
-
-    def delete(self) -> None:
-        """A person deletes it."""
-        self.lease = None
 
     def touch(self) -> None:
         """Another version with the same content."""
@@ -414,9 +419,9 @@ def test_a_renewal_of_a_lease_that_was_deleted_does_not_create_it() -> None:
     run_until(one, server, 0.0, 1.0)
     server.delete()
     assert exchange(one, server, one.due) is not None
+    assert server.holder is None
     run_until(one, server, 2.5, 4.0)
-    assert server.lease is not None
-    assert server.lease["spec"]["holderIdentity"] == ""
+    assert server.holder == ""
 
 
 def test_a_holder_that_sees_another_stops_at_once() -> None:
