@@ -70,6 +70,11 @@ def test_the_deployment_agrees_with_the_configuration(objects: list[Object], con
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports["admin"] == int(config.admin.address.rpartition(":")[2])
     assert ports["ext-proc"] == int(config.pools[0].ext_proc_address.rpartition(":")[2])
+    assert config.replicas.address.endswith(f":{ports['peers']}")
+    assert config.replicas.service == f"{ACCOUNT}-peers:{ports['peers']}"
+    secret = next(each["name"] for each in pod["volumes"] if "secret" in each)
+    mounted = next(each["mountPath"] for each in container["volumeMounts"] if each["name"] == secret)
+    assert config.replicas.token_file == f"{mounted}/token"
     assert pod["terminationGracePeriodSeconds"] > config.ext_proc.drain_timeout + 5  # what components take to close
     assert pod["serviceAccountName"] == ACCOUNT
     (volume,) = (each for each in pod["volumes"] if "configMap" in each)

@@ -115,6 +115,7 @@ class LeastPrivilege:
             "lease": {"namespace": self.own, "duration": "5s"},
         }
         document["admin"]["address"] = "127.0.0.1:0"
+        del document["replicas"]  # the API server has no part in it
         accelerators = [{"source": "dcgm", "selector": EXPORTER, "namespace": self.exporters, "port": port}]
         document["pools"] = [
             {
