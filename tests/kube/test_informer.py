@@ -201,7 +201,7 @@ async def test_a_server_that_says_when_to_retry_is_not_called_before(
             await asyncio.Event().wait()
 
     bench.server.refuse, bench.server.refuse_headers = 429, "Retry-After: 30\r\n"
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     bench.start()
     await eventually(lambda: bool(waits))
     assert 30 < waits[-1] < 31
@@ -219,7 +219,7 @@ async def test_watches_that_end_at_once_are_spaced_with_a_growing_back_off(
         waits.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(module.asyncio, "sleep", record)
+    monkeypatch.setattr(asyncio, "sleep", record)
     bench.start()
     for number in range(1, 5):
         (await bench.watching(number)).end()

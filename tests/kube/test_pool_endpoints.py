@@ -139,7 +139,7 @@ def test_every_endpoint_belongs_to_a_destination_and_the_order_of_pods_does_not_
     assert bool(found.endpoints) or bool(found.problems)
 
 
-pods = st.builds(
+any_pod = st.builds(
     lambda name, ip, ready, ports, app: a_pod(
         name, ip=ip, ready=ready, active_ports=ports, labels={"app": app}, uid=f"uid-{name}-{ip}"
     ),
@@ -151,7 +151,7 @@ pods = st.builds(
 )
 
 
-@given(st.lists(st.tuples(pods, st.booleans()), max_size=30))
+@given(st.lists(st.tuples(any_pod, st.booleans()), max_size=30))
 def test_endpoints_that_are_kept_pod_by_pod_are_those_of_all_pods_at_once(changes: list[tuple[PodView, bool]]) -> None:
     pool = POOL._replace(target_ports=(8000, 8001))
     kept = PodEndpoints(pool, "vllm", ENGINE_LABELS, frozenset({"vllm"}))
