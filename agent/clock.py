@@ -40,3 +40,13 @@ class SystemClock:
     def cpu(self) -> float:
         """Seconds of CPU time used by this process, user and system."""
         return time.process_time()
+
+
+class SuspendClock(SystemClock):
+    """As SystemClock, and `now` goes on while the machine is suspended, where the operating system has such a clock."""
+
+    _ID = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+    def now(self) -> float:
+        """Seconds of CLOCK_BOOTTIME."""
+        return time.clock_gettime(self._ID)

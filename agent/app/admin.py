@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.listen import check_address
 from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
 from agent.serve.admin.server import AdminServer
 from agent.serve.http.server import CannotListen
+from agent.serve.tls.server import ServerTls
 
 
 class AdminPort:
@@ -15,14 +17,17 @@ class AdminPort:
 
     name = "admin"
 
-    def __init__(self, config: Config, server: AdminServer) -> None:
+    def __init__(self, config: Config, server: AdminServer, tls: ServerTls | None = None) -> None:
         self.address = ""
+        self._tls = tls
         self._configured = config.admin.address
         self._server = server
 
     async def start(self) -> None:
         """Listen."""
         check_address(self._configured, "admin address", "--admin-address or admin.address")
+        if self._tls is not None:
+            load(self._tls)
         try:
             port = await self._server.start()
         except CannotListen as error:  # another program took the address since it was checked

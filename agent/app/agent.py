@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.certificates import Certificates
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -48,17 +50,20 @@ class Agent:
         self.instruments = hook = instruments or Instruments(clock)
         tasks = Tasks(clock, hook)
         self._reload = Reload(path, self.change, hook)
+        certificates = Certificates(config, clock, hook)
         self._admin_server = AdminServer(
             config.admin.address,
             clock=clock,
             instruments=hook,
             limits=WatchLimits(watchers=config.admin.max_watchers, message_bytes=config.admin.max_state_bytes),
             not_ready=self.readiness,
+            tls=certificates.admin,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
         accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
         files = EndpointFiles(config, clock, hook)
         self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
         parts = PoolParts(
             clock,
             hook,
@@ -68,16 +73,20 @@ class Agent:
             accelerators.refresh,
             files,
             self.cluster,
+            certificates.pickers,
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
-        self._admin = AdminPort(config, self._admin_server)
+        self._admin = AdminPort(config, self._admin_server, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
         jobs = [
             Job(
                 "configuration-file",
                 self._reload.check,
                 lambda config: None if path is None else config.reload.interval,
+            ),
+            Job(
+                "certificates", certificates.check, lambda config: config.reload.interval if certificates.any else None
             ),
         ]
         self._supervisor = Supervisor(
@@ -87,6 +96,7 @@ class Agent:
                 scraping,
                 accelerators,
                 files,
+                self.lease,
                 self._pools,
                 Jobs(config, jobs, tasks, clock, hook),
             ],

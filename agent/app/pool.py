@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.listen import check_address
@@ -45,6 +46,7 @@ from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.actions import Mode
 from agent.serve.ext_proc.server import ExtProcServer
+from agent.serve.tls.server import ServerTls
 from agent.signals import MODELS
 from agent.state.health import Health
 from agent.state.identity import Identity
@@ -78,7 +80,7 @@ class PoolParts(NamedTuple):
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
     endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
-    are pods; it connects when one needs it.
+    are pods; it connects when one needs it. `tls` is that of the picker ports.
     """
 
     clock: Clock
@@ -89,6 +91,7 @@ class PoolParts(NamedTuple):
     on_endpoints: Callable[[], None]
     endpoint_files: EndpointFiles
     cluster: Cluster
+    tls: ServerTls | None = None
 
 
 class _FixedSize:
@@ -160,6 +163,7 @@ class Pool:
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
             assumed_mode=MODES[config.ext_proc.assumed_mode],
+            tls=parts.tls,
         )
         self._discovery = self._discovery_of(config, settings)
         self._watching: Task | None = None
@@ -177,6 +181,8 @@ class Pool:
         """
         address = self._settings.ext_proc_address
         check_address(address, f"picker address of pool {self.name}", "--ext-proc-address or extProcAddress")
+        if self._parts.tls is not None:
+            load(self._parts.tls)
         await self._watch()
         await self._first_scrapes()
         try:

@@ -95,6 +95,7 @@ def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[s
         for pool in config.pools
     ]
     paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /healthz /readyz"
-    lines.append(f"  admin: http://{addresses.admin}  {paths}")
+    scheme = "https" if config.admin.tls.enabled else "http"
+    lines.append(f"  admin: {scheme}://{addresses.admin}  {paths}")
     lines += [f"  note: {note}" for note in config.notes]
     return lines

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.config.addresses import Address
-from agent.config.options import option
+from agent.config.options import option, section
+from agent.config.tls import TlsConfig
 from agent.config.values import Number, Size
 
 
@@ -20,3 +21,4 @@ class AdminConfig:
     max_state_bytes: int = option(
         Size(1024, 1 << 30), "a larger /v1/state, or event of /v1/state/watch, is refused", 64 << 20, live=False
     )
+    tls: TlsConfig = section(TlsConfig, "TLS of the port.")

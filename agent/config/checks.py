@@ -11,6 +11,7 @@ from agent.config.config import Config
 from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
 from agent.config.scrape import STALE_AFTER_INTERVALS
+from agent.config.tls import TlsConfig
 from agent.config.values import quote, show_duration, show_size, suggestion
 from agent.config.vocabulary import Vocabulary
 from agent.engine_specs import engine_by_label
@@ -32,6 +33,8 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _ejections(config, reader)
     _bodies(config, reader)
     _listeners(config, reader)
+    _tls(config.ext_proc.tls, "extProc.tls", reader)
+    _tls(config.admin.tls, "admin.tls", reader)
     names: dict[str, int] = {}
     for index, pool in enumerate(config.pools):
         key = f"pools[{index}]"
@@ -225,6 +228,24 @@ def _leads_to(address: str, listener: str) -> bool:
     if port != own_port:
         return False
     return host == own_host or (own_host in _ALL_INTERFACES and (host in _LOOPBACK or host.startswith("127.")))
+
+
+def _tls(tls: TlsConfig, key: str, reader: DocumentReader) -> None:
+    """A certificate without its key, two certificates, and options without a certificate."""
+    if bool(tls.cert_file) != bool(tls.key_file):
+        present, missing = ("certFile", "keyFile") if tls.cert_file else ("keyFile", "certFile")
+        reader.problem_at(f"{key}.{present}", f"needs {missing}; add it")
+    if tls.self_signed and (tls.cert_file or tls.key_file):
+        reader.problem_at(
+            f"{key}.selfSigned", "the certificate is that of certFile already; remove one of the two", place=key
+        )
+    if not tls.enabled and not tls.key_file:
+        for name in ("clientCaFile", "clientCertificate", "minVersion"):
+            if f"{key}.{name}" in reader.marks:
+                reader.problem_at(
+                    f"{key}.{name}",
+                    "has no effect without a certificate; write certFile and keyFile, or selfSigned: true",
+                )
 
 
 def _pool_scrape(scrape: PoolScrapeConfig, key: str, reader: DocumentReader) -> None:

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.config.options import option
-from agent.config.values import Boolean, FilePath, ObjectName
+from agent.config.options import option, section
+from agent.config.values import Boolean, Duration, FilePath, ObjectName
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseConfig:
+    """The Lease. Replicas of one agent share it; agents for other pools have another one."""
+
+    name: str = option(ObjectName("Lease"), "its name", "inference-gateway-agent", live=False)
+    namespace: str = option(ObjectName("namespace"), "its namespace", "", unset="that of the agent", live=False)
+    duration: float = option(
+        Duration(5, 300),
+        "a replica that ends without a word is replaced after this time, in whole seconds",
+        15.0,
+        live=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,4 +34,7 @@ class KubernetesConfig:
     )
     events: bool = option(
         Boolean(), "write Kubernetes Events and conditions about objects that need a correction", default=True
+    )
+    lease: LeaseConfig = section(
+        LeaseConfig, "The Lease whose holder, one of the replicas, writes Kubernetes Events and conditions."
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -33,6 +34,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 
 Event = (
     ScrapeDone
@@ -62,7 +64,13 @@ Event = (
     | BudgetChanged
     | BudgetExceeded
     | TaskFailed
+    | LeaseChanged
+    | LeaseFailed
     | WatcherDropped
+    | CertificateLoaded
+    | CertificateNotLoaded
+    | CertificateInvalid
+    | HandshakeFailed
 )
 Hook = Callable[[Event], None]
 

@@ -22,9 +22,11 @@ from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
+from agent.instruments.leases import LeaseInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
+from agent.instruments.tls import TlsInstruments
 
 
 class Domain(Protocol):
@@ -53,7 +55,9 @@ class Instruments:
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
             DiscoveryInstruments(self._metrics, log),
+            LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
+            TlsInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}
         self._lines = {kind: line for domain in domains for kind, line in domain.lines.items()}

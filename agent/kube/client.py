@@ -70,15 +70,8 @@ class KubeClient:
 
     def __init__(self, kubeconfig: str = "") -> None:
         """`kubeconfig`: a file; empty for the cluster that the agent runs in. Raises NoCluster."""
-        configuration = Configuration()
-        try:
-            if kubeconfig:
-                kube_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
-            else:
-                kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        except (ConfigException, OSError) as error:
-            where = kubeconfig or "the service account of the pod"
-            raise NoCluster(f"no API server: {where}: {error}; set kubernetes.kubeconfig outside a cluster") from error
+        self._kubeconfig = kubeconfig
+        configuration = _configuration(kubeconfig)
         configuration.connection_pool_maxsize = 16
         configuration.socket_options = _KEEPALIVE
         self._configuration = configuration
@@ -93,6 +86,13 @@ class KubeClient:
     def send(self, method: str, path: str, body: bytes, content_type: str = "application/json") -> bytes:
         """The answer to a POST, PUT or PATCH; as `get`."""
         return self._send(method, path, {}, body, content_type)
+
+    def send_within(
+        self, seconds: float, method: str, path: str, body: bytes, content_type: str = "application/json"
+    ) -> bytes:
+        """As `send`, and without a body for GET. The API server gives the request up after these seconds, and so does
+        the client, which sends it once."""
+        return self._send(method, path, {"timeout": f"{seconds:g}s"}, body or None, content_type, seconds)
 
     def watch(self, path: str, parameters: Mapping[str, str], silence: float) -> WatchResponse:
         """Begin a watch whose `read` waits at most `silence` seconds. Raises as `get`."""
@@ -111,9 +111,15 @@ class KubeClient:
     # -- within --------------------------------------------------------------------------------------------------------
 
     def _send(
-        self, method: str, path: str, parameters: Mapping[str, str], body: bytes | None, content_type: str = ""
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str],
+        body: bytes | None,
+        content_type: str = "",
+        seconds: float | None = None,
     ) -> bytes:
-        response = self._request(method, path, parameters, body, content_type, READ_SECONDS)
+        response = self._request(method, path, parameters, body, content_type, READ_SECONDS, seconds)
         try:
             data: bytes = response.read()
         except (HTTPError, OSError) as error:
@@ -132,29 +138,66 @@ class KubeClient:
         body: bytes | None,
         content_type: str,
         read_seconds: float,
+        seconds: float | None = None,
     ) -> Any:
+        """The response. One that the API server refuses with 401 is sent again where the token has been replaced,
+        unless it has to end within `seconds`."""
         headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
-        if content_type:
+        if content_type and body is not None:
             headers["Content-Type"] = content_type
+        query = f"?{urlencode(parameters)}" if parameters else ""
+        timeout = Timeout(connect=CONNECT_SECONDS, read=read_seconds, total=seconds)
+        token = self._token()
+        while True:
+            if token:
+                headers["Authorization"] = token
+            try:
+                response = self._pool.request(
+                    method,
+                    f"{self.server}{path}{query}",
+                    headers=headers,
+                    body=body,
+                    preload_content=False,
+                    retries=False,
+                    timeout=timeout,
+                )
+                if response.status != 401 or not (renewed := self._renewed(token)) or seconds is not None:
+                    return response
+                response.drain_conn()
+            except (HTTPError, OSError) as error:
+                raise Unreachable(_cause(error)) from error
+            token = renewed
+
+    def _token(self) -> str:
+        """The header of the present token; empty where there is none. Raises Unreachable."""
         try:
-            token = self._configuration.get_api_key_with_prefix("BearerToken", "authorization")
+            return self._configuration.get_api_key_with_prefix("BearerToken", "authorization") or ""
         except (ConfigException, OSError) as error:
             raise Unreachable(f"the token cannot be read: {error}") from error
-        if token:
-            headers["Authorization"] = token
-        query = f"?{urlencode(parameters)}" if parameters else ""
-        try:
-            return self._pool.request(
-                method,
-                f"{self.server}{path}{query}",
-                headers=headers,
-                body=body,
-                preload_content=False,
-                retries=False,
-                timeout=Timeout(connect=CONNECT_SECONDS, read=read_seconds),
-            )
-        except (HTTPError, OSError) as error:
-            raise Unreachable(_cause(error)) from error
+
+    def _renewed(self, refused: str) -> str:
+        """The token that has replaced the one that was refused; empty where none has. The library reads the token of a
+        pod again each minute, and that of a kubeconfig never."""
+        token = self._token()
+        if token == refused:
+            with contextlib.suppress(NoCluster):
+                self._configuration = _configuration(self._kubeconfig)
+            token = self._token()
+        return "" if token == refused else token
+
+
+def _configuration(kubeconfig: str) -> Configuration:
+    """What the file, or else the pod, says now. Raises NoCluster."""
+    configuration = Configuration()
+    try:
+        if kubeconfig:
+            kube_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except (ConfigException, OSError) as error:
+        where = kubeconfig or "the service account of the pod"
+        raise NoCluster(f"no API server: {where}: {error}; set kubernetes.kubeconfig outside a cluster") from error
+    return configuration
 
 
 def _failed(response: Any, data: bytes) -> ApiFailed:

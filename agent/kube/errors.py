@@ -19,3 +19,7 @@ class ApiFailed(Exception):
         super().__init__(f"{status}: {message}" if message else str(status))
         self.status = status
         self.retry_after = retry_after
+
+
+class NotHeld(Exception):
+    """The write was not sent, because another replica may hold the Lease."""

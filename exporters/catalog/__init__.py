@@ -21,11 +21,13 @@ from exporters.catalog import (
     discovery,
     endpoints,
     histograms,
+    leases,
     pools,
     process,
     rates,
     requests,
     scraping,
+    tls,
     withheld,
 )
 from exporters.catalog.metric import Metric
@@ -40,7 +42,9 @@ _FAMILIES: Final = (
     requests.ROWS,
     scraping.ROWS,
     discovery.ROWS,
+    leases.ROWS,
     process.ROWS,
+    tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in CATALOG.values() for alias in row.aliases}

@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "pools[].models": ["m"], "pools[].inferencePool": "other", "pools[].selector": {"app": "code"},
     "pools[].targetPorts": [8001, 8000], "pools[].namespace": "llm", "kubernetes.kubeconfig": "kubeconfig",
     "kubernetes.namespace": "llm", "kubernetes.events": False,
+    "kubernetes.lease.name": "another", "kubernetes.lease.namespace": "another", "kubernetes.lease.duration": "30s",
     "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
     "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},
     "pools[].endpoints[].node": "gpu-1", "pools[].endpoints[].pod": "llm/chat-0",

@@ -17,6 +17,7 @@ from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -91,6 +92,8 @@ EVERYTHING: tuple[Event, ...] = (
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
     BudgetExceeded("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
+    LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
+    LeaseFailed("llm/agent", "forbidden", "x"),
 )
 
 

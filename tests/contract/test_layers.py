@@ -62,6 +62,7 @@ PLACES: dict[str, Place] = {
     "agent.kube.objects": Place(2, P),
     "agent.kube.cache": Place(2, P),
     "agent.kube.errors": Place(2, P),
+    "agent.kube.lease": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
     "agent.serve": Place(5, S),
     "agent.serve.ext_proc.actions": Place(5, P),
@@ -132,7 +133,14 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
     "datetime": frozenset(
-        {"agent.app.jobs", "agent.instruments.log_format", "agent.serve.state.documents"}
+        {
+            "agent.app.jobs",
+            "agent.instruments.log_format",
+            "agent.instruments.tls",
+            "agent.kube.wall_time",
+            "agent.serve.state.documents",
+            "agent.serve.tls.self_signed",
+        }
     ),  # formats of a given wall time
     "sched": frozenset(),
     "threading": frozenset({"agent.kube.threads"}),
@@ -161,6 +169,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),
     "apscheduler": frozenset({"agent.app.jobs"}),
+    "cryptography": frozenset({"agent.serve.tls.self_signed"}),
     "envoy": frozenset({"agent.serve.access_log", "agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
     "google.protobuf": frozenset(

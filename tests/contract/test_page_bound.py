@@ -49,6 +49,7 @@ VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
+    "lease": 1, "change": 3,
 }  # fmt: skip
 RESULT_VALUES: Final = {"igw_responses_total": len(RESULTS), "igw_encoded_bodies_total": 3}
 REASONS: Final = {

@@ -14,6 +14,7 @@ from agent.serve.admin.recent_picks import RecentPicks
 from agent.serve.http.server import MAX_RESPONSES, HttpServer
 from agent.serve.state.api import StateApi
 from agent.serve.state.watch import StateSource, WatchLimits
+from agent.serve.tls.server import ServerTls
 from exporters import EXPORTERS, make_exporter
 from exporters.exporter import Exporter
 from exporters.prometheus import PrometheusExporter
@@ -32,6 +33,7 @@ class AdminServer:
         limits: WatchLimits | None = None,
         not_ready: Callable[[], list[str]] = list,
         max_responses: int = MAX_RESPONSES,
+        tls: ServerTls | None = None,
     ) -> None:
         """`not_ready` returns the reasons why the agent is not ready; `max_responses` are in progress at a time."""
         hook = hook or instruments
@@ -52,6 +54,7 @@ class AdminServer:
             address,
             self.routes,
             hook,
+            tls=tls,
             address_name="admin address",
             max_responses=max_responses,
             write_seconds=feed.limits.drain_seconds,

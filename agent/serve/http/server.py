@@ -3,8 +3,8 @@
 HEAD returns what GET returns, without the body. A response stays in memory until its reader has received it, so the
 number of responses in progress is limited, and a reader that does not receive its response in time is disconnected.
 
-Input that is not HTTP (a TLS handshake, an endless line) gets a plain-text 400 from the HTTP library. It is not logged,
-so that a stranger cannot fill the log.
+Input that is not HTTP (an endless line) gets a plain-text 400 from the HTTP library. It is not logged, so that a
+stranger cannot fill the log. A client without TLS on a port with TLS, or with it on one without, is counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -23,6 +23,9 @@ from agent.config.addresses import split_address
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.serve.http.responses import HttpError, json_response
+from agent.serve.listen import Listener, listen
+from agent.serve.tls.connection import MakeProtocol, PlainAcceptor, TlsAcceptor
+from agent.serve.tls.server import ADMIN, ServerTls
 
 MAX_RESPONSES: Final = 64
 WRITE_SECONDS: Final = 5.0
@@ -66,9 +69,9 @@ class ReaderDropped(Exception):
 class HttpServer:
     """Serves `routes` on `address` (`host:port`; port 0 takes a free one), which `address_name` describes in errors.
 
-    `GET /` lists the paths of the routes. At most `max_responses` responses are in progress; a reader has
-    `write_seconds` to receive one, or one event of a stream. `on_stop` is called when the server begins to stop: it has
-    to end the streams.
+    With `tls` it serves HTTPS. `GET /` lists the paths of the routes. At most `max_responses` responses are in
+    progress; a reader has `write_seconds` to receive one, or one event of a stream. `on_stop` is called when the server
+    begins to stop: it has to end the streams.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class HttpServer:
         routes: Sequence[HttpRoute],
         hook: Hook,
         *,
+        tls: ServerTls | None = None,
         address_name: str = "address",
         max_responses: int = MAX_RESPONSES,
         write_seconds: float = WRITE_SECONDS,
@@ -87,12 +91,15 @@ class HttpServer:
         self._address_name = address_name
         self._routes = [HttpRoute("/", self._index), *routes]
         self._hook = hook
+        self._tls = tls
         self._max_responses = max_responses
         self._write_seconds = write_seconds
         self._on_stop = on_stop
         self._always_answered = frozenset(route.path for route in routes if route.always_answered)
         self._streamed = frozenset(route.path for route in routes if route.streamed)
         self._runner: web.AppRunner | None = None
+        self._acceptor: TlsAcceptor | PlainAcceptor | None = None
+        self._listener: Listener | None = None
 
     async def start(self) -> int:
         """Listen; returns the port. `CannotListen` when the address is in use or cannot be used."""
@@ -109,17 +116,26 @@ class HttpServer:
             keepalive_timeout=KEEPALIVE_SECONDS,
         )
         await runner.setup()
+        protocol = cast(MakeProtocol, runner.server)
+        if self._tls is None:
+            self._acceptor = PlainAcceptor(ADMIN.name, self._hook, protocol)
+        else:
+            self._acceptor = TlsAcceptor(self._tls, protocol)
         try:
-            await web.TCPSite(runner, host, port).start()
+            self._listener = await listen(self._acceptor, host, port)
         except OSError as error:
             await runner.cleanup()
             raise CannotListen(_listen_error(self._address, self._address_name, error)) from error
         self._runner = runner
-        return int(runner.addresses[0][1])
+        return self._listener.port
 
     async def stop(self) -> None:
         """End the streams, finish the responses in progress, close."""
         runner, self._runner = self._runner, None
+        if self._listener is not None:
+            self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         if runner is not None:
             await runner.cleanup()
 
