@@ -59,6 +59,14 @@ def split_address(text: str) -> tuple[str, int]:
     return host.lower(), int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host of `split_address` is this machine's loopback, so that no other machine reaches it."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.rstrip(".") in {"localhost", "localhost.localdomain"}
+
+
 def join_address(host: str, port: int) -> str:
     """`host:port`, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -128,7 +128,22 @@ class AcceleratorConfig:
         AddressTemplate(),
         "where the exporter listens; `{node}` is the endpoint's node",
         "",
-        default_text="required for an exporter",
+        default_text="required for an exporter without `selector`",
+    )
+    selector: tuple[tuple[str, str], ...] = option(
+        Selector(),
+        "labels of the exporter's pods; the pod on the endpoint's node is its exporter, instead of `address`",
+        (),
+        unset="none",
+    )
+    namespace: str = option(
+        ObjectName("namespace"),
+        "the namespace of these pods",
+        "",
+        unset="`kubernetes.namespace`, else that of the agent",
+    )
+    port: int = option(
+        Number(0, 65535, whole=True), "the port of these pods", 0, default_text="required with `selector`"
     )
     path: str = option(UrlPath(), "path of the exporter's metrics", "/metrics")
     prefix: str = option(
@@ -238,9 +253,9 @@ class PoolConfig:
     )
 
     @property
-    def in_cluster(self) -> bool:
-        """Whether its servers are pods that the API server lists."""
-        return bool(self.inference_pool or self.selector)
+    def source(self) -> str:
+        """What its endpoints come from: a key of `agent.discovery.SOURCES`."""
+        return "kubernetes" if self.inference_pool or self.selector else "endpoints"
 
     def source_in_words(self) -> str:
         """Where its endpoints come from, for a person: `2 endpoints`, `InferencePool llm/chat`."""

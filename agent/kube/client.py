@@ -10,6 +10,7 @@ them in threads of its own.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -17,7 +18,7 @@ from urllib.parse import urlencode
 from kubernetes import config as kube_config
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config.config_exception import ConfigException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout
 
 from agent.kube.cache import status_message
@@ -26,6 +27,17 @@ from agent.kube.errors import ApiFailed, NoCluster, Unreachable
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 15.0  # of a response that is no watch
 _USER_AGENT: Final = "inference-gateway-agent"
+# A peer that is gone without having closed the connection is noticed after 20 seconds, also in a silent watch.
+_KEEPALIVE: Final = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)
+    ),
+]
+MAX_RETRY_AFTER_SECONDS: Final = 300.0
 
 
 class WatchResponse:
@@ -38,6 +50,10 @@ class WatchResponse:
         """The next bytes, waiting for them; empty at the end of the watch. Raises Unreachable."""
         try:
             data: bytes = self._response.read1(1 << 16)
+        except ReadTimeoutError as error:
+            raise Unreachable("the watch is silent: no event and no bookmark; it is taken for dead") from error
+        except ProtocolError as error:
+            raise Unreachable("the connection was closed in the middle of a watch") from error
         except (HTTPError, OSError) as error:
             raise Unreachable(_cause(error)) from error
         return data
@@ -57,6 +73,7 @@ class KubeClient:
         self._kubeconfig = kubeconfig
         configuration = _configuration(kubeconfig)
         configuration.connection_pool_maxsize = 16
+        configuration.socket_options = _KEEPALIVE
         self._configuration = configuration
         self._client = ApiClient(configuration)
         self._pool = self._client.rest_client.pool_manager
@@ -82,7 +99,7 @@ class KubeClient:
         response = self._request("GET", path, {**parameters, "watch": "1"}, None, "", silence)
         if response.status != 200:
             try:
-                raise ApiFailed(response.status, status_message(response.read(1 << 16)))
+                raise _failed(response, response.read(1 << 16))
             finally:
                 response.close()
         return WatchResponse(response)
@@ -110,7 +127,7 @@ class KubeClient:
         finally:
             response.release_conn()
         if not 200 <= response.status < 300:
-            raise ApiFailed(response.status, status_message(data))
+            raise _failed(response, data)
         return data
 
     def _request(
@@ -181,6 +198,13 @@ def _configuration(kubeconfig: str) -> Configuration:
         where = kubeconfig or "the service account of the pod"
         raise NoCluster(f"no API server: {where}: {error}; set kubernetes.kubeconfig outside a cluster") from error
     return configuration
+
+
+def _failed(response: Any, data: bytes) -> ApiFailed:
+    """The error of a response; `Retry-After` in seconds is limited to MAX_RETRY_AFTER_SECONDS."""
+    text = response.headers.get("Retry-After", "")
+    seconds = min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdecimal() else None
+    return ApiFailed(response.status, status_message(data), seconds)
 
 
 def _cause(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,13 +12,12 @@ from agent.clock import Clock
 from agent.kube.cache import ObjectCache
 from agent.kube.errors import NoCluster
 from agent.kube.informer import Informer
+from agent.kube.threads import DaemonThreads
 
 if TYPE_CHECKING:
     from agent.kube.client import KubeClient
 
 T = TypeVar("T")
-# Each informer holds one thread while it waits for events, and there are two for each pool.
-MAX_THREADS: Final = 64
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POOLS_PATH: Final = "/apis/inference.networking.k8s.io/v1/namespaces/{namespace}/inferencepools"
 PODS_PATH: Final = "/api/v1/namespaces/{namespace}/pods"
@@ -31,7 +29,7 @@ class Cluster:
     def __init__(self, kubeconfig: str, clock: Clock) -> None:
         self._kubeconfig = kubeconfig
         self._clock = clock
-        self._executor = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="kube")
+        self._executor = DaemonThreads("kube")
         self._client: KubeClient | None = None
         self._lock = asyncio.Lock()
 
@@ -61,7 +59,7 @@ class Cluster:
         """End all connections and threads."""
         if self._client is not None:
             self._client.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown()
 
 
 def missing_client() -> str:

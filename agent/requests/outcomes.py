@@ -197,7 +197,7 @@ class Outcomes:
     def _confirm(self, ticket: Ticket) -> None:
         """The endpoint has prefilled the prompt. Its blocks may be gone by the failure of a request with the same."""
         chain, endpoint = ticket.chain, ticket.endpoint
-        if chain and not self._index.holds(endpoint, chain[-1]) and self._store.engine(endpoint):
+        if chain and not self._index.holds(endpoint, chain[-1]) and self._store.sent(endpoint, ticket.work_id):
             self._index.record(endpoint, chain)
 
     def _withdraw(self, ticket: Ticket) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agent import signals
+from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.scaling import accelerators
 from agent.scaling.rates import rate
 from agent.scaling.rollup import (
@@ -31,7 +32,7 @@ from agent.scaling.rollup import (
 from agent.state.devices import ExporterView
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
-from exporters.catalog import endpoints, histograms, pools, rates
+from exporters.catalog import discovery, endpoints, histograms, pools, rates
 from exporters.catalog.metric import Metric
 from exporters.catalog.withheld import WITHHELD
 from exporters.gauge import Distribution, Gauge, GaugeSet, Withheld
@@ -141,6 +142,7 @@ def gauge_set(
     gauges = _Gauges(now, unknown_peers)
     for snapshot in snapshots:
         _pool(gauges, rollup(snapshot, now))
+        _source(gauges, snapshot)
         for name, metric in POOL_RATES.items():
             whole = spread(rate(view, name, now) for view in snapshot.endpoints)
             gauges.statistic(metric, (snapshot.pool,), whole, "sum")
@@ -184,6 +186,20 @@ def _pool(gauges: _Gauges, load: Load) -> None:
     gauges.over_replicas(pools.BACKLOG_SECONDS, pool, load.backlog_seconds)
 
 
+def _source(gauges: _Gauges, snapshot: Snapshot) -> None:
+    source = snapshot.source
+    if source is None:
+        return
+    age_seconds = source.age(gauges.now)
+    if age_seconds is None:
+        gauges.withhold(discovery.AGE, (snapshot.pool,), "never_known")
+    else:
+        gauges.known(discovery.AGE, (snapshot.pool,), age_seconds)
+    counts = Counter(problem.reason for problem in source.problems)
+    for reason in SOURCE_REASONS:
+        gauges.known(discovery.PROBLEMS, (snapshot.pool, reason), float(counts[reason]))
+
+
 def _endpoint(gauges: _Gauges, pool: str, view: EndpointView) -> None:
     now, address = gauges.now, view.address
     labels = (pool, address)
@@ -200,6 +216,9 @@ def _endpoint(gauges: _Gauges, pool: str, view: EndpointView) -> None:
         else:
             gauges.distributions.append(Distribution(BY_HISTOGRAM[name], labels, *found.value, found.at))
     gauges.add(endpoints.SATURATION, labels, saturation(view, now))
+    identity = view.identity
+    if identity.pod or identity.node:
+        gauges.known(endpoints.INFO, (*labels, identity.namespace, identity.pod_name, identity.node), 1.0)
     _ages(gauges, pool, view)
     for health in Health:
         gauges.known(endpoints.HEALTH, (pool, address, health.value), float(view.health is health))

@@ -15,7 +15,9 @@ from agent.signals import Histogram, Reading, Value
 from agent.state.counter_rates import Counters
 from agent.state.freshness import is_fresh
 from agent.state.health import Health
+from agent.state.identity import UNIDENTIFIED, Identity
 from agent.state.outliers import Errors
+from agent.state.source import SourceStatus
 
 _BLIND: Final = Health.BLIND
 
@@ -96,6 +98,7 @@ class EndpointView(NamedTuple):
     before: Counters | None = None
     histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
     errors: Errors | None = None
+    identity: Identity = UNIDENTIFIED
 
     @property
     def readings(self) -> dict[str, Reading]:
@@ -148,7 +151,8 @@ class Snapshot(NamedTuple):
     page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `picked_addresses` are
     the addresses of the endpoints where every endpoint is in a state that is picked, else empty. `addresses` are those
     of all endpoints, in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may
-    not be None. `only_prefill`: a request waits for prefill only, at every endpoint.
+    not be None. `only_prefill`: a request waits for prefill only, at every endpoint. `source` is where the endpoints
+    come from, None where the configuration lists them.
     """
 
     pool: str
@@ -162,3 +166,4 @@ class Snapshot(NamedTuple):
     addresses: tuple[str, ...] = ()
     has_errors: bool = True
     only_prefill: bool = False
+    source: SourceStatus | None = None

@@ -35,13 +35,15 @@ from agent.signals import (
     WAITING,
     Value,
 )
-from agent.state.endpoint import UNIDENTIFIED, EndpointState, Identity
+from agent.state.endpoint import EndpointState
 from agent.state.freshness import is_fresh
 from agent.state.health import PICKED, Health
+from agent.state.identity import UNIDENTIFIED, Identity
 from agent.state.name_counts import NameCounts
 from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import POOL_RATE_CHANGE, LearntRate, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 
 _BLIND: Final = Health.BLIND
 # A proxy that ejects an endpoint itself does so for 30 s the first time (Envoy's base_ejection_time). As long after a
@@ -99,6 +101,7 @@ class RoutingStore:
         self._blind = 0
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
+        self._views: dict[str, EndpointView] = {}  # while there is no snapshot: views that are up to date, by address
         self._read = False  # a snapshot was read since `age` was last called
         self._expires = 0.0  # no endpoint's `until` is earlier
         self._adapters = NameCounts()
@@ -110,6 +113,7 @@ class RoutingStore:
         self._last_peer_work_id = 0  # they count down
         self._learnt_rates = PoolRates()
         self._pool_rate: float | None = None
+        self._source: SourceStatus | None = None
         self._announced_rate: float | None = None  # the pool's rate when it was last applied to all endpoints
 
     # -- called by discovery and the scrape loop -----------------------------------------------------------------
@@ -130,8 +134,12 @@ class RoutingStore:
                 state = None
             if state is None:
                 state = EndpointState(address, engine, *self._limits.choose(None, self._pool_rate))
+                state.first_work_id = self._last_work_id + 1
                 self._endpoints[address] = state
-            state.identity = identity
+                self._renamed.add(address)
+            if state.identity != identity:
+                state.identity = identity
+                self._dirty.add(address)
             if other:
                 self._hook(ServerRestarted(self.pool, address, other))
                 state.replaced = True
@@ -139,6 +147,13 @@ class RoutingStore:
         self._addresses = tuple(self._places)
         self._share_engine()
         self._rebuild()
+
+    def set_source(self, source: SourceStatus | None) -> None:
+        """Set whether the endpoints are those of their source; None where the configuration lists them."""
+        if source != self._source:
+            self._source = source
+            self.version += 1
+            self._notify()
 
     def set_limits(
         self, *, stale_after: float, rate: RateLimits, now: float, outliers: OutlierLimits | None = None
@@ -150,6 +165,7 @@ class RoutingStore:
         if not self._outlier_limits.enabled:
             for state in self._endpoints.values():
                 state.outliers.reset()
+        self._dirty.update(self._endpoints)
         self._apply_pool_rate(now)
         self._rebuild()
 
@@ -338,9 +354,10 @@ class RoutingStore:
     # -- outcomes of requests ----------------------------------------------------------------------------------------
 
     def succeeded(self, address: str, work_id: int, now: float) -> None:
-        """Record that the endpoint answered the request without a failure of its own."""
+        """Record that the endpoint answered the request without a failure of its own. It counts only for the server to
+        which the request was sent."""
         state = self._endpoints.get(address)
-        if state is None:
+        if state is None or not self.sent(address, work_id):
             return
         outliers = state.outliers
         before = outliers.errors
@@ -351,9 +368,10 @@ class RoutingStore:
 
     def request_failed(self, address: str, work_id: int, kind: str, now: float) -> None:
         """Record that the endpoint failed on the request; `kind` is a key of `agent.requests.response.RESULTS`. It is
-        ejected where its failures exceed the limits and the share of the pool that may be ejected is not used up."""
+        ejected where its failures exceed the limits and the share of the pool that may be ejected is not used up. It
+        counts only for the server to which the request was sent."""
         state, limits = self._endpoints.get(address), self._outlier_limits
-        if state is None or not limits.enabled:
+        if state is None or not limits.enabled or not self.sent(address, work_id):
             return
         outliers = state.outliers
         reason = outliers.failed(work_id, kind, limits, now)
@@ -367,6 +385,11 @@ class RoutingStore:
                     )
                 )
         self._refresh(state, now)
+
+    def sent(self, address: str, work_id: int) -> bool:
+        """Whether the server that is at the address now was there when the request was picked."""
+        state = self._endpoints.get(address)
+        return state is not None and work_id >= state.first_work_id
 
     def not_followed(self, picked: str, now: float) -> None:
         """Record that the proxy sent a request elsewhere that was picked for this endpoint."""
@@ -482,8 +505,14 @@ class RoutingStore:
     # -- within --------------------------------------------------------------------------------------------------
 
     def _retake(self, now: float) -> Snapshot:
-        """A snapshot with a new view of every endpoint."""
-        endpoints = [self._view(self._endpoints[address], now) for address in self._places]
+        """A snapshot with a new view of every endpoint whose last one is out of date."""
+        endpoints, kept, dirty = [], self._views, self._dirty
+        for address in self._places:
+            state, view = self._endpoints[address], kept.get(address)
+            if view is None or address in dirty or state.until <= now:
+                view = self._view(state, now)
+            endpoints.append(view)
+        self._views = {}
         self._dirty.clear()
         self._not_picked = sum(view.health not in PICKED for view in endpoints)
         self._with_errors = sum(view.errors is not None for view in endpoints)
@@ -525,6 +554,7 @@ class RoutingStore:
             self._addresses,
             self._with_errors > 0,
             not self._queued,
+            self._source,
         )
         return self._snapshot
 
@@ -585,8 +615,13 @@ class RoutingStore:
         self._notify()
 
     def _rebuild(self) -> None:
+        """The endpoints have changed: the next snapshot is made of the views that are up to date and of new ones."""
+        last = self._snapshot
+        if last is not None:
+            self._views = {view.address: view for view in last.endpoints}
+        for address in self._dirty:
+            self._views.pop(address, None)
         self._snapshot = None
-        self._adapters, self._models, self._renamed = NameCounts(), NameCounts(), set(self._addresses)
         self._dirty.clear()
         self.version += 1
         self._notify()
@@ -597,6 +632,10 @@ class RoutingStore:
 
     def _drop(self, address: str) -> None:
         state = self._endpoints.pop(address)
+        self._dirty.add(address)
+        self._renamed.discard(address)
+        self._adapters.remove(address)
+        self._models.remove(address)
         self._blind -= state.health is _BLIND
         self._learnt_rates.replace(state.learnt_rate, None)
         self._pool_rate = self._learnt_rates.median

@@ -18,8 +18,11 @@ from typing import Final
 
 from exporters.catalog import (
     accelerators,
+    access,
+    discovery,
     endpoints,
     histograms,
+    kubernetes,
     leases,
     pools,
     process,
@@ -41,9 +44,12 @@ _FAMILIES: Final = (
     withheld.ROWS,
     requests.ROWS,
     scraping.ROWS,
+    discovery.ROWS,
+    kubernetes.ROWS,
     replicas.ROWS,
     leases.ROWS,
     process.ROWS,
+    access.ROWS,
     tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

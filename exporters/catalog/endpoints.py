@@ -98,6 +98,13 @@ FINISHED: Final = _counter(
 
 # -- as the agent knows them ------------------------------------------------------------------------------------------
 
+INFO: Final = ROWS.gauge(
+    "igw_endpoint_info",
+    "boolean",
+    "pool server server_namespace server_pod server_node",
+    "Always 1; labels carry the pod and the node of the endpoint, empty where unknown; absent where both are",
+)
+
 PAGE_AGE: Final = _endpoint(
     "igw_endpoint_page_age_seconds",
     "seconds",

@@ -14,7 +14,8 @@ from agent.discovery.endpoints import EndpointSet
 from agent.engine_specs import ENGINE_LABELS
 from agent.kube import informer as informer_module
 from agent.kube.cluster import Cluster
-from agent.kube.discovery import KubernetesDiscovery, PodSource, SourceReport
+from agent.kube.discovery import KubernetesDiscovery, PodSource
+from agent.state.source import SourceStatus
 from tests.fakes.api_server import FakeApiServer, pod
 from tests.waiting import eventually
 
@@ -39,7 +40,7 @@ class Bench:
         self.server = server
         self.cluster = Cluster(server.kubeconfig(folder), SystemClock())
         self.sets: list[EndpointSet] = []
-        self.reports: list[SourceReport] = []
+        self.reports: list[SourceStatus] = []
         self._task: asyncio.Task[None] | None = None
 
     def start(self, inference_pool: str = "llama") -> None:
@@ -160,7 +161,7 @@ async def test_while_the_api_server_is_away_the_last_endpoints_stay(bench: Bench
     assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     await bench.server.watch(PODS)
     await bench.server.stop()
-    assert "the last known state is kept" in await bench.problem("ApiUnavailable")
+    assert "the last known endpoints are kept" in await bench.problem("ApiUnavailable")
     assert len(bench.sets) == 1
 
 

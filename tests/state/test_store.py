@@ -30,8 +30,8 @@ from agent.signals import (
     SignalKind,
     Value,
 )
-from agent.state.endpoint import Identity
 from agent.state.health import DOWN_AFTER, HEALTH_REASONS, Health, evaluate
+from agent.state.identity import Identity
 from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
 

@@ -44,7 +44,11 @@ from agent.serve.state.schema import (
     PoolJson,
     PrefixJson,
     ReplicasJson,
+    RewriteJson,
+    RewriteTargetJson,
     SignalValueJson,
+    SourceJson,
+    SourceProblemJson,
     StateJson,
     WorkJson,
 )
@@ -53,6 +57,7 @@ from agent.state.counter_rates import RATES, Rate
 from agent.state.devices import ExporterView
 from agent.state.outliers import Errors
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld
 
@@ -99,6 +104,9 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
     pools = [
         PoolJson(
             each.pool,
+            _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
             {health.value: count for health, count in count_by_health(each.endpoints).items()},
             [endpoint(view, moment) for view in each.endpoints],
         )
@@ -108,11 +116,13 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
 
 
 class PoolDifference(NamedTuple):
-    """How one pool differs between two states: views that are new or different, and addresses that were removed."""
+    """How one pool differs between two states: views that are new or different, and addresses that were removed.
+    `source` is that of the later state."""
 
     pool: str
     changed: Sequence[EndpointView]
     removed: Sequence[str]
+    source: SourceStatus | None = None
 
 
 def differences(
@@ -132,6 +142,20 @@ def differences(
     return changes, sorted(before.keys() - after.keys())
 
 
+def with_sources(
+    changes: Sequence[PoolDifference],
+    before: Mapping[str, SourceStatus | None],
+    after: Mapping[str, SourceStatus | None],
+) -> list[PoolDifference]:
+    """The differences with the later sources, and one more for each pool of which the source alone has changed."""
+    known = {each.pool for each in changes}
+    found = [each._replace(source=after[each.pool]) for each in changes]
+    for pool, source in after.items():
+        if pool not in known and source != before.get(pool):
+            found.append(PoolDifference(pool, (), (), source))
+    return found
+
+
 def change(
     epoch: str,
     since: int,
@@ -142,10 +166,43 @@ def change(
 ) -> ChangeJson:
     """What turns the state at `since` or later into the state at `version`: complete endpoints, never parts of one."""
     pools = [
-        ChangedPoolJson(each.pool, [endpoint(view, moment) for view in each.changed], list(each.removed))
+        ChangedPoolJson(
+            each.pool,
+            _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
+            [endpoint(view, moment) for view in each.changed],
+            list(each.removed),
+        )
         for each in changes
     ]
     return ChangeJson(epoch, version, rfc3339(moment.wall), moment.uptime, since, pools, list(removed_pools))
+
+
+def _source(source: SourceStatus | None, now: float) -> SourceJson | None:
+    if source is None:
+        return None
+    problems = [SourceProblemJson(each.reason, printable(each.message)) for each in source.problems]
+    return SourceJson(printable(source.source), source.current, source.age(now), problems)
+
+
+def _objectives(source: SourceStatus | None) -> dict[str, int] | None:
+    if source is None or source.objectives is None:
+        return None
+    return {printable(name): priority for name, priority in sorted(source.objectives.priorities.items())}
+
+
+def _rewrites(source: SourceStatus | None) -> list[RewriteJson] | None:
+    if source is None or source.objectives is None:
+        return None
+    return [
+        RewriteJson(
+            sorted(map(printable, rule.models)),
+            [RewriteTargetJson(printable(target.model), target.weight) for target in rule.targets],
+            "/".join(rule.source),
+        )
+        for rule in source.objectives.rewrites
+    ]
 
 
 # -- an endpoint -------------------------------------------------------------------------------------------------------
@@ -160,6 +217,9 @@ def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
         measured = None
     return EndpointJson(
         view.address,
+        view.identity.namespace,
+        view.identity.pod_name,
+        view.identity.node,
         view.engine,
         view.health,
         view.reason,

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.replicas.states import STATES
 from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
@@ -240,6 +241,9 @@ class EndpointJson(JsonObject):
     """A replica of a model server."""
 
     address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
+    namespace: Annotated[str, Meta(description="of its pod; empty where unknown, as the next two")]
+    pod: str
+    node: str
     engine: str
     health: Annotated[
         Health, Meta(description="a healthy or blind endpoint is picked; a failing one gets trial requests")
@@ -269,10 +273,51 @@ class EndpointJson(JsonObject):
 # -- /v1/state and /v1/state/watch -------------------------------------------------------------------------------------
 
 
+class SourceProblemJson(JsonObject):
+    """What is wrong with the source of a pool's endpoints, or with what it selects."""
+
+    reason: Annotated[str, Meta(description="one word", extra_json_schema=_one_of(SOURCE_REASONS))]
+    message: Annotated[str, Meta(description="names the object, and says what to change")]
+
+
+class SourceJson(JsonObject):
+    """Where the endpoints of a pool come from, and whether they are those that the source has now."""
+
+    source: Annotated[str, Meta(description="an InferencePool or a selector, for people")]
+    current: Annotated[bool, Meta(description="false: the endpoints are the last that were known")]
+    age_seconds: Annotated[
+        Seconds | None,
+        Meta(description="since they were last known to be current; 0 while they are; null: they were never known"),
+    ]
+    problems: list[SourceProblemJson]
+
+
+class RewriteTargetJson(JsonObject):
+    """A model that replaces the one in a request."""
+
+    model: str
+    weight: Annotated[int, Meta(ge=1, description="its part of the sum of the weights of the rule")]
+
+
+class RewriteJson(JsonObject):
+    """A rule of an InferenceModelRewrite. The first one that has the model of a request applies."""
+
+    models: Annotated[list[str], Meta(description="the models that it replaces; none: every model")]
+    targets: list[RewriteTargetJson]
+    source: Annotated[str, Meta(description="namespace/name of the InferenceModelRewrite")]
+
+
+_OBJECTIVES = "priority of each InferenceObjective; null without an InferencePool, or while they are not known"
+_REWRITES = "rules of InferenceModelRewrites, in the order in which they apply; null as `objectives`"
+
+
 class PoolJson(JsonObject):
     """A pool and its endpoints."""
 
     pool: str
+    discovery: Annotated[SourceJson | None, Meta(description="null where the configuration lists the endpoints")]
+    objectives: Annotated[dict[str, int] | None, Meta(description=_OBJECTIVES)]
+    rewrites: Annotated[list[RewriteJson] | None, Meta(description=_REWRITES)]
     by_health: Annotated[
         dict[str, Count], Meta(description="number of endpoints in each state", extra_json_schema=_BY_HEALTH)
     ]
@@ -289,6 +334,9 @@ class ChangedPoolJson(JsonObject):
     """A pool that changed, or a new one."""
 
     pool: str
+    discovery: SourceJson | None
+    objectives: dict[str, int] | None
+    rewrites: list[RewriteJson] | None
     changed: Annotated[list[EndpointJson], Meta(description="new or different endpoints, complete")]
     removed: Annotated[list[str], Meta(description="addresses of removed endpoints")]
 
