@@ -104,10 +104,10 @@ class PrefixIndex:
         if self._held > self._max:
             self._share_out(holder)
 
-    def newest(self, most: int) -> dict[str, list[int]]:
-        """The most recently used blocks of each address, the oldest of them first; at most `most` in all, each address
+    def newest(self, count: int) -> dict[str, list[int]]:
+        """The most recently used blocks of each address, the oldest of them first; at most `count` in all, each address
         an equal share."""
-        share = most // max(1, len(self._holders))
+        share = count // max(1, len(self._holders))
         found: dict[str, list[int]] = {}
         for address, holder in self._holders.items():
             blocks = list(islice(reversed(holder.blocks), share))

@@ -121,7 +121,7 @@ class Picks:
         return orjson.dumps({"model": "tiny", "messages": [{"role": "user", "content": f"{number}: describe the sea"}]})
 
 
-class Agent:
+class BenchAgent:
     """`igw run` for the InferencePool."""
 
     def __init__(self, folder: Path, kubeconfig: Path, interval: str) -> None:
@@ -193,8 +193,8 @@ class Bench:
                 await self._pods.create(min(500, count - begin))
         return list(self._pods.addresses)
 
-    def _agent(self, interval: str) -> Agent:
-        return Agent(self._folder, self._kubeconfig, interval)
+    def _agent(self, interval: str) -> BenchAgent:
+        return BenchAgent(self._folder, self._kubeconfig, interval)
 
     async def start(self) -> None:
         """From the start of the process to its first pick."""
@@ -213,14 +213,14 @@ class Bench:
         await self.fleet_of(LOADED_PODS)
         agent = self._agent("1s")
         picks = Picks(agent.picker)
-        asked: dict[str, float] = {}
+        deleted_at: dict[str, float] = {}
         async with agent.running():
             await asyncio.wait_for(picks.first(), 60)
             async with picks.running(pause=0.01):
                 begin = time.monotonic()
                 for number in range(DELETIONS):
                     name, address = next(iter(self._pods.addresses.items()))
-                    asked[address] = time.monotonic()
+                    deleted_at[address] = time.monotonic()
                     # Half of them with a grace period: the object stays, with a deletion timestamp.
                     await self._pods.delete([name], 0 if number % 2 else 30)
                     self._pods.addresses.pop(name, None)
@@ -229,7 +229,9 @@ class Bench:
                         report(f"{number + 1} of {DELETIONS} deletions")
                 await asyncio.sleep(3)
                 rate = picks.count / (time.monotonic() - begin)
-        times = sorted(max(0.0, picks.last[address] - at) for address, at in asked.items() if address in picks.last)
+        times = sorted(
+            max(0.0, picks.last[address] - at) for address, at in deleted_at.items() if address in picks.last
+        )
         seen = len(times)
         self._table.row(f"deletion to last pick, p50 of {seen} picked before, ms", times[seen // 2] * 1e3)
         self._table.row("  p99, s", times[min(seen - 1, int(0.99 * seen))], BAR_DELETION_SECONDS)

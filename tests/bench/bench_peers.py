@@ -90,7 +90,7 @@ async def _cpu(seconds: float) -> float:
 async def _send(requests: int, seconds: float, blocks: int) -> None:
     clock = SystemClock()
     service = ReplicaService(OwnIdentity("sender", "sender", ""), lambda: b"", clock.now, ignore, lambda: None)
-    publisher = service.publishers.add("bench", "", PoolKnowledge(dict, lambda _most: {}))
+    publisher = service.publishers.add("bench", "", PoolKnowledge(dict, lambda _: {}))
     listener = GrpcListener(GrpcRouter((service,), lambda *_: None), lambda _: None)
     print(await listener.listen("127.0.0.1", 0), flush=True)
     service.start()

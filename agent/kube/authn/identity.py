@@ -5,7 +5,7 @@
 2. A client certificate that chains to the CA of clients: the common name is the user, the organisations are the groups.
 3. A bearer token, which somebody else has to check.
 
-The first that succeeds decides. UserIdentity headers are read in method 1 only: from others they are worth nothing.
+The first that succeeds decides. Identity headers are read in method 1 only: from others they are worth nothing.
 """
 
 from __future__ import annotations
