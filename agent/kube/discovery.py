@@ -282,7 +282,7 @@ def _failing(status: InformerStatus, what: str, source: str) -> Sequence[ObjectP
         )
         return (ObjectProblem(UNAUTHORIZED, f"{source}: {why}{kept}"),)
     if status.code == 403:
-        why = f"the agent may not read the {what} ({status.failing}); apply deploy/kubernetes/rbac.yaml"
+        why = f"the agent may not read the {what} ({status.failing}); apply deploy/kubernetes/pools"
         return (ObjectProblem(FORBIDDEN, f"{source}: {why}{kept}"),)
     why = f"the API server does not answer for {what}: {status.failing}"
     return (ObjectProblem(API_UNAVAILABLE, f"{source}: {why}{kept}"),)

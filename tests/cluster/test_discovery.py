@@ -328,7 +328,7 @@ async def test_a_pool_without_permission_names_the_remedy_and_another_pool_works
     async with running(tmp_path / "igw.yaml", [pool, refused], kubeconfig_of(control_plane, account)) as live:
         await live.has(pods.address("a"))
         message = await live.problem("Forbidden", "code")
-        assert "deploy/kubernetes/rbac.yaml" in message
+        assert "deploy/kubernetes/pools" in message
         assert "namespace default" in message
-        assert any("code" in why and "rbac.yaml" in why for why in live.agent.readiness())
+        assert any("code" in why and "deploy/kubernetes/pools" in why for why in live.agent.readiness())
         assert [each.pool for each in live.recorder.of(SourceProblemFound)] == ["code"]

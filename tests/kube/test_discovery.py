@@ -203,7 +203,7 @@ async def test_the_status_says_whether_the_endpoints_are_current_and_since_when_
     ("status", "reason", "remedy"),
     [
         (401, "Unauthorized", "kubernetes.kubeconfig"),
-        (403, "Forbidden", "deploy/kubernetes/rbac.yaml"),
+        (403, "Forbidden", "deploy/kubernetes/pools"),
         (429, "ApiUnavailable", "429"),
         (500, "ApiUnavailable", "500"),
     ],
