@@ -1,7 +1,7 @@
 """The clocks of the agent: the only importer of `time`.
 
-Ages, due times and time-outs use the monotonic clock, which is never set. Wall-clock time only labels output: the time
-stamp of a sample or of a log line.
+Ages, due times and time-outs use the monotonic clock, which is never set. Wall-clock time labels output: the time
+stamp of a sample or of a log line. It is compared only with times that others have written: those of certificates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Clock(Protocol):
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970 in UTC, for output only; never used for an age."""
+        """Seconds since 1970 in UTC, for output and for the validity of certificates; never used for an age."""
         ...
 
     def cpu(self) -> float:

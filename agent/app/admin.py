@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.app.admin_access import AdminAccess
 from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.listen import check_address
@@ -17,15 +18,17 @@ class AdminPort:
 
     name = "admin"
 
-    def __init__(self, config: Config, server: AdminServer, tls: ServerTls | None = None) -> None:
+    def __init__(self, config: Config, server: AdminServer, access: AdminAccess, tls: ServerTls | None = None) -> None:
         self.address = ""
         self._tls = tls
         self._configured = config.admin.address
         self._server = server
+        self._access = access
 
     async def start(self) -> None:
         """Listen."""
         check_address(self._configured, "admin address", "--admin-address or admin.address")
+        await self._access.start()
         if self._tls is not None:
             load(self._tls)
         try:

@@ -68,7 +68,7 @@ class ReplicaLease:
 
     async def _follow(self, config: Config) -> None:
         self._config = config
-        if not (config.kubernetes.events and any(pool.in_cluster for pool in config.pools)):
+        if not (config.kubernetes.events and any(pool.source == "kubernetes" for pool in config.pools)):
             await self.stop(0.0)
         elif self._holder is None:
             lease = config.kubernetes.lease

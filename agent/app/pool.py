@@ -28,13 +28,18 @@ from agent.events import Event, Hook
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.scraping import HealthChanged
 from agent.kube.cluster import Cluster
+from agent.kube.objectives import NO_OBJECTIVES, PoolObjectives
+from agent.kube.pool_endpoints import ObjectProblem
 from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
+from agent.replicas.peer_part import PoolTarget, block_format
+from agent.replicas.service import PoolKnowledge
 from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
+from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
@@ -75,12 +80,18 @@ FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 FIRST_MODELS_SECONDS: Final = 1.0
 
 
+def _alone(_pool: str, _knowledge: PoolKnowledge) -> Sharing:
+    return NOT_SHARED
+
+
 class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
     endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
-    are pods; it connects when one needs it. `tls` is that of the picker ports.
+    are pods; it connects when one needs it. `on_source` is called with what is wrong with the source of a pool's
+    endpoints. `tls` is that of the picker ports. `sharing` gives what takes a new pool's events for the other replicas,
+    by its name and what it has learnt.
     """
 
     clock: Clock
@@ -91,7 +102,9 @@ class PoolParts(NamedTuple):
     on_endpoints: Callable[[], None]
     endpoint_files: EndpointFiles
     cluster: Cluster
+    on_source: Callable[[str, Sequence[ObjectProblem]], None]
     tls: ServerTls | None = None
+    sharing: Callable[[str, PoolKnowledge], Sharing] = _alone
 
 
 class _FixedSize:
@@ -109,7 +122,8 @@ class Pool:
     """A component for one entry of `pools:`; also what its picker port calls (`agent.serve.ext_proc.server.PoolPort`).
 
     `address` is where the picker port listens, once it is started. `source` is the status of what its endpoints come
-    from, None where the configuration lists them, and before the source has reported any.
+    from, None where the configuration lists them, and before the source has reported any. `objectives` are what the
+    objects of the cluster say about its requests.
     """
 
     def __init__(self, config: Config, settings: PoolConfig, parts: PoolParts) -> None:
@@ -118,6 +132,10 @@ class Pool:
         self.address = ""
         self.endpoints: Mapping[str, EndpointConfig] = {}
         self.source: SourceStatus | None = None
+        self.objectives = NO_OBJECTIVES
+        self._discovered: SourceStatus | None = None
+        self._objectives_known = False
+        self._other_problems: dict[str, tuple[ObjectProblem, ...]] = {}  # of the source, by who has found them
         self._config = config
         self._settings = settings
         self._parts = parts
@@ -134,7 +152,9 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
-        self.outcomes = Outcomes(self.store, self.index, parts.hook)
+        self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
+        self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
+        self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
         self._pick = PickStage(
             self.store,
             self.index,
@@ -145,8 +165,9 @@ class Pool:
             config.ext_proc.fallbacks,
             self.outcomes,
             self._unlisted,
+            self._sharing,
         )
-        resets = CacheResetStage(self.store.cache_emptied, self.outcomes.awaited)
+        resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -200,6 +221,8 @@ class Pool:
         else:
             self._discovery = self._discovery_of(config, settings)
             self._source_changed(None)
+        if inference_pool_of(settings, config) != inference_pool_of(self._settings, self._config):
+            self.objectives, self._objectives_known = NO_OBJECTIVES, False
         if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
@@ -358,11 +381,35 @@ class Pool:
 
     def _source_changed(self, source: SourceStatus | None) -> None:
         """The status of the source has changed; None: the configuration lists the endpoints."""
+        self._discovered = source
+        if source is None:
+            self.objectives, self._objectives_known, self._other_problems = NO_OBJECTIVES, False, {}
+        self._publish_source()
+
+    def set_objectives(self, objectives: PoolObjectives) -> None:
+        """What the objects of the cluster say about requests to the pool."""
+        self.objectives, self._objectives_known = objectives, True
+        self._publish_source()
+
+    def set_problems(self, found_by: str, problems: Sequence[ObjectProblem]) -> None:
+        """What is wrong with the source of the endpoints beside what discovery reports."""
+        if tuple(problems) != self._other_problems.get(found_by, ()):
+            self._other_problems[found_by] = tuple(problems)
+            self._publish_source()
+
+    def _publish_source(self) -> None:
+        """Report what has changed of the source: to the state, the log and the metrics, and to `on_source`."""
+        source = self._discovered
+        if source is not None:
+            others = (problem for problems in self._other_problems.values() for problem in problems)
+            objectives = self.objectives if self._objectives_known else None
+            source = source._replace(problems=(*source.problems, *others), objectives=objectives)
         before = () if self.source is None else self.source.problems
         self.source = source
         self.store.set_source(source)
         if source is None:
             return
+        self._parts.on_source(self.name, source.problems)
         reasons = {problem.reason for problem in before}
         for problem in source.problems:
             if problem not in before:
@@ -370,6 +417,11 @@ class Pool:
                 self._parts.hook(SourceProblemFound(self.name, problem.reason, problem.message, again))
         for reason in sorted(reasons - {problem.reason for problem in source.problems}):
             self._parts.hook(SourceProblemSolved(self.name, reason))
+
+    def _empty_cache(self, address: str, reason: str, now: float) -> None:
+        """A request has emptied the cache of an endpoint: only the picker that it passed through knows."""
+        self.store.cache_emptied(address, reason, now)
+        self._sharing.emptied(address, reason)
 
     def _unlisted(self, model: str, now: float) -> None:
         """No server lists the model of a request: it may have been loaded since the lists were fetched."""
@@ -439,6 +491,11 @@ def profile_of(config: Config, settings: PoolConfig) -> Profile:
         return build(config.profiles[settings.profile])
     except BadProfile as bad:
         raise CannotStart(str(bad)) from bad
+
+
+def inference_pool_of(settings: PoolConfig, config: Config) -> tuple[str, str]:
+    """Namespace and name of the pool's InferencePool, as configured."""
+    return settings.namespace or config.kubernetes.namespace, settings.inference_pool
 
 
 def identity_of(found: EndpointSet, address: str) -> Identity:

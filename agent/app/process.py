@@ -14,6 +14,7 @@ import uvloop
 from agent.app.agent import Agent, ListenAddresses
 from agent.app.component import CannotStart
 from agent.clock import SystemClock
+from agent.config.addresses import is_loopback, split_address
 from agent.config.config import Config
 from agent.instruments.hook import Instruments
 from agent.instruments.log_format import write_log
@@ -97,5 +98,7 @@ def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[s
     paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /healthz /readyz"
     scheme = "https" if config.admin.tls.enabled else "http"
     lines.append(f"  admin: {scheme}://{addresses.admin}  {paths}")
+    if config.admin.insecure and not is_loopback(split_address(config.admin.address)[0]):
+        lines.append("  note: admin.insecure: everybody who reaches the admin address can read it")
     lines += [f"  note: {note}" for note in config.notes]
     return lines

@@ -128,7 +128,22 @@ class AcceleratorConfig:
         AddressTemplate(),
         "where the exporter listens; `{node}` is the endpoint's node",
         "",
-        default_text="required for an exporter",
+        default_text="required for an exporter without `selector`",
+    )
+    selector: tuple[tuple[str, str], ...] = option(
+        Selector(),
+        "labels of the exporter's pods; the pod on the endpoint's node is its exporter, instead of `address`",
+        (),
+        unset="none",
+    )
+    namespace: str = option(
+        ObjectName("namespace"),
+        "the namespace of these pods",
+        "",
+        unset="`kubernetes.namespace`, else that of the agent",
+    )
+    port: int = option(
+        Number(0, 65535, whole=True), "the port of these pods", 0, default_text="required with `selector`"
     )
     path: str = option(UrlPath(), "path of the exporter's metrics", "/metrics")
     prefix: str = option(

@@ -8,9 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.kubernetes import (
+    KubernetesWriteFailed,
+    KubernetesWritten,
+    ObjectProblemFound,
+    ObjectProblemSolved,
+)
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -57,6 +65,10 @@ Event = (
     | Ended
     | Abandoned
     | StreamBroken
+    | KubernetesWritten
+    | KubernetesWriteFailed
+    | ObjectProblemFound
+    | ObjectProblemSolved
     | SourceProblemFound
     | SourceProblemSolved
     | Reloaded
@@ -67,6 +79,12 @@ Event = (
     | LeaseChanged
     | LeaseFailed
     | WatcherDropped
+    | AccessChecked
+    | TokenFileProblem
+    | PeerChanged
+    | PeerFailed
+    | PeerRefused
+    | PeersCounted
     | CertificateLoaded
     | CertificateNotLoaded
     | CertificateInvalid

@@ -37,6 +37,7 @@ MAX_BACKOFF_SECONDS: Final = 30.0
 # Events of one read are applied in one step of the event loop, up to this number.
 EVENTS_PER_STEP: Final = 100
 NOT_FOUND: Final = 404
+NOT_LISTED: Final = "not listed yet"  # `failing` before the first answer
 
 
 class InformerStatus(NamedTuple):
@@ -67,7 +68,7 @@ class Informer:
     ) -> None:
         self.path = path
         self.cache = cache
-        self.status = InformerStatus(synced=False, failing="not listed yet", since=clock.now(), missing=False)
+        self.status = InformerStatus(synced=False, failing=NOT_LISTED, since=clock.now(), missing=False)
         self._client = client
         self.selectors = dict(selectors)
         self._clock = clock

@@ -29,6 +29,8 @@ NO_READY_PODS: Final = "NoReadyPods"
 PORT_NOT_DECLARED: Final = "TargetPortNotDeclared"
 NO_ACTIVE_PORT: Final = "NoActivePort"
 UNKNOWN_ENGINE: Final = "UnknownEngine"
+POD_IN_TWO_POOLS: Final = "PodInTwoPools"
+NO_EXPORTER_POD: Final = "NoExporterPod"
 POOL_NOT_FOUND: Final = "InferencePoolNotFound"
 KIND_NOT_INSTALLED: Final = "KindNotInstalled"
 INVALID_OBJECT: Final = "InvalidObject"
@@ -50,6 +52,8 @@ SOURCE_REASONS: Final = (
     PORT_NOT_DECLARED,
     NO_ACTIVE_PORT,
     UNKNOWN_ENGINE,
+    POD_IN_TWO_POOLS,
+    NO_EXPORTER_POD,
 )
 
 
@@ -244,13 +248,3 @@ def _problems(
             UNKNOWN_ENGINE,
             f"{source}: the label {where} names the engine {name!r}, which is unknown; the pool's engine is used",
         )
-
-
-def shared_pods(selections: Sequence[PoolSelection], pods: Iterable[PodView]) -> Mapping[str, tuple[str, str, str]]:
-    """Pods that two pools select: pool -> the pod's name, the pool's source and the other's. The first pod only."""
-    found: dict[str, tuple[str, str, str]] = {}
-    for pod in pods:
-        owners = [selection.source for selection in selections if selects(selection, pod)]
-        for owner in owners[1:]:
-            found.setdefault(owner, (pod.name, owners[0], owner))
-    return found

@@ -10,7 +10,7 @@ from typing import Any, Final
 _LISTEN_BACKLOG: Final = 1024
 
 
-class Listener:
+class ListeningSocket:
     """Accepts connections at one address, each with a protocol of the factory."""
 
     def __init__(self, server: asyncio.Server) -> None:
@@ -27,11 +27,13 @@ class Listener:
         self._server.close()
 
 
-async def listen(protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
+async def listen(protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> ListeningSocket:
     """Accept connections. Raises OSError when the address is in use or not local."""
     loop = asyncio.get_running_loop()
     if host == "::":  # all addresses, IPv4 included
         dual = socket.create_server((host, port), family=socket.AF_INET6, backlog=_LISTEN_BACKLOG, dualstack_ipv6=True)
-        return Listener(await loop.create_server(protocol, sock=dual, backlog=_LISTEN_BACKLOG))
+        return ListeningSocket(await loop.create_server(protocol, sock=dual, backlog=_LISTEN_BACKLOG))
     # Without reuse_port a second process on this port fails, where it would silently take half of the connections.
-    return Listener(await loop.create_server(protocol, host or None, port, backlog=_LISTEN_BACKLOG, reuse_port=False))
+    return ListeningSocket(
+        await loop.create_server(protocol, host or None, port, backlog=_LISTEN_BACKLOG, reuse_port=False)
+    )

@@ -42,7 +42,7 @@ from agent.state.health import PICKED, Health
 from agent.state.identity import UNIDENTIFIED, Identity
 from agent.state.name_counts import NameCounts
 from agent.state.outliers import OutlierLimits
-from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
+from agent.state.prefill_rate import POOL_RATE_CHANGE, LearntRate, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
 from agent.state.source import SourceStatus
 
@@ -110,6 +110,8 @@ class RoutingStore:
         self._renamed: set[str] = set()  # addresses whose names in the two above may be out of date
         self._requests: dict[int, EndpointState] = {}
         self._last_work_id = 0
+        self._peer_requests: dict[int, EndpointState] = {}
+        self._last_peer_work_id = 0  # they count down
         self._learnt_rates = PoolRates()
         self._pool_rate: float | None = None
         self._source: SourceStatus | None = None
@@ -322,6 +324,47 @@ class RoutingStore:
             state.apply_report(waiting, at, now)
         self._changed(state.address)
 
+    # -- called for what a peer reports ------------------------------------------------------------------------------
+
+    def peer_started(
+        self, address: str, uncached_tokens: float, hit_tokens: float, picked_at: float, now: float
+    ) -> int | None:
+        """Count a request that a peer has picked at `picked_at` as in flight; returns its id for `peer_ended`. None
+        where the endpoint is not in the pool."""
+        state = self._endpoints.get(address)
+        if state is None:
+            return None
+        self._last_peer_work_id -= 1
+        work_id = self._last_peer_work_id
+        self._peer_requests[work_id] = state
+        state.in_flight.start_of_peer(work_id, uncached_tokens, picked_at, now)
+        state.predicted_hits += hit_tokens
+        self._changed(address)
+        return work_id
+
+    def peer_ended(self, work_id: int, now: float) -> None:
+        """Count a peer's request as ended, or as unknown. KeyError for an id that is not in flight."""
+        state = self._peer_requests.pop(work_id)
+        state.in_flight.end(work_id, now)
+        if self._endpoints.get(state.address) is state:
+            self._changed(state.address)
+
+    def learnt_rates(self) -> dict[str, LearntRate]:
+        """What was learnt of the prefill rate of each endpoint, where anything was."""
+        found = {address: state.rate_estimator.learnt for address, state in self._endpoints.items()}
+        return {address: learnt for address, learnt in found.items() if learnt.prefills > 0}
+
+    def adopt_rate(self, address: str, learnt: LearntRate, now: float) -> None:
+        """Continue from what a peer has learnt of an endpoint, if that is more than what is known here."""
+        state = self._endpoints.get(address)
+        if state is not None and state.rate_estimator.adopt(learnt) and self._limits.fixed is None:
+            self._update_rate(state, now)
+            if differ(self._pool_rate, self._announced_rate, POOL_RATE_CHANGE):
+                self._apply_pool_rate(now)
+            self._changed(address)
+
+    # -- outcomes of requests ----------------------------------------------------------------------------------------
+
     def succeeded(self, address: str, work_id: int, now: float) -> None:
         """Record that the endpoint answered the request without a failure of its own. It counts only for the server to
         which the request was sent."""
@@ -412,7 +455,8 @@ class RoutingStore:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were started and have not ended, those at endpoints that left the pool included."""
+        """The agent's own requests that were started and have not ended, those at endpoints that left the pool
+        included."""
         return len(self._requests)
 
     def engine(self, address: str) -> str:

@@ -18,13 +18,16 @@ from typing import Final
 
 from exporters.catalog import (
     accelerators,
+    access,
     discovery,
     endpoints,
     histograms,
+    kubernetes,
     leases,
     pools,
     process,
     rates,
+    replicas,
     requests,
     scraping,
     tls,
@@ -42,8 +45,11 @@ _FAMILIES: Final = (
     requests.ROWS,
     scraping.ROWS,
     discovery.ROWS,
+    kubernetes.ROWS,
+    replicas.ROWS,
     leases.ROWS,
     process.ROWS,
+    access.ROWS,
     tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

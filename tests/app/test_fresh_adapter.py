@@ -68,6 +68,7 @@ class AdapterPool:
             lambda: None,
             EndpointFiles(config, clock, events.append),
             Cluster("", clock),
+            lambda *_: None,
         )
         self.pool = Pool(config, config.pools[0], self.parts)
 

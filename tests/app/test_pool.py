@@ -62,6 +62,7 @@ class Bench:
             lambda: None,
             EndpointFiles(self.config, self.clock, self.events.append),
             Cluster("", self.clock),
+            lambda *_: None,
         )
         self.pool = Pool(self.config, self.config.pools[0], self.parts)
         self.pool.store.set_endpoints({A: "vllm", B: "vllm"}, 100.0)

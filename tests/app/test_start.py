@@ -163,6 +163,7 @@ def pools_of(clock: LoopClock, *endpoints: str) -> tuple[Pools, Any]:
         lambda: None,
         EndpointFiles(config, clock, events.append),
         Cluster("", clock),
+        lambda *_: None,
     )
     return Pools(config, parts, lambda: None), config
 

@@ -16,9 +16,12 @@ from agent.accelerators.faults import faults_of
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -42,6 +45,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import HISTOGRAMS, SIGNALS, Histogram, RefusedValue, SignalKind, Value
@@ -87,13 +91,27 @@ EVERYTHING: tuple[Event, ...] = (
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
     CacheEmptied("pool", "a:1", "asleep"),
+    KubernetesWritten("event"),
+    KubernetesWriteFailed("event", "forbidden", "InferencePool ns/llama", "x"),
+    ObjectProblemFound("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound", "x"),
+    ObjectProblemSolved("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound"),
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
     BudgetExceeded("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
+    AccessChecked("token", "allowed"),
+    TokenFileProblem("line 1"),
+    CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
+    CertificateNotLoaded("ext_proc", "x"),
+    CertificateInvalid("ext_proc", "x"),
+    HandshakeFailed("ext_proc", "version", "x", "192.0.2.1"),
     LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
     LeaseFailed("llm/agent", "forbidden", "x"),
+    PeerChanged("10.0.1.2:9003", "igw-1", "silent", "timeout", "x", {"silent": 1}),
+    PeerFailed("10.0.1.2:9003", "timeout"),
+    PeerRefused("igw-1", "version", "x"),
+    PeersCounted({"reporting": 1}),
 )
 
 

@@ -15,12 +15,17 @@ from agent.engines.report import REASONS as REPORT_REASONS
 from agent.events.discovery import SourceProblemFound
 from agent.events.requests import Ended, Picked, Refused
 from agent.events.scraping import HealthChanged, ScrapeDone, ScrapeFailed
+from agent.events.tls import REASONS as TLS_REASONS
 from agent.exposition.page import MAX_SERIES
 from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
 from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
 from agent.instruments.requests import SERVER_NAMES
+from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
+from agent.kube.authn.identity import METHODS
 from agent.kube.pool_endpoints import SOURCE_REASONS
+from agent.kube.problem_reasons import REASONS as PROBLEM_REASONS
+from agent.replicas.states import REASONS as PEER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
@@ -48,15 +53,24 @@ WORDS: Final = 16
 VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
-    "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
-    "lease": 1, "change": 3,
+    "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
+    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 2,
 }  # fmt: skip
-RESULT_VALUES: Final = {"igw_responses_total": len(RESULTS), "igw_encoded_bodies_total": 3}
+RESULT_VALUES: Final = {
+    "igw_responses_total": len(RESULTS),
+    "igw_encoded_bodies_total": 3,
+    "igw_kubernetes_writes_total": 4,
+    "igw_access_checks_total": len(ACCESS_RESULTS),
+}
 REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
     "igw_load_reports_total": len(REPORT_REASONS) + WORDS, "igw_withheld_gauges": len(WITHHELD_REASONS),
     "igw_accelerator_scrapes_total": len(SCRAPE_REASONS) + 2, "igw_accelerator_health_changes_total": len(FAULTS) + 1,
+    "igw_tls_handshake_failures_total": len(TLS_REASONS),
+    "igw_kubernetes_object_problems": len(PROBLEM_REASONS),
+    "igw_kubernetes_object_problems_found_total": len(PROBLEM_REASONS),
     "igw_discovery_problems": len(SOURCE_REASONS), "igw_discovery_problems_total": len(SOURCE_REASONS),
+    "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 7,
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.

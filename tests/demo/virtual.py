@@ -80,6 +80,7 @@ def run(
         lambda: None,
         EndpointFiles(agent_config, clock, ignore),
         Cluster("", clock),
+        lambda *_: None,
     )
     pool = Pool(agent_config, agent_config.pools[0], parts)
     pool.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import typing
 
 import pytest
 
 from agent import events
+from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -138,6 +140,12 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
         (Reloaded(ok=False, detail="x"), "igw_reloads_total", {"result": "failed"}),
         (BudgetExceeded("cpu", 4, 0.3, 0.2), "igw_scrape_budget_exceeded_total", {"resource": "cpu"}),
         (WatcherDropped("slow"), "igw_watchers_dropped_total", {"reason": "slow"}),
+        (
+            AccessChecked("token", "forbidden", "x"),
+            "igw_access_checks_total",
+            {"method": "token", "result": "forbidden"},
+        ),
+        (TokenFileProblem("line 1"), "igw_token_file_problems_total", {}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -186,3 +194,18 @@ def test_the_number_of_servers_on_the_page_is_bounded(instruments):
 def test_two_agents_in_one_process_share_no_metric(instruments):
     instruments(picked())
     assert sample(Instruments(ManualClock()), "llm_d_epp_request_total", L) is None
+
+
+def test_refused_readers_cost_one_line_for_each_kind_and_allowed_ones_none(instruments, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("igw"), "propagate", True)
+    for number in range(50):
+        instruments(AccessChecked("token", "allowed"))
+        instruments(AccessChecked("token", "unauthenticated", f"reason {number}"))
+        instruments(AccessChecked("none", "unauthenticated", "no credentials"))
+    instruments(AccessChecked("token", "unavailable", "the API server is gone"))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "request to the admin address refused: unauthenticated, by token: reason 0"),
+        ("WARNING", "request to the admin address refused: unauthenticated, by none: no credentials"),
+        ("ERROR", "request to the admin address refused: unavailable, by token: the API server is gone"),
+    ]
+    assert sample(instruments, "igw_access_checks_total", {"method": "token", "result": "allowed"}) == 50

@@ -17,6 +17,9 @@ from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
 PATIENCE = 30.0  # seconds until a test that waits for an event fails
 
 
+RULES = ("objectives", "rewrites")
+
+
 class StreamEvent:
     """One server-sent event, or a comment (kind is empty)."""
 
@@ -51,6 +54,7 @@ class RebuiltState:
         self.uptime_zero = float("inf")
         self.pools: dict[str, dict[str, tuple[dict[str, Any], float]]] = {}
         self.sources: dict[str, tuple[dict[str, Any] | None, float]] = {}
+        self.rules: dict[str, dict[str, Any]] = {}  # objectives and rewrites
 
     def apply(self, event: StreamEvent) -> None:
         """Apply one event or comment."""
@@ -72,12 +76,14 @@ class RebuiltState:
                 for pool in document["pools"]
             }
             self.sources = {pool["pool"]: (pool["discovery"], uptime) for pool in document["pools"]}
+            self.rules = {pool["pool"]: {key: pool[key] for key in RULES} for pool in document["pools"]}
         else:
             if not document["since"] <= max(self.version, document["since"]) <= document["version"]:
                 raise AssertionError("a change that does not follow the state")
             for pool in document["pools"]:
                 known = self.pools.setdefault(pool["pool"], {})
                 self.sources[pool["pool"]] = (pool["discovery"], uptime)
+                self.rules[pool["pool"]] = {key: pool[key] for key in RULES}
                 known.update({each["address"]: (each, uptime) for each in pool["changed"]})
                 for address in pool["removed"]:
                     known.pop(address, None)
@@ -91,6 +97,7 @@ class RebuiltState:
             {
                 "pool": name,
                 "discovery": _source(*self.sources[name], uptime),
+                **self.rules[name],
                 "by_health": {
                     health.value: sum(each["health"] == health for each, _ in endpoints.values()) for health in Health
                 },

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.engine_specs import ENGINE_LABELS
 from agent.kube.objects import Key, PodView, ports_of
-from agent.kube.pool_endpoints import PodEndpoints, PoolSelection, SelectedEndpoints, endpoints_of, shared_pods
+from agent.kube.pool_endpoints import PodEndpoints, PoolSelection, SelectedEndpoints, endpoints_of
 
 POOL = PoolSelection("InferencePool ns/llama", "ns", {"app": "llama"}, (8000,))
 
@@ -97,14 +97,6 @@ def test_a_target_port_that_no_container_declares_is_named_and_used() -> None:
     found = select(a_pod(declared_ports=frozenset({9000})))
     assert (list(found.endpoints), reasons(found)) == (["10.0.0.1:8000"], ["TargetPortNotDeclared"])
     assert reasons(select(a_pod(declared_ports=frozenset({8000, 9000})))) == []
-
-
-def test_a_pod_of_two_pools_is_named_with_both() -> None:
-    other = POOL._replace(source="InferencePool ns/second", match_labels={"tier": "gpu"})
-    pod = a_pod(labels={"app": "llama", "tier": "gpu"})
-    assert shared_pods([POOL, other], [pod, a_pod("b")]) == {
-        "InferencePool ns/second": ("a", "InferencePool ns/llama", "InferencePool ns/second")
-    }
 
 
 def test_ports_of_an_annotation_are_read_as_far_as_they_are_ports() -> None:

@@ -11,7 +11,7 @@ from agent.serve.admin import runbooks
 from agent.serve.admin.health import HealthPages
 from agent.serve.admin.metrics_page import MetricsPage
 from agent.serve.admin.recent_picks import RecentPicks
-from agent.serve.http.server import MAX_RESPONSES, HttpServer
+from agent.serve.http.server import MAX_RESPONSES, Authorize, HttpServer
 from agent.serve.state.api import StateApi
 from agent.serve.state.watch import StateSource, WatchLimits
 from agent.serve.tls.server import ServerTls
@@ -33,9 +33,11 @@ class AdminServer:
         limits: WatchLimits | None = None,
         not_ready: Callable[[], list[str]] = list,
         max_responses: int = MAX_RESPONSES,
+        authorize: Authorize | None = None,
         tls: ServerTls | None = None,
     ) -> None:
-        """`not_ready` returns the reasons why the agent is not ready; `max_responses` are in progress at a time."""
+        """`not_ready` returns the reasons why the agent is not ready; `max_responses` are in progress at a time.
+        `authorize` decides about all requests but those for the health pages; None: all are answered."""
         hook = hook or instruments
         prometheus = PrometheusExporter()
         push = [make_exporter(name) for name in EXPORTERS if name != prometheus.name]
@@ -59,6 +61,7 @@ class AdminServer:
             max_responses=max_responses,
             write_seconds=feed.limits.drain_seconds,
             on_stop=feed.close,
+            authorize=authorize,
         )
 
     def set_pools(self, sources: Sequence[StateSource]) -> None:

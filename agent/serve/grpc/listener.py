@@ -15,7 +15,7 @@ from agent.events.tls import REASONS
 from agent.serve.grpc.call import Call, CallOpener
 from agent.serve.http2.connection import Connection
 from agent.serve.http2.frames import ConnectionFailed
-from agent.serve.listen import Listener, listen
+from agent.serve.listen import ListeningSocket, listen
 from agent.serve.tls.connection import TlsAcceptor
 from agent.serve.tls.reasons import TLS_HANDSHAKE
 from agent.serve.tls.server import ServerTls
@@ -134,7 +134,7 @@ class GrpcListener:
         self.protocols: set[GrpcProtocol] = set()
         self._tls = tls
         self._acceptor: TlsAcceptor | None = None
-        self._listener: Listener | None = None
+        self._listener: ListeningSocket | None = None
         self._all_closed: asyncio.Event | None = None
 
     def connection(self, wake: Callable[[], None]) -> Connection:

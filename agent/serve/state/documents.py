@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device
 from agent.accelerators.faults import EndedFault, Fault
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.replicas.peers import ReplicasView
 from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
@@ -38,8 +40,12 @@ from agent.serve.state.schema import (
     HeaderJson,
     HistogramJson,
     HistogramValueJson,
+    PeerJson,
     PoolJson,
     PrefixJson,
+    ReplicasJson,
+    RewriteJson,
+    RewriteTargetJson,
     SignalValueJson,
     SourceJson,
     SourceProblemJson,
@@ -99,6 +105,8 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
         PoolJson(
             each.pool,
             _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
             {health.value: count for health, count in count_by_health(each.endpoints).items()},
             [endpoint(view, moment) for view in each.endpoints],
         )
@@ -161,6 +169,8 @@ def change(
         ChangedPoolJson(
             each.pool,
             _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
             [endpoint(view, moment) for view in each.changed],
             list(each.removed),
         )
@@ -174,6 +184,25 @@ def _source(source: SourceStatus | None, now: float) -> SourceJson | None:
         return None
     problems = [SourceProblemJson(each.reason, printable(each.message)) for each in source.problems]
     return SourceJson(printable(source.source), source.current, source.age(now), problems)
+
+
+def _objectives(source: SourceStatus | None) -> dict[str, int] | None:
+    if source is None or source.objectives is None:
+        return None
+    return {printable(name): priority for name, priority in sorted(source.objectives.priorities.items())}
+
+
+def _rewrites(source: SourceStatus | None) -> list[RewriteJson] | None:
+    if source is None or source.objectives is None:
+        return None
+    return [
+        RewriteJson(
+            sorted(map(printable, rule.models)),
+            [RewriteTargetJson(printable(target.model), target.weight) for target in rule.targets],
+            "/".join(rule.source),
+        )
+        for rule in source.objectives.rewrites
+    ]
 
 
 # -- an endpoint -------------------------------------------------------------------------------------------------------
@@ -199,6 +228,7 @@ def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
         view.identity.node,
         WorkJson(
             work.requests,
+            work.of_peers,
             work.foreign,
             work.prefill_seconds(now),
             work.queue_seconds,
@@ -358,6 +388,32 @@ def _exporter(view: ExporterView, now: float) -> ExporterJson:
     )
 
 
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+
+def replicas(view: ReplicasView | None, moment: Moment) -> ReplicasJson:
+    """What this replica is, and its peers; empty where there are none."""
+    as_of = rfc3339(moment.wall)
+    if view is None:
+        return ReplicasJson(as_of, False, "", "", "", True, [], [])
+    peers = [
+        PeerJson(
+            each.address,
+            each.state,
+            each.reason,
+            printable(each.detail),
+            each.instance,
+            printable(each.name),
+            printable(each.software),
+            None if each.reported_at is None else age(each.reported_at, moment.now),
+            dict(each.in_flight) if each.in_flight is not None else None,
+        )
+        for each in view.peers
+    ]
+    unknown = [printable(each) for each in view.unknown]
+    return ReplicasJson(as_of, True, view.instance, view.name, view.address, not unknown, unknown, peers)
+
+
 # -- gauges ------------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +448,8 @@ def _gauge(gauge: Gauge, moment: Moment) -> GaugeJson:
 def _withheld(gauge: Withheld) -> GaugeJson:
     metric = gauge.metric
     aliases = [alias.name for alias in metric.aliases]
-    return GaugeJson(metric.name, aliases, _labels(gauge), metric.unit, None, withheld=gauge.reason)
+    detail = printable(gauge.detail) if gauge.detail else UNSET
+    return GaugeJson(metric.name, aliases, _labels(gauge), metric.unit, None, withheld=gauge.reason, detail=detail)
 
 
 def _labels(gauge: Gauge | Withheld) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from typing import NamedTuple
 
-from agent.serve.tls.files import Fingerprint, Pair, TlsProblem, fingerprint, load_cas, load_pair, read
+from agent.serve.tls.files import CertificatePair, Fingerprint, TlsProblem, fingerprint, load_cas, load_pair, read
 
 
 class ClientFiles(NamedTuple):
@@ -68,7 +68,7 @@ class ClientTls:
         else:
             context.load_default_certs()
         if certificate:
-            load_pair(context, Pair(certificate, key), files.cert_file, files.key_file)
+            load_pair(context, CertificatePair(certificate, key), files.cert_file, files.key_file)
         return context
 
 

@@ -24,7 +24,7 @@ class TlsProblem(Exception):
     """A certificate, key or CA cannot be used; the text has the file and the remedy."""
 
 
-class Pair(NamedTuple):
+class CertificatePair(NamedTuple):
     """A certificate with those that signed it, and its key, as PEM."""
 
     certificate: bytes
@@ -46,7 +46,7 @@ def read(paths: Sequence[str]) -> list[bytes]:
     raise TlsProblem(f"{', '.join(filter(None, paths))}: being replaced; write them once, or exchange a symlink")
 
 
-def load_pair(context: ssl.SSLContext, pair: Pair, certificate_name: str, key_name: str) -> None:
+def load_pair(context: ssl.SSLContext, pair: CertificatePair, certificate_name: str, key_name: str) -> None:
     """Load a certificate and its key. The names are those of the files, for the message. Raises TlsProblem."""
     if b"-----BEGIN CERTIFICATE-----" not in pair.certificate:
         raise TlsProblem(f"{certificate_name}: there is no certificate in it; write it in PEM format")

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from agent.serve.tls.files import Pair, TlsProblem
+from agent.serve.tls.files import CertificatePair, TlsProblem
 
 LIFETIME: Final = timedelta(days=90)
 RENEW_BEFORE_SECONDS: Final = 30 * 86400.0  # before its end
 BACKDATED: Final = timedelta(hours=1)  # for clients whose clock is behind
 
 
-def self_signed(hosts: Sequence[str], wall: float) -> Pair:
+def self_signed(hosts: Sequence[str], wall: float) -> CertificatePair:
     """A new certificate for these host names and IP addresses, and its key (ECDSA, P-256), from `wall` (seconds since
     1970). Raises TlsProblem without the package `cryptography`."""
     try:
@@ -63,7 +63,7 @@ def self_signed(hosts: Sequence[str], wall: float) -> Pair:
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return Pair(
+    return CertificatePair(
         certificate.public_bytes(serialization.Encoding.PEM),
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )

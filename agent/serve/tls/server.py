@@ -16,7 +16,7 @@ from agent.clock import Clock
 from agent.config.tls import TlsConfig
 from agent.events import Hook
 from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded
-from agent.serve.tls.files import Fingerprint, Pair, TlsProblem, fingerprint, load_cas, load_pair, read
+from agent.serve.tls.files import CertificatePair, Fingerprint, TlsProblem, fingerprint, load_cas, load_pair, read
 from agent.serve.tls.self_signed import RENEW_BEFORE_SECONDS, self_signed
 from agent.serve.tls.validity import Malformed, Validity, first_certificate, validity
 
@@ -35,12 +35,13 @@ class TlsPort(NamedTuple):
 
 PICKER: Final = TlsPort("ext_proc", "extProc.tls", "h2")
 ADMIN: Final = TlsPort("admin", "admin.tls", "http/1.1")
+REPLICAS: Final = TlsPort("replicas", "replicas", "h2")
 
 
 class _Content(NamedTuple):
     """What a context is made of. `app_cas` and `app_required` come from `ServerTls.set_client_cas`."""
 
-    pair: Pair
+    pair: CertificatePair
     client_ca: bytes
     app_cas: bytes
     app_required: bool
@@ -58,7 +59,7 @@ class ServerTls:
         self._clock = clock
         self._hosts = (socket.gethostname(), "localhost", "127.0.0.1", "::1", *hosts)
         self._context: ssl.SSLContext | None = None
-        self._content = _Content(Pair(b"", b""), b"", b"", app_required=False)
+        self._content = _Content(CertificatePair(b"", b""), b"", b"", app_required=False)
         self._validity = Validity(0.0, 0.0)
         self._invalid = ""  # what is wrong with the dates, as it was reported last
         self._seen: Fingerprint = ()
@@ -131,7 +132,7 @@ class ServerTls:
         content = self._content
         if files:
             certificate, key, client_ca = files
-            content = content._replace(pair=Pair(certificate, key), client_ca=client_ca)
+            content = content._replace(pair=CertificatePair(certificate, key), client_ca=client_ca)
         if self.config.self_signed:
             content = content._replace(pair=self_signed(self._hosts, self._clock.wall()))
         name = "the self-signed certificate" if self.config.self_signed else self.config.cert_file
