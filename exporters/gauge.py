@@ -58,11 +58,13 @@ class Distribution(NamedTuple):
 
 
 class Withheld(NamedTuple):
-    """A number that is not published, and the reason: a key of `REASONS`."""
+    """A number that is not published, and the reason: a key of `REASONS`. `detail` says what exactly is missing, where
+    the reason leaves that open."""
 
     metric: Metric
     labels: tuple[str, ...]
     reason: str
+    detail: str = ""
 
 
 REASONS = {
@@ -78,6 +80,7 @@ REASONS = {
     "not_reported": "the endpoint has never reported the signal",
     "nothing_counted": "the ratio's denominator has not increased in the window",
     "partial": "not every accelerator of the endpoint reports the signal, or one of them is missing",
+    "replica_unknown": "another replica of the agent is silent or refused, and the sum lacks its part",
     "share": "the endpoint uses a share of a card, and the signal is measured for the whole card",
     "stale": "the last reading is older than the staleness limit",
     "too_few_pages": "a rate needs two pages of one server that are some seconds apart",

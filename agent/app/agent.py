@@ -23,6 +23,7 @@ from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
+from agent.app.replicas import Replicas
 from agent.app.scraping import Scraping
 from agent.app.supervisor import Supervisor
 from agent.app.tasks import Tasks
@@ -67,6 +68,7 @@ class Agent:
             tls=certificates.admin,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
+        self._replicas = Replicas(config, clock, tasks, hook)
         self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
         self.recorder = EventRecorder(self.lease.send, self.lease.held, clock, hook, socket.gethostname())
         self._objects = ClusterObjects(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
@@ -85,11 +87,13 @@ class Agent:
             self.cluster,
             self._objects.source_changed,
             certificates.pickers,
+            self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
         self._admin = AdminPort(config, self._admin_server, access, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
+        self._admin_server.state.set_replicas(self._replicas.view)
         jobs = [
             Job(
                 "configuration-file",
@@ -110,6 +114,7 @@ class Agent:
                 files,
                 self.lease,
                 self._pools,
+                self._replicas,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,
@@ -171,3 +176,4 @@ class Agent:
     def _publish_pools(self) -> None:
         self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)
         self._admin_server.set_pools([pool.store for pool in self.pools.values()])
+        self._replicas.set_pools({name: pool.shared for name, pool in self.pools.items()})

@@ -33,10 +33,13 @@ from agent.kube.pool_endpoints import ObjectProblem
 from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
+from agent.replicas.peer_part import PoolTarget, block_format
+from agent.replicas.service import PoolKnowledge
 from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
+from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
@@ -68,13 +71,17 @@ MODES: Final = {
 }
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
-# Endpoints that are added or changed in one step: 100 of them take some 10 ms.
-ENDPOINTS_PER_STEP: Final = 100
+# Endpoints that are added or changed in one step: 50 of them take some milliseconds.
+ENDPOINTS_PER_STEP: Final = 50
 # How often a start looks whether every endpoint was scraped: a fleet of 10,000 costs some milliseconds each time.
 FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 # How long a start waits for the lists of models of servers whose page was read: they follow it at once, and a probe of
 # the health path may come between (two time-outs of a probe).
 FIRST_MODELS_SECONDS: Final = 1.0
+
+
+def _alone(_pool: str, _knowledge: PoolKnowledge) -> Sharing:
+    return NOT_SHARED
 
 
 class PoolParts(NamedTuple):
@@ -83,7 +90,8 @@ class PoolParts(NamedTuple):
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
     endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
     are pods; it connects when one needs it. `on_source` is called with what is wrong with the source of a pool's
-    endpoints. `tls` is that of the picker ports.
+    endpoints. `tls` is that of the picker ports. `sharing` gives what takes a new pool's events for the other replicas,
+    by its name and what it has learnt.
     """
 
     clock: Clock
@@ -96,6 +104,7 @@ class PoolParts(NamedTuple):
     cluster: Cluster
     on_source: Callable[[str, Sequence[ObjectProblem]], None]
     tls: ServerTls | None = None
+    sharing: Callable[[str, PoolKnowledge], Sharing] = _alone
 
 
 class _FixedSize:
@@ -143,7 +152,9 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
-        self.outcomes = Outcomes(self.store, self.index, parts.hook)
+        self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
+        self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
+        self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
         self._pick = PickStage(
             self.store,
             self.index,
@@ -154,8 +165,9 @@ class Pool:
             config.ext_proc.fallbacks,
             self.outcomes,
             self._unlisted,
+            self._sharing,
         )
-        resets = CacheResetStage(self.store.cache_emptied, self.outcomes.awaited)
+        resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -329,33 +341,36 @@ class Pool:
         """Apply a set of endpoints to the routing state and the scrape loop: removals and changes at once, additions in
         steps, between which requests are picked."""
         before, self._known = self._known, None  # of a step that is cancelled nothing is known
-        present = found.limited_to({address for address in found.endpoints if self.store.has(address)})
-        changed = [address for address in present.endpoints if differs(address, before, found)]
-        self._apply_step(present, changed[:ENDPOINTS_PER_STEP])
-        for start in range(ENDPOINTS_PER_STEP, len(changed), ENDPOINTS_PER_STEP):
-            await asyncio.sleep(0)
-            self._change_targets(present, changed[start : start + ENDPOINTS_PER_STEP])
-        added = [address for address in found.endpoints if address not in present.endpoints]
-        shown = set(present.endpoints)
-        for start in range(0, len(added), ENDPOINTS_PER_STEP):
-            step = added[start : start + ENDPOINTS_PER_STEP]
-            shown.update(step)
+        addresses, store = found.engines.keys(), self.store
+        changed: list[str] = []
+        added: list[str] = []
+        for address in found.endpoints:
+            if not store.has(address):
+                added.append(address)
+            elif differs(address, before, found):
+                changed.append(address)
+        store.change_endpoints(
+            {name: each.engine for name, each in found.unresolved.items()}, self._parts.clock.now(), None, addresses
+        )
+        self._parts.scrape_loop.keep_targets(self.name, addresses)
+        steps = [*changed, *added]
+        for start in range(0, len(steps), ENDPOINTS_PER_STEP):
             if start:
+                store.snapshot(self._parts.clock.now())  # with the views of one step: no reader makes all at once
                 await asyncio.sleep(0)
-            self._apply_step(found.limited_to(shown), step)
+            self._apply_step(found, steps[start : start + ENDPOINTS_PER_STEP])
         self._known = found
         self.endpoints = found.endpoints
         self._parts.on_endpoints()
 
-    def _apply_step(self, found: EndpointSet, changed: Sequence[str]) -> None:
-        """Make the pool have these endpoints; `changed` are those that are scraped otherwise than before."""
-        identities = {address: identity_of(found, address) for address in found.endpoints}
-        self.store.set_endpoints(found.engines, self._parts.clock.now(), identities)
-        self._change_targets(found, changed)
-
-    def _change_targets(self, found: EndpointSet, changed: Sequence[str]) -> None:
-        targets = targets_of(self._config, self._settings, found, self._access, changed)
-        self._parts.scrape_loop.change_targets(self.name, targets, found.endpoints.keys(), self.store)
+    def _apply_step(self, found: EndpointSet, addresses: Sequence[str]) -> None:
+        """Add or change these endpoints."""
+        store = self.store
+        engines = {address: found.endpoints[address].engine for address in addresses}
+        identities = {address: identity_of(found, address) for address in addresses}
+        store.change_endpoints(engines, self._parts.clock.now(), identities, store.addresses | engines.keys())
+        targets = targets_of(self._config, self._settings, found, self._access, addresses)
+        self._parts.scrape_loop.change_targets(self.name, targets, store)
 
     def _discovery_of(self, config: Config, settings: PoolConfig) -> Discovery:
         """The source of the pool's endpoints. Raises CannotStart where it cannot be used."""
@@ -402,6 +417,11 @@ class Pool:
                 self._parts.hook(SourceProblemFound(self.name, problem.reason, problem.message, again))
         for reason in sorted(reasons - {problem.reason for problem in source.problems}):
             self._parts.hook(SourceProblemSolved(self.name, reason))
+
+    def _empty_cache(self, address: str, reason: str, now: float) -> None:
+        """A request has emptied the cache of an endpoint: only the picker that it passed through knows."""
+        self.store.cache_emptied(address, reason, now)
+        self._sharing.emptied(address, reason)
 
     def _unlisted(self, model: str, now: float) -> None:
         """No server lists the model of a request: it may have been loaded since the lists were fetched."""

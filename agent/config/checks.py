@@ -34,6 +34,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _ejections(config, reader)
     _bodies(config, reader)
     _listeners(config, reader)
+    _replicas(config, reader)
     _tls(config.ext_proc.tls, "extProc.tls", reader)
     _tls(config.admin.tls, "admin.tls", reader)
     _admin(config.admin, reader)
@@ -215,6 +216,45 @@ def _listeners(config: Config, reader: DocumentReader) -> None:
                         f"{endpoint.address} is the agent's {reader.spelling(listener.key)}; "
                         "write the address of a model server",
                     )
+
+
+def _replicas(config: Config, reader: DocumentReader) -> None:
+    replicas = config.replicas
+    written = [key for key in sorted(reader.marks) if key.startswith("replicas.") and key != "replicas.address"]
+    if not replicas.enabled:
+        if written:
+            reader.problem_at(
+                written[0], "it has no effect without replicas.address; write where this agent serves its peers"
+            )
+        return
+    if replicas.peers and replicas.service:
+        reader.problem_at("replicas.service", "replicas.peers lists the replicas already; keep one of the two")
+    if not (replicas.peers or replicas.service):
+        reader.problem_at(
+            "replicas.address",
+            "no replica is known; write replicas.peers: [HOST:PORT, ...], or replicas.service: HOST:PORT",
+        )
+    tls = {"caFile": replicas.ca_file, "certFile": replicas.cert_file, "keyFile": replicas.key_file}
+    given = [name for name, file in tls.items() if file]
+    if given and len(given) < len(tls):
+        missing = ", ".join(f"replicas.{name}" for name in tls if name not in given)
+        reader.problem_at(f"replicas.{given[0]}", f"TLS between replicas is mutual; write {missing} as well")
+    if replicas.server_name and not given:
+        reader.problem_at("replicas.serverName", "it has no effect without TLS; write replicas.caFile, or remove it")
+    host, _ = split_address(replicas.address)
+    if not (host in _LOOPBACK or host.startswith("127.")) and not replicas.token_file and not given:
+        reader.problem_at(
+            "replicas.address",
+            f"{replicas.address} is not a loopback address, so others may report there; write replicas.tokenFile: "
+            "a file with a secret, or replicas.caFile, certFile and keyFile",
+        )
+    others = [(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)]
+    for key, address in (*others, ("admin.address", config.admin.address)):
+        if _clash(replicas.address, address):
+            reader.problem_at(
+                "replicas.address",
+                f"{replicas.address} is also {reader.spelling(key)}; write another port, or port 0 for any free port",
+            )
 
 
 def _clash(one: str, other: str) -> bool:

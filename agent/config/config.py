@@ -16,6 +16,7 @@ from agent.config.pools import PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.config.prefix_index import PrefixIndexConfig
 from agent.config.reload import ReloadConfig
+from agent.config.replicas import ReplicasConfig
 from agent.config.scrape import ScrapeConfig
 from agent.config.state import StateConfig
 from agent.engine_specs import ENGINE_LABELS, EngineSpec
@@ -42,6 +43,7 @@ class Config:
     ext_proc: ExtProcConfig = section(ExtProcConfig, "The ports that Envoy's ext_proc filter connects to.")
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
+    replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.config.addresses import HostName
+from agent.config.addresses import HostList, HostName
 from agent.config.options import option
 from agent.config.values import Boolean, DirectoryPath, FilePath, Number
 
@@ -19,6 +19,13 @@ class EnvoySection:
         "",
         unset="none",
         live=False,
+    )
+    picker_hosts: tuple[str, ...] = option(
+        HostList(),
+        "`igw render`: the hosts of the agents that pick, each on the port of a pool's `extProcAddress`; a name stands "
+        "for all its addresses, such as that of a headless Service",
+        (),
+        unset="the host of `extProcAddress`",
     )
     retry_server_errors: bool = option(
         Boolean(), "`igw render`: Envoy retries a response of 500, 502 or 504 once, at another endpoint", default=False

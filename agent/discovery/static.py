@@ -100,7 +100,7 @@ class StaticDiscovery:
         """
         task = self._lookups.get(name)
         if task is None:
-            task = self._lookups[name] = asyncio.get_running_loop().create_task(_look_up(name))
+            task = self._lookups[name] = asyncio.get_running_loop().create_task(look_up(name))
         done, _ = await asyncio.wait({task}, timeout=RESOLVE_TIMEOUT_SECONDS)
         if not done:
             raise TimeoutError(f"no answer within {RESOLVE_TIMEOUT_SECONDS:g} s")
@@ -108,7 +108,7 @@ class StaticDiscovery:
         return task.result()
 
 
-async def _look_up(name: str) -> tuple[str, ...]:
+async def look_up(name: str) -> tuple[str, ...]:
     """Every address of a name; its IPv4 addresses alone where it has some. Raises OSError or UnicodeError."""
     host, port = split_address(name)
     rows = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

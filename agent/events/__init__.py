@@ -18,6 +18,7 @@ from agent.events.kubernetes import (
 )
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -80,6 +81,10 @@ Event = (
     | WatcherDropped
     | AccessChecked
     | TokenFileProblem
+    | PeerChanged
+    | PeerFailed
+    | PeerRefused
+    | PeersCounted
     | CertificateLoaded
     | CertificateNotLoaded
     | CertificateInvalid

@@ -26,6 +26,7 @@ from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
 from agent.instruments.process import ProcessInstruments
+from agent.instruments.replicas import ReplicaInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
 from agent.instruments.tls import TlsInstruments
@@ -61,6 +62,7 @@ class Instruments:
             LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
             AccessInstruments(self._metrics, log),
+            ReplicaInstruments(self._metrics, log),
             TlsInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}

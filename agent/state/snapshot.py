@@ -25,8 +25,9 @@ _BLIND: Final = Health.BLIND
 class Work(NamedTuple):
     """The requests at one endpoint, and how long the next one waits there.
 
-    `requests` are the agent's own in flight, `foreign` those of others (another gateway, another replica, the agent
-    itself before a restart), as the last page shows them. `busy_until` (monotonic seconds) is the estimate of when all
+    `requests` are those in flight that the agent knows: its own, and `of_peers` that other replicas report. `foreign`
+    are those of others (another gateway, a replica that does not report, the agent itself before a restart), as the
+    last page shows them. `busy_until` (monotonic seconds) is the estimate of when all
     prefill is done at `rate` tokens of uncached prompt a second. `rate_source` is `configured`, `learnt`, `pool` (the
     median of the pool's learnt rates) or `default`. The backlog shrinks as time passes, so it is a function of `now`
     and not a field. `queue_seconds` is the wait in a queue that something else than prefill delays; it lasts until a
@@ -41,10 +42,11 @@ class Work(NamedTuple):
     corrected: bool = True
     foreign: float = 0.0
     queue_seconds: float = 0.0
+    of_peers: int = 0
 
     @property
     def load(self) -> float:
-        """Requests at the endpoint, the agent's own and those of others."""
+        """Requests at the endpoint, the known ones and those of others."""
         return self.requests + self.foreign
 
     @property

@@ -128,7 +128,8 @@ HEALTH_INFO: Final = ROWS.gauge(
 IN_FLIGHT: Final = _endpoint(
     "igw_endpoint_in_flight_requests",
     "requests",
-    "Requests that the agent assigned to the endpoint and that have not ended",
+    "Requests that the agent, and its replicas where it has some, assigned to the endpoint and that have not ended; "
+    "absent while the part of a replica is unknown",
 )
 BACKLOG_TOKENS: Final = _endpoint(
     "igw_endpoint_prefill_backlog_tokens",

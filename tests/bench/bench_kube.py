@@ -33,7 +33,7 @@ from typing import Any, Final
 import grpc.aio
 import orjson
 
-from tests.bench.bench_peers import peer_cpu
+from tests.bench.bench_peers import measure
 from tests.bench.kube_fleet import NAMESPACE, POOL, KubePods
 from tests.bench.loop_pauses import stopped
 from tests.bench.machine_speed import MachineSpeed
@@ -371,8 +371,10 @@ def main(arguments: list[str] | None = None) -> int:
             finally:
                 plane.stop()
         if "peers" in rows:
-            for what, figure in peer_cpu():
-                table.row(what, figure)
+            cost = measure()
+            what = f"reports to a replica at {cost.requests:,} requests/s, cores of the"
+            table.row(f"{what} sender", cost.sender_cores)
+            table.row(f"{what} receiver", cost.receiver_cores)
     speed.sample()
     if args.json:
         print(json.dumps(table.figures, indent=1))

@@ -58,6 +58,11 @@ OTHER: dict[str, Any] = {
     "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
     "envoy.pickerCaFile": "ca.pem", "envoy.pickerServerName": "igw.example", "envoy.pickerCertFile": "c.pem",
     "envoy.pickerKeyFile": "c.key",
+    "envoy.pickerHosts": ["10.0.1.1", "igw.example"],
+    "replicas.address": "127.0.0.1:8", "replicas.peers": ["10.0.1.1:9003"], "replicas.service": "igw.example:9004",
+    "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
+    "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
+    "replicas.staleAfter": "9s",
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
 TLS: dict[str, Any] = {
@@ -81,6 +86,15 @@ BESIDE: dict[str, dict[str, Any]] = {
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
 }
+# What both configurations have, because the option is not valid without it.
+_PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}
+_TLS = {**_PEERS, "caFile": "ca.pem", "certFile": "c.pem", "keyFile": "c.key"}
+AROUND: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("replicas.address", "replicas.peers", "replicas.name", "replicas.staleAfter"), _PEERS),
+    **dict.fromkeys(("replicas.caFile", "replicas.certFile", "replicas.keyFile", "replicas.serverName"), _TLS),
+    "replicas.tokenFile": _PEERS,
+    "replicas.service": {"address": "127.0.0.1:9003", "service": "igw.example:9003"},
+}
 # The sources of endpoints and of accelerators of which these are options.
 POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
 SOURCE: dict[str, dict[str, Any]] = {
@@ -100,10 +114,14 @@ SOURCE: dict[str, dict[str, Any]] = {
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}
 
 
-def config(path: str = "", value: object = None, source: str = "", *, tls: bool = False, **pool: object) -> Config:
+def config(
+    path: str = "", value: object = None, source: str = "", around: str = "", *, tls: bool = False, **pool: object
+) -> Config:
     """The configuration with one option set, or with other keys of its pool. `source`: the endpoints are from the
-    source of this option; `tls`: the picker ports have TLS."""
+    source of this option; `around`: with what this option needs; `tls`: the picker ports have TLS."""
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
+    if around in AROUND:
+        document["replicas"] = dict(AROUND[around])
     base = {key: value for key, value in POOL.items() if key != "endpoints"} | SOURCE[source] if source else POOL
     document["pools"] = [yaml.safe_load(yaml.safe_dump({**base, **pool}))]
     if tls:
@@ -136,9 +154,10 @@ def shown(path: str) -> str:
     ("path", "option"), [(path, option) for path, option in all_options(Config) if path not in NOT_CHANGED]
 )
 def test_every_option_changes_in_place_or_is_refused_by_its_name(path: str, option: Option) -> None:
-    source, tls = path if path in SOURCE else "", path.startswith("envoy.picker")
+    source, tls = path if path in SOURCE else "", path.startswith("envoy.picker") and path != "envoy.pickerHosts"
     more = {"extProcAddress": "127.0.0.1:9"} if path == "pools[].name" else {}
-    old, new = config(source=source, tls=tls), config(path, OTHER[path], source, tls=tls, **more)
+    old = config(source=source, around=path, tls=tls)
+    new = config(path, OTHER[path], source, path, tls=tls, **more)
     if option.live:
         assert any(line.startswith(shown(path)) for line in differences(old, new)), differences(old, new)
     else:

@@ -21,6 +21,7 @@ from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -107,6 +108,10 @@ EVERYTHING: tuple[Event, ...] = (
     HandshakeFailed("ext_proc", "version", "x", "192.0.2.1"),
     LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
     LeaseFailed("llm/agent", "forbidden", "x"),
+    PeerChanged("10.0.1.2:9003", "igw-1", "silent", "timeout", "x", {"silent": 1}),
+    PeerFailed("10.0.1.2:9003", "timeout"),
+    PeerRefused("igw-1", "version", "x"),
+    PeersCounted({"reporting": 1}),
 )
 
 

@@ -25,6 +25,7 @@ from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
 from agent.kube.authn.identity import METHODS
 from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.kube.problem_reasons import REASONS as PROBLEM_REASONS
+from agent.replicas.states import REASONS as PEER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
@@ -69,6 +70,7 @@ REASONS: Final = {
     "igw_kubernetes_object_problems": len(PROBLEM_REASONS),
     "igw_kubernetes_object_problems_found_total": len(PROBLEM_REASONS),
     "igw_discovery_problems": len(SOURCE_REASONS), "igw_discovery_problems_total": len(SOURCE_REASONS),
+    "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 7,
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.

@@ -54,6 +54,15 @@ class LeaseServer:
         self.put(sent["spec"])
         return (201 if now is None else 200), json.dumps(self.lease).encode()
 
+    def delete(self) -> None:
+        """Remove the Lease."""
+        self.lease = None
+
+    @property
+    def holder(self) -> str | None:
+        """Who holds the Lease, None where there is none."""
+        return None if self.lease is None else self.lease["spec"]["holderIdentity"]
+
     def put(self, spec: dict[str, Any]) -> None:
         """Another version of the Lease, or a new one."""
         uid = self.lease["metadata"]["uid"] if self.lease is not None else f"uid-{next(self._numbers)}"
@@ -408,12 +417,11 @@ def test_a_renewal_of_a_lease_that_was_deleted_does_not_create_it() -> None:
     server, one = LeaseServer(), election()
     released(server)
     run_until(one, server, 0.0, 1.0)
-    server.lease = None
+    server.delete()
     assert exchange(one, server, one.due) is not None
-    assert server.lease is None
+    assert server.holder is None
     run_until(one, server, 2.5, 4.0)
-    assert server.lease is not None
-    assert server.lease["spec"]["holderIdentity"] == ""
+    assert server.holder == ""
 
 
 def test_a_holder_that_sees_another_stops_at_once() -> None:

@@ -33,6 +33,7 @@ PATHS = [
     "/v1/gauges",
     "/v1/openapi.json",
     "/v1/picks",
+    "/v1/replicas",
     "/v1/state",
     "/v1/state/watch",
 ]

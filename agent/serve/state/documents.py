@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device
 from agent.accelerators.faults import EndedFault, Fault
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.replicas.peers import ReplicasView
 from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
@@ -38,8 +40,10 @@ from agent.serve.state.schema import (
     HeaderJson,
     HistogramJson,
     HistogramValueJson,
+    PeerJson,
     PoolJson,
     PrefixJson,
+    ReplicasJson,
     RewriteJson,
     RewriteTargetJson,
     SignalValueJson,
@@ -213,17 +217,18 @@ def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
         measured = None
     return EndpointJson(
         view.address,
-        view.identity.namespace,
-        view.identity.pod_name,
-        view.identity.node,
         view.engine,
         view.health,
         view.reason,
         None if view.page_at is None else age(view.page_at, now),
         view.failures,
         view.stale_after,
+        view.identity.namespace,
+        view.identity.pod_name,
+        view.identity.node,
         WorkJson(
             work.requests,
+            work.of_peers,
             work.foreign,
             work.prefill_seconds(now),
             work.queue_seconds,
@@ -383,6 +388,32 @@ def _exporter(view: ExporterView, now: float) -> ExporterJson:
     )
 
 
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+
+def replicas(view: ReplicasView | None, moment: Moment) -> ReplicasJson:
+    """What this replica is, and its peers; empty where there are none."""
+    as_of = rfc3339(moment.wall)
+    if view is None:
+        return ReplicasJson(as_of, False, "", "", "", True, [], [])
+    peers = [
+        PeerJson(
+            each.address,
+            each.state,
+            each.reason,
+            printable(each.detail),
+            each.instance,
+            printable(each.name),
+            printable(each.software),
+            None if each.reported_at is None else age(each.reported_at, moment.now),
+            dict(each.in_flight) if each.in_flight is not None else None,
+        )
+        for each in view.peers
+    ]
+    unknown = [printable(each) for each in view.unknown]
+    return ReplicasJson(as_of, True, view.instance, view.name, view.address, not unknown, unknown, peers)
+
+
 # -- gauges ------------------------------------------------------------------------------------------------------------
 
 
@@ -417,7 +448,8 @@ def _gauge(gauge: Gauge, moment: Moment) -> GaugeJson:
 def _withheld(gauge: Withheld) -> GaugeJson:
     metric = gauge.metric
     aliases = [alias.name for alias in metric.aliases]
-    return GaugeJson(metric.name, aliases, _labels(gauge), metric.unit, None, withheld=gauge.reason)
+    detail = printable(gauge.detail) if gauge.detail else UNSET
+    return GaugeJson(metric.name, aliases, _labels(gauge), metric.unit, None, withheld=gauge.reason, detail=detail)
 
 
 def _labels(gauge: Gauge | Withheld) -> dict[str, str]:

@@ -22,6 +22,7 @@ from agent.serve.state.schema import (
     LivenessJson,
     PicksJson,
     ReadinessJson,
+    ReplicasJson,
     Schema,
     StateJson,
 )
@@ -33,6 +34,7 @@ _DOCUMENTS: Final = (
     ChangeJson,
     GaugesJson,
     ExportersJson,
+    ReplicasJson,
     PicksJson,
     LivenessJson,
     ReadinessJson,
@@ -146,6 +148,11 @@ def _paths() -> dict[str, Schema]:
             "getAccelerators",
             "Every accelerator exporter, the age of its page, and which endpoint its devices belong to",
             _responses("The exporters", "Exporters", s400=_UNKNOWN),
+        ),
+        "/v1/replicas": _get(
+            "getReplicas",
+            "What this replica of the agent is, and what is known of its peers",
+            _responses("The replicas", "Replicas", s400=_UNKNOWN),
         ),
         "/v1/picks": _get(
             "getPicks",

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.kube.pool_endpoints import SOURCE_REASONS
+from agent.replicas.states import STATES
 from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
 from agent.state.counter_rates import RATES, Rate
@@ -132,12 +133,14 @@ class HistogramValueJson(JsonObject):
 
 
 class WorkJson(JsonObject):
-    """The requests at the endpoint that have not ended: those that the agent has routed to it, and those of others."""
+    """The requests at the endpoint that have not ended: those that the agent or a peer has routed to it, and those of
+    others."""
 
-    requests: Annotated[Count, Meta(description="the agent's own")]
+    requests: Annotated[Count, Meta(description="the agent's own, and those that its peers report")]
+    of_peers: Annotated[Count, Meta(description="those of `requests` that other replicas of the agent report")]
     foreign_requests: Annotated[
         Amount,
-        Meta(description="those of others, as the last page shows them: running and waiting less the agent's own"),
+        Meta(description="those of others, as the last page shows them: running and waiting less `requests`"),
     ]
     prefill_seconds: Annotated[
         Seconds,
@@ -238,9 +241,6 @@ class EndpointJson(JsonObject):
     """A replica of a model server."""
 
     address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
-    namespace: Annotated[str, Meta(description="of its pod; empty where unknown, as the next two")]
-    pod: str
-    node: str
     engine: str
     health: Annotated[
         Health, Meta(description="a healthy or blind endpoint is picked; a failing one gets trial requests")
@@ -249,6 +249,9 @@ class EndpointJson(JsonObject):
     page_age_seconds: PageAge
     failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
     stale_after_seconds: Annotated[Seconds, Meta(description="a page or a reading of this age is stale")]
+    namespace: Annotated[str, Meta(description="of its pod; empty where unknown, as the next two")]
+    pod: str
+    node: str
     work: WorkJson
     prefix: PrefixJson
     signals: Annotated[
@@ -363,6 +366,9 @@ class GaugeJson(JsonObject):
         Annotated[Reason, Meta(description="; ".join(f"{word}: {text}" for word, text in sorted(REASONS.items())))]
         | UnsetType
     ) = UNSET
+    detail: Annotated[str, Meta(description="what exactly is missing, where the reason leaves it open")] | UnsetType = (
+        UNSET
+    )
 
 
 class GaugesJson(JsonObject):
@@ -401,6 +407,38 @@ class ExportersJson(JsonObject):
 
     as_of: AsOf
     exporters: list[ExporterJson]
+
+
+# -- /v1/replicas ------------------------------------------------------------------------------------------------------
+
+
+class PeerJson(JsonObject):
+    """Another replica of the agent."""
+
+    address: str
+    state: Annotated[str, Meta(extra_json_schema=_one_of(sorted(STATES)))]
+    reason: Annotated[str, Meta(description="why it does not report; empty where it does")]
+    detail: str
+    instance: Annotated[str, Meta(description="another one after each start; empty before the first contact")]
+    name: str
+    version: Annotated[str, Meta(description="of the agent that runs there")]
+    age_seconds: Annotated[Seconds | None, Meta(description="of its last report; null before the first")]
+    in_flight: Annotated[
+        dict[str, Count] | None, Meta(description="its requests in flight by pool; null while they are unknown")
+    ]
+
+
+class ReplicasJson(JsonObject):
+    """What this replica of the agent is, and its peers."""
+
+    as_of: AsOf
+    enabled: Annotated[bool, Meta(description="whether the configuration has `replicas.address`")]
+    instance: str
+    name: str
+    address: str
+    complete: Annotated[bool, Meta(description="whether every part of a sum over replicas is known")]
+    unknown: Annotated[list[str], Meta(description="the replicas whose part is unknown, and why")]
+    peers: list[PeerJson]
 
 
 # -- /v1/picks ---------------------------------------------------------------------------------------------------------
