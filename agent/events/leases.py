@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 class LeaseChanged(NamedTuple):
     """The agent began or ceased to hold a Lease (`namespace/name`), or another `holder` has it now; the holder is empty
-    where none is known. `released`: it was given up."""
+    where none is known. `released`: the agent is no candidate any more."""
 
     lease: str
     held: bool

@@ -28,7 +28,12 @@ class LeaseInstruments:
         }
 
     def _count_changed(self, event: LeaseChanged) -> None:
-        self._metrics.child(rows.HELD, event.lease).set(event.held)
+        for change in ("acquired", "lost", "released"):
+            self._metrics.child(rows.CHANGES, event.lease, change)  # 0 from the start: the first one is an increase
+        if event.released:
+            self._metrics.remove(rows.HELD, event.lease)  # it is no candidate any more
+        else:
+            self._metrics.child(rows.HELD, event.lease).set(event.held)
         before = event.lease in self._held
         if event.held and not before:
             self._held.add(event.lease)
@@ -41,7 +46,7 @@ class LeaseInstruments:
         if event.held:
             text = f"this replica holds the Lease {event.lease}: it writes Kubernetes Events and conditions"
         elif event.released:
-            text = f"this replica has released the Lease {event.lease}"
+            text = f"this replica is no candidate for the Lease {event.lease} any more"
         elif event.holder:
             text = f"{shortened(event.holder)} holds the Lease {event.lease}: this replica writes no Kubernetes Events"
         else:

@@ -99,7 +99,7 @@ class KubeClient:
         response = self._request("GET", path, {**parameters, "watch": "1"}, None, "", silence)
         if response.status != 200:
             try:
-                raise _failed(response, response.read(1 << 16))
+                raise self._failed(response, response.read(1 << 16))
             finally:
                 response.close()
         return WatchResponse(response)
@@ -127,7 +127,7 @@ class KubeClient:
         finally:
             response.release_conn()
         if not 200 <= response.status < 300:
-            raise _failed(response, data)
+            raise self._failed(response, data)
         return data
 
     def _request(
@@ -145,7 +145,7 @@ class KubeClient:
         headers = {"Accept": "application/json", "User-Agent": _USER_AGENT}
         if content_type and body is not None:
             headers["Content-Type"] = content_type
-        query = f"?{urlencode(parameters)}" if parameters else ""
+        query = f"{'&' if '?' in path else '?'}{urlencode(parameters)}" if parameters else ""
         timeout = Timeout(connect=CONNECT_SECONDS, read=read_seconds, total=seconds)
         token = self._token()
         while True:
@@ -185,6 +185,16 @@ class KubeClient:
             token = self._token()
         return "" if token == refused else token
 
+    def _failed(self, response: Any, data: bytes) -> ApiFailed:
+        """The error of a response; `Retry-After` in seconds is limited to MAX_RETRY_AFTER_SECONDS."""
+        text = response.headers.get("Retry-After", "")
+        seconds = min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdecimal() else None
+        message = status_message(data)
+        if response.status == 401:
+            token = f"that {self._kubeconfig} names" if self._kubeconfig else "of the agent's ServiceAccount"
+            message += f": the API server does not accept the token {token}; replace it, it is read again at each try"
+        return ApiFailed(response.status, message, seconds)
+
 
 def _configuration(kubeconfig: str) -> Configuration:
     """What the file, or else the pod, says now. Raises NoCluster."""
@@ -198,13 +208,6 @@ def _configuration(kubeconfig: str) -> Configuration:
         where = kubeconfig or "the service account of the pod"
         raise NoCluster(f"no API server: {where}: {error}; set kubernetes.kubeconfig outside a cluster") from error
     return configuration
-
-
-def _failed(response: Any, data: bytes) -> ApiFailed:
-    """The error of a response; `Retry-After` in seconds is limited to MAX_RETRY_AFTER_SECONDS."""
-    text = response.headers.get("Retry-After", "")
-    seconds = min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdecimal() else None
-    return ApiFailed(response.status, status_message(data), seconds)
 
 
 def _cause(error: BaseException) -> str:

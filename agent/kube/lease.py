@@ -18,7 +18,7 @@ that version lasts. Why two never hold it at once:
 * A process that was paused finds at its next `held(now)` that the time is over, because the clock went on.
 
 What remains: a process that is paused between `held` and the sending of a write sends it late. Such a write has to be
-harmless twice (an Event), or has to name the resourceVersion that it changes (a status).
+harmless twice (an Event), or has to name the resourceVersion that it changes (a condition).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class LeaseElection:
     def answered(self, request: LeaseRequest, sent: float, received: float, status: int, data: bytes) -> None:
         """The answer: its HTTP status, 0 where none came, and its body or the reason. `sent` was read before the
         request was sent, `received` after the answer had arrived."""
-        self._absent = False
+        self._absent, self.failure = False, None
         if status in (OK, CREATED):
             try:
                 lease = _LEASES.decode(data)
@@ -170,7 +170,7 @@ class LeaseElection:
     # -- within --------------------------------------------------------------------------------------------------------
 
     def _succeeded(self, request: LeaseRequest, sent: float, received: float, lease: _LeaseObject) -> None:
-        self.failure, self._failures = None, 0
+        self._failures = 0
         if lease.metadata.resource_version != self._lease.metadata.resource_version:
             self._lease, self._seen_at = lease, received
         self._current = True
@@ -230,14 +230,14 @@ class LeaseElection:
         self.due = now + self._jittered(min(2 ** max(0, self._failures - 1), MAX_BACKOFF))
 
     def _described(self, status: int, data: bytes) -> tuple[str, str]:
-        answer = data[:200].decode("utf-8", "replace")
+        answer = data[:300].decode("utf-8", "replace")
         if status == 0:
             return "unreachable", answer
         if status == FORBIDDEN:
             remedy = f"let the agent's ServiceAccount get, create and update leases in namespace {self._namespace}"
             return "forbidden", f"403: {answer}; {remedy} (deploy/kubernetes has the Role)"
         if status == UNAUTHORIZED:
-            return "unauthorized", f"401: {answer}; the agent's token is not accepted: has it expired?"
+            return "unauthorized", f"401: {answer}"
         if status == NOT_FOUND:
             return "not_found", f"404: {answer}; does namespace {self._namespace} exist?"
         return "refused", f"{status}: {answer}"

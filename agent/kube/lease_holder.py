@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.kube.client import KubeClient
 
 PATH: Final = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+RELEASE_SECONDS: Final = 4.0  # a component has five seconds to stop
 RETRY_SECONDS: Final = 5.0  # between two tries to find a cluster's configuration
 
 
@@ -88,6 +89,8 @@ class LeaseHolder:
             request = self.election.request(now, micro_time(self._clock.wall()))
             if request is not None:
                 await self._exchange(client, request)
+                if self.election.due <= self._clock.now():  # more is to be sent before it is known who holds it
+                    continue
             self._report()
             wakes = self.election.due
             if self.election.held(self._clock.now()):
@@ -97,23 +100,22 @@ class LeaseHolder:
 
     async def release(self) -> None:
         """Give the Lease up for good: nothing more is written, and once the writes under way have ended, another takes
-        it at once. After `run` was cancelled. Where the API server does not answer, the Lease lapses by itself."""
+        it at once. After `run` was cancelled. Where this takes over RELEASE_SECONDS, the Lease lapses by itself."""
         self.election.end()
         self._report(released=True)
         under_way = [*self._writes] + ([self._open.answer] if self._open is not None else [])
-        if under_way:
-            await asyncio.wait(under_way, timeout=self._times.write_timeout)
-        if self._open is not None:
-            self._take_answer(self._open)
-        request = self.election.release(micro_time(self._clock.wall()))
-        if request is None or self._writes:
-            return
         try:
-            client = await self._cluster.connect()
-            async with asyncio.timeout(self._times.write_timeout):
-                await self._cluster.run(self._request, client, request)
+            async with asyncio.timeout(RELEASE_SECONDS):
+                if under_way:
+                    await asyncio.wait(under_way)
+                if self._open is not None:
+                    self._take_answer(self._open)
+                request = self.election.release(micro_time(self._clock.wall()))
+                if request is not None:
+                    await self._cluster.run(self._request, await self._cluster.connect(), request)
         except (ApiFailed, Unreachable, NoCluster, TimeoutError) as error:
-            self._hook(LeaseFailed(self._label, "not_released", f"it lapses by itself: {error}"))
+            why = str(error) or "the API server does not answer"
+            self._hook(LeaseFailed(self._label, "not_released", f"it lapses by itself: {why}"))
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -127,7 +129,8 @@ class LeaseHolder:
         while not answer.done() and (now := self._clock.now()) < ends:
             until = min(ends, self.election.held_until) if self.election.held(now) else ends
             await asyncio.wait({answer}, timeout=max(0.0, until - now))
-            self._report()  # the right may end while the API server is silent
+            if not answer.done():
+                self._report()  # the right may end while the API server is silent
         self._take_answer(self._open)
 
     def _take_answer(self, exchange: _Exchange) -> None:
@@ -165,7 +168,11 @@ class LeaseHolder:
         if holder == self.identity and not held:
             holder = ""
         changed = LeaseChanged(self._label, held, holder, released)
-        if self._reported is None or (changed.held, changed.holder) != (self._reported.held, self._reported.holder):
+        if (
+            released
+            or self._reported is None
+            or (changed.held, changed.holder) != (self._reported.held, self._reported.holder)
+        ):
             self._reported = changed
             self._hook(changed)
 

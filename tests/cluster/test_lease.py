@@ -14,31 +14,13 @@ from agent.events import Event
 from agent.events.leases import LeaseFailed
 from agent.kube.cluster import Cluster
 from agent.kube.errors import NotHeld
-from agent.kube.lease import RELEASED_SECONDS
 from agent.kube.lease_holder import LeaseHolder, LeaseName
 from tests.cluster.access import create_service_account, grant, kubeconfig_of
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.leases import NAME, RULES, create_released, lease_path
 from tests.waiting import eventually
 
-NAME = "agent"
 SECONDS = 3  # the shortest: 2 s for a holder to renew, renewed every 0.4 s
-RULES = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}]
-
-
-def lease_path(namespace: str) -> str:
-    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{NAME}"
-
-
-def create_released(control_plane: ControlPlane, namespace: str) -> None:
-    """The Lease as its last holder has left it, so that the next takes it at once."""
-    control_plane.api.create(
-        {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": NAME, "namespace": namespace},
-            "spec": {"holderIdentity": "", "leaseDurationSeconds": RELEASED_SECONDS, "leaseTransitions": 7},
-        }
-    )
 
 
 class LeaseReplica:
@@ -95,7 +77,7 @@ async def replicas(control_plane: ControlPlane, namespace: str) -> AsyncIterator
 async def test_a_replica_that_stops_hands_the_lease_over_at_once(
     control_plane: ControlPlane, namespace: str, replicas: LeaseReplicas
 ) -> None:
-    create_released(control_plane, namespace)
+    create_released(control_plane.api, namespace)
     first = replicas.start()
     await eventually(first.holder.held)
     spec = await replicas.read()
@@ -117,7 +99,7 @@ async def test_a_replica_that_stops_hands_the_lease_over_at_once(
 async def test_a_replica_that_ends_without_a_word_is_replaced_when_its_right_is_over(
     control_plane: ControlPlane, namespace: str, replicas: LeaseReplicas
 ) -> None:
-    create_released(control_plane, namespace)
+    create_released(control_plane.api, namespace)
     first = replicas.start()
     await eventually(first.holder.held)
     second = replicas.start()
@@ -134,7 +116,7 @@ async def test_a_lease_that_is_deleted_is_made_again_and_held_by_one(
     control_plane: ControlPlane, namespace: str, replicas: LeaseReplicas
 ) -> None:
     """Nobody takes it while the last holder may still write."""
-    create_released(control_plane, namespace)
+    create_released(control_plane.api, namespace)
     first = replicas.start()
     await eventually(first.holder.held)
     second = replicas.start()
@@ -152,7 +134,7 @@ async def test_a_lease_that_is_deleted_is_made_again_and_held_by_one(
 async def test_a_lease_that_another_program_takes_is_lost_at_once(
     control_plane: ControlPlane, namespace: str, replicas: LeaseReplicas
 ) -> None:
-    create_released(control_plane, namespace)
+    create_released(control_plane.api, namespace)
     first = replicas.start()
     await eventually(first.holder.held)
     patch = {"spec": {"holderIdentity": "a person"}}

@@ -97,7 +97,7 @@ def test_a_token_that_has_ended_is_read_again_at_once(
         client = KubeClient()
     path = PODS_PATH.format(namespace=namespace)
     mark = control_plane.audit.mark()
-    with pytest.raises(ApiFailed, match="401"):
+    with pytest.raises(ApiFailed, match=r"401: Unauthorized: the API server does not accept the token (that|of)"):
         client.get(path, {"limit": "1"})
     token.replace()
     assert b'"PodList"' in client.get(path, {"limit": "1"})

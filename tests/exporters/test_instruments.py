@@ -9,6 +9,7 @@ import pytest
 
 from agent import events
 from agent.events.access import AccessChecked, TokenFileProblem
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -162,6 +163,30 @@ def test_a_budget_is_shown_while_there_is_one(instruments):
     instruments(BudgetChanged())
     assert sample(instruments, "igw_scrape_interval_seconds", {"activity": "idle"}) is None
     assert sample(instruments, "igw_scrape_budget_used_ratio", {"resource": "cpu"}) is None
+
+
+def test_a_lease_is_shown_while_this_replica_is_a_candidate_for_it(instruments):
+    lease = {"lease": "igw/agent"}
+
+    def changes() -> dict[str, float | None]:
+        names = ("acquired", "lost", "released")
+        return {name: sample(instruments, "igw_lease_changes_total", {**lease, "change": name}) for name in names}
+
+    assert sample(instruments, "igw_lease_held", lease) is None
+    instruments(LeaseChanged("igw/agent", held=False, holder="b", released=False))
+    assert sample(instruments, "igw_lease_held", lease) == 0
+    assert changes() == {"acquired": 0, "lost": 0, "released": 0}
+    instruments(LeaseChanged("igw/agent", held=True, holder="a", released=False))
+    assert sample(instruments, "igw_lease_held", lease) == 1
+    instruments(LeaseChanged("igw/agent", held=False, holder="", released=False))
+    instruments(LeaseChanged("igw/agent", held=False, holder="b", released=False))
+    assert sample(instruments, "igw_lease_held", lease) == 0
+    instruments(LeaseChanged("igw/agent", held=True, holder="a", released=False))
+    instruments(LeaseChanged("igw/agent", held=False, holder="", released=True))
+    assert sample(instruments, "igw_lease_held", lease) is None
+    assert changes() == {"acquired": 2, "lost": 1, "released": 1}
+    instruments(LeaseFailed("igw/agent", "forbidden", "403"))
+    assert sample(instruments, "igw_lease_failures_total", {**lease, "reason": "forbidden"}) == 1
 
 
 def test_every_event_is_counted_and_only_events_are_logged(instruments):

@@ -195,7 +195,7 @@ class Elections(RuleBasedStateMachine):
 
     @rule()
     def the_lease_is_deleted(self) -> None:
-        self.server.lease = None
+        self.server.delete()
 
     @rule()
     def the_lease_gets_a_label(self) -> None:
@@ -471,7 +471,7 @@ def test_an_answer_after_the_end_gives_no_right() -> None:
     [
         (0, b"refused", "unreachable", "refused"),
         (403, b"no", "forbidden", "let the agent's ServiceAccount get, create and update leases in namespace ns"),
-        (401, b"no", "unauthorized", "has it expired"),
+        (401, b"no", "unauthorized", "401: no"),
         (429, b"slow down", "refused", "429: slow down"),
         (500, b"", "refused", "500"),
         (200, b"<html>", "unreadable", "no Lease"),

@@ -123,9 +123,21 @@ async def test_it_holds_the_lease_writes_and_releases_it_to_the_next() -> None:
     assert not first.holder.held()
     await passing(3.0)
     assert second.holder.held()
-    assert [(event.held, event.released) for event in first.changes()] == [(False, False), (True, False), (False, True)]
+    assert [(event.held, event.released) for event in first.changes()] == [(True, False), (False, True)]
     assert second.changes()[-1].held
     await second.stop()
+
+
+async def test_a_candidate_that_never_held_it_reports_its_end_too() -> None:
+    cluster = SimulatedCluster()
+    first = Bench(cluster)
+    await passing(1.0)
+    second = Bench(cluster, 2)
+    await passing(10.0)
+    await second.stop()
+    assert [(event.held, event.released) for event in second.changes()] == [(False, False), (False, True)]
+    assert first.holder.held()
+    await first.stop()
 
 
 async def test_the_right_ends_while_the_api_server_is_silent_and_the_change_is_published_then() -> None:
