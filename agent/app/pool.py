@@ -71,8 +71,8 @@ MODES: Final = {
 }
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
-# Endpoints that are added or changed in one step: 100 of them take some 10 ms.
-ENDPOINTS_PER_STEP: Final = 100
+# Endpoints that are added or changed in one step: 50 of them take some milliseconds.
+ENDPOINTS_PER_STEP: Final = 50
 # How often a start looks whether every endpoint was scraped: a fleet of 10,000 costs some milliseconds each time.
 FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 # How long a start waits for the lists of models of servers whose page was read: they follow it at once, and a probe of
@@ -341,33 +341,36 @@ class Pool:
         """Apply a set of endpoints to the routing state and the scrape loop: removals and changes at once, additions in
         steps, between which requests are picked."""
         before, self._known = self._known, None  # of a step that is cancelled nothing is known
-        present = found.limited_to({address for address in found.endpoints if self.store.has(address)})
-        changed = [address for address in present.endpoints if differs(address, before, found)]
-        self._apply_step(present, changed[:ENDPOINTS_PER_STEP])
-        for start in range(ENDPOINTS_PER_STEP, len(changed), ENDPOINTS_PER_STEP):
-            await asyncio.sleep(0)
-            self._change_targets(present, changed[start : start + ENDPOINTS_PER_STEP])
-        added = [address for address in found.endpoints if address not in present.endpoints]
-        shown = set(present.endpoints)
-        for start in range(0, len(added), ENDPOINTS_PER_STEP):
-            step = added[start : start + ENDPOINTS_PER_STEP]
-            shown.update(step)
+        addresses, store = found.engines.keys(), self.store
+        changed: list[str] = []
+        added: list[str] = []
+        for address in found.endpoints:
+            if not store.has(address):
+                added.append(address)
+            elif differs(address, before, found):
+                changed.append(address)
+        store.change_endpoints(
+            {name: each.engine for name, each in found.unresolved.items()}, self._parts.clock.now(), None, addresses
+        )
+        self._parts.scrape_loop.keep_targets(self.name, addresses)
+        steps = [*changed, *added]
+        for start in range(0, len(steps), ENDPOINTS_PER_STEP):
             if start:
+                store.snapshot(self._parts.clock.now())  # with the views of one step: no reader makes all at once
                 await asyncio.sleep(0)
-            self._apply_step(found.limited_to(shown), step)
+            self._apply_step(found, steps[start : start + ENDPOINTS_PER_STEP])
         self._known = found
         self.endpoints = found.endpoints
         self._parts.on_endpoints()
 
-    def _apply_step(self, found: EndpointSet, changed: Sequence[str]) -> None:
-        """Make the pool have these endpoints; `changed` are those that are scraped otherwise than before."""
-        identities = {address: identity_of(found, address) for address in found.endpoints}
-        self.store.set_endpoints(found.engines, self._parts.clock.now(), identities)
-        self._change_targets(found, changed)
-
-    def _change_targets(self, found: EndpointSet, changed: Sequence[str]) -> None:
-        targets = targets_of(self._config, self._settings, found, self._access, changed)
-        self._parts.scrape_loop.change_targets(self.name, targets, found.endpoints.keys(), self.store)
+    def _apply_step(self, found: EndpointSet, addresses: Sequence[str]) -> None:
+        """Add or change these endpoints."""
+        store = self.store
+        engines = {address: found.endpoints[address].engine for address in addresses}
+        identities = {address: identity_of(found, address) for address in addresses}
+        store.change_endpoints(engines, self._parts.clock.now(), identities, store.addresses | engines.keys())
+        targets = targets_of(self._config, self._settings, found, self._access, addresses)
+        self._parts.scrape_loop.change_targets(self.name, targets, store)
 
     def _discovery_of(self, config: Config, settings: PoolConfig) -> Discovery:
         """The source of the pool's endpoints. Raises CannotStart where it cannot be used."""

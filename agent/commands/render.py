@@ -114,7 +114,13 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         raise ValueError(f"--listen {args.listen}: not IP:PORT")
     pools = []
     listeners: list[EnvoyListener] = []
+    eds_directory = config.envoy.eds_directory if args.eds_directory is None else args.eds_directory
     for pool in config.pools:
+        if pool.source != "endpoints" and not eds_directory:
+            raise ValueError(
+                f"pool {pool.name}: its servers are pods, which come and go; set envoy.edsDirectory or "
+                "--eds-directory, where the agent keeps them for Envoy"
+            )
         picker_host, _, picker_port = pool.ext_proc_address.rpartition(":")
         hosts = [f"[{host}]" if ":" in host else host for host in config.envoy.picker_hosts]
         picker, *replicas = (f"{each}:{picker_port}" for each in hosts or [_WILDCARDS.get(picker_host, picker_host)])
@@ -130,7 +136,7 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         max_body=config.ext_proc.max_body,
         failure_mode=FailureMode(args.failure_mode),
         responses=ResponseSource(args.responses),
-        eds_directory=config.envoy.eds_directory if args.eds_directory is None else args.eds_directory,
+        eds_directory=eds_directory,
         retry_server_errors=config.envoy.retry_server_errors,
         retry_budget=config.envoy.retry_budget,
         # One share for the ejections of both.

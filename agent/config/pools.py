@@ -257,6 +257,11 @@ class PoolConfig:
         """What its endpoints come from: a key of `agent.discovery.SOURCES`."""
         return "kubernetes" if self.inference_pool or self.selector else "endpoints"
 
+    @property
+    def in_cluster(self) -> bool:
+        """Whether its servers are pods that the API server lists."""
+        return self.source == "kubernetes"
+
     def source_in_words(self) -> str:
         """Where its endpoints come from, for a person: `2 endpoints`, `InferencePool llm/chat`."""
         prefix = f"{self.namespace}/" if self.namespace else ""

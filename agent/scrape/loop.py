@@ -72,10 +72,12 @@ class ScrapeLoop:
         stays."""
         self._set(pool, targets, sink, sink, partial(self._reader, pool))
 
-    def change_targets(self, pool: str, targets: Iterable[Target], addresses: Collection[str], sink: Sink) -> None:
-        """Add these model servers to a pool or change them, and remove those whose address is not in `addresses`; the
-        others go on as they are."""
+    def keep_targets(self, pool: str, addresses: Collection[str]) -> None:
+        """Remove the model servers of a pool at other addresses than these."""
         self._remove(pool, addresses)
+
+    def change_targets(self, pool: str, targets: Iterable[Target], sink: Sink) -> None:
+        """Add these model servers to a pool or change them; the others go on as they are."""
         reader = partial(self._reader, pool)
         for target in targets:
             self._place(pool, target, sink, sink, reader)

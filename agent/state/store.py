@@ -8,6 +8,7 @@ all. Nothing here waits or reads a clock: `now` is an argument of every method, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
 from agent.accelerators.combine import Accelerators
@@ -105,7 +106,7 @@ class RoutingStore:
         self._snapshot: Snapshot | None = None
         self._views: dict[str, EndpointView] = {}  # while there is no snapshot: views that are up to date, by address
         self._read = False  # a snapshot was read since `age` was last called
-        self._expires = 0.0  # no endpoint's `until` is earlier
+        self._expires = float("inf")  # no endpoint's `until` is earlier
         self._adapters = NameCounts()
         self._models = NameCounts()
         self._renamed: set[str] = set()  # addresses whose names in the two above may be out of date
@@ -125,7 +126,18 @@ class RoutingStore:
     ) -> None:
         """Set the endpoints of the pool: address -> engine. Known ones keep their state. One whose identity or engine
         changed starts over, because it is another server. `identities` has every address, or is None."""
-        for address in self._endpoints.keys() - engines.keys():
+        self.change_endpoints(engines, now, identities, engines.keys())
+
+    def change_endpoints(
+        self,
+        engines: Mapping[str, str],
+        now: float,
+        identities: Mapping[str, Identity] | None,
+        addresses: AbstractSet[str],
+    ) -> None:
+        """Add or change these endpoints, as `set_endpoints` does, and remove those that are not among `addresses`; the
+        others stay as they are."""
+        for address in self._endpoints.keys() - addresses:
             self._drop(address)
         for address, engine in engines.items():
             state = self._endpoints.get(address)
@@ -464,6 +476,11 @@ class RoutingStore:
         """Whether an endpoint lists any model, as of the last snapshot."""
         return bool(self._models)
 
+    @property
+    def addresses(self) -> AbstractSet[str]:
+        """The addresses of all endpoints."""
+        return self._endpoints.keys()
+
     def has(self, address: str) -> bool:
         """Whether the address is an endpoint of the pool."""
         return address in self._endpoints
@@ -509,18 +526,20 @@ class RoutingStore:
 
     def _retake(self, now: float) -> Snapshot:
         """A snapshot with a new view of every endpoint whose last one is out of date."""
-        endpoints, kept, dirty = [], self._views, self._dirty
-        for address in self._places:
-            state, view = self._endpoints[address], kept.get(address)
-            if view is None or address in dirty or state.until <= now:
-                view = self._view(state, now)
-            endpoints.append(view)
+        self._forget_views()
+        if now >= self._expires:
+            self._dirty.update(address for address in self._views if self._endpoints[address].until <= now)
+            self._forget_views()
+        kept, good_until = self._views, self._expires
+        for address in self._places.keys() - kept.keys():
+            state = self._endpoints[address]
+            view = kept[address] = self._view(state, now)
+            self._count(view, 1)
+            good_until = min(good_until, state.until)
+        endpoints = [kept[address] for address in self._places]
         self._views = {}
         self._dirty.clear()
-        self._not_picked = sum(view.health not in PICKED for view in endpoints)
-        self._with_errors = sum(view.errors is not None for view in endpoints)
-        self._queued = sum(not view.work.only_prefill for view in endpoints)
-        snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
+        snapshot = self._snapshot_of(now, good_until if now < good_until else self._next_expiry(), endpoints)
         self._notify()
         return snapshot
 
@@ -621,13 +640,25 @@ class RoutingStore:
         """The endpoints have changed: the next snapshot is made of the views that are up to date and of new ones."""
         last = self._snapshot
         if last is not None:
-            self._views = {view.address: view for view in last.endpoints}
-        for address in self._dirty:
-            self._views.pop(address, None)
+            self._views = dict(zip(last.addresses, last.endpoints, strict=True))
+        self._forget_views()
         self._snapshot = None
-        self._dirty.clear()
         self.version += 1
         self._notify()
+
+    def _forget_views(self) -> None:
+        """Forget the views that are out of date."""
+        for address in self._dirty:
+            view = self._views.pop(address, None)
+            if view is not None:
+                self._count(view, -1)
+        self._dirty.clear()
+
+    def _count(self, view: EndpointView, by: int) -> None:
+        """Count a view in the sums of the snapshot, or withdraw it."""
+        self._not_picked += by * (view.health not in PICKED)
+        self._with_errors += by * (view.errors is not None)
+        self._queued += by * (not view.work.only_prefill)
 
     def _notify(self) -> None:
         for call in self.on_change:

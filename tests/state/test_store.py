@@ -450,7 +450,10 @@ def test_a_snapshot_that_is_updated_equals_one_that_is_rebuilt(steps: list[tuple
         step_by_step = fleet.store.snapshot(now)
         assert fleet.store.in_flight == len(work_ids)
         untils = [(each, each.until) for each in fleet.store._endpoints.values()]
-        fleet.store._snapshot = None
+        fleet.store._rebuild()  # as after a change of the endpoints
+        assert fleet.store.snapshot(now).endpoints == step_by_step.endpoints
+        fleet.store._dirty.update(fleet.store.addresses)
+        fleet.store._rebuild()
         at_once = fleet.store.snapshot(now)
         assert step_by_step.endpoints == at_once.endpoints
         assert (

@@ -217,15 +217,15 @@ def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
         measured = None
     return EndpointJson(
         view.address,
-        view.identity.namespace,
-        view.identity.pod_name,
-        view.identity.node,
         view.engine,
         view.health,
         view.reason,
         None if view.page_at is None else age(view.page_at, now),
         view.failures,
         view.stale_after,
+        view.identity.namespace,
+        view.identity.pod_name,
+        view.identity.node,
         WorkJson(
             work.requests,
             work.of_peers,

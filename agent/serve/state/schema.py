@@ -241,9 +241,6 @@ class EndpointJson(JsonObject):
     """A replica of a model server."""
 
     address: Annotated[str, Meta(description="host:port, or [host]:port for IPv6")]
-    namespace: Annotated[str, Meta(description="of its pod; empty where unknown, as the next two")]
-    pod: str
-    node: str
     engine: str
     health: Annotated[
         Health, Meta(description="a healthy or blind endpoint is picked; a failing one gets trial requests")
@@ -252,6 +249,9 @@ class EndpointJson(JsonObject):
     page_age_seconds: PageAge
     failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
     stale_after_seconds: Annotated[Seconds, Meta(description="a page or a reading of this age is stale")]
+    namespace: Annotated[str, Meta(description="of its pod; empty where unknown, as the next two")]
+    pod: str
+    node: str
     work: WorkJson
     prefix: PrefixJson
     signals: Annotated[
