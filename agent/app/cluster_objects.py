@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -21,6 +22,7 @@ from agent.app.tasks import Task, Tasks
 from agent.config.config import Config
 from agent.config.pools import PoolConfig
 from agent.events import Hook
+from agent.events.process import TaskFailed
 from agent.kube.cluster import Cluster, own_namespace
 from agent.kube.errors import NoCluster
 from agent.kube.objectives import POOL_GROUP, POOL_KIND, Acceptance, merge
@@ -59,6 +61,7 @@ class ClusterObjects:
         self._config = config
         self._cluster = cluster
         self._tasks = tasks
+        self._hook = hook
         self._recorder = recorder
         self._pools = pools
         self._problems = ObjectProblems(hook, recorder)
@@ -168,7 +171,10 @@ class ClusterObjects:
 
         def run() -> None:
             del self._timers[name]
-            call()
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001  a defect here must not go unnoticed; the next change calls again
+                self._hook(TaskFailed(f"{self.name}/{name}", repr(error), 0.0))
 
         if name not in self._timers and not self._stopped:
             self._timers[name] = asyncio.get_running_loop().call_later(seconds, run)
@@ -217,7 +223,9 @@ class ClusterObjects:
                 ref = ObjectRef(f"{POOL_GROUP}/v1", POOL_KIND, namespace, name, found.metadata.uid)
                 pools[str(ref)] = SelectingPool(str(ref), namespace, found.spec.selector.match_labels)
                 refs[str(ref)] = ref
-        shared = shared_pods(pools.values(), self._pods())
+        counts = Counter(pool.namespace for pool in pools.values())
+        several = {namespace for namespace, count in counts.items() if count > 1}
+        shared = shared_pods(pools.values(), self._pods_in(several)) if several else {}
         served: set[str] = set()
         for settings in self._config.pools:
             name = str(self._ref(settings) or _plain(settings.name))
@@ -238,14 +246,14 @@ class ClusterObjects:
         else:
             self._problems.report(found_by, _plain(settings.name), problems)
 
-    def _pods(self) -> Iterator[LabelledPod]:
-        """The pods behind the endpoints of all pools, each once."""
+    def _pods_in(self, namespaces: Collection[str]) -> Iterator[LabelledPod]:
+        """The pods of these namespaces behind the endpoints of all pools, each once."""
         seen: set[str] = set()
         for pool in self._pools().values():
             for endpoint in pool.endpoints.values():
-                if endpoint.pod and endpoint.pod not in seen:
+                namespace, _, name = endpoint.pod.rpartition("/")
+                if namespace in namespaces and endpoint.pod not in seen:
                     seen.add(endpoint.pod)
-                    namespace, _, name = endpoint.pod.rpartition("/")
                     yield LabelledPod(namespace, name, dict(endpoint.labels))
 
     def _by_key(self) -> dict[Key, list[Pool]]:

@@ -72,7 +72,7 @@ class KubeClient:
         """`kubeconfig`: a file; empty for the cluster that the agent runs in. Raises NoCluster."""
         self._kubeconfig = kubeconfig
         configuration = _configuration(kubeconfig)
-        configuration.connection_pool_maxsize = 16
+        configuration.connection_pool_maxsize = 128  # each watch holds one, two for each pool
         configuration.socket_options = _KEEPALIVE
         self._configuration = configuration
         self._client = ApiClient(configuration)

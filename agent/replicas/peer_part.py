@@ -17,7 +17,7 @@ from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, PROXY, RESET, RESULTS, TIMEOUT, Response
 from agent.state.endpoint import EMPTIED
 from agent.state.prefill_rate import LearntRate
-from agent.state.store import RoutingStore
+from agent.state.store import OF_PEER, RoutingStore
 
 # Results in a row that are applied one by one: more change no average by more than rounding.
 _MAX_REPEATS: Final = 100
@@ -96,9 +96,9 @@ class _PoolPart:
             address = endpoints[outcome.endpoint]
             for _ in range(min(_MAX_REPEATS, outcome.times)):
                 if outcome.result == OK:
-                    store.succeeded(address, 0, now)
+                    store.succeeded(address, OF_PEER, now)
                 else:
-                    store.request_failed(address, 0, outcome.result, now)
+                    store.request_failed(address, OF_PEER, outcome.result, now)
         if comparable:
             for withdrawn in report.withdrawn:
                 index.remove(endpoints[withdrawn.endpoint], unpack_blocks(withdrawn.blocks))

@@ -162,10 +162,10 @@ class Outcomes:
         self._hook(Responded(store.pool, endpoint, result))
         if row.failure:
             store.request_failed(endpoint, ticket.work_id, result, now)
-            self._sharing.outcome(endpoint, result)
+            self._share(ticket, endpoint, result)
         elif result == OK:
             store.succeeded(endpoint, ticket.work_id, now)
-            self._sharing.outcome(endpoint, result)
+            self._share(ticket, endpoint, result)
         if result == OK or (result == CLIENT_LEFT and response.body_bytes):
             self._confirm(ticket)
         else:
@@ -178,7 +178,7 @@ class Outcomes:
         if response.attempts > 1 and not store.unfollowed(picked, now):
             self._hook(Responded(store.pool, picked, RETRIED))
             store.request_failed(picked, ticket.work_id, RETRIED, now)
-            self._sharing.outcome(picked, RETRIED)
+            self._share(ticket, picked, RETRIED)
         else:
             self._hook(NotFollowed(store.pool, picked, served))
             store.not_followed(picked, now)
@@ -193,6 +193,11 @@ class Outcomes:
         uncached = max(1, pick.prompt_tokens - ticket.known_blocks * ticket.block_tokens)
         if store.moved(ticket.work_id, served, uncached, now):
             self._sharing.moved(ticket.work_id, served, uncached, chain, now)
+
+    def _share(self, ticket: Ticket, endpoint: str, result: str) -> None:
+        """Report a result to the peers, if it is one of the server that is at the endpoint now."""
+        if self._store.sent(endpoint, ticket.work_id):
+            self._sharing.outcome(endpoint, result)
 
     def _confirm(self, ticket: Ticket) -> None:
         """The endpoint has prefilled the prompt. Its blocks may be gone by the failure of a request with the same."""

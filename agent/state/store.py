@@ -50,6 +50,8 @@ _BLIND: Final = Health.BLIND
 # A proxy that ejects an endpoint itself does so for 30 s the first time (Envoy's base_ejection_time). As long after a
 # pick that it did not follow, the endpoint counts as ejected by the proxy.
 UNFOLLOWED_SECONDS: Final = 30.0
+# The id of a request whose result a peer reports. It is in no trial of this agent.
+OF_PEER: Final = 0
 
 
 class PrefixMemory(Protocol):
@@ -399,9 +401,10 @@ class RoutingStore:
         self._refresh(state, now)
 
     def sent(self, address: str, work_id: int) -> bool:
-        """Whether the server that is at the address now was there when the request was picked."""
+        """Whether the server that is at the address now was there when the request was picked. Of a request that a peer
+        has picked (`OF_PEER`) the peer has checked that."""
         state = self._endpoints.get(address)
-        return state is not None and work_id >= state.first_work_id
+        return state is not None and (work_id >= state.first_work_id or work_id == OF_PEER)
 
     def not_followed(self, picked: str, now: float) -> None:
         """Record that the proxy sent a request elsewhere that was picked for this endpoint."""

@@ -231,13 +231,11 @@ async def test_a_selector_that_matches_nothing_is_an_event_of_its_pool_until_a_p
         assert warning["regarding"]["uid"] == made["metadata"]["uid"]
         assert warning["reportingController"] == "inference-gateway-agent"
         await journey.pods.create("one", LABELS)
-        resolved = await journey.event("InferencePool", "llama", "ProblemResolved")
-        assert "NoMatchingPods is resolved" in resolved["note"]
+        resolved = await journey.event("InferencePool", "llama", "ProblemResolved", "NoMatchingPods is resolved")
+        assert resolved["type"] == "Normal"
         await pool_state(live, lambda pool: len(pool["endpoints"]) == 1)
-        status = (await asyncio.to_thread(journey.plane.api.get, journey.path(POOL_API, "InferencePool", "llama"))).get(
-            "status"
-        )
-        assert not status  # it is the gateways'
+        pool = await asyncio.to_thread(journey.plane.api.get, journey.path(POOL_API, "InferencePool", "llama"))
+        assert not pool.get("status")  # it is the gateways'
 
 
 async def test_two_pools_that_select_one_pod_are_both_named(journey: Journey) -> None:

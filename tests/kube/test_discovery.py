@@ -79,6 +79,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(informer_module, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(informer_module, "MAX_BACKOFF_SECONDS", 0.1)
     server = FakeApiServer(
         collections={POOLS: [inference_pool()], PODS: [pod("a", ip="10.0.0.1"), pod("b", ip="10.0.0.2")]}
     )

@@ -70,6 +70,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.1)
     monkeypatch.setattr(module, "SHORTEST_WATCH_SECONDS", 0.0)
     server = FakeApiServer(pod("a"), pod("b"))
     await server.start()

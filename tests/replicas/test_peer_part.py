@@ -438,3 +438,18 @@ def test_a_replica_that_starts_gets_the_prompts_that_its_peer_knows() -> None:
     pair.a.index.record("10.0.0.9:8000", (1, 2, 3))  # not in the pool of B
     pair.send(pair.a.publisher.full({}, 1.0, pair.a.index.newest(100)), 1.0)
     assert pair.b.index.match((1, 2, 3), (*ADDRESSES, "10.0.0.9:8000")) == [0, 3, 0, 0]
+
+
+def test_a_result_of_a_server_that_was_replaced_meanwhile_is_not_reported() -> None:
+    pair = ReplicaPair()
+    pair.begin()
+    side = pair.b
+    side.publisher.listen(listened=True)
+    side.outcomes.log_opened()
+    ticket(side.outcomes, side.store)
+    side.publisher.take(0.0)
+    side.store.set_endpoints({A2: "vllm"}, 0.5)
+    side.store.set_endpoints({A1: "vllm", A2: "vllm"}, 0.5)  # another server at the address
+    side.outcomes.logged("r1", Response(500, served=A1, complete=True), 1.0)
+    report = side.publisher.take(1.0)
+    assert report is None or report.outcomes == []
