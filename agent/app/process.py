@@ -22,8 +22,9 @@ from agent.instruments.log_format import write_log
 # Thresholds of the three generations of the garbage collector. With Python's default of 700, 10, 10 the youngest
 # generation is collected about twenty times a second, while the values of the last pages are still in use, and the
 # oldest every few seconds. With these most objects are freed by reference counting first; a collection of the youngest
-# 10,000 takes half a millisecond, and one of everything happens every few minutes.
-_GC_THRESHOLDS = (10_000, 10, 70)
+# 10,000 takes half a millisecond, one of 30,000 that stay, as those of thousands of new endpoints do, 10 to 20, and one
+# of everything happens every few minutes.
+_GC_THRESHOLDS = (10_000, 3, 230)
 
 
 def run(config: Config, path: Path | None, version: str) -> int:

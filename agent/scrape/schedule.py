@@ -16,6 +16,8 @@ MAX_RETRY_SECONDS: Final = 1.0
 # A first scrape costs a millisecond: a new connection, and a page of unknown layout. A higher rate would exceed the CPU
 # time, and scrapes would time out.
 MAX_FIRST_SCRAPES_PER_SECOND: Final = 1000
+# A first scrape that is this late is put off: the event loop is busy with others, and picks wait for each of them.
+MAX_FIRST_SCRAPE_LATE_SECONDS: Final = 0.004
 
 
 def phase(address: str, turn: int = 0) -> float:

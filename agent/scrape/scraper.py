@@ -24,7 +24,7 @@ from agent.scrape.http import get_request
 from agent.scrape.http_client import HttpClient
 from agent.scrape.http_connection import FetchFailed
 from agent.scrape.probe import Probe, ScraperContext, early
-from agent.scrape.schedule import first_due, next_due, retry_due
+from agent.scrape.schedule import MAX_FIRST_SCRAPE_LATE_SECONDS, first_due, next_due, retry_due
 from agent.scrape.target import PageReader, PageSink, Sink, Target
 from agent.state.health import DOWN_AFTER, PROOF_OF_LIFE
 
@@ -61,7 +61,7 @@ class Scraper:
         "_answers", "_assumed", "_assumed_models", "_blocked", "_both_requests", "_client", "_context", "_early_at",
         "_engine", "_failures", "_grid", "_health", "_health_address", "_models", "_page_at", "_page_read",
         "_page_request", "_page_waits", "_reader", "_refresh_at", "_reserved_at", "_scraping", "_sent_by", "_server",
-        "_sink", "_slow_after", "_written", "due_at", "early", "interval", "stopped", "target",
+        "_sink", "_slow_after", "_starting", "_written", "due_at", "early", "interval", "stopped", "target",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,7 @@ class Scraper:
         self._failures = 0  # in a row
         self._answers = False  # the last request for the page or for health had a response
         self._page_read = False
+        self._starting = False  # the first scrape is due
         self._grid = 0.0
         self._early_at = float("-inf")
         self._scraping = False
@@ -191,6 +192,7 @@ class Scraper:
     def begin(self) -> None:
         """Start, with the first scrape as soon as the startup limiter allows it."""
         now, target = self._context.now, self.target
+        self._starting = True
         self._grid = first_due(target.address, target.interval, now)
         self._context.schedule(self._context.startup_limiter.reserve(now), self)
 
@@ -236,6 +238,11 @@ class Scraper:
 
     def on_due(self, now: float) -> None:
         """A scrape is due; this slot is skipped while another scrape is active."""
+        if self._starting:
+            if now - self.due_at > MAX_FIRST_SCRAPE_LATE_SECONDS:
+                self._context.schedule(self._context.startup_limiter.reserve(now), self)
+                return
+            self._starting = False
         limiter = self._context.rate_limiter
         if limiter is not None and self._server is not None and not self._scraping and self._waits(limiter, now):
             return

@@ -134,7 +134,7 @@ class BenchAgent:
             "kind": "EndpointPickerConfig",
             "admin": {"address": self.admin},
             "kubernetes": {"kubeconfig": str(kubeconfig), "namespace": NAMESPACE, "events": False},
-            "scrape": {"interval": interval},
+            "scrape": {"interval": interval, "healthInterval": interval},
             "state": {"staleAfter": "120s"},
             "pools": [{"inferencePool": POOL, "extProcAddress": self.picker}],
         }
