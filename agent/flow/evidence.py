@@ -1,0 +1,80 @@
+"""What the room of an endpoint depends on and a snapshot lacks: learnt slots, and what was sent since the last page."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from agent.signals import KV_USAGE, RUNNING, SLOTS_USAGE, WAITING
+from agent.state.batch_size import UNKNOWN, BatchSize
+from agent.state.inflight import TRANSIT_SECONDS
+from agent.state.snapshot import EndpointView
+
+# Requests sent since a page that are kept, because the next page may come late; more than this count as on the page.
+_KEPT: Final = 1024
+
+
+class Evidence(NamedTuple):
+    """Of one endpoint: `slots` learnt from its pages (infinite: nothing shows them); requests and prompt tokens that
+    this agent has sent since its last page; requests of this agent that were on the page and have ended since; the
+    `share` of the free slots that this agent claims, 1/n of n replicas that do not know of each other."""
+
+    slots: float = UNKNOWN
+    sent_requests: int = 0
+    sent_tokens: int = 0
+    ended_requests: int = 0
+    share: float = 1.0
+
+
+class EndpointEvidence:
+    """Collects the evidence of one endpoint. `now` never goes back between calls."""
+
+    __slots__ = ("_batch", "_ended", "_page_at", "_sent", "_slots")
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over: another server responds now."""
+        self._batch = BatchSize()
+        self._slots = UNKNOWN
+        self._page_at = float("-inf")
+        self._sent: deque[tuple[float, int]] = deque(maxlen=_KEPT)  # when, prompt tokens
+        self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # when it was sent, when it ended
+
+    def observe(self, view: EndpointView) -> None:
+        """Record the endpoint's last page. The same page may be recorded again."""
+        at = view.page_at
+        if at is None or at <= self._page_at:
+            return
+        self._page_at = at
+        sent, ended = self._sent, self._ended
+        while sent and sent[0][0] <= at - TRANSIT_SECONDS:
+            sent.popleft()
+        while ended and ended[0][1] <= at:
+            ended.popleft()
+        running, waiting = _number(view, RUNNING), _number(view, WAITING)
+        if waiting is not None:
+            free = self._batch.observe(running, waiting, _number(view, KV_USAGE), _number(view, SLOTS_USAGE))
+            # Without the running requests they are those in flight that do not wait.
+            self._slots = free + (max(0.0, view.work.load - waiting) if running is None else running)
+
+    def sent(self, prompt_tokens: int, now: float) -> None:
+        """The agent has sent a request."""
+        self._sent.append((now, prompt_tokens))
+
+    def ended(self, sent_at: float, now: float) -> None:
+        """A request of the agent, sent at `sent_at`, has ended."""
+        self._ended.append((sent_at, now))
+
+    def evidence(self, share: float = 1.0) -> Evidence:
+        """The evidence now, with this share of the free slots."""
+        sent, since = self._sent, self._page_at - TRANSIT_SECONDS
+        on_page = sum(1 for sent_at, _ in self._ended if sent_at <= since)
+        gone = len(self._ended) - on_page  # sent and ended since the page: neither is on it
+        return Evidence(self._slots, max(0, len(sent) - gone), sum(tokens for _, tokens in sent), on_page, share)
+
+
+def _number(view: EndpointView, signal: str) -> float | None:
+    value = view.values.get(signal)
+    return value if isinstance(value, float) else None
