@@ -75,12 +75,13 @@ class PlannedRequests:
 class PlannedFlows:
     """The flows of one band with requests that are planned to one endpoint, the least credit used first."""
 
-    __slots__ = ("count", "flows", "heap")
+    __slots__ = ("count", "flows", "heap", "pushes")
 
     def __init__(self) -> None:
         self.count = 0  # requests
         self.flows = 0
-        self.heap: list[tuple[int, int, PlannedRequests]] = []
+        self.pushes = 0
+        self.heap: list[tuple[int, int, int, PlannedRequests]] = []
 
     def changed(self, planned: PlannedRequests, more: int) -> None:
         """A request was added to `planned` (`more` is 1) or removed from it (-1)."""
@@ -90,13 +91,14 @@ class PlannedFlows:
                 self.flows += 1
                 if not planned.listed:
                     planned.listed = True
-                    heapq.heappush(self.heap, (planned.flow.used, planned.flow.number, planned))
+                    self.pushes += 1
+                    heapq.heappush(self.heap, (planned.flow.used, planned.flow.number, self.pushes, planned))
         elif not planned.count:
             self.flows -= 1
             if len(self.heap) > 2 * self.flows + _MANY:
-                kept = [entry for entry in self.heap if entry[2].count]
+                kept = [entry for entry in self.heap if entry[3].count]
                 for entry in self.heap:
-                    entry[2].listed = entry[2].count > 0
+                    entry[3].listed = entry[3].count > 0
                 self.heap = kept
                 heapq.heapify(kept)
 
@@ -104,12 +106,12 @@ class PlannedFlows:
         """That of the flow which has used the least credit."""
         heap = self.heap
         while heap:
-            used, number, planned = heap[0]
+            used, number, push, planned = heap[0]
             if not planned.count:
                 planned.listed = False
                 heapq.heappop(heap)
             elif planned.flow.used != used:
-                heapq.heapreplace(heap, (planned.flow.used, number, planned))
+                heapq.heapreplace(heap, (planned.flow.used, number, push, planned))
             else:
                 return planned
         return None

@@ -225,6 +225,7 @@ class FlowControl:
         if endpoint is not None:
             self._set_room(endpoint, room, now)
             self._fill(endpoint, now, out)
+            self._fill_open(now, out)
         return out
 
     def submit(self, request: FlowRequest, now: float) -> list[Outcome]:
@@ -382,19 +383,25 @@ class FlowControl:
 
     def _fill_open(self, now: float, out: list[Outcome]) -> None:
         """Dispatch to all endpoints that have room; few have any while requests wait."""
-        if self._open and self._bands:
+        while self._open:
+            before = len(out)
             for endpoint in sorted(self._open, key=_by_place):
                 self._fill(endpoint, now, out)
+            if len(out) == before:
+                return  # else a request may have left that did not fit at one of the others
 
     def _open_due(self, now: float, out: list[Outcome]) -> None:
         """Dispatch to the endpoints that have room by the passing of time."""
         openings = self._openings
+        if not openings or openings[0][0] > now:
+            return
         while openings and openings[0][0] <= now:
             at, _, endpoint = heapq.heappop(openings)
             if endpoint.opens_at == at:
                 endpoint.opens_at = FOREVER
                 self._open[endpoint] = None
                 self._fill(endpoint, now, out)
+        self._fill_open(now, out)
 
     def _dispatch(self, request: FlowRequest, endpoint: EndpointPlan, now: float, out: list[Outcome]) -> None:
         band, flow, planned = request.band, request.flow, request.planned

@@ -81,6 +81,8 @@ class NaiveControl:
 
     def set_endpoints(self, addresses: list[str], now: float) -> None:
         self.enter(now)
+        if addresses == list(self.endpoints):
+            return
         self.endpoints = {address: self.endpoints.get(address, NaiveEndpoint()) for address in addresses}
         for request in self.waiting:
             if request.planned not in self.endpoints:
@@ -109,6 +111,7 @@ class NaiveControl:
         if address in self.endpoints:
             self.set_room(address, room)
             self.fill(address)
+            self.fill_all()
         return self.out
 
     def submit(self, request: NaiveRequest, costs: dict[str, float], now: float) -> list[NaiveOutcome]:
@@ -333,8 +336,11 @@ class NaiveControl:
             self.dispatch(request, address)
 
     def fill_all(self) -> None:
-        for address in self.endpoints:
-            self.fill(address)
+        before = -1
+        while len(self.out) > before:
+            before = len(self.out)
+            for address in self.endpoints:
+                self.fill(address)
 
     def expire(self) -> None:
         due = [request for request in self.waiting if request.expires_at <= self.now]
@@ -345,11 +351,14 @@ class NaiveControl:
 
     def advance_at_now(self) -> None:
         self.expire()
+        opened = False
         while True:
             due = [address for address, endpoint in self.endpoints.items() if endpoint.opens_at <= self.now]
             if not due:
-                return
+                break
             first = min(due, key=lambda each: (self.endpoints[each].opens_at, self.endpoints[each].opening))
-            self.endpoints[first].open = True
+            opened = self.endpoints[first].open = True
             self.endpoints[first].opens_at = math.inf
             self.fill(first)
+        if opened:
+            self.fill_all()

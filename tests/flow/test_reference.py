@@ -55,7 +55,7 @@ def naive_step(naive: NaiveControl, driver: Driver, step: Step, costs: dict[str,
         case Offered():
             return naive.offer(step.address, driver.room(step), now)
         case Leaves(which):
-            return naive.cancel(str(which), now)
+            return naive.cancel(str(which), now) if which < len(driver.requests) else []
         case Endpoints(addresses):
             naive.set_endpoints(list(addresses), now)
             return naive.replan(costs, now)
