@@ -195,6 +195,10 @@ class NaiveControl:
                 if self.flows[band, flow].used < self.level(band):
                     mine = [request for request in planned if request.flow == flow]
                     return min(mine, key=lambda request: request.deadline)
+                if self.ring(band) and self.flows[band, flow].used < self.level(band) + self.limits.quantum // 2:
+                    mine = [request for request in planned if request.flow == flow]
+                    stolen = self.steal(band, address, self.limits.patience)
+                    return stolen or min(mine, key=lambda request: request.deadline)
             stolen = self.steal(band, address, 0.0)
             if stolen is not None or not self.spent(band):
                 return stolen
