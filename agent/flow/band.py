@@ -11,7 +11,8 @@ the earliest deadline that is planned to the endpoint leaves first, else the fir
 
 So credit is never more than a quantum, and debt never more than half a quantum and one request: two flows that both
 wait differ by less than one and a half quanta and a request. A small quantum is fair in a shorter time, and costs
-caches: with eight callers of long conversations, an eighth of the prefix hits at 65,536 tokens, a quarter at 16,384.
+caches: with eight callers on the Mooncake trace, prefix hits are .87 of the ideal with a quantum of 65,536 tokens and
+.80 with 16,384; with one caller they are .95.
 
 Credit is kept as two sums that only grow: what each flow was given so far (`level`, equal for all) and what it has
 used. Flows with credit are in a ring; those without are in a heap by what they have used, and the next round takes from

@@ -24,8 +24,10 @@ an endpoint with room gets:
 So no endpoint has room while a request waits that it may serve; and a request of a higher band is overtaken by one of a
 lower band only while it waits for its own cache, for a bounded time. With a patience of 0 it is never overtaken, and
 loses its cache: on the Mooncake trace at twice what the servers can do, prefix hits of the highest band are .66 of the
-ideal with a patience of 0, .89 with 1 and .95 with 20, and it is served sooner with 20 than with 0. An endpoint whose next request does not fit into its KV cache has no room: a smaller request that went first
-would use what the larger one waits for.
+ideal with a patience of 0, .89 with 1 and .95 with 20, and it is served sooner with 20 than with 0.
+
+An endpoint whose next request does not fit into its KV cache has no room: a smaller request that went first would use
+what the larger one waits for.
 
 Where the bound of the queue is reached, the newest request of the lowest band leaves. Only where that is the arriving
 one, or where even all lower bands would not make enough space, the arriving one is refused.
@@ -88,8 +90,8 @@ class FlowLimits(NamedTuple):
     `max_requests` and `max_bytes` bound all bands together; `bands` has the limits of single priorities, `band` those
     of the others. `empty_ttl` is how long a request waits for the first endpoint of an empty pool, 0 where it does not;
     this time is not counted against its TTL. `shed_from` is the part of the TTL from which on requests of a negative
-    priority are shed. `quantum` is the credit of a round in tokens, and `patience` as above. The declared `callers` have a
-    flow of their own, and at most `max_flows` others at a time.
+    priority are shed. `quantum` is the credit of a round in tokens, and `patience` as above. The declared `callers`
+    have a flow of their own each, and at most `max_flows` others at a time.
     """
 
     max_requests: float = FOREVER

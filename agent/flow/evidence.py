@@ -6,7 +6,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from agent.signals import KV_USAGE, RUNNING, SLOTS_USAGE, WAITING
-from agent.state.batch_size import UNKNOWN, BatchSize
+from agent.state.batch_size import SATURATED_KV_USAGE, SATURATED_WAITING, UNKNOWN, BatchSize
 from agent.state.inflight import TRANSIT_SECONDS
 from agent.state.snapshot import EndpointView
 
@@ -55,9 +55,14 @@ class EndpointEvidence:
             ended.popleft()
         running, waiting = _number(view, RUNNING), _number(view, WAITING)
         if waiting is not None:
-            free = self._batch.observe(running, waiting, _number(view, KV_USAGE), _number(view, SLOTS_USAGE))
-            # Without the running requests they are those in flight that do not wait.
-            self._slots = free + (max(0.0, view.work.load - waiting) if running is None else running)
+            usage, slots = _number(view, KV_USAGE), _number(view, SLOTS_USAGE)
+            free = self._batch.observe(running, waiting, usage, slots)
+            if running is None:  # then they are those in flight that do not wait
+                running = max(0.0, view.work.load - waiting)
+            elif waiting < SATURATED_WAITING and (usage is None or usage < SATURATED_KV_USAGE):
+                # A few may wait for the end of a step: only what earlier pages have confirmed is the size of the batch.
+                free = self._batch.observe(running, 0.0, usage, slots)
+            self._slots = free + running
 
     def sent(self, prompt_tokens: int, now: float) -> None:
         """The agent has sent a request."""

@@ -105,10 +105,9 @@ def headroom(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: fl
         free = _claim(slots + limits.queued - load, evidence)
         by, used = SLOTS, _part(load, slots)
     opens_at = work.busy_until - max_wait
-    waited = work.prefill_seconds(now)
     if work.queue_seconds > max_wait:  # a queue that prefill does not explain; it shrinks by events only
         free, by, used = 0.0, QUEUE, 1.0
-    if (part := _part(waited, max_wait)) > used:
+    if (part := _part(max(0.0, work.busy_until - now), max_wait)) > used:
         by, used = WAIT, part
     kv_tokens = kv_capacity = _UNLIMITED
     usage, capacity = view.number(KV_USAGE, now), _kv_capacity(view, now)

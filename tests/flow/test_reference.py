@@ -26,7 +26,9 @@ from tests.flow.histories import (
 from tests.flow.naive import NaiveControl, NaiveOutcome, NaiveRequest
 
 
-def naive_step(naive: NaiveControl, driver: Driver, step: Step, costs: dict[str, dict[str, float]]) -> list[NaiveOutcome]:
+def naive_step(
+    naive: NaiveControl, driver: Driver, step: Step, costs: dict[str, dict[str, float]]
+) -> list[NaiveOutcome]:
     """The same step; the driver has done it."""
     now = driver.now
     match step:
