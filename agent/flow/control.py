@@ -61,7 +61,7 @@ from agent.flow.outcomes import (
     STOLEN,
     Dispatched,
     Outcome,
-    Refused,
+    RefusedRequest,
 )
 from agent.flow.request import FOREVER, NOWHERE, FlowRequest
 from agent.flow.room import Room
@@ -517,7 +517,7 @@ class FlowControl:
             unknown = self._shut or not self._endpoints
             wait = UNKNOWN_RETRY_SECONDS if unknown else self.expected_wait(request.priority, now)
             seconds = retry_after(wait, self._random())
-        outcome = Refused(request, reason, now - request.arrived_at, seconds)
+        outcome = RefusedRequest(request, reason, now - request.arrived_at, seconds)
         request.outcome = outcome
         out.append(outcome)
 

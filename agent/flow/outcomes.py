@@ -54,7 +54,7 @@ class Dispatched(NamedTuple):
     how: str
 
 
-class Refused(NamedTuple):
+class RefusedRequest(NamedTuple):
     """The gateway answers the request. `reason` is a key of REFUSALS; `retry_after` is in seconds, 0 for none."""
 
     request: FlowRequest
@@ -68,4 +68,4 @@ class Refused(NamedTuple):
         return REFUSALS[self.reason]
 
 
-Outcome = Dispatched | Refused
+Outcome = Dispatched | RefusedRequest

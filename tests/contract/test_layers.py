@@ -50,6 +50,7 @@ PLACES: dict[str, Place] = {
     "agent.engines": Place(2, P),
     "agent.state": Place(3, P),
     "agent.prefix": Place(3, P),
+    "agent.flow": Place(4, P),
     "agent.pick": Place(4, P),
     "agent.requests": Place(4, P),
     "agent.scaling": Place(4, P),

@@ -22,7 +22,7 @@ from agent.flow.outcomes import (
     STOLEN,
     Dispatched,
     Outcome,
-    Refused,
+    RefusedRequest,
 )
 from agent.flow.request import FlowRequest
 from agent.flow.room import Room
@@ -32,7 +32,7 @@ ONE = Room(1.0)
 DEFAULTS = FlowLimits()
 
 
-class Pool:
+class FlowPool:
     """Flow control of endpoints a and b; the item of a request is the address of the endpoint with its cache."""
 
     def __init__(self, limits: FlowLimits = DEFAULTS, draw: float = 0.5, addresses: Sequence[str] = "ab") -> None:
@@ -58,14 +58,14 @@ class Pool:
         return outcome
 
 
-def refusal(outcomes: list[Outcome]) -> Refused:
+def refusal(outcomes: list[Outcome]) -> RefusedRequest:
     (outcome,) = outcomes
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, RefusedRequest)
     return outcome
 
 
 def test_an_unsaturated_pool_passes_a_request_to_the_cheapest_endpoint_with_room() -> None:
-    pool = Pool()
+    pool = FlowPool()
     for address in "ab":
         assert pool.control.offer(address, Room(2.0), 0.0) == []
     for warm in "ab":
@@ -75,7 +75,7 @@ def test_an_unsaturated_pool_passes_a_request_to_the_cheapest_endpoint_with_room
 
 
 def test_a_request_for_a_full_endpoint_goes_to_another_one_that_has_room() -> None:
-    pool = Pool()
+    pool = FlowPool()
     pool.control.offer("b", ONE, 0.0)
     (outcome,) = pool.submit(FlowRequest("a"))
     assert isinstance(outcome, Dispatched)
@@ -83,7 +83,7 @@ def test_a_request_for_a_full_endpoint_goes_to_another_one_that_has_room() -> No
 
 
 def test_a_request_waits_for_the_endpoint_with_its_cache() -> None:
-    pool = Pool()
+    pool = FlowPool()
     of_b, of_a = pool.held("b"), pool.held("a")
     pool.now = 3.0
     assert pool.offer("a") == Dispatched(of_a, "a", 3.0, PLANNED)
@@ -102,7 +102,7 @@ def test_an_endpoint_without_planned_work_steals_the_request_that_costs_least_th
 
 
 def test_a_higher_band_is_served_first_and_work_of_lower_bands_is_not_before_it() -> None:
-    pool = Pool(FlowLimits(patience=0.0))
+    pool = FlowPool(FlowLimits(patience=0.0))
     low = [pool.held("a") for _ in range(5)]
     high = pool.held("a", priority=10)
     assert high.endpoint == "a"
@@ -111,7 +111,7 @@ def test_a_higher_band_is_served_first_and_work_of_lower_bands_is_not_before_it(
 
 
 def test_a_higher_band_waits_for_its_cache_as_long_as_that_saves_work() -> None:
-    pool = Pool(FlowLimits(patience=2.0))
+    pool = FlowPool(FlowLimits(patience=2.0))
     lows = [pool.held("b"), pool.held("b")]
     high = pool.held("a", priority=10)
     pool.now = 2 * (COLD - WARM) - 0.25
@@ -121,7 +121,7 @@ def test_a_higher_band_waits_for_its_cache_as_long_as_that_saves_work() -> None:
 
 
 def test_in_a_flow_the_earliest_deadline_leaves_first_also_one_that_has_passed() -> None:
-    pool = Pool()
+    pool = FlowPool()
     pool.now = 100.0
     requests = [FlowRequest("a", deadline=deadline, ttl=50.0) for deadline in (None, 120.0, -1e9, 110.0)]
     for request in requests:
@@ -131,7 +131,7 @@ def test_in_a_flow_the_earliest_deadline_leaves_first_also_one_that_has_passed()
 
 
 def test_a_prompt_that_does_not_fit_is_not_overtaken_by_smaller_ones() -> None:
-    pool = Pool()
+    pool = FlowPool()
     large = FlowRequest("a", prompt_tokens=100)
     small = FlowRequest("a", prompt_tokens=1)
     assert pool.submit(large) == pool.submit(small) == []
@@ -139,7 +139,7 @@ def test_a_prompt_that_does_not_fit_is_not_overtaken_by_smaller_ones() -> None:
     assert pool.control.offer("a", room, 0.0) == []
     assert pool.submit(FlowRequest("a", prompt_tokens=1)) == []
     outcomes = pool.control.cancel(large, 1.0)
-    assert isinstance(outcomes[0], Refused)
+    assert isinstance(outcomes[0], RefusedRequest)
     assert [outcome.request for outcome in outcomes[:2]] == [large, small]
     assert len(outcomes) == 3
 
@@ -150,7 +150,7 @@ def test_a_prompt_larger_than_the_whole_cache_waits_for_nothing() -> None:
 
 
 def test_room_that_comes_by_the_passing_of_time_is_due_and_used_then() -> None:
-    pool = Pool()
+    pool = FlowPool()
     request = pool.held("a")
     assert pool.control.offer("a", Room(1.0, opens_at=2.0, wait_seconds=1.0), 0.0) == []
     assert pool.control.next_due() == 2.0
@@ -162,7 +162,7 @@ def test_room_that_comes_by_the_passing_of_time_is_due_and_used_then() -> None:
 
 
 def test_a_ttl_ends_a_wait_with_429_and_a_time_to_come_back() -> None:
-    pool = Pool(FlowLimits(band=BandLimits(ttl=60.0), bands={10: BandLimits(ttl=5.0)}))
+    pool = FlowPool(FlowLimits(band=BandLimits(ttl=60.0), bands={10: BandLimits(ttl=5.0)}))
     of_band, own = pool.held(priority=10), pool.held(ttl=2.0)
     assert pool.control.next_due() == 2.0
     outcome = refusal(pool.control.advance(2.0))
@@ -173,7 +173,7 @@ def test_a_ttl_ends_a_wait_with_429_and_a_time_to_come_back() -> None:
 
 
 def test_a_ttl_of_0_takes_room_and_never_waits() -> None:
-    pool = Pool()
+    pool = FlowPool()
     assert refusal(pool.submit(FlowRequest("a", ttl=0.0))).reason == EXPIRED
     assert refusal(pool.submit(FlowRequest("a", ttl=-5.0))).reason == EXPIRED
     pool.control.offer("a", ONE, 0.0)
@@ -181,7 +181,7 @@ def test_a_ttl_of_0_takes_room_and_never_waits() -> None:
 
 
 def test_only_negative_priorities_are_shed_and_only_where_they_would_wait_too_long() -> None:
-    pool = Pool(draw=0.0)
+    pool = FlowPool(draw=0.0)
     pool.held(priority=-1)
     pool.now = 20.0  # nothing was dispatched for 20 s: the band's next request is expected to wait as long
     pool.held(priority=-1)
@@ -194,7 +194,7 @@ def test_only_negative_priorities_are_shed_and_only_where_they_would_wait_too_lo
 
 
 def test_a_band_that_higher_bands_keep_from_being_served_is_expected_to_wait() -> None:
-    pool = Pool()
+    pool = FlowPool()
     for _ in range(3):
         pool.held(priority=-1)
     for second in range(60):
@@ -207,7 +207,7 @@ def test_a_band_that_higher_bands_keep_from_being_served_is_expected_to_wait() -
 
 
 def test_a_drain_rate_of_0_divides_nothing_by_0() -> None:
-    pool = Pool()
+    pool = FlowPool()
     assert pool.control.drain_rate(0.0) is None
     assert pool.control.expected_wait(0, 0.0) == 0.0
     pool.held(ttl=math.inf)
@@ -218,7 +218,7 @@ def test_a_drain_rate_of_0_divides_nothing_by_0() -> None:
 
 
 def test_the_newest_of_the_lowest_band_leaves_where_the_bound_is_reached() -> None:
-    pool = Pool(FlowLimits(max_requests=4))
+    pool = FlowPool(FlowLimits(max_requests=4))
     oldest, newest, normal = pool.held(priority=-1), pool.held(priority=-1), pool.held()
     high = pool.held(priority=10)
     assert refusal(pool.submit(FlowRequest("a", priority=-1))).reason == DISPLACED
@@ -234,7 +234,7 @@ def test_the_newest_of_the_lowest_band_leaves_where_the_bound_is_reached() -> No
 
 
 def test_nothing_leaves_for_a_request_that_is_larger_than_all_lower_bands() -> None:
-    pool = Pool(FlowLimits(max_bytes=10))
+    pool = FlowPool(FlowLimits(max_bytes=10))
     low = FlowRequest("a", size=4)
     assert pool.submit(low) == []
     assert pool.submit(FlowRequest("a", size=5, priority=10)) == []
@@ -245,14 +245,14 @@ def test_nothing_leaves_for_a_request_that_is_larger_than_all_lower_bands() -> N
 
 def test_a_queue_with_a_bound_of_0_holds_nothing_and_still_passes_requests() -> None:
     for limits in (FlowLimits(max_requests=0), FlowLimits(max_bytes=0), FlowLimits(band=BandLimits(max_requests=0))):
-        pool = Pool(limits)
+        pool = FlowPool(limits)
         assert refusal(pool.submit(FlowRequest("a", size=1, priority=5))).reason == DISPLACED
         pool.control.offer("a", ONE, 0.0)
         assert isinstance(pool.submit(FlowRequest("a", size=1))[0], Dispatched)
 
 
 def test_a_reload_of_smaller_limits_loses_no_request_that_waits() -> None:
-    pool = Pool()
+    pool = FlowPool()
     held = [pool.held(priority=priority) for priority in (-1, 0, 0, 10)]
     pool.control.apply(FlowLimits(max_requests=2, quantum=1))
     assert pool.control.waiting == 4
@@ -266,14 +266,14 @@ def test_a_reload_of_smaller_limits_loses_no_request_that_waits() -> None:
 
 
 def test_an_empty_pool_refuses_at_once_unless_it_holds_requests() -> None:
-    pool = Pool(addresses=())
+    pool = FlowPool(addresses=())
     outcome = refusal(pool.submit(FlowRequest("a")))
     assert (outcome.reason, outcome.row.status, outcome.row.dropped) == (NO_ENDPOINTS, 503, "rejected-no-endpoints")
     assert 1 <= outcome.retry_after <= 120
 
 
 def test_requests_held_at_zero_leave_in_order_when_the_first_endpoint_is_ready() -> None:
-    pool = Pool(FlowLimits(empty_ttl=300.0), addresses=())
+    pool = FlowPool(FlowLimits(empty_ttl=300.0), addresses=())
     held = [pool.held("a", priority=priority) for priority in (0, -1, 10, 0)]
     pool.now = 200.0  # over their TTL of 60 s
     assert pool.control.advance(pool.now) == []
@@ -287,7 +287,7 @@ def test_requests_held_at_zero_leave_in_order_when_the_first_endpoint_is_ready()
 
 
 def test_a_request_that_no_endpoint_comes_for_is_refused_with_503() -> None:
-    pool = Pool(FlowLimits(empty_ttl=300.0))
+    pool = FlowPool(FlowLimits(empty_ttl=300.0))
     request = pool.held("a")
     pool.now = 10.0
     pool.control.set_endpoints((), pool.now)
@@ -298,7 +298,7 @@ def test_a_request_that_no_endpoint_comes_for_is_refused_with_503() -> None:
 
 
 def test_requests_of_an_endpoint_that_leaves_are_planned_again() -> None:
-    pool = Pool()
+    pool = FlowPool()
     requests = [pool.held("a") for _ in range(3)]
     assert {request.endpoint for request in requests} == {"a"}
     pool.control.set_endpoints(("b", "c"), 1.0)
@@ -308,7 +308,7 @@ def test_requests_of_an_endpoint_that_leaves_are_planned_again() -> None:
 
 
 def test_a_new_endpoint_gets_requests_once_they_are_planned_again() -> None:
-    pool = Pool()
+    pool = FlowPool()
     requests = [pool.held("a") for _ in range(4)]
     pool.control.set_endpoints("abc", 1.0)
     pool.control.offer("c", ONE, 1.0)
@@ -335,7 +335,7 @@ def test_a_request_that_no_endpoint_may_serve_is_refused_at_arrival_and_when_the
 
 
 def test_shutting_down_refuses_what_waits_and_what_arrives() -> None:
-    pool = Pool()
+    pool = FlowPool()
     pool.held()
     for outcomes in (pool.control.shut_down(1.0), pool.submit(FlowRequest("a"))):
         outcome = refusal(outcomes)
@@ -348,13 +348,13 @@ def test_shutting_down_refuses_what_waits_and_what_arrives() -> None:
 
 
 def test_a_priority_of_2_to_the_40_is_a_priority() -> None:
-    pool = Pool()
+    pool = FlowPool()
     normal, high, low = pool.held(), pool.held(priority=1 << 40), pool.held(priority=-(1 << 40))
     assert [pool.offer("a").request for _ in range(3)] == [high, normal, low]
 
 
 def test_a_clock_that_goes_back_stands_still_and_one_that_jumps_expires_what_waits() -> None:
-    pool = Pool()
+    pool = FlowPool()
     pool.now = 100.0
     first = pool.held("a")
     pool.now = 40.0
@@ -369,7 +369,7 @@ def test_a_clock_that_goes_back_stands_still_and_one_that_jumps_expires_what_wai
 
 def test_a_hundred_thousand_flow_ids_take_bounded_space_and_declared_callers_keep_their_share() -> None:
     limits = FlowLimits(max_requests=2_000, max_flows=100, callers=frozenset({"declared"}), quantum=16)
-    pool = Pool(limits)
+    pool = FlowPool(limits)
     for number in range(100_000):
         request = FlowRequest("a", flow=f"id-{number}", tokens=40, size=1)
         if pool.submit(request) == [] and number >= 1_000:
@@ -400,7 +400,7 @@ def test_flow_names_are_bounded_and_free_again_once_nothing_is_held() -> None:
 
 
 def test_a_request_is_submitted_once() -> None:
-    pool = Pool()
+    pool = FlowPool()
     request = pool.held()
     with pytest.raises(ValueError, match="once"):
         pool.submit(request)
@@ -410,7 +410,7 @@ def test_a_request_is_submitted_once() -> None:
 
 
 def test_what_has_left_does_not_stay_in_memory() -> None:
-    pool = Pool()
+    pool = FlowPool()
     for _ in range(5_000):
         pool.control.cancel(pool.held("a", ttl=1e6), pool.now)
     waiting = pool.held("a", ttl=1e6)
@@ -421,4 +421,4 @@ def test_what_has_left_does_not_stay_in_memory() -> None:
 
 
 def test_an_offer_for_an_unknown_endpoint_is_ignored() -> None:
-    assert Pool().control.offer("elsewhere", ONE, 0.0) == []
+    assert FlowPool().control.offer("elsewhere", ONE, 0.0) == []

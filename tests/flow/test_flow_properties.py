@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.flow.band import Band
 from agent.flow.control import Estimate, FlowControl, FlowLimits
-from agent.flow.outcomes import CANCELLED, DIRECT, DISPLACED, REFUSALS, SHUTTING_DOWN, Dispatched, Refused
+from agent.flow.outcomes import CANCELLED, DIRECT, DISPLACED, REFUSALS, SHUTTING_DOWN, Dispatched, RefusedRequest
 from agent.flow.request import FlowRequest
 from agent.flow.room import Room
 from tests.flow.histories import ADDRESSES, Arrives, Driver, Endpoints, Step, arrivals, histories, limits
@@ -28,7 +28,7 @@ def test_every_request_has_exactly_one_outcome(history: History, flow_limits: Fl
             assert outcome.waited_seconds >= 0
             seen[id(outcome.request)] += 1
     for outcome in driver.control.shut_down(driver.now):
-        assert isinstance(outcome, Refused)
+        assert isinstance(outcome, RefusedRequest)
         assert outcome.reason == SHUTTING_DOWN
         seen[id(outcome.request)] += 1
     assert seen == Counter({id(request): 1 for request in driver.requests})
@@ -112,7 +112,7 @@ def test_a_request_is_displaced_only_by_a_higher_band_or_for_want_of_lower_ones(
         outcomes = driver.take(passed, step)
         arrived = driver.requests[-1] if isinstance(step, Arrives) else None
         for outcome in outcomes:
-            if not isinstance(outcome, Refused) or outcome.reason != DISPLACED:
+            if not isinstance(outcome, RefusedRequest) or outcome.reason != DISPLACED:
                 continue
             assert arrived is not None
             gone = outcome.request
@@ -196,7 +196,7 @@ def test_a_cancelled_request_is_gone_at_once(requests: list[Arrives], which: int
     waiting = driver.waiting()
     if which < len(waiting):
         (outcome,) = driver.control.cancel(waiting[which], driver.now)
-        assert isinstance(outcome, Refused)
+        assert isinstance(outcome, RefusedRequest)
         assert outcome.reason == CANCELLED
         assert waiting[which] not in driver.waiting()
         assert driver.control.cancel(waiting[which], driver.now) == []
