@@ -90,7 +90,8 @@ class FlowLimits(NamedTuple):
     `max_requests` and `max_bytes` bound all bands together; `bands` has the limits of single priorities, `band` those
     of the others. `empty_ttl` is how long a request waits for the first endpoint of an empty pool, 0 where it does not;
     this time is not counted against its TTL. `shed_from` is the part of the TTL from which on requests of a negative
-    priority are shed. `quantum` is the credit of a round in tokens, and `patience` as above. The declared `callers`
+    priority are shed. `quantum` is the credit of a round in tokens, at least 1, and `patience` as above (infinite: only
+    an endpoint without planned work steals). The declared `callers`
     have a flow of their own each, and at most `max_flows` others at a time.
     """
 
@@ -126,7 +127,7 @@ class FlowControl:
     """The waiting requests of one pool. `estimate` is the profile's cost; `random` returns numbers from 0 to 1."""
 
     def __init__(self, limits: FlowLimits, estimate: Estimator, random: Callable[[], float]) -> None:
-        self._limits = limits
+        self.limits = limits
         self._estimate = estimate
         self._random = random
         self._names = FlowNames(limits.max_flows, limits.callers)
@@ -153,10 +154,10 @@ class FlowControl:
 
     def apply(self, limits: FlowLimits) -> None:
         """Replace the limits. Requests that wait stay, also where they are more than the new limits allow."""
-        self._limits = limits
+        self.limits = limits
         self._names.apply(limits.max_flows, limits.callers)
         for band in self._known.values():
-            band.quantum = limits.quantum
+            band.quantum = max(1, limits.quantum)
 
     def set_endpoints(self, addresses: Sequence[str], now: float) -> None:
         """Replace the endpoints that may be picked. `replan` then plans the waiting requests again; until then the new
@@ -243,7 +244,7 @@ class FlowControl:
         self._sequence += 1
         request.sequence = self._sequence
         request.arrived_at = now
-        priority, limits = request.priority, self._limits
+        priority, limits = request.priority, self.limits
         ttl = limits.of(priority).ttl if request.ttl is None else request.ttl
         if self._shut:
             self._refuse(request, SHUTTING_DOWN, now, out)
@@ -357,7 +358,7 @@ class FlowControl:
 
     def _next(self, endpoint: EndpointPlan, now: float) -> FlowRequest | None:
         """The request that the endpoint gets next."""
-        patience = self._limits.patience
+        patience = self.limits.patience
         if endpoint.count and patience > 0:
             for band in self._bands:
                 if band.priority in endpoint.bands:
@@ -482,7 +483,7 @@ class FlowControl:
         if band is None:
             if len(known) >= len(self._bands) + _KEPT_BANDS:
                 del known[next(each for each, kept in known.items() if not kept.requests)]
-            band = Band(priority, self._limits.quantum)
+            band = Band(priority, max(1, self.limits.quantum))
         else:
             del known[priority]
         known[priority] = band  # the last, so that the one that was empty for longest is removed first
@@ -523,7 +524,7 @@ class FlowControl:
 
     def _make_space(self, request: FlowRequest, now: float, out: list[Outcome]) -> bool:
         """Displace what has to leave for an arriving request; False, and nothing leaves, where it cannot be held."""
-        limits, size = self._limits, request.size
+        limits, size = self.limits, request.size
         own = limits.of(request.priority)
         band = self._known.get(request.priority)
         held = 0 if band is None else len(band.requests)
@@ -565,7 +566,7 @@ class FlowControl:
         self._fill_open(now, out)
 
     def _expires_at(self, request: FlowRequest) -> float:
-        since, empty_ttl = self._empty_since, self._limits.empty_ttl
+        since, empty_ttl = self._empty_since, self.limits.empty_ttl
         if since is None or empty_ttl <= 0:
             return request.expires_at
         return max(request.arrived_at, since) + empty_ttl
@@ -589,7 +590,7 @@ class FlowControl:
         self._rate.stop(now)
         for band in self._bands:
             band.rate.stop(now)
-            if self._limits.empty_ttl > 0:
+            if self.limits.empty_ttl > 0:
                 for request in band.requests:
                     self._push_expiry(request, self._expires_at(request))
 
@@ -600,7 +601,7 @@ class FlowControl:
             self._rate.start(now)
         for band in self._bands:
             band.rate.start(now)
-            if self._limits.empty_ttl > 0:
+            if self.limits.empty_ttl > 0:
                 for request in band.requests:
                     request.expires_at += now - max(request.arrived_at, since)
                     self._push_expiry(request, request.expires_at)

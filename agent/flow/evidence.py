@@ -29,7 +29,7 @@ class Evidence(NamedTuple):
 class EndpointEvidence:
     """Collects the evidence of one endpoint. `now` never goes back between calls."""
 
-    __slots__ = ("_batch", "_ended", "_page_at", "_sent", "_slots")
+    __slots__ = ("_batch", "_ended", "_gone", "_on_page", "_page_at", "_sent", "_sent_tokens", "_slots")
 
     def __init__(self) -> None:
         self.reset()
@@ -39,8 +39,11 @@ class EndpointEvidence:
         self._batch = BatchSize()
         self._slots = UNKNOWN
         self._page_at = float("-inf")
-        self._sent: deque[tuple[float, int]] = deque(maxlen=_KEPT)  # when, prompt tokens
+        self._sent: deque[tuple[float, int]] = deque()  # when, prompt tokens
+        self._sent_tokens = 0
         self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # when it was sent, when it ended
+        self._on_page = 0  # of the ended ones, those that were on the page
+        self._gone = 0  # those that were sent since
 
     def observe(self, view: EndpointView) -> None:
         """Record the endpoint's last page. The same page may be recorded again."""
@@ -48,11 +51,13 @@ class EndpointEvidence:
         if at is None or at <= self._page_at:
             return
         self._page_at = at
-        sent, ended = self._sent, self._ended
-        while sent and sent[0][0] <= at - TRANSIT_SECONDS:
-            sent.popleft()
+        sent, ended, since = self._sent, self._ended, at - TRANSIT_SECONDS
+        while sent and sent[0][0] <= since:
+            self._sent_tokens -= sent.popleft()[1]
         while ended and ended[0][1] <= at:
             ended.popleft()
+        self._on_page = sum(1 for sent_at, _ in ended if sent_at <= since)
+        self._gone = len(ended) - self._on_page
         running, waiting = _number(view, RUNNING), _number(view, WAITING)
         if waiting is not None:
             usage, slots = _number(view, KV_USAGE), _number(view, SLOTS_USAGE)
@@ -66,18 +71,24 @@ class EndpointEvidence:
 
     def sent(self, prompt_tokens: int, now: float) -> None:
         """The agent has sent a request."""
-        self._sent.append((now, prompt_tokens))
+        sent = self._sent
+        sent.append((now, prompt_tokens))
+        self._sent_tokens += prompt_tokens
+        if len(sent) > _KEPT:
+            self._sent_tokens -= sent.popleft()[1]
 
     def ended(self, sent_at: float, now: float) -> None:
         """A request of the agent, sent at `sent_at`, has ended."""
         self._ended.append((sent_at, now))
+        if sent_at <= self._page_at - TRANSIT_SECONDS:
+            self._on_page += 1
+        else:
+            self._gone += 1
 
     def evidence(self, share: float = 1.0) -> Evidence:
         """The evidence now, with this share of the free slots."""
-        sent, since = self._sent, self._page_at - TRANSIT_SECONDS
-        on_page = sum(1 for sent_at, _ in self._ended if sent_at <= since)
-        gone = len(self._ended) - on_page  # sent and ended since the page: neither is on it
-        return Evidence(self._slots, max(0, len(sent) - gone), sum(tokens for _, tokens in sent), on_page, share)
+        sent = len(self._sent) - self._gone
+        return Evidence(self._slots, max(0, sent), self._sent_tokens, self._on_page, share)
 
 
 def _number(view: EndpointView, signal: str) -> float | None:

@@ -24,6 +24,7 @@ from agent.flow.outcomes import (
     Outcome,
     RefusedRequest,
 )
+from agent.flow.report import report
 from agent.flow.request import FlowRequest
 from agent.flow.room import Room
 
@@ -342,6 +343,28 @@ def test_shutting_down_refuses_what_waits_and_what_arrives() -> None:
         assert (outcome.reason, outcome.row.status) == (SHUTTING_DOWN, 503)
         assert outcome.row.dropped == "rejected-shutting-down"
         assert outcome.retry_after >= 1
+
+
+def test_a_report_shows_bands_flows_room_and_what_would_be_shed() -> None:
+    pool = FlowPool()
+    pool.held(priority=-1, flow="x")
+    pool.now = 45.0
+    high = [pool.held(priority=10, flow=flow, ttl=1e3) for flow in ("x", "y", "x")]
+    pool.control.offer("a", Room(1.0, kv_tokens=1.0), pool.now)
+    shown = report(pool.control, pool.now)
+    assert (shown.requests, shown.bytes, shown.drain_tokens_per_second) == (4, 4, 0.0)
+    first, last = shown.bands
+    assert (first.priority, first.requests, first.tokens, first.oldest_seconds) == (10, 3, 30, 0.0)
+    assert [(flow.name, flow.requests) for flow in first.flows] == [("x", 2), ("y", 1)]
+    assert first.shed_probability == 0.0
+    assert last.oldest_seconds == 45.0
+    assert 0 < last.shed_probability <= 1
+    of_a, of_b = shown.endpoints
+    assert (of_a.address, of_a.blocked, of_b.blocked) == ("a", True, False)
+    assert of_a.planned_requests + of_b.planned_requests == 4
+    assert of_a.planned_seconds == WARM * of_a.planned_requests
+    assert all(request.outcome is None for request in high)
+    assert report(FlowPool().control, 0.0).bands == ()
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
