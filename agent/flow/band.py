@@ -31,6 +31,8 @@ from agent.flow.room import NO_ROOM, Room
 
 # How many requests are compared for the one to steal.
 STEAL_SEARCH: Final = 32
+# The longest that a request waits for its own cache while others would serve it, in seconds: its endpoint may be stuck.
+MAX_PATIENCE_SECONDS: Final = 10.0
 # Entries of requests that have left stay in a heap until they reach its top, or until they outnumber the others by
 # this many.
 _MANY: Final = 32
@@ -317,7 +319,7 @@ class Band:
     def steal(self, endpoint: EndpointPlan, now: float = FOREVER, patience: float = 0.0) -> FlowRequest | None:
         """The request of a flow with credit that adds the least work at the endpoint, of the first that the endpoint
         may serve. With `patience`, only a request that has waited since it was planned for so many times the work that
-        it would add here and not where it is planned."""
+        it would add here and not where it is planned, or for MAX_PATIENCE_SECONDS."""
         best: FlowRequest | None = None
         least = FOREVER
         address, place, places = endpoint.address, endpoint.place, None
@@ -336,7 +338,8 @@ class Band:
                 if seconds < least and (
                     not patience
                     or request.planned is None
-                    or now - request.planned_at >= patience * (seconds - request.planned_seconds)
+                    or now - request.planned_at
+                    >= min(MAX_PATIENCE_SECONDS, patience * (seconds - request.planned_seconds))
                 ):
                     best, least = request, seconds
                 if not left:

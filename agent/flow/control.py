@@ -22,9 +22,9 @@ an endpoint with room gets:
     3. where nothing is planned to it, one of the highest band that waits for another endpoint.
 
 So no endpoint has room while a request waits that it may serve; and a request of a higher band is overtaken by one of a
-lower band only while it waits for its own cache, for a bounded time. With a patience of 0 it is never overtaken, and
-loses its cache: on the Mooncake trace at twice what the servers can do, prefix hits of the highest band are .66 of the
-ideal with a patience of 0, .89 with 1 and .95 with 20, and it is served sooner with 20 than with 0.
+lower band only while it waits for its own cache, for at most MAX_PATIENCE_SECONDS. With a patience of 0 it is never
+overtaken, and loses its cache: on the Mooncake trace at twice what the servers can do, prefix hits of the highest band
+are .66 of the ideal with a patience of 0, .89 with 1 and .95 with 20, and it is served sooner with 20 than with 0.
 
 An endpoint whose next request does not fit into its KV cache has no room: a smaller request that went first would use
 what the larger one waits for.
@@ -91,7 +91,7 @@ class FlowLimits(NamedTuple):
     of the others. `empty_ttl` is how long a request waits for the first endpoint of an empty pool, 0 where it does not;
     this time is not counted against its TTL. `shed_from` is the part of the TTL from which on requests of a negative
     priority are shed. `quantum` is the credit of a round in tokens, at least 1, and `patience` as above (infinite: only
-    an endpoint without planned work steals). The declared `callers`
+    an endpoint without planned work steals, or after MAX_PATIENCE_SECONDS of `agent.flow.band`). The declared `callers`
     have a flow of their own each, and at most `max_flows` others at a time.
     """
 
@@ -552,6 +552,7 @@ class FlowControl:
         expiries = self._expiries
         if not expiries or expiries[0][0] > now:
             return
+        before = len(out)
         while expiries and expiries[0][0] <= now:
             entry = heapq.heappop(expiries)
             if not _is_expiry(entry):
@@ -563,7 +564,8 @@ class FlowControl:
             else:
                 self._remove(request, now)
                 self._refuse(request, EXPIRED if self._endpoints else NO_ENDPOINTS, now, out)
-        self._fill_open(now, out)
+        if len(out) > before:
+            self._fill_open(now, out)
 
     def _expires_at(self, request: FlowRequest) -> float:
         since, empty_ttl = self._empty_since, self.limits.empty_ttl

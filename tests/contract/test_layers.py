@@ -98,6 +98,8 @@ PLACES: dict[str, Place] = {
 # The emulator replaces another program: it may use the names of signals, and no other code of the agent.
 ISLANDS: dict[str, frozenset[str]] = {
     "agent.emulator": frozenset({"agent.emulator", "agent.signals", "agent.clock"}),
+    # It decides about requests and endpoints, whatever a request or a pick is.
+    "agent.flow": frozenset({"agent.flow", "agent.signals", "agent.state"}),
     # No import cycle: engines use the text format, and the scraper uses both.
     "agent.exposition": frozenset({"agent.exposition"}),
     "agent.engines": frozenset({"agent.engines", "agent.engine_specs", "agent.exposition", "agent.signals"}),

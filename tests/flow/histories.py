@@ -86,7 +86,7 @@ steps = st.one_of(
     st.just(Passes()),
 )
 # A clock that may go back, and that may jump over every TTL.
-passing = st.sampled_from([0.0, 0.0, 0.125, 0.125, 0.5, 1.0, -2.0, 1000.0])
+passing = st.sampled_from([0.0, 0.0, 0.125, 0.125, 0.5, 1.0, 9.0, -2.0, 1000.0])
 histories = st.lists(st.tuples(passing, steps), max_size=40)
 limits = st.builds(
     FlowLimits,
@@ -99,7 +99,7 @@ limits = st.builds(
     max_requests=st.sampled_from([INFINITE, INFINITE, 4, 0]),
     max_bytes=st.sampled_from([INFINITE, INFINITE, 9]),
     quantum=st.just(16),
-    patience=st.sampled_from([0.0, 1.0, 2.0]),
+    patience=st.sampled_from([0.0, 1.0, 2.0, 200.0]),
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from agent.flow.band import STEAL_SEARCH
+from agent.flow.band import MAX_PATIENCE_SECONDS, STEAL_SEARCH
 from agent.flow.control import FlowLimits
 from agent.flow.room import NO_ROOM, Room
 
@@ -218,7 +218,7 @@ class NaiveControl:
         if not request.planned:
             return True
         extra = request.seconds[address] - request.seconds[request.planned]
-        return self.now - request.planned_at >= patience * extra
+        return self.now - request.planned_at >= min(patience * extra, MAX_PATIENCE_SECONDS)
 
     def of(self, band: int) -> list[NaiveRequest]:
         return [request for request in self.waiting if request.priority == band]

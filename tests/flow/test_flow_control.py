@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from agent.flow.band import KEPT_FLOWS
+from agent.flow.band import KEPT_FLOWS, MAX_PATIENCE_SECONDS
 from agent.flow.control import BandLimits, Estimate, FlowControl, FlowLimits
 from agent.flow.flow_names import DEFAULT_FLOW, NAME_LENGTH, OTHER_FLOW, FlowNames
 from agent.flow.outcomes import (
@@ -119,6 +119,16 @@ def test_a_higher_band_waits_for_its_cache_as_long_as_that_saves_work() -> None:
     assert pool.offer("b").request is lows[0]
     pool.now += 0.25
     assert pool.offer("b") == Dispatched(high, "b", pool.now, STOLEN)
+
+
+def test_a_higher_band_waits_for_its_cache_for_a_bounded_time() -> None:
+    pool = FlowPool(FlowLimits(patience=1e6))
+    lows = [pool.held("b"), pool.held("b")]
+    high = pool.held("a", priority=10)
+    pool.now = MAX_PATIENCE_SECONDS - 1.0
+    assert pool.offer("b").request is lows[0]
+    pool.now += 1.0
+    assert pool.offer("b").request is high
 
 
 def test_in_a_flow_the_earliest_deadline_leaves_first_also_one_that_has_passed() -> None:
