@@ -1,7 +1,7 @@
 """The clocks of the agent: the only importer of `time`.
 
-Ages, due times and time-outs use the monotonic clock, which is never set. Wall-clock time only labels output: the time
-stamp of a sample or of a log line.
+Ages, due times and time-outs use the monotonic clock, which is never set. Wall-clock time labels output: the time
+stamp of a sample or of a log line. It is compared only with times that others have written: those of certificates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Clock(Protocol):
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970 in UTC, for output only; never used for an age."""
+        """Seconds since 1970 in UTC, for output and for the validity of certificates; never used for an age."""
         ...
 
     def cpu(self) -> float:
@@ -40,3 +40,13 @@ class SystemClock:
     def cpu(self) -> float:
         """Seconds of CPU time used by this process, user and system."""
         return time.process_time()
+
+
+class SuspendClock(SystemClock):
+    """As SystemClock, and `now` goes on while the machine is suspended, where the operating system has such a clock."""
+
+    _ID = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+    def now(self) -> float:
+        """Seconds of CLOCK_BOOTTIME."""
+        return time.clock_gettime(self._ID)

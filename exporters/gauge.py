@@ -58,24 +58,29 @@ class Distribution(NamedTuple):
 
 
 class Withheld(NamedTuple):
-    """A number that is not published, and the reason: a key of `REASONS`."""
+    """A number that is not published, and the reason: a key of `REASONS`. `detail` says what exactly is missing, where
+    the reason leaves that open."""
 
     metric: Metric
     labels: tuple[str, ...]
     reason: str
+    detail: str = ""
 
 
 REASONS = {
     "blind": "the endpoint answers, and its page cannot be read or has no current data",
     "down": "the endpoint is down: its scrapes fail, its health probes fail, or an accelerator of it is unhealthy",
     "failing": "the endpoint is ejected because its requests fail",
+    "never_known": "the API server has never sent the pool's endpoints",
     "never_scraped": "no page was ever read from the endpoint",
     "no_accelerator": "no accelerator is matched with the endpoint",
     "no_endpoints": "the pool is empty",
+    "no_exporter": "no exporter of accelerators runs on the endpoint's node",
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint has never reported the signal",
     "nothing_counted": "the ratio's denominator has not increased in the window",
     "partial": "not every accelerator of the endpoint reports the signal, or one of them is missing",
+    "replica_unknown": "another replica of the agent is silent or refused, and the sum lacks its part",
     "share": "the endpoint uses a share of a card, and the signal is measured for the whole card",
     "stale": "the last reading is older than the staleness limit",
     "too_few_pages": "a rate needs two pages of one server that are some seconds apart",

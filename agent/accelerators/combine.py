@@ -34,8 +34,9 @@ class Accelerators(NamedTuple):
 
     `exporter` is the address or name of the exporter. `readings` are by signal; `withheld` is the reason for each other
     signal: `not_reported` (by no device), `partial` (not by all, or a device is lost), `share` (a device is a share of
-    a card, and the value is measured for the card), `no_accelerator` (no device is matched to the endpoint) or
-    `never_scraped`. A reading of age `stale_after` or more must not be used. `picked_on`: picking may use it.
+    a card, and the value is measured for the card), `no_accelerator` (no device is matched to the endpoint),
+    `no_exporter` (none runs on its node) or `never_scraped`. A reading of age `stale_after` or more must not be used.
+    `picked_on`: picking may use it.
 
     `faults` are those in effect, `ended` those that are on the page, or were not seen to end, and have no effect.
     `lost` are devices that left the page, as last known; `missing` further ones are missing to the configured number.

@@ -6,18 +6,24 @@ list below. A new periodic job is one line in the list of jobs.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
+from agent.app.admin_access import AdminAccess
+from agent.app.certificates import Certificates
+from agent.app.cluster_objects import ClusterObjects
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
+from agent.app.replicas import Replicas
 from agent.app.scraping import Scraping
 from agent.app.supervisor import Supervisor
 from agent.app.tasks import Tasks
@@ -25,6 +31,8 @@ from agent.clock import Clock
 from agent.config.config import Config
 from agent.config.difference import differences
 from agent.instruments.hook import Instruments
+from agent.kube.cluster import Cluster
+from agent.kube.recorder import EventRecorder
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -47,26 +55,53 @@ class Agent:
         self.instruments = hook = instruments or Instruments(clock)
         tasks = Tasks(clock, hook)
         self._reload = Reload(path, self.change, hook)
+        self.cluster = Cluster(config.kubernetes.kubeconfig, clock)
+        access = AdminAccess(config, self.cluster, clock, hook)
+        self._certificates = certificates = Certificates(config, clock, hook)
         self._admin_server = AdminServer(
             config.admin.address,
             clock=clock,
             instruments=hook,
             limits=WatchLimits(watchers=config.admin.max_watchers, message_bytes=config.admin.max_state_bytes),
             not_ready=self.readiness,
+            authorize=access.authorize,
+            tls=certificates.admin,
         )
         scraping = Scraping(config, clock, self._snapshots, hook)
-        accelerators = AcceleratorScraping(config, scraping.loop, clock, tasks, hook, self._pool_map)
+        self._replicas = Replicas(config, clock, tasks, hook)
+        self.lease = ReplicaLease(config, self.cluster, clock, tasks, hook)
+        self.recorder = EventRecorder(self.lease.send, self.lease.held, clock, hook, socket.gethostname())
+        self._objects = ClusterObjects(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
+        accelerators = self._accelerators = AcceleratorScraping(
+            config, scraping.loop, clock, tasks, hook, self._pool_map, self.cluster, self._objects.exporters_changed
+        )
         files = EndpointFiles(config, clock, hook)
-        parts = PoolParts(clock, hook, tasks, scraping.loop, self._admin_server.picks.add, accelerators.refresh, files)
+        parts = PoolParts(
+            clock,
+            hook,
+            tasks,
+            scraping.loop,
+            self._admin_server.picks.add,
+            self._endpoints_changed,
+            files,
+            self.cluster,
+            self._objects.source_changed,
+            certificates.pickers,
+            self._replicas.sharing,
+        )
         self._pools = Pools(config, parts, self._publish_pools)
         hook.set_names(self._pools)
-        self._admin = AdminPort(config, self._admin_server)
+        self._admin = AdminPort(config, self._admin_server, access, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
+        self._admin_server.state.set_replicas(self._replicas.view)
         jobs = [
             Job(
                 "configuration-file",
                 self._reload.check,
                 lambda config: None if path is None else config.reload.interval,
+            ),
+            Job(
+                "certificates", certificates.check, lambda config: config.reload.interval if certificates.any else None
             ),
         ]
         self._supervisor = Supervisor(
@@ -74,9 +109,12 @@ class Agent:
                 self._admin,
                 Exporting(self._admin_server.exporters, tasks),
                 scraping,
+                self._objects,
                 accelerators,
                 files,
+                self.lease,
                 self._pools,
+                self._replicas,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,
@@ -104,7 +142,8 @@ class Agent:
         return self._supervisor.readiness()
 
     async def reload(self) -> bool:
-        """Read the configuration file again; True when the agent runs it."""
+        """Read the configuration file and the certificates again; True when the agent runs that configuration."""
+        await self._certificates.check()
         return await self._reload.reload()
 
     async def change(self, new: Config) -> list[str]:
@@ -122,9 +161,14 @@ class Agent:
     async def stop(self, grace: float | None = None) -> None:
         """Accept no more requests, decide those that have arrived, and close everything."""
         await self._supervisor.stop(self.config.ext_proc.drain_timeout if grace is None else grace)
+        self.cluster.close()
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools
+
+    def _endpoints_changed(self) -> None:
+        self._accelerators.refresh()
+        self._objects.endpoints_changed()
 
     def _snapshots(self, now: float) -> list[Snapshot]:
         return [pool.store.snapshot(now) for pool in self.pools.values()]
@@ -132,3 +176,4 @@ class Agent:
     def _publish_pools(self) -> None:
         self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)
         self._admin_server.set_pools([pool.store for pool in self.pools.values()])
+        self._replicas.set_pools({name: pool.shared for name, pool in self.pools.items()})

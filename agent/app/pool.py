@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.listen import check_address
@@ -18,20 +19,27 @@ from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import EndpointConfig, PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.discovery import discovery
-from agent.discovery.endpoints import EndpointSet
+from agent.discovery.endpoints import CannotDiscover, Discovery, DiscoveryParts, EndpointSet
 from agent.engine_specs import AUTO
 from agent.engines import engine as table_of
 from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
+from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.scraping import HealthChanged
+from agent.kube.cluster import Cluster
+from agent.kube.objectives import NO_OBJECTIVES, PoolObjectives
+from agent.kube.pool_endpoints import ObjectProblem
 from agent.pick.decision import Pick
 from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
+from agent.replicas.peer_part import PoolTarget, block_format
+from agent.replicas.service import PoolKnowledge
 from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
+from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.stages.cache_reset import CacheResetStage
 from agent.requests.stages.parse import ParseStage
 from agent.requests.stages.pick import PickStage
@@ -43,12 +51,14 @@ from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.actions import Mode
 from agent.serve.ext_proc.server import ExtProcServer
+from agent.serve.tls.server import ServerTls
 from agent.signals import MODELS
-from agent.state.endpoint import Identity
 from agent.state.health import Health
+from agent.state.identity import Identity
 from agent.state.outliers import OutlierLimits
 from agent.state.prefill_rate import RateLimits
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 from agent.state.store import RoutingStore
 
 # The modes by their names in the configuration.
@@ -61,6 +71,8 @@ MODES: Final = {
 }
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
+# Endpoints that are added or changed in one step: 50 of them take some milliseconds.
+ENDPOINTS_PER_STEP: Final = 50
 # How often a start looks whether every endpoint was scraped: a fleet of 10,000 costs some milliseconds each time.
 FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 # How long a start waits for the lists of models of servers whose page was read: they follow it at once, and a probe of
@@ -68,11 +80,18 @@ FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 FIRST_MODELS_SECONDS: Final = 1.0
 
 
+def _alone(_pool: str, _knowledge: PoolKnowledge) -> Sharing:
+    return NOT_SHARED
+
+
 class PoolParts(NamedTuple):
     """What all pools of the process share.
 
     `remember` keeps picks for people to read: pool, pick, time. `on_endpoints` is called after each change of a pool's
-    endpoints, which `endpoint_files` holds back until Envoy knows them.
+    endpoints, which `endpoint_files` holds back until Envoy knows them. `cluster` is that of all pools whose endpoints
+    are pods; it connects when one needs it. `on_source` is called with what is wrong with the source of a pool's
+    endpoints. `tls` is that of the picker ports. `sharing` gives what takes a new pool's events for the other replicas,
+    by its name and what it has learnt.
     """
 
     clock: Clock
@@ -82,6 +101,10 @@ class PoolParts(NamedTuple):
     remember: Callable[[str, Pick, float], None]
     on_endpoints: Callable[[], None]
     endpoint_files: EndpointFiles
+    cluster: Cluster
+    on_source: Callable[[str, Sequence[ObjectProblem]], None]
+    tls: ServerTls | None = None
+    sharing: Callable[[str, PoolKnowledge], Sharing] = _alone
 
 
 class _FixedSize:
@@ -98,14 +121,21 @@ class _FixedSize:
 class Pool:
     """A component for one entry of `pools:`; also what its picker port calls (`agent.serve.ext_proc.server.PoolPort`).
 
-    `address` is where the picker port listens, once it is started.
+    `address` is where the picker port listens, once it is started. `source` is the status of what its endpoints come
+    from, None where the configuration lists them, and before the source has reported any. `objectives` are what the
+    objects of the cluster say about its requests.
     """
 
     def __init__(self, config: Config, settings: PoolConfig, parts: PoolParts) -> None:
-        """Raises CannotStart for a profile that cannot be built."""
+        """Raises CannotStart for a profile that cannot be built, and for a source that cannot be used."""
         self.name = settings.name
         self.address = ""
         self.endpoints: Mapping[str, EndpointConfig] = {}
+        self.source: SourceStatus | None = None
+        self.objectives = NO_OBJECTIVES
+        self._discovered: SourceStatus | None = None
+        self._objectives_known = False
+        self._other_problems: dict[str, tuple[ObjectProblem, ...]] = {}  # of the source, by who has found them
         self._config = config
         self._settings = settings
         self._parts = parts
@@ -122,7 +152,9 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._reports = LoadReports(self.store, tables(config.engines), parts.hook)
-        self.outcomes = Outcomes(self.store, self.index, parts.hook)
+        self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
+        self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
+        self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
         self._pick = PickStage(
             self.store,
             self.index,
@@ -133,8 +165,9 @@ class Pool:
             config.ext_proc.fallbacks,
             self.outcomes,
             self._unlisted,
+            self._sharing,
         )
-        resets = CacheResetStage(self.store.cache_emptied, self.outcomes.awaited)
+        resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
         # The stages of a request, in order: a new one is a file in agent/requests/stages and a line here.
         stages: list[Stage] = [
@@ -151,8 +184,9 @@ class Pool:
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
             assumed_mode=MODES[config.ext_proc.assumed_mode],
+            tls=parts.tls,
         )
-        self._discovery = discovery(settings, config.reload.interval)
+        self._discovery = self._discovery_of(config, settings)
         self._watching: Task | None = None
         self._known: EndpointSet | None = None
         self._applied = asyncio.Event()  # a set of endpoints has been applied since the stream began
@@ -168,6 +202,8 @@ class Pool:
         """
         address = self._settings.ext_proc_address
         check_address(address, f"picker address of pool {self.name}", "--ext-proc-address or extProcAddress")
+        if self._parts.tls is not None:
+            load(self._parts.tls)
         await self._watch()
         await self._first_scrapes()
         try:
@@ -180,6 +216,13 @@ class Pool:
         """Take over limits, profile and endpoints: the next pick goes by the new profile; open streams continue."""
         settings = next(pool for pool in config.pools if pool.name == self.name)
         profile = profile_of(config, settings)
+        if settings.source == self._settings.source:
+            self._discovery.apply(settings, config)
+        else:
+            self._discovery = self._discovery_of(config, settings)
+            self._source_changed(None)
+        if inference_pool_of(settings, config) != inference_pool_of(self._settings, self._config):
+            self.objectives, self._objectives_known = NO_OBJECTIVES, False
         if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
@@ -192,7 +235,6 @@ class Pool:
             outliers=outlier_limits(config.outlier_detection),
         )
         self._known = None  # targets depend on the whole configuration
-        self._discovery.apply(settings, config.reload.interval)
         await self._watch()
 
     def readiness(self) -> list[str]:
@@ -201,7 +243,8 @@ class Pool:
         if self._all_scraped:
             return []
         if self._known is None:
-            return [f"pool {self.name}: its endpoints are not known yet"]
+            problems = "; ".join(problem.message for problem in self.source.problems) if self.source else ""
+            return [f"pool {self.name}: its endpoints are not known yet{': ' if problems else ''}{problems}"]
         snapshot = self.store.snapshot(self._parts.clock.now())
         left = unscraped(snapshot)
         self._all_scraped = not left
@@ -287,22 +330,98 @@ class Pool:
 
     async def _follow(self) -> None:
         async for endpoints in self._parts.endpoint_files.follow(self.name, self._discovery.watch()):
-            self._set_endpoints(endpoints)
+            if endpoints != self._known:
+                await self._set_endpoints(endpoints)
+            now = self._parts.clock.now()
+            for name, each in endpoints.unresolved.items():
+                self.store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
             self._applied.set()
 
-    def _set_endpoints(self, found: EndpointSet) -> None:
-        """Apply a set of endpoints to the routing state and the scrape loop."""
-        now, store = self._parts.clock.now(), self.store
-        if found != self._known:
-            self._known = found
-            self.endpoints = found.endpoints
-            identities = {address: identity_of(endpoint) for address, endpoint in found.endpoints.items()}
-            store.set_endpoints(found.engines, now, identities)
-            targets = targets_of(self._config, self._settings, found, self._access)
-            self._parts.scrape_loop.set_targets(self.name, targets, store)
-            self._parts.on_endpoints()
-        for name, each in found.unresolved.items():
-            store.failed(name, "unreachable", f"the name cannot be resolved: {each.reason}", now, 0.0)
+    async def _set_endpoints(self, found: EndpointSet) -> None:
+        """Apply a set of endpoints to the routing state and the scrape loop: removals and changes at once, additions in
+        steps, between which requests are picked."""
+        before, self._known = self._known, None  # of a step that is cancelled nothing is known
+        addresses, store = found.engines.keys(), self.store
+        changed: list[str] = []
+        added: list[str] = []
+        for address in found.endpoints:
+            if not store.has(address):
+                added.append(address)
+            elif differs(address, before, found):
+                changed.append(address)
+        store.change_endpoints(
+            {name: each.engine for name, each in found.unresolved.items()}, self._parts.clock.now(), None, addresses
+        )
+        self._parts.scrape_loop.keep_targets(self.name, addresses)
+        steps = [*changed, *added]
+        for start in range(0, len(steps), ENDPOINTS_PER_STEP):
+            if start:
+                store.snapshot(self._parts.clock.now())  # with the views of one step: no reader makes all at once
+                await asyncio.sleep(0)
+            self._apply_step(found, steps[start : start + ENDPOINTS_PER_STEP])
+        self._known = found
+        self.endpoints = found.endpoints
+        self._parts.on_endpoints()
+
+    def _apply_step(self, found: EndpointSet, addresses: Sequence[str]) -> None:
+        """Add or change these endpoints."""
+        store = self.store
+        engines = {address: found.endpoints[address].engine for address in addresses}
+        identities = {address: identity_of(found, address) for address in addresses}
+        store.change_endpoints(engines, self._parts.clock.now(), identities, store.addresses | engines.keys())
+        targets = targets_of(self._config, self._settings, found, self._access, addresses)
+        self._parts.scrape_loop.change_targets(self.name, targets, store)
+
+    def _discovery_of(self, config: Config, settings: PoolConfig) -> Discovery:
+        """The source of the pool's endpoints. Raises CannotStart where it cannot be used."""
+        try:
+            return discovery(settings, DiscoveryParts(config, self._parts.cluster, self._source_changed))
+        except CannotDiscover as cannot:
+            raise CannotStart(str(cannot)) from cannot
+
+    def _source_changed(self, source: SourceStatus | None) -> None:
+        """The status of the source has changed; None: the configuration lists the endpoints."""
+        self._discovered = source
+        if source is None:
+            self.objectives, self._objectives_known, self._other_problems = NO_OBJECTIVES, False, {}
+        self._publish_source()
+
+    def set_objectives(self, objectives: PoolObjectives) -> None:
+        """What the objects of the cluster say about requests to the pool."""
+        self.objectives, self._objectives_known = objectives, True
+        self._publish_source()
+
+    def set_problems(self, found_by: str, problems: Sequence[ObjectProblem]) -> None:
+        """What is wrong with the source of the endpoints beside what discovery reports."""
+        if tuple(problems) != self._other_problems.get(found_by, ()):
+            self._other_problems[found_by] = tuple(problems)
+            self._publish_source()
+
+    def _publish_source(self) -> None:
+        """Report what has changed of the source: to the state, the log and the metrics, and to `on_source`."""
+        source = self._discovered
+        if source is not None:
+            others = (problem for problems in self._other_problems.values() for problem in problems)
+            objectives = self.objectives if self._objectives_known else None
+            source = source._replace(problems=(*source.problems, *others), objectives=objectives)
+        before = () if self.source is None else self.source.problems
+        self.source = source
+        self.store.set_source(source)
+        if source is None:
+            return
+        self._parts.on_source(self.name, source.problems)
+        reasons = {problem.reason for problem in before}
+        for problem in source.problems:
+            if problem not in before:
+                again = problem.reason in reasons
+                self._parts.hook(SourceProblemFound(self.name, problem.reason, problem.message, again))
+        for reason in sorted(reasons - {problem.reason for problem in source.problems}):
+            self._parts.hook(SourceProblemSolved(self.name, reason))
+
+    def _empty_cache(self, address: str, reason: str, now: float) -> None:
+        """A request has emptied the cache of an endpoint: only the picker that it passed through knows."""
+        self.store.cache_emptied(address, reason, now)
+        self._sharing.emptied(address, reason)
 
     def _unlisted(self, model: str, now: float) -> None:
         """No server lists the model of a request: it may have been loaded since the lists were fetched."""
@@ -374,13 +493,32 @@ def profile_of(config: Config, settings: PoolConfig) -> Profile:
         raise CannotStart(str(bad)) from bad
 
 
-def identity_of(endpoint: EndpointConfig) -> Identity:
-    """The pod and node behind an endpoint's address, as far as they are known."""
-    return Identity(endpoint.pod, endpoint.node)
+def inference_pool_of(settings: PoolConfig, config: Config) -> tuple[str, str]:
+    """Namespace and name of the pool's InferencePool, as configured."""
+    return settings.namespace or config.kubernetes.namespace, settings.inference_pool
 
 
-def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access: ServerAccess) -> list[Target]:
-    """What the scrape loop scrapes of a pool's endpoints, and how."""
+def identity_of(found: EndpointSet, address: str) -> Identity:
+    """The pod and the node behind an endpoint's address, as far as they are known."""
+    endpoint = found.endpoints[address]
+    return Identity(endpoint.pod, endpoint.node, found.uids.get(address, ""))
+
+
+def differs(address: str, before: EndpointSet | None, found: EndpointSet) -> bool:
+    """Whether the endpoint at the address is another one than before, or is described otherwise."""
+    if before is None:
+        return True
+    return (
+        before.endpoints.get(address) != found.endpoints[address]
+        or before.uids.get(address) != found.uids.get(address)
+        or before.names.get(address) != found.names.get(address)
+    )
+
+
+def targets_of(
+    config: Config, settings: PoolConfig, found: EndpointSet, access: ServerAccess, addresses: Iterable[str]
+) -> list[Target]:
+    """What the scrape loop scrapes of a pool's endpoints at these addresses, and how."""
     scrape, own = config.scrape, settings.scrape
     custom = tables(config.engines)
     return [
@@ -400,9 +538,9 @@ def targets_of(config: Config, settings: PoolConfig, found: EndpointSet, access:
             name=found.names.get(address, ""),
             metrics_port=own.metrics_port,
             health_port=own.health_port,
-            identity=identity_of(endpoint),
+            identity=identity_of(found, address),
         )
-        for address, endpoint in found.endpoints.items()
+        for address, endpoint in ((address, found.endpoints[address]) for address in addresses)
     ]
 
 

@@ -29,6 +29,11 @@ class Task:
         """End the task."""
         self._running.cancel()
 
+    async def ended(self) -> None:
+        """End the task, and return when it has ended."""
+        self._running.cancel()
+        await asyncio.wait({self._running})
+
 
 class Tasks:
     """Runs tasks that never return of their own accord: one that returns or raises is restarted."""

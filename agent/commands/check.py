@@ -57,8 +57,8 @@ def summary(config: Config) -> Iterator[str]:
     """A configuration, line by line."""
     yield f"{config.source}: ok"
     for pool in config.pools:
-        size = f"{len(pool.endpoints)} endpoint{'' if len(pool.endpoints) == 1 else 's'}"
-        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {size}"
+        source = pool.source_in_words()
+        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {source}"
         for endpoint in pool.endpoints:
             written = _written(EndpointConfig, endpoint, "address", "engine")
             yield f"    {endpoint.address}  {', '.join([endpoint.engine, *written])}"

@@ -18,6 +18,7 @@ from agent.envoy.render import (
     EnvoyListener,
     EnvoyPool,
     FailureMode,
+    PickerTls,
     PickMode,
     ResponseSource,
     bootstrap,
@@ -81,6 +82,11 @@ def main(args: argparse.Namespace) -> int:
     """Print the configuration."""
     try:
         config = _config(args)
+        if config.ext_proc.tls.cert_file and not config.envoy.picker_ca_file:
+            print(
+                "igw render: note: this Envoy accepts every certificate of a picker; set envoy.pickerCaFile",
+                file=sys.stderr,
+            )
         print(text(envoy_config(config, args), _command(args)), end="")
     except BadConfig as error:
         print("\n".join(error.lines()), file=sys.stderr)
@@ -108,11 +114,18 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         raise ValueError(f"--listen {args.listen}: not IP:PORT")
     pools = []
     listeners: list[EnvoyListener] = []
+    eds_directory = config.envoy.eds_directory if args.eds_directory is None else args.eds_directory
     for pool in config.pools:
+        if pool.source != "endpoints" and not eds_directory:
+            raise ValueError(
+                f"pool {pool.name}: its servers are pods, which come and go; set envoy.edsDirectory or "
+                "--eds-directory, where the agent keeps them for Envoy"
+            )
         picker_host, _, picker_port = pool.ext_proc_address.rpartition(":")
-        picker = f"{_WILDCARDS.get(picker_host, picker_host)}:{picker_port}"
+        hosts = [f"[{host}]" if ":" in host else host for host in config.envoy.picker_hosts]
+        picker, *replicas = (f"{each}:{picker_port}" for each in hosts or [_WILDCARDS.get(picker_host, picker_host)])
         addresses = tuple(endpoint.address for endpoint in pool.endpoints)
-        pools.append(EnvoyPool(pool.name, addresses, picker, reports=pool.orca))
+        pools.append(EnvoyPool(pool.name, addresses, picker, reports=pool.orca, replicas=tuple(replicas)))
         for mode in modes:
             name = f"{pool.name}-{mode.value.replace('_', '-')}"
             listeners.append(EnvoyListener(name, f"{host}:{int(first) + len(listeners)}", pool.name, mode))
@@ -123,12 +136,23 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         max_body=config.ext_proc.max_body,
         failure_mode=FailureMode(args.failure_mode),
         responses=ResponseSource(args.responses),
-        eds_directory=config.envoy.eds_directory if args.eds_directory is None else args.eds_directory,
+        eds_directory=eds_directory,
         retry_server_errors=config.envoy.retry_server_errors,
         retry_budget=config.envoy.retry_budget,
         # One share for the ejections of both.
         max_ejection_percent=min(MAX_EJECTION_PERCENT, int(config.outlier_detection.max_ejection_percent)),
+        picker_tls=_picker_tls(config),
     )
+
+
+def _picker_tls(config: Config) -> PickerTls | None:
+    """How Envoy connects to the pickers; None for plaintext. Raises ValueError where it lacks a certificate."""
+    tls, envoy = config.ext_proc.tls, config.envoy
+    if not tls.enabled:
+        return None
+    if tls.client_ca_file and tls.client_certificate == "required" and not envoy.picker_cert_file:
+        raise ValueError("the picker requires a certificate of Envoy: set envoy.pickerCertFile and envoy.pickerKeyFile")
+    return PickerTls(envoy.picker_ca_file, envoy.picker_server_name, envoy.picker_cert_file, envoy.picker_key_file)
 
 
 def _config(args: argparse.Namespace) -> Config:

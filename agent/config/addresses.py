@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agent.config.nodes import Node, ScalarNode, is_null, kind_of
+from agent.config.nodes import Node, ScalarNode, SequenceNode, is_null, kind_of
 from agent.config.values import InvalidValue, OptionType, describe, quote, text_of, text_schema
 
 NODE_PLACEHOLDER: Final = "{node}"
@@ -59,6 +59,14 @@ def split_address(text: str) -> tuple[str, int]:
     return host.lower(), int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host of `split_address` is this machine's loopback, so that no other machine reaches it."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.rstrip(".") in {"localhost", "localhost.localdomain"}
+
+
 def join_address(host: str, port: int) -> str:
     """`host:port`, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -87,6 +95,46 @@ class Address(OptionType):
         """A pattern."""
         port = _PORT if self.any_port else _NONZERO_PORT
         return text_schema(rf"(?:\[{_IPV6}\]|{_host(_HOST_LABEL, ':')}):{port}")
+
+
+class _ListOf(OptionType):
+    """A list of words of one type, without one that is there twice."""
+
+    item: OptionType
+    example: str
+
+    def holds(self) -> str:
+        """`list of HOST:PORT`."""
+        return f"list of {self.item.holds()}"
+
+    def read(self, node: Node) -> tuple[str, ...]:
+        """The words, each as its type reads it."""
+        if not isinstance(node, SequenceNode):
+            raise InvalidValue(f"{kind_of(node)} where a list is expected; write it as [{self.example}]")
+        found = [str(self.item.read(item)) for item in node.items]
+        for word in found:
+            if found.count(word) > 1:
+                raise InvalidValue(f"{quote(word)} is listed twice; keep one")
+        return tuple(found)
+
+    def schema(self) -> dict[str, Any]:
+        """An array."""
+        return {"type": "array", "items": self.item.schema(), "uniqueItems": True}
+
+    def show(self, value: Any) -> str:
+        """`[one, two]`."""
+        return f"[{', '.join(map(str, value))}]"
+
+    def written(self, value: Any) -> Any:
+        """The list."""
+        return list(value)
+
+
+class AddressList(_ListOf):
+    """A list of `HOST:PORT`."""
+
+    item = Address()
+    example = "10.0.1.1:9003, 10.0.1.2:9003"
 
 
 def expand(template: str, node: str) -> str:
@@ -139,3 +187,10 @@ class HostName(OptionType):
     def schema(self) -> dict[str, Any]:
         """A pattern."""
         return text_schema(rf"{_IPV6}|{_host(_HOST_LABEL, '$')}", "number", "boolean")
+
+
+class HostList(_ListOf):
+    """A list of hosts, without ports."""
+
+    item = HostName()
+    example = "10.0.1.1, 10.0.1.2"

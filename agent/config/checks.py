@@ -6,11 +6,13 @@ import math
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from agent.config.addresses import NODE_PLACEHOLDER, split_address
+from agent.config.addresses import NODE_PLACEHOLDER, is_loopback, split_address
+from agent.config.admin import KUBERNETES, NO_AUTH, TOKEN_FILE, AdminConfig
 from agent.config.config import Config
-from agent.config.pools import AcceleratorConfig, PoolScrapeConfig
+from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
 from agent.config.scrape import STALE_AFTER_INTERVALS
+from agent.config.tls import TlsConfig
 from agent.config.values import quote, show_duration, show_size, suggestion
 from agent.config.vocabulary import Vocabulary
 from agent.engine_specs import engine_by_label
@@ -32,6 +34,11 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _ejections(config, reader)
     _bodies(config, reader)
     _listeners(config, reader)
+    _replicas(config, reader)
+    _tls(config.ext_proc.tls, "extProc.tls", reader)
+    _tls(config.admin.tls, "admin.tls", reader)
+    _admin(config.admin, reader)
+    _picker_tls(config, reader)
     names: dict[str, int] = {}
     for index, pool in enumerate(config.pools):
         key = f"pools[{index}]"
@@ -45,6 +52,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
                 f"{key}.profile",
                 f"there is no profile {quote(pool.profile)}; {suggestion(pool.profile, sorted(config.profiles))}",
             )
+        _source(pool, key, reader)
         if vocabulary is not None:
             _engines(config, index, reader, vocabulary)
         _accelerators(config, index, reader, vocabulary)
@@ -58,6 +66,44 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
                     f"{endpoint.address} is listed twice in this pool, first at {seen[endpoint.address]}; keep one",
                 )
             seen.setdefault(endpoint.address, path)
+
+
+# Where a pool's endpoints come from; exactly one of these is set.
+SOURCE_KEYS: Final = ("endpoints", "inferencePool", "selector")
+
+
+def _source(pool: PoolConfig, key: str, reader: DocumentReader) -> None:
+    """The source of a pool's endpoints, and the options that belong to it. A key counts as written where its value is
+    invalid, which is reported already."""
+
+    def written(name: str) -> bool:
+        return f"{key}.{name}" in reader.marks
+
+    sources = [name for name in SOURCE_KEYS if written(name)]
+    if not sources:
+        reader.problem_at(
+            f"{key}.endpoints",
+            "missing; list the model servers, each as HOST:PORT; or, in a cluster, write inferencePool, or selector "
+            "and targetPorts",
+        )
+        return
+    for other in sources[1:]:
+        reader.problem_at(
+            f"{key}.{other}", f"{sources[0]} already says which servers the pool has; remove one of the two"
+        )
+    if len(sources) > 1:
+        return
+    if written("targetPorts") and sources[0] != "selector":
+        has = "the InferencePool has its own" if sources[0] == "inferencePool" else "each endpoint has its own"
+        reader.problem_at(f"{key}.targetPorts", f"not valid with {sources[0]}: {has}; remove it")
+    if sources[0] == "selector" and not written("targetPorts"):
+        reader.problem_at(
+            f"{key}.targetPorts",
+            "missing; write the ports on which the selected pods serve, such as [8000]",
+            place=f"{key}.selector",
+        )
+    if written("namespace") and sources[0] == "endpoints":
+        reader.problem_at(f"{key}.namespace", "has no effect with endpoints; remove it")
 
 
 def _times(config: Config, reader: DocumentReader) -> None:
@@ -172,6 +218,45 @@ def _listeners(config: Config, reader: DocumentReader) -> None:
                     )
 
 
+def _replicas(config: Config, reader: DocumentReader) -> None:
+    replicas = config.replicas
+    written = [key for key in sorted(reader.marks) if key.startswith("replicas.") and key != "replicas.address"]
+    if not replicas.enabled:
+        if written:
+            reader.problem_at(
+                written[0], "it has no effect without replicas.address; write where this agent serves its peers"
+            )
+        return
+    if replicas.peers and replicas.service:
+        reader.problem_at("replicas.service", "replicas.peers lists the replicas already; keep one of the two")
+    if not (replicas.peers or replicas.service):
+        reader.problem_at(
+            "replicas.address",
+            "no replica is known; write replicas.peers: [HOST:PORT, ...], or replicas.service: HOST:PORT",
+        )
+    tls = {"caFile": replicas.ca_file, "certFile": replicas.cert_file, "keyFile": replicas.key_file}
+    given = [name for name, file in tls.items() if file]
+    if given and len(given) < len(tls):
+        missing = ", ".join(f"replicas.{name}" for name in tls if name not in given)
+        reader.problem_at(f"replicas.{given[0]}", f"TLS between replicas is mutual; write {missing} as well")
+    if replicas.server_name and not given:
+        reader.problem_at("replicas.serverName", "it has no effect without TLS; write replicas.caFile, or remove it")
+    host, _ = split_address(replicas.address)
+    if not (host in _LOOPBACK or host.startswith("127.")) and not replicas.token_file and not given:
+        reader.problem_at(
+            "replicas.address",
+            f"{replicas.address} is not a loopback address, so others may report there; write replicas.tokenFile: "
+            "a file with a secret, or replicas.caFile, certFile and keyFile",
+        )
+    others = [(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)]
+    for key, address in (*others, ("admin.address", config.admin.address)):
+        if _clash(replicas.address, address):
+            reader.problem_at(
+                "replicas.address",
+                f"{replicas.address} is also {reader.spelling(key)}; write another port, or port 0 for any free port",
+            )
+
+
 def _clash(one: str, other: str) -> bool:
     """Whether two listeners cannot have both addresses."""
     (host, port), (other_host, other_port) = split_address(one), split_address(other)
@@ -186,6 +271,68 @@ def _leads_to(address: str, listener: str) -> bool:
     if port != own_port:
         return False
     return host == own_host or (own_host in _ALL_INTERFACES and (host in _LOOPBACK or host.startswith("127.")))
+
+
+def _tls(tls: TlsConfig, key: str, reader: DocumentReader) -> None:
+    """A certificate without its key, two certificates, and options without a certificate."""
+    if bool(tls.cert_file) != bool(tls.key_file):
+        present, missing = ("certFile", "keyFile") if tls.cert_file else ("keyFile", "certFile")
+        reader.problem_at(f"{key}.{present}", f"needs {missing}; add it")
+    if tls.self_signed and (tls.cert_file or tls.key_file):
+        reader.problem_at(
+            f"{key}.selfSigned", "the certificate is that of certFile already; remove one of the two", place=key
+        )
+    if not tls.enabled and not tls.key_file:
+        for name in ("clientCaFile", "clientCertificate", "minVersion"):
+            if f"{key}.{name}" in reader.marks:
+                reader.problem_at(
+                    f"{key}.{name}",
+                    "has no effect without a certificate; write certFile and keyFile, or selfSigned: true",
+                )
+
+
+def _admin(admin: AdminConfig, reader: DocumentReader) -> None:
+    """Who may read the admin port: beyond loopback, not everybody, and no token in plaintext."""
+    auth = admin.auth
+    if auth.mode == TOKEN_FILE and not auth.token_file and "admin.auth.tokenFile" not in reader.marks:
+        reader.problem_at("admin.auth.tokenFile", f"missing; write the file of tokens for mode: {TOKEN_FILE}")
+    for key, value, mode in (("tokenFile", auth.token_file, TOKEN_FILE), ("audiences", auth.audiences, KUBERNETES)):
+        if value and auth.mode != mode:
+            reader.problem_at(
+                f"admin.auth.{key}", f"has no effect with mode {auth.mode}; write mode: {mode}, or remove it"
+            )
+    if admin.insecure or is_loopback(split_address(admin.address)[0]):
+        return
+    certificates = bool(admin.tls.client_ca_file) and admin.tls.client_certificate == "required"
+    missing = []
+    if auth.mode == NO_AUTH and not certificates:
+        missing.append(f"admin.auth with mode: {KUBERNETES}, or mode: {TOKEN_FILE} and a tokenFile")
+    if not admin.tls.enabled:
+        missing.append("admin.tls with certFile and keyFile, or selfSigned: true")
+    if missing:
+        reader.problem_at(
+            "admin.address",
+            f"{admin.address} is not loopback, so other machines could read the port, or the tokens of its readers; "
+            f"write {', and '.join(missing)}; or admin.insecure: true where only trusted clients reach it",
+        )
+
+
+def _picker_tls(config: Config, reader: DocumentReader) -> None:
+    """How the rendered Envoy connects to a picker with TLS."""
+    envoy = config.envoy
+    given = {
+        "pickerCaFile": envoy.picker_ca_file,
+        "pickerServerName": envoy.picker_server_name,
+        "pickerCertFile": envoy.picker_cert_file,
+        "pickerKeyFile": envoy.picker_key_file,
+    }
+    if not config.ext_proc.tls.enabled:
+        for name in (name for name, value in given.items() if value):
+            reader.problem_at(f"envoy.{name}", "has no effect without extProc.tls; configure it, or remove this")
+    elif bool(envoy.picker_cert_file) != bool(envoy.picker_key_file):
+        names = ("pickerCertFile", "pickerKeyFile")
+        present, missing = names if envoy.picker_cert_file else names[::-1]
+        reader.problem_at(f"envoy.{present}", f"needs {missing}; add it")
 
 
 def _pool_scrape(scrape: PoolScrapeConfig, key: str, reader: DocumentReader) -> None:
@@ -211,7 +358,7 @@ def _pool_scrape(scrape: PoolScrapeConfig, key: str, reader: DocumentReader) -> 
 
 def _accelerators(config: Config, index: int, reader: DocumentReader, vocabulary: Vocabulary | None) -> None:
     pool = config.pools[index]
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[object, ...]] = set()
     for number, entry in enumerate(pool.accelerators):
         path = f"pools[{index}].accelerators[{number}]"
         if vocabulary is not None and entry.source not in vocabulary.accelerators:
@@ -229,7 +376,8 @@ def _accelerators(config: Config, index: int, reader: DocumentReader, vocabulary
                 "set pod of the endpoints, or write join: node",
             )
         _accelerator_times(entry, path, reader)
-        key = (entry.source, entry.address, entry.path, entry.project, entry.location, entry.cluster)
+        pods = (entry.selector, entry.namespace, entry.port)
+        key = (entry.source, entry.address, pods, entry.path, entry.project, entry.location, entry.cluster)
         if key in seen:
             at = f" at {entry.address}{entry.path}" if entry.address else ""
             reader.problem_at(path, f"{entry.source}{at} is listed twice in this pool; keep one")
@@ -242,7 +390,10 @@ _JOINS: Final = {"gke": ("pod", "Cloud Monitoring reports pods"), "nvml": ("node
 
 
 def _accelerator_source(entry: AcceleratorConfig, path: str, reader: DocumentReader) -> None:
-    needs = _NEEDS.get(entry.source, ("address",))
+    exporter = entry.source not in _NEEDS
+    by_pod = f"{path}.selector" in reader.marks
+    needs = _NEEDS.get(entry.source, () if by_pod else ("address",))
+    _exporter_pods(entry, path, reader, exporter=exporter, by_pod=by_pod)
     for option in ("address", "project", "location", "cluster"):
         if option in needs and not getattr(entry, option) and f"{path}.{option}" in reader.marks:
             continue  # invalid, which is reported already
@@ -253,11 +404,34 @@ def _accelerator_source(entry: AcceleratorConfig, path: str, reader: DocumentRea
                 else f"the {option}"
             )
             reader.problem_at(f"{path}.{option}", f"missing; write {what}")
+        elif option == "address" and by_pod and exporter:
+            continue
         elif option not in needs and getattr(entry, option):
             reader.problem_at(f"{path}.{option}", f"not valid for {entry.source}; remove it")
     join, why = _JOINS.get(entry.source, (entry.join, ""))
     if entry.join != join:
         reader.problem_at(f"{path}.join", f"{why}; write join: {join}", place=path)
+
+
+def _exporter_pods(
+    entry: AcceleratorConfig, path: str, reader: DocumentReader, *, exporter: bool, by_pod: bool
+) -> None:
+    """The options of an exporter that is found by the labels of its pods."""
+    for option in ("selector", "namespace", "port"):
+        if f"{path}.{option}" not in reader.marks:
+            continue
+        if not exporter:
+            reader.problem_at(f"{path}.{option}", f"not valid for {entry.source}; remove it")
+        elif not by_pod:
+            reader.problem_at(f"{path}.{option}", "has no effect without selector; remove it")
+    if not exporter or not by_pod:
+        return
+    if f"{path}.address" in reader.marks:
+        reader.problem_at(f"{path}.address", "selector already says where the exporters are; remove one of the two")
+    if not entry.port and f"{path}.port" not in reader.marks:
+        reader.problem_at(f"{path}.port", "missing; write the port of the exporter's pods", place=f"{path}.selector")
+    elif not entry.port:
+        reader.problem_at(f"{path}.port", "0 is not a port; write the port of the exporter's pods")
 
 
 def _accelerator_times(entry: AcceleratorConfig, path: str, reader: DocumentReader) -> None:

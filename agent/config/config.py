@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent.config.admin import AdminConfig
 from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
+from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
 from agent.config.options import section, sections
 from agent.config.outlier_detection import OutlierDetectionConfig
@@ -15,6 +16,7 @@ from agent.config.pools import PoolConfig
 from agent.config.prefill_rate import PrefillRateConfig
 from agent.config.prefix_index import PrefixIndexConfig
 from agent.config.reload import ReloadConfig
+from agent.config.replicas import ReplicasConfig
 from agent.config.scrape import ScrapeConfig
 from agent.config.state import StateConfig
 from agent.engine_specs import ENGINE_LABELS, EngineSpec
@@ -32,6 +34,7 @@ class Config:
     engine_labels: tuple[str, ...] = ENGINE_LABELS
     notes: tuple[str, ...] = ()
     pools: tuple[PoolConfig, ...] = sections(PoolConfig, "Pools of model servers.", identity="name")
+    kubernetes: KubernetesConfig = section(KubernetesConfig, "The cluster of pools whose servers are pods.")
     scrape: ScrapeConfig = section(ScrapeConfig, "How the metrics of model servers are scraped.")
     state: StateConfig = section(StateConfig, "The routing state.")
     prefill_rate: PrefillRateConfig = section(PrefillRateConfig, "The prefill rate, in tokens per second.")
@@ -40,6 +43,7 @@ class Config:
     ext_proc: ExtProcConfig = section(ExtProcConfig, "The ports that Envoy's ext_proc filter connects to.")
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
+    replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")
 

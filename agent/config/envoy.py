@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.config.addresses import HostList, HostName
 from agent.config.options import option
-from agent.config.values import Boolean, DirectoryPath, Number
+from agent.config.values import Boolean, DirectoryPath, FilePath, Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,13 @@ class EnvoySection:
         unset="none",
         live=False,
     )
+    picker_hosts: tuple[str, ...] = option(
+        HostList(),
+        "`igw render`: the hosts of the agents that pick, each on the port of a pool's `extProcAddress`; a name stands "
+        "for all its addresses, such as that of a headless Service",
+        (),
+        unset="the host of `extProcAddress`",
+    )
     retry_server_errors: bool = option(
         Boolean(), "`igw render`: Envoy retries a response of 500, 502 or 504 once, at another endpoint", default=False
     )
@@ -26,4 +34,25 @@ class EnvoySection:
         Number(1, 100, whole=True),
         "`igw render`: with `retryServerErrors`, retries of a pool at a time, in percent of its requests in flight",
         20,
+    )
+    picker_ca_file: str = option(
+        FilePath(),
+        "`igw render`, with `extProc.tls`: a file of Envoy with the CA certificates (PEM) that sign the picker's",
+        "",
+        unset="Envoy accepts every certificate",
+    )
+    picker_server_name: str = option(
+        HostName(),
+        "`igw render`, with `extProc.tls`: the name that Envoy sends (SNI) and verifies in the picker's certificate",
+        "",
+        unset="the host of the picker's address",
+    )
+    picker_cert_file: str = option(
+        FilePath(),
+        "`igw render`, with `extProc.tls`: a file of Envoy with its client certificate (PEM) for the picker",
+        "",
+        unset="none",
+    )
+    picker_key_file: str = option(
+        FilePath(), "`igw render`: a file of Envoy with the key of that certificate (PEM)", "", unset="none"
     )

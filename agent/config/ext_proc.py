@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from agent.config.options import option
+from agent.config.options import option, section
+from agent.config.tls import TlsConfig
 from agent.config.values import Duration, Number, OneOf, Size
 
 # Envoy's names of the modes in which a body is sent (ProcessingMode.BodySendMode).
@@ -47,3 +48,4 @@ class ExtProcConfig:
     drain_timeout: float = option(
         Duration(0, 3600), "time limit for requests whose endpoint is being picked when the agent stops", 30.0
     )
+    tls: TlsConfig = section(TlsConfig, "TLS of the ports, for all pools.")

@@ -19,8 +19,11 @@ from agent.config.values import (
     NodeName,
     Number,
     NumberList,
+    ObjectName,
     OneOf,
     PodName,
+    Ports,
+    Selector,
     UrlPath,
     WordList,
 )
@@ -125,7 +128,22 @@ class AcceleratorConfig:
         AddressTemplate(),
         "where the exporter listens; `{node}` is the endpoint's node",
         "",
-        default_text="required for an exporter",
+        default_text="required for an exporter without `selector`",
+    )
+    selector: tuple[tuple[str, str], ...] = option(
+        Selector(),
+        "labels of the exporter's pods; the pod on the endpoint's node is its exporter, instead of `address`",
+        (),
+        unset="none",
+    )
+    namespace: str = option(
+        ObjectName("namespace"),
+        "the namespace of these pods",
+        "",
+        unset="`kubernetes.namespace`, else that of the agent",
+    )
+    port: int = option(
+        Number(0, 65535, whole=True), "the port of these pods", 0, default_text="required with `selector`"
     )
     path: str = option(UrlPath(), "path of the exporter's metrics", "/metrics")
     prefix: str = option(
@@ -208,14 +226,48 @@ class PoolConfig:
         DEFAULT_EXT_PROC_ADDRESS,
         live=False,
     )
+    inference_pool: str = option(
+        ObjectName("InferencePool"), "the InferencePool whose ready pods are its servers", "", unset="none"
+    )
+    selector: tuple[tuple[str, str], ...] = option(
+        Selector(), "labels of the pods whose ready ones are its servers, without an InferencePool", (), unset="none"
+    )
+    target_ports: tuple[int, ...] = option(
+        Ports(), "with `selector`: the ports of each pod, 1 to 8; each is a server", (), unset="none"
+    )
+    namespace: str = option(
+        ObjectName("namespace"),
+        "the namespace of the InferencePool or of the pods",
+        "",
+        unset="`kubernetes.namespace`, else that of the agent",
+    )
     endpoints: tuple[EndpointConfig, ...] = sections(
         EndpointConfig,
         "The model servers, each as `HOST:PORT` or as a mapping.",
         identity="address",
         shorthand="address",
-        required="list the model servers, each as HOST:PORT",
     )
     scrape: PoolScrapeConfig = section(PoolScrapeConfig, "How its servers are scraped and probed.")
     accelerators: tuple[AcceleratorConfig, ...] = sections(
         AcceleratorConfig, "Sources of readings of its servers' accelerators."
     )
+
+    @property
+    def source(self) -> str:
+        """What its endpoints come from: a key of `agent.discovery.SOURCES`."""
+        return "kubernetes" if self.inference_pool or self.selector else "endpoints"
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether its servers are pods that the API server lists."""
+        return self.source == "kubernetes"
+
+    def source_in_words(self) -> str:
+        """Where its endpoints come from, for a person: `2 endpoints`, `InferencePool llm/chat`."""
+        prefix = f"{self.namespace}/" if self.namespace else ""
+        if self.inference_pool:
+            return f"InferencePool {prefix}{self.inference_pool}"
+        if self.selector:
+            labels = ",".join(f"{key}={value}" for key, value in self.selector)
+            return f"pods {prefix}{labels} at {', '.join(map(str, self.target_ports))}"
+        return f"{len(self.endpoints)} endpoint{'' if len(self.endpoints) == 1 else 's'}"

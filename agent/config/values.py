@@ -557,3 +557,85 @@ class NodeName(OptionType):
     def schema(self) -> dict[str, Any]:
         """A pattern."""
         return {**text_schema(_NODE, "number", "boolean"), "minimum": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName(OptionType):
+    """The name of a Kubernetes object of a kind, such as `namespace`."""
+
+    kind: str
+
+    def holds(self) -> str:
+        """The kind."""
+        return self.kind
+
+    def read(self, node: Node) -> str:
+        """The name."""
+        text = text_of(node)
+        if not re.fullmatch(_DNS, text):
+            raise InvalidValue(
+                f"{describe(node)} is not the name of an object; write the name of the {self.kind}: small letters, "
+                "digits, '-' and '.'"
+            )
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        """A pattern."""
+        return {**text_schema(_DNS, "number", "boolean"), "minimum": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Selector(Labels):
+    """Labels that a pod must all have: at least one, because none would select every pod."""
+
+    def read(self, node: Node) -> LabelPairs:
+        """The pairs."""
+        pairs = Labels.read(self, node)
+        if not pairs:
+            raise InvalidValue("no label, which would select every pod; write one or more, such as {app: chat}")
+        return pairs
+
+    def schema(self) -> dict[str, Any]:
+        """An object of words that is not empty."""
+        return {**Labels.schema(self), "minProperties": 1}
+
+
+MAX_TARGET_PORTS: Final = 8  # of an InferencePool (inference.networking.k8s.io/v1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports(OptionType):
+    """1 to 8 ports, each once, in their order."""
+
+    def holds(self) -> str:
+        """`list of ports`."""
+        return "list of ports"
+
+    def read(self, node: Node) -> tuple[int, ...]:
+        """The ports."""
+        if not isinstance(node, SequenceNode):
+            raise InvalidValue(f"{kind_of(node)} where a list is expected; write it as [8000]")
+        found: list[int] = []
+        for item in node.items:
+            number = as_number(item)
+            if number is None or number != int(number) or not 1 <= number <= 65535:
+                raise InvalidValue(f"{describe(item)} is not a port; write whole numbers from 1 to 65535")
+            if int(number) in found:
+                raise InvalidValue(f"port {int(number)} is listed twice; write each port once")
+            found.append(int(number))
+        if not 1 <= len(found) <= MAX_TARGET_PORTS:
+            raise InvalidValue(f"{len(found)} ports; write 1 to {MAX_TARGET_PORTS} of them")
+        return tuple(found)
+
+    def schema(self) -> dict[str, Any]:
+        """An array of integers."""
+        port = {"type": "integer", "minimum": 1, "maximum": 65535}
+        return {"type": "array", "items": port, "minItems": 1, "maxItems": MAX_TARGET_PORTS, "uniqueItems": True}
+
+    def show(self, value: Any) -> str:
+        """`[8000, 8001]`."""
+        return f"[{', '.join(map(str, value))}]"
+
+    def written(self, value: Any) -> Any:
+        """The list."""
+        return list(value)

@@ -1,4 +1,4 @@
-"""The sources of endpoints: key of a pool's section -> class. A new source is one file here and one line below."""
+"""The sources of endpoints: `PoolConfig.source` -> class. A new source is one file here and one line below."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Final, cast
 
 from agent.config.pools import PoolConfig
-from agent.discovery.endpoints import Discovery
+from agent.discovery.endpoints import Discovery, DiscoveryParts
 
 SOURCES: Final[Mapping[str, str]] = {
     "endpoints": "agent.discovery.static:StaticDiscovery",
+    "kubernetes": "agent.discovery.kubernetes:PodDiscovery",
 }
 
 
-def discovery(pool: PoolConfig, interval: float) -> Discovery:
-    """The discovery of a pool: the first source whose key the pool sets, else that of the listed endpoints.
-
-    `interval` in seconds, for sources that have to look for changes.
-    """
-    where = next((where for key, where in SOURCES.items() if getattr(pool, key, None)), SOURCES["endpoints"])
-    make = cast(Callable[[PoolConfig, float], Discovery], pkgutil.resolve_name(where))
-    return make(pool, interval)
+def discovery(pool: PoolConfig, parts: DiscoveryParts) -> Discovery:
+    """The discovery of a pool. Raises `CannotDiscover`."""
+    make = cast(Callable[[PoolConfig, DiscoveryParts], Discovery], pkgutil.resolve_name(SOURCES[pool.source]))
+    return make(pool, parts)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
+from agent.config.config import Config
 from agent.config.pools import EndpointConfig, PoolConfig
+from agent.kube.cluster import Cluster
+from agent.state.source import SourceStatus
 
 
 class Unresolved(NamedTuple):
@@ -43,7 +46,21 @@ class EndpointSet(NamedTuple):
         return self._replace(
             endpoints={address: each for address, each in self.endpoints.items() if address in addresses},
             names={address: name for address, name in self.names.items() if address in addresses},
+            uids={address: uid for address, uid in self.uids.items() if address in addresses},
         )
+
+
+class CannotDiscover(Exception):
+    """The source of a pool cannot be used in this installation; the text says what to change."""
+
+
+class DiscoveryParts(NamedTuple):
+    """What a source may depend on beside its pool: the configuration, the cluster, and `report`, which is called on the
+    event loop with every change of the source's status."""
+
+    config: Config
+    cluster: Cluster
+    report: Callable[[SourceStatus], None]
 
 
 class Discovery(Protocol):
@@ -58,7 +75,7 @@ class Discovery(Protocol):
         """
         ...
 
-    def apply(self, pool: PoolConfig, interval: float) -> None:
+    def apply(self, pool: PoolConfig, config: Config) -> None:
         """Take over a changed configuration; it holds from the next stream on."""
         ...
 

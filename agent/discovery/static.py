@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Final
 
 from agent.config.addresses import join_address, split_address
+from agent.config.config import Config
 from agent.config.pools import EndpointConfig, PoolConfig
-from agent.discovery.endpoints import EndpointSet, Unresolved
+from agent.discovery.endpoints import DiscoveryParts, EndpointSet, Unresolved
 
 RESOLVE_TIMEOUT_SECONDS: Final = 2.0
 
@@ -27,21 +28,21 @@ def is_name(address: str) -> bool:
 
 
 class StaticDiscovery:
-    """The endpoints of one pool's list; names are resolved every `interval` seconds."""
+    """The endpoints of one pool's list; names are resolved every `reload.interval`."""
 
     name = "endpoints"
 
-    def __init__(self, pool: PoolConfig, interval: float) -> None:
+    def __init__(self, pool: PoolConfig, parts: DiscoveryParts) -> None:
         self._endpoints = pool.endpoints
-        self._interval = interval
+        self._interval = parts.config.reload.interval
         self._last: dict[str, tuple[str, ...]] = {}
         self._lookups: dict[str, asyncio.Task[tuple[str, ...]]] = {}
         self._wake = asyncio.Event()
 
-    def apply(self, pool: PoolConfig, interval: float) -> None:
+    def apply(self, pool: PoolConfig, config: Config) -> None:
         """Another list from the next stream on; names that stay keep their last addresses."""
         self._endpoints = pool.endpoints
-        self._interval = interval
+        self._interval = config.reload.interval
 
     def refresh(self) -> None:
         """Resolve names now."""
@@ -99,7 +100,7 @@ class StaticDiscovery:
         """
         task = self._lookups.get(name)
         if task is None:
-            task = self._lookups[name] = asyncio.get_running_loop().create_task(_look_up(name))
+            task = self._lookups[name] = asyncio.get_running_loop().create_task(look_up(name))
         done, _ = await asyncio.wait({task}, timeout=RESOLVE_TIMEOUT_SECONDS)
         if not done:
             raise TimeoutError(f"no answer within {RESOLVE_TIMEOUT_SECONDS:g} s")
@@ -107,7 +108,7 @@ class StaticDiscovery:
         return task.result()
 
 
-async def _look_up(name: str) -> tuple[str, ...]:
+async def look_up(name: str) -> tuple[str, ...]:
     """Every address of a name; its IPv4 addresses alone where it has some. Raises OSError or UnicodeError."""
     host, port = split_address(name)
     rows = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

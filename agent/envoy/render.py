@@ -12,7 +12,7 @@ Each value that differs from Envoy's default has its reason beside it; docs/refe
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -68,13 +68,15 @@ class EnvoyPool(NamedTuple):
     """One cluster: its name, its endpoints (`ip:port`, IPv6 in brackets), and its picker's `host:port`, if any.
 
     The endpoints are not used where the configuration has a directory of files with them. `reports`: its picker reads
-    the load reports (ORCA) in response headers.
+    the load reports (ORCA) in response headers. `replicas`: the `host:port` of further pickers; the name of one stands
+    for all its addresses.
     """
 
     name: str
     endpoints: tuple[str, ...]
     picker: str = ""
     reports: bool = False
+    replicas: tuple[str, ...] = ()
 
 
 class EnvoyListener(NamedTuple):
@@ -86,12 +88,23 @@ class EnvoyListener(NamedTuple):
     mode: PickMode = PickMode.BUFFERED
 
 
+class PickerTls(NamedTuple):
+    """TLS of the connections to the pickers, with files on Envoy's machine. Without `ca_file` every certificate is
+    accepted; `server_name`: empty for the host of the picker's address."""
+
+    ca_file: str = ""
+    server_name: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+
 class EnvoyConfig(NamedTuple):
     """The configuration of one Envoy. `max_body` is the picker's limit in bytes; `admin` must be a loopback address.
 
     `eds_directory`: where the agent keeps the endpoints of the pools (`agent.envoy.endpoints`). `retry_server_errors`:
     retry 500, 502 and 504 as well, at most `retry_budget` percent of a pool's requests at a time. `picker_retries`: of
     a connection to the picker, with `FailureMode.CLOSE`. `max_ejection_percent`: of a pool's endpoints at a time.
+    `picker_tls`: None for plaintext.
     """
 
     pools: tuple[EnvoyPool, ...]
@@ -107,6 +120,7 @@ class EnvoyConfig(NamedTuple):
     retry_budget: float = _RETRY_BUDGET_PERCENT
     picker_retries: int = _PICKER_RETRIES
     max_ejection_percent: int = MAX_EJECTION_PERCENT
+    picker_tls: PickerTls | None = None
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -390,13 +404,16 @@ def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
         "typed_extension_protocol_options": _http({"http_protocol_options": {}}, idle=4.0),
     }
     if pool.picker:
-        host, _ = host_and_port(pool.picker)
+        pickers = (pool.picker, *pool.replicas)
+        named = [picker for picker in pickers if not _is_ip(host_and_port(picker)[0])]
         name = picker_cluster(pool.name)
         yield {
             "name": name,
-            "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
+            "type": "STRICT_DNS" if named else "STATIC",
             "connect_timeout": "1s",
-            "load_assignment": assignment(name, (pool.picker,)),
+            "load_assignment": assignment(name, pickers),
+            **_picker_tls([host_and_port(picker)[0] for picker in pickers], config.picker_tls),
+            **(_picker_health() if len(pickers) > 1 or named else {}),
             "circuit_breakers": _no_limits(),
             "typed_extension_protocol_options": _http(
                 # Detects an unresponsive picker once, not by the timeout of each request. In full duplex Envoy has no
@@ -411,6 +428,55 @@ def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
                 }
             ),
         }
+
+
+def _picker_tls(hosts: Sequence[str], tls: PickerTls | None) -> Data:
+    """The transport of the connections to the pickers at these hosts, for their calls and for the access log. Without a
+    name for all of them, a certificate has to be of one of the hosts."""
+    if tls is None:
+        return {}
+    names = [tls.server_name] if tls.server_name else list(dict.fromkeys(hosts))
+    common: Data = {
+        "alpn_protocols": ["h2"],
+        "tls_params": {"tls_maximum_protocol_version": "TLSv1_3"},  # the default of a client may be TLS 1.2
+    }
+    if tls.ca_file:
+        common["validation_context"] = {
+            "trusted_ca": {"filename": tls.ca_file},
+            "match_typed_subject_alt_names": [
+                {"san_type": "IP_ADDRESS" if _is_ip(name) else "DNS", "matcher": {"exact": name}} for name in names
+            ],
+        }
+    if tls.cert_file:
+        common["tls_certificates"] = [
+            {"certificate_chain": {"filename": tls.cert_file}, "private_key": {"filename": tls.key_file}}
+        ]
+    context = _typed(
+        "transport_sockets.tls.v3.UpstreamTlsContext",
+        # An IP address is no SNI (RFC 6066, section 3), and a cluster has one for all its hosts.
+        **({} if len(names) > 1 or _is_ip(names[0]) else {"sni": names[0]}),
+        common_tls_context=common,
+    )
+    return {"transport_socket": _named("envoy.transport_sockets.tls", context)}
+
+
+def _picker_health() -> Data:
+    """Health checks of several pickers: one that stops or starts answers NOT_SERVING, and gets no new requests. Until a
+    check has seen it, the retries of the ext_proc filter go to another one."""
+    return {
+        "health_checks": [
+            {
+                "timeout": "1s",
+                "interval": "1s",
+                "no_traffic_interval": "1s",  # Envoy's default of 60 s would find a picker that has started after that
+                "unhealthy_threshold": 1,
+                "healthy_threshold": 1,
+                "grpc_health_check": {"service_name": "readiness"},
+            }
+        ],
+        # Envoy's default of 50 % would send requests to two pickers that are down as well, where one of three is up.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+    }
 
 
 def _http(protocol: Data, idle: float | None = None) -> Data:

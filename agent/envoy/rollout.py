@@ -2,8 +2,8 @@
 
 Envoy must know an address before the agent picks it, and for as long as a pick of it may be on its way. So an address
 is written first and picked SETTLE_SECONDS later, and it leaves the file LINGER_SECONDS after it was last pickable.
-While new addresses settle, the pool keeps those that it has: a change of all addresses does not leave it empty. Where
-the file cannot be written, new addresses are not picked, and removed ones are no longer picked.
+A removed address is no longer picked, whatever settles meanwhile; only where none would be left does the pool keep
+those that it has until new ones have settled. Where the file cannot be written, new addresses are not picked.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Final
 
 # Envoy 1.40 serves a renamed file after 1.3 ms (median of 200, at most 10 ms, on two cores); a busy one takes longer.
 SETTLE_SECONDS: Final = 0.5
-# A pick reaches Envoy within milliseconds; a retry along the list of fallbacks takes a connect timeout of 1 s.
-LINGER_SECONDS: Final = 2.0
+# A pick reaches Envoy within milliseconds. A retry along the list of fallbacks takes a connect timeout of 1 s; where
+# the address has left the file by then, Envoy takes the next one.
+LINGER_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 
 
@@ -53,11 +54,11 @@ class EndpointRollout:
         self._retry_at = now + RETRY_SECONDS
 
     def pickable(self, now: float) -> frozenset[str] | None:
-        """The addresses that may be picked from now on; None while new ones settle: the pool keeps what it has."""
+        """The addresses that may be picked from now on; None while all of them settle: the pool keeps what it has."""
         settled = frozenset(
             address for address in self._wanted if now >= self._written.get(address, math.inf) + SETTLE_SECONDS
         )
-        if settled != self._wanted and self._retry_at is None:
+        if self._wanted and not settled and self._retry_at is None:
             return None
         self._released |= dict.fromkeys(self._pickable - settled, now)
         self._released = {address: since for address, since in self._released.items() if address not in settled}

@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.access import AccessChecked, TokenFileProblem
+from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.kubernetes import (
+    KubernetesWriteFailed,
+    KubernetesWritten,
+    ObjectProblemFound,
+    ObjectProblemSolved,
+)
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -32,6 +42,7 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 
 Event = (
     ScrapeDone
@@ -54,12 +65,30 @@ Event = (
     | Ended
     | Abandoned
     | StreamBroken
+    | KubernetesWritten
+    | KubernetesWriteFailed
+    | ObjectProblemFound
+    | ObjectProblemSolved
+    | SourceProblemFound
+    | SourceProblemSolved
     | Reloaded
     | ScrapesPaced
     | BudgetChanged
     | BudgetExceeded
     | TaskFailed
+    | LeaseChanged
+    | LeaseFailed
     | WatcherDropped
+    | AccessChecked
+    | TokenFileProblem
+    | PeerChanged
+    | PeerFailed
+    | PeerRefused
+    | PeersCounted
+    | CertificateLoaded
+    | CertificateNotLoaded
+    | CertificateInvalid
+    | HandshakeFailed
 )
 Hook = Callable[[Event], None]
 

@@ -18,12 +18,18 @@ from agent.events import Event
 from agent.events.requests import Ended, Picked
 from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
+from agent.instruments.access import AccessInstruments
+from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
+from agent.instruments.kubernetes import KubernetesInstruments
+from agent.instruments.leases import LeaseInstruments
 from agent.instruments.process import ProcessInstruments
+from agent.instruments.replicas import ReplicaInstruments
 from agent.instruments.requests import RequestInstruments
 from agent.instruments.scraping import ScrapingInstruments
+from agent.instruments.tls import TlsInstruments
 
 
 class Domain(Protocol):
@@ -51,7 +57,13 @@ class Instruments:
             self._requests,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
+            KubernetesInstruments(self._metrics, log),
+            DiscoveryInstruments(self._metrics, log),
+            LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
+            AccessInstruments(self._metrics, log),
+            ReplicaInstruments(self._metrics, log),
+            TlsInstruments(self._metrics, log),
         )
         self._counts = {kind: count for domain in domains for kind, count in domain.counts.items()}
         self._lines = {kind: line for domain in domains for kind, line in domain.lines.items()}

@@ -12,13 +12,14 @@ that it lacks is gone, and until it is complete the last known objects stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
+from agent.kube.errors import ApiFailed
 from agent.kube.objects import Key, ObjectMeta
 
 T = TypeVar("T")
@@ -93,6 +94,8 @@ class ObjectCache(Generic[T]):
         self.listed = False
         self._coming: dict[Key, T] = {}
         self._coming_refused: dict[Key, RefusedObject] = {}
+        self._coming_version = ""
+        self._changed: set[Key] = set()
 
     # -- list ----------------------------------------------------------------------------------------------------------
 
@@ -100,28 +103,45 @@ class ObjectCache(Generic[T]):
         """A list begins; pages of one that did not end are dropped."""
         self._coming, self._coming_refused = {}, {}
 
-    def add_page(self, data: bytes) -> str:
-        """A page of the list; returns the token of the next page, empty after the last. Raises UnreadableAnswer."""
+    def page(self, data: bytes) -> tuple[Sequence[Raw], str]:
+        """The objects of a page of the list, for `add`, and the token of the next page, empty after the last. Raises
+        UnreadableAnswer."""
         try:
             page = _PAGES.decode(data)
         except msgspec.DecodeError as error:
             raise UnreadableAnswer(f"not a list of objects: {error}") from error
-        for raw in page.items or ():
-            self._put(raw, self._coming, self._coming_refused)
         token = page.metadata.continue_
         if not token:
             if not page.metadata.resource_version:
                 raise UnreadableAnswer("the list has no resourceVersion")
-            self.resource_version = page.metadata.resource_version
-        return token
+            self._coming_version = page.metadata.resource_version
+        return page.items or (), token
+
+    def add(self, items: Iterable[Raw]) -> None:
+        """Objects of the list. Raises UnreadableAnswer."""
+        for raw in items:
+            self._put(raw, self._coming, self._coming_refused)
 
     def end_list(self) -> bool:
         """The list is complete: it replaces all objects. Returns whether anything changed."""
-        changed = not self.listed or self._coming != self.objects or self._coming_refused != self.refused
-        self.objects, self.refused = self._coming, self._coming_refused
+        before, coming = self.objects, self._coming
+        changed = {key for key, item in coming.items() if before.get(key) != item}
+        changed |= before.keys() - coming.keys()
+        self._changed |= changed
+        different = bool(changed) or not self.listed or self._coming_refused != self.refused
+        self.objects, self.refused, self.resource_version = coming, self._coming_refused, self._coming_version
         self.begin_list()
         self.listed = True
+        return different
+
+    def take_changed(self) -> set[Key]:
+        """The keys of objects that were added, changed or removed since the last call."""
+        changed, self._changed = self._changed, set()
         return changed
+
+    def mark_all_changed(self) -> None:
+        """Let `take_changed` return every key."""
+        self._changed |= self.objects.keys()
 
     # -- watch ---------------------------------------------------------------------------------------------------------
 
@@ -150,9 +170,12 @@ class ObjectCache(Generic[T]):
             case "ADDED" | "MODIFIED":
                 before = self.objects.get(key), self.refused.get(key)
                 self._put(event.object, self.objects, self.refused)
-                same = before == (self.objects.get(key), self.refused.get(key))
-                return Change.NONE if same else Change.OBJECTS
+                if before == (self.objects.get(key), self.refused.get(key)):
+                    return Change.NONE
+                self._changed.add(key)
+                return Change.OBJECTS
             case "DELETED":
+                self._changed.add(key)
                 known = self.objects.pop(key, None) is not None
                 return Change.OBJECTS if (self.refused.pop(key, None) is not None) or known else Change.NONE
         raise UnreadableAnswer(f"an event of the unknown type {event.type!r}")
@@ -171,14 +194,6 @@ class ObjectCache(Generic[T]):
         except msgspec.ValidationError as error:
             objects.pop(key, None)
             refused[key] = RefusedObject(key, str(error))
-
-
-class ApiFailed(Exception):
-    """The API server answered with an error: its HTTP status, and its message."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{status}: {message}" if message else str(status))
-        self.status = status
 
 
 class _BookmarkMeta(Struct, rename="camel"):

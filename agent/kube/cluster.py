@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from agent.clock import Clock
 from agent.kube.cache import ObjectCache
-from agent.kube.client import KubeClient, NoCluster
+from agent.kube.errors import NoCluster
 from agent.kube.informer import Informer
+from agent.kube.threads import DaemonThreads
+
+if TYPE_CHECKING:
+    from agent.kube.client import KubeClient
 
 T = TypeVar("T")
-# Each informer holds one thread while it waits for events, and there are two for each pool.
-MAX_THREADS: Final = 64
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POOLS_PATH: Final = "/apis/inference.networking.k8s.io/v1/namespaces/{namespace}/inferencepools"
 PODS_PATH: Final = "/api/v1/namespaces/{namespace}/pods"
@@ -27,7 +29,7 @@ class Cluster:
     def __init__(self, kubeconfig: str, clock: Clock) -> None:
         self._kubeconfig = kubeconfig
         self._clock = clock
-        self._executor = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="kube")
+        self._executor = DaemonThreads("kube")
         self._client: KubeClient | None = None
         self._lock = asyncio.Lock()
 
@@ -35,7 +37,7 @@ class Cluster:
         """The client. Raises NoCluster. It is made in a thread, because importing it takes a second."""
         async with self._lock:
             if self._client is None:
-                self._client = await self.run(KubeClient, self._kubeconfig)
+                self._client = await self.run(_new_client, self._kubeconfig)
         return self._client
 
     async def run(self, call: Callable[..., T], *arguments: object) -> T:
@@ -57,7 +59,23 @@ class Cluster:
         """End all connections and threads."""
         if self._client is not None:
             self._client.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown()
+
+
+def missing_client() -> str:
+    """What to install where the client is not installed; empty where it is."""
+    if find_spec("kubernetes") is not None:
+        return ""
+    return "the package `kubernetes` is not installed; pip install 'inference-gateway-agent[kubernetes]'"
+
+
+def _new_client(kubeconfig: str) -> KubeClient:
+    missing = missing_client()
+    if missing:
+        raise NoCluster(missing)
+    from agent.kube.client import KubeClient
+
+    return KubeClient(kubeconfig)
 
 
 def own_namespace(file: Path = NAMESPACE_FILE) -> str:

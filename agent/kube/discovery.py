@@ -3,36 +3,53 @@
     InferencePool --selector, target ports--> pods --ready, addresses--> endpoints
                        (or the configuration's)
 
-While the API server does not answer, the last endpoints stay. An InferencePool that is deleted has none.
+While the API server does not answer, the last endpoints stay, and the status says since when they may be out of date.
+An InferencePool that is deleted has none. A change of a pod is applied as soon as it arrives; while changes keep coming
+they are applied together, every GATHER_SECONDS.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from agent.discovery.endpoints import EndpointSet
 from agent.kube.cache import ObjectCache, decoder_of
-from agent.kube.client import KubeClient, NoCluster
-from agent.kube.cluster import PODS_PATH, POOLS_PATH, Cluster
+from agent.kube.cluster import PODS_PATH, POOLS_PATH, Cluster, own_namespace
+from agent.kube.errors import NoCluster
 from agent.kube.informer import Informer, InformerStatus
 from agent.kube.objects import InferencePool, Pod, PodView, pod_view
-from agent.kube.pool_endpoints import ObjectProblem, PoolSelection, endpoints_of
+from agent.kube.pool_endpoints import (
+    API_UNAVAILABLE,
+    FORBIDDEN,
+    INVALID_OBJECT,
+    KIND_NOT_INSTALLED,
+    NO_CLUSTER,
+    POOL_NOT_FOUND,
+    UNAUTHORIZED,
+    ObjectProblem,
+    PodEndpoints,
+    PoolSelection,
+    labels_in_words,
+)
+from agent.state.source import SourceStatus
+
+if TYPE_CHECKING:
+    from agent.kube.client import KubeClient
 
 RETRY_SECONDS: Final = 5.0  # between two tries to find a cluster's configuration
-POOL_NOT_FOUND: Final = "InferencePoolNotFound"
-KIND_NOT_INSTALLED: Final = "KindNotInstalled"
-INVALID_OBJECT: Final = "InvalidObject"
-API_UNAVAILABLE: Final = "ApiUnavailable"
-NO_CLUSTER: Final = "NoCluster"
+GATHER_SECONDS: Final = 0.05
+# The objects of a pod are indexed in steps of this number, between which requests are picked.
+PODS_PER_STEP: Final = 250
+MAX_INVALID_NAMED: Final = 3  # pods that cannot be used and that are named each
 
 _POD: Final = decoder_of(Pod)
 
 
 class PodSource(NamedTuple):
-    """Where a pool's pods come from: an InferencePool by name, or labels and ports. `engine` is that of pods without
-    one of the `engine_labels`, or whose label names none of `engines`."""
+    """Where a pool's pods come from: an InferencePool by name, or labels and ports. An empty `namespace` is the agent's
+    own. `engine` is that of pods without one of the `engine_labels`, or whose label names none of `engines`."""
 
     namespace: str
     inference_pool: str
@@ -42,57 +59,59 @@ class PodSource(NamedTuple):
     engine_labels: tuple[str, ...]
     engines: frozenset[str]
 
-
-class SourceReport(NamedTuple):
-    """What is wrong with a pool's source now; empty when nothing is."""
-
-    problems: tuple[ObjectProblem, ...]
+    def in_words(self) -> str:
+        """The source for a person."""
+        prefix = f"{self.namespace}/" if self.namespace else ""
+        if self.inference_pool:
+            return f"InferencePool {prefix}{self.inference_pool}"
+        return f"selector {prefix}{labels_in_words(dict(self.match_labels))}"
 
 
 class KubernetesDiscovery:
-    """The endpoints of one pool. `report` is called with every change of what is wrong."""
+    """The endpoints of one pool. `report` is called with every change of the source's status."""
 
-    name = "kubernetes"
-
-    def __init__(self, source: PodSource, cluster: Cluster, report: Callable[[SourceReport], None]) -> None:
+    def __init__(self, source: PodSource, cluster: Cluster, report: Callable[[SourceStatus], None]) -> None:
         self._source = source
         self._cluster = cluster
         self._report = report
-        self._reported: SourceReport | None = None
+        self._reported: SourceStatus | None = None
 
     def set_source(self, source: PodSource) -> None:
         """Another source, from the next stream on."""
         self._source = source
 
-    def refresh(self) -> None:
-        """Nothing to look for: the API server sends every change."""
-
     async def watch(self) -> AsyncIterator[EndpointSet]:
         """The endpoints when they are first known, and again with every change."""
-        client = await self._connected()
-        async with _Watching(self._source, self._cluster, client) as watching:
+        source, client = await self._connected()
+        async with _Watching(source, self._cluster, client) as watching:
             known: EndpointSet | None = None
             while True:
-                found, problems = watching.look()
-                self._publish(problems)
+                found = await watching.look()
+                self._publish(watching.status())
                 if found is not None and found != known:
                     known = found
                     yield found
+                    await asyncio.sleep(GATHER_SECONDS)
                 await watching.changed()
 
-    async def _connected(self) -> KubeClient:
+    async def _connected(self) -> tuple[PodSource, KubeClient]:
+        source = self._source
         while True:
             try:
-                return await self._cluster.connect()
+                client = await self._cluster.connect()
+                if not source.namespace:
+                    source = source._replace(namespace=await self._cluster.run(own_namespace))
             except NoCluster as error:
-                self._publish([ObjectProblem(NO_CLUSTER, str(error))])
+                problem = ObjectProblem(NO_CLUSTER, f"{source.in_words()}: {error}")
+                self._publish(SourceStatus(source.in_words(), current=False, known_at=None, problems=(problem,)))
                 await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return source, client
 
-    def _publish(self, problems: Sequence[ObjectProblem]) -> None:
-        report = SourceReport(tuple(problems))
-        if report != self._reported:
-            self._reported = report
-            self._report(report)
+    def _publish(self, status: SourceStatus) -> None:
+        if status != self._reported:
+            self._reported = status
+            self._report(status)
 
 
 class _Watching:
@@ -106,11 +125,12 @@ class _Watching:
         self._tasks: dict[Informer, asyncio.Task[None]] = {}
         self._pools: ObjectCache[InferencePool] = ObjectCache(decoder_of(InferencePool))
         self._pool_informer: Informer | None = None
-        self._pods: ObjectCache[PodView] = ObjectCache(lambda raw: pod_view(_POD(raw)))
+        self._pods: ObjectCache[PodView] = _pod_cache()
         self._pod_informer: Informer | None = None
-        self._selection: PoolSelection | None = None
+        self._endpoints: PodEndpoints | None = None
         self._coming: Informer | None = None  # lists the pods of a changed selection
         self._coming_pods = self._pods
+        self._problems: list[ObjectProblem] = []
 
     async def __aenter__(self) -> Self:
         source = self._source
@@ -130,51 +150,63 @@ class _Watching:
         await self._wake.wait()
         self._wake.clear()
 
-    def look(self) -> tuple[EndpointSet | None, list[ObjectProblem]]:
-        """The endpoints, None while they are not known, and what is wrong."""
-        problems: list[ObjectProblem] = []
+    async def look(self) -> EndpointSet | None:
+        """The endpoints, None while they are not known."""
+        problems = self._problems = []
         selection = self._select(problems)
         if selection is None:
             gone = self._pool_informer is not None and self._pool_informer.status.synced
-            return (EndpointSet({}, {}, {}) if gone and not self._pools.refused else None), problems
+            return EndpointSet({}, {}, {}) if gone and not self._pools.refused else None
         self._follow(selection)
         for informer in (self._pod_informer, self._coming):
             if informer is not None:
-                problems += _failing(informer.status, f"pods of namespace {selection.namespace}")
-        if self._pod_informer is None or self._selection is None:
-            return None, problems
-        source = self._source
-        found = endpoints_of(
-            self._selection, self._pods.objects.values(), source.engine, source.engine_labels, source.engines
+                problems += _failing(informer.status, f"pods of namespace {selection.namespace}", selection.source)
+        found = self._endpoints
+        if found is None:
+            return None
+        await self._index(found)
+        selected = found.selected()
+        problems += selected.problems
+        refused = sorted(self._pods.refused.values())
+        for each in refused[:MAX_INVALID_NAMED]:
+            problems.append(ObjectProblem(INVALID_OBJECT, f"pod {'/'.join(each.key)} is ignored: {each.reason}"))
+        return EndpointSet(selected.endpoints, {}, {}, selected.uids)
+
+    def status(self) -> SourceStatus:
+        """Whether the endpoints of the last look are those of the source now, and what is wrong."""
+        informers = [each for each in (self._pool_informer, self._pod_informer, self._coming) if each is not None]
+        since = [each.status.since for each in informers if each.status.failing]
+        known = bool(informers) and all(each.status.synced for each in informers)
+        return SourceStatus(
+            self._source.in_words(),
+            current=known and not since,
+            known_at=min(since) if since and (known or self._endpoints is not None) else None,
+            problems=tuple(self._problems),
         )
-        problems += found.problems
-        for refused in self._pods.refused.values():
-            problems.append(ObjectProblem(INVALID_OBJECT, f"pod {'/'.join(refused.key)} is ignored: {refused.reason}"))
-        return EndpointSet(found.endpoints, {}, {}, found.uids), problems
 
     def _select(self, problems: list[ObjectProblem]) -> PoolSelection | None:
         """Which pods the pool has now; None where that is not known, or there is no such pool."""
         source, informer = self._source, self._pool_informer
+        name = source.in_words()
         if informer is None:
-            name = f"the selector of namespace {source.namespace}"
             return PoolSelection(name, source.namespace, dict(source.match_labels), source.target_ports)
+        last = None if self._endpoints is None else self._endpoints.selection
         key = (source.namespace, source.inference_pool)
-        name = f"InferencePool {'/'.join(key)}"
         status = informer.status
         if status.missing:
             problems.append(
                 ObjectProblem(
                     KIND_NOT_INSTALLED,
                     f"{name}: the API server has no inferencepools of inference.networking.k8s.io/v1; install the CRDs "
-                    "of the Gateway API inference extension",
+                    "of the Gateway API inference extension (deploy/crds)",
                 )
             )
         else:
-            problems += _failing(status, name)
+            problems += _failing(status, name, name)
         refused = self._pools.refused.get(key)
         if refused is not None:
             problems.append(ObjectProblem(INVALID_OBJECT, f"{name} cannot be used: {refused.reason}"))
-            return self._selection
+            return last
         pool = self._pools.objects.get(key)
         if pool is None:
             if status.synced:
@@ -188,22 +220,38 @@ class _Watching:
 
     def _follow(self, selection: PoolSelection) -> None:
         """Watch the pods of the selection. Those of the old one stay until the new ones are listed."""
-        known = self._selection
+        known = None if self._endpoints is None else self._endpoints.selection
         if known is not None and known.match_labels == selection.match_labels and self._coming is None:
-            self._selection = selection
+            if known != selection:
+                self._begin_index(selection)
             return
-        labels = ",".join(f"{name}={value}" for name, value in sorted(selection.match_labels.items()))
-        selectors = {"labelSelector": labels}
+        selectors = {"labelSelector": labels_in_words(selection.match_labels)}
         if self._coming is None or self._coming.selectors != selectors:
             if self._coming is not None:
                 self._end(self._coming)
-            self._coming_pods = ObjectCache(lambda raw: pod_view(_POD(raw)))
+            self._coming_pods = _pod_cache()
             self._coming = self._start(self._coming_pods, PODS_PATH.format(namespace=selection.namespace), selectors)
         if self._coming.status.synced:
             if self._pod_informer is not None:
                 self._end(self._pod_informer)
-            self._pod_informer, self._pods, self._selection = self._coming, self._coming_pods, selection
+            self._pod_informer, self._pods = self._coming, self._coming_pods
             self._coming = None
+            self._begin_index(selection)
+
+    def _begin_index(self, selection: PoolSelection) -> None:
+        """Compute the endpoints of every pod again."""
+        source = self._source
+        self._endpoints = PodEndpoints(selection, source.engine, source.engine_labels, source.engines)
+        self._pods.take_changed()
+        self._pods.mark_all_changed()
+
+    async def _index(self, found: PodEndpoints) -> None:
+        """Apply the pods that have changed."""
+        changed, pods = self._pods.take_changed(), self._pods
+        for number, key in enumerate(changed, 1):
+            found.update(key, pods.objects.get(key))
+            if number % PODS_PER_STEP == 0:
+                await asyncio.sleep(0)
 
     def _start(
         self, cache: ObjectCache[InferencePool] | ObjectCache[PodView], path: str, selectors: dict[str, str]
@@ -218,8 +266,23 @@ class _Watching:
             task.cancel()
 
 
-def _failing(status: InformerStatus, what: str) -> list[ObjectProblem]:
+def _pod_cache() -> ObjectCache[PodView]:
+    return ObjectCache(lambda raw: pod_view(_POD(raw)))
+
+
+def _failing(status: InformerStatus, what: str, source: str) -> Sequence[ObjectProblem]:
+    """What is wrong with the connection, for the source; nothing while the first list is on its way."""
     if not status.failing or (not status.synced and status.failing == "not listed yet"):
-        return []
-    kept = "; the last known state is kept" if status.synced else ""
-    return [ObjectProblem(API_UNAVAILABLE, f"{what}: the API server does not answer: {status.failing}{kept}")]
+        return ()
+    kept = "; the last known endpoints are kept" if status.synced else ""
+    if status.code == 401:
+        why = (
+            f"the API server refuses the agent's token ({status.failing}); look whether its ServiceAccount exists, or "
+            "whether the credentials in kubernetes.kubeconfig have expired"
+        )
+        return (ObjectProblem(UNAUTHORIZED, f"{source}: {why}{kept}"),)
+    if status.code == 403:
+        why = f"the agent may not read the {what} ({status.failing}); apply deploy/kubernetes/pools"
+        return (ObjectProblem(FORBIDDEN, f"{source}: {why}{kept}"),)
+    why = f"the API server does not answer for {what}: {status.failing}"
+    return (ObjectProblem(API_UNAVAILABLE, f"{source}: {why}{kept}"),)

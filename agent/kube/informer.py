@@ -12,36 +12,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from random import Random
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from agent.clock import Clock
-from agent.kube.cache import ApiFailed, Change, LineBuffer, ObjectCache, UnreadableAnswer
-from agent.kube.client import KubeClient, Unreachable, WatchResponse
+from agent.kube.cache import Change, LineBuffer, ObjectCache, UnreadableAnswer
+from agent.kube.errors import ApiFailed, Unreachable
+
+if TYPE_CHECKING:
+    from agent.kube.client import KubeClient, WatchResponse
 
 T = TypeVar("T")
 PAGE_SIZE: Final = 250  # objects per page: decoding one page takes a few milliseconds
-# The server ends a watch after this time (its own default is 30 to 60 minutes), so that a connection that is dead
-# without having been closed is noticed.
-WATCH_SECONDS: Final = 300
-# A watch without an event or a bookmark is dead: the API server sends a bookmark each minute.
-SILENCE_SECONDS: Final = 90.0
+# The server ends a watch after this time, and the next one begins where it ended: a watch that is longer without a
+# byte has lost its server. This bounds how long a silent one goes unnoticed; a request each minute is its price.
+WATCH_SECONDS: Final = 50
+SILENCE_SECONDS: Final = 60.0
+# A watch that ends within this time without an event makes no progress: the next one waits.
+SHORTEST_WATCH_SECONDS: Final = 1.0
+OBJECTS_PER_STEP: Final = 50  # of a page; decoding them takes a few milliseconds
 FIRST_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
 # Events of one read are applied in one step of the event loop, up to this number.
 EVENTS_PER_STEP: Final = 100
 NOT_FOUND: Final = 404
+NOT_LISTED: Final = "not listed yet"  # `failing` before the first answer
 
 
 class InformerStatus(NamedTuple):
     """Whether the objects are current. `synced`: a list was complete once. `failing` is why the last call failed, empty
-    where it did not; `since` when that began (monotonic seconds). `missing`: the API server has no such kind."""
+    where it did not; `since` is then the time of the last answer before, or of the start (monotonic seconds). `code` is
+    the HTTP status of the failure, 0 without an answer. `missing`: the API server has no such kind."""
 
     synced: bool
     failing: str
     since: float
     missing: bool
+    code: int = 0
 
 
 class Informer:
@@ -55,17 +63,18 @@ class Informer:
         path: str,
         selectors: Mapping[str, str],
         clock: Clock,
-        executor: ThreadPoolExecutor,
+        executor: Executor,
         on_change: Callable[[], None],
     ) -> None:
         self.path = path
         self.cache = cache
-        self.status = InformerStatus(synced=False, failing="not listed yet", since=clock.now(), missing=False)
+        self.status = InformerStatus(synced=False, failing=NOT_LISTED, since=clock.now(), missing=False)
         self._client = client
         self.selectors = dict(selectors)
         self._clock = clock
         self._executor = executor
         self._on_change = on_change
+        self._answered_at = clock.now()
         self._backoff = FIRST_BACKOFF_SECONDS
         self._open: WatchResponse | None = None
         self._random = Random(f"{path} {id(self)}")  # agents that lose the API server together come back apart
@@ -77,7 +86,12 @@ class Informer:
                 try:
                     if not self.cache.resource_version:
                         await self._list()
+                    began = self._clock.now()
                     await self._watch()
+                    if self._clock.now() < began + SHORTEST_WATCH_SECONDS:
+                        await self._back_off()
+                    else:
+                        self._backoff = FIRST_BACKOFF_SECONDS
                 except (ApiFailed, Unreachable, UnreadableAnswer) as error:
                     await self._failed(error)
         finally:
@@ -93,10 +107,13 @@ class Informer:
             parameters = {**self.selectors, "limit": str(PAGE_SIZE)}
             if token:
                 parameters["continue"] = token
-            token = cache.add_page(await self._call(self._client.get, self.path, parameters))
+            items, token = cache.page(await self._call(self._client.get, self.path, parameters))
+            self._answered_at = self._clock.now()
+            for start in range(0, len(items), OBJECTS_PER_STEP):
+                await asyncio.sleep(0)  # requests are picked between two steps
+                cache.add(items[start : start + OBJECTS_PER_STEP])
             if not token:
                 break
-            await asyncio.sleep(0)  # requests are picked between two pages
         changed = cache.end_list()
         self._succeeded(changed=changed)
 
@@ -115,6 +132,7 @@ class Informer:
                 return
             raise
         self._open = response
+        self._succeeded(changed=False)
         lines = LineBuffer()
         try:
             while data := await self._call(response.read):
@@ -134,6 +152,8 @@ class Informer:
             changed = changed or change is Change.OBJECTS
             if number % EVENTS_PER_STEP == 0:
                 await asyncio.sleep(0)
+        if lines:
+            self._backoff = FIRST_BACKOFF_SECONDS
         self._succeeded(changed=changed)
         return True
 
@@ -141,7 +161,7 @@ class Informer:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
 
     def _succeeded(self, *, changed: bool) -> None:
-        self._backoff = FIRST_BACKOFF_SECONDS
+        self._answered_at = self._clock.now()
         before = self.status
         if before.failing or not before.synced:
             self.status = InformerStatus(synced=True, failing="", since=self._clock.now(), missing=False)
@@ -149,15 +169,20 @@ class Informer:
             self._on_change()
 
     async def _failed(self, error: Exception) -> None:
-        """Record the failure and wait before the next try, for half to all of a time that doubles."""
+        """Record the failure and wait before the next try, for half to all of a time that doubles, and for as long as
+        the API server requires (429 and 503 with Retry-After)."""
         if isinstance(error, UnreadableAnswer):
             self.cache.resource_version = ""
         missing = isinstance(error, ApiFailed) and error.status == NOT_FOUND
         before = self.status
-        since = before.since if before.failing and before.synced == self.status.synced else self._clock.now()
-        self.status = InformerStatus(before.synced, str(error) or type(error).__name__, since, missing)
+        since = before.since if before.failing else self._answered_at
+        code = error.status if isinstance(error, ApiFailed) else 0
+        self.status = InformerStatus(before.synced, str(error) or type(error).__name__, since, missing, code)
         if self.status != before:
             self._on_change()
+        await self._back_off(error.retry_after or 0.0 if isinstance(error, ApiFailed) else 0.0)
+
+    async def _back_off(self, at_least: float = 0.0) -> None:
         wait = self._backoff * self._random.uniform(0.5, 1.0)
         self._backoff = min(2 * self._backoff, MAX_BACKOFF_SECONDS)
-        await asyncio.sleep(wait)
+        await asyncio.sleep(at_least + wait)

@@ -1,8 +1,8 @@
 """The Kubernetes objects that the agent reads, with the fields that it reads of them. Pure.
 
 An object of the API server has far more fields; they are skipped without being decoded. Field names and types are those
-of the Kubernetes API (core/v1) and of the Gateway API inference extension (InferencePool v1; InferenceObjective and
-InferenceModelRewrite v1alpha2).
+of the Kubernetes API (core/v1) and of the Gateway API inference extension (InferencePool v1). InferenceObjective and
+InferenceModelRewrite are in `agent.kube.objectives`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,29 @@ class ObjectMeta(Struct, rename="camel", frozen=True, gc=False):
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""
+    generation: int = 0
     creation_timestamp: str = ""
     deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+
+
+class ObjectRef(NamedTuple):
+    """One object of the API server; `uid` is empty where it is not known. As text: kind, namespace and name."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+    @property
+    def anonymous(self) -> ObjectRef:
+        """The reference without the uid: equal for all objects that had this name one after another."""
+        return self._replace(uid="")
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
 class ContainerPort(Struct, rename="camel", frozen=True, gc=False):
@@ -120,26 +139,6 @@ class InferencePool(Struct, rename="camel", frozen=True, gc=False):
 
     metadata: ObjectMeta
     spec: InferencePoolSpec
-
-
-class PoolRef(Struct, frozen=True, gc=False):
-    """The pool to which an objective or a rewrite belongs, in its own namespace."""
-
-    name: str
-
-
-class InferenceObjectiveSpec(Struct, rename="camel", frozen=True, gc=False):
-    """`spec` of an InferenceObjective."""
-
-    pool_ref: PoolRef
-    priority: int = 0
-
-
-class InferenceObjective(Struct, frozen=True, gc=False):
-    """An InferenceObjective."""
-
-    metadata: ObjectMeta
-    spec: InferenceObjectiveSpec
 
 
 def pod_view(pod: Pod) -> PodView:

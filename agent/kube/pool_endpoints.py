@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from agent.config.addresses import join_address
 from agent.config.pools import EndpointConfig
 from agent.engine_specs import engine_by_label
-from agent.kube.objects import PREFILL, ROLE, PodView
+from agent.kube.objects import PREFILL, ROLE, Key, PodView
 
 
 class ObjectProblem(NamedTuple):
@@ -29,6 +29,32 @@ NO_READY_PODS: Final = "NoReadyPods"
 PORT_NOT_DECLARED: Final = "TargetPortNotDeclared"
 NO_ACTIVE_PORT: Final = "NoActivePort"
 UNKNOWN_ENGINE: Final = "UnknownEngine"
+POD_IN_TWO_POOLS: Final = "PodInTwoPools"
+NO_EXPORTER_POD: Final = "NoExporterPod"
+POOL_NOT_FOUND: Final = "InferencePoolNotFound"
+KIND_NOT_INSTALLED: Final = "KindNotInstalled"
+INVALID_OBJECT: Final = "InvalidObject"
+API_UNAVAILABLE: Final = "ApiUnavailable"
+UNAUTHORIZED: Final = "Unauthorized"
+FORBIDDEN: Final = "Forbidden"
+NO_CLUSTER: Final = "NoCluster"
+# Every reason for which a problem with a pool's source is reported, in the order of docs/reference/metrics.md.
+SOURCE_REASONS: Final = (
+    NO_CLUSTER,
+    API_UNAVAILABLE,
+    UNAUTHORIZED,
+    FORBIDDEN,
+    KIND_NOT_INSTALLED,
+    POOL_NOT_FOUND,
+    INVALID_OBJECT,
+    NO_MATCHING_PODS,
+    NO_READY_PODS,
+    PORT_NOT_DECLARED,
+    NO_ACTIVE_PORT,
+    UNKNOWN_ENGINE,
+    POD_IN_TWO_POOLS,
+    NO_EXPORTER_POD,
+)
 
 
 class PoolSelection(NamedTuple):
@@ -48,12 +74,121 @@ class SelectedEndpoints(NamedTuple):
     problems: tuple[ObjectProblem, ...]
 
 
+def labels_in_words(labels: Mapping[str, str]) -> str:
+    """Labels as a selector of the API, such as `app=chat,tier=gold`."""
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
 def selects(selection: PoolSelection, pod: PodView) -> bool:
     """Whether the pool selects the pod."""
     labels = pod.labels
     return pod.namespace == selection.namespace and all(
         labels.get(name) == value for name, value in selection.match_labels.items()
     )
+
+
+class _Part(NamedTuple):
+    """What one pod adds to the endpoints and to the problems. `unknown`: the engine that its label names, and where."""
+
+    endpoints: tuple[EndpointConfig, ...] = ()
+    uid: str = ""
+    ready: bool = False
+    undeclared: tuple[int, ...] = ()
+    inactive: bool = False
+    unknown: tuple[str, str] | None = None
+
+
+class PodEndpoints:
+    """The endpoints of a selection, kept pod by pod, so that a change of one pod costs no work for the others.
+
+    `engine` is that of pods without one of the `engine_labels`, or whose label names none of `engines`.
+    """
+
+    def __init__(
+        self, selection: PoolSelection, engine: str, engine_labels: Sequence[str], engines: frozenset[str]
+    ) -> None:
+        self.selection = selection
+        self._engine = engine
+        self._engine_labels = engine_labels
+        self._engines = engines
+        self._parts: dict[Key, _Part] = {}
+        self._owners: dict[str, dict[Key, EndpointConfig]] = {}  # address -> pods; more than one for a moment at most
+        self._endpoints: dict[str, EndpointConfig] = {}
+        self._uids: dict[str, str] = {}
+        self._ready = 0
+        self._faulty: set[Key] = set()  # pods with something wrong
+
+    def update(self, key: Key, pod: PodView | None) -> None:
+        """The pod as it is now; None for one that is gone."""
+        before = self._parts.pop(key, None)
+        after = None if pod is None or not selects(self.selection, pod) else self._part(pod)
+        if after is not None:
+            self._parts[key] = after
+        self._ready += (after is not None and after.ready) - (before is not None and before.ready)
+        self._faulty.discard(key)
+        if after is not None and (after.undeclared or after.inactive or after.unknown):
+            self._faulty.add(key)
+        if before is not None:
+            for endpoint in before.endpoints:
+                self._remove(endpoint.address, key)
+        if after is not None:
+            for endpoint in after.endpoints:
+                self._owners.setdefault(endpoint.address, {})[key] = endpoint
+                self._settle(endpoint.address)
+
+    def selected(self) -> SelectedEndpoints:
+        """The endpoints now; later changes do not change what was returned."""
+        return SelectedEndpoints(dict(self._endpoints), dict(self._uids), tuple(self._problems()))
+
+    def _remove(self, address: str, key: Key) -> None:
+        owners = self._owners[address]
+        del owners[key]
+        if owners:
+            self._settle(address)
+        else:
+            del self._owners[address], self._endpoints[address], self._uids[address]
+
+    def _settle(self, address: str) -> None:
+        """Of several pods with one address, the last by its name counts."""
+        owners = self._owners[address]
+        key = next(iter(owners)) if len(owners) == 1 else max(owners)
+        self._endpoints[address] = owners[key]
+        self._uids[address] = self._parts[key].uid
+
+    def _part(self, pod: PodView) -> _Part:
+        if not is_destination(pod):
+            return _Part()
+        by_label = engine_by_label(pod.labels, self._engine_labels)
+        unknown = None
+        if by_label is not None and by_label[1] not in self._engines:
+            unknown = (by_label[1], f"{by_label[0]} of pod {pod.namespace}/{pod.name}")
+            by_label = None
+        ports = self.selection.target_ports
+        if pod.active_ports is not None:
+            ports = tuple(port for port in ports if port in pod.active_ports)
+        name = f"{pod.namespace}/{pod.name}"
+        labels = tuple(sorted(pod.labels.items()))
+        engine = self._engine if by_label is None else by_label[1]
+        endpoints = tuple(
+            EndpointConfig(join_address(pod.ip, port), engine, labels, pod.node, name, ()) for port in ports
+        )
+        declared = pod.declared_ports
+        undeclared = tuple(port for port in ports if port not in declared) if declared else ()
+        return _Part(endpoints, pod.uid, True, undeclared, not ports, unknown)
+
+    def _problems(self) -> Iterable[ObjectProblem]:
+        undeclared: dict[int, str] = {}
+        unknown: dict[str, str] = {}
+        inactive = ""
+        for key in sorted(self._faulty):
+            part = self._parts[key]
+            for port in part.undeclared:
+                undeclared.setdefault(port, key[1])
+            if part.unknown is not None:
+                unknown.setdefault(*part.unknown)
+            if part.inactive and not inactive:
+                inactive = key[1]
+        return _problems(self.selection, len(self._parts), self._ready, undeclared, inactive, unknown)
 
 
 def endpoints_of(
@@ -63,40 +198,11 @@ def endpoints_of(
     engine_labels: Sequence[str],
     engines: frozenset[str],
 ) -> SelectedEndpoints:
-    """The pool's endpoints. `engine` is that of pods without one of the `engine_labels`, or whose label names none of
-    `engines`."""
-    found: dict[str, EndpointConfig] = {}
-    uids: dict[str, str] = {}
-    matching = ready = 0
-    undeclared: dict[int, str] = {}
-    unknown: dict[str, str] = {}
-    inactive = ""
-    for pod in sorted((pod for pod in pods if selects(selection, pod)), key=lambda pod: pod.key):
-        matching += 1
-        if not is_destination(pod):
-            continue
-        ready += 1
-        by_label = engine_by_label(pod.labels, engine_labels)
-        if by_label is not None and by_label[1] not in engines:
-            unknown.setdefault(by_label[1], f"{by_label[0]} of pod {pod.namespace}/{pod.name}")
-            by_label = None
-        ports = [port for port in selection.target_ports if pod.active_ports is None or port in pod.active_ports]
-        if not ports and not inactive:
-            inactive = pod.name
-        for port in ports:
-            if pod.declared_ports and port not in pod.declared_ports:
-                undeclared.setdefault(port, pod.name)
-            address = join_address(pod.ip, port)
-            found[address] = EndpointConfig(
-                address=address,
-                engine=engine if by_label is None else by_label[1],
-                labels=tuple(sorted(pod.labels.items())),
-                node=pod.node,
-                pod=f"{pod.namespace}/{pod.name}",
-                devices=(),
-            )
-            uids[address] = pod.uid
-    return SelectedEndpoints(found, uids, tuple(_problems(selection, matching, ready, undeclared, inactive, unknown)))
+    """The endpoints of these pods at once; see `PodEndpoints`."""
+    found = PodEndpoints(selection, engine, engine_labels, engines)
+    for pod in pods:
+        found.update(pod.key, pod)
+    return found.selected()
 
 
 def is_destination(pod: PodView) -> bool:
@@ -114,7 +220,7 @@ def _problems(
 ) -> Iterable[ObjectProblem]:
     source, namespace = selection.source, selection.namespace
     if not matching:
-        labels = ",".join(f"{name}={value}" for name, value in sorted(selection.match_labels.items()))
+        labels = labels_in_words(selection.match_labels)
         yield ObjectProblem(
             NO_MATCHING_PODS,
             f"{source} selects no pod: no pod of namespace {namespace} has the labels {labels}; correct the selector, "
@@ -142,13 +248,3 @@ def _problems(
             UNKNOWN_ENGINE,
             f"{source}: the label {where} names the engine {name!r}, which is unknown; the pool's engine is used",
         )
-
-
-def shared_pods(selections: Sequence[PoolSelection], pods: Iterable[PodView]) -> Mapping[str, tuple[str, str, str]]:
-    """Pods that two pools select: pool -> the pod's name, the pool's source and the other's. The first pod only."""
-    found: dict[str, tuple[str, str, str]] = {}
-    for pod in pods:
-        owners = [selection.source for selection in selections if selects(selection, pod)]
-        for owner in owners[1:]:
-            found.setdefault(owner, (pod.name, owners[0], owner))
-    return found

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Final
 
 # Blocks per endpoint until its server reports the size of its cache: the reference's default.
@@ -100,6 +100,32 @@ class PrefixIndex:
                 continued = False
                 self._continue(block)
         self._held += len(blocks) - before
+        self._shrink(holder, holder.capacity)
+        if self._held > self._max:
+            self._share_out(holder)
+
+    def newest(self, count: int) -> dict[str, list[int]]:
+        """The most recently used blocks of each address, the oldest of them first; at most `count` in all, each address
+        an equal share."""
+        share = count // max(1, len(self._holders))
+        found: dict[str, list[int]] = {}
+        for address, holder in self._holders.items():
+            blocks = list(islice(reversed(holder.blocks), share))
+            if blocks:
+                blocks.reverse()
+                found[address] = blocks
+        return found
+
+    def restore(self, address: str, blocks: Sequence[int]) -> None:
+        """Record blocks that `newest` of another index returned, unless any block of the address is known here."""
+        holder = self._holder(address)
+        if holder.blocks:
+            return
+        bit, where, held = holder.bit, self._where, holder.blocks
+        for block in blocks:
+            held[block] = None
+            where[block] = where.get(block, 0) | bit
+        self._held += len(held)
         self._shrink(holder, holder.capacity)
         if self._held > self._max:
             self._share_out(holder)

@@ -20,6 +20,7 @@ from agent.events import Hook
 from agent.events.requests import NotFollowed, Responded
 from agent.prefix.index import PrefixIndex
 from agent.requests.response import CLIENT_LEFT, OK, RESULTS, RETRIED, Response, result_of
+from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.ticket import Ticket
 from agent.state.store import RoutingStore
 
@@ -36,15 +37,18 @@ MAX_KEPT_BLOCKS: Final = 500_000
 class Outcomes:
     """Applies the responses of one pool's picked requests to its routing state and its prefix index.
 
-    `open_logs` counts the access log streams of the proxy. Without one, and before the first response headers, nothing
-    is kept for a request.
+    `open_logs` counts the access log streams of the proxy, here and at peers. Without one, and before the first
+    response headers, nothing is kept for a request. A proxy may send the log to another replica than the one that has
+    picked: an entry of a request that was not picked here is passed to the peers, and one from a peer never is.
     """
 
-    def __init__(self, store: RoutingStore, index: PrefixIndex, hook: Hook) -> None:
+    def __init__(self, store: RoutingStore, index: PrefixIndex, hook: Hook, sharing: Sharing = NOT_SHARED) -> None:
         self._store = store
         self._index = index
         self._hook = hook
+        self._sharing = sharing
         self.open_logs = 0
+        self._own_logs = 0
         self._headers_seen = False  # this port gets response headers
         # By request id, which clients may repeat: requests of which an entry is to come, in order.
         self._expected: dict[str, dict[Ticket, None]] = {}
@@ -98,9 +102,43 @@ class Outcomes:
     def logged(self, request_id: str, response: Response, now: float) -> None:
         """An entry of the access log. Of several requests with one id, it belongs to one that was picked for the
         endpoint that answered, the oldest first."""
+        if not self._logged(request_id, response, now):
+            self._sharing.logged(request_id, response)
+
+    def logged_at_peer(self, request_id: str, response: Response, now: float) -> None:
+        """An entry of the access log that a peer has received, and that is of none of its own requests."""
+        self._logged(request_id, response, now)
+
+    def log_opened(self) -> None:
+        """The proxy has opened an access log stream."""
+        self._own_logs += 1
+        self._sharing.logs(self._own_logs)
+        self.peer_log_opened()
+
+    def log_closed(self) -> None:
+        """An access log stream has ended."""
+        self._own_logs -= 1
+        self._sharing.logs(self._own_logs)
+        self.peer_log_closed()
+
+    def peer_log_opened(self) -> None:
+        """An access log stream is open at a peer."""
+        self.open_logs += 1
+
+    def peer_log_closed(self) -> None:
+        """That is over. Without another one, no further entry comes."""
+        self.open_logs -= 1
+        if not self.open_logs:
+            for ticket in tuple(self._over):
+                self._forget(ticket)
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _logged(self, request_id: str, response: Response, now: float) -> bool:
+        """Apply an entry; False where its request is not known here."""
         tickets = self._expected.get(request_id)
         if not tickets:
-            return
+            return False
         first = next(iter(tickets))
         served = response.served
         ticket = next((each for each in islice(tickets, MAX_COMPARED) if each.endpoint == served), first)
@@ -109,19 +147,7 @@ class Outcomes:
             for call in self.on_late_result:
                 call(ticket, now)
         self._forget(ticket)
-
-    def log_opened(self) -> None:
-        """The proxy has opened an access log stream."""
-        self.open_logs += 1
-
-    def log_closed(self) -> None:
-        """An access log stream has ended. Without another one, no further entry comes."""
-        self.open_logs -= 1
-        if not self.open_logs:
-            for ticket in tuple(self._over):
-                self._forget(ticket)
-
-    # -- within --------------------------------------------------------------------------------------------------------
+        return True
 
     def _apply(self, ticket: Ticket, response: Response, now: float) -> None:
         store = self._store
@@ -136,8 +162,10 @@ class Outcomes:
         self._hook(Responded(store.pool, endpoint, result))
         if row.failure:
             store.request_failed(endpoint, ticket.work_id, result, now)
+            self._share(ticket, endpoint, result)
         elif result == OK:
             store.succeeded(endpoint, ticket.work_id, now)
+            self._share(ticket, endpoint, result)
         if result == OK or (result == CLIENT_LEFT and response.body_bytes):
             self._confirm(ticket)
         else:
@@ -150,6 +178,7 @@ class Outcomes:
         if response.attempts > 1 and not store.unfollowed(picked, now):
             self._hook(Responded(store.pool, picked, RETRIED))
             store.request_failed(picked, ticket.work_id, RETRIED, now)
+            self._share(ticket, picked, RETRIED)
         else:
             self._hook(NotFollowed(store.pool, picked, served))
             store.not_followed(picked, now)
@@ -161,18 +190,28 @@ class Outcomes:
         ticket.known_blocks = self._index.match(chain, (served,))[0]
         if chain:
             self._index.record(served, chain)
-        store.moved(ticket.work_id, served, max(1, pick.prompt_tokens - ticket.known_blocks * ticket.block_tokens), now)
+        uncached = max(1, pick.prompt_tokens - ticket.known_blocks * ticket.block_tokens)
+        if store.moved(ticket.work_id, served, uncached, now):
+            self._sharing.moved(ticket.work_id, served, uncached, chain, now)
+
+    def _share(self, ticket: Ticket, endpoint: str, result: str) -> None:
+        """Report a result to the peers, if it is one of the server that is at the endpoint now."""
+        if self._store.sent(endpoint, ticket.work_id):
+            self._sharing.outcome(endpoint, result)
 
     def _confirm(self, ticket: Ticket) -> None:
         """The endpoint has prefilled the prompt. Its blocks may be gone by the failure of a request with the same."""
         chain, endpoint = ticket.chain, ticket.endpoint
-        if chain and not self._index.holds(endpoint, chain[-1]) and self._store.engine(endpoint):
+        if chain and not self._index.holds(endpoint, chain[-1]) and self._store.sent(endpoint, ticket.work_id):
             self._index.record(endpoint, chain)
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Take back the credit for the part of the prompt that the endpoint did not hold before."""
         chain, pick = ticket.chain, ticket.pick
-        self._index.remove(ticket.endpoint, chain[ticket.known_blocks :])
+        new = chain[ticket.known_blocks :]
+        self._index.remove(ticket.endpoint, new)
+        if new:
+            self._sharing.withdrawn(ticket.endpoint, new)
         if pick is not None and ticket.endpoint == pick.endpoint:
             self._store.withdraw_hits(pick.endpoint, pick.hit_tokens)
 

@@ -1,8 +1,9 @@
 """Everything that is published of snapshots: gauges, and the gauges that are withheld with their reasons.
 
 Nothing is rounded, smoothed or carried over from an earlier set. The agent's own counts (requests in flight, prefill
-backlog) are always known; what servers report is withheld unless it is current (`agent.scaling.rollup.current`). Ages
-are published of stale readings too, because that is when they matter.
+backlog) are known, but for the part of a replica of the agent that is silent: a sum that lacks it is withheld, because
+half of a load is an order to scale down. What servers report is withheld unless it is current
+(`agent.scaling.rollup.current`). Ages are published of stale readings too, because that is when they matter.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agent import signals
+from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.scaling import accelerators
 from agent.scaling.rates import rate
 from agent.scaling.rollup import (
@@ -30,7 +32,7 @@ from agent.scaling.rollup import (
 from agent.state.devices import ExporterView
 from agent.state.health import Health
 from agent.state.snapshot import EndpointView, Snapshot
-from exporters.catalog import endpoints, histograms, pools, rates
+from exporters.catalog import discovery, endpoints, histograms, pools, rates
 from exporters.catalog.metric import Metric
 from exporters.catalog.withheld import WITHHELD
 from exporters.gauge import Distribution, Gauge, GaugeSet, Withheld
@@ -86,8 +88,9 @@ STAGE: Final = "effective"  # the reference's word for a pool without separate p
 class _Gauges:
     """The gauges of one set while it is collected."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, unknown_peers: Sequence[str] = ()) -> None:
         self.now = now
+        self._unknown_peers = "; ".join(unknown_peers)
         self.published: list[Gauge] = []
         self.withheld: list[Withheld] = []
         self.distributions: list[Distribution] = []
@@ -95,6 +98,13 @@ class _Gauges:
     def known(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
         """Add a number as of now, such as a count of the agent's own."""
         self.published.append(Gauge(metric, labels, value, self.now))
+
+    def over_replicas(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
+        """Add a sum over the replicas of the agent, or withhold it where the part of one is unknown."""
+        if self._unknown_peers:
+            self.withheld.append(Withheld(metric, labels, "replica_unknown", self._unknown_peers))
+        else:
+            self.published.append(Gauge(metric, labels, value, self.now))
 
     def dated(self, metric: Metric, labels: tuple[str, ...], value: float, at: float) -> None:
         """Add a number as of some time."""
@@ -119,11 +129,20 @@ class _Gauges:
             self.published.append(Gauge(metric, labels, getattr(spread, what), spread.at))
 
 
-def gauge_set(snapshots: Sequence[Snapshot], now: float, exporters: Sequence[ExporterView] = ()) -> GaugeSet:
-    """Everything to publish of these pools and exporters at `now`, the count of what is withheld included."""
-    gauges = _Gauges(now)
+def gauge_set(
+    snapshots: Sequence[Snapshot],
+    now: float,
+    exporters: Sequence[ExporterView] = (),
+    unknown_peers: Sequence[str] = (),
+) -> GaugeSet:
+    """Everything to publish of these pools and exporters at `now`, the count of what is withheld included.
+
+    `unknown_peers`: replicas of the agent whose part of a sum over replicas is unknown, one phrase each.
+    """
+    gauges = _Gauges(now, unknown_peers)
     for snapshot in snapshots:
         _pool(gauges, rollup(snapshot, now))
+        _source(gauges, snapshot)
         for name, metric in POOL_RATES.items():
             whole = spread(rate(view, name, now) for view in snapshot.endpoints)
             gauges.statistic(metric, (snapshot.pool,), whole, "sum")
@@ -161,9 +180,24 @@ def _pool(gauges: _Gauges, load: Load) -> None:
         gauges.known(pools.BLIND, pool, load.by_health[Health.BLIND] / load.endpoints)
     else:
         gauges.withhold(pools.BLIND, pool, "no_endpoints")
-    gauges.known(pools.IN_FLIGHT, pool, load.in_flight)
-    gauges.known(pools.BACKLOG_TOKENS, pool, load.backlog_tokens)
-    gauges.known(pools.BACKLOG_SECONDS, pool, load.backlog_seconds)
+    gauges.known(pools.OWN_IN_FLIGHT, pool, load.own_in_flight)
+    gauges.over_replicas(pools.IN_FLIGHT, pool, load.in_flight)
+    gauges.over_replicas(pools.BACKLOG_TOKENS, pool, load.backlog_tokens)
+    gauges.over_replicas(pools.BACKLOG_SECONDS, pool, load.backlog_seconds)
+
+
+def _source(gauges: _Gauges, snapshot: Snapshot) -> None:
+    source = snapshot.source
+    if source is None:
+        return
+    age_seconds = source.age(gauges.now)
+    if age_seconds is None:
+        gauges.withhold(discovery.AGE, (snapshot.pool,), "never_known")
+    else:
+        gauges.known(discovery.AGE, (snapshot.pool,), age_seconds)
+    counts = Counter(problem.reason for problem in source.problems)
+    for reason in SOURCE_REASONS:
+        gauges.known(discovery.PROBLEMS, (snapshot.pool, reason), float(counts[reason]))
 
 
 def _endpoint(gauges: _Gauges, pool: str, view: EndpointView) -> None:
@@ -182,14 +216,17 @@ def _endpoint(gauges: _Gauges, pool: str, view: EndpointView) -> None:
         else:
             gauges.distributions.append(Distribution(BY_HISTOGRAM[name], labels, *found.value, found.at))
     gauges.add(endpoints.SATURATION, labels, saturation(view, now))
+    identity = view.identity
+    if identity.pod or identity.node:
+        gauges.known(endpoints.INFO, (*labels, identity.namespace, identity.pod_name, identity.node), 1.0)
     _ages(gauges, pool, view)
     for health in Health:
         gauges.known(endpoints.HEALTH, (pool, address, health.value), float(view.health is health))
     gauges.known(endpoints.HEALTH_INFO, (pool, address, view.engine, view.health.value, view.reason), 1.0)
     work = view.work
-    gauges.known(endpoints.IN_FLIGHT, labels, work.requests)
-    gauges.known(endpoints.BACKLOG_TOKENS, labels, work.prefill_tokens(now))
-    gauges.known(endpoints.BACKLOG_SECONDS, labels, work.prefill_seconds(now))
+    gauges.over_replicas(endpoints.IN_FLIGHT, labels, work.requests)
+    gauges.over_replicas(endpoints.BACKLOG_TOKENS, labels, work.prefill_tokens(now))
+    gauges.over_replicas(endpoints.BACKLOG_SECONDS, labels, work.prefill_seconds(now))
     gauges.known(endpoints.PREFILL_RATE, (pool, address, work.rate_source), work.rate)
     _prefix(gauges, labels, view)
 

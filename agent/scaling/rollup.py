@@ -149,7 +149,8 @@ def spread(values: Iterable[DatedValue | Unknown]) -> Spread | NoSpread:
 
 
 class Load(NamedTuple):
-    """A pool at `at`: its endpoints by health, the spread of its signals, and the agent's own requests there.
+    """A pool at `at`: its endpoints by health, the spread of its signals, and the requests there of the agent and its
+    peers, `own_in_flight` those of the agent itself.
 
     `ready` is the number of endpoints in a state that is picked.
     """
@@ -162,6 +163,7 @@ class Load(NamedTuple):
     signals: Mapping[str, Spread | NoSpread]
     saturation: Spread | NoSpread
     in_flight: int
+    own_in_flight: int
     backlog_tokens: float
     backlog_seconds: float
 
@@ -190,6 +192,7 @@ def rollup(snapshot: Snapshot, now: float) -> Load:
         {signal: spread(number(view, signal, now) for view in views) for signal in POOL_SIGNALS},
         spread(saturation(view, now) for view in views),
         sum(view.work.requests for view in views),
+        sum(view.work.requests - view.work.of_peers for view in views),
         fsum(view.work.prefill_tokens(now) for view in views),
         fsum(view.work.prefill_seconds(now) for view in views),
     )

@@ -72,6 +72,16 @@ class ScrapeLoop:
         stays."""
         self._set(pool, targets, sink, sink, partial(self._reader, pool))
 
+    def keep_targets(self, pool: str, addresses: Collection[str]) -> None:
+        """Remove the model servers of a pool at other addresses than these."""
+        self._remove(pool, addresses)
+
+    def change_targets(self, pool: str, targets: Iterable[Target], sink: Sink) -> None:
+        """Add these model servers to a pool or change them; the others go on as they are."""
+        reader = partial(self._reader, pool)
+        for target in targets:
+            self._place(pool, target, sink, sink, reader)
+
     def set_exporters(
         self,
         group: str,
@@ -91,17 +101,31 @@ class ScrapeLoop:
         reader: Callable[[Target], PageReader[Any]],
     ) -> None:
         wanted = {target.address: target for target in targets}
-        for key in [key for key in self._scrapers if key[0] == group and key[1] not in wanted]:
+        self._remove(group, wanted)
+        for target in wanted.values():
+            self._place(group, target, sink, server, reader)
+
+    def _remove(self, group: str, addresses: Collection[str]) -> None:
+        """Stop the scrapes of a group at other addresses than these."""
+        for key in [key for key in self._scrapers if key[0] == group and key[1] not in addresses]:
             self._scrapers.pop(key).stop()
-        for address, target in wanted.items():
-            known = self._scrapers.get((group, address))
-            if known is not None and known.target.same_server(target):
-                known.change(target, sink, server)
-                continue
-            if known is not None:
-                known.stop()
-            scraper = self._scrapers[group, address] = Scraper(self, target, sink, server, reader(target))
-            scraper.begin()
+
+    def _place(
+        self,
+        group: str,
+        target: Target,
+        sink: PageSink[Any],
+        server: Sink | None,
+        reader: Callable[[Target], PageReader[Any]],
+    ) -> None:
+        known = self._scrapers.get((group, target.address))
+        if known is not None and known.target.same_server(target):
+            known.change(target, sink, server)
+            return
+        if known is not None:
+            known.stop()
+        scraper = self._scrapers[group, target.address] = Scraper(self, target, sink, server, reader(target))
+        scraper.begin()
 
     def set_rate_limiter(self, limiter: RateLimiter | None) -> None:
         """Limit the rate of all scrapes of model servers; None: each has its configured interval."""

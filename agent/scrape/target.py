@@ -10,7 +10,7 @@ from agent.engines import engine
 from agent.engines.mapping import Extraction
 from agent.engines.table import Engine
 from agent.scrape.server_access import PLAIN, ServerAccess
-from agent.state.endpoint import UNIDENTIFIED, Identity
+from agent.state.identity import UNIDENTIFIED, Identity
 
 
 class Target(NamedTuple):

@@ -36,6 +36,8 @@ class ExporterKey(NamedTuple):
 class Want(NamedTuple):
     """How a pool uses one exporter. `node` is the machine for which it is configured, empty where none is.
 
+    `known` is False where no exporter was ever found there; the address is then empty.
+
     A reading of age `stale_after` (seconds) is stale. `picked_on`: picks may use its readings. `expected` is the number
     of devices of each endpoint (0: as many as it was seen with), `acknowledged` are faults without effect.
     """
@@ -48,6 +50,7 @@ class Want(NamedTuple):
     picked_on: bool = True
     expected: int = 0
     acknowledged: frozenset[Acknowledgement] = frozenset()
+    known: bool = True
 
 
 class PoolDevices(NamedTuple):
@@ -127,13 +130,27 @@ class DeviceState:
         self._restarts: dict[tuple[str, str], float] = {}  # the last one of each endpoint that was seen
         self._acknowledged: dict[tuple[ExporterKey, Acknowledgement], float] = {}  # since when
 
+    def moved(self, old: ExporterKey, new: ExporterKey) -> None:
+        """An exporter listens at another address, as a pod that was replaced: what it has reported stays. `set_pools`
+        follows with the new key."""
+        if old not in self._exporters or new in self._exporters:
+            return
+        self._exporters[new] = self._exporters.pop(old)
+        for members in self._members.values():
+            for name, each in members.items():
+                if each.exporter == old:
+                    members[name] = each._replace(exporter=new)
+        self._acknowledged = {
+            (new if key == old else key, entry): at for (key, entry), at in self._acknowledged.items()
+        }
+
     def set_pools(self, pools: Sequence[PoolDevices], now: float) -> None:
         """Replace the pools. Exporters that stay keep their last page, which is joined again; endpoints that stay where
         they are keep the devices that they were seen with."""
         places = {(pool.pool, place) for pool in self._pools for place in pool.places}
         kept = {(pool.pool, place.address) for pool in pools for place in pool.places if (pool.pool, place) in places}
         self._pools = tuple(pools)
-        wanted = dict.fromkeys(want.key for pool in pools for want in pool.wants)
+        wanted = dict.fromkeys(want.key for pool in pools for want in pool.wants if want.known)
         self._exporters = {key: self._exporters.get(key) or _Exporter() for key in wanted}
         self._members = {
             owner: left
@@ -230,9 +247,13 @@ class DeviceState:
         shown: dict[_Owner, list[tuple[Want, Sequence[Device]]]] = {}
         joins: dict[tuple[ExporterKey, JoinKey], Joined] = {}
         unread: set[tuple[str, str, str]] = set()  # pool, source and node of exporters without a page
+        lacking: set[tuple[str, str, str]] = set()  # the same, of nodes without an exporter
         for pool in self._pools:
             own = {place.address for place in pool.places}
             for want in pool.wants:
+                if not want.known:
+                    lacking.add((pool.pool, want.key.source, want.node))
+                    continue
                 exporter = self._exporters[want.key]
                 if exporter.page_at is None:
                     unread.add((pool.pool, want.key.source, want.node))
@@ -254,6 +275,8 @@ class DeviceState:
                     if not made:
                         unscraped = any((pool.pool, source, node) in unread for node in ("", place.node))
                         why = "never_scraped" if unscraped else "no_accelerator"
+                        if (pool.pool, source, place.node) in lacking and not unscraped:
+                            why = "no_exporter"
                         made = [
                             no_devices(source, why, limit, picked_on=picked_on)
                             for limit, picked_on in {(want.stale_after, want.picked_on) for want in of_source}

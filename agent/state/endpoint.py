@@ -38,6 +38,7 @@ from agent.state.health import (
     Verdict,
     evaluate,
 )
+from agent.state.identity import UNIDENTIFIED
 from agent.state.inflight import InFlight, QueueEvidence
 from agent.state.outliers import OutlierDetector
 from agent.state.prefill_rate import PrefillRateEstimator
@@ -47,22 +48,6 @@ _BLIND: Final = Health.BLIND
 _new: Final = tuple.__new__
 _COUNTERS: Final = tuple(row.name for row in SIGNALS.values() if row.kind is SignalKind.COUNTER)
 
-
-class Identity(NamedTuple):
-    """The pod and the node behind an address, empty where unknown."""
-
-    pod: str = ""
-    node: str = ""
-
-    def replaced_by(self, later: Identity) -> str:
-        """Why `later` is another server than this one, or the empty string. A name that was unknown before is no
-        change; a name that is unknown now is one, because the server behind the address is no longer known."""
-        if self.pod and later.pod != self.pod:
-            return "another_pod"
-        return "another_node" if self.node and later.node != self.node else ""
-
-
-UNIDENTIFIED: Final = Identity()
 
 # Why the prefix cache of a server that goes on is known to be empty.
 EMPTIED: Final[Mapping[str, str]] = {
@@ -97,6 +82,7 @@ class EndpointState:
         "failure",
         "failures",
         "fault",
+        "first_work_id",
         "health",
         "histograms",
         "hits_at_start",
@@ -125,6 +111,7 @@ class EndpointState:
     def __init__(self, address: str, engine: str, rate: float, rate_source: str) -> None:
         self.address = address
         self.identity = UNIDENTIFIED
+        self.first_work_id = 0  # of requests with a smaller id, another server at the address had the work
         self.engine = engine  # recognised from its page, or configured
         self.configured_engine = engine
         self.health = Health.UNKNOWN
@@ -453,11 +440,24 @@ class EndpointState:
             self.page_at,
             self.failures,
             stale_after,
-            _new(Work, (len(work), work.busy_until, work.rate, self.rate_source, corrected, foreign, queue_seconds)),
+            _new(
+                Work,
+                (
+                    len(work),
+                    work.busy_until,
+                    work.rate,
+                    self.rate_source,
+                    corrected,
+                    foreign,
+                    queue_seconds,
+                    work.of_peers,
+                ),
+            ),
             _new(Prefix, (self.predicted_hits, measured)),
             self.accelerators,
             self.window.oldest,
             self.histograms,
             self.outliers.errors,
+            self.identity,
         )
         return _new(EndpointView, fields), until

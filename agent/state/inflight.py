@@ -1,9 +1,10 @@
 """The requests in flight at one endpoint, and their prefill backlog: counted between pages, corrected by pages.
 
-The requests are the agent's own and those of others: another gateway, another replica, or the agent itself before a
-restart. The agent knows its own, and a page has the sum. So the requests of others are those of the last page that are
-not the agent's own, and the load is the larger of the agent's requests and the last page's plus what the agent has
-sent since; one of the agent's requests that has ended since is not load any more.
+The requests are the agent's own, those that its peers report, and those of others: another gateway, a replica that is
+no peer, or the agent itself before a restart. The agent knows its own and those of its peers, and a page has the sum.
+So the requests of others are those of the last page that are not known, and the load is the larger of the known
+requests and the last page's plus what was sent since; a known request that has ended since is not load any more. A
+request of a peer has a negative id.
 
 A server prefills in the order of arrival, so the backlog is a line of tokens. Each request adds its uncached prompt
 tokens at the end of the line, and the head of the line moves at the prefill rate. The tokens between head and end are
@@ -74,12 +75,14 @@ class InFlight:
         "_unqueued",
         "counted_at",
         "foreign",
+        "of_peers",
         "rate",
     )
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.foreign = 0.0  # requests of others
+        self.of_peers = 0  # of the known requests
         self.counted_at = float("-inf")  # when the page that shows them was requested
         self._requests: dict[int, _QueuedPrefill] = {}
         self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT_ENDS)  # when it was picked, when it ended
@@ -97,7 +100,7 @@ class InFlight:
 
     @property
     def load(self) -> float:
-        """Requests at the endpoint, the agent's own and those of others."""
+        """Requests at the endpoint: the agent's own, those of its peers and those of others."""
         return len(self._requests) + self.foreign
 
     @property
@@ -128,9 +131,22 @@ class InFlight:
         self._busy_until = max(self._busy_until, now) + tokens / self.rate
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
+    def start_of_peer(self, work_id: int, tokens: float, picked_at: float, now: float) -> None:
+        """Add a request that a peer has picked at `picked_at` and reports now; `work_id` is negative.
+
+        A page that was requested in between had it, and it was one of a stranger then.
+        """
+        self.of_peers += 1
+        if picked_at <= self.counted_at and self.foreign >= 1:
+            self.foreign -= 1
+        self.start(work_id, tokens, now)
+        self._requests[work_id].picked_at = picked_at
+
     def end(self, work_id: int, now: float) -> None:
         """Remove a request. The rest of its prefill leaves the line, and the requests behind it move up."""
         gone = self._requests.pop(work_id)
+        if work_id < 0:
+            self.of_peers -= 1
         self._ended.append((gone.picked_at, now))
         head = self._end - self.prefill_tokens(now)
         left = min(gone.tokens, gone.end - head)
@@ -178,7 +194,7 @@ class InFlight:
         self._each_seconds = each_seconds
 
     def _own_at(self, at: float) -> int:
-        """The agent's requests that were in flight at `at`."""
+        """The known requests that were in flight at `at`."""
         own = len(self._requests)
         for request in reversed(self._requests.values()):
             if request.picked_at <= at:

@@ -43,6 +43,20 @@ class NameCounts:
             else:
                 self._anywhere = None
 
+    def remove(self, address: str) -> None:
+        """Forget the endpoint, if it is known."""
+        before = self._of.pop(address, None)
+        if before is None:
+            return
+        self._everywhere = None  # one endpoint fewer, which may have lacked a name that all others have
+        counts = self._counts
+        for name in before:
+            count = counts.pop(name)
+            if count > 1:
+                counts[name] = count - 1
+            else:
+                self._anywhere = None
+
     def __contains__(self, name: str) -> bool:
         """Whether an endpoint reported the name."""
         return name in self._counts

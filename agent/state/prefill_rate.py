@@ -22,7 +22,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
 
@@ -96,6 +96,15 @@ class PoolRates:
         return self._sorted[half] if count % 2 else sqrt(self._sorted[half - 1] * self._sorted[half])
 
 
+class LearntRate(NamedTuple):
+    """What an estimator has learnt: uncached tokens, seconds and prefills, faded, and all prefills observed."""
+
+    tokens: float
+    seconds: float
+    faded_prefills: float
+    prefills: float
+
+
 class PrefillRateEstimator:
     """The estimate for one endpoint. `observe` takes each page's counters, in order of time."""
 
@@ -108,6 +117,19 @@ class PrefillRateEstimator:
         """Start over: another server responds now."""
         self._last: tuple[float, float, float] | None = None
         self._tokens = self._seconds = self._prefills = self._faded_prefills = 0.0
+
+    @property
+    def learnt(self) -> LearntRate:
+        """What was learnt, for another replica."""
+        return LearntRate(self._tokens, self._seconds, self._faded_prefills, self._prefills)
+
+    def adopt(self, learnt: LearntRate) -> bool:
+        """Continue from what another replica has learnt of this server, if it has observed more prefills; returns
+        whether it has."""
+        if learnt.prefills <= self._prefills:
+            return False
+        self._tokens, self._seconds, self._faded_prefills, self._prefills = learnt
+        return True
 
     def observe(self, values: Mapping[str, Value]) -> bool:
         """Record one page's counters; returns whether the estimate may have changed. A page without one of them is

@@ -15,7 +15,9 @@ from agent.signals import Histogram, Reading, Value
 from agent.state.counter_rates import Counters
 from agent.state.freshness import is_fresh
 from agent.state.health import Health
+from agent.state.identity import UNIDENTIFIED, Identity
 from agent.state.outliers import Errors
+from agent.state.source import SourceStatus
 
 _BLIND: Final = Health.BLIND
 
@@ -23,8 +25,9 @@ _BLIND: Final = Health.BLIND
 class Work(NamedTuple):
     """The requests at one endpoint, and how long the next one waits there.
 
-    `requests` are the agent's own in flight, `foreign` those of others (another gateway, another replica, the agent
-    itself before a restart), as the last page shows them. `busy_until` (monotonic seconds) is the estimate of when all
+    `requests` are those in flight that the agent knows: its own, and `of_peers` that other replicas report. `foreign`
+    are those of others (another gateway, a replica that does not report, the agent itself before a restart), as the
+    last page shows them. `busy_until` (monotonic seconds) is the estimate of when all
     prefill is done at `rate` tokens of uncached prompt a second. `rate_source` is `configured`, `learnt`, `pool` (the
     median of the pool's learnt rates) or `default`. The backlog shrinks as time passes, so it is a function of `now`
     and not a field. `queue_seconds` is the wait in a queue that something else than prefill delays; it lasts until a
@@ -39,10 +42,11 @@ class Work(NamedTuple):
     corrected: bool = True
     foreign: float = 0.0
     queue_seconds: float = 0.0
+    of_peers: int = 0
 
     @property
     def load(self) -> float:
-        """Requests at the endpoint, the agent's own and those of others."""
+        """Requests at the endpoint, the known ones and those of others."""
         return self.requests + self.foreign
 
     @property
@@ -94,6 +98,7 @@ class EndpointView(NamedTuple):
     before: Counters | None = None
     histograms: Mapping[str, Histogram | None] = NO_HISTOGRAMS
     errors: Errors | None = None
+    identity: Identity = UNIDENTIFIED
 
     @property
     def readings(self) -> dict[str, Reading]:
@@ -146,7 +151,8 @@ class Snapshot(NamedTuple):
     page names (None: not summarised), `models_everywhere` the models that every endpoint lists. `picked_addresses` are
     the addresses of the endpoints where every endpoint is in a state that is picked, else empty. `addresses` are those
     of all endpoints, in their order; empty in a snapshot that no store made. `has_errors`: some endpoint's `errors` may
-    not be None. `only_prefill`: a request waits for prefill only, at every endpoint.
+    not be None. `only_prefill`: a request waits for prefill only, at every endpoint. `source` is where the endpoints
+    come from, None where the configuration lists them.
     """
 
     pool: str
@@ -160,3 +166,4 @@ class Snapshot(NamedTuple):
     addresses: tuple[str, ...] = ()
     has_errors: bool = True
     only_prefill: bool = False
+    source: SourceStatus | None = None

@@ -8,6 +8,7 @@ all. Nothing here waits or reads a clock: `now` is an argument of every method, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
 from agent.accelerators.combine import Accelerators
@@ -35,18 +36,22 @@ from agent.signals import (
     WAITING,
     Value,
 )
-from agent.state.endpoint import UNIDENTIFIED, EndpointState, Identity
+from agent.state.endpoint import EndpointState
 from agent.state.freshness import is_fresh
 from agent.state.health import PICKED, Health
+from agent.state.identity import UNIDENTIFIED, Identity
 from agent.state.name_counts import NameCounts
 from agent.state.outliers import OutlierLimits
-from agent.state.prefill_rate import POOL_RATE_CHANGE, PoolRates, RateLimits, differ
+from agent.state.prefill_rate import POOL_RATE_CHANGE, LearntRate, PoolRates, RateLimits, differ
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 
 _BLIND: Final = Health.BLIND
 # A proxy that ejects an endpoint itself does so for 30 s the first time (Envoy's base_ejection_time). As long after a
 # pick that it did not follow, the endpoint counts as ejected by the proxy.
 UNFOLLOWED_SECONDS: Final = 30.0
+# The id of a request whose result a peer reports. It is in no trial of this agent.
+OF_PEER: Final = 0
 
 
 class PrefixMemory(Protocol):
@@ -99,15 +104,19 @@ class RoutingStore:
         self._blind = 0
         self._dirty: set[str] = set()  # addresses whose view in the last snapshot is out of date
         self._snapshot: Snapshot | None = None
+        self._views: dict[str, EndpointView] = {}  # while there is no snapshot: views that are up to date, by address
         self._read = False  # a snapshot was read since `age` was last called
-        self._expires = 0.0  # no endpoint's `until` is earlier
+        self._expires = float("inf")  # no endpoint's `until` is earlier
         self._adapters = NameCounts()
         self._models = NameCounts()
         self._renamed: set[str] = set()  # addresses whose names in the two above may be out of date
         self._requests: dict[int, EndpointState] = {}
         self._last_work_id = 0
+        self._peer_requests: dict[int, EndpointState] = {}
+        self._last_peer_work_id = 0  # they count down
         self._learnt_rates = PoolRates()
         self._pool_rate: float | None = None
+        self._source: SourceStatus | None = None
         self._announced_rate: float | None = None  # the pool's rate when it was last applied to all endpoints
 
     # -- called by discovery and the scrape loop -----------------------------------------------------------------
@@ -117,7 +126,18 @@ class RoutingStore:
     ) -> None:
         """Set the endpoints of the pool: address -> engine. Known ones keep their state. One whose identity or engine
         changed starts over, because it is another server. `identities` has every address, or is None."""
-        for address in self._endpoints.keys() - engines.keys():
+        self.change_endpoints(engines, now, identities, engines.keys())
+
+    def change_endpoints(
+        self,
+        engines: Mapping[str, str],
+        now: float,
+        identities: Mapping[str, Identity] | None,
+        addresses: AbstractSet[str],
+    ) -> None:
+        """Add or change these endpoints, as `set_endpoints` does, and remove those that are not among `addresses`; the
+        others stay as they are."""
+        for address in self._endpoints.keys() - addresses:
             self._drop(address)
         for address, engine in engines.items():
             state = self._endpoints.get(address)
@@ -128,8 +148,12 @@ class RoutingStore:
                 state = None
             if state is None:
                 state = EndpointState(address, engine, *self._limits.choose(None, self._pool_rate))
+                state.first_work_id = self._last_work_id + 1
                 self._endpoints[address] = state
-            state.identity = identity
+                self._renamed.add(address)
+            if state.identity != identity:
+                state.identity = identity
+                self._dirty.add(address)
             if other:
                 self._hook(ServerRestarted(self.pool, address, other))
                 state.replaced = True
@@ -137,6 +161,13 @@ class RoutingStore:
         self._addresses = tuple(self._places)
         self._share_engine()
         self._rebuild()
+
+    def set_source(self, source: SourceStatus | None) -> None:
+        """Set whether the endpoints are those of their source; None where the configuration lists them."""
+        if source != self._source:
+            self._source = source
+            self.version += 1
+            self._notify()
 
     def set_limits(
         self, *, stale_after: float, rate: RateLimits, now: float, outliers: OutlierLimits | None = None
@@ -148,6 +179,7 @@ class RoutingStore:
         if not self._outlier_limits.enabled:
             for state in self._endpoints.values():
                 state.outliers.reset()
+        self._dirty.update(self._endpoints)
         self._apply_pool_rate(now)
         self._rebuild()
 
@@ -294,10 +326,52 @@ class RoutingStore:
             state.apply_report(waiting, at, now)
         self._changed(state.address)
 
-    def succeeded(self, address: str, work_id: int, now: float) -> None:
-        """Record that the endpoint answered the request without a failure of its own."""
+    # -- called for what a peer reports ------------------------------------------------------------------------------
+
+    def peer_started(
+        self, address: str, uncached_tokens: float, hit_tokens: float, picked_at: float, now: float
+    ) -> int | None:
+        """Count a request that a peer has picked at `picked_at` as in flight; returns its id for `peer_ended`. None
+        where the endpoint is not in the pool."""
         state = self._endpoints.get(address)
         if state is None:
+            return None
+        self._last_peer_work_id -= 1
+        work_id = self._last_peer_work_id
+        self._peer_requests[work_id] = state
+        state.in_flight.start_of_peer(work_id, uncached_tokens, picked_at, now)
+        state.predicted_hits += hit_tokens
+        self._changed(address)
+        return work_id
+
+    def peer_ended(self, work_id: int, now: float) -> None:
+        """Count a peer's request as ended, or as unknown. KeyError for an id that is not in flight."""
+        state = self._peer_requests.pop(work_id)
+        state.in_flight.end(work_id, now)
+        if self._endpoints.get(state.address) is state:
+            self._changed(state.address)
+
+    def learnt_rates(self) -> dict[str, LearntRate]:
+        """What was learnt of the prefill rate of each endpoint, where anything was."""
+        found = {address: state.rate_estimator.learnt for address, state in self._endpoints.items()}
+        return {address: learnt for address, learnt in found.items() if learnt.prefills > 0}
+
+    def adopt_rate(self, address: str, learnt: LearntRate, now: float) -> None:
+        """Continue from what a peer has learnt of an endpoint, if that is more than what is known here."""
+        state = self._endpoints.get(address)
+        if state is not None and state.rate_estimator.adopt(learnt) and self._limits.fixed is None:
+            self._update_rate(state, now)
+            if differ(self._pool_rate, self._announced_rate, POOL_RATE_CHANGE):
+                self._apply_pool_rate(now)
+            self._changed(address)
+
+    # -- outcomes of requests ----------------------------------------------------------------------------------------
+
+    def succeeded(self, address: str, work_id: int, now: float) -> None:
+        """Record that the endpoint answered the request without a failure of its own. It counts only for the server to
+        which the request was sent."""
+        state = self._endpoints.get(address)
+        if state is None or not self.sent(address, work_id):
             return
         outliers = state.outliers
         before = outliers.errors
@@ -308,9 +382,10 @@ class RoutingStore:
 
     def request_failed(self, address: str, work_id: int, kind: str, now: float) -> None:
         """Record that the endpoint failed on the request; `kind` is a key of `agent.requests.response.RESULTS`. It is
-        ejected where its failures exceed the limits and the share of the pool that may be ejected is not used up."""
+        ejected where its failures exceed the limits and the share of the pool that may be ejected is not used up. It
+        counts only for the server to which the request was sent."""
         state, limits = self._endpoints.get(address), self._outlier_limits
-        if state is None or not limits.enabled:
+        if state is None or not limits.enabled or not self.sent(address, work_id):
             return
         outliers = state.outliers
         reason = outliers.failed(work_id, kind, limits, now)
@@ -324,6 +399,12 @@ class RoutingStore:
                     )
                 )
         self._refresh(state, now)
+
+    def sent(self, address: str, work_id: int) -> bool:
+        """Whether the server that is at the address now was there when the request was picked. Of a request that a peer
+        has picked (`OF_PEER`) the peer has checked that."""
+        state = self._endpoints.get(address)
+        return state is not None and (work_id >= state.first_work_id or work_id == OF_PEER)
 
     def not_followed(self, picked: str, now: float) -> None:
         """Record that the proxy sent a request elsewhere that was picked for this endpoint."""
@@ -377,7 +458,8 @@ class RoutingStore:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were started and have not ended, those at endpoints that left the pool included."""
+        """The agent's own requests that were started and have not ended, those at endpoints that left the pool
+        included."""
         return len(self._requests)
 
     def engine(self, address: str) -> str:
@@ -393,6 +475,11 @@ class RoutingStore:
     def lists_models(self) -> bool:
         """Whether an endpoint lists any model, as of the last snapshot."""
         return bool(self._models)
+
+    @property
+    def addresses(self) -> AbstractSet[str]:
+        """The addresses of all endpoints."""
+        return self._endpoints.keys()
 
     def has(self, address: str) -> bool:
         """Whether the address is an endpoint of the pool."""
@@ -438,13 +525,21 @@ class RoutingStore:
     # -- within --------------------------------------------------------------------------------------------------
 
     def _retake(self, now: float) -> Snapshot:
-        """A snapshot with a new view of every endpoint."""
-        endpoints = [self._view(self._endpoints[address], now) for address in self._places]
+        """A snapshot with a new view of every endpoint whose last one is out of date."""
+        self._forget_views()
+        if now >= self._expires:
+            self._dirty.update(address for address in self._views if self._endpoints[address].until <= now)
+            self._forget_views()
+        kept, good_until = self._views, self._expires
+        for address in self._places.keys() - kept.keys():
+            state = self._endpoints[address]
+            view = kept[address] = self._view(state, now)
+            self._count(view, 1)
+            good_until = min(good_until, state.until)
+        endpoints = [kept[address] for address in self._places]
+        self._views = {}
         self._dirty.clear()
-        self._not_picked = sum(view.health not in PICKED for view in endpoints)
-        self._with_errors = sum(view.errors is not None for view in endpoints)
-        self._queued = sum(not view.work.only_prefill for view in endpoints)
-        snapshot = self._snapshot_of(now, self._next_expiry(), endpoints)
+        snapshot = self._snapshot_of(now, good_until if now < good_until else self._next_expiry(), endpoints)
         self._notify()
         return snapshot
 
@@ -481,6 +576,7 @@ class RoutingStore:
             self._addresses,
             self._with_errors > 0,
             not self._queued,
+            self._source,
         )
         return self._snapshot
 
@@ -541,11 +637,28 @@ class RoutingStore:
         self._notify()
 
     def _rebuild(self) -> None:
+        """The endpoints have changed: the next snapshot is made of the views that are up to date and of new ones."""
+        last = self._snapshot
+        if last is not None:
+            self._views = dict(zip(last.addresses, last.endpoints, strict=True))
+        self._forget_views()
         self._snapshot = None
-        self._adapters, self._models, self._renamed = NameCounts(), NameCounts(), set(self._addresses)
-        self._dirty.clear()
         self.version += 1
         self._notify()
+
+    def _forget_views(self) -> None:
+        """Forget the views that are out of date."""
+        for address in self._dirty:
+            view = self._views.pop(address, None)
+            if view is not None:
+                self._count(view, -1)
+        self._dirty.clear()
+
+    def _count(self, view: EndpointView, by: int) -> None:
+        """Count a view in the sums of the snapshot, or withdraw it."""
+        self._not_picked += by * (view.health not in PICKED)
+        self._with_errors += by * (view.errors is not None)
+        self._queued += by * (not view.work.only_prefill)
 
     def _notify(self) -> None:
         for call in self.on_change:
@@ -553,6 +666,10 @@ class RoutingStore:
 
     def _drop(self, address: str) -> None:
         state = self._endpoints.pop(address)
+        self._dirty.add(address)
+        self._renamed.discard(address)
+        self._adapters.remove(address)
+        self._models.remove(address)
         self._blind -= state.health is _BLIND
         self._learnt_rates.replace(state.learnt_rate, None)
         self._pool_rate = self._learnt_rates.median

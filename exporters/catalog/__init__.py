@@ -18,13 +18,19 @@ from typing import Final
 
 from exporters.catalog import (
     accelerators,
+    access,
+    discovery,
     endpoints,
     histograms,
+    kubernetes,
+    leases,
     pools,
     process,
     rates,
+    replicas,
     requests,
     scraping,
+    tls,
     withheld,
 )
 from exporters.catalog.metric import Metric
@@ -38,7 +44,13 @@ _FAMILIES: Final = (
     withheld.ROWS,
     requests.ROWS,
     scraping.ROWS,
+    discovery.ROWS,
+    kubernetes.ROWS,
+    replicas.ROWS,
+    leases.ROWS,
     process.ROWS,
+    access.ROWS,
+    tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}
 ALIASES: Final[Mapping[str, Metric]] = {alias.name: row for row in CATALOG.values() for alias in row.aliases}

@@ -98,6 +98,13 @@ FINISHED: Final = _counter(
 
 # -- as the agent knows them ------------------------------------------------------------------------------------------
 
+INFO: Final = ROWS.gauge(
+    "igw_endpoint_info",
+    "boolean",
+    "pool server server_namespace server_pod server_node",
+    "Always 1; labels carry the pod and the node of the endpoint, empty where unknown; absent where both are",
+)
+
 PAGE_AGE: Final = _endpoint(
     "igw_endpoint_page_age_seconds",
     "seconds",
@@ -121,7 +128,8 @@ HEALTH_INFO: Final = ROWS.gauge(
 IN_FLIGHT: Final = _endpoint(
     "igw_endpoint_in_flight_requests",
     "requests",
-    "Requests that the agent assigned to the endpoint and that have not ended",
+    "Requests that the agent, and its replicas where it has some, assigned to the endpoint and that have not ended; "
+    "absent while the part of a replica is unknown",
 )
 BACKLOG_TOKENS: Final = _endpoint(
     "igw_endpoint_prefill_backlog_tokens",

@@ -74,7 +74,13 @@ WAITING: Final = _pool(
 IN_FLIGHT: Final = _pool(
     "igw_pool_in_flight_requests",
     "requests",
-    "Requests that the agent assigned to endpoints of the pool and that have not ended",
+    "Requests that the agent, and its replicas where it has some, assigned to endpoints of the pool and that have not "
+    "ended; absent while the part of a replica is unknown",
+)
+OWN_IN_FLIGHT: Final = _pool(
+    "igw_pool_own_in_flight_requests",
+    "requests",
+    "Those of them that this replica of the agent assigned; never absent",
 )
 BACKLOG_TOKENS: Final = _pool(
     "igw_pool_prefill_backlog_tokens",

@@ -77,7 +77,7 @@ async def test_endpoints_of_a_reload_are_written_before_they_are_picked_and_remo
             path.write_text(with_files([two.address, three.address], directory))
             await eventually(lambda: in_file(directory) == {one.address, two.address, three.address})
             assert three.requests == []  # not even scraped
-            assert set(live.healthy()) == {one.address, two.address}
+            assert set(live.healthy()) == {two.address}  # a removed endpoint is not picked from now on
             await eventually(lambda: set(live.healthy()) == {two.address, three.address})
             assert in_file(directory) == {one.address, two.address, three.address}
             await eventually(lambda: in_file(directory) == {two.address, three.address})

@@ -16,6 +16,7 @@ from agent.app.tasks import Tasks
 from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.events import Event
+from agent.kube.cluster import Cluster
 from agent.requests.ticket import Request
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.model_refresh import SPACING_SECONDS
@@ -66,6 +67,8 @@ class AdapterPool:
             lambda *_: None,
             lambda: None,
             EndpointFiles(config, clock, events.append),
+            Cluster("", clock),
+            lambda *_: None,
         )
         self.pool = Pool(config, config.pools[0], self.parts)
 

@@ -18,6 +18,7 @@ from agent.engines.mapping import Extraction
 from agent.events import Event
 from agent.events.requests import EncodedBody, Ended, Picked, Reported
 from agent.events.scraping import CacheEmptied
+from agent.kube.cluster import Cluster
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
@@ -60,6 +61,8 @@ class Bench:
             lambda _, pick, __: self.remembered.append(pick),
             lambda: None,
             EndpointFiles(self.config, self.clock, self.events.append),
+            Cluster("", self.clock),
+            lambda *_: None,
         )
         self.pool = Pool(self.config, self.config.pools[0], self.parts)
         self.pool.store.set_endpoints({A: "vllm", B: "vllm"}, 100.0)

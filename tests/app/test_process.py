@@ -115,12 +115,12 @@ def test_the_error_of_a_port_in_use_names_the_option(
 
 def test_the_error_of_an_address_of_another_machine_names_the_option(processes: Processes) -> None:
     agent = processes.start(
-        [*RUN, "--endpoints", DEAD, "--ext-proc-address", "127.0.0.1:0", "--admin-address", "192.0.2.1:9090"]
+        [*RUN, "--endpoints", DEAD, "--admin-address", "127.0.0.1:0", "--ext-proc-address", "192.0.2.1:9002"]
     )
     assert agent.wait() == 1
     assert agent.output() == (
-        "igw: admin address 192.0.2.1:9090 is not an address of this machine; "
-        "choose another with --admin-address or admin.address\n"
+        "igw: picker address of pool default 192.0.2.1:9002 is not an address of this machine; "
+        "choose another with --ext-proc-address or extProcAddress\n"
     )
 
 

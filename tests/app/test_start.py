@@ -19,6 +19,7 @@ from agent.app.tasks import Tasks
 from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.events import Event
+from agent.kube.cluster import Cluster
 from agent.scrape.loop import ScrapeLoop
 from tests.app.live import Live, document, servers
 from tests.fakes.ext_proc import send_request
@@ -161,6 +162,8 @@ def pools_of(clock: LoopClock, *endpoints: str) -> tuple[Pools, Any]:
         lambda _, __, ___: None,
         lambda: None,
         EndpointFiles(config, clock, events.append),
+        Cluster("", clock),
+        lambda *_: None,
     )
     return Pools(config, parts, lambda: None), config
 

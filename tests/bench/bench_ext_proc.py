@@ -2,11 +2,12 @@
 
     .venv/bin/python -m tests.bench.bench_ext_proc [--seconds 2] [--rounds 3] [--json]
 
-Three pairs of rows, all behind one Envoy. The first: CPU time of the picker process per 2 kB chat request with 32 in
+Four pairs of rows, all behind one Envoy. The first: CPU time of the picker process per 2 kB chat request with 32 in
 flight, for `igw run` with its default profile and four endpoints and for the bare server, in both modes; the bar is a
 ratio of 1.5. The second: CPU time of the agent per request whose response streams 500 chunks, over that with one chunk
 at the same rate; the bar is 1.2. The third: the first, with Envoy reporting what became of each request, by its access
-log and by response headers, over the same without reports; it has no bar.
+log and by response headers, over the same without reports. The fourth: the first, with Envoy connected by TLS, over the
+same without. The last two have no bar.
 
 Compared runs are interleaved, and each figure is the median of its rounds. CPU time is that of the process as the
 kernel counts it, without nginx, wrk, Envoy and the streaming server. Needs nginx and wrk.
@@ -33,7 +34,7 @@ import uvloop
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.envoy import process
-from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickMode, ResponseSource, bootstrap
+from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickerTls, PickMode, ResponseSource, bootstrap
 from agent.serve.ext_proc.actions import Phase, Route
 from agent.serve.ext_proc.messages import CONTINUE, RouteCache, streamed
 from agent.serve.ext_proc.server import SERVICE
@@ -43,6 +44,7 @@ from tests.bench.programs import ROOT, BenchProgram, answers, free_ports, listen
 MODES = (PickMode.BUFFERED, PickMode.FULL_DUPLEX)
 PICKERS = ("agent", "bare")
 REPORTS = {"agent-log": ResponseSource.ACCESS_LOG, "agent-headers": ResponseSource.RESPONSE_HEADERS}
+TLS = "agent-tls"
 ENDPOINTS = 4
 IN_FLIGHT = 32
 STREAMS_PER_SECOND = 20
@@ -187,6 +189,18 @@ def nginx_conf(ports: list[int]) -> str:
     """
 
 
+def tls_config(endpoints: tuple[str, ...], picker: str, admin: str) -> str:
+    """The agent's configuration with TLS of the picker port."""
+    document = {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "pools": [{"endpoints": list(endpoints), "extProcAddress": picker}],
+        "extProc": {"tls": {"selfSigned": True}},
+        "admin": {"address": admin},
+    }
+    return json.dumps(document)
+
+
 def wrk_script(path: Path) -> None:
     texts = ",\n".join(json.dumps(body.decode()) for body in bodies())
     path.write_text(
@@ -265,7 +279,7 @@ async def bench(seconds: float, rounds: int, speed: MachineSpeed) -> dict[str, A
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="igw bench ")))
         programs = BenchProcesses(folder, stack)
         upstream = free_ports(ENDPOINTS + 1)
-        names = (*PICKERS, "agent-streams", *REPORTS)
+        names = (*PICKERS, "agent-streams", *REPORTS, TLS)
         pickers = dict(zip(names, free_ports(len(names)), strict=True))
         admins = dict(zip(names, free_ports(len(names)), strict=True))
         (folder / "page.prom").write_bytes(recorded_page())
@@ -281,8 +295,13 @@ async def bench(seconds: float, rounds: int, speed: MachineSpeed) -> dict[str, A
         def agent(name: str, endpoints: tuple[str, ...]) -> BenchProgram:
             admin = admins[name]
             picker = f"127.0.0.1:{pickers[name]}"
-            command = [sys.executable, "-m", "agent", "run", "--endpoints", ",".join(endpoints)]
-            command += ["--ext-proc-address", picker, "--admin-address", f"127.0.0.1:{admin}"]
+            command = [sys.executable, "-m", "agent", "run"]
+            if name == TLS:
+                (folder / "tls.yaml").write_text(tls_config(endpoints, picker, f"127.0.0.1:{admin}"))
+                command += ["--config", str(folder / "tls.yaml")]
+            else:
+                command += ["--endpoints", ",".join(endpoints)]
+                command += ["--ext-proc-address", picker, "--admin-address", f"127.0.0.1:{admin}"]
             started = programs.start(*command)
             started.wait_until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
             return started
@@ -291,7 +310,7 @@ async def bench(seconds: float, rounds: int, speed: MachineSpeed) -> dict[str, A
             "agent": agent("agent", flat),
             "bare": programs.start_this_module("--serve-bare", str(pickers["bare"]), "--destination", flat[0]),
             "agent-streams": agent("agent-streams", streaming),
-            **{name: agent(name, flat) for name in REPORTS},
+            **{name: agent(name, flat) for name in (*REPORTS, TLS)},
         }
         measured["bare"].wait_until(lambda: listens(pickers["bare"]))
         config: dict[str, Any] = {}
@@ -299,7 +318,8 @@ async def bench(seconds: float, rounds: int, speed: MachineSpeed) -> dict[str, A
             pool = EnvoyPool(name, streaming if name == "agent-streams" else flat, f"127.0.0.1:{pickers[name]}")
             listeners = tuple(EnvoyListener(f"{name} {mode.value}", "127.0.0.1:0", name, mode) for mode in MODES)
             source = REPORTS.get(name, ResponseSource.NONE)
-            own = bootstrap(EnvoyConfig((pool,), listeners, responses=source))
+            tls = PickerTls() if name == TLS else None
+            own = bootstrap(EnvoyConfig((pool,), listeners, responses=source, picker_tls=tls))
             if not config:
                 config = own
                 continue
@@ -316,14 +336,14 @@ async def bench(seconds: float, rounds: int, speed: MachineSpeed) -> dict[str, A
             return (measured[name].cpu_seconds() - before) * 1e6 / requests, requests
 
         for mode in MODES:
-            for name in (*PICKERS, *REPORTS):
+            for name in (*PICKERS, *REPORTS, TLS):
                 await wrk(envoy.ports[f"{name} {mode.value}"], script, 1)
         requests: dict[tuple[str, str], list[tuple[float, int]]] = {}
         streamed_runs: dict[tuple[str, int], list[tuple[float, int]]] = {}
         for _ in range(rounds):
             speed.sample()
             for mode in MODES:
-                for name in (*PICKERS, *REPORTS):
+                for name in (*PICKERS, *REPORTS, TLS):
                     run = wrk(envoy.ports[f"{name} {mode.value}"], script, seconds)
                     requests.setdefault((mode.value, name), []).append(await measure(name, run))
                 for chunks in CHUNKS:
@@ -365,12 +385,13 @@ def rows(figures: dict[str, Any], seconds: float) -> Iterator[dict[str, Any]]:
         }
     for mode in (mode.value for mode in MODES):
         plain = figures["requests"][mode, "agent"]
-        for name, source in REPORTS.items():
+        compared = {name: (source.value, "without reports of responses") for name, source in REPORTS.items()}
+        for name, (what, beside) in {**compared, TLS: ("TLS", "plaintext")}.items():
             reported = figures["requests"][mode, name]
             yield {
-                "what": f"the same, {mode}, {source.value}",
+                "what": f"the same, {mode}, {what}",
                 "ours_us": reported.cpu_us,
-                "beside": "without reports of responses",
+                "beside": beside,
                 "beside_us": plain.cpu_us,
                 "ratio": reported.cpu_us / plain.cpu_us,
                 "bar": None,

@@ -10,6 +10,9 @@ There is a table for each situation:
     prefill            without decoding, as in the published comparison
     decoding           with the recorded answers, in batches
     two-agents         as decoding; two agents that do not know each other get the requests in turn
+    spread             as decoding, with arrivals spread over the steps of three seconds in which they are recorded
+    two-replicas       the same with two replicas, which report their requests to each other
+    at-once            two replicas and the recorded arrivals, ten of which come at one instant
     shared-prefixes    a generated workload of long shared prefixes, with decoding and 5 seconds between scrapes
 
 `hits` is the ratio of the prompt blocks that a server found in its cache, `of ideal` its ratio to that of one unlimited
@@ -31,6 +34,7 @@ from agent.emulator.config import EmulatorConfig
 from agent.pick.profile import build
 from agent.prefix.index import PrefixIndex
 from agent.profiles import PRESETS
+from agent.replicas.service import TICK_SECONDS
 from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
 from tests.bench.replay import (
@@ -45,6 +49,7 @@ from tests.bench.replay import (
     mooncake,
     replay,
     round_robin,
+    spread,
 )
 from tests.bench.table import Column, Table, bar
 from tests.bench.workloads import SharedPrefixes, shared_prefixes
@@ -55,6 +60,8 @@ BLOCK_TOKENS = 512  # of the trace, the servers' caches and the index
 STALE_AFTER_INTERVALS = 5.0
 BASELINES: dict[str, Router] = {"round robin": round_robin, "least requests": least_requests}
 BAR_P90, BAR_HITS = 0.29, 0.90
+RECORDING_STEP_SECONDS = 3.0  # of the trace: its requests are stamped every three seconds
+BAR_REPLICAS = 1.05  # p90 of two replicas over that of one agent
 # Its caches hold all prefixes at every server; without a bound on how long requests stay with a warm server, some of
 # the servers get twice the work of others.
 PREFIXES = SharedPrefixes(12, per_second=18.8)
@@ -68,12 +75,26 @@ class Situation(NamedTuple):
     decoding: bool = True
     agents: int = 1
     recorded: bool = True
+    exchange: bool = False
+    spread: bool = False
+    one_agent: str = ""  # the table that it is compared with
 
 
 TABLES = {
     "prefill": Situation("Prefill only", decoding=False),
     "decoding": Situation("With decoding: 8 ms per step and 0.2 ms per request in it"),
     "two-agents": Situation("Two agents that do not know each other, with decoding", agents=2),
+    "spread": Situation("Arrivals spread, with decoding", spread=True),
+    "two-replicas": Situation(
+        "Two replicas that report to each other, arrivals spread, with decoding",
+        agents=2,
+        exchange=True,
+        spread=True,
+        one_agent="spread",
+    ),
+    "at-once": Situation(
+        "Two replicas that report to each other, with decoding", agents=2, exchange=True, one_agent="decoding"
+    ),
     "shared-prefixes": Situation("Long shared prefixes, with decoding", recorded=False),
 }
 
@@ -170,7 +191,7 @@ def run(name: str, on: Comparison) -> PolicyRuns:
             store = RoutingStore(
                 "bench", stale_after=stale_after, rate=on.limits, prefix=index, index_block_tokens=BLOCK_TOKENS
             )
-            agents.append(ReplayAgent(routers[-1], store))
+            agents.append(ReplayAgent(routers[-1], store, index))
         results.append(replay(on.arrivals, agents, on.fleet))
         cpu_seconds += sum(router.cpu_seconds for router in routers if isinstance(router, ProfileRouter))
     return PolicyRuns(name, results, cpu_seconds / len(on.arrivals) / repeats if cpu_seconds else None)
@@ -246,10 +267,13 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         with args.trace.open(encoding="utf-8") as lines:
             recorded = mooncake(lines, args.speed)[: args.requests]
+    all_found: dict[str, dict[str, PolicyRuns]] = {}
     for name in tables:
-        title, decoding, agents, of_trace = TABLES[name]
+        title, decoding, agents, of_trace, exchange, spread_out, one_agent = TABLES[name]
         if of_trace:
             arrivals, interval = recorded, args.scrape_interval or 1.0
+            if spread_out:
+                arrivals = spread(recorded, RECORDING_STEP_SECONDS / args.speed)
         else:
             count = min(args.requests or PREFIXES_REQUESTS, PREFIXES_REQUESTS)
             arrivals = shared_prefixes(PREFIXES, count, BLOCK_TOKENS, seed=1)
@@ -261,12 +285,23 @@ def main(arguments: list[str] | None = None) -> int:
             f"blocks of {BLOCK_TOKENS} tokens with {RATE:,.0f} tokens/s of prefill; ideal hit ratio {ideal:.3f}; "
             f"{interval:g} s between scrapes; runs per profile: {args.repeats}"
         )
-        fleet = ReplayFleet(server_config(args.blocks, decoding=decoding), args.servers, decoding, interval)
+        fleet = ReplayFleet(
+            server_config(args.blocks, decoding=decoding),
+            args.servers,
+            decoding,
+            interval,
+            exchange_seconds=TICK_SECONDS if exchange else None,
+        )
         found = compare(Comparison(arrivals, fleet, agents, RateLimits(fixed=args.rate), args.repeats), profiles)
         if name == "prefill" and "least-cost" in found:
             print_bars(found, ideal)
         if name == "two-agents":
             print_relative_bars(found, "blend")
+        all_found[name] = found
+        if one_agent in all_found:
+            for profile in profiles:
+                ratio = found[profile].p90 / all_found[one_agent][profile].p90
+                print(bar(f"{profile} p90 over one agent's", ratio, BAR_REPLICAS))
         if name == "shared-prefixes":
             print_relative_bars(found, "affinity")
     print(f"\n{time.monotonic() - start:.0f} s in all")

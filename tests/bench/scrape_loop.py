@@ -9,6 +9,7 @@ its scrapes per second, and its failed scrapes.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from agent.app.process import tune_garbage_collector
+from agent.app.process import collect_garbage_rarely
 from agent.clock import SystemClock
 from agent.events import Event
 from agent.events.scraping import ScrapeDone, ScrapeFailed
@@ -57,7 +58,8 @@ async def scrape(port: int, seconds: float) -> LoopCost:
     store.set_endpoints(dict.fromkeys(where, "vllm"), clock.now())
     loop = ScrapeLoop(clock)
     loop.set_targets("bench", [Target(address, "vllm", models_interval=1e9) for address in where], store)
-    tune_garbage_collector()  # as the agent does
+    collect_garbage_rarely()  # as the agent does
+    gc.freeze()
     await asyncio.sleep(WARM_SECONDS)
     pages, failures, cpu, start = 0, 0, time.process_time(), clock.now()
     while clock.now() - start < seconds:

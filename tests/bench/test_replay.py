@@ -27,6 +27,7 @@ from tests.bench.replay import (
     mooncake,
     replay,
     round_robin,
+    spread,
 )
 from tests.bench.table import bar
 
@@ -157,7 +158,9 @@ def test_the_bench_prints_a_row_for_each_policy_and_the_bars(
         assert printed.count(f"\n{policy:<16}") == len(bench_routing.TABLES), policy
     for claim in ("p90 over round robin's", "p90 over blend's", "mean over blend's", "mean over affinity's"):
         assert printed.count(f"least-cost {claim}") == 1
-    assert [printed.count(f"\n{table.title}\n") for table in bench_routing.TABLES.values()] == [1, 1, 1, 1]
+    assert [printed.count(f"\n{table.title}\n") for table in bench_routing.TABLES.values()] == [1] * len(
+        bench_routing.TABLES
+    )
 
 
 def test_without_the_trace_the_bench_reports_it_and_prints_what_does_not_need_it(
@@ -213,3 +216,29 @@ def test_a_bar_is_met_at_its_limit_and_missed_beyond() -> None:
     assert bar("a", 0.2901, 0.29).endswith("MISSED")
     assert bar("a", 0.9, 0.9, maximum=False).endswith("met")
     assert bar("a", 0.8999, 0.9, maximum=False).endswith("MISSED")
+
+
+def knowing_agent(name: str) -> ReplayAgent:
+    index = PrefixIndex()
+    return ReplayAgent(ProfileRouter(build(PRESETS[name]), index, BLOCK), store(index), index)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_two_replicas_that_report_to_each_other_find_the_prefixes_that_one_agent_finds(name: str) -> None:
+    arrivals = conversations(count=5, turns=6)  # an odd number: each conversation alternates between the two
+    fleet = ReplayFleet(PREFILL_ONLY, 3, exchange_seconds=0.02)
+    one = replay(arrivals, [profile_agent(name)], ReplayFleet(PREFILL_ONLY, 3))
+    strangers = replay(arrivals, [profile_agent(name), profile_agent(name)], ReplayFleet(PREFILL_ONLY, 3))
+    two, again = (replay(arrivals, [knowing_agent(name), knowing_agent(name)], fleet) for _ in range(2))
+    assert two == again
+    assert two.hit_ratio == pytest.approx(one.hit_ratio, abs=0.02)
+    assert two.predicted_hit_tokens == two.served_hit_tokens
+    assert strangers.hit_ratio < one.hit_ratio - 0.1
+
+
+def test_spread_arrivals_keep_every_request_and_its_step() -> None:
+    arrivals = [Arrival(3.0 * (number // 10), 512 + number, 1, [number]) for number in range(40)]
+    found = spread(arrivals, 3.0)
+    assert sorted(each.prompt_tokens for each in found) == [each.prompt_tokens for each in arrivals]
+    assert [each.at for each in found] == sorted(each.at for each in found)
+    assert all(0 <= each.at - 3.0 * ((each.prompt_tokens - 512) // 10) < 3.0 for each in found)

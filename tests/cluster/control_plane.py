@@ -118,8 +118,8 @@ class ControlPlane:
                 "tls-cert-file": self._server.certificate,
                 "tls-private-key-file": self._server.key,
                 "client-ca-file": self.client_ca,
-                "service-account-key-file": self._tokens.certificate,
-                "service-account-signing-key-file": self._tokens.key,
+                "service-account-key-file": self.tokens.certificate,
+                "service-account-signing-key-file": self.tokens.key,
                 "service-account-issuer": "https://kubernetes.default.svc",
                 "authorization-mode": "RBAC",
                 "service-cluster-ip-range": _SERVICES,
@@ -193,7 +193,7 @@ class ControlPlane:
         self._manager = cluster.client("controller-manager", "system:kube-controller-manager")
         names = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
         self._server = cluster.server("apiserver", [_HOST, _SERVICE_OF_THE_API], names)
-        self._tokens = signing_key(folder, "service-accounts")
+        self.tokens = signing_key(folder, "service-accounts")
 
     def _start_etcd(self) -> None:
         client, peer = f"http://{_HOST}:{self._etcd_port}", f"http://{_HOST}:{self._etcd_peer_port}"
@@ -224,7 +224,7 @@ class ControlPlane:
                 "leader-elect": "false",
                 "controllers": ",".join(_CONTROLLERS),
                 "use-service-account-credentials": "true",
-                "service-account-private-key-file": self._tokens.key,
+                "service-account-private-key-file": self.tokens.key,
                 "root-ca-file": self.client_ca,
                 "horizontal-pod-autoscaler-sync-period": "2s",
                 "horizontal-pod-autoscaler-downscale-stabilization": "5s",

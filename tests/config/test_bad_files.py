@@ -14,6 +14,10 @@ from agent.config.nodes import BadConfig
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
 POOL = "pools:\n- endpoints: [127.0.0.1:8001]\n"
+NOT_LOOPBACK = " is not loopback, so other machines could read the port, or the tokens of its readers; write "
+AUTH = "admin.auth with mode: kubernetes, or mode: tokenFile and a tokenFile"
+TLS = "admin.tls with certFile and keyFile, or selfSigned: true"
+INSECURE = "; or admin.insecure: true where only trusted clients reach it"
 QUEUE = "plugins: [{type: queue-scorer}]\n"
 
 
@@ -141,7 +145,54 @@ BAD = {
         ":3: log.level: 'verbose' is not valid; valid values: debug, info, warning, error"
     ),
     # pools and addresses
-    f"{HEAD}pools:\n- name: a\n": ":4: pools[0].endpoints: missing; list the model servers, each as HOST:PORT",
+    f"{HEAD}pools:\n- name: a\n": (
+        ":4: pools[0].endpoints: missing; list the model servers, each as HOST:PORT; or, in a cluster, write "
+        "inferencePool, or selector and targetPorts"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  inferencePool: chat\n": (
+        ":5: pools[0].inferencePool: endpoints already says which servers the pool has; remove one of the two"
+    ),
+    f"{HEAD}pools:\n- inferencePool: chat\n  selector: {{app: chat}}\n": (
+        ":5: pools[0].selector: inferencePool already says which servers the pool has; remove one of the two"
+    ),
+    f"{HEAD}pools:\n- inferencePool: chat\n  targetPorts: [8000]\n": (
+        ":5: pools[0].targetPorts: not valid with inferencePool: the InferencePool has its own; remove it"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  targetPorts: [8000]\n": (
+        ":5: pools[0].targetPorts: not valid with endpoints: each endpoint has its own; remove it"
+    ),
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  namespace: llm\n": (
+        ":5: pools[0].namespace: has no effect with endpoints; remove it"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n": (
+        ":4: pools[0].targetPorts: missing; write the ports on which the selected pods serve, such as [8000]"
+    ),
+    f"{HEAD}pools:\n- selector: {{}}\n  targetPorts: [8000]\n": (
+        ":4: pools[0].selector: no label, which would select every pod; write one or more, such as {app: chat}"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: []\n": (
+        ":5: pools[0].targetPorts: 0 ports; write 1 to 8 of them"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: [1, 2, 3, 4, 5, 6, 7, 8, 9]\n": (
+        ":5: pools[0].targetPorts: 9 ports; write 1 to 8 of them"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: [8000, 8000]\n": (
+        ":5: pools[0].targetPorts: port 8000 is listed twice; write each port once"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: [http]\n": (
+        ":5: pools[0].targetPorts: 'http' is not a port; write whole numbers from 1 to 65535"
+    ),
+    f"{HEAD}pools:\n- selector: {{app: chat}}\n  targetPorts: 8000\n": (
+        ":5: pools[0].targetPorts: a number where a list is expected; write it as [8000]"
+    ),
+    f"{HEAD}pools:\n- inferencePool: Chat\n": (
+        ":4: pools[0].inferencePool: 'Chat' is not the name of an object; write the name of the InferencePool: small "
+        "letters, digits, '-' and '.'"
+    ),
+    f"{HEAD}kubernetes: {{namespace: a_b}}\n": (
+        ":3: kubernetes.namespace: 'a_b' is not the name of an object; write the name of the namespace: small letters, "
+        "digits, '-' and '.'"
+    ),
     f"{HEAD}pools:\n- endpoints:\n  - 127.0.0.1\n": (
         ":5: pools[0].endpoints[0].address: '127.0.0.1' has no port; write HOST:PORT, such as 127.0.0.1:8000"
     ),
@@ -177,6 +228,29 @@ BAD = {
     f"{HEAD}pools:\n- endpoints:\n  - '[::1]:80'\n  - '[0:0::1]:80'\n": (
         ":6: pools[0].endpoints[1]: [::1]:80 is listed twice in this pool, first at pools[0].endpoints[0]; keep one"
     ),
+    f"{HEAD}{POOL}admin:\n  address: 10.0.0.5:9090\n": (
+        f":6: admin.address: 10.0.0.5:9090{NOT_LOOPBACK}{AUTH}, and {TLS}{INSECURE}"
+    ),
+    f"{HEAD}{POOL}admin: {{address: '0.0.0.0:9090', auth: {{mode: kubernetes}}}}\n": (
+        f":5: admin.address: 0.0.0.0:9090{NOT_LOOPBACK}{TLS}{INSECURE}"
+    ),
+    f"{HEAD}{POOL}admin: {{address: 'agent.example:9090', tls: {{selfSigned: true}}}}\n": (
+        f":5: admin.address: agent.example:9090{NOT_LOOPBACK}{AUTH}{INSECURE}"
+    ),
+    (
+        f"{HEAD}{POOL}admin:\n  address: '[::]:9090'\n"
+        "  tls: {selfSigned: true, clientCaFile: ca, clientCertificate: optional}\n"
+    ): f":6: admin.address: [::]:9090{NOT_LOOPBACK}{AUTH}{INSECURE}",
+    f"{HEAD}{POOL}admin:\n  auth: {{mode: tokenFile}}\n": (
+        ":6: admin.auth.tokenFile: missing; write the file of tokens for mode: tokenFile"
+    ),
+    f"{HEAD}{POOL}admin:\n  auth:\n    tokenFile: tokens.csv\n    audiences: [igw]\n": [
+        ":7: admin.auth.tokenFile: has no effect with mode none; write mode: tokenFile, or remove it",
+        ":8: admin.auth.audiences: has no effect with mode none; write mode: kubernetes, or remove it",
+    ],
+    f"{HEAD}{POOL}admin: {{auth: {{mode: webhook}}}}\n": (
+        ":5: admin.auth.mode: 'webhook' is not valid; valid values: none, kubernetes, tokenFile"
+    ),
     f"{HEAD}pools:\n- endpoints: [a:1]\n  engine: vlm\n": (
         ":5: pools[0].engine: 'vlm' is not an engine; did you mean 'vllm'?"
     ),
@@ -211,6 +285,20 @@ BAD = {
             "write staleAfter: 15s or more"
         ),
     ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: dcgm, join: node, selector: {{a: b}}}}\n": [
+        ":6: pools[0].accelerators[0].port: missing; write the port of the exporter's pods"
+    ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n"
+    "  - {source: dcgm, join: node, selector: {a: b}, port: 0, address: 'a:1'}\n": [
+        ":6: pools[0].accelerators[0].address: selector already says where the exporters are; remove one of the two",
+        ":6: pools[0].accelerators[0].port: 0 is not a port; write the port of the exporter's pods",
+    ],
+    f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n"
+    "  - {source: dcgm, join: node, address: 'a:1', namespace: gpu}\n"
+    "  - {source: nvml, join: node, selector: {a: b}}\n": [
+        ":6: pools[0].accelerators[0].namespace: has no effect without selector; remove it",
+        ":7: pools[0].accelerators[1].selector: not valid for nvml; remove it",
+    ],
     f"{HEAD}pools:\n- endpoints: [a:1]\n  accelerators:\n  - {{source: nvml, join: pod, fatalXids: [x]}}\n": [
         ":6: pools[0].accelerators[0].fatalXids: 'x' is not valid; write whole numbers from 1 to 9999",
         ":6: pools[0].accelerators[0].join: NVML reports no pods; write join: node",
@@ -239,7 +327,7 @@ BAD = {
     f"{HEAD}pools:\n- endpoints: [127.0.0.1:9090]\n": (
         ":4: pools[0].endpoints[0]: 127.0.0.1:9090 is the agent's admin.address; write the address of a model server"
     ),
-    f"{HEAD}admin: {{address: '0.0.0.0:9090'}}\npools:\n- endpoints: [127.0.0.1:9090]\n": (
+    f"{HEAD}admin: {{address: '0.0.0.0:9090', insecure: true}}\npools:\n- endpoints: [127.0.0.1:9090]\n": (
         ":5: pools[0].endpoints[0]: 127.0.0.1:9090 is the agent's admin.address; write the address of a model server"
     ),
     # empty entries
@@ -458,3 +546,19 @@ def test_a_huge_file_is_refused_without_reading_it_whole(tmp_path: Path) -> None
         file.truncate(1 << 30)
     with pytest.raises(BadConfig, match="larger than 256 KiB"):
         load(path, VOCABULARY)
+
+
+LISTENERS = [
+    "{address: 'localhost:9090'}",
+    "{address: '127.8.9.1:9090'}",
+    "{address: '[::1]:9090', auth: {mode: kubernetes}}",
+    "{address: '0.0.0.0:9090', insecure: true}",
+    "{address: '0.0.0.0:9090', tls: {selfSigned: true}, auth: {mode: kubernetes}}",
+    "{address: '0.0.0.0:9090', tls: {certFile: a, keyFile: b}, auth: {mode: tokenFile, tokenFile: t}}",
+    "{address: '0.0.0.0:9090', tls: {selfSigned: true, clientCaFile: ca}}",
+]
+
+
+@pytest.mark.parametrize("admin", LISTENERS)
+def test_an_admin_address_is_accepted_on_loopback_or_with_tls_and_authentication(admin: str) -> None:
+    assert parse(f"{HEAD}{POOL}admin: {admin}\n", "x", VOCABULARY).admin.address.endswith(":9090")

@@ -22,7 +22,10 @@ POOL = {
 }
 OTHER: dict[str, Any] = {
     "pools[].name": "code", "pools[].engine": "sglang", "pools[].profile": "blend", "pools[].orca": True,
-    "pools[].models": ["m"],
+    "pools[].models": ["m"], "pools[].inferencePool": "other", "pools[].selector": {"app": "code"},
+    "pools[].targetPorts": [8001, 8000], "pools[].namespace": "llm", "kubernetes.kubeconfig": "kubeconfig",
+    "kubernetes.namespace": "llm", "kubernetes.events": False,
+    "kubernetes.lease.name": "another", "kubernetes.lease.namespace": "another", "kubernetes.lease.duration": "30s",
     "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
     "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},
     "pools[].endpoints[].node": "gpu-1", "pools[].endpoints[].pod": "llm/chat-0",
@@ -31,7 +34,9 @@ OTHER: dict[str, Any] = {
     "pools[].scrape.insecureSkipVerify": True, "pools[].scrape.tokenFile": "token", "pools[].scrape.metricsPort": 9,
     "pools[].scrape.metricsPath": "/m", "pools[].scrape.healthPort": 9, "pools[].scrape.healthPath": "none",
     "pools[].accelerators[].source": "amd", "pools[].accelerators[].address": "d:9400",
-    "pools[].accelerators[].path": "/m", "pools[].accelerators[].prefix": "amd", "pools[].accelerators[].join": "node",
+    "pools[].accelerators[].selector": {"app": "dcgm"}, "pools[].accelerators[].namespace": "gpu",
+    "pools[].accelerators[].port": 9401, "pools[].accelerators[].path": "/m",
+    "pools[].accelerators[].prefix": "amd", "pools[].accelerators[].join": "node",
     "pools[].accelerators[].interval": "4s", "pools[].accelerators[].timeout": "2s",
     "pools[].accelerators[].staleAfter": "20s", "pools[].accelerators[].fatalXids": [48],
     "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
@@ -47,24 +52,80 @@ OTHER: dict[str, Any] = {
     "prefixIndex.maxBlocks": 7, "prefixIndex.autoSize": False, "extProc.maxBody": "1MiB",
     "extProc.maxBufferedBytes": "16MiB", "extProc.fallbacks": 1, "extProc.drainTimeout": "1s",
     "extProc.assumedMode": "BUFFERED", "extProc.startTimeout": "2s",
+    "admin.insecure": True, "admin.auth.mode": "kubernetes", "admin.auth.tokenFile": "tokens.csv",
+    "admin.auth.audiences": ["igw"],
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
     "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
+    "envoy.pickerCaFile": "ca.pem", "envoy.pickerServerName": "igw.example", "envoy.pickerCertFile": "c.pem",
+    "envoy.pickerKeyFile": "c.key",
+    "envoy.pickerHosts": ["10.0.1.1", "igw.example"],
+    "replicas.address": "127.0.0.1:8", "replicas.peers": ["10.0.1.1:9003"], "replicas.service": "igw.example:9004",
+    "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
+    "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
+    "replicas.staleAfter": "9s",
     "log.format": "json", "log.level": "error",
 }  # fmt: skip
+TLS: dict[str, Any] = {
+    "certFile": "c.pem", "keyFile": "c.key", "selfSigned": True, "clientCaFile": "ca.pem",
+    "clientCertificate": "optional", "minVersion": "TLSv1.3",
+}  # fmt: skip
+OTHER |= {f"{section}.{key}": value for section in ("extProc.tls", "admin.tls") for key, value in TLS.items()}
+BESIDE_TLS: dict[str, dict[str, Any]] = {
+    "certFile": {"keyFile": "c.key"},
+    "keyFile": {"certFile": "c.pem"},
+    **{key: {"selfSigned": True} for key in ("clientCaFile", "clientCertificate", "minVersion")},
+}
 # Set beside the option where it is not valid alone.
-BESIDE = {
+BESIDE: dict[str, dict[str, Any]] = {
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
+    "admin.auth.tokenFile": {"mode": "tokenFile"},
+    "admin.auth.audiences": {"mode": "kubernetes"},
+    **{f"{section}.{key}": beside for section in ("extProc.tls", "admin.tls") for key, beside in BESIDE_TLS.items()},
+    "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
+    "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
+}
+# What both configurations have, because the option is not valid without it.
+_PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}
+_TLS = {**_PEERS, "caFile": "ca.pem", "certFile": "c.pem", "keyFile": "c.key"}
+AROUND: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("replicas.address", "replicas.peers", "replicas.name", "replicas.staleAfter"), _PEERS),
+    **dict.fromkeys(("replicas.caFile", "replicas.certFile", "replicas.keyFile", "replicas.serverName"), _TLS),
+    "replicas.tokenFile": _PEERS,
+    "replicas.service": {"address": "127.0.0.1:9003", "service": "igw.example:9003"},
+}
+# The sources of endpoints and of accelerators of which these are options.
+POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
+SOURCE: dict[str, dict[str, Any]] = {
+    "pools[].inferencePool": {"inferencePool": "chat"},
+    "pools[].namespace": {"inferencePool": "chat"},
+    "pools[].selector": POD_SELECTOR,
+    "pools[].targetPorts": POD_SELECTOR,
+    **{
+        f"pools[].accelerators[].{key}": {
+            "endpoints": POOL["endpoints"],
+            "accelerators": [{"source": "dcgm", "selector": {"app": "a"}, "port": 9400, "join": "node"}],
+        }
+        for key in ("selector", "namespace", "port")
+    },
 }
 # Not valid beside `source: dcgm`, or the value of the document already.
 NOT_CHANGED = {f"pools[].accelerators[].{key}" for key in ("join", "project", "location", "cluster")}
 
 
-def config(path: str = "", value: object = None, **pool: object) -> Config:
-    """The configuration with one option set, or with other keys of its pool."""
+def config(
+    path: str = "", value: object = None, source: str = "", around: str = "", *, tls: bool = False, **pool: object
+) -> Config:
+    """The configuration with one option set, or with other keys of its pool. `source`: the endpoints are from the
+    source of this option; `around`: with what this option needs; `tls`: the picker ports have TLS."""
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
-    document["pools"] = [yaml.safe_load(yaml.safe_dump({**POOL, **pool}))]
+    if around in AROUND:
+        document["replicas"] = dict(AROUND[around])
+    base = {key: value for key, value in POOL.items() if key != "endpoints"} | SOURCE[source] if source else POOL
+    document["pools"] = [yaml.safe_load(yaml.safe_dump({**base, **pool}))]
+    if tls:
+        document["extProc"] = {"tls": {"selfSigned": True}}
     table: Any = document
     *sections, key = path.split(".")
     for section in sections:
@@ -93,17 +154,31 @@ def shown(path: str) -> str:
     ("path", "option"), [(path, option) for path, option in all_options(Config) if path not in NOT_CHANGED]
 )
 def test_every_option_changes_in_place_or_is_refused_by_its_name(path: str, option: Option) -> None:
-    old = config()
-    new = config(path, OTHER[path]) if path != "pools[].name" else config(path, "code", extProcAddress="127.0.0.1:9")
+    source, tls = path if path in SOURCE else "", path.startswith("envoy.picker") and path != "envoy.pickerHosts"
+    more = {"extProcAddress": "127.0.0.1:9"} if path == "pools[].name" else {}
+    old = config(source=source, around=path, tls=tls)
+    new = config(path, OTHER[path], source, path, tls=tls, **more)
     if option.live:
         assert any(line.startswith(shown(path)) for line in differences(old, new)), differences(old, new)
     else:
-        with pytest.raises(NeedsRestart, match=f"^needs a restart: {re.escape(shown(path))} "):
+        with pytest.raises(NeedsRestart, match=f"^needs a restart: .*{re.escape(shown(path))} "):
             differences(old, new)
 
 
 def test_equal_configurations_have_no_difference() -> None:
     assert differences(config(), config()) == []
+
+
+def test_another_source_of_endpoints_is_a_change() -> None:
+    assert differences(config(), config(source="pools[].inferencePool")) == [
+        "pools[chat].inferencePool none -> chat",
+        "pools[chat].endpoints -a:1 -b:1",
+    ]
+    assert differences(config(source="pools[].inferencePool"), config(source="pools[].selector")) == [
+        "pools[chat].inferencePool chat -> none",
+        "pools[chat].selector none -> {app: chat}",
+        "pools[chat].targetPorts none -> [8000]",
+    ]
 
 
 def test_values_are_shown_as_the_file_has_them_and_a_default_without_a_value_in_words() -> None:

@@ -39,7 +39,7 @@ def engines(text: str) -> list[str]:
 def scraped(config: Config, engines: dict[str, str]) -> list[Target]:
     """The scrape targets of the first pool with these endpoints."""
     endpoints = {address: EndpointConfig(address, engine) for address, engine in engines.items()}
-    return targets_of(config, config.pools[0], EndpointSet(endpoints, {}, {}), PLAIN)
+    return targets_of(config, config.pools[0], EndpointSet(endpoints, {}, {}), PLAIN, endpoints)
 
 
 def test_engines_are_defined_as_in_llm_d_s_router() -> None:

@@ -16,7 +16,12 @@ from agent.accelerators.faults import faults_of
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
+from agent.events.access import AccessChecked, TokenFileProblem
+from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
+from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
     EncodedBody,
@@ -40,12 +45,15 @@ from agent.events.scraping import (
     ScrapesPaced,
     ServerRestarted,
 )
+from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import HISTOGRAMS, SIGNALS, Histogram, RefusedValue, SignalKind, Value
 from agent.state.counter_rates import COUNTERS, Counters
 from agent.state.devices import ExporterKey, ExporterView
+from agent.state.identity import Identity
 from agent.state.snapshot import Prefix
+from agent.state.source import SourceStatus
 from exporters.catalog import ALIASES, CATALOG
 from exporters.catalog.metric import Metric
 from exporters.gauge import REASONS
@@ -69,6 +77,8 @@ EVERYTHING: tuple[Event, ...] = (
     Responded("pool", "a:1", "ok"),
     NotFollowed("pool", "a:1", "b:1"),
     EndpointEjected("pool", "a:1", "failure_ratio", "server_error", 1, 0.5, 2.0, 1),
+    SourceProblemFound("pool", "NoMatchingPods", "it selects no pod"),
+    SourceProblemSolved("pool", "NoMatchingPods"),
     TaskFailed("discovery/pool", "it returned", 0.5),
     StreamBroken("pool", "protocol", "x"),
     ScrapeDone("pool", "a:1", 0.0, 0.01, 1000, ("kv_blocks",), (RefusedValue("kv_usage_ratio", "not_finite", "NaN"),)),
@@ -81,11 +91,27 @@ EVERYTHING: tuple[Event, ...] = (
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
     CacheEmptied("pool", "a:1", "asleep"),
+    KubernetesWritten("event"),
+    KubernetesWriteFailed("event", "forbidden", "InferencePool ns/llama", "x"),
+    ObjectProblemFound("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound", "x"),
+    ObjectProblemSolved("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound"),
     Reloaded(ok=True, detail="x"),
     BudgetChanged(),
     ScrapesPaced(1.0, 1, 2.0, 3, {"scrapes": 0.5}),
     BudgetExceeded("scrapes", 4, 3.0, 2.0),
     WatcherDropped("slow"),
+    AccessChecked("token", "allowed"),
+    TokenFileProblem("line 1"),
+    CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
+    CertificateNotLoaded("ext_proc", "x"),
+    CertificateInvalid("ext_proc", "x"),
+    HandshakeFailed("ext_proc", "version", "x", "192.0.2.1"),
+    LeaseChanged("llm/agent", held=True, holder="a_1", released=False),
+    LeaseFailed("llm/agent", "forbidden", "x"),
+    PeerChanged("10.0.1.2:9003", "igw-1", "silent", "timeout", "x", {"silent": 1}),
+    PeerFailed("10.0.1.2:9003", "timeout"),
+    PeerRefused("igw-1", "version", "x"),
+    PeersCounted({"reporting": 1}),
 )
 
 
@@ -105,8 +131,13 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     exporter = ExporterView(ExporterKey("dcgm", "x:1"), 15.0, 0.0, 0, "", {"a:1": (faulty,)}, (), (), devices.faults)
     seeing = snapshot(
         view("a:1", values)._replace(
-            prefix=Prefix(2.0, 1.0), accelerators=(devices,), before=before, histograms=histograms
-        )
+            prefix=Prefix(2.0, 1.0),
+            accelerators=(devices,),
+            before=before,
+            histograms=histograms,
+            identity=Identity("llm/chat-0", "n1"),
+        ),
+        source=SourceStatus("InferencePool llm/chat", current=True, known_at=None),
     )
     blind = snapshot(view("b:1", {}), pool="blind")
     body, _ = page(gauge_set([seeing, blind], 0.0, [exporter]), instruments.registry)

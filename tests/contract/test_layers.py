@@ -53,6 +53,11 @@ PLACES: dict[str, Place] = {
     "agent.flow": Place(4, P),
     "agent.pick": Place(4, P),
     "agent.requests": Place(4, P),
+    "agent.replicas": Place(5, S),
+    "agent.replicas.peer_part": Place(4, P),
+    "agent.replicas.publisher": Place(4, P),
+    "agent.replicas.report": Place(4, P),
+    "agent.replicas.states": Place(4, P),
     "agent.scaling": Place(4, P),
     "agent.envoy": Place(5, S),
     "agent.envoy.endpoints": Place(4, P),
@@ -60,9 +65,22 @@ PLACES: dict[str, Place] = {
     "agent.envoy.rollout": Place(4, P),
     "agent.discovery": Place(5, S),
     "agent.kube": Place(5, S),
+    "agent.kube.conditions": Place(2, P),
+    "agent.kube.event_series": Place(2, P),
+    "agent.kube.objectives": Place(2, P),
     "agent.kube.objects": Place(2, P),
+    "agent.kube.problem_reasons": Place(2, P),
+    "agent.kube.shared_pods": Place(2, P),
     "agent.kube.cache": Place(2, P),
+    "agent.kube.errors": Place(2, P),
+    "agent.kube.lease": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
+    "agent.kube.authn.certificates": Place(2, P),
+    "agent.kube.authn.expiring_cache": Place(2, P),
+    "agent.kube.authn.identity": Place(2, P),
+    "agent.kube.authn.reviews": Place(2, P),
+    "agent.kube.authn.token_file": Place(2, P),
+    "agent.kube.authn.trust": Place(2, P),
     "agent.serve": Place(5, S),
     "agent.serve.ext_proc.actions": Place(5, P),
     "agent.serve.ext_proc.body_budget": Place(5, P),
@@ -110,7 +128,7 @@ ISLANDS: dict[str, frozenset[str]] = {
             "agent.engine_specs",
             "agent.engines",
             "agent.exposition",
-            "agent.state.endpoint",  # the identity of a server
+            "agent.state.identity",
             "agent.state.health",  # the number of failures until it is down
         }
     ),
@@ -119,12 +137,14 @@ ISLANDS: dict[str, frozenset[str]] = {
 }
 # What a pure module may import besides pure modules of the agent: values and functions of values.
 PURE: frozenset[str] = frozenset(
-    """__future__ abc array base64 binascii bisect collections contextlib copy dataclasses difflib enum functools
+    """__future__ abc array base64 binascii bisect collections contextlib copy csv dataclasses difflib enum functools
     hashlib heapq hmac ipaddress itertools json math operator pkgutil re statistics string struct textwrap typing
     unicodedata urllib.parse zlib""".split()
 )
 # Modules with a pure part; a pure module may use no other part.
 PURE_PARTS: dict[str, frozenset[str]] = {
+    "cryptography": frozenset({"x509"}),  # its verification takes the time as an argument
+    "datetime": frozenset({"UTC", "datetime", "fromtimestamp"}),  # of a given time
     "random": frozenset({"Random"}),  # made from a given seed
     "sys": frozenset({"byteorder"}),
 }
@@ -134,10 +154,18 @@ IMPURE_CALLS: frozenset[str] = frozenset({"open", "print", "input", "exec", "eva
 IMPORTERS: dict[str, frozenset[str]] = {
     "time": frozenset({"agent.clock"}),
     "datetime": frozenset(
-        {"agent.app.jobs", "agent.instruments.log_format", "agent.serve.state.documents"}
+        {
+            "agent.app.jobs",
+            "agent.instruments.log_format",
+            "agent.instruments.tls",
+            "agent.kube.authn.certificates",
+            "agent.kube.wall_time",
+            "agent.serve.state.documents",
+            "agent.serve.tls.self_signed",
+        }
     ),  # formats of a given wall time
     "sched": frozenset(),
-    "threading": frozenset(),
+    "threading": frozenset({"agent.kube.threads"}),
     "logging": frozenset(
         {
             "agent.commands.emulate",
@@ -163,6 +191,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),
     "apscheduler": frozenset({"agent.app.jobs"}),
+    "cryptography": frozenset({"agent.kube.authn.certificates", "agent.serve.tls.self_signed"}),
     "envoy": frozenset({"agent.serve.access_log", "agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
     "google.protobuf": frozenset(
@@ -173,7 +202,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.serve.ext_proc.server",
         }
     ),
-    "grpc": frozenset(),
+    "grpc": frozenset({"agent.replicas.client"}),
     "grpc_health": frozenset({"agent.serve.grpc.health"}),
     "kubernetes": frozenset({"agent.kube.client"}),
     "urllib3": frozenset({"agent.kube.client"}),

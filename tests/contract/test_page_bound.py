@@ -12,13 +12,20 @@ from agent import signals
 from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import DEVICE_SIGNALS
 from agent.engines.report import REASONS as REPORT_REASONS
+from agent.events.discovery import SourceProblemFound
 from agent.events.requests import Ended, Picked, Refused
 from agent.events.scraping import HealthChanged, ScrapeDone, ScrapeFailed
+from agent.events.tls import REASONS as TLS_REASONS
 from agent.exposition.page import MAX_SERIES
 from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
 from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
 from agent.instruments.requests import SERVER_NAMES
+from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
+from agent.kube.authn.identity import METHODS
+from agent.kube.pool_endpoints import SOURCE_REASONS
+from agent.kube.problem_reasons import REASONS as PROBLEM_REASONS
+from agent.replicas.states import REASONS as PEER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
@@ -27,6 +34,8 @@ from agent.scaling.rollup import POOL_SIGNALS
 from agent.scrape.reasons import REASONS as SCRAPE_REASONS
 from agent.signals import RefusedValue
 from agent.state.health import HEALTH_REASONS, Health
+from agent.state.identity import Identity
+from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG
 from exporters.catalog.accelerators import ROWS as ACCELERATOR_ROWS
 from exporters.catalog.histograms import ROWS as HISTOGRAM_ROWS
@@ -44,18 +53,30 @@ WORDS: Final = 16
 VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
-    "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
+    "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
+    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 2,
 }  # fmt: skip
-RESULT_VALUES: Final = {"igw_responses_total": len(RESULTS), "igw_encoded_bodies_total": 3}
+RESULT_VALUES: Final = {
+    "igw_responses_total": len(RESULTS),
+    "igw_encoded_bodies_total": 3,
+    "igw_kubernetes_writes_total": 4,
+    "igw_access_checks_total": len(ACCESS_RESULTS),
+}
 REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),
     "igw_load_reports_total": len(REPORT_REASONS) + WORDS, "igw_withheld_gauges": len(WITHHELD_REASONS),
     "igw_accelerator_scrapes_total": len(SCRAPE_REASONS) + 2, "igw_accelerator_health_changes_total": len(FAULTS) + 1,
+    "igw_tls_handshake_failures_total": len(TLS_REASONS),
+    "igw_kubernetes_object_problems": len(PROBLEM_REASONS),
+    "igw_kubernetes_object_problems_found_total": len(PROBLEM_REASONS),
+    "igw_discovery_problems": len(SOURCE_REASONS), "igw_discovery_problems_total": len(SOURCE_REASONS),
+    "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 7,
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.
 ONE_AT_A_TIME: Final = {
     "igw_endpoint_health_info": {"engine", "state", "reason"},
+    "igw_endpoint_info": {"server_namespace", "server_pod", "server_node"},
     "igw_endpoint_prefill_rate_tokens_per_second": {"source"},
     "igw_accelerator_unhealthy": {"source", "exporter", "reason"},
 }
@@ -176,14 +197,18 @@ def test_a_page_stays_within_its_bound_whatever_clients_request_and_servers_list
             instruments(Ended(pool, model, "a:1", 1.0, "closed"))
         for reason, row in REJECTIONS.items():
             instruments(Refused(pool, "declared", row.status, reason))
+        for reason in SOURCE_REASONS:
+            instruments(SourceProblemFound(pool, reason, "it is wrong"))
         for reason in SCRAPE_REASONS:
             instruments(ScrapeFailed(pool, "a:1", 0.0, 0.1, reason, "x"))
         for health in Health:
             instruments(HealthChanged(pool, "a:1", "", health, ""))
         refused = tuple(RefusedValue(signal, "not_finite", "NaN") for signal in signals.SIGNALS)
         instruments(ScrapeDone(pool, "a:1", 0.0, 0.1, 100, tuple(signals.SIGNALS), refused))
-    views = [view(f"{number}:1", IDLE) for number in range(2)]
-    body, _ = page(gauge_set([snapshot(*views), snapshot(*views, pool="silent")], 0.0), instruments.registry)
+    views = [view(f"{number}:1", IDLE, identity=Identity("llm/chat-0", "n1")) for number in range(2)]
+    source = SourceStatus("InferencePool llm/chat", current=True, known_at=None)
+    snapshots = [snapshot(*views, source=source), snapshot(*views, pool="silent")]
+    body, _ = page(gauge_set(snapshots, 0.0), instruments.registry)
     found = counted(body)
     too_many = {name: count for name, count in found.items() if count > series(CATALOG[name], size)}
     assert too_many == {}

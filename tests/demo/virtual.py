@@ -27,6 +27,7 @@ from agent.emulator.text import block_hashes, chat_tokens
 from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.events import ignore
+from agent.kube.cluster import Cluster
 from agent.pick.decision import Pick
 from agent.requests.ticket import Request, Ticket
 from agent.scrape.loop import ScrapeLoop
@@ -78,6 +79,8 @@ def run(
         remember,
         lambda: None,
         EndpointFiles(agent_config, clock, ignore),
+        Cluster("", clock),
+        lambda *_: None,
     )
     pool = Pool(agent_config, agent_config.pools[0], parts)
     pool.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from agent.config.config import Config
 from agent.config.pools import EndpointConfig, PoolConfig
-from agent.discovery.endpoints import EndpointSet, Unresolved
+from agent.config.reload import ReloadConfig
+from agent.discovery.endpoints import DiscoveryParts, EndpointSet, Unresolved
 from agent.discovery.static import StaticDiscovery, is_name
 from agent.events.scraping import ScrapeFailed
+from agent.kube.cluster import Cluster
 from tests.app.live import document, running, servers
+from tests.fakes.clock import ManualClock
 from tests.fakes.model_server import ModelServer
 from tests.waiting import eventually
 
@@ -42,6 +46,15 @@ def pool(*addresses: str) -> PoolConfig:
     return PoolConfig(endpoints=tuple(endpoints(*addresses)))
 
 
+def config(interval: float) -> Config:
+    return Config("test", {}, reload=ReloadConfig(interval=interval))
+
+
+def static_discovery(pool: PoolConfig, interval: float) -> StaticDiscovery:
+    """The discovery of a pool whose names are resolved at this interval."""
+    return StaticDiscovery(pool, DiscoveryParts(config(interval), Cluster("", ManualClock()), lambda _: None))
+
+
 def endpoints(*addresses: str) -> list[EndpointConfig]:
     return [EndpointConfig(address, "vllm") for address in addresses]
 
@@ -56,14 +69,14 @@ def test_a_name_is_distinguished_from_an_address(address: str, name: bool) -> No
 
 async def test_a_name_resolves_to_all_its_ipv4_addresses(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1"]
-    found = await StaticDiscovery(PoolConfig(), 1.0).resolve(endpoints("pods:80"))
+    found = await static_discovery(PoolConfig(), 1.0).resolve(endpoints("pods:80"))
     assert found.engines == {"10.0.0.1:80": "vllm", "10.0.0.2:80": "vllm"}
 
 
 async def test_each_address_of_a_name_has_the_facts_of_its_entry(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.1", "10.0.0.2"]
     entry = EndpointConfig("pods:80", "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
-    found = await StaticDiscovery(PoolConfig(), 1.0).resolve([entry])
+    found = await static_discovery(PoolConfig(), 1.0).resolve([entry])
     assert found.endpoints == {
         address: EndpointConfig(address, "vllm", labels=(("app", "chat"),), node="node-a", pod="llm/vllm-0")
         for address in ("10.0.0.1:80", "10.0.0.2:80")
@@ -72,11 +85,11 @@ async def test_each_address_of_a_name_has_the_facts_of_its_entry(answers: Answer
 
 async def test_a_name_with_ipv6_addresses_only_resolves_to_them(answers: Answers) -> None:
     answers["pods"] = ["fd00::1"]
-    assert (await StaticDiscovery(PoolConfig(), 1.0).resolve(endpoints("pods:80"))).engines == {"[fd00::1]:80": "vllm"}
+    assert (await static_discovery(PoolConfig(), 1.0).resolve(endpoints("pods:80"))).engines == {"[fd00::1]:80": "vllm"}
 
 
 async def test_a_name_whose_resolution_fails_keeps_its_last_addresses(answers: Answers) -> None:
-    static = StaticDiscovery(PoolConfig(), 1.0)
+    static = static_discovery(PoolConfig(), 1.0)
     answers["pods"] = ["10.0.0.1"]
     first = await static.resolve(endpoints("pods:80"))
     answers["pods"] = socket.gaierror(-3, "Temporary failure in name resolution")
@@ -86,7 +99,7 @@ async def test_a_name_whose_resolution_fails_keeps_its_last_addresses(answers: A
 
 async def test_a_name_that_never_resolved_is_unresolved_with_the_reason(answers: Answers) -> None:
     answers["typo"] = socket.gaierror(-2, "Name or service not known")
-    found = await StaticDiscovery(PoolConfig(), 1.0).resolve(endpoints("10.0.0.9:80", "typo:80"))
+    found = await static_discovery(PoolConfig(), 1.0).resolve(endpoints("10.0.0.9:80", "typo:80"))
     assert list(found.endpoints) == ["10.0.0.9:80"]
     assert found.unresolved == {"typo:80": ("vllm", "Name or service not known")}
 
@@ -118,7 +131,7 @@ async def test_a_resolver_that_hangs_delays_no_other_name_and_has_one_lookup_at_
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look_up)
     monkeypatch.setattr("agent.discovery.static.RESOLVE_TIMEOUT_SECONDS", 0.05)
-    static = StaticDiscovery(PoolConfig(), 1.0)
+    static = static_discovery(PoolConfig(), 1.0)
     for _ in range(2):
         found = await static.resolve(endpoints("slow:1", "quick:2"))
         assert list(found.endpoints) == ["10.0.0.1:2"]
@@ -161,7 +174,7 @@ async def first(stream: AsyncIterator[EndpointSet]) -> EndpointSet:
 
 
 async def test_a_list_of_addresses_is_one_set_and_then_a_stream_without_end() -> None:
-    stream = StaticDiscovery(pool("10.0.0.1:80", "10.0.0.2:80"), 0.001).watch()
+    stream = static_discovery(pool("10.0.0.1:80", "10.0.0.2:80"), 0.001).watch()
     assert list((await first(stream)).endpoints) == ["10.0.0.1:80", "10.0.0.2:80"]
     more = asyncio.ensure_future(anext(stream))
     done, _ = await asyncio.wait({more}, timeout=0.05)
@@ -171,7 +184,7 @@ async def test_a_list_of_addresses_is_one_set_and_then_a_stream_without_end() ->
 
 async def test_a_name_yields_a_set_when_it_resolves_to_other_addresses_and_none_in_between(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.1"]
-    stream = StaticDiscovery(pool("pods:80"), 0.001).watch()
+    stream = static_discovery(pool("pods:80"), 0.001).watch()
     assert list((await first(stream)).endpoints) == ["10.0.0.1:80"]
     waiting = asyncio.ensure_future(anext(stream))
     done, _ = await asyncio.wait({waiting}, timeout=0.05)  # many resolutions with the same answer
@@ -184,14 +197,14 @@ async def test_an_unresolved_name_yields_a_set_at_every_interval_so_that_its_fai
     answers: Answers,
 ) -> None:
     answers["typo"] = socket.gaierror(-2, "Name or service not known")
-    stream = StaticDiscovery(pool("typo:80"), 0.001).watch()
+    stream = static_discovery(pool("typo:80"), 0.001).watch()
     for _ in range(3):
         assert (await first(stream)).unresolved == {"typo:80": Unresolved("vllm", "Name or service not known")}
 
 
 async def test_a_refresh_resolves_at_once(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.1"]
-    discovery = StaticDiscovery(pool("pods:80"), 3600.0)
+    discovery = static_discovery(pool("pods:80"), 3600.0)
     stream = discovery.watch()
     await first(stream)
     answers["pods"] = ["10.0.0.2"]
@@ -203,8 +216,8 @@ async def test_a_refresh_resolves_at_once(answers: Answers) -> None:
 
 async def test_a_list_that_is_replaced_holds_from_the_next_stream_on(answers: Answers) -> None:
     answers["pods"] = ["10.0.0.1"]
-    discovery = StaticDiscovery(pool("pods:80"), 1.0)
+    discovery = static_discovery(pool("pods:80"), 1.0)
     await first(discovery.watch())
     answers["pods"] = socket.gaierror(-3, "Temporary failure in name resolution")
-    discovery.apply(pool("pods:80", "10.0.0.9:80"), 1.0)
+    discovery.apply(pool("pods:80", "10.0.0.9:80"), config(1.0))
     assert list((await first(discovery.watch())).endpoints) == ["10.0.0.1:80", "10.0.0.9:80"]  # its last addresses

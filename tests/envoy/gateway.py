@@ -14,6 +14,7 @@ from agent.envoy import process
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, ResponseSource, bootstrap
 from agent.events import Event
 from agent.serve.ext_proc.server import ExtProcServer
+from agent.serve.tls.server import ServerTls
 from tests.fakes.ext_proc import CHAT
 from tests.fakes.model_server import ModelServer, own_address
 from tests.fakes.scripted_pool import ScriptedPool
@@ -28,8 +29,11 @@ def chat(words: str = "hello", **more: Any) -> dict[str, Any]:
 class Gateway:
     """A running Envoy, its picker port, its servers, and a client."""
 
-    def __init__(self, servers: list[ModelServer], pool: ScriptedPool, events: list[Event]) -> None:
+    def __init__(
+        self, servers: list[ModelServer], pool: ScriptedPool, events: list[Event], tls: ServerTls | None = None
+    ) -> None:
         self.servers = servers
+        self.tls = tls
         self.pool = pool
         self.events = events
         self.picker: ExtProcServer
@@ -48,7 +52,9 @@ class Gateway:
 
     async def start_picker(self) -> None:
         """A new picker at the address of the stopped one."""
-        self.picker = ExtProcServer(self.pool, self.events.append, address=f"127.0.0.1:{self.picker_port}")
+        self.picker = ExtProcServer(
+            self.pool, self.events.append, address=f"127.0.0.1:{self.picker_port}", tls=self.tls
+        )
         await self.picker.start()
 
     async def counter(self, name: str) -> int:
@@ -86,8 +92,9 @@ async def run_gateway(
     reports: bool = False,
     responses: ResponseSource = ResponseSource.ACCESS_LOG,
     settings: Mapping[str, Any] | None = None,
+    tls: ServerTls | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A gateway that runs until the end of the block.
+    """A gateway that runs until the end of the block; `tls`: of its picker port.
 
     `settings` are fields of `EnvoyConfig`; `processing_mode`, `filter_options` and `envoy_buffer` (bytes) override the
     rendered configuration.
@@ -99,13 +106,14 @@ async def run_gateway(
             stack.push_async_callback(server.stop)
         addresses = [server.address for server in started]
         events: list[Event] = []
-        gateway = Gateway(started, ScriptedPool(*addresses, hook=events.append), events)
+        gateway = Gateway(started, ScriptedPool(*addresses, hook=events.append), events, tls)
         gateway.picker = ExtProcServer(
             gateway.pool,
             events.append,
             address="127.0.0.1:0",
             max_body=max_body,
             max_buffered=max_buffered,
+            tls=tls,
         )
         gateway.picker_port = await gateway.picker.start()
         stack.push_async_callback(gateway.stop_picker)

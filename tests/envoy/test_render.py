@@ -229,3 +229,38 @@ def test_a_usage_error_has_a_message(
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("hosts", "kind", "addresses"),
+    [
+        (["10.0.1.1", "fd00::2"], "STATIC", ["10.0.1.1", "fd00::2"]),
+        (["igw.llm.svc"], "STRICT_DNS", ["igw.llm.svc"]),
+    ],
+)
+def test_several_pickers_are_checked_for_health_and_all_get_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hosts: list[str], kind: str, addresses: list[str]
+) -> None:
+    file = tmp_path / "igw.yaml"
+    file.write_text(
+        f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nenvoy: {{pickerHosts: {hosts}}}\n"
+        "pools: [{name: llama, extProcAddress: '0.0.0.0:9002', endpoints: ['10.0.0.1:8000']}]\n",
+        encoding="utf-8",
+    )
+    assert main(["render", "--config", str(file)]) == 0
+    data = pyyaml.safe_load(capsys.readouterr().out)
+    assert validate(data) == ""
+    _, picker = data["static_resources"]["clusters"]
+    (locality,) = picker["load_assignment"]["endpoints"]
+    found = [each["endpoint"]["address"]["socket_address"] for each in locality["lb_endpoints"]]
+    assert [(each["address"], each["port_value"]) for each in found] == [(address, 9002) for address in addresses]
+    assert picker["type"] == kind
+    (check,) = picker["health_checks"]
+    assert check["grpc_health_check"] == {"service_name": "readiness"}
+    assert (check["interval"], check["no_traffic_interval"]) == ("1s", "1s")
+
+
+def test_a_single_picker_has_no_health_check() -> None:
+    pool = POOL._replace(picker="127.0.0.1:9002")
+    _, picker = bootstrap(config()._replace(pools=(pool,)))["static_resources"]["clusters"]
+    assert "health_checks" not in picker

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import typing
 
 import pytest
 
 from agent import events
+from agent.events.access import AccessChecked, TokenFileProblem
+from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -138,6 +141,12 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
         (Reloaded(ok=False, detail="x"), "igw_reloads_total", {"result": "failed"}),
         (BudgetExceeded("cpu", 4, 0.3, 0.2), "igw_scrape_budget_exceeded_total", {"resource": "cpu"}),
         (WatcherDropped("slow"), "igw_watchers_dropped_total", {"reason": "slow"}),
+        (
+            AccessChecked("token", "forbidden", "x"),
+            "igw_access_checks_total",
+            {"method": "token", "result": "forbidden"},
+        ),
+        (TokenFileProblem("line 1"), "igw_token_file_problems_total", {}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -154,6 +163,30 @@ def test_a_budget_is_shown_while_there_is_one(instruments):
     instruments(BudgetChanged())
     assert sample(instruments, "igw_scrape_interval_seconds", {"activity": "idle"}) is None
     assert sample(instruments, "igw_scrape_budget_used_ratio", {"resource": "cpu"}) is None
+
+
+def test_a_lease_is_shown_while_this_replica_is_a_candidate_for_it(instruments):
+    lease = {"lease": "igw/agent"}
+
+    def changes() -> dict[str, float | None]:
+        names = ("acquired", "lost", "released")
+        return {name: sample(instruments, "igw_lease_changes_total", {**lease, "change": name}) for name in names}
+
+    assert sample(instruments, "igw_lease_held", lease) is None
+    instruments(LeaseChanged("igw/agent", held=False, holder="b", released=False))
+    assert sample(instruments, "igw_lease_held", lease) == 0
+    assert changes() == {"acquired": 0, "lost": 0, "released": 0}
+    instruments(LeaseChanged("igw/agent", held=True, holder="a", released=False))
+    assert sample(instruments, "igw_lease_held", lease) == 1
+    instruments(LeaseChanged("igw/agent", held=False, holder="", released=False))
+    instruments(LeaseChanged("igw/agent", held=False, holder="b", released=False))
+    assert sample(instruments, "igw_lease_held", lease) == 0
+    instruments(LeaseChanged("igw/agent", held=True, holder="a", released=False))
+    instruments(LeaseChanged("igw/agent", held=False, holder="", released=True))
+    assert sample(instruments, "igw_lease_held", lease) is None
+    assert changes() == {"acquired": 2, "lost": 1, "released": 1}
+    instruments(LeaseFailed("igw/agent", "forbidden", "403"))
+    assert sample(instruments, "igw_lease_failures_total", {**lease, "reason": "forbidden"}) == 1
 
 
 def test_every_event_is_counted_and_only_events_are_logged(instruments):
@@ -186,3 +219,18 @@ def test_the_number_of_servers_on_the_page_is_bounded(instruments):
 def test_two_agents_in_one_process_share_no_metric(instruments):
     instruments(picked())
     assert sample(Instruments(ManualClock()), "llm_d_epp_request_total", L) is None
+
+
+def test_refused_readers_cost_one_line_for_each_kind_and_allowed_ones_none(instruments, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("igw"), "propagate", True)
+    for number in range(50):
+        instruments(AccessChecked("token", "allowed"))
+        instruments(AccessChecked("token", "unauthenticated", f"reason {number}"))
+        instruments(AccessChecked("none", "unauthenticated", "no credentials"))
+    instruments(AccessChecked("token", "unavailable", "the API server is gone"))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "request to the admin address refused: unauthenticated, by token: reason 0"),
+        ("WARNING", "request to the admin address refused: unauthenticated, by none: no credentials"),
+        ("ERROR", "request to the admin address refused: unavailable, by token: the API server is gone"),
+    ]
+    assert sample(instruments, "igw_access_checks_total", {"method": "token", "result": "allowed"}) == 50

@@ -64,12 +64,14 @@ class WatchStream:
 
 class FakeApiServer:
     """`collections` by path, 404 for another; `pods` are those of PODS. `version` is that of the lists; `refuse` is the
-    status of every answer while it is set."""
+    status of every answer while it is set, `refuse_headers` its other headers."""
 
     def __init__(self, *pods: Mapping[str, Any], collections: dict[str, list[Any]] | None = None) -> None:
         self.collections = collections if collections is not None else {PODS: list(pods)}
         self.version = 10
         self.refuse: int | None = None
+        self.refuse_headers = ""
+        self.silent = False  # requests are read and not answered
         self.expired = False  # the next watch is answered 410
         self.lists: list[Mapping[str, str]] = []
         self.watches: list[WatchStream] = []
@@ -124,8 +126,12 @@ class FakeApiServer:
                 for line in head.split("\r\n"):
                     if line.lower().startswith("authorization:"):
                         self.authorizations.append(line.split(": ", 1)[1])
+                if self.silent:
+                    await reader.read()
+                    break
                 if self.refuse is not None:
-                    self._answer(writer, self.refuse, {"kind": "Status", "code": self.refuse, "message": "not now"})
+                    status = {"kind": "Status", "code": self.refuse, "message": "not now"}
+                    self._answer(writer, self.refuse, status, self.refuse_headers)
                 elif target.path not in self.collections:
                     self._answer(writer, 404, {"kind": "Status", "code": 404, "message": "no such resource"})
                 elif "watch" not in query:
@@ -160,7 +166,8 @@ class FakeApiServer:
         meta = {"resourceVersion": str(self.version), "continue": token}
         self._answer(writer, 200, {"metadata": meta, "items": items[start : start + size]})
 
-    def _answer(self, writer: asyncio.StreamWriter, status: int, body: Mapping[str, Any]) -> None:
+    def _answer(self, writer: asyncio.StreamWriter, status: int, body: Mapping[str, Any], headers: str = "") -> None:
         data = orjson.dumps(body)
-        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        fields = f"content-type: application/json\r\ncontent-length: {len(data)}\r\n{headers}"
+        head = f"HTTP/1.1 {status} X\r\n{fields}\r\n"
         writer.write(head.encode() + data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 
 
 class FakeStateSource:
@@ -16,12 +17,17 @@ class FakeStateSource:
         self.good_until = float("inf")
         self.on_change: list[Callable[[], None]] = []
         self.views = {view.address: view for view in views}
+        self.source: SourceStatus | None = None
 
     def snapshot(self, now: float) -> Snapshot:
         """The views, sorted by address."""
-        return Snapshot(
-            self.pool, self.version, now, self.good_until, tuple(self.views[address] for address in sorted(self.views))
-        )
+        views = tuple(self.views[address] for address in sorted(self.views))
+        return Snapshot(self.pool, self.version, now, self.good_until, views, source=self.source)
+
+    def set_source(self, source: SourceStatus) -> None:
+        """Another status of the source."""
+        self.source = source
+        self._changed()
 
     def put(self, *views: EndpointView) -> None:
         """Add or replace these endpoints."""

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from agent.signals import KV_USAGE, RUNNING, SIGNALS, WAITING, SignalKind, Value
 from agent.state.health import Health
+from agent.state.identity import UNIDENTIFIED, Identity
 from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
+from agent.state.source import SourceStatus
 
 STALE_AFTER = 3.0
 IDLE: Mapping[str, Value] = {RUNNING: 0.0, WAITING: 0.0, KV_USAGE: 0.0}
@@ -26,6 +28,7 @@ def view(
     corrected: bool = True,
     foreign: float = 0.0,
     queue_seconds: float = 0.0,
+    identity: Identity = UNIDENTIFIED,
 ) -> EndpointView:
     """An endpoint of a snapshot at time 0; its readings were requested at `at`. `backlog_seconds` are of prefill."""
     return EndpointView(
@@ -40,12 +43,13 @@ def view(
         STALE_AFTER,
         Work(requests, backlog_seconds, rate, "configured", corrected, foreign, queue_seconds),
         Prefix(0.0, None),
+        identity=identity,
     )
 
 
-def snapshot(*views: EndpointView, pool: str = "pool") -> Snapshot:
+def snapshot(*views: EndpointView, pool: str = "pool", source: SourceStatus | None = None) -> Snapshot:
     """These endpoints at time 0."""
-    return Snapshot(pool, 1, 0.0, STALE_AFTER, tuple(sorted(views, key=lambda each: each.address)))
+    return Snapshot(pool, 1, 0.0, STALE_AFTER, tuple(sorted(views, key=lambda each: each.address)), source=source)
 
 
 class FixedIndex:

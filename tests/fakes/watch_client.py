@@ -11,9 +11,13 @@ import aiohttp
 
 from agent.signals import WAITING, Reading, Value
 from agent.state.health import Health
+from agent.state.identity import Identity
 from agent.state.snapshot import EndpointView, Prefix, Snapshot, Work
 
 PATIENCE = 30.0  # seconds until a test that waits for an event fails
+
+
+RULES = ("objectives", "rewrites")
 
 
 class StreamEvent:
@@ -49,6 +53,8 @@ class RebuiltState:
         # This clock at uptime 0 of the agent. Messages take time to arrive, so the minimum is the best estimate.
         self.uptime_zero = float("inf")
         self.pools: dict[str, dict[str, tuple[dict[str, Any], float]]] = {}
+        self.sources: dict[str, tuple[dict[str, Any] | None, float]] = {}
+        self.rules: dict[str, dict[str, Any]] = {}  # objectives and rewrites
 
     def apply(self, event: StreamEvent) -> None:
         """Apply one event or comment."""
@@ -69,11 +75,15 @@ class RebuiltState:
                 pool["pool"]: {each["address"]: (each, uptime) for each in pool["endpoints"]}
                 for pool in document["pools"]
             }
+            self.sources = {pool["pool"]: (pool["discovery"], uptime) for pool in document["pools"]}
+            self.rules = {pool["pool"]: {key: pool[key] for key in RULES} for pool in document["pools"]}
         else:
             if not document["since"] <= max(self.version, document["since"]) <= document["version"]:
                 raise AssertionError("a change that does not follow the state")
             for pool in document["pools"]:
                 known = self.pools.setdefault(pool["pool"], {})
+                self.sources[pool["pool"]] = (pool["discovery"], uptime)
+                self.rules[pool["pool"]] = {key: pool[key] for key in RULES}
                 known.update({each["address"]: (each, uptime) for each in pool["changed"]})
                 for address in pool["removed"]:
                     known.pop(address, None)
@@ -86,6 +96,8 @@ class RebuiltState:
         return [
             {
                 "pool": name,
+                "discovery": _source(*self.sources[name], uptime),
+                **self.rules[name],
                 "by_health": {
                     health.value: sum(each["health"] == health for each, _ in endpoints.values()) for health in Health
                 },
@@ -100,6 +112,12 @@ class RebuiltState:
         endpoints = self.pools[pool]
         views = [_view(*endpoints[address], self.uptime_zero, now) for address in sorted(endpoints)]
         return Snapshot(pool, self.version, now, now, tuple(views))
+
+
+def _source(source: dict[str, Any] | None, published_at: float, uptime: float) -> dict[str, Any] | None:
+    if source is None or source["current"] or source["age_seconds"] is None:
+        return source
+    return {**source, "age_seconds": source["age_seconds"] + uptime - published_at}
 
 
 def _advanced(endpoint: dict[str, Any], published_at: float, uptime: float) -> dict[str, Any]:
@@ -153,6 +171,7 @@ def _view(endpoint: dict[str, Any], published_at: float, uptime_zero: float, now
             work["queue_seconds"],
         ),
         Prefix(endpoint["prefix"]["predicted_hit_tokens"], endpoint["prefix"]["measured_hit_tokens"]),
+        identity=Identity(f"{endpoint['namespace']}/{endpoint['pod']}".strip("/"), endpoint["node"]),
     )
 
 

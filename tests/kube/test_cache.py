@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from agent.kube.cache import (
     MAX_EVENT_BYTES,
-    ApiFailed,
     Change,
     LineBuffer,
     ObjectCache,
@@ -21,6 +20,7 @@ from agent.kube.cache import (
     decoder_of,
     status_message,
 )
+from agent.kube.errors import ApiFailed
 from agent.kube.objects import InferencePool, Pod, PodView, pod_view
 
 _POD = decoder_of(Pod)
@@ -39,6 +39,13 @@ def page(*pods: dict[str, Any], version: str = "10", token: str = "") -> bytes:
     return orjson.dumps({"metadata": {"resourceVersion": version, "continue": token}, "items": list(pods)})
 
 
+def add_page(cache: ObjectCache[Any], data: bytes) -> str:
+    """Add the objects of a page; returns the token of the next."""
+    items, token = cache.page(data)
+    cache.add(items)
+    return token
+
+
 def event(kind: str, item: dict[str, Any]) -> bytes:
     return orjson.dumps({"type": kind, "object": item})
 
@@ -46,7 +53,7 @@ def event(kind: str, item: dict[str, Any]) -> bytes:
 def listed(*pods: dict[str, Any]) -> ObjectCache[PodView]:
     cache = a_cache()
     cache.begin_list()
-    assert cache.add_page(page(*pods)) == ""
+    assert add_page(cache, page(*pods)) == ""
     assert cache.end_list()
     return cache
 
@@ -58,9 +65,9 @@ def names(cache: ObjectCache[PodView]) -> list[str]:
 def test_the_pages_of_a_list_replace_the_objects_when_the_last_one_has_come() -> None:
     cache = listed(pod("old", 1))
     cache.begin_list()
-    assert cache.add_page(page(pod("a", 2), version="20", token="next")) == "next"
+    assert add_page(cache, page(pod("a", 2), version="20", token="next")) == "next"
     assert names(cache) == ["old"]
-    assert cache.add_page(page(pod("b", 3), version="20")) == ""
+    assert add_page(cache, page(pod("b", 3), version="20")) == ""
     assert cache.end_list()
     assert (names(cache), cache.resource_version) == (["a", "b"], "20")
 
@@ -68,9 +75,9 @@ def test_the_pages_of_a_list_replace_the_objects_when_the_last_one_has_come() ->
 def test_a_list_that_stops_half_way_leaves_nothing_behind() -> None:
     cache = listed(pod("old", 1))
     cache.begin_list()
-    cache.add_page(page(pod("a", 2), token="next"))
+    add_page(cache, page(pod("a", 2), token="next"))
     cache.begin_list()
-    cache.add_page(page(pod("b", 3)))
+    add_page(cache, page(pod("b", 3)))
     cache.end_list()
     assert names(cache) == ["b"]
 
@@ -78,7 +85,7 @@ def test_a_list_that_stops_half_way_leaves_nothing_behind() -> None:
 def test_a_list_without_a_change_is_none() -> None:
     cache = listed(pod("a", 1))
     cache.begin_list()
-    cache.add_page(page(pod("a", 1), version="30"))
+    add_page(cache, page(pod("a", 1), version="30"))
     assert not cache.end_list()
     assert cache.resource_version == "30"
 
@@ -86,7 +93,7 @@ def test_a_list_without_a_change_is_none() -> None:
 def test_an_empty_list_empties_the_cache() -> None:
     cache = listed(pod("a", 1))
     cache.begin_list()
-    cache.add_page(orjson.dumps({"metadata": {"resourceVersion": "11"}, "items": None}))
+    add_page(cache, orjson.dumps({"metadata": {"resourceVersion": "11"}, "items": None}))
     assert cache.end_list()
     assert names(cache) == []
 
@@ -139,7 +146,7 @@ def test_bytes_that_are_no_list_are_refused(data: bytes) -> None:
     cache = listed(pod("a", 1))
     cache.begin_list()
     with pytest.raises(UnreadableAnswer):
-        cache.add_page(data)
+        add_page(cache, data)
     assert names(cache) == ["a"]
 
 
@@ -151,7 +158,7 @@ def test_an_object_that_cannot_be_used_is_named_and_leaves_the_others() -> None:
     }
     bad = {"metadata": {"name": "bad", "namespace": "ns"}, "spec": {"selector": {"matchLabels": {"app": 7}}}}
     cache.begin_list()
-    cache.add_page(page(good, bad))
+    add_page(cache, page(good, bad))
     cache.end_list()
     assert list(cache.objects) == [("ns", "good")]
     (refused,) = cache.refused.values()
@@ -181,7 +188,7 @@ def test_after_any_events_the_cache_holds_what_the_server_has(script: list[tuple
         item = pod(name, version, f"10.0.0.{ip}")
         if what == "list":
             cache.begin_list()
-            cache.add_page(page(*server.values(), version=str(version)))
+            add_page(cache, page(*server.values(), version=str(version)))
             cache.end_list()
         elif what == "BOOKMARK":
             cache.apply(event(what, {"metadata": {"resourceVersion": str(version)}}))

@@ -14,7 +14,8 @@ from agent.discovery.endpoints import EndpointSet
 from agent.engine_specs import ENGINE_LABELS
 from agent.kube import informer as informer_module
 from agent.kube.cluster import Cluster
-from agent.kube.discovery import KubernetesDiscovery, PodSource, SourceReport
+from agent.kube.discovery import KubernetesDiscovery, PodSource
+from agent.state.source import SourceStatus
 from tests.fakes.api_server import FakeApiServer, pod
 from tests.waiting import eventually
 
@@ -39,7 +40,7 @@ class Bench:
         self.server = server
         self.cluster = Cluster(server.kubeconfig(folder), SystemClock())
         self.sets: list[EndpointSet] = []
-        self.reports: list[SourceReport] = []
+        self.reports: list[SourceStatus] = []
         self._task: asyncio.Task[None] | None = None
 
     def start(self, inference_pool: str = "llama") -> None:
@@ -78,6 +79,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(informer_module, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(informer_module, "MAX_BACKOFF_SECONDS", 0.1)
     server = FakeApiServer(
         collections={POOLS: [inference_pool()], PODS: [pod("a", ip="10.0.0.1"), pod("b", ip="10.0.0.2")]}
     )
@@ -160,7 +162,7 @@ async def test_while_the_api_server_is_away_the_last_endpoints_stay(bench: Bench
     assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
     await bench.server.watch(PODS)
     await bench.server.stop()
-    assert "the last known state is kept" in await bench.problem("ApiUnavailable")
+    assert "the last known endpoints are kept" in await bench.problem("ApiUnavailable")
     assert len(bench.sets) == 1
 
 
@@ -175,3 +177,57 @@ async def test_an_invalid_pool_keeps_the_last_selection_and_is_named(bench: Benc
     assert len(bench.sets) == 1
     pools.event("MODIFIED", inference_pool(9000, version=12))
     assert await bench.addresses("10.0.0.1:9000", "10.0.0.2:9000")
+
+
+async def test_the_status_says_whether_the_endpoints_are_current_and_since_when_they_are_not(bench: Bench) -> None:
+    bench.start()
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    await eventually(lambda: bench.reports[-1].current)
+    assert bench.reports[-1].age(0.0) == 0.0
+    assert bench.reports[0] == SourceStatus("InferencePool ns/llama", current=False, known_at=None)
+    pods = await bench.server.watch(PODS)
+    pods.event("DELETED", pod("b", 11))
+    assert await bench.addresses("10.0.0.1:8000")
+    now = SystemClock().now()
+    bench.server.refuse = 500
+    pods.end()
+    await bench.problem("ApiUnavailable")
+    assert not bench.reports[-1].current
+    assert bench.reports[-1].known_at is not None
+    assert bench.reports[-1].known_at <= now
+    bench.server.refuse = None
+    await bench.no_problem()
+    await eventually(lambda: bench.reports[-1].current)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "remedy"),
+    [
+        (401, "Unauthorized", "kubernetes.kubeconfig"),
+        (403, "Forbidden", "deploy/kubernetes/pools"),
+        (429, "ApiUnavailable", "429"),
+        (500, "ApiUnavailable", "500"),
+    ],
+)
+async def test_a_refusal_is_named_with_its_remedy_and_ends(bench: Bench, status: int, reason: str, remedy: str) -> None:
+    bench.start()
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    bench.server.refuse = status
+    (await bench.server.watch(PODS)).end()
+    assert remedy in await bench.problem(reason)
+    assert len(bench.sets) == 1
+    bench.server.refuse = None
+    await bench.no_problem()
+
+
+async def test_a_target_port_that_no_pod_declares_and_a_selector_that_matches_nothing_are_named(bench: Bench) -> None:
+    for each in bench.server.collections[PODS]:
+        each["spec"]["containers"][0]["ports"] = [{"containerPort": 9000}]
+    bench.start()
+    assert "target port 8000" in await bench.problem("TargetPortNotDeclared")
+    assert await bench.addresses("10.0.0.1:8000", "10.0.0.2:8000")
+    pools = await bench.server.watch(POOLS)
+    bench.server.collections[PODS] = []
+    pools.event("MODIFIED", inference_pool(version=11, app="absent"))
+    assert "app=absent" in await bench.problem("NoMatchingPods")
+    assert await bench.addresses()

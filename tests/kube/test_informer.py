@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, current_thread
 
 import pytest
 
 from agent.clock import SystemClock
 from agent.kube import informer as module
 from agent.kube.cache import ObjectCache, decoder_of
-from agent.kube.client import KubeClient, NoCluster
+from agent.kube.client import KubeClient
+from agent.kube.errors import NoCluster
 from agent.kube.informer import PAGE_SIZE, Informer
 from agent.kube.objects import Pod, PodView, pod_view
+from agent.kube.threads import DaemonThreads
 from tests.fakes.api_server import PODS, FakeApiServer, WatchStream, pod
 from tests.waiting import eventually
 
@@ -27,7 +31,7 @@ class Bench:
     def __init__(self, server: FakeApiServer, kubeconfig: str) -> None:
         self.server = server
         self.client = KubeClient(kubeconfig)
-        self.executor = ThreadPoolExecutor(2)
+        self.executor = DaemonThreads("test")
         self.changes = 0
         self.cache: ObjectCache[PodView] = ObjectCache(lambda raw: pod_view(_POD(raw)))
         self.informer = Informer(
@@ -51,7 +55,7 @@ class Bench:
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown()
         self.client.close()
 
     def names(self) -> list[str]:
@@ -66,6 +70,8 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(module, "SHORTEST_WATCH_SECONDS", 0.0)
     server = FakeApiServer(pod("a"), pod("b"))
     await server.start()
     one = Bench(server, server.kubeconfig(tmp_path))
@@ -151,7 +157,7 @@ async def test_while_the_server_refuses_the_last_objects_stay_and_the_status_say
     watch = await bench.watching()
     bench.server.refuse = status
     watch.end()
-    await eventually(lambda: bench.informer.status.failing == f"{status}: not now")
+    await eventually(lambda: bench.informer.status.failing.startswith(f"{status}: not now"))
     assert bench.names() == ["a", "b"]
     assert bench.informer.status.synced
     bench.server.refuse = None
@@ -185,6 +191,79 @@ async def test_a_watch_that_goes_silent_is_ended_and_resumed(bench: Bench, monke
     assert bench.names() == ["a", "b"]
 
 
+async def test_a_server_that_says_when_to_retry_is_not_called_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds > 1:
+            await asyncio.Event().wait()
+
+    bench.server.refuse, bench.server.refuse_headers = 429, "Retry-After: 30\r\n"
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    bench.start()
+    await eventually(lambda: bool(waits))
+    assert 30 < waits[-1] < 31
+    assert bench.server.requests == 1
+
+
+async def test_watches_that_end_at_once_are_spaced_with_a_growing_back_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHORTEST_WATCH_SECONDS", 60.0)
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def record(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", record)
+    bench.start()
+    for number in range(1, 5):
+        (await bench.watching(number)).end()
+    await bench.watching(5)
+    backoffs = [seconds for seconds in waits if seconds]
+    assert [0.005 * 2**number <= wait <= 0.01 * 2**number for number, wait in enumerate(backoffs)] == [True] * 4
+
+
+async def test_the_time_of_the_last_answer_is_that_before_the_failure(bench: Bench) -> None:
+    bench.start()
+    watch = await bench.watching()
+    watch.event("BOOKMARK", {"metadata": {"resourceVersion": "42"}})
+    await eventually(lambda: bench.cache.resource_version == "42")
+    before = SystemClock().now()
+    bench.server.refuse = 500
+    watch.end()
+    await eventually(lambda: bench.informer.status.failing)
+    assert bench.informer.status.since <= before
+    assert bench.informer.status.code == 500
+
+
+def test_a_call_that_does_not_return_does_not_keep_the_process_alive() -> None:
+    script = (
+        "import threading; from agent.kube.threads import DaemonThreads; threads = DaemonThreads('t'); "
+        "assert threads.submit(sum, [1, 2]).result() == 3; "
+        "threads.submit(threading.Event().wait); threads.shutdown()"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0
+
+
+async def test_there_are_as_many_threads_as_calls_at_one_time() -> None:
+    threads = DaemonThreads("t")
+    ends = [Event() for _ in range(3)]
+    calls = [threads.submit(end.wait) for end in ends]
+    for end, call in zip(ends, calls, strict=True):
+        end.set()
+        await asyncio.wrap_future(call)
+    assert await asyncio.wrap_future(threads.submit(lambda: current_thread().name)) in {"t-1", "t-2", "t-3"}
+    threads.shutdown()
+    with pytest.raises(RuntimeError, match="closed"):
+        threads.submit(sum, [])
+
+
 async def test_the_end_of_the_informer_ends_its_watch(bench: Bench) -> None:
     bench.start()
     watch = await bench.watching()
@@ -192,7 +271,6 @@ async def test_the_end_of_the_informer_ends_its_watch(bench: Bench) -> None:
     bench.task.cancel()
     await asyncio.wait([bench.task], timeout=5)
     assert bench.task.done()
-    bench.executor.shutdown(wait=True)
     watch.closed.set()
 
 

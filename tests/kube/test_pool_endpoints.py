@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engine_specs import ENGINE_LABELS
-from agent.kube.objects import PodView, ports_of
-from agent.kube.pool_endpoints import PoolSelection, SelectedEndpoints, endpoints_of, shared_pods
+from agent.kube.objects import Key, PodView, ports_of
+from agent.kube.pool_endpoints import PodEndpoints, PoolSelection, SelectedEndpoints, endpoints_of
 
 POOL = PoolSelection("InferencePool ns/llama", "ns", {"app": "llama"}, (8000,))
 
@@ -99,14 +99,6 @@ def test_a_target_port_that_no_container_declares_is_named_and_used() -> None:
     assert reasons(select(a_pod(declared_ports=frozenset({8000, 9000})))) == []
 
 
-def test_a_pod_of_two_pools_is_named_with_both() -> None:
-    other = POOL._replace(source="InferencePool ns/second", match_labels={"tier": "gpu"})
-    pod = a_pod(labels={"app": "llama", "tier": "gpu"})
-    assert shared_pods([POOL, other], [pod, a_pod("b")]) == {
-        "InferencePool ns/second": ("a", "InferencePool ns/llama", "InferencePool ns/second")
-    }
-
-
 def test_ports_of_an_annotation_are_read_as_far_as_they_are_ports() -> None:
     assert ports_of("8000, 8001,x,,0,70000,-1,８０") == {8000, 8001}
 
@@ -137,3 +129,38 @@ def test_every_endpoint_belongs_to_a_destination_and_the_order_of_pods_does_not_
     assert {endpoint.pod for endpoint in found.endpoints.values()} <= alive
     assert found.uids.keys() == found.endpoints.keys()
     assert bool(found.endpoints) or bool(found.problems)
+
+
+any_pod = st.builds(
+    lambda name, ip, ready, ports, app: a_pod(
+        name, ip=ip, ready=ready, active_ports=ports, labels={"app": app}, uid=f"uid-{name}-{ip}"
+    ),
+    st.sampled_from("abcd"),
+    st.sampled_from(["10.0.0.1", "10.0.0.2", ""]),
+    st.booleans(),
+    st.sampled_from([None, frozenset({8001}), frozenset({1})]),
+    st.sampled_from(["llama", "gemma"]),
+)
+
+
+@given(st.lists(st.tuples(any_pod, st.booleans()), max_size=30))
+def test_endpoints_that_are_kept_pod_by_pod_are_those_of_all_pods_at_once(changes: list[tuple[PodView, bool]]) -> None:
+    pool = POOL._replace(target_ports=(8000, 8001))
+    kept = PodEndpoints(pool, "vllm", ENGINE_LABELS, frozenset({"vllm"}))
+    now: dict[Key, PodView] = {}
+    for pod, deleted in changes:
+        if deleted:
+            now.pop(pod.key, None)
+        else:
+            now[pod.key] = pod
+        kept.update(pod.key, now.get(pod.key))
+        assert kept.selected() == endpoints_of(pool, now.values(), "vllm", ENGINE_LABELS, frozenset({"vllm"}))
+
+
+def test_of_two_pods_with_one_address_the_last_by_name_counts_until_it_is_gone() -> None:
+    kept = PodEndpoints(POOL, "vllm", ENGINE_LABELS, frozenset({"vllm"}))
+    for name in "ba":
+        kept.update(("ns", name), a_pod(name, ip="10.0.0.9"))
+    assert kept.selected().uids == {"10.0.0.9:8000": "uid-b"}
+    kept.update(("ns", "b"), None)
+    assert kept.selected().uids == {"10.0.0.9:8000": "uid-a"}

@@ -260,3 +260,34 @@ def test_marks_are_kept_for_blocks_of_the_index_only(records: list[tuple[str, li
         index.record(address, [hash(tuple(text[: end + 1])) for end in range(len(text))])
         assert index._ends | index._continuations.keys() <= index._where.keys()
         assert not index._ends & index._continuations.keys()
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True))))
+def test_an_index_that_is_restored_from_another_one_finds_what_that_one_finds(
+    records: list[tuple[str, list[int]]],
+) -> None:
+    one, other = PrefixIndex(20), PrefixIndex(20)
+    for address, blocks in records:
+        one.record(address, blocks)
+    for address, blocks in one.newest(1_000).items():
+        other.restore(address, blocks)
+    for _, blocks in records:
+        assert other.match(blocks, "ab") == one.match(blocks, "ab")
+    assert [other.blocks(address) for address in "ab"] == [one.blocks(address) for address in "ab"]
+
+
+def test_the_newest_blocks_are_the_beginnings_of_the_last_prompts_and_each_address_has_a_share() -> None:
+    index = PrefixIndex()
+    index.record("a", [1, 2, 3])
+    index.record("a", [4, 5, 6])
+    index.record("b", [7, 8, 9])
+    assert index.newest(4) == {"a": [5, 4], "b": [8, 7]}
+    assert PrefixIndex().newest(4) == {}
+
+
+def test_blocks_are_restored_only_where_nothing_is_known_and_within_the_capacity() -> None:
+    index = PrefixIndex(2)
+    index.restore("a", [3, 2, 1])
+    assert index.match([1, 2, 3], "a") == [2]
+    index.restore("a", [9])
+    assert not index.holds("a", 9)

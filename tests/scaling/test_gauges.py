@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.kube.pool_endpoints import SOURCE_REASONS, ObjectProblem
 from agent.scaling.gauges import BY_HISTOGRAM, BY_RATE, BY_SIGNAL, gauge_set
 from agent.signals import (
     HISTOGRAMS,
@@ -23,8 +24,10 @@ from agent.signals import (
 )
 from agent.state.counter_rates import RATES
 from agent.state.health import Health
+from agent.state.identity import Identity
 from agent.state.snapshot import EndpointView, Prefix
-from exporters.catalog import CATALOG, accelerators, endpoints, pools
+from agent.state.source import SourceStatus
+from exporters.catalog import CATALOG, accelerators, discovery, endpoints, pools
 from exporters.catalog.withheld import WITHHELD
 from exporters.gauge import REASONS, Distribution, Gauge, GaugeSet, NotFinite
 from tests.fakes.views import STALE_AFTER, snapshot, view
@@ -57,12 +60,15 @@ def reasons(found: GaugeSet, metric) -> dict[tuple[str, ...], str]:
 histograms = st.fixed_dictionaries(
     dict.fromkeys(HISTOGRAMS, st.none() | st.just(Histogram((0.1, 1.0), (1.0, 2.0), 3.0, 4.5)))
 )
-views = st.builds(lambda each, found: each._replace(histograms=found), plain_views, histograms)
+views = st.builds(
+    lambda each, found: each._replace(histograms=found, identity=Identity("llm/chat-0", "n1")), plain_views, histograms
+)
 
 
 @given(st.lists(views, max_size=5, unique_by=lambda each: each.address), st.floats(0, 10))
 def test_every_number_is_finite_and_every_series_is_either_published_or_withheld_with_a_reason(found, now):
-    made = gauge_set([snapshot(*found)], now)
+    source = SourceStatus("InferencePool llm/chat", current=False, known_at=None)
+    made = gauge_set([snapshot(*found, source=source)], now)
     rows: list[Gauge | Distribution] = [*made.gauges, *made.distributions]
     published = [(row.metric.name, row.labels) for row in rows]
     withheld = [(row.metric.name, row.labels) for row in made.withheld]
@@ -75,6 +81,30 @@ def test_every_number_is_finite_and_every_series_is_either_published_or_withheld
     expected = {row.name for row in CATALOG.values() if row.origin == "state"} - OF_ACCELERATORS
     if found:
         assert names | {WITHHELD.name} == expected
+
+
+def test_the_pod_and_the_node_of_an_endpoint_are_labels_of_one_gauge_and_absent_where_unknown():
+    found = snapshot(
+        view("a:1", identity=Identity("llm/chat-0", "n1", "uid")), view("b:1"), view("c:1", identity=Identity("", "n2"))
+    )
+    made = values(gauge_set([found], 0.0), endpoints.INFO)
+    assert made == {("pool", "a:1", "llm", "chat-0", "n1"): 1.0, ("pool", "c:1", "", "", "n2"): 1.0}
+
+
+def test_the_age_of_a_source_grows_while_it_is_not_current_and_is_withheld_before_it_was():
+    def age_at(now: float, source: SourceStatus | None) -> GaugeSet:
+        return gauge_set([snapshot(view("a:1"), source=source)], now)
+
+    current = SourceStatus("s", current=True, known_at=None)
+    assert values(age_at(9.0, current), discovery.AGE) == {("pool",): 0.0}
+    lost = SourceStatus("s", current=False, known_at=2.0, problems=(ObjectProblem("ApiUnavailable", "it is away"),))
+    assert values(age_at(9.0, lost), discovery.AGE) == {("pool",): 7.0}
+    counts = values(age_at(9.0, lost), discovery.PROBLEMS)
+    assert {labels: count for labels, count in counts.items() if count} == {("pool", "ApiUnavailable"): 1.0}
+    assert {reason for _, reason in counts} == set(SOURCE_REASONS)
+    never = SourceStatus("s", current=False, known_at=None)
+    assert reasons(age_at(9.0, never), discovery.AGE) == {("pool",): "never_known"}
+    assert values(age_at(9.0, None), discovery.PROBLEMS) == {}
 
 
 @given(st.lists(views, max_size=5, unique_by=lambda each: each.address))

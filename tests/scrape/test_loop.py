@@ -17,7 +17,7 @@ from agent.scrape.reasons import REASONS
 from agent.scrape.scraper import model_names, model_roots
 from agent.scrape.target import Target
 from agent.signals import FINISHED, KV_USAGE, RUNNING
-from agent.state.endpoint import Identity
+from agent.state.identity import Identity
 from tests.fakes.model_server import (
     MODELS,
     PAGE,

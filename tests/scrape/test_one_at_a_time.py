@@ -15,7 +15,7 @@ from agent.engines.mapping import Extraction
 from agent.scrape.budget import Intervals, RateLimiter
 from agent.scrape.loop import ScrapeLoop
 from agent.scrape.target import Target
-from agent.state.endpoint import Identity
+from agent.state.identity import Identity
 from tests.fakes.model_server import answer
 from tests.fakes.simulated import LoopClock, SimulatedLoop, SimulatedTransport, simulate
 

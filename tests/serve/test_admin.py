@@ -33,6 +33,7 @@ PATHS = [
     "/v1/gauges",
     "/v1/openapi.json",
     "/v1/picks",
+    "/v1/replicas",
     "/v1/state",
     "/v1/state/watch",
 ]
@@ -199,7 +200,7 @@ async def test_a_handler_that_fails_returns_json_and_logs_the_reason(served, cap
     [
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
-        b"\x16\x03\x01\x02\x00 this is TLS\r\n\r\n",
+        b"SSH-2.0-client\r\n\r\n",
     ],
     ids=["a path of 100 kB", "a header of 100 kB", "not HTTP"],
 )

@@ -160,6 +160,7 @@ async def test_the_backlog_is_that_at_the_time_of_the_document(served):
     work = (await served.get("/v1/state"))["pools"][0]["endpoints"][0]["work"]
     assert work == {
         "requests": 2,
+        "of_peers": 0,
         "foreign_requests": 8.0,
         "prefill_seconds": 3.0,
         "queue_seconds": 2.5,

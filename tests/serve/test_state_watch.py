@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from agent.events import Event
 from agent.events.process import WatcherDropped
 from agent.instruments.hook import Instruments
+from agent.kube.objectives import PoolObjectives, RewriteRule, RewriteTarget
 from agent.serve.admin.server import AdminServer
 from agent.serve.state import documents
 from agent.serve.state.watch import ChangeEvent, Feed, History, WatchLimits, event, parse_id
 from agent.signals import KV_USAGE, WAITING
+from agent.state.source import SourceStatus
 from tests.fakes import watch_client
 from tests.fakes.clock import ManualClock
 from tests.fakes.state_source import FakeStateSource
@@ -136,6 +138,13 @@ async def test_the_first_event_is_the_full_state_and_later_ones_update_it_exactl
     fleet.source.drop("b:1")
     fleet.clock.advance(0.25)
     await fleet.agrees(client)
+    rule = RewriteRule(frozenset({"b", "a"}), (RewriteTarget("c", 2),), ("llm", "canary"))
+    fleet.source.set_source(SourceStatus("x", True, 0.0, (), PoolObjectives({"chat": 3}, (rule,))))
+    await fleet.agrees(client)
+    assert client.rebuilt.rules["pool"] == {
+        "objectives": {"chat": 3},
+        "rewrites": [{"models": ["a", "b"], "targets": [{"model": "c", "weight": 2}], "source": "llm/canary"}],
+    }
     assert client.rebuilt.kinds[0] == "state"
     assert set(client.rebuilt.kinds[1:]) == {"change"}
 

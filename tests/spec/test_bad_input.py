@@ -161,6 +161,7 @@ def cells(row: FaultRow) -> str:
 
 def test_the_document_shows_the_table() -> None:
     text = (ROOT / "docs" / "reference" / "bad-input.md").read_text(encoding="utf-8")
+    text = text.partition("\n## The API server and its objects")[0]  # what follows is no fault of a model server
     rows = [cells(row) for row in TABLE]
     assert re.findall(r"^\| \*\*.*\|$", text, re.MULTILINE) == rows, "it should be:\n" + "\n".join(rows)
 

@@ -22,7 +22,7 @@ from agent.engines.mapping import Extractor
 from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost
 from agent.state.devices import DeviceState, ExporterKey, PoolDevices, Want
-from agent.state.endpoint import Identity
+from agent.state.identity import Identity
 from agent.state.store import RoutingStore
 
 PAGES = Path(__file__).resolve().parents[1] / "recordings" / "accelerators" / "dcgm"

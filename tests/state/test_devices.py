@@ -219,3 +219,40 @@ def test_a_page_of_an_exporter_that_is_not_configured_any_more_is_ignored() -> N
     rig.state.observed(OTHER, page(gpu("0")), 5.0, 0.1, 100)
     rig.state.failed(OTHER, "refused", "", 5.0, 0.1)
     assert rig.store.version == before
+
+
+def test_a_node_without_an_exporter_withholds_the_readings_with_the_reason() -> None:
+    places = (EndpointLocation("1:1", node="n-1", pod="n/a"), EndpointLocation("2:1", node="n-2", pod="n/b"))
+    none = want(ExporterKey("dcgm", ""), node="n-2")._replace(known=False)
+    rig = DevicesRig(want(node="n-1"), none, places=places)
+    rig.state.observed(KEY, page(gpu("0")), 5.0, 0.1, 100)
+    assert published.reading(rig.of("1:1"), UTILIZATION, 5.0) == Current(0.5, 5.0)
+    assert published.reading(rig.of("2:1"), UTILIZATION, 5.0) == Unknown("no_exporter")
+    assert [view.key for view in rig.state.exporters()] == [KEY]
+
+
+def test_an_exporter_that_moved_keeps_its_readings_and_the_faults_that_it_has_reported() -> None:
+    rig = DevicesRig()
+    rig.scraped(5.0)
+    rig.state.observed(KEY, page(gpu("0", xids=(79,)), gpu("2", "n/b")), 5.0, 0.1, 100)
+    assert rig.health("1:1", 5.2) == ("down", "accelerator_xid")
+    places = (EndpointLocation("1:1", pod="n/a"), EndpointLocation("2:1", pod="n/b"))
+    rig.state.moved(KEY, OTHER)
+    rig.state.set_pools([PoolDevices("pool", places, (want(OTHER),))], 6.0)
+    assert rig.health("1:1", 6.0) == ("down", "accelerator_xid")
+    assert published.reading(rig.of("2:1"), UTILIZATION, 6.0) == Current(0.5, 5.0)
+    rig.state.observed(OTHER, page(gpu("2", "n/b")), 7.0, 0.1, 100)  # the card does not come back with the new pod
+    assert rig.health("1:1", 7.2) == ("down", "accelerator_xid")
+    rig.state.observed(OTHER, page(gpu("0"), gpu("2", "n/b")), 8.0, 0.1, 100)
+    rig.scraped(8.0)
+    assert rig.health("1:1", 8.2) == ("healthy", "")
+    assert [view.key for view in rig.state.exporters()] == [OTHER]
+
+
+def test_an_exporter_that_moved_to_an_address_that_is_known_changes_nothing_there() -> None:
+    places = (EndpointLocation("1:1", pod="n/a"), EndpointLocation("2:1", pod="n/b"))
+    rig = DevicesRig(want(), want(OTHER), places=places)
+    rig.state.observed(OTHER, page(gpu("2", "n/b", busy=0.7)), 5.0, 0.1, 100)
+    rig.state.moved(KEY, OTHER)
+    rig.state.set_pools([PoolDevices("pool", places, (want(OTHER),))], 6.0)
+    assert published.reading(rig.of("2:1"), UTILIZATION, 6.0) == Current(0.7, 5.0)

@@ -30,8 +30,8 @@ from agent.signals import (
     SignalKind,
     Value,
 )
-from agent.state.endpoint import Identity
 from agent.state.health import DOWN_AFTER, HEALTH_REASONS, Health, evaluate
+from agent.state.identity import Identity
 from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
 
@@ -450,7 +450,10 @@ def test_a_snapshot_that_is_updated_equals_one_that_is_rebuilt(steps: list[tuple
         step_by_step = fleet.store.snapshot(now)
         assert fleet.store.in_flight == len(work_ids)
         untils = [(each, each.until) for each in fleet.store._endpoints.values()]
-        fleet.store._snapshot = None
+        fleet.store._rebuild()  # as after a change of the endpoints
+        assert fleet.store.snapshot(now).endpoints == step_by_step.endpoints
+        fleet.store._dirty.update(fleet.store.addresses)
+        fleet.store._rebuild()
         at_once = fleet.store.snapshot(now)
         assert step_by_step.endpoints == at_once.endpoints
         assert (

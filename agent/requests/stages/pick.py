@@ -12,6 +12,7 @@ from agent.pick.profile import Profile
 from agent.prefix.index import PrefixIndex
 from agent.requests.outcomes import Outcomes
 from agent.requests.rejections import Rejection
+from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.ticket import Result, Ticket
 from agent.state.store import RoutingStore
 
@@ -36,6 +37,7 @@ class PickStage:
         fallbacks: int,
         outcomes: Outcomes,
         unlisted: Callable[[str, float], None],
+        sharing: Sharing = NOT_SHARED,
     ) -> None:
         self.profile = profile
         self._store = store
@@ -46,6 +48,7 @@ class PickStage:
         self._fallbacks = fallbacks
         self._outcomes = outcomes
         self._unlisted = unlisted
+        self._sharing = sharing
 
     def process(self, ticket: Ticket, now: float) -> Result:
         """The pick, counted as in flight and in the prefix index, or the rejection with its reason."""
@@ -79,6 +82,9 @@ class PickStage:
         # Last: what is in flight must end, and a step above that raises would leave no one to end it.
         ticket.work_id = store.started(answer.endpoint, answer.uncached_tokens, answer.hit_tokens, now)
         ticket.endpoint = answer.endpoint
+        self._sharing.started(
+            ticket.work_id, answer.endpoint, answer.uncached_tokens, answer.hit_tokens, wanted.chain, now
+        )
         self._outcomes.picked(ticket, wanted.chain, answer.hit_tokens // wanted.block_tokens, wanted.block_tokens)
         return answer
 
@@ -88,6 +94,7 @@ class PickStage:
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request leaves the endpoint's work in flight."""
         self._store.ended(ticket.work_id, now)
+        self._sharing.ended(ticket.work_id)
         self._outcomes.ended(ticket, how, now)
         if ticket.pick is not None:
             took = now - ticket.picked_at

@@ -22,10 +22,11 @@ class HealthPages:
         self._not_ready = not_ready
 
     def routes(self) -> list[HttpRoute]:
-        """Both routes; they are answered however many responses are in progress."""
+        """Both routes. They are answered to everybody, as a kubelet has no token, and however many responses are in
+        progress."""
         return [
-            HttpRoute("/healthz", self._liveness, always_answered=True),
-            HttpRoute("/readyz", self._readiness, always_answered=True),
+            HttpRoute("/healthz", self._liveness, always_answered=True, public=True),
+            HttpRoute("/readyz", self._readiness, always_answered=True, public=True),
         ]
 
     async def _liveness(self, request: web.Request) -> web.Response:

@@ -11,9 +11,10 @@ from agent.serve.admin import runbooks
 from agent.serve.admin.health import HealthPages
 from agent.serve.admin.metrics_page import MetricsPage
 from agent.serve.admin.recent_picks import RecentPicks
-from agent.serve.http.server import MAX_RESPONSES, HttpServer
+from agent.serve.http.server import MAX_RESPONSES, Authorize, HttpServer
 from agent.serve.state.api import StateApi
 from agent.serve.state.watch import StateSource, WatchLimits
+from agent.serve.tls.server import ServerTls
 from exporters import EXPORTERS, make_exporter
 from exporters.exporter import Exporter
 from exporters.prometheus import PrometheusExporter
@@ -32,8 +33,11 @@ class AdminServer:
         limits: WatchLimits | None = None,
         not_ready: Callable[[], list[str]] = list,
         max_responses: int = MAX_RESPONSES,
+        authorize: Authorize | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
-        """`not_ready` returns the reasons why the agent is not ready; `max_responses` are in progress at a time."""
+        """`not_ready` returns the reasons why the agent is not ready; `max_responses` are in progress at a time.
+        `authorize` decides about all requests but those for the health pages; None: all are answered."""
         hook = hook or instruments
         prometheus = PrometheusExporter()
         push = [make_exporter(name) for name in EXPORTERS if name != prometheus.name]
@@ -52,10 +56,12 @@ class AdminServer:
             address,
             self.routes,
             hook,
+            tls=tls,
             address_name="admin address",
             max_responses=max_responses,
             write_seconds=feed.limits.drain_seconds,
             on_stop=feed.close,
+            authorize=authorize,
         )
 
     def set_pools(self, sources: Sequence[StateSource]) -> None:

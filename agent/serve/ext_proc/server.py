@@ -53,6 +53,7 @@ from agent.serve.grpc.health import HealthService
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import BidiMethod, GrpcMethod, GrpcRouter
 from agent.serve.grpc.status import StatusCode
+from agent.serve.tls.server import ServerTls
 
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 _MESSAGE_SLACK: Final = 1 << 20  # bytes of headers and metadata around a body
@@ -254,7 +255,7 @@ class ExternalProcessor:
 
 
 class ExtProcServer:
-    """The picker port of one pool. `address` is `host:port`; port 0 takes a free one.
+    """The picker port of one pool. `address` is `host:port`; port 0 takes a free one. With `tls` it serves TLS.
 
     `max_body`, `max_buffered` and `assumed_mode` as those of ExternalProcessor.
     """
@@ -268,6 +269,7 @@ class ExtProcServer:
         max_body: int = 16 << 20,
         max_buffered: int = 1 << 30,
         assumed_mode: Mode = Mode.FULL_DUPLEX,
+        tls: ServerTls | None = None,
     ) -> None:
         self._pool = pool
         self._hook = hook
@@ -278,7 +280,7 @@ class ExtProcServer:
         self._health = HealthService(pool.ready, (SERVICE,))
         # The services of the port: a new one is a class with a table of methods, and a name here.
         router = GrpcRouter((self._processor, self._health, AccessLogService(pool)), self._handler_failed)
-        self._listener = GrpcListener(router, self._connection_failed)
+        self._listener = GrpcListener(router, self._connection_failed, tls)
         self._started = False
 
     @property

@@ -7,14 +7,18 @@ once, so a hundred calls that arrive together cost one write. PING detects a pee
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
+from agent.events.tls import REASONS
 from agent.serve.grpc.call import Call, CallOpener
 from agent.serve.http2.connection import Connection
 from agent.serve.http2.frames import ConnectionFailed
+from agent.serve.listen import ListeningSocket, listen
+from agent.serve.tls.connection import TlsAcceptor
+from agent.serve.tls.reasons import TLS_HANDSHAKE
+from agent.serve.tls.server import ServerTls
 
 # Keepalive: a connection on which nothing arrived for the first time gets a PING; it is aborted if nothing arrives
 # within the second. A vanished peer is therefore detected within twice the first time plus the second.
@@ -24,7 +28,6 @@ CLOSE_SECONDS: Final = 1.0  # for writing what is left to a peer
 # A connection with more unwritten bytes is aborted: flow control does not bound PING acknowledgements and the like.
 MAX_UNWRITTEN_BYTES: Final = 64 << 20
 _WRITE_HIGH_WATER_BYTES: Final = 1 << 20
-_LISTEN_BACKLOG: Final = 1024
 
 
 class GrpcProtocol(asyncio.Protocol):
@@ -52,7 +55,7 @@ class GrpcProtocol(asyncio.Protocol):
         try:
             self.connection.receive(data)
         except ConnectionFailed as error:
-            self._listener.connection_failed(str(error))
+            self._listener.connection_failed(REASONS["tls"] if data.startswith(TLS_HANDSHAKE) else str(error))
             self.close()
             return
         self._write()
@@ -118,16 +121,20 @@ class GrpcProtocol(asyncio.Protocol):
 
 
 class GrpcListener:
-    """Accepts connections; `opener` (a `GrpcRouter`) handles their calls.
+    """Accepts connections; `opener` (a `GrpcRouter`) handles their calls. With `tls` they begin with its handshake.
 
     `connection_failed` receives the reason of each connection that ended with an HTTP/2 connection error.
     """
 
-    def __init__(self, opener: CallOpener, connection_failed: Callable[[str], None]) -> None:
+    def __init__(
+        self, opener: CallOpener, connection_failed: Callable[[str], None], tls: ServerTls | None = None
+    ) -> None:
         self._opener = opener
         self.connection_failed = connection_failed
         self.protocols: set[GrpcProtocol] = set()
-        self._server: asyncio.Server | None = None
+        self._tls = tls
+        self._acceptor: TlsAcceptor | None = None
+        self._listener: ListeningSocket | None = None
         self._all_closed: asyncio.Event | None = None
 
     def connection(self, wake: Callable[[], None]) -> Connection:
@@ -136,25 +143,19 @@ class GrpcListener:
 
     async def listen(self, host: str, port: int) -> int:
         """Accept connections; returns the port. Raises OSError when the address is in use or not local."""
-        loop = asyncio.get_running_loop()
-        protocol = partial(GrpcProtocol, self)
-        if host == "::":  # all addresses, IPv4 included
-            dual = socket.create_server(
-                (host, port), family=socket.AF_INET6, backlog=_LISTEN_BACKLOG, dualstack_ipv6=True
-            )
-            self._server = await loop.create_server(protocol, sock=dual, backlog=_LISTEN_BACKLOG)
-        else:
-            # Without reuse_port a second process on this port fails, where it would silently take half of the calls.
-            self._server = await loop.create_server(
-                protocol, host or None, port, backlog=_LISTEN_BACKLOG, reuse_port=False
-            )
-        server: Any = self._server  # `sockets` is a tuple in asyncio and its types, a list in uvloop
-        return int(server.sockets[0].getsockname()[1])
+        protocol: Callable[[], asyncio.Protocol] = partial(GrpcProtocol, self)
+        if self._tls is not None:
+            self._acceptor = TlsAcceptor(self._tls, protocol)
+            protocol = self._acceptor
+        self._listener = await listen(protocol, host, port)
+        return self._listener.port
 
     def goaway(self) -> None:
         """Accept no more connections, and no more calls on the open ones."""
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for protocol in tuple(self.protocols):
             protocol.connection.goaway()
 
@@ -170,7 +171,7 @@ class GrpcListener:
         except TimeoutError:
             for protocol in tuple(self.protocols):
                 protocol.abort()
-        self._server = None
+        self._listener = None
 
     def protocol_closed(self) -> None:
         """A connection has closed."""

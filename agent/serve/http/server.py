@@ -3,8 +3,8 @@
 HEAD returns what GET returns, without the body. A response stays in memory until its reader has received it, so the
 number of responses in progress is limited, and a reader that does not receive its response in time is disconnected.
 
-Input that is not HTTP (a TLS handshake, an endless line) gets a plain-text 400 from the HTTP library. It is not logged,
-so that a stranger cannot fill the log.
+Input that is not HTTP (an endless line) gets a plain-text 400 from the HTTP library. It is not logged, so that a
+stranger cannot fill the log. A client without TLS on a port with TLS, or with it on one without, is counted.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler as AppHandler
+from aiohttp.typedefs import Middleware
 
 from agent.config.addresses import split_address
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.serve.http.responses import HttpError, json_response
+from agent.serve.listen import ListeningSocket, listen
+from agent.serve.tls.connection import MakeProtocol, PlainAcceptor, TlsAcceptor
+from agent.serve.tls.server import ADMIN, ServerTls
 
 MAX_RESPONSES: Final = 64
 WRITE_SECONDS: Final = 5.0
@@ -34,6 +38,8 @@ _LIBRARY_LOG: Final = logging.getLogger("igw.http.aiohttp")
 _LIBRARY_LOG.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# Returns if a request for this path may be answered. Raises HttpError.
+Authorize = Callable[[web.Request, str], Awaitable[None]]
 
 
 class CannotListen(Exception):
@@ -45,7 +51,7 @@ class HttpRoute(NamedTuple):
 
     `parameters` are the query parameters that it accepts, any other is a 400; None: the query is ignored.
     `always_answered`: not refused when too many responses are in progress, for health checks. `streamed`: not counted
-    among the responses in progress, because the handler has a limit of its own.
+    among the responses in progress, because the handler has a limit of its own. `public`: answered to everybody.
     """
 
     path: str
@@ -53,6 +59,7 @@ class HttpRoute(NamedTuple):
     parameters: tuple[str, ...] | None = None
     always_answered: bool = False
     streamed: bool = False
+    public: bool = False
 
 
 class ReaderDropped(Exception):
@@ -66,9 +73,10 @@ class ReaderDropped(Exception):
 class HttpServer:
     """Serves `routes` on `address` (`host:port`; port 0 takes a free one), which `address_name` describes in errors.
 
-    `GET /` lists the paths of the routes. At most `max_responses` responses are in progress; a reader has
-    `write_seconds` to receive one, or one event of a stream. `on_stop` is called when the server begins to stop: it has
-    to end the streams.
+    With `tls` it serves HTTPS. `GET /` lists the paths of the routes. At most `max_responses` responses are in
+    progress; a reader has `write_seconds` to receive one, or one event of a stream. `on_stop` is called when the server
+    begins to stop: it has to end the streams. `authorize` is called before the handler of each route that is not
+    public, and before the 404 for a path without a route; None: everybody may read everything.
     """
 
     def __init__(
@@ -77,27 +85,37 @@ class HttpServer:
         routes: Sequence[HttpRoute],
         hook: Hook,
         *,
+        tls: ServerTls | None = None,
         address_name: str = "address",
         max_responses: int = MAX_RESPONSES,
         write_seconds: float = WRITE_SECONDS,
         on_stop: Callable[[], None] = lambda: None,
+        authorize: Authorize | None = None,
     ) -> None:
         self.in_progress = 0  # responses that are built or sent now, streams not counted
         self._address = address
         self._address_name = address_name
         self._routes = [HttpRoute("/", self._index), *routes]
         self._hook = hook
+        self._tls = tls
         self._max_responses = max_responses
         self._write_seconds = write_seconds
         self._on_stop = on_stop
+        self._authorize = authorize
         self._always_answered = frozenset(route.path for route in routes if route.always_answered)
         self._streamed = frozenset(route.path for route in routes if route.streamed)
+        self._public = frozenset(route.path for route in routes if route.public)
         self._runner: web.AppRunner | None = None
+        self._acceptor: TlsAcceptor | PlainAcceptor | None = None
+        self._listener: ListeningSocket | None = None
 
     async def start(self) -> int:
         """Listen; returns the port. `CannotListen` when the address is in use or cannot be used."""
         host, port = split_address(self._address)
-        app = web.Application(middlewares=[self._limit, _errors_as_json], client_max_size=MAX_REQUEST_BODY_BYTES)
+        layers: list[Middleware] = [self._limit, _errors_as_json]
+        if self._authorize is not None:
+            layers.append(_authorized(self._authorize, self._public))
+        app = web.Application(middlewares=layers, client_max_size=MAX_REQUEST_BODY_BYTES)
         app.add_routes([web.get(route.path, _checked(route)) for route in self._routes])
         app.on_shutdown.append(self._shutdown)
         runner = web.AppRunner(
@@ -109,17 +127,26 @@ class HttpServer:
             keepalive_timeout=KEEPALIVE_SECONDS,
         )
         await runner.setup()
+        protocol = cast(MakeProtocol, runner.server)
+        if self._tls is None:
+            self._acceptor = PlainAcceptor(ADMIN.name, self._hook, protocol)
+        else:
+            self._acceptor = TlsAcceptor(self._tls, protocol)
         try:
-            await web.TCPSite(runner, host, port).start()
+            self._listener = await listen(self._acceptor, host, port)
         except OSError as error:
             await runner.cleanup()
             raise CannotListen(_listen_error(self._address, self._address_name, error)) from error
         self._runner = runner
-        return int(runner.addresses[0][1])
+        return self._listener.port
 
     async def stop(self) -> None:
         """End the streams, finish the responses in progress, close."""
         runner, self._runner = self._runner, None
+        if self._listener is not None:
+            self._listener.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         if runner is not None:
             await runner.cleanup()
 
@@ -209,6 +236,21 @@ def _checked(route: HttpRoute) -> Handler:
                 message = f"the parameter {name!r} is repeated; write it once"
                 raise HttpError(400, "repeated_parameter", message, param=name)
         return await route.handler(request)
+
+    return handle
+
+
+def _authorized(authorize: Authorize, public: frozenset[str]) -> Middleware:
+    """The check before each handler. The path is that of the route which answers, so that no spelling of a path is
+    decided as another one than it is answered as; a route with a part in braces is decided by the path itself."""
+
+    @web.middleware
+    async def handle(request: web.Request, handler: AppHandler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        path = resource.canonical if isinstance(resource, web.PlainResource) else request.path
+        if path not in public:
+            await authorize(request, path)
+        return await handler(request)
 
     return handle
 

@@ -18,6 +18,7 @@ from aiohttp import web
 from agent.clock import Clock
 from agent.events import Hook
 from agent.events.process import WatcherDropped
+from agent.replicas.peers import ReplicasView
 from agent.scaling.gauges import gauge_set
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute, HttpStream
@@ -54,8 +55,19 @@ class StateApi:
     ) -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # the state of the accelerator exporters
-        self.gauge_feed = GaugeFeed(self.feed.moment, self.feed.snapshots, self._devices, gauge_exporters, hook)
+        self.gauge_feed = GaugeFeed(
+            self.feed.moment, self.feed.snapshots, self._devices, gauge_exporters, hook, self._unknown_peers
+        )
+        self._replicas: Callable[[], ReplicasView | None] = lambda: None
         self._hook = hook
+
+    def set_replicas(self, view: Callable[[], ReplicasView | None]) -> None:
+        """`view` returns this replica and its peers, None where there are none."""
+        self._replicas = view
+
+    def _unknown_peers(self) -> Sequence[str]:
+        view = self._replicas()
+        return () if view is None else view.unknown
 
     def _devices(self) -> Sequence[ExporterView]:
         return self.exporters()
@@ -71,6 +83,7 @@ class StateApi:
             HttpRoute("/v1/state/watch", self.watch, ("since",), streamed=True),
             HttpRoute("/v1/gauges", self.gauges, ("pool", "name")),
             HttpRoute("/v1/accelerators", self.accelerators, ()),
+            HttpRoute("/v1/replicas", self.replicas, ()),
             HttpRoute("/v1/openapi.json", self.openapi),
         ]
 
@@ -94,10 +107,11 @@ class StateApi:
             dated = await self.gauge_feed.latest()
             return json_bytes(await asyncio.to_thread(lambda: documents.encode(documents.gauges(*dated, name))))
         moment = self.feed.moment()
-        snapshots = self.feed.snapshots(moment.now, pool)
+        snapshots, unknown_peers = self.feed.snapshots(moment.now, pool), self._unknown_peers()
 
         def encode() -> bytes:
-            return documents.encode(documents.gauges(gauge_set(snapshots, moment.now), moment, name))
+            gauges = gauge_set(snapshots, moment.now, (), unknown_peers)
+            return documents.encode(documents.gauges(gauges, moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))
 
@@ -105,6 +119,10 @@ class StateApi:
         """Every accelerator exporter, and which endpoint its devices belong to."""
         moment, views = self.feed.moment(), self.exporters()
         return json_bytes(await asyncio.to_thread(lambda: documents.encode(documents.exporters(views, moment))))
+
+    async def replicas(self, request: web.Request) -> web.Response:
+        """What this replica of the agent is, and what is known of its peers."""
+        return json_bytes(documents.encode(documents.replicas(self._replicas(), self.feed.moment())))
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The OpenAPI document."""

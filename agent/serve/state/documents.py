@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device
 from agent.accelerators.faults import EndedFault, Fault
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.replicas.peers import ReplicasView
 from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
@@ -38,9 +40,15 @@ from agent.serve.state.schema import (
     HeaderJson,
     HistogramJson,
     HistogramValueJson,
+    PeerJson,
     PoolJson,
     PrefixJson,
+    ReplicasJson,
+    RewriteJson,
+    RewriteTargetJson,
     SignalValueJson,
+    SourceJson,
+    SourceProblemJson,
     StateJson,
     WorkJson,
 )
@@ -49,6 +57,7 @@ from agent.state.counter_rates import RATES, Rate
 from agent.state.devices import ExporterView
 from agent.state.outliers import Errors
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG
 from exporters.gauge import Gauge, GaugeSet, Withheld
 
@@ -95,6 +104,9 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
     pools = [
         PoolJson(
             each.pool,
+            _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
             {health.value: count for health, count in count_by_health(each.endpoints).items()},
             [endpoint(view, moment) for view in each.endpoints],
         )
@@ -104,11 +116,13 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
 
 
 class PoolDifference(NamedTuple):
-    """How one pool differs between two states: views that are new or different, and addresses that were removed."""
+    """How one pool differs between two states: views that are new or different, and addresses that were removed.
+    `source` is that of the later state."""
 
     pool: str
     changed: Sequence[EndpointView]
     removed: Sequence[str]
+    source: SourceStatus | None = None
 
 
 def differences(
@@ -128,6 +142,20 @@ def differences(
     return changes, sorted(before.keys() - after.keys())
 
 
+def with_sources(
+    changes: Sequence[PoolDifference],
+    before: Mapping[str, SourceStatus | None],
+    after: Mapping[str, SourceStatus | None],
+) -> list[PoolDifference]:
+    """The differences with the later sources, and one more for each pool of which the source alone has changed."""
+    known = {each.pool for each in changes}
+    found = [each._replace(source=after[each.pool]) for each in changes]
+    for pool, source in after.items():
+        if pool not in known and source != before.get(pool):
+            found.append(PoolDifference(pool, (), (), source))
+    return found
+
+
 def change(
     epoch: str,
     since: int,
@@ -138,10 +166,43 @@ def change(
 ) -> ChangeJson:
     """What turns the state at `since` or later into the state at `version`: complete endpoints, never parts of one."""
     pools = [
-        ChangedPoolJson(each.pool, [endpoint(view, moment) for view in each.changed], list(each.removed))
+        ChangedPoolJson(
+            each.pool,
+            _source(each.source, moment.now),
+            _objectives(each.source),
+            _rewrites(each.source),
+            [endpoint(view, moment) for view in each.changed],
+            list(each.removed),
+        )
         for each in changes
     ]
     return ChangeJson(epoch, version, rfc3339(moment.wall), moment.uptime, since, pools, list(removed_pools))
+
+
+def _source(source: SourceStatus | None, now: float) -> SourceJson | None:
+    if source is None:
+        return None
+    problems = [SourceProblemJson(each.reason, printable(each.message)) for each in source.problems]
+    return SourceJson(printable(source.source), source.current, source.age(now), problems)
+
+
+def _objectives(source: SourceStatus | None) -> dict[str, int] | None:
+    if source is None or source.objectives is None:
+        return None
+    return {printable(name): priority for name, priority in sorted(source.objectives.priorities.items())}
+
+
+def _rewrites(source: SourceStatus | None) -> list[RewriteJson] | None:
+    if source is None or source.objectives is None:
+        return None
+    return [
+        RewriteJson(
+            sorted(map(printable, rule.models)),
+            [RewriteTargetJson(printable(target.model), target.weight) for target in rule.targets],
+            "/".join(rule.source),
+        )
+        for rule in source.objectives.rewrites
+    ]
 
 
 # -- an endpoint -------------------------------------------------------------------------------------------------------
@@ -162,8 +223,12 @@ def endpoint(view: EndpointView, moment: Moment) -> EndpointJson:
         None if view.page_at is None else age(view.page_at, now),
         view.failures,
         view.stale_after,
+        view.identity.namespace,
+        view.identity.pod_name,
+        view.identity.node,
         WorkJson(
             work.requests,
+            work.of_peers,
             work.foreign,
             work.prefill_seconds(now),
             work.queue_seconds,
@@ -323,6 +388,32 @@ def _exporter(view: ExporterView, now: float) -> ExporterJson:
     )
 
 
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+
+def replicas(view: ReplicasView | None, moment: Moment) -> ReplicasJson:
+    """What this replica is, and its peers; empty where there are none."""
+    as_of = rfc3339(moment.wall)
+    if view is None:
+        return ReplicasJson(as_of, False, "", "", "", True, [], [])
+    peers = [
+        PeerJson(
+            each.address,
+            each.state,
+            each.reason,
+            printable(each.detail),
+            each.instance,
+            printable(each.name),
+            printable(each.software),
+            None if each.reported_at is None else age(each.reported_at, moment.now),
+            dict(each.in_flight) if each.in_flight is not None else None,
+        )
+        for each in view.peers
+    ]
+    unknown = [printable(each) for each in view.unknown]
+    return ReplicasJson(as_of, True, view.instance, view.name, view.address, not unknown, unknown, peers)
+
+
 # -- gauges ------------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +448,8 @@ def _gauge(gauge: Gauge, moment: Moment) -> GaugeJson:
 def _withheld(gauge: Withheld) -> GaugeJson:
     metric = gauge.metric
     aliases = [alias.name for alias in metric.aliases]
-    return GaugeJson(metric.name, aliases, _labels(gauge), metric.unit, None, withheld=gauge.reason)
+    detail = printable(gauge.detail) if gauge.detail else UNSET
+    return GaugeJson(metric.name, aliases, _labels(gauge), metric.unit, None, withheld=gauge.reason, detail=detail)
 
 
 def _labels(gauge: Gauge | Withheld) -> dict[str, str]:

@@ -41,8 +41,11 @@ class GaugeFeed:
         devices: Callable[[], Sequence[ExporterView]],
         exporters: Sequence[Exporter] = (),
         hook: Hook = ignore,
+        unknown_peers: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`snapshots` gives those of all pools at a time, `devices` the accelerator exporters."""
+        """`snapshots` gives those of all pools at a time, `devices` the accelerator exporters, `unknown_peers` the
+        replicas whose part of a sum is unknown."""
+        self._unknown_peers = unknown_peers
         self._hook = hook
         self._moment = moment
         self._snapshots = snapshots
@@ -62,7 +65,7 @@ class GaugeFeed:
             self._next = None  # readers from here on get the following set
             moment = self._moment()
             snapshots, devices = self._snapshots(moment.now), self._devices()
-            gauges = await asyncio.to_thread(gauge_set, snapshots, moment.now, devices)
+            gauges = await asyncio.to_thread(gauge_set, snapshots, moment.now, devices, self._unknown_peers())
             for exporter in self._exporters:
                 try:
                     exporter.publish(gauges)

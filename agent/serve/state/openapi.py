@@ -22,6 +22,7 @@ from agent.serve.state.schema import (
     LivenessJson,
     PicksJson,
     ReadinessJson,
+    ReplicasJson,
     Schema,
     StateJson,
 )
@@ -33,6 +34,7 @@ _DOCUMENTS: Final = (
     ChangeJson,
     GaugesJson,
     ExportersJson,
+    ReplicasJson,
     PicksJson,
     LivenessJson,
     ReadinessJson,
@@ -95,6 +97,11 @@ def _get(operation: str, summary: str, responses: Schema, *parameters: Schema) -
     return {"get": found | {"responses": responses}}
 
 
+def _public(path: Schema) -> Schema:
+    """A path that is answered without credentials."""
+    return {"get": path["get"] | {"security": []}}
+
+
 _POOL: Final = _parameter("pool", "only this pool")
 _UNKNOWN: Final = "unknown parameter"
 
@@ -142,6 +149,11 @@ def _paths() -> dict[str, Schema]:
             "Every accelerator exporter, the age of its page, and which endpoint its devices belong to",
             _responses("The exporters", "Exporters", s400=_UNKNOWN),
         ),
+        "/v1/replicas": _get(
+            "getReplicas",
+            "What this replica of the agent is, and what is known of its peers",
+            _responses("The replicas", "Replicas", s400=_UNKNOWN),
+        ),
         "/v1/picks": _get(
             "getPicks",
             "The last picks and why each endpoint was picked",
@@ -150,8 +162,8 @@ def _paths() -> dict[str, Schema]:
             _parameter("request_id", "only the picks of this request"),
             _POOL,
         ),
-        "/healthz": _get("getHealth", "200 while the agent runs", _responses("Alive", "Liveness")),
-        "/readyz": _get("getReadiness", "200 once every endpoint of every pool was scraped once", readiness),
+        "/healthz": _public(_get("getHealth", "200 while the agent runs", _responses("Alive", "Liveness"))),
+        "/readyz": _public(_get("getReadiness", "200 once every endpoint of every pool was scraped once", readiness)),
     }
 
 
@@ -165,10 +177,16 @@ def document() -> Schema:
             "version": "1",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": "What the agent knows about the model servers, and the age of every value. Unknown is null, "
-            "never zero. HEAD returns what GET returns, without the body.",
+            "never zero. HEAD returns what GET returns, without the body. With admin.auth, a request without accepted "
+            "credentials gets 401, one of a user without the right 403, and one that cannot be checked now 503, each "
+            "an Error.",
         },
+        "security": [{"bearer": []}, {}],
         "paths": _paths(),
-        "components": {"schemas": _schemas()},
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 

@@ -13,6 +13,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.kube.pool_endpoints import SOURCE_REASONS
+from agent.replicas.states import STATES
 from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
 from agent.state.counter_rates import RATES, Rate
@@ -131,12 +133,14 @@ class HistogramValueJson(JsonObject):
 
 
 class WorkJson(JsonObject):
-    """The requests at the endpoint that have not ended: those that the agent has routed to it, and those of others."""
+    """The requests at the endpoint that have not ended: those that the agent or a peer has routed to it, and those of
+    others."""
 
-    requests: Annotated[Count, Meta(description="the agent's own")]
+    requests: Annotated[Count, Meta(description="the agent's own, and those that its peers report")]
+    of_peers: Annotated[Count, Meta(description="those of `requests` that other replicas of the agent report")]
     foreign_requests: Annotated[
         Amount,
-        Meta(description="those of others, as the last page shows them: running and waiting less the agent's own"),
+        Meta(description="those of others, as the last page shows them: running and waiting less `requests`"),
     ]
     prefill_seconds: Annotated[
         Seconds,
@@ -245,6 +249,9 @@ class EndpointJson(JsonObject):
     page_age_seconds: PageAge
     failures: Annotated[Count, Meta(description="scrapes that failed since that page")]
     stale_after_seconds: Annotated[Seconds, Meta(description="a page or a reading of this age is stale")]
+    namespace: Annotated[str, Meta(description="of its pod; empty where unknown, as the next two")]
+    pod: str
+    node: str
     work: WorkJson
     prefix: PrefixJson
     signals: Annotated[
@@ -266,10 +273,51 @@ class EndpointJson(JsonObject):
 # -- /v1/state and /v1/state/watch -------------------------------------------------------------------------------------
 
 
+class SourceProblemJson(JsonObject):
+    """What is wrong with the source of a pool's endpoints, or with what it selects."""
+
+    reason: Annotated[str, Meta(description="one word", extra_json_schema=_one_of(SOURCE_REASONS))]
+    message: Annotated[str, Meta(description="names the object, and says what to change")]
+
+
+class SourceJson(JsonObject):
+    """Where the endpoints of a pool come from, and whether they are those that the source has now."""
+
+    source: Annotated[str, Meta(description="an InferencePool or a selector, for people")]
+    current: Annotated[bool, Meta(description="false: the endpoints are the last that were known")]
+    age_seconds: Annotated[
+        Seconds | None,
+        Meta(description="since they were last known to be current; 0 while they are; null: they were never known"),
+    ]
+    problems: list[SourceProblemJson]
+
+
+class RewriteTargetJson(JsonObject):
+    """A model that replaces the one in a request."""
+
+    model: str
+    weight: Annotated[int, Meta(ge=1, description="its part of the sum of the weights of the rule")]
+
+
+class RewriteJson(JsonObject):
+    """A rule of an InferenceModelRewrite. The first one that has the model of a request applies."""
+
+    models: Annotated[list[str], Meta(description="the models that it replaces; none: every model")]
+    targets: list[RewriteTargetJson]
+    source: Annotated[str, Meta(description="namespace/name of the InferenceModelRewrite")]
+
+
+_OBJECTIVES = "priority of each InferenceObjective; null without an InferencePool, or while they are not known"
+_REWRITES = "rules of InferenceModelRewrites, in the order in which they apply; null as `objectives`"
+
+
 class PoolJson(JsonObject):
     """A pool and its endpoints."""
 
     pool: str
+    discovery: Annotated[SourceJson | None, Meta(description="null where the configuration lists the endpoints")]
+    objectives: Annotated[dict[str, int] | None, Meta(description=_OBJECTIVES)]
+    rewrites: Annotated[list[RewriteJson] | None, Meta(description=_REWRITES)]
     by_health: Annotated[
         dict[str, Count], Meta(description="number of endpoints in each state", extra_json_schema=_BY_HEALTH)
     ]
@@ -286,6 +334,9 @@ class ChangedPoolJson(JsonObject):
     """A pool that changed, or a new one."""
 
     pool: str
+    discovery: SourceJson | None
+    objectives: dict[str, int] | None
+    rewrites: list[RewriteJson] | None
     changed: Annotated[list[EndpointJson], Meta(description="new or different endpoints, complete")]
     removed: Annotated[list[str], Meta(description="addresses of removed endpoints")]
 
@@ -315,6 +366,9 @@ class GaugeJson(JsonObject):
         Annotated[Reason, Meta(description="; ".join(f"{word}: {text}" for word, text in sorted(REASONS.items())))]
         | UnsetType
     ) = UNSET
+    detail: Annotated[str, Meta(description="what exactly is missing, where the reason leaves it open")] | UnsetType = (
+        UNSET
+    )
 
 
 class GaugesJson(JsonObject):
@@ -353,6 +407,38 @@ class ExportersJson(JsonObject):
 
     as_of: AsOf
     exporters: list[ExporterJson]
+
+
+# -- /v1/replicas ------------------------------------------------------------------------------------------------------
+
+
+class PeerJson(JsonObject):
+    """Another replica of the agent."""
+
+    address: str
+    state: Annotated[str, Meta(extra_json_schema=_one_of(sorted(STATES)))]
+    reason: Annotated[str, Meta(description="why it does not report; empty where it does")]
+    detail: str
+    instance: Annotated[str, Meta(description="another one after each start; empty before the first contact")]
+    name: str
+    version: Annotated[str, Meta(description="of the agent that runs there")]
+    age_seconds: Annotated[Seconds | None, Meta(description="of its last report; null before the first")]
+    in_flight: Annotated[
+        dict[str, Count] | None, Meta(description="its requests in flight by pool; null while they are unknown")
+    ]
+
+
+class ReplicasJson(JsonObject):
+    """What this replica of the agent is, and its peers."""
+
+    as_of: AsOf
+    enabled: Annotated[bool, Meta(description="whether the configuration has `replicas.address`")]
+    instance: str
+    name: str
+    address: str
+    complete: Annotated[bool, Meta(description="whether every part of a sum over replicas is known")]
+    unknown: Annotated[list[str], Meta(description="the replicas whose part is unknown, and why")]
+    peers: list[PeerJson]
 
 
 # -- /v1/picks ---------------------------------------------------------------------------------------------------------

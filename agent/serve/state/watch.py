@@ -20,6 +20,7 @@ from agent.clock import Clock
 from agent.serve.state import documents
 from agent.serve.state.documents import Moment
 from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.source import SourceStatus
 
 
 class StateSource(Protocol):
@@ -140,6 +141,7 @@ class Feed:
         self._began = clock.now()
         self._sources: list[StateSource] = []
         self._published: dict[str, dict[str, EndpointView]] = {}
+        self._published_sources: dict[str, SourceStatus | None] = {}
         self._watchers: set[asyncio.Event] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -202,11 +204,13 @@ class Feed:
         snapshots = self.snapshots(moment.now)
         after = {each.pool: {view.address: view for view in each.endpoints} for each in snapshots}
         changes, removed_pools = documents.differences(self._published, after)
+        sources = {each.pool: each.source for each in snapshots}
+        changes = documents.with_sources(changes, self._published_sources, sources)
         since = self.published_version
         if (changes or removed_pools) and self.version == since:
             self.version += 1  # a source changed without calling on_change, as a reading that expired
         version = self.version
-        self._published, self.published_version = after, version
+        self._published, self._published_sources, self.published_version = after, sources, version
         if since == 0:
             self.history.reset(version)
         elif version != since:  # also without a visible change, so that every watcher reaches this version

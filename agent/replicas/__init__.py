@@ -1,0 +1,1 @@
+"""Replicas of the agent that serve the same pools: what each reports to the others, and over which stream."""

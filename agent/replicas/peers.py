@@ -1,0 +1,250 @@
+"""Follows the reports of all peers, and states what is known of each.
+
+    silent ──► reporting ──► silent      no report for `stale_after`: its part is dropped, because it is unknown
+       ▲           │    └──► refused     another version, another token, a report that cannot be true: the same
+       └───────────┤
+                   └───────► left        it said goodbye: its part is over, and known to be
+
+A peer is an address, of the configuration or of a Service. The part of a peer whose stream broke is kept for
+`stale_after`, within which a new stream may replace it. This replica's own address is recognised by its instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
+
+from agent.clock import Clock
+from agent.events import Hook
+from agent.events.replicas import PeerChanged, PeerFailed, PeersCounted
+from agent.replicas.client import PeerAccess, PeerProblem, PeerStream
+from agent.replicas.peer_part import PeerPart, PoolTarget
+from agent.replicas.report import BadReport
+from agent.replicas.service import OwnIdentity
+from agent.replicas.states import LEFT, REASONS, REFUSED, REPORTING, SELF, SILENT, STATES
+
+_UNKNOWN: Final = frozenset({SILENT, REFUSED})
+# A peer that cannot be followed is tried again after this long, then twice as long.
+FIRST_RETRY_SECONDS: Final = 0.5
+MAX_RETRY_SECONDS: Final = 5.0
+# Reports of one peer are applied at most this often: the rest waits in its sender, by HTTP/2 flow control.
+MIN_REPORT_SECONDS: Final = 0.005
+MAX_PEERS: Final = 64
+
+
+class PeerView(NamedTuple):
+    """What is known of a peer. `reported_at` is when its last report arrived (monotonic seconds), None before the
+    first; `in_flight` its requests by pool, None while they are unknown."""
+
+    address: str
+    state: str
+    reason: str
+    detail: str
+    instance: str
+    name: str
+    software: str
+    reported_at: float | None
+    in_flight: Mapping[str, int] | None
+
+
+class ReplicasView(NamedTuple):
+    """A replica and its peers. `unknown`: the peers whose part is unknown, one phrase each."""
+
+    instance: str
+    name: str
+    address: str
+    peers: tuple[PeerView, ...]
+    unknown: tuple[str, ...]
+
+
+class _Peer:
+    """One address."""
+
+    def __init__(self, address: str, part: PeerPart) -> None:
+        self.address = address
+        self.part = part
+        self.state = SILENT
+        self.reason = "not_reached"
+        self.detail = ""
+        self.instance = self.name = self.software = ""
+        self.reported_at: float | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.wake = asyncio.Event()  # try again now
+
+
+class Peers:
+    """The peers by address. `target` finds the pool that a report is about; `token` returns the shared secret."""
+
+    def __init__(
+        self,
+        identity: OwnIdentity,
+        transport: PeerAccess,
+        token: Callable[[], bytes],
+        target: Callable[[str], PoolTarget | None],
+        stale_after: float,
+        clock: Clock,
+        hook: Hook,
+    ) -> None:
+        self._identity = identity
+        self._transport = transport
+        self._token = token
+        self._target = target
+        self._stale_after = stale_after
+        self._clock = clock
+        self._hook = hook
+        self._peers: dict[str, _Peer] = {}
+
+    def set_addresses(self, addresses: Iterable[str]) -> None:
+        """Follow the replicas at these addresses, at most MAX_PEERS. The part of one that is no more listed is over."""
+        wanted = dict.fromkeys(sorted(addresses)[:MAX_PEERS])
+        came = False
+        for address in [address for address in self._peers if address not in wanted]:
+            came = True
+            peer = self._peers.pop(address)
+            if peer.task is not None:
+                peer.task.cancel()
+            peer.part.drop(self._clock.now())
+        for address in wanted:
+            if address not in self._peers:
+                peer = self._peers[address] = _Peer(address, PeerPart(self._target))
+                peer.task = asyncio.get_running_loop().create_task(self._follow(peer))
+                came = True
+        if came:
+            self._hook(PeersCounted(self._counts()))
+
+    def retry(self) -> None:
+        """Try those again that are not followed: one of them may have come back."""
+        for peer in self._peers.values():
+            peer.wake.set()
+
+    async def stop(self) -> None:
+        """Follow no one; their parts are over."""
+        tasks = [peer.task for peer in self._peers.values() if peer.task is not None]
+        self.set_addresses(())
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def views(self) -> list[PeerView]:
+        """Every peer, sorted by address."""
+        return [
+            PeerView(
+                peer.address,
+                peer.state,
+                peer.reason,
+                peer.detail,
+                peer.instance,
+                peer.name,
+                peer.software,
+                peer.reported_at,
+                peer.part.in_flight if peer.state == REPORTING else None,
+            )
+            for _, peer in sorted(self._peers.items())
+        ]
+
+    def unknown(self) -> list[str]:
+        """The peers whose part is unknown, one phrase each."""
+        return [
+            f"{peer.name or peer.address} ({peer.state}: {peer.detail or REASONS[peer.reason]})"
+            for _, peer in sorted(self._peers.items())
+            if peer.state in _UNKNOWN
+        ]
+
+    @property
+    def instances(self) -> set[str]:
+        """The instances that are known: those of peers, and this replica's own."""
+        return {self._identity.instance, *(peer.instance for peer in self._peers.values() if peer.instance)}
+
+    # -- within ------------------------------------------------------------------------------------------------------
+
+    async def _follow(self, peer: _Peer) -> None:
+        """Follow one peer until it is no more listed, or found to be this replica."""
+        pause = FIRST_RETRY_SECONDS
+        while True:
+            peer.wake.clear()
+            reported_before = peer.reported_at
+            try:
+                if await self._listen(peer):
+                    return
+                self._set(peer, LEFT, "", "")
+                peer.part.drop(self._clock.now())
+            except PeerProblem as problem:
+                self._failed(peer, problem.reason, problem.detail)
+            except BadReport as error:
+                self._failed(peer, "malformed", f"a message is not valid: {error}")
+            except Exception as error:  # noqa: BLE001  a defect in this peer's part must not end the others
+                self._failed(peer, "malformed", repr(error))
+            pause = FIRST_RETRY_SECONDS if peer.reported_at != reported_before else min(2 * pause, MAX_RETRY_SECONDS)
+            try:
+                async with asyncio.timeout(pause):
+                    await peer.wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _listen(self, peer: _Peer) -> bool:
+        """One stream, until the peer says goodbye; True where it is this replica. Raises PeerProblem or BadReport."""
+        stream = PeerStream(peer.address, self._transport)
+        try:
+            hello = await stream.greet(self._identity, self._token())
+            if hello.instance == self._identity.instance:
+                peer.instance, peer.name = hello.instance, hello.name
+                self._set(peer, SELF, "", "")
+                return True
+            twin = next(
+                (
+                    each
+                    for each in self._peers.values()
+                    if each is not peer and each.instance == hello.instance and each.state == REPORTING
+                ),
+                None,
+            )
+            if twin is not None:
+                detail = f"{twin.address} is the same replica, {hello.name or hello.instance}: list each replica once"
+                raise PeerProblem("duplicate", detail)
+            peer.instance, peer.name, peer.software = hello.instance, hello.name, hello.software
+            peer.part.begin()
+            while True:
+                report = await stream.report(self._stale_after)
+                if report.goodbye:
+                    return False
+                now = self._clock.now()
+                peer.part.apply(report, now)
+                since, peer.reported_at = peer.reported_at, now
+                if peer.state != REPORTING:
+                    self._set(peer, REPORTING, "", "")
+                if since is not None and now - since < MIN_REPORT_SECONDS:
+                    await asyncio.sleep(MIN_REPORT_SECONDS)
+        finally:
+            await stream.close()
+
+    def _failed(self, peer: _Peer, reason: str, detail: str) -> None:
+        self._hook(PeerFailed(peer.address, reason))
+        now = self._clock.now()
+        if reason in {"unreachable", "timeout"}:
+            if peer.state == LEFT:
+                return  # it said so
+            left = 0.0 if peer.reported_at is None else peer.reported_at + self._stale_after - now
+            if peer.state == REPORTING and left > 0:
+                asyncio.get_running_loop().call_later(left, self._expire, peer, peer.reported_at, reason, detail)
+                return
+            state = SILENT
+        else:
+            state = REFUSED
+        self._set(peer, state, reason, detail)
+        peer.part.drop(now)
+
+    def _expire(self, peer: _Peer, reported_at: float | None, reason: str, detail: str) -> None:
+        """The stream broke, and no new one has brought a report in time."""
+        if peer.state == REPORTING and peer.reported_at == reported_at and self._peers.get(peer.address) is peer:
+            self._set(peer, SILENT, reason, detail)
+            peer.part.drop(self._clock.now())
+
+    def _set(self, peer: _Peer, state: str, reason: str, detail: str) -> None:
+        changed = (state, reason) != (peer.state, peer.reason)
+        peer.state, peer.reason, peer.detail = state, reason, detail
+        if changed:
+            self._hook(PeerChanged(peer.address, peer.name, state, reason, detail, self._counts()))
+
+    def _counts(self) -> dict[str, int]:
+        found = Counter(peer.state for peer in self._peers.values())
+        return {state: found[state] for state in STATES if state != SELF}
