@@ -25,12 +25,13 @@ from agent.events import Hook
 from agent.events.replicas import PeerRefused
 from agent.replicas.client import PeerAccess
 from agent.replicas.peer_part import PoolTarget, block_format
-from agent.replicas.peers import Peers, ReplicasView
+from agent.replicas.peers import Peers
 from agent.replicas.service import OwnIdentity, PoolKnowledge, ReplicaService
 from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
 from agent.serve.tls.server import REPLICAS, ServerTls
+from agent.state.replicas import ReplicasView
 
 # A peer that has begun to listen here is followed within this time, or its part is unknown.
 _MUTUAL_SECONDS: Final = 2.0

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from agent.config.config import Config
 from agent.config.pools import PoolConfig
 from agent.discovery.endpoints import CannotDiscover, DiscoveryParts, EndpointSet
+from agent.discovery.pods import KubernetesDiscovery, PodSource
 from agent.engines import ENGINES
 from agent.kube.cluster import missing_client
-from agent.kube.discovery import KubernetesDiscovery, PodSource
 
 
 class PodDiscovery:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 
 class PeerChanged(NamedTuple):
-    """What is known of a peer has changed. `state` is a key of `agent.replicas.states.STATES`; `reason` is a key of
-    `agent.replicas.states.REASONS`, empty where nothing is wrong. `counts`: peers by state after the change."""
+    """What is known of a peer has changed. `state` is a key of `agent.state.replicas.STATES`; `reason` is a key of
+    `agent.state.replicas.REASONS`, empty where nothing is wrong. `counts`: peers by state after the change."""
 
     address: str
     name: str

@@ -8,7 +8,7 @@ from typing import Any
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
-from agent.replicas.states import REASONS, SELF, STATES
+from agent.state.replicas import REASONS, SELF, STATES
 from exporters.catalog import replicas as rows
 
 _STATES = tuple(sorted(set(STATES) - {SELF}))

@@ -29,7 +29,7 @@ CONNECT_SECONDS: Final = 3.0  # for the connection and both hellos
 
 
 class PeerProblem(Exception):
-    """A peer cannot be followed; `reason` is a key of `agent.replicas.states.REASONS`."""
+    """A peer cannot be followed; `reason` is a key of `agent.state.replicas.REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

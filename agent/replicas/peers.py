@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from agent.clock import Clock
 from agent.events import Hook
@@ -23,7 +23,7 @@ from agent.replicas.client import PeerAccess, PeerProblem, PeerStream
 from agent.replicas.peer_part import PeerPart, PoolTarget
 from agent.replicas.report import BadReport
 from agent.replicas.service import OwnIdentity
-from agent.replicas.states import LEFT, REASONS, REFUSED, REPORTING, SELF, SILENT, STATES
+from agent.state.replicas import LEFT, REASONS, REFUSED, REPORTING, SELF, SILENT, STATES, PeerView
 
 _UNKNOWN: Final = frozenset({SILENT, REFUSED})
 # A peer that cannot be followed is tried again after this long, then twice as long.
@@ -32,31 +32,6 @@ MAX_RETRY_SECONDS: Final = 5.0
 # Reports of one peer are applied at most this often: the rest waits in its sender, by HTTP/2 flow control.
 MIN_REPORT_SECONDS: Final = 0.005
 MAX_PEERS: Final = 64
-
-
-class PeerView(NamedTuple):
-    """What is known of a peer. `reported_at` is when its last report arrived (monotonic seconds), None before the
-    first; `in_flight` its requests by pool, None while they are unknown."""
-
-    address: str
-    state: str
-    reason: str
-    detail: str
-    instance: str
-    name: str
-    software: str
-    reported_at: float | None
-    in_flight: Mapping[str, int] | None
-
-
-class ReplicasView(NamedTuple):
-    """A replica and its peers. `unknown`: the peers whose part is unknown, one phrase each."""
-
-    instance: str
-    name: str
-    address: str
-    peers: tuple[PeerView, ...]
-    unknown: tuple[str, ...]
 
 
 class _Peer:

@@ -15,10 +15,10 @@ from agent.app.component import CannotStart
 from agent.app.vocabulary import VOCABULARY
 from agent.clock import SystemClock
 from agent.config.file import load
+from agent.discovery import pods as pods_module
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.scraping import ServerRestarted
 from agent.kube import cluster as cluster_module
-from agent.kube import discovery as discovery_module
 from agent.kube import informer as informer_module
 from tests.app.live import Recorder, servers
 from tests.fakes.api_server import PODS, FakeApiServer, pod
@@ -79,7 +79,7 @@ def healthy(agent: Agent, pool: str) -> list[str]:
 async def test_without_a_cluster_a_pool_of_pods_is_not_ready_and_says_why_and_another_pool_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: FakeApiServer
 ) -> None:
-    monkeypatch.setattr(discovery_module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(pods_module, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr("agent.app.pool.FIRST_ENDPOINTS_SECONDS", 0.2)
     async with servers(1) as (one,):
         api.collections[PODS] = [pod_at(one.address)]

@@ -25,7 +25,6 @@ from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
 from agent.kube.authn.identity import METHODS
 from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.kube.problem_reasons import REASONS as PROBLEM_REASONS
-from agent.replicas.states import REASONS as PEER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
@@ -35,6 +34,7 @@ from agent.scrape.reasons import REASONS as SCRAPE_REASONS
 from agent.signals import RefusedValue
 from agent.state.health import HEALTH_REASONS, Health
 from agent.state.identity import Identity
+from agent.state.replicas import REASONS as PEER_REASONS
 from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG
 from exporters.catalog.accelerators import ROWS as ACCELERATOR_ROWS

@@ -18,7 +18,6 @@ from aiohttp import web
 from agent.clock import Clock
 from agent.events import Hook
 from agent.events.process import WatcherDropped
-from agent.replicas.peers import ReplicasView
 from agent.scaling.gauges import gauge_set
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute, HttpStream
@@ -27,6 +26,7 @@ from agent.serve.state.gauge_feed import GaugeFeed
 from agent.serve.state.openapi import compact
 from agent.serve.state.watch import Feed, PublishedState, StateSource, WatchLimits, event, parse_id
 from agent.state.devices import ExporterView
+from agent.state.replicas import ReplicasView
 from agent.state.snapshot import Snapshot
 from exporters.exporter import Exporter
 

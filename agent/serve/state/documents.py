@@ -19,7 +19,6 @@ from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device
 from agent.accelerators.faults import EndedFault, Fault
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
-from agent.replicas.peers import ReplicasView
 from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
@@ -56,6 +55,7 @@ from agent.signals import HISTOGRAMS, PREFIX_HITS, SIGNALS
 from agent.state.counter_rates import RATES, Rate
 from agent.state.devices import ExporterView
 from agent.state.outliers import Errors
+from agent.state.replicas import ReplicasView
 from agent.state.snapshot import EndpointView, Snapshot
 from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG

@@ -14,11 +14,11 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
 from agent.kube.pool_endpoints import SOURCE_REASONS
-from agent.replicas.states import STATES
 from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
 from agent.state.counter_rates import RATES, Rate
 from agent.state.health import Health
+from agent.state.replicas import STATES
 from exporters.gauge import REASONS
 
 Schema = dict[str, Any]

@@ -11,10 +11,10 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.discovery.endpoints import EndpointSet
+from agent.discovery.pods import KubernetesDiscovery, PodSource
 from agent.engine_specs import ENGINE_LABELS
 from agent.kube import informer as informer_module
 from agent.kube.cluster import Cluster
-from agent.kube.discovery import KubernetesDiscovery, PodSource
 from agent.state.source import SourceStatus
 from tests.fakes.api_server import FakeApiServer, pod
 from tests.waiting import eventually

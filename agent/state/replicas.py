@@ -1,8 +1,9 @@
-"""What may be known of a peer, and why it does not report. Pure."""
+"""What is known of the other replicas of the agent: each a peer, its state, and why it does not report."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 REPORTING: Final = "reporting"
 SILENT: Final = "silent"
@@ -27,3 +28,28 @@ REASONS: Final = {
     "too_large": "a report exceeds the size limit",
     "malformed": "a message cannot be read, or contradicts itself or the ones before",
 }
+
+
+class PeerView(NamedTuple):
+    """What is known of a peer. `reported_at` is when its last report arrived (monotonic seconds), None before the
+    first; `in_flight` its requests by pool, None while they are unknown."""
+
+    address: str
+    state: str
+    reason: str
+    detail: str
+    instance: str
+    name: str
+    software: str
+    reported_at: float | None
+    in_flight: Mapping[str, int] | None
+
+
+class ReplicasView(NamedTuple):
+    """A replica and its peers. `unknown`: the peers whose part is unknown, one phrase each."""
+
+    instance: str
+    name: str
+    address: str
+    peers: tuple[PeerView, ...]
+    unknown: tuple[str, ...]
