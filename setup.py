@@ -17,6 +17,7 @@ COMPILED = (
     "agent/engines/reading_plan.py",
     "agent/engines/mapping.py",
     "agent/exposition/*.py",
+    "agent/flow/*.py",
     "agent/pick/*.py",
     "agent/pick/scorers/*.py",
     "agent/prefix/*.py",

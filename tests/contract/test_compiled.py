@@ -14,7 +14,7 @@ import pytest
 from tests.processes import ROOT
 
 COMPILED = ROOT / "out" / "compiled"
-FOLDERS = ("engines", "ext_proc", "grpc", "http2", "pick", "prefix", "requests", "scrape", "serve", "state")
+FOLDERS = ("engines", "ext_proc", "flow", "grpc", "http2", "pick", "prefix", "requests", "scrape", "serve", "state")
 PROGRAM = """
 import sys, pytest
 from agent.__main__ import compiled

@@ -50,6 +50,7 @@ PLACES: dict[str, Place] = {
     "agent.engines": Place(2, P),
     "agent.state": Place(3, P),
     "agent.prefix": Place(3, P),
+    "agent.flow": Place(4, P),
     "agent.pick": Place(4, P),
     "agent.requests": Place(4, P),
     "agent.replicas": Place(5, S),
@@ -114,6 +115,8 @@ PLACES: dict[str, Place] = {
 # The emulator replaces another program: it may use the names of signals, and no other code of the agent.
 ISLANDS: dict[str, frozenset[str]] = {
     "agent.emulator": frozenset({"agent.emulator", "agent.signals", "agent.clock"}),
+    # It decides about requests and endpoints, whatever a request or a pick is.
+    "agent.flow": frozenset({"agent.flow", "agent.signals", "agent.state"}),
     # No import cycle: engines use the text format, and the scraper uses both.
     "agent.exposition": frozenset({"agent.exposition"}),
     "agent.engines": frozenset({"agent.engines", "agent.engine_specs", "agent.exposition", "agent.signals"}),
