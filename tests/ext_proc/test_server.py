@@ -241,9 +241,19 @@ async def answer_to(port: PickerPort, data: bytes) -> bytes:
         writer.close()
 
 
-@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello" * 5])
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", "PROTOCOL_ERROR: invalid connection preface"),
+        (
+            b"\x16\x03\x01\x00\x05hello" * 5,
+            "the client uses TLS on a plaintext port: connect without TLS, or configure tls for this port",
+        ),
+    ],
+    ids=["http-1.1", "tls"],
+)
 async def test_a_connection_that_is_not_http2_is_closed_and_counted_and_others_continue(
-    port: PickerPort, data: bytes
+    port: PickerPort, data: bytes, detail: str
 ) -> None:
     conversation = port.converse()
     await conversation.write(request_headers())
@@ -251,7 +261,7 @@ async def test_a_connection_that_is_not_http2_is_closed_and_counted_and_others_c
     await answer_to(port, data)
     (event,) = port.events
     assert isinstance(event, StreamBroken)
-    assert (event.reason, event.detail) == ("http2", "PROTOCOL_ERROR: invalid connection preface")
+    assert (event.reason, event.detail) == ("http2", detail)
     await conversation.write(request_body(BODY))
     assert picked(await read(conversation)) == "10.0.0.1:8000"
     conversation.cancel()
