@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from agent.config.tls import TlsConfig
 from agent.events import Event
 from agent.events.tls import REASONS, CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
+from agent.instruments.event_log import EventLog
 from agent.instruments.hook import Instruments
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
@@ -489,9 +490,16 @@ async def test_bytes_that_are_not_tls_after_the_handshake_close_the_connection(c
 # -- log lines ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_reason_is_counted_and_has_a_log_line_with_the_remedy(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("igw"), "propagate", True)
-    instruments = Instruments(ManualClock())
+def instruments_with_log() -> Instruments:
+    """Instruments whose lines go to a logger of their own, since others may have changed the agent's."""
+    clock = ManualClock()
+    logger = logging.getLogger("test_tls_connections")
+    logger.setLevel(logging.INFO)
+    return Instruments(clock, EventLog(clock, logger))
+
+
+def test_each_reason_is_counted_and_has_a_log_line_with_the_remedy(caplog):
+    instruments = instruments_with_log()
     for reason in REASONS:
         for _ in range(3):
             instruments(HandshakeFailed("ext_proc", reason, "detail", "192.0.2.1"))
@@ -506,10 +514,8 @@ def test_each_reason_is_counted_and_has_a_log_line_with_the_remedy(caplog, monke
         assert instruments.registry.get_sample_value("igw_tls_handshake_failures_total", labels) == 3.0
 
 
-def test_a_certificate_s_dates_are_gauges_and_a_refused_one_is_counted(caplog, monkeypatch):
-    caplog.set_level(logging.INFO, "igw")
-    monkeypatch.setattr(logging.getLogger("igw"), "propagate", True)
-    instruments = Instruments(ManualClock())
+def test_a_certificate_s_dates_are_gauges_and_a_refused_one_is_counted(caplog):
+    instruments = instruments_with_log()
     instruments(CertificateLoaded("admin", "tls.crt", 1_000.0, 2_000_000_000.0))
     instruments(CertificateNotLoaded("admin", "admin.tls: tls.key: the key is encrypted"))
     instruments(CertificateInvalid("admin", "admin.tls: tls.crt has expired: replace it"))
