@@ -56,7 +56,7 @@ REGISTRIES = [
             }
         ),
     ),
-    Registry("agent.discovery", SOURCES, frozenset({"endpoints"})),
+    Registry("agent.discovery", SOURCES, frozenset({"endpoints", "pods"})),
     Registry("agent.pick.scorers", SCORERS),
     Registry("exporters", GAUGE_EXPORTERS, frozenset({"exporter", "gauge"})),
 ]
