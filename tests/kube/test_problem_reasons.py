@@ -14,7 +14,7 @@ DOCUMENT = ROOT / "docs/reference/kubernetes-events.md"
 
 def reported() -> set[str]:
     """The reasons with which the code makes an `ObjectProblem`: words, or names of constants with words."""
-    files = [*(ROOT / "agent/kube").glob("*.py"), *(ROOT / "agent/app").glob("*.py")]
+    files = [path for folder in ("kube", "discovery", "app") for path in (ROOT / "agent" / folder).glob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     constants: dict[str, str] = {}
     for tree in trees:
