@@ -72,7 +72,7 @@ MODES: Final = {
 # How long a start or a reload waits for the first set of endpoints before it goes on without.
 FIRST_ENDPOINTS_SECONDS: Final = 5.0
 # Endpoints that are added or changed in one step, which takes some milliseconds.
-ENDPOINTS_PER_STEP: Final = 25
+ENDPOINTS_PER_STEP: Final = 15
 # How often a start looks whether every endpoint was scraped: a fleet of 10,000 costs some milliseconds each time.
 FIRST_SCRAPES_CHECK_SECONDS: Final = 0.05
 # How long a start waits for the lists of models of servers whose page was read: they follow it at once, and a probe of
