@@ -18,6 +18,7 @@ MAX_RETRY_SECONDS: Final = 1.0
 MAX_FIRST_SCRAPES_PER_SECOND: Final = 500
 # A first scrape that is this late is put off: the event loop is busy with others, and picks wait for each of them.
 MAX_FIRST_SCRAPE_LATE_SECONDS: Final = 0.004
+MAX_TIMES_PUT_OFF: Final = 8  # on a machine without CPU time to spare every scrape is late
 
 
 def phase(address: str, turn: int = 0) -> float:

@@ -24,7 +24,7 @@ from agent.scrape.http import get_request
 from agent.scrape.http_client import HttpClient
 from agent.scrape.http_connection import FetchFailed
 from agent.scrape.probe import Probe, ScraperContext, early
-from agent.scrape.schedule import MAX_FIRST_SCRAPE_LATE_SECONDS, first_due, next_due, retry_due
+from agent.scrape.schedule import MAX_FIRST_SCRAPE_LATE_SECONDS, MAX_TIMES_PUT_OFF, first_due, next_due, retry_due
 from agent.scrape.target import PageReader, PageSink, Sink, Target
 from agent.state.health import DOWN_AFTER, PROOF_OF_LIFE
 
@@ -80,7 +80,7 @@ class Scraper:
         self._failures = 0  # in a row
         self._answers = False  # the last request for the page or for health had a response
         self._page_read = False
-        self._starting = False  # the first scrape is due
+        self._starting = 0  # how often the first scrape may be put off, while it is due
         self._grid = 0.0
         self._early_at = float("-inf")
         self._scraping = False
@@ -192,7 +192,7 @@ class Scraper:
     def begin(self) -> None:
         """Start, with the first scrape as soon as the startup limiter allows it."""
         now, target = self._context.now, self.target
-        self._starting = True
+        self._starting = MAX_TIMES_PUT_OFF
         self._grid = first_due(target.address, target.interval, now)
         self._context.schedule(self._context.startup_limiter.reserve(now), self)
 
@@ -240,9 +240,10 @@ class Scraper:
         """A scrape is due; this slot is skipped while another scrape is active."""
         if self._starting:
             if now - self.due_at > MAX_FIRST_SCRAPE_LATE_SECONDS:
+                self._starting -= 1
                 self._context.schedule(self._context.startup_limiter.reserve(now), self)
                 return
-            self._starting = False
+            self._starting = 0
         limiter = self._context.rate_limiter
         if limiter is not None and self._server is not None and not self._scraping and self._waits(limiter, now):
             return

@@ -542,7 +542,8 @@ class RefusingPeer(ScriptedPeer):
 
 async def test_a_peer_that_accepts_no_more_peers_is_unknown(fleet: ReplicaFleet) -> None:
     async with scripted(fleet, RefusingPeer()) as live:
-        await withheld(live, "64 peers are connected already")
+        await eventually(lambda: live.recorder.of(PeerFailed))
+        await withheld(live, "127.0.0.2:")
         assert {event.reason for event in live.recorder.of(PeerFailed)} <= {"too_many", "unreachable"}
 
 

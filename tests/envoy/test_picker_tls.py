@@ -20,7 +20,9 @@ from tests.envoy.gateway import MODES, Gateway, chat, run_gateway
 from tests.fakes.clock import ManualClock
 from tests.fakes.secret_mount import SecretMount
 from tests.scrape.authority import Authority
-from tests.waiting import eventually
+from tests.waiting import eventually, found
+
+HANDSHAKES = "cluster.pool-picker.ssl.handshake"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ async def test_a_self_signed_picker_is_accepted_and_gets_the_access_log_over_tls
     async with run_gateway(tmp_path, tls=port.tls, settings={"picker_tls": PickerTls()}) as gateway:
         for mode in MODES:
             assert await post(gateway, mode) == 200
-        assert await gateway.counter("cluster.pool-picker.ssl.handshake") >= 1
+        assert await gateway.counter(HANDSHAKES) >= 1
         await eventually(lambda: len(gateway.pool.log) == len(MODES))
         assert gateway.pool.picks == len(MODES)
         assert port.failures() == set()
@@ -118,18 +120,20 @@ async def test_no_request_fails_while_the_certificate_is_replaced(tmp_path: Path
                 statuses.append(await post(gateway))
 
         clients = [asyncio.create_task(traffic()) for _ in range(4)]
+        await found(lambda: gateway.counter(HANDSHAKES))
         for number in range(3):
-            before = len(statuses)
+            before, handshakes = len(statuses), await gateway.counter(HANDSHAKES)
             mount.write_pair(authority.sign(f"number-{number}"))
             await port.tls.check()
             # Envoy keeps its connection for as long as it can; with these it opens new ones.
             for protocol in tuple(gateway.picker._listener.protocols):
                 protocol.connection.goaway()
+            await found(lambda: gateway.counter(HANDSHAKES), handshakes.__lt__)
             await eventually(lambda before=before: len(statuses) >= before + 20)  # type: ignore[misc]
         replaced.set()
         await asyncio.gather(*clients)
         assert set(statuses) == {200}
-        assert await gateway.counter("cluster.pool-picker.ssl.handshake") >= 4
+        assert await gateway.counter(HANDSHAKES) >= 4
         assert len([event for event in port.events if isinstance(event, CertificateLoaded)]) == 4
         assert port.failures() == set()
 
