@@ -13,9 +13,9 @@ from typing import Final
 
 # The longest time between scrapes of a failed endpoint (or the interval, if that is longer): its return is seen soon.
 MAX_RETRY_SECONDS: Final = 1.0
-# A first scrape costs a millisecond: a new connection, and a page of unknown layout. So those of new endpoints take
-# half a core at most; with more, thousands of new endpoints delay picks by over 50 ms, and scrapes time out.
-MAX_FIRST_SCRAPES_PER_SECOND: Final = 500
+# A first scrape costs a millisecond: a new connection, and a page of unknown layout. A higher rate would exceed the CPU
+# time, and scrapes would time out.
+MAX_FIRST_SCRAPES_PER_SECOND: Final = 1000
 # A first scrape that is this late is put off: the event loop is busy with others, and picks wait for each of them.
 MAX_FIRST_SCRAPE_LATE_SECONDS: Final = 0.004
 MAX_TIMES_PUT_OFF: Final = 8  # on a machine without CPU time to spare every scrape is late
