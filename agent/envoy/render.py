@@ -370,7 +370,7 @@ def _access_log(pool: str) -> Data:
 
 
 def _endpoints(pool: EnvoyPool, config: EnvoyConfig) -> Data:
-    """Where the cluster's endpoints come from. Raises ValueError for a host name that nobody would resolve."""
+    """Where the cluster's endpoints come from. Raises ValueError for a host name that Envoy would not resolve."""
     if config.eds_directory:
         return eds_cluster(pool.name, config.eds_directory)
     for endpoint in pool.endpoints:

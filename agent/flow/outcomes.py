@@ -25,7 +25,7 @@ SHUTTING_DOWN: Final = "shutting_down"
 
 
 class Refusal(NamedTuple):
-    """One reason to refuse a request. `status` is 0 where nobody is left to answer; `retry`: with `Retry-After`."""
+    """One reason to refuse a request. `status` is 0 where the client has left; `retry`: with `Retry-After`."""
 
     status: int
     dropped: str

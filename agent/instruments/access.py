@@ -33,7 +33,7 @@ class AccessInstruments:
         self._metrics.count(rows.ACCESS_CHECKS, event.method, event.result)
 
     def _log_checked(self, event: AccessChecked) -> None:
-        """One line for each method and result, not for each request: strangers must not fill the log."""
+        """One line for each method and result, not for each request: refused clients must not fill the log."""
         if event.result == _ALLOWED:
             return
         due = self._log.failed(("access", event.method, event.result))

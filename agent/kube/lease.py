@@ -196,7 +196,7 @@ class LeaseElection:
         return self.holder == self.identity or self._released() or now >= self._expires_at()
 
     def _released(self) -> bool:
-        """A Lease without a holder that lasts longer was made so by nobody who held it."""
+        """A holder that releases leaves this duration; a Lease without a holder that lasts longer was not released."""
         spec = self._lease.spec
         return not spec.holder_identity and spec.lease_duration_seconds == RELEASED_SECONDS
 

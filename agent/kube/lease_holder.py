@@ -196,6 +196,6 @@ def _answer(sending: asyncio.Future[bytes]) -> tuple[int, bytes]:
 
 
 def _retrieve(done: asyncio.Future[bytes]) -> None:
-    """An error that nobody waits for any more is no error of the event loop."""
+    """Retrieve the error of a request whose caller has ended, so that the event loop does not report it."""
     if not done.cancelled():
         done.exception()

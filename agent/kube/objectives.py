@@ -306,7 +306,7 @@ def _acceptance(
 ) -> Acceptance | None:
     """None for an object that concerns no pool of the agent, and no pool that is missing."""
     pool, namespace = each.pool, each.ref.namespace
-    if pool is None:  # not even its pool can be read: nobody else will report it
+    if pool is None:  # its pool cannot be read, so no pool reports it
         return Acceptance(each, _invalid(each))
     concerns = (namespace, pool.name) in served
     refers = pool.group in _SAME_POOL_GROUPS and pool.kind in (None, POOL_KIND)

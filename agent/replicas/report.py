@@ -246,8 +246,8 @@ def unpack_blocks(data: bytes) -> list[int]:
 def prove(token: bytes, side: str, client_nonce: str, server_nonce: str) -> str:
     """The proof of one side, `client` or `server`, that it knows the token; empty for an empty token.
 
-    HMAC-SHA-256 over the side and the nonces of both, so that neither the token nor an old proof is of use to whoever
-    reads along.
+    HMAC-SHA-256 over the side and the nonces of both, so that neither the token nor an old proof is of use to one who
+    reads the connection.
     """
     if not token:
         return ""

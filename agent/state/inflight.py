@@ -134,7 +134,7 @@ class InFlight:
     def start_of_peer(self, work_id: int, tokens: float, picked_at: float, now: float) -> None:
         """Add a request that a peer has picked at `picked_at` and reports now; `work_id` is negative.
 
-        A page that was requested in between had it, and it was one of a stranger then.
+        A page that was requested in between had it, and it counted as one of others then.
         """
         self.of_peers += 1
         if picked_at <= self.counted_at and self.foreign >= 1:

@@ -47,7 +47,8 @@ class OutlierLimits(NamedTuple):
 
     `consecutive` failures in a row, or `ratio` of at least `requests` recent responses. The first ejection takes `base`
     seconds, each further one twice as long, up to `longest`. At most the share `largest_share` of a pool is ejected at
-    a time, but always at least one endpoint. Not `enabled`: failures are counted, and nobody is penalised or ejected.
+    a time, but always at least one endpoint. Not `enabled`: failures are counted, and no endpoint is penalised or
+    ejected.
     """
 
     enabled: bool = True

@@ -30,7 +30,7 @@ RESULTS: Final = (ALLOWED, UNAUTHENTICATED, FORBIDDEN, UNAVAILABLE)
 
 
 class Decision(NamedTuple):
-    """The result (one of RESULTS), who it is where that is known, and a sentence for whoever sent the request."""
+    """The result (one of RESULTS), who it is where that is known, and a sentence for the client."""
 
     result: str
     identity: UserIdentity | None

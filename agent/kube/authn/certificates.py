@@ -79,8 +79,8 @@ class CaBundle:
         return len(self._authorities)
 
     def verify(self, certificate: bytes, now: float, intermediates: Sequence[bytes] = ()) -> CertificateName:
-        """The subject of a client's certificate in DER that one of the authorities vouches for at `now` (seconds since
-        1970). Raises CertificateRefused."""
+        """The subject of a client's certificate in DER that one of the authorities has signed, valid at `now` (seconds
+        since 1970). Raises CertificateRefused."""
         leaf = _read(certificate)
         others = [_read(each) for each in intermediates[:MAX_CHAIN_DEPTH]]
         at = datetime.fromtimestamp(now, UTC)

@@ -3,7 +3,7 @@
 1. A client certificate that chains to the CA of the front proxy, with an allowed common name: the front proxy has
    authenticated the user, whose name and groups are in headers. Without a user name there, the next method counts.
 2. A client certificate that chains to the CA of clients: the common name is the user, the organisations are the groups.
-3. A bearer token, which somebody else has to check.
+3. A bearer token, which a token file or the API server checks.
 
 The first that succeeds decides. Identity headers are read in method 1 only: from others they are worth nothing.
 """
@@ -51,7 +51,7 @@ class FrontProxyTrust(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """Whose certificates count; None: nobody's."""
+    """The authorities of trusted certificates; None: no certificate is trusted."""
 
     front_proxy: FrontProxyTrust | None = None
     clients: CaBundle | None = None
@@ -80,7 +80,7 @@ class NeedsTokenReview(NamedTuple):
 
 
 class Anonymous(NamedTuple):
-    """The request names nobody."""
+    """The request has no credentials."""
 
 
 class CannotCheck(Exception):

@@ -2,8 +2,8 @@
 
 Requests with the same question share one review. At most MAX_REVIEWS run at a time, because each holds a thread until
 the API server answers, and MAX_WAITING wait for that; a request beyond, or one that waits for REVIEW_SECONDS, gets
-CannotCheck. An API server that does not answer therefore refuses everybody whose answer is not known, and admits
-nobody. Refused tokens have a table of their own, so that guesses do not push accepted ones out.
+CannotCheck. While the API server does not answer, a request whose answer is not kept is therefore refused. Refused
+tokens have a table of their own, so that guesses do not push accepted ones out.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class ReviewClient:
     def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         del self._running[key]
         if not task.cancelled():
-            task.exception()  # nobody may be waiting for it any more
+            task.exception()  # its error is retrieved where no request waits for it
 
     async def _post(self, path: str, body: bytes, resource: str) -> bytes:
         async with self._slots:

@@ -7,7 +7,7 @@ queue, the time in which the queue drains. `u` is the seconds of prefill that th
 second of `W`. On an idle fleet (W = 0) the endpoint with the least time to first token is the cheapest; the busier the
 fleet, the more saved work counts, and a warm cache saves work. `n` of the agent's requests in flight there cost `e`
 seconds each, because decoding shares the server's steps with prefill. `e` is small: it decides between endpoints of
-about equal cost. `f` requests of others cost `d` each: of those that run, nobody knows how much prefill is left.
+about equal cost. `f` requests of others cost `d` each: of those that run, how much prefill is left is unknown.
 
 `W` is the mean of the prefill before this request over the candidates. Where half of the prompt or more is a prefix
 that many prompts begin with, it is the prefill at the endpoint itself. The mean keeps a conversation at the server that

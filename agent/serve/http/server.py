@@ -4,7 +4,7 @@ HEAD returns what GET returns, without the body. A response stays in memory unti
 number of responses in progress is limited, and a reader that does not receive its response in time is disconnected.
 
 Input that is not HTTP (an endless line) gets a plain-text 400 from the HTTP library. It is not logged, so that a
-stranger cannot fill the log. A client without TLS on a port with TLS, or with it on one without, is counted.
+client cannot fill the log. A client without TLS on a port with TLS, or with it on one without, is counted.
 """
 
 from __future__ import annotations

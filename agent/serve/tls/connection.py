@@ -157,7 +157,7 @@ class TlsConnection(asyncio.Protocol):
         """Close once all outgoing bytes are written, the notice of the end among them."""
         if self._socket is None or self._socket.is_closing():
             return
-        with contextlib.suppress(ssl.SSLError):  # it would wait for the notice of the client, which nobody needs
+        with contextlib.suppress(ssl.SSLError):  # it would wait for the notice of the client, which is not needed
             self._tls.unwrap()
         self._flush()
         if self._socket is not None:
