@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from importlib.util import find_spec
 
 from agent.app.component import CannotStart
 from agent.clock import Clock
@@ -11,7 +12,7 @@ from agent.config.config import Config
 from agent.events import Hook
 from agent.events.access import TokenFileProblem
 from agent.kube.authn.access import Access
-from agent.kube.authn.certificates import BadBundle, CaBundle
+from agent.kube.authn.certificate_name import BadBundle
 from agent.kube.authn.identity import Trust
 from agent.kube.authn.review_client import ReviewClient
 from agent.kube.authn.static_tokens import StaticTokens, TokenFileUnusable
@@ -43,6 +44,11 @@ class AdminAccess:
 
     async def start(self) -> None:
         """Read what decisions depend on. Raises CannotStart. An API server that does not answer yet is no reason."""
+        if self.authorize is not None and self._client_ca_file and find_spec("cryptography") is None:
+            raise CannotStart(
+                "admin.tls.clientCaFile with admin.auth: the package that verifies the certificates of clients is "
+                "not installed; pip install 'inference-gateway-agent[tls]'"
+            )
         try:
             if self._tokens is not None:
                 self._tokens.load()
@@ -58,6 +64,8 @@ class AdminAccess:
         last in effect, as it does for TLS, which reports it."""
         if not self._client_ca_file:
             return self._trust_read
+        from agent.kube.authn.certificates import CaBundle
+
         found = fingerprint([self._client_ca_file])
         if found != self._seen:
             self._seen = found

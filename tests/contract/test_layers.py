@@ -74,6 +74,7 @@ PLACES: dict[str, Place] = {
     "agent.kube.errors": Place(2, P),
     "agent.kube.lease": Place(2, P),
     "agent.kube.pool_endpoints": Place(2, P),
+    "agent.kube.authn.certificate_name": Place(2, P),
     "agent.kube.authn.certificates": Place(2, P),
     "agent.kube.authn.expiring_cache": Place(2, P),
     "agent.kube.authn.identity": Place(2, P),

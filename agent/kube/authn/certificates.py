@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -24,6 +24,8 @@ from cryptography.x509.verification import (
     Store,
     VerificationError,
 )
+
+from agent.kube.authn.certificate_name import BadBundle, CertificateName, CertificateRefused
 
 MAX_BUNDLE_BYTES: Final = 1 << 20
 MAX_CHAIN_DEPTH: Final = 4  # intermediate authorities between a client and its root
@@ -38,21 +40,6 @@ _MALFORMED: Final = (
     x509.UnsupportedGeneralNameType,
 )
 _FOR_CLIENTS: Final = frozenset({ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
-
-
-class BadBundle(ValueError):
-    """The text is no bundle of certificates; the message says what is wrong."""
-
-
-class CertificateRefused(Exception):
-    """The certificate proves nothing; the message says why, without its contents."""
-
-
-class CertificateName(NamedTuple):
-    """The subject of a verified certificate: its common name, which may be empty, and its organisations."""
-
-    common_name: str
-    organisations: tuple[str, ...]
 
 
 class CaBundle:

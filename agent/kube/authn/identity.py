@@ -11,10 +11,13 @@ The first that succeeds decides. Identity headers are read in method 1 only: fro
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from agent.kube.authn.certificates import CaBundle, CertificateName, CertificateRefused
+from agent.kube.authn.certificate_name import CertificateName, CertificateRefused
+
+if TYPE_CHECKING:
+    from agent.kube.authn.certificates import CaBundle
 
 FRONT_PROXY: Final = "front_proxy"
 CLIENT_CERTIFICATE: Final = "client_certificate"
