@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.kube.authn.certificates import BadBundle, CaBundle
+from agent.kube.authn.certificate_name import BadBundle
+from agent.kube.authn.certificates import CaBundle
 from agent.kube.authn.identity import FrontProxyTrust, Trust
 
 NAMESPACE: Final = "kube-system"

@@ -7,7 +7,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kube.authn.certificates import MAX_BUNDLE_BYTES, BadBundle, CaBundle, CertificateName, CertificateRefused
+from agent.kube.authn.certificate_name import BadBundle, CertificateName, CertificateRefused
+from agent.kube.authn.certificates import MAX_BUNDLE_BYTES, CaBundle
 from tests.kube.authn.issuer import CLIENTS, HOUR, NOW, SERVERS, Issuer
 
 CA = Issuer()
