@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from agent.app import admin_access
 from agent.app.agent import Agent, ListenAddresses
 from agent.app.component import CannotStart
 from agent.app.process import greeting
@@ -115,6 +116,18 @@ async def test_a_client_certificate_is_a_user_beside_tokens_and_a_replaced_autho
         clients.write_bytes(Authority(tmp_path / "next", "ca").certificate.read_bytes())
         # TLS may still accept the certificate in a connection; it names nobody any more.
         assert await port.status("/metrics", pair=alice) == 401
+
+
+async def test_certificates_of_clients_without_the_package_that_verifies_them_are_refused_at_the_start(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path, "ca")
+    own = authority.server("own", ["127.0.0.1"])
+    monkeypatch.setattr(admin_access, "find_spec", lambda _: None)
+    tls = f"certFile: {own.certificate}, keyFile: {own.key}, clientCaFile: {authority.certificate}"
+    with pytest.raises(CannotStart, match=r"clientCaFile .*pip install 'inference-gateway-agent\[tls\]'"):
+        async with started(f"tls: {{{tls}}}, auth: {{mode: tokenFile, tokenFile: {tokens}}}"):
+            pass
 
 
 @pytest.mark.parametrize(

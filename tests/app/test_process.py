@@ -18,6 +18,7 @@ from tests.processes import Process, Processes
 from tests.waiting import until
 
 RUN = [sys.executable, "-m", "agent", "run"]
+FREE_PORTS = ["--admin-address", "127.0.0.1:0", "--ext-proc-address", "127.0.0.1:0"]
 DEAD = "127.0.0.1:1"  # no process listens on this port; the agent runs regardless
 
 
@@ -153,3 +154,19 @@ def test_a_warning_of_a_library_is_a_log_line(processes: Processes, tmp_path: Pa
     agent = processes.start([sys.executable, "-c", program])
     line = json.loads(agent.wait_for(r"^\{.*is old.*\}$|\n(\{.*is old.*\})\n")[0].strip())
     assert (line["level"], line["logger"], line["message"]) == ("warning", "a.library", "is old")
+
+
+def test_the_agent_runs_without_the_packages_of_its_extras(processes: Processes) -> None:
+    """Those of `[kubernetes]`, `[tls]`, `[gke]` and `[nvml]`: `make demo` and a plain installation lack them."""
+    program = (
+        "import sys\n"
+        "class NotInstalled:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('cryptography', 'kubernetes', 'pynvml') or name == 'google.cloud':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NotInstalled())\n"
+        "from agent.__main__ import main\n"
+        f"main(['run', '--endpoints', {DEAD!r}, *{FREE_PORTS!r}])\n"
+    )
+    agent = processes.start([sys.executable, "-c", program])
+    assert agent.wait_for(r"is listening")
