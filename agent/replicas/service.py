@@ -40,6 +40,9 @@ from agent.state.prefill_rate import LearntRate
 TICK_SECONDS: Final = 0.02
 HEARTBEAT_SECONDS: Final = 1.0
 MAX_STREAMS: Final = 64  # of peers at a time
+# Calls at a time, with those that have not proven anything yet. A peer beyond MAX_STREAMS is refused after its proof: a
+# call that ends before the caller has sent a message can lose its status there (grpc.aio reports an internal error).
+MAX_CALLS: Final = 2 * MAX_STREAMS
 HELLO_SECONDS: Final = 5.0  # for a caller's hello and proof: one that sends nothing must not take the place of a peer
 
 
@@ -237,6 +240,8 @@ class ReplicaService:
         """A peer has proven what it has to: it gets a full report, and then what happens."""
         if stream in self._streams:
             raise BadReport("a message after the proof")
+        if len(self._streams) >= MAX_STREAMS:
+            raise StatusError(StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} peers are connected already")
         stream.joined_at = self.publishers.now()
         self._streams.add(stream)
         self._flush()
@@ -276,8 +281,8 @@ class ReplicaService:
     def _begin(self, call: Call) -> CallHandler:
         if self._stopping:
             raise StatusError(StatusCode.UNAVAILABLE, "this replica stops")
-        if self._calls >= MAX_STREAMS:
-            raise StatusError(StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} peers are connected already")
+        if self._calls >= MAX_CALLS:
+            raise StatusError(StatusCode.RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are open already")
         self._calls += 1
         return _Stream(self, call)
 

@@ -35,7 +35,7 @@ from agent.serve.access_log import SERVICE as LOG_SERVICE
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import BidiMethod, GrpcMethod, GrpcRouter
-from agent.serve.grpc.status import StatusCode, StatusError
+from agent.serve.grpc.status import StatusCode
 from tests.app.live import Live, document, running, servers
 from tests.scrape.authority import Authority
 from tests.waiting import eventually, found
@@ -263,6 +263,7 @@ async def test_the_replicas_of_a_service_find_each_other_and_one_that_leaves_the
     await known(first, 1)
     names.hosts.remove("127.0.0.2")
     await eventually(lambda: of_peers(first) == 0)
+    assert (await gauge(first))["value"] == 0
 
 
 async def test_a_name_that_cannot_be_resolved_is_a_part_that_is_unknown(fleet: ReplicaFleet, names: FakeDns) -> None:
@@ -277,6 +278,7 @@ async def test_a_replica_that_is_followed_by_one_it_does_not_know_has_an_unknown
     first = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1"))
     await fleet.start("127.0.0.2", fleet.listed("127.0.0.1", "127.0.0.2"))
     await withheld(first, "replica-2 (it follows this replica and is not among its peers: list it)")
+    assert (await get(first, "/v1/replicas"))["complete"] is False
 
 
 async def test_another_token_is_refused_on_both_sides_and_says_what_to_change(
@@ -328,6 +330,7 @@ async def test_replicas_with_certificates_of_one_authority_need_no_token(fleet: 
     await complete(second)
     await first.send_request()
     await known(second, 1)
+    assert of_peers(second) == 1
 
 
 async def test_peers_that_are_reached_by_their_addresses_may_have_certificates_for_a_name(
@@ -339,6 +342,7 @@ async def test_peers_that_are_reached_by_their_addresses_may_have_certificates_f
     second = await fleet.start("127.0.0.2", tls(fleet, authority, "two", "DNS:igw.example", name))
     await complete(first)
     await complete(second)
+    assert not first.recorder.of(PeerRefused)
 
 
 async def test_a_certificate_of_another_authority_is_refused_on_both_sides(fleet: ReplicaFleet, tmp_path: Path) -> None:
@@ -364,6 +368,7 @@ async def test_a_renewed_certificate_is_used_for_the_next_connection(fleet: Repl
     authority.sign("two", "IP:127.0.0.2")
     await complete(first)
     await complete(second)
+    assert (await gauge(first))["value"] == 0
 
 
 async def test_tls_files_that_cannot_be_used_prevent_the_start(fleet: ReplicaFleet, tmp_path: Path) -> None:
@@ -466,6 +471,7 @@ async def test_a_peer_of_another_version_is_named_with_the_remedy_and_counted(fl
         remedy = f"it has protocol {PROTOCOL + 1} (2.0), this replica {PROTOCOL}: run one version"
         await withheld(live, f"127.0.0.2:{fleet.port} (refused: {remedy})")
         await live.send_request()  # the rest works
+        assert (await gauge(live, "igw_pool_own_in_flight_requests"))["value"] == 1
 
 
 async def test_a_caller_of_another_version_is_refused_and_counted(fleet: ReplicaFleet) -> None:
@@ -535,16 +541,15 @@ async def test_requests_at_endpoints_and_in_pools_that_are_not_here_change_nothi
         assert of_peers(live) == 0
 
 
-class RefusingPeer(ScriptedPeer):
-    def _begin(self, call: Call) -> CallHandler:
-        raise StatusError(StatusCode.RESOURCE_EXHAUSTED, "64 peers are connected already")
-
-
-async def test_a_peer_that_accepts_no_more_peers_is_unknown(fleet: ReplicaFleet) -> None:
-    async with scripted(fleet, RefusingPeer()) as live:
-        await eventually(lambda: live.recorder.of(PeerFailed))
-        await withheld(live, "127.0.0.2:")
-        assert {event.reason for event in live.recorder.of(PeerFailed)} <= {"too_many", "unreachable"}
+async def test_a_peer_that_accepts_no_more_peers_is_unknown_and_says_so(
+    fleet: ReplicaFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_service, "MAX_STREAMS", 0)
+    peers = fleet.listed("127.0.0.1", "127.0.0.2")
+    first, second = await fleet.start("127.0.0.1", peers), await fleet.start("127.0.0.2", peers)
+    for live, other in ((first, "replica-2"), (second, "replica-1")):
+        await withheld(live, f"{other} (refused: 0 peers are connected already)")
+        assert "too_many" in {event.reason for event in live.recorder.of(PeerFailed)}
 
 
 @pytest.mark.parametrize(
