@@ -264,7 +264,7 @@ class ReplicaService:
         self._beat()
 
     def stop(self) -> None:
-        """Take leave of the peers: this replica's part is over."""
+        """Send a goodbye to the peers: this replica's part is over."""
         self._stopping = True
         for timer in (self._timer, self._heartbeat):
             if timer is not None:

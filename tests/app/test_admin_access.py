@@ -114,7 +114,7 @@ async def test_a_client_certificate_is_a_user_beside_tokens_and_a_replaced_autho
         assert [check.method for check in port.recorder.of(AccessChecked)] == ["client_certificate", "token", "none"]
         (tmp_path / "next").mkdir()
         clients.write_bytes(Authority(tmp_path / "next", "ca").certificate.read_bytes())
-        # TLS may still accept the certificate in a connection; it names nobody any more.
+        # TLS may still accept the certificate in a connection; it authenticates no user any more.
         assert await port.status("/metrics", pair=alice) == 401
 
 

@@ -216,7 +216,7 @@ async def test_the_log_of_a_request_reaches_the_replica_that_has_picked(fleet: R
     log.cancel()
 
 
-async def test_a_replica_that_stops_takes_leave_and_its_part_is_over(fleet: ReplicaFleet) -> None:
+async def test_a_replica_that_stops_says_goodbye_and_its_part_is_over(fleet: ReplicaFleet) -> None:
     first, second = await fleet.pair()
     await second.send_request()
     await known(first, 1)
@@ -396,7 +396,7 @@ def _relay(host: str, port: int) -> Callable[[asyncio.StreamReader, asyncio.Stre
 
 
 class ScriptedPeer:
-    """A peer at 127.0.0.2 that says hello and sends what it is told to; nothing else, not even heartbeats."""
+    """A peer at 127.0.0.2 that says hello and sends the given messages; nothing else, not even heartbeats."""
 
     name = SERVICE
 
