@@ -129,7 +129,7 @@ class Replicas:
         return []
 
     async def stop(self, grace: float) -> None:
-        """Take leave of the peers, and close."""
+        """Send a goodbye to the peers, and close."""
         if not self._listening:
             return
         self._listening = False
