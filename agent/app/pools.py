@@ -62,7 +62,9 @@ class Pools:
         """Start every pool."""
         config = self._config
         if not config.pools:
-            raise CannotStart(f"{config.source}: there is no pool to serve; add pools: with a name and endpoints")
+            raise CannotStart(
+                f"{config.source}: there is no pool to serve; add pools: with a name, and endpoints or an inferencePool"
+            )
         for settings in config.pools:
             self.pools[settings.name] = Pool(config, settings, self._parts)
         self._on_pools()  # the state shows what a start waits for

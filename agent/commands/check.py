@@ -65,7 +65,7 @@ def summary(config: Config) -> Iterator[str]:
         for entry in pool.accelerators:
             yield f"    accelerators {entry.source}: {', '.join(_written(AcceleratorConfig, entry, 'source'))}"
     if not config.pools:
-        yield "  no pools: `igw run` needs one; add pools: with a name and endpoints"
+        yield "  no pools: `igw run` needs one; add pools: with a name, and endpoints or an inferencePool"
     for engine in config.engines:
         yield f"  engine {engine.name}: {', '.join(map(_metric, engine.metrics))}"
     used = {pool.profile for pool in config.pools}

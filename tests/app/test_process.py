@@ -129,7 +129,10 @@ def test_a_file_without_pools_does_not_run(processes: Processes) -> None:
     path = Path(__file__).resolve().parents[2] / "deploy/examples/llm-d.yaml"
     agent = processes.start([*RUN, "--config", path])
     assert agent.wait() == 1
-    assert agent.output() == f"igw: {path}: there is no pool to serve; add pools: with a name and endpoints\n"
+    assert (
+        agent.output()
+        == f"igw: {path}: there is no pool to serve; add pools: with a name, and endpoints or an inferencePool\n"
+    )
 
 
 def test_log_lines_are_json_if_configured(processes: Processes, tmp_path: Path) -> None:

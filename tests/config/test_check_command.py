@@ -32,7 +32,7 @@ def test_every_option_of_an_endpoint_is_shown(tmp_path: Path, capsys: pytest.Cap
 def test_a_file_without_pools_is_valid_and_the_missing_pool_is_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(ROOT / "deploy/examples/llm-d.yaml")]) == 0
     out = capsys.readouterr().out
-    assert "no pools: `igw run` needs one; add pools: with a name and endpoints" in out
+    assert "no pools: `igw run` needs one; add pools: with a name, and endpoints or an inferencePool" in out
     assert "profile default: queue-scorer x 2 + kv-cache-utilization-scorer x 2 + prefix-cache-scorer x 3" in out
     assert "note: plugins[6].parameters.insecureSkipVerify of metrics-data-source has no effect" in out
 
