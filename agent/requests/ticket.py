@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from agent.pick.decision import Pick
 from agent.pick.request import PickRequest, Prompt
+from agent.requests.flow_terms import NO_FLOW_HEADERS, FlowHeaders
 from agent.requests.rejections import Rejection
 from agent.requests.response import Response
 
@@ -56,6 +57,7 @@ class Request(NamedTuple):
     requested: str = ""
     content_type: str = ""
     method: str = ""
+    flow_headers: FlowHeaders = NO_FLOW_HEADERS
 
 
 class TicketOwner(Protocol):
@@ -83,7 +85,7 @@ class TicketOwner(Protocol):
 
 
 class Ticket:
-    """One submitted request; `request_id` to `method` are those of the `Request`.
+    """One submitted request; `request_id` to `flow_headers` are those of the `Request`.
 
     `stage` is the index of the stage that processes or holds it, `held` whether it is held. `body`, `prompt` and
     `wanted` are the results of the stages so far; each is released by the stage that consumes it. `work_id` identifies
@@ -96,8 +98,8 @@ class Ticket:
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "block_tokens", "body", "chain", "content_type", "encoding", "endpoint", "held",
-        "known_blocks", "method", "model", "path", "pick", "picked_at", "prompt", "request_id", "requested", "result",
+        "_on_decision", "_owner", "block_tokens", "body", "chain", "content_type", "encoding", "endpoint", "flow_headers",
+        "held", "known_blocks", "method", "model", "path", "pick", "picked_at", "prompt", "request_id", "requested", "result",
         "stage", "state", "submitted_at", "subset", "wanted", "work_id",
     )  # fmt: skip
 
@@ -118,6 +120,7 @@ class Ticket:
         self.requested = request.requested
         self.content_type = request.content_type
         self.method = request.method
+        self.flow_headers = request.flow_headers
         self.submitted_at = now
         self.state = PENDING
         self.stage = 0

@@ -1,0 +1,29 @@
+"""What flow control reads of a request besides its prompt: headers of the proxy, and the terms that follow from them."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class FlowHeaders(NamedTuple):
+    """The headers that are believed. `objective` and `caller` are names, empty where the request has none. `ttl_seconds`
+    is the longest wait, and `ttft_seconds` the wanted time to the first token; None where the request has none."""
+
+    objective: str = ""
+    caller: str = ""
+    ttl_seconds: float | None = None
+    ttft_seconds: float | None = None
+
+
+class FlowTerms(NamedTuple):
+    """How a request is served when requests wait: its priority, its caller (empty: unnamed), the longest wait (None:
+    that of its band) and the wanted time to the first token (None: none), both in seconds from its arrival."""
+
+    priority: int = 0
+    caller: str = ""
+    ttl_seconds: float | None = None
+    ttft_seconds: float | None = None
+
+
+NO_FLOW_HEADERS: Final = FlowHeaders()
+DEFAULT_TERMS: Final = FlowTerms()
