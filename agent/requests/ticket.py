@@ -98,9 +98,9 @@ class Ticket:
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "block_tokens", "body", "chain", "content_type", "encoding", "endpoint", "flow_headers",
-        "held", "known_blocks", "method", "model", "path", "pick", "picked_at", "prompt", "request_id", "requested", "result",
-        "stage", "state", "submitted_at", "subset", "wanted", "work_id",
+        "_on_decision", "_owner", "block_tokens", "body", "chain", "content_type", "encoding", "endpoint",
+        "flow_headers", "held", "known_blocks", "method", "model", "path", "pick", "picked_at", "prompt",
+        "request_id", "requested", "result", "stage", "state", "submitted_at", "subset", "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
