@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 
 
 class FlowHeaders(NamedTuple):
-    """The headers that are believed. `objective` and `caller` are names, empty where the request has none. `ttl_seconds`
-    is the longest wait, and `ttft_seconds` the wanted time to the first token; None where the request has none."""
+    """The headers that are believed. `objective` and `caller` are names, empty where the request has none.
+    `ttl_seconds` is the longest wait, and `ttft_seconds` the wanted time to the first token; None where the request has
+    none."""
 
     objective: str = ""
     caller: str = ""
