@@ -1,4 +1,4 @@
-"""What flow control reads of a request besides its prompt: headers of the proxy, and the terms that follow from them."""
+"""What flow control reads of a request besides its prompt: headers of the proxy, and the terms that follow."""
 
 from __future__ import annotations
 
