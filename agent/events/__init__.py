@@ -10,6 +10,7 @@ from collections.abc import Callable
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
 from agent.events.kubernetes import (
     KubernetesWriteFailed,
     KubernetesWritten,
@@ -65,6 +66,9 @@ Event = (
     | Ended
     | Abandoned
     | StreamBroken
+    | RequestHeld
+    | FlowDecided
+    | HeldAtZero
     | KubernetesWritten
     | KubernetesWriteFailed
     | ObjectProblemFound

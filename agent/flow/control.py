@@ -92,7 +92,8 @@ class FlowLimits(NamedTuple):
     this time is not counted against its TTL. `shed_from` is the part of the TTL from which on requests of a negative
     priority are shed. `quantum` is the credit of a round in tokens, at least 1, and `patience` as above (infinite: only
     an endpoint without planned work steals, or after MAX_PATIENCE_SECONDS of `agent.flow.band`). The declared `callers`
-    have a flow of their own each, and at most `max_flows` others at a time.
+    have a flow of their own each, and at most `max_flows` others at a time. `hold` is the longest time in seconds for
+    which a request may wait at all, whatever its TTL and however long the pool is empty.
     """
 
     max_requests: float = FOREVER
@@ -103,6 +104,7 @@ class FlowLimits(NamedTuple):
     shed_from: float = 0.5
     quantum: int = 65_536
     patience: float = 20.0
+    hold: float = FOREVER
     callers: frozenset[str] = frozenset()
     max_flows: int = 1_000
 
@@ -121,14 +123,28 @@ class Estimate(NamedTuple):
 
 # (request, seconds of planned work before it at each endpoint) -> estimate, aligned with `FlowControl.addresses`
 Estimator = Callable[[FlowRequest, Sequence[float]], Estimate]
+# (request, address, whether it is planned there from now on, or not any more)
+PlanChanged = Callable[[FlowRequest, str, bool], None]
+
+
+def _ignore(request: FlowRequest, address: str, planned: bool) -> None:  # noqa: FBT001  a callback
+    """No one follows the plans."""
 
 
 class FlowControl:
-    """The waiting requests of one pool. `estimate` is the profile's cost; `random` returns numbers from 0 to 1."""
+    """The waiting requests of one pool. `estimate` is the profile's cost; `random` returns numbers from 0 to 1;
+    `plan_changed` is called when a waiting request is planned to an endpoint, and when that plan is over."""
 
-    def __init__(self, limits: FlowLimits, estimate: Estimator, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: FlowLimits,
+        estimate: Estimator,
+        random: Callable[[], float],
+        plan_changed: PlanChanged = _ignore,
+    ) -> None:
         self.limits = limits
         self._estimate = estimate
+        self._plan_changed = plan_changed
         self._random = random
         self._names = FlowNames(limits.max_flows, limits.callers)
         self._now = _LONG_AGO
@@ -569,9 +585,10 @@ class FlowControl:
 
     def _expires_at(self, request: FlowRequest) -> float:
         since, empty_ttl = self._empty_since, self.limits.empty_ttl
-        if since is None or empty_ttl <= 0:
-            return request.expires_at
-        return max(request.arrived_at, since) + empty_ttl
+        at = request.expires_at
+        if since is not None and empty_ttl > 0:
+            at = max(request.arrived_at, since) + empty_ttl
+        return min(at, request.arrived_at + self.limits.hold)
 
     def _push_expiry(self, request: FlowRequest, at: float) -> None:
         request.expiry = at
@@ -606,7 +623,7 @@ class FlowControl:
             if self.limits.empty_ttl > 0:
                 for request in band.requests:
                     request.expires_at += now - max(request.arrived_at, since)
-                    self._push_expiry(request, request.expires_at)
+                    self._push_expiry(request, self._expires_at(request))
 
     # -- within: the plan --------------------------------------------------------------------------------------------
 
@@ -636,6 +653,7 @@ class FlowControl:
         request.planned_at = now
         request.planned_seconds = seconds = request.seconds[place]
         band.plan(request, self._endpoints[self.addresses[place]])
+        self._plan_changed(request, self.addresses[place], True)
         for each in self._bands[bisect_right(self._order, -request.priority) - 1 :]:
             each.ahead[place] += seconds
 
@@ -646,6 +664,7 @@ class FlowControl:
         place = planned.endpoint.place
         for each in self._bands[bisect_right(self._order, -request.priority) - 1 :]:
             each.ahead[place] -= request.planned_seconds
+        self._plan_changed(request, planned.endpoint.address, False)
         band.unplan(request)
 
 

@@ -149,9 +149,10 @@ def concurrency(view: EndpointView, evidence: Evidence, limits: RoomLimits, now:
     return Room(free, work.busy_until - wait, wait, saturation=saturation, limited_by=by)
 
 
+HEADROOM: Final = "headroom"
 # Their names in the configuration.
 DETECTORS: Final[Mapping[str, Detector]] = {
-    "headroom": headroom,
+    HEADROOM: headroom,
     "utilization": utilization,
     "concurrency": concurrency,
 }

@@ -70,7 +70,7 @@ class Candidates:
         self.hits = hits
         self.adapters = adapters
         if waits is None:
-            waits = _waits([view.work for view in views], now, only_prefill=only_prefill)
+            waits = waits_of([view.work for view in views], now, only_prefill=only_prefill)
         self.prefill_seconds, self.backlog_seconds, self.works = waits
         self._page_fresh: list[bool] | None = None
 
@@ -135,7 +135,8 @@ def _of_accelerators(view: EndpointView, signal: str, now: float) -> float | Non
     return None
 
 
-def _waits(works: Sequence[Work], now: float, *, only_prefill: bool) -> Waits:
+def waits_of(works: Sequence[Work], now: float, *, only_prefill: bool) -> Waits:
+    """The waits at endpoints with this work; `only_prefill` as in the snapshot."""
     # Fields by index, because this runs for each endpoint at each pick: `busy_until` is 1, `corrected` is 4,
     # `queue_seconds` is 6.
     prefill = [work[1] - now if work[1] > now else 0.0 for work in works]

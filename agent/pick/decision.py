@@ -37,10 +37,12 @@ class Pick(NamedTuple):
     `endpoint`. The request counts as in flight at `endpoint` even then, because the proxy does not report it. Empty
     unless requested.
     `addresses` are the candidates, in the order of every list in `scores` (scorer name -> one score per candidate) and
-    of `totals` (the weighted sums). `decided_by` is `only_candidate`, `tie` or the scorer whose weighted score
-    separates the winner most from the runner-up. `hit_tokens` is the prefix hit that the index predicts at `endpoint`,
-    `best_hit_tokens` the largest that it predicts at any candidate. `shared_prefix`: other prompts begin with the
-    prefix of that hit too. `version` is that of the snapshot.
+    of `totals` (the weighted sums). `decided_by` is `only_candidate`, `tie`, the scorer whose weighted score separates
+    the winner most from the runner-up, or `room` where an endpoint with a better total had no room. `hit_tokens` is the
+    prefix hit that the index predicts at `endpoint`, `best_hit_tokens` the largest that it predicts at any candidate.
+    `shared_prefix`: other prompts begin with the prefix of that hit too. `version` is that of the snapshot.
+    `waited_seconds` is how long the request was held, and `dispatched` why it went then: a reason of
+    `agent.flow.outcomes`, empty where it was not held.
 
     The other fields are for `explain`: the profile, the filters that removed something, and the candidates' predicted
     hits, backlogs, prefill before the request (both in seconds) and work as the scorers saw them.
@@ -64,6 +66,8 @@ class Pick(NamedTuple):
     prefill_seconds: Sequence[float] = ()
     works: Sequence[Work] = ()
     shared_prefix: bool = False
+    waited_seconds: float = 0.0
+    dispatched: str = ""
 
     @property
     def uncached_tokens(self) -> int:

@@ -7,11 +7,11 @@ equal endpoints share requests evenly, and a reader of the shared state makes th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import nlargest
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from agent.pick.candidates import Candidates
+from agent.pick.candidates import Candidates, waits_of
 from agent.pick.decision import ERRORS, HEALTH, MODEL, SUBSET, Narrowing, NoPick, Pick
 from agent.pick.filters import serves_model
 from agent.pick.profile import Profile
@@ -19,7 +19,7 @@ from agent.pick.request import PickRequest
 from agent.pick.scoring import opinion
 from agent.state.health import PICKED, Health
 from agent.state.outliers import penalty
-from agent.state.snapshot import EndpointView, Snapshot
+from agent.state.snapshot import EndpointView, Snapshot, Work
 
 # Weighted sums closer than this are a tie: it is above the rounding of a sum of a few floats and below any real
 # difference.
@@ -39,15 +39,77 @@ class PrefixLookup(Protocol):
         ...
 
 
+class Ranking(NamedTuple):
+    """The candidates for one request and the weighted sum of their scores, aligned with `addresses`. `scores` and
+    `weights` are by scorer; `narrowed` are the filters that removed something; `best_hit_tokens` as in Pick."""
+
+    candidates: Candidates
+    addresses: Sequence[str]
+    totals: list[float]
+    scores: dict[str, Sequence[float]]
+    weights: dict[str, float]
+    narrowed: Sequence[Narrowing]
+    best_hit_tokens: int
+
+
 def pick(
     snapshot: Snapshot, request: PickRequest, profile: Profile, index: PrefixLookup, now: float, fallbacks: int = 0
 ) -> Pick | NoPick:
     """The endpoint for `request` by `profile` and at most `fallbacks` further ones, or why there is none."""
+    ranking = rank(snapshot, request, profile, index, now)
+    if isinstance(ranking, NoPick):
+        return ranking
+    candidates, addresses, totals, scores, weights, narrowed, best_hit_tokens = ranking
+    place, decided_by = _best(candidates, totals, scores, weights)
+    return Pick(
+        request.request_id,
+        candidates.views[place].address,
+        _next_best(addresses, totals, place, fallbacks) if fallbacks else (),
+        request.prompt_tokens,
+        candidates.hits[place],
+        best_hit_tokens,
+        decided_by,
+        addresses,
+        totals,
+        scores,
+        snapshot.version,
+        profile,
+        narrowed,
+        candidates.hits,
+        candidates.backlog_seconds,
+        candidates.prefill_seconds,
+        candidates.works,
+        candidates.shared,
+    )
+
+
+def redirected(pick: Pick, address: str, decided_by: str) -> Pick:
+    """The pick with another one of its candidates as the endpoint, for a reason outside the profile. ValueError where
+    the address is no candidate."""
+    if address == pick.endpoint:
+        return pick
+    place = pick.addresses.index(address)
+    fallbacks = _next_best(pick.addresses, pick.totals, place, len(pick.fallbacks))
+    return pick._replace(endpoint=address, fallbacks=fallbacks, hit_tokens=pick.hits[place], decided_by=decided_by)
+
+
+def rank(
+    snapshot: Snapshot,
+    request: PickRequest,
+    profile: Profile,
+    index: PrefixLookup,
+    now: float,
+    ahead: Mapping[str, float] | None = None,
+) -> Ranking | NoPick:
+    """The candidates of the pool for `request` and their totals by `profile`, or why there is none.
+
+    `ahead` are seconds of prefill by address that are planned there before the request, beside those in flight.
+    """
     narrowed: list[Narrowing] = []
     views: Sequence[EndpointView] = snapshot.endpoints
     addresses: Sequence[str] = snapshot.picked_addresses
     if not addresses:
-        views = _admitted(views, request, now)
+        views = _admitted(views, request.subset, now)
         if not views:
             return _none_healthy(snapshot, request)
         addresses = [view.address for view in views]
@@ -78,8 +140,12 @@ def pick(
         shared = 0 < len(request.chain) <= 2 * deepest and index.shared(request.chain, deepest)
     else:
         hits = [0] * len(views)
+    waits = None
+    if ahead is not None:
+        works = [planned(view.work, ahead.get(view.address, 0.0), now) for view in views]
+        waits = waits_of(works, now, only_prefill=snapshot.only_prefill)
     candidates = Candidates(
-        request, now, views, hits, adapters=snapshot.adapters, shared=shared, only_prefill=snapshot.only_prefill
+        request, now, views, hits, waits, adapters=snapshot.adapters, shared=shared, only_prefill=snapshot.only_prefill
     )
     if request.model not in snapshot.models_everywhere:
         places = serves_model(candidates)
@@ -113,34 +179,23 @@ def pick(
             weights[ERRORS] = weight = sum(weights.values()) or 1.0
             scores[ERRORS] = expected
             totals = [total + weight * score for total, score in zip(totals, expected, strict=True)]
-    place, decided_by = _best(candidates, totals, scores, weights)
-    return Pick(
-        request.request_id,
-        candidates.views[place].address,
-        _next_best(candidates, totals, place, fallbacks) if fallbacks else (),
-        request.prompt_tokens,
-        candidates.hits[place],
-        warmest,
-        decided_by,
-        addresses,
-        totals,
-        scores,
-        snapshot.version,
-        profile,
-        narrowed,
-        candidates.hits,
-        candidates.backlog_seconds,
-        candidates.prefill_seconds,
-        candidates.works,
-        candidates.shared,
-    )
+    return Ranking(candidates, addresses, totals, scores, weights, narrowed, warmest)
 
 
-def _admitted(views: Sequence[EndpointView], request: PickRequest, now: float) -> Sequence[EndpointView]:
+def admitted_addresses(snapshot: Snapshot, now: float) -> Sequence[str]:
+    """The addresses of the endpoints that a request without a subset may be picked for, whatever its model."""
+    return snapshot.picked_addresses or [view.address for view in _admitted(snapshot.endpoints, None, now)]
+
+
+def planned(work: Work, seconds: float, now: float) -> Work:
+    """The work with so many more seconds of prefill before the next request."""
+    return work._replace(busy_until=max(work.busy_until, now) + seconds) if seconds else work
+
+
+def _admitted(views: Sequence[EndpointView], subset: frozenset[str] | None, now: float) -> Sequence[EndpointView]:
     """The endpoints whose health allows it, and the ejected ones whose trial is due. Where the proxy allows none of
     them, all ejected ones: a server that fails some requests is better than no server."""
     found = [view for view in views if view.health in PICKED or _trial_due(view, now)]
-    subset = request.subset
     if not found or (subset is not None and all(view.address not in subset for view in found)):
         ejected = [view for view in views if view.health is _FAILING]
         return found + [view for view in ejected if subset is None or view.address in subset]
@@ -180,10 +235,10 @@ def _best(
     return place, decided_by
 
 
-def _next_best(candidates: Candidates, totals: Sequence[float], place: int, count: int) -> tuple[str, ...]:
-    """The addresses of the best `count` candidates after the winner, the best first."""
+def _next_best(addresses: Sequence[str], totals: Sequence[float], place: int, count: int) -> tuple[str, ...]:
+    """The addresses of the best `count` candidates after the one at `place`, the best first."""
     others = [other for other in range(len(totals)) if other != place]
-    return tuple(candidates.views[other].address for other in nlargest(count, others, key=totals.__getitem__))
+    return tuple(addresses[other] for other in nlargest(count, others, key=totals.__getitem__))
 
 
 def _none_healthy(snapshot: Snapshot, request: PickRequest) -> NoPick:

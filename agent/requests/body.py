@@ -27,6 +27,10 @@ from agent.requests.unpack import BodyTooLarge, MalformedBody, UnknownEncoding, 
 
 # The limit of an unpacked body where none is given: the default of `extProc.maxBody`.
 MAX_BODY: Final = 16 << 20
+# The members that limit an answer, in the APIs of OpenAI, Anthropic and llama.cpp.
+_OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+_LARGEST_OUTPUT: Final = 1 << 24
+_LARGEST_COUNT: Final = 128  # answers to one prompt (`n`)
 
 
 class BodyRefused(Exception):
@@ -105,7 +109,17 @@ def parse(
         if not row.strict:
             return Prompt(model, b"")
         raise BodyRefused("invalid_json", "The body of your request is nested too deep.") from None
-    return Prompt(model, b"".join(out), salt_of(document, rules))
+    return Prompt(model, b"".join(out), salt_of(document, rules), _max_output_tokens(document))
+
+
+def _max_output_tokens(document: dict[str, Json]) -> int:
+    """The most tokens that all answers to the request have together, 0 where it does not say so."""
+    for name in _OUTPUT_LIMITS:
+        limit = document.get(name)
+        if type(limit) is int and 0 < limit <= _LARGEST_OUTPUT:
+            count = document.get("n")
+            return limit * count if type(count) is int and 1 < count <= _LARGEST_COUNT else limit
+    return 0
 
 
 def _unread(found: PathMatch, path: str) -> Prompt:

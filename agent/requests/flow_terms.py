@@ -28,3 +28,8 @@ class FlowTerms(NamedTuple):
 
 NO_FLOW_HEADERS: Final = FlowHeaders()
 DEFAULT_TERMS: Final = FlowTerms()
+
+
+def default_terms(_headers: FlowHeaders, _model: str) -> FlowTerms:
+    """The terms of any request where no objectives are known."""
+    return DEFAULT_TERMS

@@ -12,13 +12,18 @@ where that is at most 120 seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final, NamedTuple
 
 import orjson
 
 DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
+OLD_DROPPED_REASON: Final = "x-gateway-request-dropped-reason"
 NO_ENDPOINTS: Final = "rejected-no-endpoints"
 SATURATED: Final = "rejected-saturated"
+EXPIRED: Final = "rejected-ttl-expired"
+SHUTTING_DOWN: Final = "rejected-shutting-down"
+WAITED_HEADER: Final = "x-llm-d-flow-queue-duration-ms"
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 # The reference picker's names of errors in metrics, by HTTP status; a status without a name is its own label value.
@@ -58,12 +63,25 @@ REJECTIONS: Final[Mapping[str, RejectionRow]] = {
     "body_budget": RejectionRow(
         429, "overloaded", "the bodies that the port buffers exceed extProc.maxBufferedBytes", SATURATED, 1, retry=True
     ),
+    "shed": RejectionRow(
+        429,
+        "overloaded",
+        "its priority is negative, and requests of this priority wait too long",
+        SATURATED,
+        1,
+        retry=True,
+    ),
+    "displaced": RejectionRow(
+        429, "overloaded", "the queue is full, and it was the newest of the lowest priority", SATURATED, 1, retry=True
+    ),
+    "expired": RejectionRow(429, "queue_timeout", "it was held for as long as it may be", EXPIRED, 1, retry=True),
     "error": RejectionRow(500, "internal_error", "the agent failed on the request", retry=True),
     "protocol": RejectionRow(500, "internal_error", "the proxy sent its messages out of order"),
     "no_endpoints": RejectionRow(503, "no_endpoint", "the pool is empty", NO_ENDPOINTS, 1, retry=True),
     "none_healthy": RejectionRow(503, "no_endpoint", "no endpoint is healthy", NO_ENDPOINTS, 1, retry=True),
     "subset_empty": RejectionRow(503, "no_endpoint", "no allowed endpoint is healthy", NO_ENDPOINTS, 1, retry=True),
     "all_filtered": RejectionRow(503, "no_endpoint", "a filter removed all endpoints", NO_ENDPOINTS, 1, retry=True),
+    "shutting_down": RejectionRow(503, "shutting_down", "the agent stops", SHUTTING_DOWN, 1, retry=True),
 }
 
 
@@ -122,11 +140,17 @@ def proxy_replies(max_body: int) -> tuple[ProxyReply, ...]:
 
 
 class Rejection(NamedTuple):
-    """A rejected request: `reason` is a key of `REJECTIONS`; `param` is the member of the body that is at fault."""
+    """A rejected request: `reason` is a key of `REJECTIONS`; `param` is the member of the body that is at fault.
+
+    `retry_after` in seconds replaces that of the row, where it is not 0. `waited_seconds` is how long the request was
+    held, None where it was not.
+    """
 
     reason: str
     message: str
     param: str | None = None
+    retry_after: int = 0
+    waited_seconds: float | None = None
 
     @property
     def row(self) -> RejectionRow:
@@ -142,16 +166,24 @@ class Rejection(NamedTuple):
         """The response header fields, without the request id."""
         row = self.row
         fields: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
-        if row.retry_after:
-            fields += (("retry-after", str(row.retry_after)),)
+        retry_after = self.retry_after or row.retry_after
+        if retry_after:
+            fields += (("retry-after", str(retry_after)),)
         if row.dropped:
-            fields += ((DROPPED_REASON, row.dropped),)
+            fields += ((DROPPED_REASON, row.dropped), (OLD_DROPPED_REASON, row.dropped))
+        if self.waited_seconds is not None:
+            fields += ((WAITED_HEADER, milliseconds(self.waited_seconds)),)
         return fields
 
     def body(self) -> bytes:
         """The OpenAI error object as JSON."""
         row = self.row
         return error_body(row.status, self.message, param=self.param, code=row.code)
+
+
+def milliseconds(seconds: float) -> str:
+    """Whole milliseconds, rounded up: a request that waited never has 0."""
+    return str(ceil(seconds * 1000))
 
 
 def error_type(status: int) -> str:

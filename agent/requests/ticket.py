@@ -87,9 +87,10 @@ class TicketOwner(Protocol):
 class Ticket:
     """One submitted request; `request_id` to `flow_headers` are those of the `Request`.
 
-    `stage` is the index of the stage that processes or holds it, `held` whether it is held. `body`, `prompt` and
-    `wanted` are the results of the stages so far; each is released by the stage that consumes it. `work_id` identifies
-    the request in the routing state while it is in flight.
+    `stage` is the index of the stage that processes or holds it, `held` whether it is held; `longest_wait` is for how
+    many seconds from now at most, set by the stage that holds it. `body_bytes` is the size of the body as it came.
+    `body`, `prompt` and `wanted` are the results of the stages so far; each is released by the stage that consumes it.
+    `work_id` identifies the request in the routing state while it is in flight.
 
     `endpoint` is where the request is: picked, or another one that the proxy named. `result` is a key of
     `agent.requests.outcomes.RESULTS`, empty until the proxy reports the response. `chain` are the prompt's blocks while
@@ -98,9 +99,10 @@ class Ticket:
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "block_tokens", "body", "chain", "content_type", "encoding", "endpoint",
-        "flow_headers", "held", "known_blocks", "method", "model", "path", "pick", "picked_at", "prompt",
-        "request_id", "requested", "result", "stage", "state", "submitted_at", "subset", "wanted", "work_id",
+        "_on_decision", "_owner", "block_tokens", "body", "body_bytes", "chain", "content_type", "encoding",
+        "endpoint", "flow_headers", "held", "known_blocks", "longest_wait", "method", "model", "path", "pick",
+        "picked_at", "prompt", "request_id", "requested", "result", "stage", "state", "submitted_at", "subset",
+        "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +117,7 @@ class Ticket:
         self.request_id = request.request_id
         self.path = request.path
         self.body = request.body
+        self.body_bytes = 0 if request.body is None else len(request.body)
         self.encoding = request.encoding
         self.subset = request.subset
         self.requested = request.requested
@@ -125,6 +128,7 @@ class Ticket:
         self.state = PENDING
         self.stage = 0
         self.held = False
+        self.longest_wait = 0.0
         self.model = ""
         self.prompt: Prompt | None = None
         self.wanted: PickRequest | None = None

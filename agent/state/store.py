@@ -71,7 +71,8 @@ class PrefixMemory(Protocol):
 
 
 class RoutingStore:
-    """The state of one pool. `version` grows by one with every change; `on_change` is called after each."""
+    """The state of one pool. `version` grows by one with every change; `on_change` is called after each, and
+    `on_changed` with the address of the endpoint that has changed, empty where the set of endpoints has."""
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class RoutingStore:
         self.shared_engine = ""  # the engine that all endpoints have, as far as it is known; empty for several
         self.stale_after = stale_after
         self.on_change: list[Callable[[], None]] = []
+        self.on_changed: list[Callable[[str], None]] = []
         self.on_restart: list[Callable[[str, float], None]] = []  # address and time, after the page that shows it
         self._limits = rate or RateLimits()
         self._outlier_limits = outliers or OutlierLimits()
@@ -635,6 +637,8 @@ class RoutingStore:
         self._dirty.add(address)
         self.version += 1
         self._notify()
+        for call in self.on_changed:
+            call(address)
 
     def _rebuild(self) -> None:
         """The endpoints have changed: the next snapshot is made of the views that are up to date and of new ones."""
@@ -645,6 +649,8 @@ class RoutingStore:
         self._snapshot = None
         self.version += 1
         self._notify()
+        for call in self.on_changed:
+            call("")
 
     def _forget_views(self) -> None:
         """Forget the views that are out of date."""

@@ -30,7 +30,15 @@ class TokensStage:
         text = prompt.text
         tokens = -(-len(text) // self._bytes_per_token)
         hashes = chain(text, self._block_bytes, seed(prompt.model, prompt.salt), self._max_blocks)
-        ticket.wanted = PickRequest(ticket.request_id, prompt.model, tokens, hashes, self._block_tokens, ticket.subset)
+        ticket.wanted = PickRequest(
+            ticket.request_id,
+            prompt.model,
+            tokens,
+            hashes,
+            self._block_tokens,
+            ticket.subset,
+            prompt.max_output_tokens,
+        )
         return CONTINUE
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
