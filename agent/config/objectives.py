@@ -29,3 +29,8 @@ class ObjectiveConfig:
         WordList(), "models whose requests have this objective where they name none", (), unset="none"
     )
     pool: str = option(Name(), "the pool to which it applies", "", unset="all pools")
+
+    @property
+    def key(self) -> str:
+        """Its name, and its pool where it has one."""
+        return f"{self.name} of {self.pool}" if self.pool else self.name

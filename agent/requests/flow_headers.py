@@ -7,6 +7,7 @@ times the last value is used: a gateway that adds its own puts it last.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
@@ -83,11 +84,10 @@ def read_flow_headers(
     `repeated`: names of headers that were sent several times."""
     if not rules.believed:
         return NOTHING_READ
-    ignored: list[IgnoredHeader] = []
     caller_header = rules.caller_header
-    for name in repeated:
-        if name in TERMS or name == caller_header:
-            ignored.append(IgnoredHeader(_PRESENT.get(name, name), REPEATED))
+    ignored = [
+        IgnoredHeader(_PRESENT.get(name, name), REPEATED) for name in repeated if name in TERMS or name == caller_header
+    ]
     objective, caller = "", ""
     ttl: float | None = None
     ttft: float | None = None
@@ -143,10 +143,8 @@ def _name(text: str, limit: int, header: str, ignored: list[IgnoredHeader]) -> s
     if len(text) > limit:
         ignored.append(IgnoredHeader(header, TOO_LONG))
         return ""
-    try:
+    with contextlib.suppress(UnicodeError):
         text = text.encode("latin-1").decode()  # names are UTF-8
-    except UnicodeError:
-        pass
     if not text.isprintable():
         ignored.append(IgnoredHeader(header, NOT_PRINTABLE))
         return ""

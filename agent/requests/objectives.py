@@ -65,10 +65,8 @@ class RequestTerms:
 
     def terms(self, headers: FlowHeaders, model: str) -> FlowTerms:
         """The terms of a request for this model, as the client named it."""
-        if headers.objective:
-            priority = self._priorities.get(headers.objective, 0)
-        else:
-            priority = self._by_model.get(model, 0)
+        name = headers.objective
+        priority = self._priorities.get(name, 0) if name else self._by_model.get(model, 0)
         return FlowTerms(priority, headers.caller, headers.ttl_seconds, headers.ttft_seconds)
 
     def check(self, headers: FlowHeaders) -> None:

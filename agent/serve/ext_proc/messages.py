@@ -11,9 +11,10 @@ from typing import Final
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
+from agent.requests.control_headers import SUBSET
 from agent.requests.response import Response, broken_by
 from agent.serve.ext_proc.actions import Actions, Mode, Phase, Respond, Route
-from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
+from agent.serve.ext_proc.headers import DESTINATION, READ, subset_of
 from agent.serve.ext_proc.session import Session
 
 _MAX_ROUTES: Final = 4096  # past it the cache is emptied

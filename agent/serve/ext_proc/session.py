@@ -48,6 +48,7 @@ from typing import Final, NamedTuple
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.pick.decision import Pick
+from agent.requests.control_headers import CONTROL
 from agent.requests.model_rewrite import rewrite_model
 from agent.requests.rejections import Rejection
 from agent.requests.response import Response
@@ -69,7 +70,7 @@ from agent.serve.ext_proc.actions import (
     SendBody,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
-from agent.serve.ext_proc.headers import CONTROL, REQUEST_ID, rewrite_of
+from agent.serve.ext_proc.headers import REQUEST_ID, rewrite_of
 
 HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB
 
