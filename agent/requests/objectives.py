@@ -64,7 +64,7 @@ class RequestTerms:
         self._merge()
 
     def terms(self, headers: FlowHeaders, model: str) -> FlowTerms:
-        """The terms of a request for this model, as the client named it."""
+        """The terms of a request for this model, under the name that the client gives it."""
         name = headers.objective
         priority = self._priorities.get(name, 0) if name else self._by_model.get(model, 0)
         return FlowTerms(priority, headers.caller, headers.ttl_seconds, headers.ttft_seconds)
