@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent.config.admin import AdminConfig
 from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
+from agent.config.flow_control import FlowControlConfig
 from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
 from agent.config.objectives import ObjectiveConfig
@@ -45,6 +46,7 @@ class Config:
     outlier_detection: OutlierDetectionConfig = section(OutlierDetectionConfig, "Endpoints whose requests fail.")
     prefix_index: PrefixIndexConfig = section(PrefixIndexConfig, "The index of prompt prefixes.")
     ext_proc: ExtProcConfig = section(ExtProcConfig, "The ports that Envoy's ext_proc filter connects to.")
+    flow_control: FlowControlConfig = section(FlowControlConfig, "Which requests wait, and which are refused.")
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
     replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
