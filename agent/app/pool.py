@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
+from agent.app.flow_control import header_rules
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
 from agent.app.wake_timer import WakeTimer
@@ -38,7 +39,6 @@ from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.service import PoolKnowledge
-from agent.requests.flow_headers import DEFAULT_RULES
 from agent.requests.held_requests import HeldRequests, HoldingSettings
 from agent.requests.load_reports import LoadReports
 from agent.requests.objectives import RequestTerms
@@ -161,7 +161,7 @@ class Pool:
         self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
         self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
         self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
-        self.flow_rules = DEFAULT_RULES
+        self.flow_rules = header_rules(config)
         self._terms = RequestTerms(settings.name, parts.hook)
         self._terms.set_declared(config.objectives)
         profile = profile_of(config, settings)
@@ -242,6 +242,7 @@ class Pool:
         if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
+        self.flow_rules = header_rules(config)
         self._terms.set_declared(config.objectives)
         self._terms.set_objects(self.objectives)
         self._pick.profile = self._held.profile = profile

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from agent.config.addresses import NODE_PLACEHOLDER, is_loopback, split_address
 from agent.config.admin import KUBERNETES, NO_AUTH, TOKEN_FILE, AdminConfig
 from agent.config.config import Config
+from agent.config.flow_control import TRUST_NONE
 from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
 from agent.config.scrape import STALE_AFTER_INTERVALS
@@ -70,7 +71,12 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
 
 
 def _objectives(config: Config, reader: DocumentReader) -> None:
-    """Objectives whose pool does not exist, and those that two entries define or bind to a model for one pool."""
+    """Objectives whose pool does not exist, and those that two entries define or bind to a model for one pool; and a
+    header that is not believed."""
+    if config.flow_control.caller_header and config.flow_control.trust_headers == TRUST_NONE:
+        reader.problem_at(
+            "flowControl.callerHeader", "it has no effect with trustHeaders: none; remove it, or write gateway or all"
+        )
     pools = [pool.name for pool in config.pools]
     names: dict[tuple[str, str], str] = {}  # name and pool -> the entry that defines it
     models: dict[tuple[str, str], str] = {}

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
+from agent.config.flow_control import MAX_PRIORITY, MIN_PRIORITY
 from agent.config.options import option
 from agent.config.values import Name, Number, WordList
-
-# The range of an InferenceObjective's priority (int32).
-LOWEST_PRIORITY: Final = -(2**31)
-HIGHEST_PRIORITY: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +17,7 @@ class ObjectiveConfig:
         Name(), "what requests name in `x-llm-d-inference-objective`", required="write a name, such as batch"
     )
     priority: int = option(
-        Number(LOWEST_PRIORITY, HIGHEST_PRIORITY, whole=True),
+        Number(MIN_PRIORITY, MAX_PRIORITY, whole=True),
         "higher ones are served first; only those below 0 are shed",
         required="write a whole number, such as 10, or -1 for requests that may be shed",
     )

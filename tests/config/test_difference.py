@@ -42,7 +42,7 @@ OTHER: dict[str, Any] = {
     "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
     "pools[].accelerators[].acknowledged[].xid": 79,
     "objectives[].name": "batch", "objectives[].priority": -1, "objectives[].models": ["m"],
-    "objectives[].pool": "chat",
+    "objectives[].pool": "chat", "flowControl.trustHeaders": "all", "flowControl.callerHeader": "x-tenant",
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
     "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": ["queue_time_seconds"],
     "scrape.budget.scrapesPerSecond": 50, "scrape.budget.cpu": 0.5, "state.staleAfter": "7s", "prefillRate.fixed": 9,

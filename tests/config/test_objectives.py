@@ -68,6 +68,27 @@ def test_what_is_wrong_is_said_with_the_remedy(entries: tuple[str, ...], problem
     assert problem in "\n".join(bad.value.lines())
 
 
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("trustHeaders: clients", "'clients' is not valid; valid values: gateway, all, none"),
+        ("callerHeader: Authorization", "'Authorization' holds a credential, which metrics and /v1/flow would show"),
+        ("callerHeader: X-Request-Id", "'X-Request-Id' does not name a caller; write a header that does"),
+        ("callerHeader: ':path'", "':path' is not the name of a header; write letters, digits"),
+        ("callerHeader: x-tenant, trustHeaders: none", "it has no effect with trustHeaders: none; remove it"),
+    ],
+)
+def test_a_header_that_cannot_name_the_caller_is_refused(section: str, problem: str) -> None:
+    with pytest.raises(BadConfig) as bad:
+        parse(f"{HEAD}flowControl: {{{section}}}\n", "igw.yaml", VOCABULARY)
+    assert problem in "\n".join(bad.value.lines())
+
+
+def test_the_header_of_the_caller_is_read_in_lower_case_and_only_the_gateway_is_trusted_by_default() -> None:
+    flow = parse(f"{HEAD}flowControl: {{callerHeader: X-Tenant}}\n", "igw.yaml", VOCABULARY).flow_control
+    assert (flow.trust_headers, flow.caller_header) == ("gateway", "x-tenant")
+
+
 def test_a_reload_names_the_objectives_that_change() -> None:
     before = parse(text("name: a, priority: 1", "name: b, priority: 2, pool: code"), "igw.yaml", VOCABULARY)
     after = parse(text("name: a, priority: 3", "name: c, priority: 2"), "igw.yaml", VOCABULARY)

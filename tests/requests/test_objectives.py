@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.objectives import HIGHEST_PRIORITY, LOWEST_PRIORITY, ObjectiveConfig
+from agent.config.flow_control import MAX_PRIORITY, MIN_PRIORITY
+from agent.config.objectives import ObjectiveConfig
 from agent.events import Event
 from agent.events.objectives import UnknownObjective
 from agent.kube.objectives import NO_OBJECTIVES, PoolObjectives
@@ -113,7 +114,7 @@ def test_an_objective_that_existed_meanwhile_is_named_again() -> None:
 
 
 names = st.sampled_from(["a", "b", "c", "d", ""])
-numbers = st.integers(LOWEST_PRIORITY, HIGHEST_PRIORITY)
+numbers = st.integers(MIN_PRIORITY, MAX_PRIORITY)
 pools, models = st.sampled_from(["", "chat", "other"]), st.lists(names, max_size=2).map(tuple)
 declared = st.builds(ObjectiveConfig, names, numbers, models, pools)
 objects = st.builds(PoolObjectives, st.dictionaries(names, numbers), st.just(()), st.dictionaries(names, names))
@@ -135,6 +136,6 @@ def test_any_priority_is_one_of_those_that_apply_to_the_pool(
         assert found == 0
 
 
-@pytest.mark.parametrize("priority_", [LOWEST_PRIORITY, HIGHEST_PRIORITY])
+@pytest.mark.parametrize("priority_", [MIN_PRIORITY, MAX_PRIORITY])
 def test_the_range_is_that_of_an_inference_objective(priority_: int) -> None:
     assert priority(terms_of(ObjectiveConfig("edge", priority_)), "edge") == priority_
