@@ -1,4 +1,4 @@
-"""`flowControl`: which requests wait, in which order they leave, and which are refused. With the keys of llm-d's router."""
+"""`flowControl`: which requests wait, in which order they leave, and which are refused; the keys of llm-d's router."""
 
 from __future__ import annotations
 
