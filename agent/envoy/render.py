@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
+from agent.requests.control_headers import CONTROL, TERMS
 from agent.requests.rejections import PICKER_UNAVAILABLE, error_type, proxy_replies
 
 Data = dict[str, Any]
@@ -104,7 +105,8 @@ class EnvoyConfig(NamedTuple):
     `eds_directory`: where the agent keeps the endpoints of the pools (`agent.envoy.endpoints`). `retry_server_errors`:
     retry 500, 502 and 504 as well, at most `retry_budget` percent of a pool's requests at a time. `picker_retries`: of
     a connection to the picker, with `FailureMode.CLOSE`. `max_ejection_percent`: of a pool's endpoints at a time.
-    `picker_tls`: None for plaintext.
+    `picker_tls`: None for plaintext. `untrusted_headers` are removed from what clients send, so that only what comes
+    after in Envoy may set them: by default those of the terms of a request (agent.requests.control_headers).
     """
 
     pools: tuple[EnvoyPool, ...]
@@ -121,6 +123,7 @@ class EnvoyConfig(NamedTuple):
     picker_retries: int = _PICKER_RETRIES
     max_ejection_percent: int = MAX_EJECTION_PERCENT
     picker_tls: PickerTls | None = None
+    untrusted_headers: tuple[str, ...] = TERMS
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -162,12 +165,13 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=listener.name,
-        # Before routes and filters: a client must not choose its endpoint.
+        # Before routes and filters: a client must not choose its endpoint, nor its priority.
         early_header_mutation_extensions=[
             _named(
                 "envoy.http.early_header_mutation.header_mutation",
                 _typed(
-                    "http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=[{"remove": DESTINATION}]
+                    "http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                    mutations=[{"remove": name} for name in (DESTINATION, *config.untrusted_headers)],
                 ),
             )
         ],
@@ -175,6 +179,8 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         local_reply_config={"mappers": list(_local_replies(config.max_body))},
         route_config={
             "name": listener.name,
+            # After all filters, also where there is no picker or it is down: a model server would believe the client.
+            "request_headers_to_remove": sorted(CONTROL),
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": list(_routes(listener, config))}],
         },
         http_filters=filters,
