@@ -50,6 +50,7 @@ from agent.scrape.model_refresh import ModelRefresh
 from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.actions import Mode
+from agent.serve.ext_proc.holding import ProxyTimeouts
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.serve.tls.server import ServerTls
 from agent.signals import MODELS
@@ -184,6 +185,9 @@ class Pool:
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
             assumed_mode=MODES[config.ext_proc.assumed_mode],
+            timeouts=ProxyTimeouts(
+                config.envoy.message_timeout, config.envoy.max_message_timeout, config.envoy.stream_idle_timeout
+            ),
             tls=parts.tls,
         )
         self._discovery = self._discovery_of(config, settings)
@@ -263,6 +267,10 @@ class Pool:
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
         """Submit a request to the pipeline."""
         return self.pipeline.submit(request, on_decision)
+
+    def shut_down(self) -> None:
+        """Refuse the requests that are held: the time to wait for an endpoint is over."""
+        self.pipeline.shut_down()
 
     def log_opened(self) -> None:
         """A proxy begins to send its access log."""

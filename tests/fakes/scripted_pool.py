@@ -36,14 +36,14 @@ class ScriptedPool:
         self.open_logs = 0
         self.log: list[tuple[str, Response]] = []  # from the access log
         self.open: set[Ticket] = set()
-        self._pipeline = Pipeline(self.name, [ParseStage(), ChooseStage(self)], lambda: 0.0, hook, self, self)
+        self.pipeline = Pipeline(self.name, [ParseStage(), ChooseStage(self)], lambda: 0.0, hook, self, self)
 
     @property
     def in_flight(self) -> int:
         return len(self.open)
 
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
-        return self._pipeline.submit(request, on_decision)
+        return self.pipeline.submit(request, on_decision)
 
     def reported(self, ticket: Ticket, report: str, served: str, now: float) -> None:
         assert ticket in self.open
@@ -53,6 +53,9 @@ class ScriptedPool:
     def responded(self, ticket: Ticket, response: Response, now: float) -> None:
         assert ticket in self.open
         self.responses.append(response)
+
+    def shut_down(self) -> None:
+        self.pipeline.shut_down()
 
     def log_opened(self) -> None:
         self.open_logs += 1
