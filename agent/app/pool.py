@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -12,6 +13,7 @@ from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
+from agent.app.wake_timer import WakeTimer
 from agent.clock import Clock
 from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
@@ -27,6 +29,7 @@ from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.scraping import HealthChanged
+from agent.flow.report import FlowReport
 from agent.kube.cluster import Cluster
 from agent.kube.objectives import NO_OBJECTIVES, PoolObjectives
 from agent.kube.pool_endpoints import ObjectProblem
@@ -35,6 +38,7 @@ from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.service import PoolKnowledge
+from agent.requests.held_requests import HeldRequests, HoldingSettings
 from agent.requests.load_reports import LoadReports
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
@@ -156,10 +160,15 @@ class Pool:
         self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
         self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
         self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
+        profile = profile_of(config, settings)
+        self._timer = WakeTimer(f"flow-control/{settings.name}", self._run_held, parts.clock, parts.hook)
+        self._held = HeldRequests(
+            self.store, self.index, profile, HoldingSettings(), self._timer.wake, random.random, parts.hook
+        )
         self._pick = PickStage(
             self.store,
             self.index,
-            profile_of(config, settings),
+            profile,
             parts.clock.now,
             parts.hook,
             parts.remember,
@@ -167,6 +176,7 @@ class Pool:
             self.outcomes,
             self._unlisted,
             self._sharing,
+            self._held,
         )
         resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
@@ -230,7 +240,8 @@ class Pool:
         if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
-        self._pick.profile = profile
+        self._pick.profile = self._held.profile = profile
+        self._held.apply(HoldingSettings())
         self._reports.tables = tables(config.engines)
         self.store.set_limits(
             stale_after=config.state.stale_after,
@@ -261,6 +272,7 @@ class Pool:
             self._watching = None
         self._parts.scrape_loop.set_targets(self.name, [], self.store)
         await self._server.stop(grace)
+        self._timer.stop()
 
     # -- what the picker port calls ----------------------------------------------------------------------------------
 
@@ -307,6 +319,21 @@ class Pool:
     def profile(self) -> Profile:
         """The profile of the next pick."""
         return self._pick.profile
+
+    def flow_report(self, now: float) -> FlowReport:
+        """What waits, for what, and what would be refused now."""
+        return self._held.report(now)
+
+    def set_share(self, share: float) -> None:
+        """The part of the endpoints' free slots that this replica may use."""
+        self._held.share = share
+
+    def shut_down(self) -> None:
+        """Refuse the requests that are held, and those that arrive from now on."""
+        self._held.shut_down(self._parts.clock.now())
+
+    def _run_held(self, now: float) -> None:
+        self._held.run(now)
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 
