@@ -266,23 +266,22 @@ class Pool:
         return [f"pool {self.name}: {left} of {len(snapshot.endpoints)} endpoints were not scraped yet"] if left else []
 
     async def stop(self, grace: float) -> None:
-        """Stop scraping, wait for requests without a decision, and close the picker port."""
-        if self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
-        self._parts.scrape_loop.set_targets(self.name, [], self.store)
-        await self._server.stop(grace)
-        self._timer.stop()
+        """Wait for requests without a decision, close the picker port, and stop scraping: until then pages show where
+        there is room for what is held."""
+        try:
+            await self._server.stop(grace)
+        finally:
+            self._timer.stop()
+            if self._watching is not None:
+                self._watching.cancel()
+                self._watching = None
+            self._parts.scrape_loop.set_targets(self.name, [], self.store)
 
     # -- what the picker port calls ----------------------------------------------------------------------------------
 
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
         """Submit a request to the pipeline."""
         return self.pipeline.submit(request, on_decision)
-
-    def shut_down(self) -> None:
-        """Refuse the requests that are held: the time to wait for an endpoint is over."""
-        self.pipeline.shut_down()
 
     def log_opened(self) -> None:
         """A proxy begins to send its access log."""
@@ -330,7 +329,7 @@ class Pool:
 
     def shut_down(self) -> None:
         """Refuse the requests that are held, and those that arrive from now on."""
-        self._held.shut_down(self._parts.clock.now())
+        self.pipeline.shut_down()
 
     def _run_held(self, now: float) -> None:
         self._held.run(now)
