@@ -601,7 +601,7 @@ class FlowControl:
         at = request.expires_at
         if since is not None and empty_ttl > 0:
             at = max(request.arrived_at, since) + empty_ttl
-        return min(at, request.arrived_at + self.limits.hold)
+        return min(at, request.arrived_at + min(self.limits.hold, request.hold))
 
     def _push_expiry(self, request: FlowRequest, at: float) -> None:
         request.expiry = at

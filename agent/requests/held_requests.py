@@ -222,8 +222,9 @@ class HeldRequests:
             size=ticket.body_bytes,
             ttl=ttl,
             deadline=None if terms.ttft_seconds is None else now + terms.ttft_seconds,
+            hold=ticket.hold_limit,
         )
-        ticket.longest_wait = min(limits.hold, ttl + limits.empty_ttl)
+        ticket.longest_wait = min(limits.hold, ticket.hold_limit, ttl + limits.empty_ttl)
         at_zero = not self._places
         outcomes = control.submit(request, now)
         result: Result = WAIT

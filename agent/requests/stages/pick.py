@@ -125,6 +125,11 @@ class PickStage:
         if self._held is not None:
             self._held.cancelled(ticket, now)
 
+    def shut_down(self, now: float) -> None:
+        """Refuse every held request."""
+        if self._held is not None:
+            self._held.shut_down(now)
+
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request leaves the endpoint's work in flight."""
         if self._held is not None and ticket.pick is not None:
