@@ -10,7 +10,7 @@ from collections.abc import Callable
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
-from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
+from agent.events.flow import DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.kubernetes import (
     KubernetesWriteFailed,
     KubernetesWritten,
@@ -69,6 +69,8 @@ Event = (
     | RequestHeld
     | FlowDecided
     | HeldAtZero
+    | RequestSubmitted
+    | DispatchRun
     | KubernetesWritten
     | KubernetesWriteFailed
     | ObjectProblemFound
