@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ from agent.demo.workload import ChatTurn
 PATH: Final = "/v1/chat/completions"
 # A request that takes longer has failed, so that the demo ends.
 REQUEST_TIMEOUT_SECONDS: Final = 60.0
+NO_HEADERS: Final[Mapping[str, str]] = {}
 _DATA: Final = b"data:"
 _DONE: Final = b"[DONE]"
 _ERROR: Final = b'data: {"error"'
@@ -90,13 +91,15 @@ class ChatFailed(Exception):
     """A request without a complete answer; the message is short and equal for equal failures."""
 
 
-async def send_chat(session: aiohttp.ClientSession, url: str, data: bytes, clock: Clock) -> float:
+async def send_chat(
+    session: aiohttp.ClientSession, url: str, data: bytes, clock: Clock, headers: Mapping[str, str] = NO_HEADERS
+) -> float:
     """Send one chat and read its stream to the end; seconds to the first data. Raises ChatFailed."""
     start = clock.now()
     first: float | None = None
     tail = b""
     try:
-        async with session.post(url, data=data, headers={"Content-Type": "application/json"}) as answer:
+        async with session.post(url, data=data, headers={"Content-Type": "application/json", **headers}) as answer:
             if answer.status != 200:
                 raise ChatFailed(f"HTTP {answer.status} {_code(await answer.read())}".rstrip())
             async for chunk in answer.content.iter_any():
