@@ -93,7 +93,8 @@ class FlowLimits(NamedTuple):
     priority are shed. `quantum` is the credit of a round in tokens, at least 1, and `patience` as above (infinite: only
     an endpoint without planned work steals, or after MAX_PATIENCE_SECONDS of `agent.flow.band`). The declared `callers`
     have a flow of their own each, and at most `max_flows` others at a time. `hold` is the longest time in seconds for
-    which a request may wait at all, whatever its TTL and however long the pool is empty.
+    which a request may wait at all, whatever its TTL and however long the pool is empty. A request keeps the longest
+    wait that it had when it arrived (`longest_wait`), because the proxy waits no longer than that.
     """
 
     max_requests: float = FOREVER
@@ -111,6 +112,10 @@ class FlowLimits(NamedTuple):
     def of(self, priority: int) -> BandLimits:
         """The limits of the band of a priority."""
         return self.bands.get(priority, self.band)
+
+    def longest_wait(self, ttl: float) -> float:
+        """The seconds for which a request with this TTL may wait, however often the pool is empty meanwhile."""
+        return min(self.hold, ttl + self.empty_ttl)
 
 
 class Estimate(NamedTuple):
@@ -274,10 +279,10 @@ class FlowControl:
                 return out
             if self._open and self._dispatch_directly(request, estimate, now, out):
                 return out
-        elif limits.empty_ttl <= 0 or ttl <= 0:
+        elif limits.empty_ttl <= 0 or ttl <= 0 or limits.hold <= 0:
             self._refuse(request, NO_ENDPOINTS, now, out)
             return out
-        if ttl <= 0:
+        if ttl <= 0 or limits.hold <= 0:
             self._refuse(request, EXPIRED, now, out)
             return out
         if priority < 0 and estimate is not None:
@@ -490,6 +495,7 @@ class FlowControl:
         self.waiting += 1
         self.bytes += request.size
         request.expires_at = now + ttl
+        request.latest = now + self.limits.longest_wait(ttl)
         request.deadline = min(request.deadline, request.expires_at)
         self._push_expiry(request, self._expires_at(request))
 
@@ -588,7 +594,7 @@ class FlowControl:
         at = request.expires_at
         if since is not None and empty_ttl > 0:
             at = max(request.arrived_at, since) + empty_ttl
-        return min(at, request.arrived_at + self.limits.hold)
+        return min(at, request.latest)
 
     def _push_expiry(self, request: FlowRequest, at: float) -> None:
         request.expiry = at

@@ -25,7 +25,8 @@ class FlowRequest:
     the first token is wanted, None for none; it orders the requests of one flow and ends no wait.
 
     The other attributes belong to `agent.flow.control`. `outcome` is None until the request has its one outcome.
-    `endpoint` is the address to which it is planned, empty where it is planned to none.
+    `endpoint` is the address to which it is planned, empty where it is planned to none. `latest` is when its wait ends
+    whatever happens, and `expires_at` when its TTL ends it.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class FlowRequest:
         "flow",
         "flow_name",
         "item",
+        "latest",
         "outcome",
         "places",
         "planned",
@@ -73,7 +75,7 @@ class FlowRequest:
         self.size = size
         self.ttl = ttl
         self.deadline = FOREVER if deadline is None else deadline
-        self.arrived_at = self.expires_at = self.expiry = self.planned_at = self.planned_seconds = 0.0
+        self.arrived_at = self.expires_at = self.expiry = self.latest = self.planned_at = self.planned_seconds = 0.0
         self.sequence = self.push = 0
         self.outcome: Outcome | None = None
         self.band: Band | None = None

@@ -240,7 +240,7 @@ class HeldRequests:
             ttl=ttl,
             deadline=None if terms.ttft_seconds is None else now + terms.ttft_seconds,
         )
-        ticket.longest_wait = min(limits.hold, ttl + limits.empty_ttl)
+        ticket.longest_wait = limits.longest_wait(ttl)
         outcomes = control.submit(request, now)
         result: Result = WAIT
         if request.outcome is None:
