@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+HELD: Final = "held"  # `RequestSubmitted.outcome` of a request that waits
 
 
 class RequestHeld(NamedTuple):
@@ -34,9 +36,26 @@ class FlowDecided(NamedTuple):
     tokens: int = 0
 
 
+class RequestSubmitted(NamedTuple):
+    """Flow control has processed an arriving request in `took` seconds. `outcome` is as in FlowDecided, or HELD."""
+
+    pool: str
+    priority: int
+    caller: str
+    outcome: str
+    took: float
+
+
+class DispatchRun(NamedTuple):
+    """Flow control has looked in `took` seconds for waiting requests to dispatch."""
+
+    pool: str
+    took: float
+
+
 class HeldAtZero(NamedTuple):
-    """Requests wait for the first endpoint of an empty pool: emitted when the first of them is held, so once for each
-    time without endpoints. `requests` is their number by then."""
+    """Requests wait for the first endpoint of an empty pool: emitted once for each time without endpoints, when the
+    first of them is held or the last endpoint leaves those that are. `requests` is their number by then."""
 
     pool: str
     requests: int
