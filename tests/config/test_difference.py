@@ -86,7 +86,8 @@ DETECTOR: dict[str, Any] = {
     "kvCacheUtilThreshold": 0.9, "concurrencyMode": "hybrid", "maxConcurrency": 9, "maxTokenConcurrency": 9,
     "stalenessPolicy": "saturated", "blindRequests": 9,
 }  # fmt: skip
-OTHER |= {f"flowControl.saturationDetector.{key}": value for key, value in DETECTOR.items()}
+DETECTOR_SECTION = "flowControl.saturationDetector"
+OTHER |= {f"{DETECTOR_SECTION}.{key}": value for key, value in DETECTOR.items()}
 BESIDE_TLS: dict[str, dict[str, Any]] = {
     "certFile": {"keyFile": "c.key"},
     "keyFile": {"certFile": "c.pem"},
@@ -103,6 +104,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
     **{f"flowControl.priorityBands[].{key}": {"priority": 10} for key in BAND},
+    **{f"{DETECTOR_SECTION}.{key}": {"type": "utilization"} for key in ("queueDepthThreshold", "kvCacheUtilThreshold")},
+    **{
+        f"{DETECTOR_SECTION}.{key}": {"type": "concurrency"}
+        for key in ("concurrencyMode", "maxConcurrency", "maxTokenConcurrency")
+    },
 }
 # What both configurations have, because the option is not valid without it.
 _PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}
