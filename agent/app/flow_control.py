@@ -18,6 +18,7 @@ from agent.flow.control import BandLimits, FlowLimits
 from agent.flow.ordering import EARLIEST_DEADLINE, FIRST_COME, WANTED_TOKEN
 from agent.flow.request import FOREVER
 from agent.flow.room import RoomLimits
+from agent.requests.flow_headers import FlowHeaderRules
 from agent.requests.held_requests import HoldingSettings
 
 # The orders within a flow, by the names of their policies.
@@ -26,6 +27,12 @@ ORDERINGS: Final[Mapping[str, str]] = {
     names.EARLIEST_DEADLINE: EARLIEST_DEADLINE,
     names.WANTED_TOKEN: WANTED_TOKEN,
 }
+
+
+def header_rules(config: Config) -> FlowHeaderRules:
+    """The flow headers that are believed."""
+    flow = config.flow_control
+    return FlowHeaderRules(flow.trust_headers != names.TRUST_NONE, flow.caller_header)
 
 
 def holding_settings(config: Config, settings: PoolConfig) -> HoldingSettings:

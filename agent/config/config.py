@@ -11,6 +11,7 @@ from agent.config.ext_proc import ExtProcConfig
 from agent.config.flow_control import FlowControlConfig
 from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
+from agent.config.objectives import ObjectiveConfig
 from agent.config.options import section, sections
 from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import PoolConfig
@@ -35,6 +36,9 @@ class Config:
     engine_labels: tuple[str, ...] = ENGINE_LABELS
     notes: tuple[str, ...] = ()
     pools: tuple[PoolConfig, ...] = sections(PoolConfig, "Pools of model servers.", identity="name")
+    objectives: tuple[ObjectiveConfig, ...] = sections(
+        ObjectiveConfig, "Objectives: the priorities of requests.", identity="key"
+    )
     kubernetes: KubernetesConfig = section(KubernetesConfig, "The cluster of pools whose servers are pods.")
     scrape: ScrapeConfig = section(ScrapeConfig, "How the metrics of model servers are scraped.")
     state: StateConfig = section(StateConfig, "The routing state.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
+from agent.config.header_name import CallerHeader
 from agent.config.options import Scope, option, section, sections
 from agent.config.values import (
     Boolean,
@@ -40,6 +41,11 @@ CONCURRENCY_MODES: Final = (REQUESTS, TOKENS, HYBRID)
 IGNORE: Final = "ignore"
 SATURATED: Final = "saturated"
 STALENESS_POLICIES: Final = (IGNORE, SATURATED)
+
+TRUST_GATEWAY: Final = "gateway"
+TRUST_ALL: Final = "all"
+TRUST_NONE: Final = "none"
+TRUST: Final = (TRUST_GATEWAY, TRUST_ALL, TRUST_NONE)
 
 LONGEST_WAIT: Final = 86_400.0  # seconds
 MIN_PRIORITY: Final = -(1 << 31)  # those of InferenceObjective (int32)
@@ -211,6 +217,15 @@ class FlowControlConfig:
         20.0,
     )
     callers: tuple[str, ...] = option(WordList(), "callers that always have a flow of their own", (), unset="none")
+    trust_headers: str = option(
+        OneOf(TRUST),
+        "who may set a request's objective, caller, TTL and deadline: `gateway`: `igw render` removes these headers "
+        "from what clients send; `all`: clients too; `none`: these headers have no effect",
+        TRUST_GATEWAY,
+    )
+    caller_header: str = option(
+        CallerHeader(), "a header that names the caller of a request without a fairness id", "", unset="none"
+    )
     max_flows: int = option(
         Number(0, 1e6, whole=True), "other callers with a flow of their own at a time; the rest share one", 1_000
     )

@@ -41,6 +41,8 @@ OTHER: dict[str, Any] = {
     "pools[].accelerators[].staleAfter": "20s", "pools[].accelerators[].fatalXids": [48],
     "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
     "pools[].accelerators[].acknowledged[].xid": 79,
+    "objectives[].name": "batch", "objectives[].priority": -1, "objectives[].models": ["m"],
+    "objectives[].pool": "chat", "flowControl.trustHeaders": "all", "flowControl.callerHeader": "x-tenant",
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
     "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": ["queue_time_seconds"],
     "scrape.budget.scrapesPerSecond": 50, "scrape.budget.cpu": 0.5, "state.staleAfter": "7s", "prefillRate.fixed": 9,
@@ -95,6 +97,9 @@ BESIDE_TLS: dict[str, dict[str, Any]] = {
 }
 # Set beside the option where it is not valid alone.
 BESIDE: dict[str, dict[str, Any]] = {
+    "objectives[].name": {"priority": -1},
+    "objectives[].priority": {"name": "batch"},
+    **{key: {"name": "batch", "priority": -1} for key in ("objectives[].models", "objectives[].pool")},
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
@@ -165,6 +170,8 @@ def shown(path: str) -> str:
     """How a change of the option is reported."""
     if ".accelerators[]" in path:
         return "pools[chat].accelerators changed"
+    if path.startswith("objectives[]"):
+        return "objectives +batch"
     if ".priorityBands[]" in path:
         return "flowControl.priorityBands +10"
     if path == "pools[].endpoints[].address":
