@@ -61,6 +61,7 @@ OTHER: dict[str, Any] = {
     "envoy.pickerCaFile": "ca.pem", "envoy.pickerServerName": "igw.example", "envoy.pickerCertFile": "c.pem",
     "envoy.pickerKeyFile": "c.key",
     "envoy.pickerHosts": ["10.0.1.1", "igw.example"],
+    "envoy.messageTimeout": "6s", "envoy.maxMessageTimeout": "5m", "envoy.streamIdleTimeout": "20m",
     "replicas.address": "127.0.0.1:8", "replicas.peers": ["10.0.1.1:9003"], "replicas.service": "igw.example:9004",
     "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
     "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
