@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
-from agent.requests.control_headers import CONTROL, TERMS
+from agent.requests.control_headers import CONTROL_HEADERS, TERMS, names
 from agent.requests.rejections import PICKER_UNAVAILABLE, error_type, proxy_replies
 
 Data = dict[str, Any]
@@ -180,7 +180,7 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         route_config={
             "name": listener.name,
             # After all filters, also where there is no picker or it is down: a model server would believe the client.
-            "request_headers_to_remove": sorted(CONTROL),
+            "request_headers_to_remove": list(names(CONTROL_HEADERS)),
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": list(_routes(listener, config))}],
         },
         http_filters=filters,

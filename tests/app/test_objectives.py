@@ -111,10 +111,10 @@ async def test_an_unknown_objective_waits_with_priority_0_and_is_reported_also_w
 async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeApiServer]:
     monkeypatch.setattr(informer_module, "FIRST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(informer_module, "MAX_BACKOFF_SECONDS", 0.05)
-    rules: dict[str, list[Any]] = {
-        RULES.format(group=group, plural=plural): [] for group in GROUPS for plural in PLURALS
-    }
-    server = FakeApiServer(collections={PODS: [], POOLS: [], **rules})
+    collections: dict[str, list[Any]] = {PODS: [], POOLS: []}
+    for group in GROUPS:
+        collections |= {RULES.format(group=group, plural=plural): [] for plural in PLURALS}
+    server = FakeApiServer(collections=collections)
     await server.start()
     yield server
     await server.stop()
