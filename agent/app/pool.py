@@ -29,6 +29,7 @@ from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.flow import DispatchRun
 from agent.events.scraping import HealthChanged
 from agent.flow.report import FlowReport
 from agent.kube.cluster import Cluster
@@ -56,6 +57,7 @@ from agent.scrape.model_refresh import ModelRefresh
 from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.actions import Mode
+from agent.serve.ext_proc.holding import ProxyTimeouts
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.serve.tls.server import ServerTls
 from agent.signals import MODELS
@@ -200,6 +202,9 @@ class Pool:
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
             assumed_mode=MODES[config.ext_proc.assumed_mode],
+            timeouts=ProxyTimeouts(
+                config.envoy.message_timeout, config.envoy.max_message_timeout, config.envoy.stream_idle_timeout
+            ),
             tls=parts.tls,
         )
         self._discovery = self._discovery_of(config, settings)
@@ -271,13 +276,16 @@ class Pool:
         return [f"pool {self.name}: {left} of {len(snapshot.endpoints)} endpoints were not scraped yet"] if left else []
 
     async def stop(self, grace: float) -> None:
-        """Stop scraping, wait for requests without a decision, and close the picker port."""
-        if self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
-        self._parts.scrape_loop.set_targets(self.name, [], self.store)
-        await self._server.stop(grace)
-        self._timer.stop()
+        """Wait for requests without a decision, close the picker port, and stop scraping: until then pages show where
+        there is room for what is held."""
+        try:
+            await self._server.stop(grace)
+        finally:
+            self._timer.stop()
+            if self._watching is not None:
+                self._watching.cancel()
+                self._watching = None
+            self._parts.scrape_loop.set_targets(self.name, [], self.store)
 
     # -- what the picker port calls ----------------------------------------------------------------------------------
 
@@ -332,10 +340,11 @@ class Pool:
 
     def shut_down(self) -> None:
         """Refuse the requests that are held, and those that arrive from now on."""
-        self._held.shut_down(self._parts.clock.now())
+        self.pipeline.shut_down()
 
     def _run_held(self, now: float) -> None:
         self._held.run(now)
+        self._parts.hook(DispatchRun(self.name, self._parts.clock.now() - now))
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 

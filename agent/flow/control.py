@@ -374,6 +374,10 @@ class FlowControl:
         """The bands in which requests wait, the highest first, to be read."""
         return tuple(self._bands)
 
+    def known_priorities(self) -> tuple[int, ...]:
+        """The priorities of which requests wait, or have waited and not long ago."""
+        return tuple(self._known)
+
     def endpoints(self) -> tuple[EndpointPlan, ...]:
         """The endpoints, to be read."""
         return tuple(self._endpoints.values())
@@ -601,7 +605,7 @@ class FlowControl:
         at = request.expires_at
         if since is not None and empty_ttl > 0:
             at = max(request.arrived_at, since) + empty_ttl
-        return min(at, request.arrived_at + self.limits.hold)
+        return min(at, request.arrived_at + min(self.limits.hold, request.hold))
 
     def _push_expiry(self, request: FlowRequest, at: float) -> None:
         request.expiry = at

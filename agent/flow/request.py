@@ -23,7 +23,7 @@ class FlowRequest:
     of prompt and output together, by which callers share a band; `prompt_tokens` have to fit into a KV cache; `size` is
     in bytes. `ttl` is the longest wait in seconds, None for that of the band. `deadline` (monotonic seconds) is when
     the first token is wanted, None for none; it may order the requests of one flow (`agent.flow.ordering`) and ends no
-    wait.
+    wait. `hold` is the longest time in seconds for which the request may wait at all, also in an empty pool.
 
     The other attributes belong to `agent.flow.control`. `outcome` is None until the request has its one outcome.
     `endpoint` is the address to which it is planned, empty where it is planned to none.
@@ -38,6 +38,7 @@ class FlowRequest:
         "expiry",
         "flow",
         "flow_name",
+        "hold",
         "item",
         "outcome",
         "places",
@@ -66,6 +67,7 @@ class FlowRequest:
         size: int = 0,
         ttl: float | None = None,
         deadline: float | None = None,
+        hold: float = FOREVER,
     ) -> None:
         self.item = item
         self.priority = priority
@@ -74,6 +76,7 @@ class FlowRequest:
         self.prompt_tokens = prompt_tokens
         self.size = size
         self.ttl = ttl
+        self.hold = hold
         self.deadline = FOREVER if deadline is None else deadline
         self.arrived_at = self.expires_at = self.expiry = self.planned_at = self.planned_seconds = 0.0
         self.due_at = 0.0  # by which it is compared with others of its flow

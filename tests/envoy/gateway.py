@@ -13,6 +13,7 @@ import aiohttp
 from agent.envoy import process
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, ResponseSource, bootstrap
 from agent.events import Event
+from agent.serve.ext_proc.holding import ProxyTimeouts
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.serve.tls.server import ServerTls
 from tests.fakes.ext_proc import CHAT
@@ -114,6 +115,7 @@ async def run_gateway(
             address="127.0.0.1:0",
             max_body=max_body,
             max_buffered=max_buffered,
+            timeouts=_timeouts(settings or {}),
             tls=tls,
         )
         gateway.picker_port = await gateway.picker.start()
@@ -144,6 +146,12 @@ async def run_gateway(
         stack.push_async_callback(gateway.envoy.stop)
         gateway.client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
         yield gateway
+
+
+def _timeouts(settings: Mapping[str, Any]) -> ProxyTimeouts:
+    """The limits of the rendered Envoy, as the picker knows them."""
+    config = EnvoyConfig((), (), **settings)
+    return ProxyTimeouts(config.message_timeout, config.max_message_timeout, config.stream_idle_timeout)
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

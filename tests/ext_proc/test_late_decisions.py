@@ -73,6 +73,9 @@ class QueueingPool:
     def responded(self, ticket: Ticket, response: Response, now: float) -> None:
         raise AssertionError("no response is expected")
 
+    def shut_down(self) -> None:
+        self.pipeline.shut_down()
+
     def log_opened(self) -> None:
         raise AssertionError("no access log is expected")
 

@@ -14,8 +14,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.requests.control_headers import SUBSET
+from agent.requests.rejections import WAITED_HEADER
 from agent.requests.response import Response, broken_by
-from agent.serve.ext_proc.actions import Actions, Mode, Phase, Respond, Route
+from agent.serve.ext_proc.actions import Actions, ChangeResponse, Mode, Phase, Respond, Route
 from agent.serve.ext_proc.headers import DESTINATION, READ, subset_of
 from agent.serve.ext_proc.session import Session
 
@@ -136,7 +137,7 @@ class RouteCache:
     def route(self, route: Route) -> bytes:
         """The destination as a header and as metadata, the same value in both."""
         report = route.add == _REQUEST_REPORT
-        if (route.add and not report) or route.remove or route.body is not None:
+        if (route.add and not report) or route.remove or route.body is not None or route.waited:
             return _route(route)
         key = (route.phase, route.destination, report)
         known = self._serialised.get(key)
@@ -156,7 +157,10 @@ def _route(route: Route) -> bytes:
     common.header_mutation.remove_headers.extend(route.remove)
     if route.body is not None:
         common.body_mutation.body = route.body
-    response.dynamic_metadata.update({_PICK_NAMESPACE: {DESTINATION: route.destination}})
+    pick = {DESTINATION: route.destination}
+    if route.waited:  # a route of Envoy makes a response header of it, without a message for the response
+        pick[WAITED_HEADER] = route.waited
+    response.dynamic_metadata.update({_PICK_NAMESPACE: pick})
     return _serialised(response)
 
 
@@ -166,9 +170,26 @@ def _continue(phase: Phase) -> bytes:
     return _serialised(response)
 
 
-def _remove(header: str) -> bytes:
+def changed_response(change: ChangeResponse) -> bytes:
+    """The answer to the response headers: other ones in the response."""
+    if change == _WITHOUT_REPORT:
+        return _REMOVE_REPORT
+    return _changed_response(change)
+
+
+def _changed_response(change: ChangeResponse) -> bytes:
     response = pb.ProcessingResponse()
-    response.response_headers.response.header_mutation.remove_headers.append(header)
+    mutation = response.response_headers.response.header_mutation
+    _set_headers(mutation, change.add)
+    if change.remove:
+        mutation.remove_headers.append(change.remove)
+    return _serialised(response)
+
+
+def extended(seconds: float) -> bytes:
+    """A new limit for the answer to Envoy's last message, from now. Envoy ignores everything else in this message."""
+    response = pb.ProcessingResponse()
+    response.override_message_timeout.FromMilliseconds(int(seconds * 1000))
     return _serialised(response)
 
 
@@ -217,4 +238,5 @@ def _serialised(response: pb.ProcessingResponse) -> bytes:
 
 
 CONTINUE: Final = {phase: _continue(phase) for phase in Phase}
-REMOVE_REPORT: Final = _remove(HEADER)
+_WITHOUT_REPORT: Final = ChangeResponse((), HEADER)
+_REMOVE_REPORT: Final = _changed_response(_WITHOUT_REPORT)
