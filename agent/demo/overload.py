@@ -18,7 +18,7 @@ from agent.demo.report import UNKNOWN, TableRow, percentile
 from agent.demo.screen import Screen
 from agent.demo.workload import ChatTurn, WorkloadShape, plan
 
-# Chats per second that the fleet can answer: a little less than it takes for a backlog to grow, which is 12.5 in virtual
+# Chats per second that the fleet can answer: a little less than it takes for a backlog to grow, 12.5 in virtual
 # time (tests/demo/test_overload.py).
 CAPACITY: Final = 12.0
 LOAD: Final = 2.0  # times what the fleet can do
