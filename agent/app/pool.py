@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
+from agent.app.flow_control import header_rules
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
 from agent.app.wake_timer import WakeTimer
@@ -40,6 +41,7 @@ from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.service import PoolKnowledge
 from agent.requests.held_requests import HeldRequests, HoldingSettings
 from agent.requests.load_reports import LoadReports
+from agent.requests.objectives import RequestTerms
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
@@ -160,6 +162,9 @@ class Pool:
         self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
         self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
         self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
+        self.flow_rules = header_rules(config)
+        self._terms = RequestTerms(settings.name, parts.hook)
+        self._terms.set_declared(config.objectives)
         profile = profile_of(config, settings)
         self._timer = WakeTimer(f"flow-control/{settings.name}", self._run_held, parts.clock, parts.hook)
         self._held = HeldRequests(
@@ -177,6 +182,7 @@ class Pool:
             self._unlisted,
             self._sharing,
             self._held,
+            self._terms.terms,
         )
         resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
@@ -240,6 +246,9 @@ class Pool:
         if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
+        self.flow_rules = header_rules(config)
+        self._terms.set_declared(config.objectives)
+        self._terms.set_objects(self.objectives)
         self._pick.profile = self._held.profile = profile
         self._held.apply(HoldingSettings())
         self._reports.tables = tables(config.engines)
@@ -281,6 +290,7 @@ class Pool:
 
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
         """Submit a request to the pipeline."""
+        self._terms.check(request.flow_headers)
         return self.pipeline.submit(request, on_decision)
 
     def log_opened(self) -> None:
@@ -418,11 +428,13 @@ class Pool:
         self._discovered = source
         if source is None:
             self.objectives, self._objectives_known, self._other_problems = NO_OBJECTIVES, False, {}
+            self._terms.set_objects(NO_OBJECTIVES)
         self._publish_source()
 
     def set_objectives(self, objectives: PoolObjectives) -> None:
         """What the objects of the cluster say about requests to the pool."""
         self.objectives, self._objectives_known = objectives, True
+        self._terms.set_objects(objectives)
         self._publish_source()
 
     def set_problems(self, found_by: str, problems: Sequence[ObjectProblem]) -> None:

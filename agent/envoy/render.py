@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from agent.config.envoy import MAX_MESSAGE_TIMEOUT_SECONDS, MESSAGE_TIMEOUT_SECONDS, STREAM_IDLE_SECONDS
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
+from agent.requests.control_headers import CONTROL, TERMS
 from agent.requests.rejections import PICKER_UNAVAILABLE, WAITED_HEADER, error_type, proxy_replies
 
 Data = dict[str, Any]
@@ -107,9 +108,10 @@ class EnvoyConfig(NamedTuple):
     `eds_directory`: where the agent keeps the endpoints of the pools (`agent.envoy.endpoints`). `retry_server_errors`:
     retry 500, 502 and 504 as well, at most `retry_budget` percent of a pool's requests at a time. `picker_retries`: of
     a connection to the picker, with `FailureMode.CLOSE`. `max_ejection_percent`: of a pool's endpoints at a time.
-    `picker_tls`: None for plaintext. Times in seconds: a message to the picker has `message_timeout`, which the picker
-    may extend to `max_message_timeout` (0: not at all); a connection to it gets a PING each `keepalive`, and ends
-    without an answer within `keepalive_timeout`.
+    `picker_tls`: None for plaintext. `untrusted_headers` are removed from what clients send, so that only what comes
+    after in Envoy may set them: by default those of the terms of a request (agent.requests.control_headers). Times in
+    seconds: a message to the picker has `message_timeout`, which the picker may extend to `max_message_timeout` (0: not
+    at all); a connection to it gets a PING each `keepalive`, and ends without an answer within `keepalive_timeout`.
     """
 
     pools: tuple[EnvoyPool, ...]
@@ -129,6 +131,7 @@ class EnvoyConfig(NamedTuple):
     picker_retries: int = _PICKER_RETRIES
     max_ejection_percent: int = MAX_EJECTION_PERCENT
     picker_tls: PickerTls | None = None
+    untrusted_headers: tuple[str, ...] = TERMS
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -170,12 +173,13 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=listener.name,
-        # Before routes and filters: a client must not choose its endpoint.
+        # Before routes and filters: a client must not choose its endpoint, nor its priority.
         early_header_mutation_extensions=[
             _named(
                 "envoy.http.early_header_mutation.header_mutation",
                 _typed(
-                    "http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=[{"remove": DESTINATION}]
+                    "http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                    mutations=[{"remove": name} for name in (DESTINATION, *config.untrusted_headers)],
                 ),
             )
         ],
@@ -183,6 +187,8 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         local_reply_config={"mappers": list(_local_replies(config.max_body))},
         route_config={
             "name": listener.name,
+            # After all filters, also where there is no picker or it is down: a model server would believe the client.
+            "request_headers_to_remove": sorted(CONTROL),
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": list(_routes(listener, config))}],
             **({} if listener.mode is PickMode.ROUND_ROBIN else _WAITED),
         },

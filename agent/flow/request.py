@@ -22,8 +22,8 @@ class FlowRequest:
     Given by the caller: `item` is the caller's own object, which flow control does not read. `tokens` are the estimate
     of prompt and output together, by which callers share a band; `prompt_tokens` have to fit into a KV cache; `size` is
     in bytes. `ttl` is the longest wait in seconds, None for that of the band. `deadline` (monotonic seconds) is when
-    the first token is wanted, None for none; it orders the requests of one flow and ends no wait. `hold` is the longest
-    time in seconds for which the request may wait at all, also in an empty pool.
+    the first token is wanted, None for none; it may order the requests of one flow (`agent.flow.ordering`) and ends no
+    wait. `hold` is the longest time in seconds for which the request may wait at all, also in an empty pool.
 
     The other attributes belong to `agent.flow.control`. `outcome` is None until the request has its one outcome.
     `endpoint` is the address to which it is planned, empty where it is planned to none.
@@ -33,6 +33,7 @@ class FlowRequest:
         "arrived_at",
         "band",
         "deadline",
+        "due_at",
         "expires_at",
         "expiry",
         "flow",
@@ -78,6 +79,7 @@ class FlowRequest:
         self.hold = hold
         self.deadline = FOREVER if deadline is None else deadline
         self.arrived_at = self.expires_at = self.expiry = self.planned_at = self.planned_seconds = 0.0
+        self.due_at = 0.0  # by which it is compared with others of its flow
         self.sequence = self.push = 0
         self.outcome: Outcome | None = None
         self.band: Band | None = None

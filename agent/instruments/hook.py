@@ -25,6 +25,7 @@ from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
+from agent.instruments.objectives import ObjectiveInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.replicas import ReplicaInstruments
 from agent.instruments.requests import RequestInstruments
@@ -55,6 +56,7 @@ class Instruments:
         self._requests = RequestInstruments(self._metrics, log)
         domains: tuple[Domain, ...] = (
             self._requests,
+            ObjectiveInstruments(self._metrics, log),
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
             KubernetesInstruments(self._metrics, log),

@@ -180,7 +180,6 @@ IMPORTERS: dict[str, frozenset[str]] = {
         {
             "agent.demo.client",
             "agent.demo.fleet",
-            "agent.demo.journey",
             "agent.emulator.bad_pages",
             "agent.emulator.completions",
             "agent.emulator.realtime",

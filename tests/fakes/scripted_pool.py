@@ -8,6 +8,8 @@ from collections.abc import Callable
 from agent.events import Hook, ignore
 from agent.pick.decision import NoPick, Pick
 from agent.pick.request import Prompt
+from agent.requests.flow_headers import DEFAULT_RULES
+from agent.requests.flow_terms import FlowHeaders
 from agent.requests.pipeline import OnDecision, Pipeline
 from agent.requests.rejections import Rejection
 from agent.requests.response import Response
@@ -40,6 +42,8 @@ class ScriptedPool:
         self.ended_twice = 0
         self.is_ready = True
         self.reports = False
+        self.flow_rules = DEFAULT_RULES
+        self.flow_headers: list[FlowHeaders] = []  # of the requests
         self.load_reports: list[tuple[str, str, str]] = []  # endpoint, report, endpoint that answered
         self.responses: list[Response] = []  # from response headers
         self.open_logs = 0
@@ -106,6 +110,7 @@ class ChooseStage:
     def process(self, ticket: Ticket, now: float) -> Result:
         pool = self._pool
         assert ticket.prompt is not None
+        pool.flow_headers.append(ticket.flow_headers)
         pool.requests.append((ticket.request_id, ticket.prompt, ticket.subset))
         chosen = pool.choose(ticket.prompt, ticket.subset)
         if isinstance(chosen, Exception):

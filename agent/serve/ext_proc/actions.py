@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
+from agent.requests.flow_headers import IgnoredHeader
 from agent.requests.response import Response
 from agent.requests.ticket import Request
 
@@ -40,9 +41,11 @@ class Phase(Enum):
 
 
 class Schedule(NamedTuple):
-    """Submit the request to the pool's pipeline; answer with `decided`."""
+    """Submit the request to the pool's pipeline; answer with `decided`. `ignored` are the flow headers of the request
+    whose value is not used, to be counted."""
 
     request: Request
+    ignored: tuple[IgnoredHeader, ...] = ()
 
 
 class Route(NamedTuple):

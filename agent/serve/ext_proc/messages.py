@@ -6,15 +6,18 @@ is serialised once per endpoint and kept.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from typing import Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
+from agent.requests.control_headers import SUBSET
 from agent.requests.rejections import WAITED_HEADER
 from agent.requests.response import Response, broken_by
 from agent.serve.ext_proc.actions import Actions, ChangeResponse, Mode, Phase, Respond, Route
-from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
+from agent.serve.ext_proc.headers import DESTINATION, READ, subset_of
 from agent.serve.ext_proc.session import Session
 
 _MAX_ROUTES: Final = 4096  # past it the cache is emptied
@@ -56,11 +59,16 @@ def dispatch(session: Session, data: bytes) -> Actions:
 
 
 def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
-    headers = {
-        header.key: header.raw_value.decode("latin-1") or header.value
+    caller_header = session.caller_header
+    values = [
+        (header.key, header.raw_value.decode("latin-1") or header.value)
         for header in message.request_headers.headers.headers
-        if header.key in READ
-    }
+        if header.key in READ or header.key == caller_header
+    ]
+    headers = dict(values)
+    repeated: Collection[str] = ()
+    if len(headers) < len(values):
+        repeated = [name for name, times in Counter(name for name, _ in values).items() if times > 1]
     mode, response_echo = None, None
     if message.HasField("protocol_config"):
         protocol = message.protocol_config
@@ -74,6 +82,7 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
         mode=mode,
         subset=_subset(message),
         response_echo=response_echo,
+        repeated=repeated,
     )
 
 

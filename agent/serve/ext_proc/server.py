@@ -23,8 +23,10 @@ from google.protobuf.message import DecodeError
 from agent.config.addresses import split_address
 from agent.config.values import InvalidValue
 from agent.events import Hook
+from agent.events.objectives import FlowHeaderIgnored
 from agent.events.requests import Abandoned, Refused, StreamBroken
 from agent.pick.decision import Pick
+from agent.requests.flow_headers import FlowHeaderRules
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
@@ -87,6 +89,11 @@ class PoolPort(AccessLogSink, Protocol):
     @property
     def reports(self) -> bool:
         """Whether model servers are requested to send a load report with each response."""
+        ...
+
+    @property
+    def flow_rules(self) -> FlowHeaderRules:
+        """The flow headers that are believed: the same object until it changes."""
         ...
 
     def ready(self) -> bool:
@@ -168,6 +175,8 @@ class ProcessCall:
                 if action.phase is Phase.REQUEST_BODY:
                     call.when_sent(self.session.body_sent)
             elif isinstance(action, Schedule):
+                for header in action.ignored:
+                    processor.hook(FlowHeaderIgnored(processor.pool.name, header.header, header.reason))
                 self._submitting = True
                 try:
                     ticket = self.ticket = processor.pool.submit(action.request, self.decided)
@@ -283,6 +292,10 @@ class ExternalProcessor:
                 call.end("lost", StatusCode.OK if call.session.routed else StatusCode.UNAVAILABLE)
 
     def _begin(self, call: Call) -> CallHandler:
+        rules = self.pool.flow_rules
+        if rules is not self._config.flow_rules:
+            self._config = self._config._replace(flow_rules=rules)
+            self._config_with_reports = self._config._replace(reports=True)
         config = self._config_with_reports if self.pool.reports else self._config
         process = ProcessCall(self, call, Session(config, _new_id, self._budget))
         self.calls.add(process)

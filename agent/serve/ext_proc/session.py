@@ -43,12 +43,14 @@ be sent back. It counts against the port's budget until the decision, because En
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.pick.decision import Pick
+from agent.requests.control_headers import CONTROL
+from agent.requests.flow_headers import DEFAULT_RULES, NOTHING_READ, FlowHeaderRules, read_flow_headers
 from agent.requests.model_rewrite import rewrite_model
 from agent.requests.rejections import WAITED_HEADER, Rejection, milliseconds
 from agent.requests.response import Response
@@ -71,7 +73,7 @@ from agent.serve.ext_proc.actions import (
     SendBody,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
-from agent.serve.ext_proc.headers import CONTROL, REQUEST_ID, rewrite_of
+from agent.serve.ext_proc.headers import REQUEST_ID, rewrite_of
 from agent.serve.ext_proc.holding import RENDERED, ProxyTimeouts, hold_limit, override
 
 HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB
@@ -83,13 +85,15 @@ class SessionConfig(NamedTuple):
     """What all sessions of a pool share.
 
     `max_body` in bytes; `default_mode`: the mode of a stream that names none, in both directions; `reports`: model
-    servers are requested to send a load report with each response. `timeouts` are those of the proxy.
+    servers are requested to send a load report with each response; `flow_rules`: the flow headers that are believed.
+    `timeouts` are those of the proxy.
     """
 
     max_body: int = 16 << 20
     default_mode: Mode = Mode.FULL_DUPLEX
     reports: bool = False
     timeouts: ProxyTimeouts = RENDERED
+    flow_rules: FlowHeaderRules = DEFAULT_RULES
 
 
 class _State(Enum):
@@ -118,6 +122,7 @@ class Session:
         "_content_type",
         "_echo",
         "_encoding",
+        "_flow",
         "_has_length",
         "_method",
         "_mode",
@@ -168,6 +173,7 @@ class Session:
         self._tunnel = False  # a WebSocket upgrade: data instead of a body
         self._answered = Phase.REQUEST_HEADERS  # the message that the decision answers
         self._owed: list[Phase] = []  # messages whose answers wait for the decision
+        self._flow = NOTHING_READ
         self._violated = False
         self._waited = ""  # milliseconds for which the request was held
 
@@ -182,6 +188,11 @@ class Session:
         return self._state is _State.ROUTED
 
     @property
+    def caller_header(self) -> str:
+        """The header that names the caller, beside the headers of READ; empty where none does."""
+        return self._config.flow_rules.caller_header
+
+    @property
     def over(self) -> bool:
         """True when the agent has answered the client: no action follows."""
         return self._state is _State.ANSWERED
@@ -194,8 +205,10 @@ class Session:
         mode: Mode | None = None,
         subset: frozenset[str] | None = None,
         response_echo: bool | None = None,
+        repeated: Collection[str] = (),
     ) -> Actions:
-        """The first message. `headers` need hold only those of READ; `subset` as `subset_of` returns it.
+        """The first message. `headers` need hold only those of READ and `caller_header`; `repeated` names those which
+        came several times; `subset` as `subset_of` returns it.
 
         `mode` and `response_echo` are None where the proxy names no modes. `response_echo`: Envoy streams the response
         body through the agent in full duplex and expects it back.
@@ -220,6 +233,9 @@ class Session:
         if not CONTROL.isdisjoint(headers):
             self._remove = tuple(name for name in headers if name in CONTROL)
             self._rewrite = rewrite_of(headers)
+            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated)
+        elif self._config.flow_rules.caller_header in headers:
+            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated)
         if subset is not None and not subset:
             return self._reject(Rejection("subset_empty", "The proxy allows no endpoint for this request."))
         length = headers.get("content-length", "")
@@ -403,9 +419,10 @@ class Session:
             requested,
             self._content_type,
             self._method,
+            self._flow.headers,
             hold_limit=hold_limit(self._mode, self._config.timeouts, body_follows=self._body_follows),
         )
-        return (Schedule(request),)
+        return (Schedule(request, self._flow.ignored),)
 
     def _late_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         if self._state is _State.NEW:
