@@ -29,6 +29,7 @@ from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.flow import DispatchRun
 from agent.events.scraping import HealthChanged
 from agent.flow.report import FlowReport
 from agent.kube.cluster import Cluster
@@ -343,6 +344,7 @@ class Pool:
 
     def _run_held(self, now: float) -> None:
         self._held.run(now)
+        self._parts.hook(DispatchRun(self.name, self._parts.clock.now() - now))
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 

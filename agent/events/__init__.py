@@ -10,7 +10,7 @@ from collections.abc import Callable
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
-from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
+from agent.events.flow import DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.kubernetes import (
     KubernetesWriteFailed,
     KubernetesWritten,
@@ -72,6 +72,8 @@ Event = (
     | HeldAtZero
     | FlowHeaderIgnored
     | UnknownObjective
+    | RequestSubmitted
+    | DispatchRun
     | KubernetesWritten
     | KubernetesWriteFailed
     | ObjectProblemFound

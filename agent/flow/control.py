@@ -374,6 +374,10 @@ class FlowControl:
         """The bands in which requests wait, the highest first, to be read."""
         return tuple(self._bands)
 
+    def known_priorities(self) -> tuple[int, ...]:
+        """The priorities of which requests wait, or have waited and not long ago."""
+        return tuple(self._known)
+
     def endpoints(self) -> tuple[EndpointPlan, ...]:
         """The endpoints, to be read."""
         return tuple(self._endpoints.values())

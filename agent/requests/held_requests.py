@@ -36,6 +36,7 @@ from agent.pick.profile import Profile
 from agent.pick.request import PickRequest
 from agent.prefix.planned import PlannedBlocks
 from agent.requests.flow_terms import FlowTerms
+from agent.requests.model_depths import ModelDepths
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import WAIT, Result, Ticket
 from agent.signals import FINISHED, GENERATION_TOKENS
@@ -138,6 +139,7 @@ class HeldRequests:
         self._control = FlowControl(settings.limits, self._estimate, random, self._plan_changed)
         self._places: dict[str, int] = {}
         self._requests: dict[Ticket, FlowRequest] = {}  # those that are held
+        self._depths = ModelDepths()
         self._evidence: dict[str, EndpointEvidence] = {}
         self._rooms: dict[str, Room] = {}  # of the last request that found none
         self._changed: set[str] = set()  # endpoints whose room may have changed while requests are held
@@ -166,7 +168,10 @@ class HeldRequests:
             for view in self._snapshot.endpoints:
                 if view.address in self._places:
                     self._control.offer(view.address, self._room(view, now), now)
-        return report(self._control, now)
+        settings = self._settings
+        return report(self._control, now)._replace(
+            pool=self._store.pool, enabled=settings.enabled, detector=settings.detector, models=self._depths.rows()
+        )
 
     # -- what the stage calls ----------------------------------------------------------------------------------------
 
@@ -230,6 +235,7 @@ class HeldRequests:
         result: Result = WAIT
         if request.outcome is None:
             self._requests[ticket] = request
+            self._depths.add(request, wanted.model, ticket.requested)
             self._hook(RequestHeld(self._store.pool, terms.priority))
             if at_zero and control.waiting == 1:
                 self._hook(HeldAtZero(self._store.pool, 1))
@@ -243,7 +249,7 @@ class HeldRequests:
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """The client of a held request left."""
-        request = self._requests.pop(ticket, None)
+        request = self._requests.get(ticket)
         if request is None:
             return
         for outcome in self._control.cancel(request, now):
@@ -417,7 +423,8 @@ class HeldRequests:
         if not isinstance(held, _Held):
             return
         ticket = held.ticket
-        self._requests.pop(ticket, None)
+        if self._requests.pop(ticket, None) is not None:
+            self._depths.remove(outcome.request, held.wanted.model, ticket.requested)
         decision = self._decision(outcome, held, now)
         if ticket.pending:
             ticket.resume(decision)

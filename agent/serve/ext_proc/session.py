@@ -85,15 +85,15 @@ class SessionConfig(NamedTuple):
     """What all sessions of a pool share.
 
     `max_body` in bytes; `default_mode`: the mode of a stream that names none, in both directions; `reports`: model
-    servers are requested to send a load report with each response; `flow_rules`: the flow headers that are believed.
+    servers are requested to send a load report with each response; `flow_rules`: the flow headers that are believed;
     `timeouts` are those of the proxy.
     """
 
     max_body: int = 16 << 20
     default_mode: Mode = Mode.FULL_DUPLEX
     reports: bool = False
-    timeouts: ProxyTimeouts = RENDERED
     flow_rules: FlowHeaderRules = DEFAULT_RULES
+    timeouts: ProxyTimeouts = RENDERED
 
 
 class _State(Enum):
