@@ -18,7 +18,6 @@ WAITED = "x-llm-d-flow-queue-duration-ms"
 FREE = vllm_page()
 FULL = vllm_page(running=4).replace(b"} 0.0", b"} 3.0")
 REPLY = b'{"served": true}'
-EXTENDED = "http.pool buffered.ext_proc.override_message_timeout_received"
 
 
 async def serve(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
@@ -47,13 +46,12 @@ class FullFleet:
     async def hold(self, number: int) -> list[asyncio.Task[tuple[int, Any, Any]]]:
         """Send so many requests, all of which are held from now on."""
         answers = [asyncio.create_task(self.send()) for _ in range(number)]
-        await found(self.extended, lambda count: count == number)
+        await found(self.held, lambda count: count == number)
         return answers
 
-    async def extended(self) -> int:
-        """How often the agent has extended Envoy's timer: it does so for each request that it holds."""
-        async with self.fleet.client.get(f"{self.fleet.envoy.admin}/stats?filter=^{EXTENDED}$") as got:
-            return int((await got.text()).strip().rpartition(" ")[2] or 0)
+    async def held(self) -> float:
+        """The requests that the agent holds."""
+        return (await self.fleet.counts()).of("igw_flow_held_requests")
 
     async def answered(self, answers: list[asyncio.Task[tuple[int, Any, Any]]]) -> list[int]:
         """The status of each request, all of which have waited."""
@@ -110,7 +108,7 @@ async def test_a_reload_loses_no_held_request(tmp_path: Path) -> None:
         fleet = full.fleet
         fleet.file.write_text(fleet.file.read_text().replace("staleAfter: 2s", "staleAfter: 3s"))
         fleet.agent.signal(signal.SIGHUP)
-        await found(fleet.counts, lambda counts: counts.of("igw_config_reloads_total", result="applied") == 1)
+        await found(fleet.counts, lambda counts: counts.of("igw_reloads_total", result="ok") == 1)
         assert not any(each.done() for each in answers)
         full.free()
         assert await full.answered(answers) == [200] * 3
