@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
-from agent.app.flow_control import header_rules
+from agent.app.flow_control import header_rules, holding_settings
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
 from agent.app.wake_timer import WakeTimer
@@ -40,7 +40,7 @@ from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.service import PoolKnowledge
-from agent.requests.held_requests import HeldRequests, HoldingSettings
+from agent.requests.held_requests import HeldRequests
 from agent.requests.load_reports import LoadReports
 from agent.requests.objectives import RequestTerms
 from agent.requests.outcomes import Outcomes
@@ -169,7 +169,13 @@ class Pool:
         profile = profile_of(config, settings)
         self._timer = WakeTimer(f"flow-control/{settings.name}", self._run_held, parts.clock, parts.hook)
         self._held = HeldRequests(
-            self.store, self.index, profile, HoldingSettings(), self._timer.wake, random.random, parts.hook
+            self.store,
+            self.index,
+            profile,
+            holding_settings(config, settings),
+            self._timer.wake,
+            random.random,
+            parts.hook,
         )
         self._pick = PickStage(
             self.store,
@@ -251,7 +257,7 @@ class Pool:
         self._terms.set_declared(config.objectives)
         self._terms.set_objects(self.objectives)
         self._pick.profile = self._held.profile = profile
-        self._held.apply(HoldingSettings())
+        self._held.apply(holding_settings(config, settings))
         self._reports.tables = tables(config.engines)
         self.store.set_limits(
             stale_after=config.state.stale_after,

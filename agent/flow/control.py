@@ -98,7 +98,8 @@ class FlowLimits(NamedTuple):
     of a round in tokens, at least 1, and `patience` as above (infinite: only an endpoint without planned work steals,
     or after MAX_PATIENCE_SECONDS of `agent.flow.band`). The declared `callers` have a flow of their own each, and at
     most `max_flows` others at a time. `hold` is the longest time in seconds for which a request may wait at all,
-    whatever its TTL and however long the pool is empty.
+    whatever its TTL and however long the pool is empty. A request keeps the longest wait that it had when it arrived
+    (`longest_wait`), because the proxy waits no longer than that.
     """
 
     max_requests: float = FOREVER
@@ -120,6 +121,10 @@ class FlowLimits(NamedTuple):
         if band is None:
             band = self.negative if priority < 0 else None
         return self.band if band is None else band
+
+    def longest_wait(self, ttl: float) -> float:
+        """The seconds for which a request with this TTL may wait, however often the pool is empty meanwhile."""
+        return min(self.hold, ttl + self.empty_ttl)
 
 
 class Estimate(NamedTuple):
@@ -274,6 +279,7 @@ class FlowControl:
         request.arrived_at = now
         priority, limits = request.priority, self.limits
         ttl = limits.of(priority).ttl if request.ttl is None else request.ttl
+        longest = min(ttl, limits.hold, request.hold)
         if self._shut:
             self._refuse(request, SHUTTING_DOWN, now, out)
             return out
@@ -286,10 +292,10 @@ class FlowControl:
                 return out
             if self._open and self._dispatch_directly(request, estimate, now, out):
                 return out
-        elif limits.empty_ttl <= 0 or ttl <= 0:
+        elif limits.empty_ttl <= 0 or longest <= 0:
             self._refuse(request, NO_ENDPOINTS, now, out)
             return out
-        if ttl <= 0:
+        if longest <= 0:
             self._refuse(request, EXPIRED, now, out)
             return out
         if priority < 0 and estimate is not None:
@@ -508,6 +514,7 @@ class FlowControl:
             self._rate.start(now)
         self.waiting += 1
         self.bytes += request.size
+        request.latest = now + min(request.hold, self.limits.longest_wait(ttl))
         self._push_expiry(request, self._expires_at(request))
 
     def _begin_band(self, priority: int, band: Band | None, now: float) -> Band:
@@ -605,7 +612,7 @@ class FlowControl:
         at = request.expires_at
         if since is not None and empty_ttl > 0:
             at = max(request.arrived_at, since) + empty_ttl
-        return min(at, request.arrived_at + min(self.limits.hold, request.hold))
+        return min(at, request.latest)
 
     def _push_expiry(self, request: FlowRequest, at: float) -> None:
         request.expiry = at

@@ -26,7 +26,8 @@ class FlowRequest:
     wait. `hold` is the longest time in seconds for which the request may wait at all, also in an empty pool.
 
     The other attributes belong to `agent.flow.control`. `outcome` is None until the request has its one outcome.
-    `endpoint` is the address to which it is planned, empty where it is planned to none.
+    `endpoint` is the address to which it is planned, empty where it is planned to none. `latest` is when its wait ends
+    whatever happens, and `expires_at` when its TTL ends it.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class FlowRequest:
         "flow_name",
         "hold",
         "item",
+        "latest",
         "outcome",
         "places",
         "planned",
@@ -78,7 +80,7 @@ class FlowRequest:
         self.ttl = ttl
         self.hold = hold
         self.deadline = FOREVER if deadline is None else deadline
-        self.arrived_at = self.expires_at = self.expiry = self.planned_at = self.planned_seconds = 0.0
+        self.arrived_at = self.expires_at = self.expiry = self.latest = self.planned_at = self.planned_seconds = 0.0
         self.due_at = 0.0  # by which it is compared with others of its flow
         self.sequence = self.push = 0
         self.outcome: Outcome | None = None

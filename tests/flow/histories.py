@@ -101,8 +101,8 @@ limits = st.builds(
         ]
     ),
     negative=st.sampled_from([None, None, BandLimits(max_requests=1, ttl=2.0, by_caller=False)]),
-    hold=st.just(INFINITE),
-    empty_ttl=st.just(0.0),
+    empty_ttl=st.sampled_from([0.0, 0.0, 3.0, INFINITE]),
+    hold=st.sampled_from([INFINITE, INFINITE, INFINITE, 1.5, 0.0]),
     shed_from=st.just(0.5),
     callers=st.just(frozenset[str]()),
     max_flows=st.just(100),
