@@ -234,6 +234,8 @@ class HeldRequests:
         ttl = limits.of(terms.priority).ttl
         if terms.ttl_seconds is not None:
             ttl = min(ttl, terms.ttl_seconds)
+        # The proxy waits for so long: what a reload changes later does not prolong it.
+        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         held = _Held(ticket, wanted, terms.caller)
         request = FlowRequest(
             held,
@@ -244,9 +246,8 @@ class HeldRequests:
             size=ticket.body_bytes,
             ttl=ttl,
             deadline=None if terms.ttft_seconds is None else now + terms.ttft_seconds,
-            hold=ticket.hold_limit,
+            hold=ticket.longest_wait,
         )
-        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         outcomes = control.submit(request, now)
         result: Result = WAIT
         if request.outcome is None:
