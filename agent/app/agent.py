@@ -94,7 +94,7 @@ class Agent:
         hook.set_names(self._pools)
         self._admin = AdminPort(config, self._admin_server, access, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
-        self._admin_server.state.flows = self._pools.flow_reports
+        self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
         jobs = [
             Job(

@@ -27,9 +27,10 @@ from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
 from agent.flow.control import Estimate, FlowControl, FlowLimits
 from agent.flow.evidence import EndpointEvidence
 from agent.flow.outcomes import CANCELLED, Dispatched, Outcome, RefusedRequest
-from agent.flow.report import FlowReport, report
+from agent.flow.report import EndpointReport, FlowReport, report
 from agent.flow.request import FOREVER, FlowRequest
 from agent.flow.room import DETECTORS, HEADROOM, Room, RoomLimits
+from agent.flow.room_inputs import room_inputs
 from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import PrefixLookup, admitted_addresses, rank, redirected
 from agent.pick.profile import Profile
@@ -161,17 +162,25 @@ class HeldRequests:
         """Whether requests are held."""
         return self._settings.enabled
 
-    def report(self, now: float) -> FlowReport:
-        """What waits, for what, and what would be refused now. Rooms are those of now also where nothing waits."""
+    def report(self, now: float, *, inputs: bool = False) -> FlowReport:
+        """What waits, for what, and what would be refused now. Rooms are those of now also where nothing waits.
+        `inputs`: with what each room is computed from."""
         self._follow(now)
         if not self._control.waiting:
             for view in self._snapshot.endpoints:
                 if view.address in self._places:
                     self._control.offer(view.address, self._room(view, now), now)
         settings = self._settings
-        return report(self._control, now)._replace(
-            pool=self._store.pool, enabled=settings.enabled, detector=settings.detector, models=self._depths.rows()
+        found = report(self._control, now)._replace(
+            pool=self._store.pool,
+            enabled=settings.enabled,
+            detector=settings.detector,
+            models=self._depths.rows(),
+            room_limits=settings.room,
         )
+        if inputs:
+            found = found._replace(endpoints=tuple(self._with_inputs(each, now) for each in found.endpoints))
+        return found
 
     # -- what the stage calls ----------------------------------------------------------------------------------------
 
@@ -368,6 +377,15 @@ class HeldRequests:
         evidence.observe(view)
         return self._detector(view, evidence.evidence(self.share), self._settings.room, now)
 
+    def _with_inputs(self, endpoint: EndpointReport, now: float) -> EndpointReport:
+        view = self._view(endpoint.address)
+        if view is None:
+            return endpoint
+        evidence = self._evidence_of(endpoint.address)
+        evidence.observe(view)
+        inputs = room_inputs(view, evidence.evidence(self.share), self._settings.room, now)
+        return endpoint._replace(inputs=inputs)
+
     def _has_room(self, address: str, tokens: int, snapshot: Snapshot, now: float, rooms: dict[str, Room]) -> bool:
         place = bisect_left(snapshot.addresses, address)
         room = rooms[address] = self._room(snapshot.endpoints[place], now)
@@ -466,8 +484,7 @@ class HeldRequests:
             answer = redirected(answer, endpoint, ROOM)
         else:
             self._changed.add(endpoint)
-        if waited > 0:
-            answer = answer._replace(waited_seconds=waited, dispatched=outcome.how)
+        answer = answer._replace(waited_seconds=waited, dispatched=outcome.how)
         self._dispatching = endpoint
         try:
             dispatcher.dispatch(ticket, answer, now)
