@@ -39,8 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: 8001-8004, 8080, 8081, 9002, 9090 and 9901)",
     )
     load = parser.add_argument_group("workload")
-    load.add_argument("--rate", metavar="N", type=float, help="chats per second (default: 24; 4 with --endpoints)")
-    load.add_argument("--seconds", metavar="N", type=float, help="duration of each run (default: 14)")
+    load.add_argument(
+        "--rate",
+        metavar="N",
+        type=float,
+        help="chats per second (default: 24; 4 with --endpoints; about 39 with --overload)",
+    )
+    load.add_argument(
+        "--seconds", metavar="N", type=float, help="duration of each run (default: 14; 30 with --overload)"
+    )
     load.add_argument(
         "--prompt-tokens",
         metavar="N",

@@ -35,6 +35,12 @@ class RunProgress:
     late_seconds: float = 0.0
 
 
+def new_session() -> aiohttp.ClientSession:
+    """A session without a bound on its connections; its requests end after REQUEST_TIMEOUT_SECONDS."""
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+
+
 async def send(
     session: aiohttp.ClientSession,
     url: str,

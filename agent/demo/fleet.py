@@ -296,7 +296,8 @@ class DemoFleet:
     async def start_envoy(self) -> None:
         """Start Envoy and wait until it is ready. Raises FleetNotStarted if it fails."""
         try:
-            config = bootstrap(envoy_config(self.ports, self.endpoints))
+            # The client of the overload demo sets the objectives of its requests.
+            config = bootstrap(envoy_config(self.ports, self.endpoints)._replace(untrusted_headers=()))
             self._envoy = await start_envoy(config, self._folder / "envoy", concurrency=1)
         except (EnvoyFailed, ValueError) as error:
             raise FleetNotStarted(str(error)) from error

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-import aiohttp
-
 from agent.clock import Clock
 from agent.demo import client, overload
 from agent.demo.fleet import (
@@ -158,9 +156,8 @@ async def _compare_overloaded(fleet: DemoFleet, options: DemoOptions, screen: Sc
 @contextlib.asynccontextmanager
 async def _fleet(ports: FleetPorts, endpoints: Sequence[str], emulated: EmulatorConfig) -> AsyncIterator[DemoFleet]:
     """A fleet whose processes have all ended, and whose folder is deleted, at the end of the block."""
-    timeout = aiohttp.ClientTimeout(total=client.REQUEST_TIMEOUT_SECONDS)
     with tempfile.TemporaryDirectory(prefix="igw-demo-", ignore_cleanup_errors=True) as folder:
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with client.new_session() as session:
             fleet = DemoFleet(ports, Path(folder), session, endpoints, emulated)
             try:
                 yield fleet
@@ -301,8 +298,7 @@ async def _send(
     clock: Clock,
     on_progress: Callable[[client.RunProgress], None],
 ) -> client.RunProgress:
-    timeout = aiohttp.ClientTimeout(total=client.REQUEST_TIMEOUT_SECONDS)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with client.new_session() as session:
         url = f"http://{HOST}:{port}{client.PATH}"
         return await client.send(session, url, turns, work.model, work.shape.answer_tokens, clock, on_progress)
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
-import aiohttp
-
 from agent.clock import Clock
 from agent.demo import client
 from agent.demo.fleet import EMULATED, HOST, MODEL, SERVERS, DemoFleet
@@ -43,7 +41,7 @@ class Objective(NamedTuple):
 OBJECTIVES: Final = (Objective("interactive", 10), Objective("standard", 0), Objective("batch", -1))
 
 
-class Sent(NamedTuple):
+class SentChat(NamedTuple):
     """What became of one chat: `ttft_seconds` is None where it was not answered, and `refused` then `shed`, `expired`,
     or empty for a failure. `ended_at` is in seconds from the beginning of the run."""
 
@@ -61,7 +59,7 @@ class OverloadRun:
 
     name: str
     seconds: float
-    chats: list[Sent]
+    chats: list[SentChat]
     errors: dict[str, int]
 
 
@@ -139,10 +137,9 @@ async def _send(
 ) -> OverloadRun:
     """Send each chat at its time, and wait for all answers."""
     run, progress = OverloadRun(name, shape.seconds, [], {}), client.RunProgress(len(turns))
-    timeout = aiohttp.ClientTimeout(total=client.REQUEST_TIMEOUT_SECONDS)
     url, start = f"http://{HOST}:{port}{client.PATH}", clock.now()
 
-    async def one(session: aiohttp.ClientSession, turn: ChatTurn) -> None:
+    async def one(turn: ChatTurn) -> None:
         objective, caller = objective_of(turn), caller_of(turn)
         headers = {"x-llm-d-inference-objective": objective.name, "x-llm-d-inference-fairness-id": caller}
         progress.sent += 1
@@ -160,16 +157,13 @@ async def _send(
         finally:
             progress.ended += 1
             tokens = turn.prompt_tokens + shape.answer_tokens
-            run.chats.append(Sent(objective.priority, caller, tokens, ttft, refused, clock.now() - start))
+            run.chats.append(SentChat(objective.priority, caller, tokens, ttft, refused, clock.now() - start))
             on_progress(progress)
 
-    async with (
-        aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
-        asyncio.TaskGroup() as group,
-    ):
+    async with client.new_session() as session, asyncio.TaskGroup() as group:
         for turn in turns:
             await asyncio.sleep(max(0.0, start + turn.at - clock.now()))
-            group.create_task(one(session, turn))
+            group.create_task(one(turn))
     return run
 
 
@@ -213,7 +207,7 @@ def notes(runs: Sequence[OverloadRun]) -> list[str]:
     return lines
 
 
-def fairness(chats: Sequence[Sent], seconds: float) -> float | None:
+def fairness(chats: Sequence[SentChat], seconds: float) -> float | None:
     """Jain's index over the callers: of the tokens answered in the first `seconds`, each over the caller's max-min fair
     share of all of them. None where nothing was answered."""
     wanted: dict[str, int] = {}
@@ -233,30 +227,30 @@ def fairness(chats: Sequence[Sent], seconds: float) -> float | None:
     return sum(parts) ** 2 / (len(parts) * sum(part**2 for part in parts))
 
 
-def _answers(chats: Sequence[Sent]) -> list[float]:
+def _answers(chats: Sequence[SentChat]) -> list[float]:
     return [chat.ttft_seconds for chat in chats if chat.ttft_seconds is not None]
 
 
-def _ttft(chats: Sequence[Sent], percent: float) -> str:
+def _ttft(chats: Sequence[SentChat], percent: float) -> str:
     value = percentile(_answers(chats), percent)
     return UNKNOWN if value is None else f"{value:.2f} s"
 
 
-def _rate(chats: Sequence[Sent], of_run: Sequence[Sent]) -> str:
+def _rate(chats: Sequence[SentChat], of_run: Sequence[SentChat]) -> str:
     """Tokens of the answered ones of `chats`, per second until the last answer of the run."""
     last = max((chat.ended_at for chat in of_run if chat.ttft_seconds is not None), default=0.0)
     tokens = sum(chat.tokens for chat in chats if chat.ttft_seconds is not None)
     return f"{tokens / last:,.0f}" if last > 0 else UNKNOWN
 
 
-def _answered(chats: Sequence[Sent]) -> str:
+def _answered(chats: Sequence[SentChat]) -> str:
     return f"{len(_answers(chats))} of {len(chats)}"
 
 
-def _refused(chats: Sequence[Sent], how: str) -> str:
+def _refused(chats: Sequence[SentChat], how: str) -> str:
     return f"{sum(chat.refused == how for chat in chats)}"
 
 
-def _fairness(chats: Sequence[Sent], run: OverloadRun) -> str:
+def _fairness(chats: Sequence[SentChat], run: OverloadRun) -> str:
     value = fairness(chats, run.seconds)
     return UNKNOWN if value is None else f"{value:.3f}"

@@ -18,6 +18,7 @@ from agent.events.kubernetes import (
     ObjectProblemSolved,
 )
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
@@ -69,6 +70,8 @@ Event = (
     | RequestHeld
     | FlowDecided
     | HeldAtZero
+    | FlowHeaderIgnored
+    | UnknownObjective
     | RequestSubmitted
     | DispatchRun
     | KubernetesWritten

@@ -54,8 +54,8 @@ class DispatchRun(NamedTuple):
 
 
 class HeldAtZero(NamedTuple):
-    """Requests wait for the first endpoint of an empty pool: emitted when the first of them is held, so once for each
-    time without endpoints. `requests` is their number by then."""
+    """Requests wait for the first endpoint of an empty pool: emitted once for each time without endpoints, when the
+    first of them is held or the last endpoint leaves those that are. `requests` is their number by then."""
 
     pool: str
     requests: int

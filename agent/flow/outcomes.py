@@ -15,7 +15,6 @@ from agent.flow.request import FlowRequest
 DIRECT: Final = "direct"  # it had room when the request arrived
 PLANNED: Final = "planned"  # the request was planned to it
 STOLEN: Final = "stolen"  # the request was planned to another one
-DISPATCHES: Final = (DIRECT, PLANNED, STOLEN)
 
 SHED: Final = "shed"
 DISPLACED: Final = "displaced"

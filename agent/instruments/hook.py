@@ -27,6 +27,7 @@ from agent.instruments.flow import FlowInstruments
 from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
+from agent.instruments.objectives import ObjectiveInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.replicas import ReplicaInstruments
 from agent.instruments.requests import RequestInstruments
@@ -58,6 +59,7 @@ class Instruments:
         self._flow = FlowInstruments(self._metrics, log)
         domains: tuple[Domain, ...] = (
             self._requests,
+            ObjectiveInstruments(self._metrics, log),
             self._flow,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),

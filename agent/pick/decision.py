@@ -42,7 +42,7 @@ class Pick(NamedTuple):
     prefix hit that the index predicts at `endpoint`, `best_hit_tokens` the largest that it predicts at any candidate.
     `shared_prefix`: other prompts begin with the prefix of that hit too. `version` is that of the snapshot.
     `waited_seconds` is how long the request was held, and `dispatched` why it went then: a reason of
-    `agent.flow.outcomes`, empty where nothing waited and an endpoint had room.
+    `agent.flow.outcomes`, empty where it was not held.
 
     The other fields are for `explain`: the profile, the filters that removed something, and the candidates' predicted
     hits, backlogs, prefill before the request (both in seconds) and work as the scorers saw them.

@@ -19,19 +19,20 @@ Pure: `now` is an argument, and `wake` belongs to the shell.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from agent.events import Hook, ignore
 from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
+from agent.events.requests import StreamBroken
 from agent.flow.control import Estimate, FlowControl, FlowLimits
 from agent.flow.evidence import EndpointEvidence
-from agent.flow.outcomes import CANCELLED, Dispatched, Outcome, RefusedRequest
+from agent.flow.outcomes import CANCELLED, DIRECT, NO_ENDPOINTS, STOLEN, Dispatched, Outcome, RefusedRequest
 from agent.flow.report import EndpointReport, FlowReport, report
 from agent.flow.request import FOREVER, FlowRequest
 from agent.flow.room import DETECTORS, HEADROOM, Room, RoomLimits
 from agent.flow.room_inputs import room_inputs
-from agent.pick.decision import NoPick, Pick
+from agent.pick.decision import HEALTH, MODEL, SUBSET, NoPick, Pick
 from agent.pick.picker import PrefixLookup, admitted_addresses, rank, redirected
 from agent.pick.profile import Profile
 from agent.pick.request import PickRequest
@@ -54,7 +55,8 @@ _EMPTY: Final = frozenset({"no_endpoints", "none_healthy"})
 ROOM: Final = "room"  # `Pick.decided_by` where an endpoint with a better total had no room
 _UNLIMITED: Final = Room(FOREVER)
 _LONG_AGO: Final = float("-inf")
-_CANCELLED: Final = Rejection("error", "The client left.")  # is sent to no one
+_NO_PROFILE_FILTERS: Final = frozenset({HEALTH, SUBSET, MODEL})  # what they remove may not serve the request
+_FAILED: Final = Rejection("error", "The gateway's endpoint picker failed on this request.")
 
 
 class HoldingSettings(NamedTuple):
@@ -69,8 +71,8 @@ class HoldingSettings(NamedTuple):
 class Dispatcher(Protocol):
     """The stage that picks, as far as its held requests need it."""
 
-    def pick(self, ticket: Ticket, now: float) -> Pick | NoPick:
-        """The pick for a request that the stages before have passed."""
+    def pick(self, ticket: Ticket, now: float, only: str = "") -> Pick | NoPick:
+        """The pick for a request that the stages before have passed, from all endpoints or from this one alone."""
         ...
 
     def dispatch(self, ticket: Ticket, pick: Pick, now: float) -> None:
@@ -79,13 +81,15 @@ class Dispatcher(Protocol):
 
 
 class _Held:
-    """A submitted request: its ticket, what is wanted, and whether its blocks count as planned."""
+    """A submitted request: its ticket, what is wanted, the caller that it names, and whether its blocks count as
+    planned."""
 
-    __slots__ = ("kept", "ticket", "wanted")
+    __slots__ = ("caller", "kept", "ticket", "wanted")
 
-    def __init__(self, ticket: Ticket, wanted: PickRequest) -> None:
+    def __init__(self, ticket: Ticket, wanted: PickRequest, caller: str) -> None:
         self.ticket = ticket
         self.wanted = wanted
+        self.caller = caller
         self.kept = False
 
 
@@ -127,7 +131,7 @@ class HeldRequests:
         hook: Hook = ignore,
     ) -> None:
         self.profile = profile
-        self.share = 1.0
+        self._share = 1.0
         self.dispatcher: Dispatcher | None = None
         self._store = store
         self._lookup = _WithPlans(index, planned := PlannedBlocks())
@@ -142,13 +146,14 @@ class HeldRequests:
         self._requests: dict[Ticket, FlowRequest] = {}  # those that are held
         self._depths = ModelDepths()
         self._evidence: dict[str, EndpointEvidence] = {}
-        self._rooms: dict[str, Room] = {}  # of the last request that found none
+        self._rooms: dict[str, Room] = {}  # of a request that found none and is submitted next
         self._changed: set[str] = set()  # endpoints whose room may have changed while requests are held
         self._dispatching = ""  # the endpoint whose change is a dispatch of this object
         self._snapshot = store.snapshot(_LONG_AGO)
         self._now = _LONG_AGO
         self._mean_output = float(PRIOR_OUTPUT_TOKENS)
         self._mean_until = _LONG_AGO
+        self._zero_reported = False
         store.on_changed.append(self._endpoint_changed)
         store.on_restart.append(self._restarted)
 
@@ -158,18 +163,33 @@ class HeldRequests:
         return self._control.waiting
 
     @property
+    def planned_blocks(self) -> int:
+        """Prompt blocks that held requests bring to the endpoints to which they are planned."""
+        return self._planned.blocks
+
+    @property
     def enabled(self) -> bool:
         """Whether requests are held."""
         return self._settings.enabled
+
+    @property
+    def share(self) -> float:
+        """The part of the free slots that this agent claims."""
+        return self._share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        if share != self._share:
+            self._share = share
+            self._all_changed()
 
     def report(self, now: float, *, inputs: bool = False) -> FlowReport:
         """What waits, for what, and what would be refused now. Rooms are those of now also where nothing waits.
         `inputs`: with what each room is computed from."""
         self._follow(now)
         if not self._control.waiting:
-            for view in self._snapshot.endpoints:
-                if view.address in self._places:
-                    self._control.offer(view.address, self._room(view, now), now)
+            self._offer_all({}, now)
+        self._plan_wake()
         settings = self._settings
         found = report(self._control, now)._replace(
             pool=self._store.pool,
@@ -184,26 +204,26 @@ class HeldRequests:
 
     # -- what the stage calls ----------------------------------------------------------------------------------------
 
-    def admits(self, pick: Pick, now: float) -> bool:
+    def admits(self, pick: Pick, snapshot: Snapshot, now: float) -> bool:
         """Whether a request without others before it is dispatched to its pick at once: nothing waits, and an endpoint
         has room. That need not be the picked one: while the pool has room, the profile's choice stands, and a request
-        may queue for its cache at the picked server."""
+        may queue for its cache at the picked server. `snapshot` is the one of the pick, of now."""
         if not self._settings.enabled:
             return True
         if self._control.waiting:
             return False
-        snapshot = self._store.snapshot(now)
-        rooms = self._rooms
-        rooms.clear()
-        if self._has_room(pick.endpoint, pick.prompt_tokens, snapshot, now, rooms):
+        endpoint, tokens = pick.endpoint, pick.prompt_tokens
+        room = self._room(_view_of(snapshot, endpoint), now)
+        if room.requests >= 1 and room.opens_at <= now and room.fits(tokens):
             return True
-        order = sorted(range(len(pick.totals)), key=pick.totals.__getitem__, reverse=True)
-        addresses = pick.addresses
-        return any(
-            self._has_room(addresses[place], pick.prompt_tokens, snapshot, now, rooms)
-            for place in order
-            if addresses[place] != pick.endpoint
-        )
+        rooms = {endpoint: room}
+        for address in pick.addresses:
+            if address != endpoint:
+                room = rooms[address] = self._room(_view_of(snapshot, address), now)
+                if room.requests >= 1 and room.opens_at <= now and room.fits(tokens):
+                    return True
+        self._rooms = rooms
+        return False
 
     def holds_at_zero(self, reason: str) -> bool:
         """Whether a request that cannot be picked for this reason is held until the first endpoint can be picked."""
@@ -217,16 +237,13 @@ class HeldRequests:
             raise ValueError("the request has no tokens")
         self._follow(now)
         control, limits = self._control, self._settings.limits
+        rooms, self._rooms = self._rooms, {}
         if not control.waiting:  # rooms were not followed
-            rooms = self._rooms
-            for view in self._snapshot.endpoints:
-                if view.address in self._places:
-                    room = rooms.get(view.address)
-                    control.offer(view.address, self._room(view, now) if room is None else room, now)
+            self._offer_all(rooms, now)
         ttl = limits.of(terms.priority).ttl
         if terms.ttl_seconds is not None:
             ttl = min(ttl, terms.ttl_seconds)
-        held = _Held(ticket, wanted)
+        held = _Held(ticket, wanted, terms.caller)
         request = FlowRequest(
             held,
             priority=terms.priority,
@@ -236,22 +253,23 @@ class HeldRequests:
             size=ticket.body_bytes,
             ttl=ttl,
             deadline=None if terms.ttft_seconds is None else now + terms.ttft_seconds,
+            hold=ticket.hold_limit,
         )
-        ticket.longest_wait = min(limits.hold, ttl + limits.empty_ttl)
-        at_zero = not self._places
+        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         outcomes = control.submit(request, now)
         result: Result = WAIT
         if request.outcome is None:
             self._requests[ticket] = request
             self._depths.add(request, wanted.model, ticket.requested)
             self._hook(RequestHeld(self._store.pool, terms.priority))
-            if at_zero and control.waiting == 1:
-                self._hook(HeldAtZero(self._store.pool, 1))
+            self._report_zero()
         for outcome in outcomes:
             if outcome.request is request:
-                result = self._decision(outcome, held, now)
+                result = self._decision(outcome, held, now, was_held=False)
             else:
                 self._deliver(outcome, now)
+        if result is WAIT and not ticket.pending:  # its client left while others were resumed
+            self.cancelled(ticket, now)
         self._plan_wake()
         return result
 
@@ -260,6 +278,7 @@ class HeldRequests:
         request = self._requests.get(ticket)
         if request is None:
             return
+        self._follow(now)
         for outcome in self._control.cancel(request, now):
             self._deliver(outcome, now)
         self._plan_wake()
@@ -278,46 +297,53 @@ class HeldRequests:
 
     def run(self, now: float) -> None:
         """What is due: called at the time that `wake` was given, or later."""
-        self._woken_at = FOREVER
         control = self._control
         if not control.waiting:
+            self._woken_at = FOREVER
             self._changed.clear()
             return
-        self._follow(now)
-        changed, self._changed = self._changed, set()
-        outcomes: list[Outcome] = []
-        if control.stale:
-            outcomes += control.replan(now, REPLANNED_PER_STEP)
-        for address in sorted(changed):
-            view = self._view(address)
-            if view is not None:
-                outcomes += control.offer(address, self._room(view, now), now)
-        outcomes += control.advance(now)
-        for outcome in outcomes:
-            self._deliver(outcome, now)
-        self._plan_wake()
+        self._woken_at = _LONG_AGO  # what changes meanwhile is due at the end
+        try:
+            self._follow(now)
+            changed, self._changed = self._changed, set()
+            outcomes: list[Outcome] = []
+            if control.stale:
+                outcomes += control.replan(now, REPLANNED_PER_STEP)
+            for address in sorted(changed):
+                if address in self._places:
+                    outcomes += control.offer(address, self._room(_view_of(self._snapshot, address), now), now)
+            outcomes += control.advance(now)
+            for outcome in outcomes:
+                self._deliver(outcome, now)
+        finally:
+            self._woken_at = FOREVER
+            self._plan_wake()
 
     def apply(self, settings: HoldingSettings) -> None:
         """Replace the settings. Requests that are held stay; where none are held any more, they are dispatched."""
         self._settings = settings
         self._detector = DETECTORS[settings.detector]
         self._control.apply(settings.limits)
-        if self._control.waiting:
-            self._changed.update(self._places)
-            self._wake_soon()
+        self._all_changed()
 
     def shut_down(self, now: float) -> None:
-        """Refuse every held request, and those that arrive from now on."""
+        """Refuse every held request. One that arrives from now on is dispatched where there is room, else refused."""
         for outcome in self._control.shut_down(now):
             self._deliver(outcome, now)
 
     # -- within: what the routing state reports ----------------------------------------------------------------------
 
     def _endpoint_changed(self, address: str) -> None:
-        """The state of an endpoint has changed, or (empty) the set of endpoints."""
-        if self._control.waiting and (address != self._dispatching or not address):
-            if address:
-                self._changed.add(address)
+        """The state of an endpoint has changed, or (empty) the set of endpoints or what applies to all."""
+        if not address:
+            self._all_changed()
+        elif address != self._dispatching and self._control.waiting:
+            self._changed.add(address)
+            self._wake_soon()
+
+    def _all_changed(self) -> None:
+        if self._control.waiting:
+            self._changed.update(self._places)
             self._wake_soon()
 
     def _restarted(self, address: str, now: float) -> None:
@@ -336,7 +362,7 @@ class HeldRequests:
             return
         if control.stale or self._changed:
             self._wake_soon()
-        elif (due := control.next_due()) < self._woken_at:
+        elif (due := min(control.next_due(), self._state_due)) < self._woken_at:
             self._woken_at = due
             self._wake(due)
 
@@ -353,14 +379,29 @@ class HeldRequests:
                 del self._evidence[address]
             if control.waiting:
                 self._changed.update(self._places)
+            if self._places:
+                self._zero_reported = False
+            self._report_zero()
 
-    def _view(self, address: str) -> EndpointView | None:
-        """The endpoint in the last snapshot."""
-        addresses = self._snapshot.addresses
-        place = bisect_left(addresses, address)
-        if place < len(addresses) and addresses[place] == address:
-            return self._snapshot.endpoints[place]
-        return None
+    @property
+    def _state_due(self) -> float:
+        """When the passing of time alone changes which endpoints may be picked, or what is known of them: a reading
+        expires, or the trial of an ejected endpoint is due."""
+        snapshot, now = self._snapshot, self._now
+        due = snapshot.good_until if snapshot.good_until > now else FOREVER
+        if snapshot.has_errors:
+            for view in snapshot.endpoints:
+                errors = view.errors
+                if errors is not None and errors.trial_at is not None and now < errors.trial_at < due:
+                    due = errors.trial_at
+        return due
+
+    def _report_zero(self) -> None:
+        """Report once for each time without endpoints that requests wait."""
+        waiting = self._control.waiting
+        if waiting and not self._places and not self._zero_reported:
+            self._zero_reported = True
+            self._hook(HeldAtZero(self._store.pool, waiting))
 
     # -- within: room ------------------------------------------------------------------------------------------------
 
@@ -375,21 +416,22 @@ class HeldRequests:
             return _UNLIMITED
         evidence = self._evidence_of(view.address)
         evidence.observe(view)
-        return self._detector(view, evidence.evidence(self.share), self._settings.room, now)
+        return self._detector(view, evidence.evidence(self._share), self._settings.room, now)
 
     def _with_inputs(self, endpoint: EndpointReport, now: float) -> EndpointReport:
-        view = self._view(endpoint.address)
-        if view is None:
-            return endpoint
-        evidence = self._evidence_of(endpoint.address)
+        view, evidence = _view_of(self._snapshot, endpoint.address), self._evidence_of(endpoint.address)
         evidence.observe(view)
-        inputs = room_inputs(view, evidence.evidence(self.share), self._settings.room, now)
+        inputs = room_inputs(view, evidence.evidence(self._share), self._settings.room, now)
         return endpoint._replace(inputs=inputs)
 
-    def _has_room(self, address: str, tokens: int, snapshot: Snapshot, now: float, rooms: dict[str, Room]) -> bool:
-        place = bisect_left(snapshot.addresses, address)
-        room = rooms[address] = self._room(snapshot.endpoints[place], now)
-        return room.requests >= 1 and room.opens_at <= now and room.fits(tokens)
+    def _offer_all(self, rooms: Mapping[str, Room], now: float) -> None:
+        """Set the room of every endpoint while nothing waits; `rooms` are those that are known."""
+        for view in self._snapshot.endpoints:
+            address = view.address
+            if address in self._places:
+                room = rooms.get(address)
+                self._control.offer(address, self._room(view, now) if room is None else room, now)
+        self._changed.clear()
 
     def _expected_output(self, wanted: PickRequest, now: float) -> int:
         """Output tokens of a request: the mean of what pages show, at most what the request allows."""
@@ -435,62 +477,90 @@ class HeldRequests:
     # -- within: outcomes --------------------------------------------------------------------------------------------
 
     def _deliver(self, outcome: Outcome, now: float) -> None:
-        """Resume the ticket of an outcome."""
+        """Resume the ticket of an outcome. What fails here affects no other request."""
         held = outcome.request.item
         if not isinstance(held, _Held):
             return
         ticket = held.ticket
         if self._requests.pop(ticket, None) is not None:
             self._depths.remove(outcome.request, held.wanted.model, ticket.requested)
-        decision = self._decision(outcome, held, now)
-        if ticket.pending:
-            ticket.resume(decision)
+        if not ticket.pending:  # its client left
+            self._report(CANCELLED, outcome, held)
+            if isinstance(outcome, Dispatched):
+                self._changed.add(outcome.endpoint)
+            return
+        try:
+            ticket.resume(self._decision(outcome, held, now, was_held=True))
+        except Exception as error:  # noqa: BLE001  a defect must not leave the other clients without an answer
+            self._hook(StreamBroken(self._store.pool, "error", f"flow control: {error!r}"))
+            if ticket.pending:
+                ticket.resume(_FAILED)
 
-    def _decision(self, outcome: Outcome, held: _Held, now: float) -> Pick | Rejection:
+    def _decision(self, outcome: Outcome, held: _Held, now: float, *, was_held: bool) -> Pick | Rejection:
         """The decision that follows from an outcome; a pick is in flight from here."""
-        request, ticket, wanted = outcome.request, held.ticket, held.wanted
-        how = outcome.how if isinstance(outcome, Dispatched) else outcome.reason
-        waited = outcome.waited_seconds
-        self._hook(
-            FlowDecided(
-                self._store.pool,
-                request.priority,
-                how,
-                waited,
-                request.flow_name,
-                wanted.model,
-                ticket.requested,
-                request.tokens,
-            )
-        )
-        if isinstance(outcome, RefusedRequest):
-            if outcome.reason == CANCELLED:
-                return _CANCELLED
-            return Rejection(
-                outcome.reason,
-                _message(outcome, request),
-                retry_after=outcome.retry_after,
-                waited_seconds=waited if waited > 0 else None,
-            )
-        dispatcher = self.dispatcher
+        ticket, dispatcher = held.ticket, self.dispatcher
+        waited = outcome.waited_seconds if was_held else None
         if dispatcher is None:
             raise ValueError("no stage dispatches the requests")
-        endpoint = outcome.endpoint
-        answer = dispatcher.pick(ticket, now)
-        if isinstance(answer, NoPick):
-            self._changed.add(endpoint)
-            return Rejection(answer.reason, f"No model server is available: {answer.detail}", waited_seconds=waited)
-        if endpoint in answer.addresses:
-            answer = redirected(answer, endpoint, ROOM)
+        if isinstance(outcome, Dispatched):
+            how, retry_after, answer = outcome.how, 0, self._pick(dispatcher, ticket, outcome.endpoint, now)
+        elif outcome.reason == NO_ENDPOINTS:
+            # A request that the proxy allows at ejected endpoints only waits for none of the others.
+            how, retry_after, answer = STOLEN if was_held else DIRECT, outcome.retry_after, dispatcher.pick(ticket, now)
         else:
-            self._changed.add(endpoint)
-        answer = answer._replace(waited_seconds=waited, dispatched=outcome.how)
-        self._dispatching = endpoint
+            self._report(outcome.reason, outcome, held)
+            return Rejection(outcome.reason, _message(outcome), retry_after=outcome.retry_after, waited_seconds=waited)
+        if isinstance(answer, NoPick):
+            self._report(NO_ENDPOINTS, outcome, held)
+            message = f"No model server is available: {answer.detail}"
+            return Rejection(answer.reason, message, retry_after=retry_after, waited_seconds=waited)
+        self._report(how, outcome, held)
+        if waited is not None:
+            answer = answer._replace(waited_seconds=waited, dispatched=how)
+        self._dispatching = (
+            answer.endpoint if isinstance(outcome, Dispatched) and answer.endpoint == outcome.endpoint else ""
+        )
         try:
             dispatcher.dispatch(ticket, answer, now)
         finally:
             self._dispatching = ""
         return answer
+
+    def _pick(self, dispatcher: Dispatcher, ticket: Ticket, endpoint: str, now: float) -> Pick | NoPick:
+        """The pick of the endpoint that has room; of another one where it may not serve the request any more."""
+        answer = dispatcher.pick(ticket, now)
+        if isinstance(answer, Pick):
+            if endpoint in answer.addresses:
+                return redirected(answer, endpoint, ROOM)
+            for narrowing in answer.narrowed:
+                if endpoint not in narrowing.after and endpoint in narrowing.before:
+                    if narrowing.filter not in _NO_PROFILE_FILTERS:  # it would prefer others, which have no room
+                        alone = dispatcher.pick(ticket, now, endpoint)
+                        if isinstance(alone, Pick):
+                            return alone._replace(decided_by=ROOM)
+                    break
+        self._changed.add(endpoint)  # its room is not used
+        return answer
+
+    def _report(self, how: str, outcome: Outcome, held: _Held) -> None:
+        request, wanted = outcome.request, held.wanted
+        self._hook(
+            FlowDecided(
+                self._store.pool,
+                request.priority,
+                how,
+                outcome.waited_seconds,
+                held.caller,
+                wanted.model,
+                held.ticket.requested,
+                request.tokens,
+            )
+        )
+
+
+def _view_of(snapshot: Snapshot, address: str) -> EndpointView:
+    """The endpoint in a snapshot of the store that has it."""
+    return snapshot.endpoints[bisect_left(snapshot.addresses, address)]
 
 
 def mean_output_tokens(views: Iterable[EndpointView]) -> float:
@@ -505,18 +575,17 @@ def mean_output_tokens(views: Iterable[EndpointView]) -> float:
     return tokens / finished if finished else float(PRIOR_OUTPUT_TOKENS)
 
 
-def _message(outcome: RefusedRequest, request: FlowRequest) -> str:
+def _message(outcome: RefusedRequest) -> str:
     """Why a request is refused, and what its client may do."""
     again = f" Try again in {outcome.retry_after} s." if outcome.retry_after else ""
     match outcome.reason:
         case "shed":
-            why = f"The model servers are saturated, and requests of priority {request.priority} are refused first."
+            priority = outcome.request.priority
+            why = f"The model servers are saturated, and requests of priority {priority} are refused first."
         case "displaced":
             why = "The model servers are saturated, and the queue of the gateway is full."
         case "expired":
             why = f"No model server had room for the request within {outcome.waited_seconds:.1f} s."
-        case "shutting_down":
-            why = "The gateway's endpoint picker stops."
         case _:
-            why = "No model server is available for the request."
+            why = "The gateway's endpoint picker stops."
     return why + again

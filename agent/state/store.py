@@ -72,7 +72,8 @@ class PrefixMemory(Protocol):
 
 class RoutingStore:
     """The state of one pool. `version` grows by one with every change; `on_change` is called after each, and
-    `on_changed` with the address of the endpoint that has changed, empty where the set of endpoints has."""
+    `on_changed` with the address of the endpoint that has changed, empty where the set of endpoints or the limits of
+    all have."""
 
     def __init__(
         self,
@@ -697,13 +698,18 @@ class RoutingStore:
     def _apply_pool_rate(self, now: float) -> None:
         """Apply the pool's current rate to all endpoints."""
         self._announced_rate = self._pool_rate
+        changed: list[str] = []
         for state in self._endpoints.values():
             before = state.in_flight.rate, state.rate_source
             self._update_rate(state, now)
             if (state.in_flight.rate, state.rate_source) != before:
-                self._dirty.add(state.address)
+                changed.append(state.address)
+        self._dirty.update(changed)
         self.version += 1
         self._notify()
+        for address in changed:
+            for call in self.on_changed:
+                call(address)
 
     def _resize(self, state: EndpointState, values: Mapping[str, Value]) -> None:
         """Set how many of its blocks the index keeps for the endpoint's cache, when a page reports another size. The

@@ -21,6 +21,7 @@ from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
@@ -99,6 +100,8 @@ EVERYTHING: tuple[Event, ...] = (
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
     CacheEmptied("pool", "a:1", "asleep"),
+    FlowHeaderIgnored("pool", "x-llm-d-inference-ttl", "not_positive"),
+    UnknownObjective("pool", "typo", first=True),
     KubernetesWritten("event"),
     KubernetesWriteFailed("event", "forbidden", "InferencePool ns/llama", "x"),
     ObjectProblemFound("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound", "x"),

@@ -14,6 +14,7 @@ from agent.accelerators.table import DEVICE_SIGNALS
 from agent.engines.report import REASONS as REPORT_REASONS
 from agent.events.discovery import SourceProblemFound
 from agent.events.flow import HELD, FlowDecided, RequestHeld, RequestSubmitted
+from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.requests import Ended, Picked, Refused
 from agent.events.scraping import HealthChanged, ScrapeDone, ScrapeFailed
 from agent.events.tls import REASONS as TLS_REASONS
@@ -28,6 +29,8 @@ from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
 from agent.kube.authn.identity import METHODS
 from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.kube.problem_reasons import REASONS as PROBLEM_REASONS
+from agent.requests.control_headers import CONTROL_HEADERS
+from agent.requests.flow_headers import REASONS as HEADER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
@@ -61,6 +64,7 @@ VALUES: Final = {
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
     "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 2,
+    "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
 RESULT_VALUES: Final = {
     "igw_responses_total": len(RESULTS),
@@ -77,6 +81,7 @@ REASONS: Final = {
     "igw_kubernetes_object_problems_found_total": len(PROBLEM_REASONS),
     "igw_discovery_problems": len(SOURCE_REASONS), "igw_discovery_problems_total": len(SOURCE_REASONS),
     "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 7,
+    "igw_flow_headers_ignored_total": len(HEADER_REASONS),
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.
@@ -232,6 +237,11 @@ def test_a_page_stays_within_its_bound_whatever_clients_request_and_servers_list
             instruments(Ended(pool, model, "a:1", 1.0, "closed"))
         for reason, row in REJECTIONS.items():
             instruments(Refused(pool, "declared", row.status, reason))
+        for number in range(1000):
+            instruments(UnknownObjective(pool, f"objective-{number}", first=number < 100))
+        for header in (*(each.name for each in CONTROL_HEADERS if each.terms), "x-tenant"):
+            for reason in HEADER_REASONS:
+                instruments(FlowHeaderIgnored(pool, header, reason))
         for number, outcome in enumerate([*FIELD_OUTCOMES, "junk"] * 60):
             name = hostile(number)
             instruments(RequestHeld(pool, number))

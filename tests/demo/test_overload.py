@@ -17,7 +17,7 @@ from agent.demo.overload import (
     SERVER,
     SMALL,
     OverloadRun,
-    Sent,
+    SentChat,
     caller_of,
     fairness,
     notes,
@@ -29,8 +29,8 @@ from agent.demo.report import UNKNOWN
 from agent.demo.workload import WorkloadShape, plan
 
 
-def chat(priority: int, caller: str, ttft: float | None, refused: str = "", ended_at: float = 1.0) -> Sent:
-    return Sent(priority, caller, 1000, ttft, refused, ended_at)
+def chat(priority: int, caller: str, ttft: float | None, refused: str = "", ended_at: float = 1.0) -> SentChat:
+    return SentChat(priority, caller, 1000, ttft, refused, ended_at)
 
 
 def test_the_workload_is_twice_what_the_servers_can_compute() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from agent.flow.band import MAX_PATIENCE_SECONDS, STEAL_SEARCH
 from agent.flow.control import FlowLimits
+from agent.flow.flow_names import ONE_FLOW
+from agent.flow.ordering import EARLIEST_DEADLINE, FIRST_COME
 from agent.flow.room import NO_ROOM, Room
 
 
@@ -27,6 +29,7 @@ class NaiveRequest:
     deadline: float
     arrived_at: float
     expires_at: float
+    latest: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     planned: str = ""
     planned_at: float = 0.0
@@ -67,6 +70,7 @@ class NaiveControl:
         self.flows: dict[tuple[int, str], NaiveFlow] = {}
         self.counter = 0
         self.stale: list[NaiveRequest] = []
+        self.empty_since: float | None = -math.inf
         self.out: list[NaiveOutcome] = []
 
     def count(self) -> int:
@@ -88,6 +92,13 @@ class NaiveControl:
             if request.planned not in self.endpoints:
                 request.planned = ""
         self.stale = sorted(self.waiting, key=lambda request: -request.priority)
+        if not self.endpoints:
+            self.empty_since = self.now
+        elif self.empty_since is not None:
+            for request in self.waiting:
+                if self.limits.empty_ttl > 0:
+                    request.expires_at += self.now - max(request.arrived_at, self.empty_since)
+            self.empty_since = None
 
     def replan(self, costs: dict[str, dict[str, float]], now: float) -> list[NaiveOutcome]:
         self.enter(now)
@@ -120,9 +131,22 @@ class NaiveControl:
         ttl = request.expires_at - request.arrived_at
         request.arrived_at = self.now
         request.expires_at = self.now + ttl
-        request.deadline = min(request.deadline, request.expires_at)
+        request.latest = self.now + min(self.limits.hold, ttl + self.limits.empty_ttl)
+        band = self.limits.of(request.priority)
+        if not band.by_caller:
+            request.flow = ONE_FLOW
+        if band.ordering == FIRST_COME:
+            request.deadline = self.now
+        elif band.ordering == EARLIEST_DEADLINE:
+            request.deadline = min(request.deadline, request.expires_at)
+        never_waits = ttl <= 0 or self.limits.hold <= 0
         if not self.endpoints:
-            self.out.append((request.name, "", "no_endpoints"))
+            if self.limits.empty_ttl <= 0 or never_waits:
+                self.out.append((request.name, "", "no_endpoints"))
+            elif not self.make_space(request):
+                self.out.append((request.name, "", "displaced"))
+            else:
+                self.hold(request)
             return self.out
         request.seconds = self.served(costs)
         if not request.seconds:
@@ -140,7 +164,7 @@ class NaiveControl:
             ahead = self.ahead(request.priority)
             self.use_room(request, min(free, key=lambda each: ahead[each] + request.seconds[each]), "direct")
             return self.out
-        if ttl <= 0:
+        if never_waits:
             self.out.append((request.name, "", "expired"))
             return self.out
         if not self.make_space(request):
@@ -347,11 +371,17 @@ class NaiveControl:
                 self.fill(address)
 
     def expire(self) -> None:
-        due = [request for request in self.waiting if request.expires_at <= self.now]
+        due = [request for request in self.waiting if self.ends_at(request) <= self.now]
         for request in due:
             self.refuse(request, "expired" if self.endpoints else "no_endpoints")
         if due:
             self.fill_all()
+
+    def ends_at(self, request: NaiveRequest) -> float:
+        at = request.expires_at
+        if self.empty_since is not None and self.limits.empty_ttl > 0:
+            at = max(request.arrived_at, self.empty_since) + self.limits.empty_ttl
+        return min(at, request.latest)
 
     def advance_at_now(self) -> None:
         self.expire()

@@ -78,16 +78,18 @@ class PickStage:
             if held is not None and held.holds_at_zero(answer.reason):
                 return self._submit(held, ticket, now)
             return Rejection(answer.reason, f"No model server is available: {answer.detail}")
-        if held is not None and not held.admits(answer, now):
+        if held is not None and not held.admits(answer, snapshot, now):
             return self._submit(held, ticket, now)
         self.dispatch(ticket, answer, now)
         return answer
 
-    def pick(self, ticket: Ticket, now: float) -> Pick | NoPick:
-        """The pick for a request that is dispatched after it was held."""
+    def pick(self, ticket: Ticket, now: float, only: str = "") -> Pick | NoPick:
+        """The pick for a request that is dispatched after it was held, from all endpoints or from this one alone."""
         wanted = ticket.wanted
         if wanted is None:
             raise ValueError("the request is over")
+        if only:
+            wanted = wanted._replace(subset=frozenset({only}))
         return pick(self._store.snapshot(now), wanted, self.profile, self._index, now, self._fallbacks)
 
     def dispatch(self, ticket: Ticket, answer: Pick, now: float) -> None:
@@ -126,6 +128,11 @@ class PickStage:
         """The client of a held request left."""
         if self._held is not None:
             self._held.cancelled(ticket, now)
+
+    def shut_down(self, now: float) -> None:
+        """Refuse every held request."""
+        if self._held is not None:
+            self._held.shut_down(now)
 
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request leaves the endpoint's work in flight."""

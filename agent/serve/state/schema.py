@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
-from agent.flow.outcomes import DISPATCHES
+from agent.flow.outcomes import PLANNED, STOLEN
 from agent.flow.room import LIMITED_BY as ROOM_LIMITS
 from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.requests.response import RESULTS
@@ -532,10 +532,9 @@ class PickJson(JsonObject):
     dispatched: Annotated[
         str,
         Meta(
-            description="why it went when it did: nothing waited and an endpoint had room (empty), others waited and "
-            "an endpoint had room for it (direct), the endpoint for which it waited had room (planned), another one "
-            "did (stolen)",
-            extra_json_schema=one_of(["", *DISPATCHES]),
+            description="why it went when it did: it was not held (empty), the endpoint for which it waited had room "
+            "(planned), another one did (stolen)",
+            extra_json_schema=one_of(["", PLANNED, STOLEN]),
         ),
     ]
     state_version: Annotated[Count, Meta(description="of the pool's state, not that of /v1/state")]
