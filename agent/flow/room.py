@@ -35,6 +35,7 @@ QUEUE: Final = "queue"
 REQUESTS: Final = "requests"
 TOKENS: Final = "tokens"
 BLIND: Final = "blind"
+LIMITED_BY: Final = (SLOTS, WAIT, KV_CACHE, QUEUE, REQUESTS, TOKENS, BLIND)
 
 
 class RoomLimits(NamedTuple):
@@ -112,7 +113,7 @@ def headroom(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: fl
     if (part := _part(max(0.0, work.busy_until - now), max_wait)) > used:
         by, used = WAIT, part
     kv_tokens = kv_capacity = _UNLIMITED
-    usage, capacity = view.number(KV_USAGE, now), _kv_capacity(view, now)
+    usage, capacity = view.number(KV_USAGE, now), cache_tokens(view, now)
     if usage is not None and capacity is not None:
         kv_capacity = capacity
         kv_tokens = (1.0 - usage) * capacity * evidence.share - evidence.sent_tokens
@@ -184,7 +185,7 @@ def _by_own_requests(view: EndpointView, evidence: Evidence, limits: RoomLimits)
     return Room(free if own else max(1.0, free), saturation=_part(own, limit), limited_by=BLIND)
 
 
-def _kv_capacity(view: EndpointView, now: float) -> float | None:
+def cache_tokens(view: EndpointView, now: float) -> float | None:
     """The tokens that fit into the KV cache; None: unknown."""
     tokens = view.number(KV_TOKENS, now)
     if tokens is not None:
