@@ -186,9 +186,8 @@ class History(HeldPool):
                 if in_flight:
                     self.end(in_flight[which % len(in_flight)])
             case Leaves(which):
-                waiting = [name for name, ticket in self.tickets.items() if ticket.pending]
-                if waiting:
-                    name = waiting[which % len(waiting)]
+                if pending := self.waiting():
+                    name = pending[which % len(pending)]
                     self.cancelled.append(name)
                     self.tickets[name].cancel()
             case Endpoints(addresses):
