@@ -90,9 +90,11 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
+        self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
         self._admin = AdminPort(config, self._admin_server, access, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
+        self._admin_server.state.flows = self._pools.flow_reports
         self._admin_server.state.set_replicas(self._replicas.view)
         jobs = [
             Job(
@@ -177,3 +179,8 @@ class Agent:
         self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)
         self._admin_server.set_pools([pool.store for pool in self.pools.values()])
         self._replicas.set_pools({name: pool.shared for name, pool in self.pools.items()})
+        self._set_share(self._replicas.share)
+
+    def _set_share(self, share: float) -> None:
+        for pool in self.pools.values():
+            pool.set_share(share)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.endpoint_files import EndpointFiles
+from agent.app.flow_control import header_rules, holding_settings
 from agent.app.listen import check_address
 from agent.app.tasks import Task, Tasks
+from agent.app.wake_timer import WakeTimer
 from agent.clock import Clock
 from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
@@ -26,7 +29,9 @@ from agent.engines.custom import tables
 from agent.engines.table import DEFAULT_PAGE_PATH, Engine
 from agent.events import Event, Hook
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.flow import DispatchRun
 from agent.events.scraping import HealthChanged
+from agent.flow.report import FlowReport
 from agent.kube.cluster import Cluster
 from agent.kube.objectives import NO_OBJECTIVES, PoolObjectives
 from agent.kube.pool_endpoints import ObjectProblem
@@ -35,7 +40,9 @@ from agent.pick.profile import BadProfile, Profile, build
 from agent.prefix.index import PrefixIndex
 from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.service import PoolKnowledge
+from agent.requests.held_requests import HeldRequests
 from agent.requests.load_reports import LoadReports
+from agent.requests.objectives import RequestTerms
 from agent.requests.outcomes import Outcomes
 from agent.requests.pipeline import OnDecision, Pipeline, Stage
 from agent.requests.response import Response
@@ -50,6 +57,7 @@ from agent.scrape.model_refresh import ModelRefresh
 from agent.scrape.server_access import HttpClientConfig, ServerAccess
 from agent.scrape.target import Target
 from agent.serve.ext_proc.actions import Mode
+from agent.serve.ext_proc.holding import ProxyTimeouts
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.serve.tls.server import ServerTls
 from agent.signals import MODELS
@@ -155,10 +163,24 @@ class Pool:
         self._sharing = parts.sharing(settings.name, PoolKnowledge(self.store.learnt_rates, self.index.newest))
         self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
         self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
+        self.flow_rules = header_rules(config)
+        self._terms = RequestTerms(settings.name, parts.hook)
+        self._terms.set_declared(config.objectives)
+        profile = profile_of(config, settings)
+        self._timer = WakeTimer(f"flow-control/{settings.name}", self._run_held, parts.clock, parts.hook)
+        self._held = HeldRequests(
+            self.store,
+            self.index,
+            profile,
+            holding_settings(config, settings),
+            self._timer.wake,
+            random.random,
+            parts.hook,
+        )
         self._pick = PickStage(
             self.store,
             self.index,
-            profile_of(config, settings),
+            profile,
             parts.clock.now,
             parts.hook,
             parts.remember,
@@ -166,6 +188,8 @@ class Pool:
             self.outcomes,
             self._unlisted,
             self._sharing,
+            self._held,
+            self._terms.terms,
         )
         resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
@@ -184,6 +208,9 @@ class Pool:
             max_body=config.ext_proc.max_body,
             max_buffered=config.ext_proc.max_buffered_bytes,
             assumed_mode=MODES[config.ext_proc.assumed_mode],
+            timeouts=ProxyTimeouts(
+                config.envoy.message_timeout, config.envoy.max_message_timeout, config.envoy.stream_idle_timeout
+            ),
             tls=parts.tls,
         )
         self._discovery = self._discovery_of(config, settings)
@@ -226,7 +253,11 @@ class Pool:
         if settings.scrape != self._settings.scrape:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
-        self._pick.profile = profile
+        self.flow_rules = header_rules(config)
+        self._terms.set_declared(config.objectives)
+        self._terms.set_objects(self.objectives)
+        self._pick.profile = self._held.profile = profile
+        self._held.apply(holding_settings(config, settings))
         self._reports.tables = tables(config.engines)
         self.store.set_limits(
             stale_after=config.state.stale_after,
@@ -251,17 +282,22 @@ class Pool:
         return [f"pool {self.name}: {left} of {len(snapshot.endpoints)} endpoints were not scraped yet"] if left else []
 
     async def stop(self, grace: float) -> None:
-        """Stop scraping, wait for requests without a decision, and close the picker port."""
-        if self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
-        self._parts.scrape_loop.set_targets(self.name, [], self.store)
-        await self._server.stop(grace)
+        """Wait for requests without a decision, close the picker port, and stop scraping: until then pages show where
+        there is room for what is held."""
+        try:
+            await self._server.stop(grace)
+        finally:
+            self._timer.stop()
+            if self._watching is not None:
+                self._watching.cancel()
+                self._watching = None
+            self._parts.scrape_loop.set_targets(self.name, [], self.store)
 
     # -- what the picker port calls ----------------------------------------------------------------------------------
 
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
         """Submit a request to the pipeline."""
+        self._terms.check(request.flow_headers)
         return self.pipeline.submit(request, on_decision)
 
     def log_opened(self) -> None:
@@ -299,6 +335,22 @@ class Pool:
     def profile(self) -> Profile:
         """The profile of the next pick."""
         return self._pick.profile
+
+    def flow_report(self, now: float) -> FlowReport:
+        """What waits, for what, and what would be refused now."""
+        return self._held.report(now)
+
+    def set_share(self, share: float) -> None:
+        """The part of the endpoints' free slots that this replica may use."""
+        self._held.share = share
+
+    def shut_down(self) -> None:
+        """Refuse the requests that are held, and those that arrive from now on."""
+        self.pipeline.shut_down()
+
+    def _run_held(self, now: float) -> None:
+        self._held.run(now)
+        self._parts.hook(DispatchRun(self.name, self._parts.clock.now() - now))
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 
@@ -384,11 +436,13 @@ class Pool:
         self._discovered = source
         if source is None:
             self.objectives, self._objectives_known, self._other_problems = NO_OBJECTIVES, False, {}
+            self._terms.set_objects(NO_OBJECTIVES)
         self._publish_source()
 
     def set_objectives(self, objectives: PoolObjectives) -> None:
         """What the objects of the cluster say about requests to the pool."""
         self.objectives, self._objectives_known = objectives, True
+        self._terms.set_objects(objectives)
         self._publish_source()
 
     def set_problems(self, found_by: str, problems: Sequence[ObjectProblem]) -> None:

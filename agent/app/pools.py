@@ -9,6 +9,7 @@ from typing import Final
 from agent.app.component import CannotStart
 from agent.app.pool import Pool, PoolParts, profile_of
 from agent.config.config import Config
+from agent.flow.report import FlowReport
 
 # Interval of the check for expired readings in pools without readers: a stale endpoint is reported within this time.
 AGING_SECONDS: Final = 0.5
@@ -44,6 +45,10 @@ class Pools:
     def in_flight(self) -> int:
         """Requests that were picked and have not ended, those of removed pools included."""
         return sum(pool.in_flight for pool in (*self.pools.values(), *self._draining.values()))
+
+    def flow_reports(self, now: float, name: str | None) -> list[FlowReport]:
+        """The reports of flow control of all pools, or of the one of this name."""
+        return [pool.flow_report(now) for pool in self.pools.values() if name is None or pool.name == name]
 
     def serves_model(self, name: str) -> bool:
         """Whether a server of any pool lists this model or names this adapter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,8 +21,8 @@ from agent.config.config import Config
 from agent.config.replicas import ReplicasConfig
 from agent.config.tls import TlsConfig
 from agent.discovery.static import RESOLVE_TIMEOUT_SECONDS, look_up
-from agent.events import Hook
-from agent.events.replicas import PeerRefused
+from agent.events import Event, Hook
+from agent.events.replicas import PeerChanged, PeerRefused, PeersCounted
 from agent.replicas.client import PeerAccess
 from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.peers import Peers
@@ -39,7 +39,9 @@ _MAX_TOKEN_BYTES: Final = 4096
 
 
 class Replicas:
-    """Serves this replica's reports and follows those of its peers. Without `replicas.address` it does nothing."""
+    """Serves this replica's reports and follows those of its peers. Without `replicas.address` it does nothing.
+
+    `on_share`, where it is set, is called with `share` after each change of a peer's state."""
 
     name = "replicas"
 
@@ -63,9 +65,10 @@ class Replicas:
         self._listener = GrpcListener(router, self._connection_failed, self._tls)
         transport = PeerAccess(settings.ca_file, settings.cert_file, settings.key_file, settings.server_name)
         self._peers = Peers(
-            self._identity, transport, self._read_token, self._targets.get, settings.stale_after, clock, hook
+            self._identity, transport, self._read_token, self._targets.get, settings.stale_after, clock, self._observe
         )
         self._listening = False
+        self.on_share: Callable[[float], None] | None = None
 
     # -- what pools use ----------------------------------------------------------------------------------------------
 
@@ -80,6 +83,12 @@ class Replicas:
         self._targets.clear()
         self._targets.update(targets)
         self._service.publishers.keep(targets)
+
+    @property
+    def share(self) -> float:
+        """The part of the free slots of an endpoint that this replica may use: each of n replicas that do not know of
+        each other's requests uses 1/n. The requests of a peer that reports are known."""
+        return 1 / (1 + len(self._peers.unknown()))
 
     # -- what readers use --------------------------------------------------------------------------------------------
 
@@ -141,6 +150,11 @@ class Replicas:
         await self._listener.close()
 
     # -- within ------------------------------------------------------------------------------------------------------
+
+    def _observe(self, event: Event) -> None:
+        self._hook(event)
+        if isinstance(event, PeerChanged | PeersCounted) and self.on_share is not None:
+            self.on_share(self.share)
 
     async def _resolve(self) -> None:
         """Keep the addresses of the peers, and the files, up to date."""

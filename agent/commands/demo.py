@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `igw demo`."""
     parser.add_argument("--once", action="store_true", help="stop everything after the table")
     parser.add_argument(
+        "--overload",
+        action="store_true",
+        help="send twice what the servers can do, at priorities 10, 0 and -1, without and with flow control",
+    )
+    parser.add_argument(
         "--profiles",
         metavar="NAME,...",
         default=_DEFAULT_PROFILE,
@@ -34,8 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: 8001-8004, 8080, 8081, 9002, 9090 and 9901)",
     )
     load = parser.add_argument_group("workload")
-    load.add_argument("--rate", metavar="N", type=float, help="chats per second (default: 24; 4 with --endpoints)")
-    load.add_argument("--seconds", metavar="N", type=float, help="duration of each run (default: 14)")
+    load.add_argument(
+        "--rate",
+        metavar="N",
+        type=float,
+        help="chats per second (default: 24; 4 with --endpoints; about 39 with --overload)",
+    )
+    load.add_argument(
+        "--seconds", metavar="N", type=float, help="duration of each run (default: 14; 30 with --overload)"
+    )
     load.add_argument(
         "--prompt-tokens",
         metavar="N",
@@ -73,6 +85,12 @@ def main(args: argparse.Namespace) -> int:
     if args.model is not None and not endpoints:
         print("igw demo: --model requires --endpoints: the emulated servers have a fixed model", file=sys.stderr)
         return 2
+    if args.overload and endpoints:
+        print(
+            "igw demo: --overload sends to emulated servers, whose capacity is known; remove --endpoints",
+            file=sys.stderr,
+        )
+        return 2
     for name in ("rate", "seconds"):
         value = getattr(args, name)
         if value is not None and not 0 < value <= 3600:
@@ -89,6 +107,7 @@ def main(args: argparse.Namespace) -> int:
             args.prompt_tokens,
             args.seed,
             args.once,
+            args.overload,
         )
         return asyncio.run(_run(lambda stop: run_demo(options, Screen(), SystemClock(), stop)))
     except FleetNotStarted as error:

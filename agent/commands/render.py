@@ -11,6 +11,7 @@ from agent.app.vocabulary import VOCABULARY
 from agent.config import from_flags
 from agent.config.config import Config
 from agent.config.file import load
+from agent.config.flow_control import TRUST_ALL
 from agent.config.nodes import BadConfig
 from agent.envoy.render import (
     MAX_EJECTION_PERCENT,
@@ -24,6 +25,7 @@ from agent.envoy.render import (
     bootstrap,
 )
 from agent.envoy.yaml import dump
+from agent.requests.control_headers import TERMS
 
 HELP = """Print the Envoy configuration for a configuration file of the agent, or for --endpoints.
 docs/reference/envoy.md explains each setting. Exit status: 0 printed, 1 the configuration is invalid, 2 usage error."""
@@ -136,13 +138,25 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         max_body=config.ext_proc.max_body,
         failure_mode=FailureMode(args.failure_mode),
         responses=ResponseSource(args.responses),
+        message_timeout=config.envoy.message_timeout,
+        max_message_timeout=config.envoy.max_message_timeout,
+        stream_idle_timeout=config.envoy.stream_idle_timeout,
         eds_directory=eds_directory,
         retry_server_errors=config.envoy.retry_server_errors,
         retry_budget=config.envoy.retry_budget,
         # One share for the ejections of both.
         max_ejection_percent=min(MAX_EJECTION_PERCENT, int(config.outlier_detection.max_ejection_percent)),
         picker_tls=_picker_tls(config),
+        untrusted_headers=_untrusted_headers(config),
     )
+
+
+def _untrusted_headers(config: Config) -> tuple[str, ...]:
+    """The headers that clients may not set."""
+    flow = config.flow_control
+    if flow.trust_headers == TRUST_ALL:
+        return ()
+    return (*TERMS, flow.caller_header) if flow.caller_header else TERMS
 
 
 def _picker_tls(config: Config) -> PickerTls | None:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from agent.config.addresses import NODE_PLACEHOLDER, is_loopback, split_address
 from agent.config.admin import KUBERNETES, NO_AUTH, TOKEN_FILE, AdminConfig
 from agent.config.config import Config
+from agent.config.flow_control import TRUST_NONE
 from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
 from agent.config.scrape import STALE_AFTER_INTERVALS
@@ -38,6 +39,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _tls(config.ext_proc.tls, "extProc.tls", reader)
     _tls(config.admin.tls, "admin.tls", reader)
     _admin(config.admin, reader)
+    _objectives(config, reader)
     _picker_tls(config, reader)
     names: dict[str, int] = {}
     for index, pool in enumerate(config.pools):
@@ -66,6 +68,42 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
                     f"{endpoint.address} is listed twice in this pool, first at {seen[endpoint.address]}; keep one",
                 )
             seen.setdefault(endpoint.address, path)
+
+
+def _objectives(config: Config, reader: DocumentReader) -> None:
+    """Objectives whose pool does not exist, and those that two entries define or bind to a model for one pool; and a
+    header that is not believed."""
+    if config.flow_control.caller_header and config.flow_control.trust_headers == TRUST_NONE:
+        reader.problem_at(
+            "flowControl.callerHeader", "it has no effect with trustHeaders: none; remove it, or write gateway or all"
+        )
+    pools = [pool.name for pool in config.pools]
+    names: dict[tuple[str, str], str] = {}  # name and pool -> the entry that defines it
+    models: dict[tuple[str, str], str] = {}
+    for index, objective in enumerate(config.objectives):
+        key = f"objectives[{index}]"
+        if objective.pool and objective.pool not in pools:
+            advice = suggestion(objective.pool, pools) if pools else "add it to pools:"
+            reader.problem_at(f"{key}.pool", f"there is no pool {quote(objective.pool)}; {advice}")
+            continue
+        own = [objective.pool] if objective.pool else pools
+        other = next((names[objective.name, pool] for pool in own if (objective.name, pool) in names), "")
+        if other:
+            reader.problem_at(
+                f"{key}.name",
+                f"{other} is an objective {quote(objective.name)} of the same pool; give each a name of its own, or "
+                "a pool of its own",
+            )
+        for model in dict.fromkeys(objective.models):
+            bound = next((models[model, pool] for pool in own if (model, pool) in models), "")
+            if bound:
+                reader.problem_at(
+                    f"{key}.models", f"{quote(model)} has the objective of {bound} already; remove it from one of them"
+                )
+        for pool in own:
+            names.setdefault((objective.name, pool), key)
+            for model in objective.models:
+                models.setdefault((model, pool), key)
 
 
 # Where a pool's endpoints come from; exactly one of these is set.

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from agent.config.admin import AdminConfig
 from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
+from agent.config.flow_control import FlowControlConfig
 from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
+from agent.config.objectives import ObjectiveConfig
 from agent.config.options import section, sections
 from agent.config.outlier_detection import OutlierDetectionConfig
 from agent.config.pools import PoolConfig
@@ -34,6 +36,9 @@ class Config:
     engine_labels: tuple[str, ...] = ENGINE_LABELS
     notes: tuple[str, ...] = ()
     pools: tuple[PoolConfig, ...] = sections(PoolConfig, "Pools of model servers.", identity="name")
+    objectives: tuple[ObjectiveConfig, ...] = sections(
+        ObjectiveConfig, "Objectives: the priorities of requests.", identity="key"
+    )
     kubernetes: KubernetesConfig = section(KubernetesConfig, "The cluster of pools whose servers are pods.")
     scrape: ScrapeConfig = section(ScrapeConfig, "How the metrics of model servers are scraped.")
     state: StateConfig = section(StateConfig, "The routing state.")
@@ -41,6 +46,7 @@ class Config:
     outlier_detection: OutlierDetectionConfig = section(OutlierDetectionConfig, "Endpoints whose requests fail.")
     prefix_index: PrefixIndexConfig = section(PrefixIndexConfig, "The index of prompt prefixes.")
     ext_proc: ExtProcConfig = section(ExtProcConfig, "The ports that Envoy's ext_proc filter connects to.")
+    flow_control: FlowControlConfig = section(FlowControlConfig, "Which requests wait, and which are refused.")
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
     replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")

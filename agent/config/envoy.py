@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from agent.config.addresses import HostList, HostName
 from agent.config.options import option
-from agent.config.values import Boolean, DirectoryPath, FilePath, Number
+from agent.config.values import Boolean, DirectoryPath, Duration, FilePath, Number
+
+MESSAGE_TIMEOUT_SECONDS: Final = 5.0  # Envoy's default of 0.2 s is shorter than a pause of a busy machine
+MAX_MESSAGE_TIMEOUT_SECONDS: Final = 600.0  # as long as OpenAI clients wait by default
+STREAM_IDLE_SECONDS: Final = 900.0  # a long prompt in a long queue sends nothing until its first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,26 @@ class EnvoySection:
         "for all its addresses, such as that of a headless Service",
         (),
         unset="the host of `extProcAddress`",
+    )
+    message_timeout: float = option(
+        Duration(0.2, 3600),
+        "for how long Envoy waits for the picker's answer to a message (`message_timeout` of the ext_proc filter)",
+        MESSAGE_TIMEOUT_SECONDS,
+        live=False,
+    )
+    max_message_timeout: float = option(
+        Duration(0, 3600),
+        "up to which the agent extends it for a request that is held (`max_message_timeout`); 0s: the proxy ignores "
+        "extensions, and a request is held for less than `messageTimeout`",
+        MAX_MESSAGE_TIMEOUT_SECONDS,
+        live=False,
+    )
+    stream_idle_timeout: float = option(
+        Duration(0, 24 * 3600),
+        "after which Envoy ends a request without bytes in either direction (`stream_idle_timeout`), one that is held "
+        "too; 0s: never",
+        STREAM_IDLE_SECONDS,
+        live=False,
     )
     retry_server_errors: bool = option(
         Boolean(), "`igw render`: Envoy retries a response of 500, 502 or 504 once, at another endpoint", default=False

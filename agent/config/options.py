@@ -160,12 +160,7 @@ def all_options(section_type: type, path: str = "") -> Iterator[tuple[str, Optio
             yield from all_options(row.type, here if isinstance(row, Section) else f"{here}[]")
 
 
-def snake(key: str) -> str:
-    """`staleAfter` -> `stale_after`."""
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in key)
-
-
 def camel(field: str) -> str:
-    """`stale_after` -> `staleAfter`."""
+    """`stale_after` -> `staleAfter`, `default_request_ttl` -> `defaultRequestTTL`."""
     first, *rest = field.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+    return first + "".join("TTL" if word == "ttl" else word.capitalize() for word in rest)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.config.addresses import Address, AddressTemplate, HostName
+from agent.config.flow_control import LONGEST_WAIT
 from agent.config.options import DefaultFrom, Scope, option, section, sections
 from agent.config.scrape import MIN_INTERVAL, STALE_AFTER_INTERVALS
 from agent.config.values import (
@@ -25,12 +26,18 @@ from agent.config.values import (
     Ports,
     Selector,
     UrlPath,
+    WaitLimit,
     WordList,
 )
 from agent.engine_specs import engine_by_label
 from agent.profiles import DEFAULT_PROFILE
 
 DEFAULT_EXT_PROC_ADDRESS: Final = "127.0.0.1:9002"
+ENVOY: Final = "envoy"
+GKE: Final = "gke"
+# GKE's gateways end a callout that takes longer than its time-out, which cannot be extended while a request is held.
+# 10 s are documented as the longest one; not proven on a real gateway.
+GKE_HOLD_SECONDS: Final = 8.0
 
 
 def _engine(scope: Scope) -> str:
@@ -240,6 +247,23 @@ class PoolConfig:
         "the namespace of the InferencePool or of the pods",
         "",
         unset="`kubernetes.namespace`, else that of the agent",
+    )
+    gateway: str = option(
+        OneOf((ENVOY, GKE)), "the proxy in front of the pool, where its limits differ: `gke` ends callouts early", ENVOY
+    )
+    scale_from_zero: bool = option(
+        Boolean(),
+        "hold requests while the pool has no endpoint, for `flowControl.noEndpointRequestTTL`",
+        default=False,
+        default_text="`false`; `true` where `flowControl.noEndpointRequestTTL` is written",
+    )
+    hold_limit: float | None = option(
+        WaitLimit(0.1, LONGEST_WAIT),
+        "the longest time for which a request is held, whatever its TTL; below the proxy's own limit",
+        None,
+        default_from=lambda scope: GKE_HOLD_SECONDS if scope.own["gateway"] == GKE else None,
+        default_text="none; with `gateway: gke` `8s`",
+        unset="none",
     )
     endpoints: tuple[EndpointConfig, ...] = sections(
         EndpointConfig,

@@ -84,8 +84,14 @@ def text_schema(pattern: str, *others: str) -> dict[str, Any]:
 _DURATION: Final = r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+"
 _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE: Final = r"([0-9]+(?:\.[0-9]+)?) ?([KMG]i?)?B?"
-_BYTES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+# The units of Kubernetes (resource.Quantity), and K and B besides.
+_SIZE: Final = r"([0-9]+(?:\.[0-9]+)?) ?(k|[KMGT]i?)?B?"
+_BYTES: Final = {
+    "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+_COUNT: Final = r"([0-9]{1,15})([kMG])?"
+_ZERO: Final = r"0(?:\.0*)?[A-Za-z]{0,3}"
 _MAX_QUANTITY: Final = 32  # characters of a duration or a size
 
 
@@ -184,6 +190,66 @@ class Size(OptionType):
     def show(self, value: Any) -> str:
         """The size with its unit."""
         return show_size(value)
+
+
+NO_BOUND: Final = "0 would let nothing wait, and is no bound in llm-d's router; leave it out, or write 1 or more"
+
+
+@dataclass(frozen=True, slots=True)
+class SizeBound(Size):
+    """A size that bounds what may wait."""
+
+    def read(self, node: Node) -> int:
+        """Bytes."""
+        if isinstance(node, ScalarNode) and re.fullmatch(_ZERO, node.text):
+            raise InvalidValue(NO_BOUND)
+        return Size.read(self, node)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound(OptionType):
+    """A whole number from `low` to `high` that bounds something: `5000` or `5k`, also as text, as Kubernetes has it."""
+
+    low: int
+    high: int
+
+    def holds(self) -> str:
+        """`number`."""
+        return "number"
+
+    def read(self, node: Node) -> int:
+        """The number."""
+        match = re.fullmatch(_COUNT, node.text) if isinstance(node, ScalarNode) else None
+        if match is None:
+            raise InvalidValue(f"{describe(node)} is not a whole number; write one from {self.low}, such as 500 or 5k")
+        value = int(match[1]) * _BYTES[match[2] or ""]
+        if value == 0:
+            raise InvalidValue(NO_BOUND)
+        if not self.low <= value <= self.high:
+            raise InvalidValue(f"{describe(node)} is out of range; write a number from {self.low} to {self.high}")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        """A number with its range, or a pattern."""
+        return {**text_schema(_COUNT, "integer"), "minimum": self.low, "maximum": self.high}
+
+    def written(self, value: Any) -> Any:
+        """The number itself."""
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class WaitLimit(Duration):
+    """The longest time for which something may wait."""
+
+    def read(self, node: Node) -> float:
+        """Seconds."""
+        if isinstance(node, ScalarNode) and re.fullmatch(_ZERO, node.text):
+            raise InvalidValue(
+                f"{node.text} would let nothing wait, and is no limit in llm-d's router; write the longest wait, from "
+                f"{show_duration(self.low)} to {show_duration(self.high)}"
+            )
+        return Duration.read(self, node)
 
 
 @dataclass(frozen=True, slots=True)

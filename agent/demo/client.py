@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ from agent.demo.workload import ChatTurn
 PATH: Final = "/v1/chat/completions"
 # A request that takes longer has failed, so that the demo ends.
 REQUEST_TIMEOUT_SECONDS: Final = 60.0
+NO_HEADERS: Final[Mapping[str, str]] = {}
 _DATA: Final = b"data:"
 _DONE: Final = b"[DONE]"
 _ERROR: Final = b'data: {"error"'
@@ -32,6 +33,12 @@ class RunProgress:
     ttft_seconds: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     late_seconds: float = 0.0
+
+
+def new_session() -> aiohttp.ClientSession:
+    """A session without a bound on its connections; its requests end after REQUEST_TIMEOUT_SECONDS."""
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
 
 
 async def send(
@@ -90,13 +97,15 @@ class ChatFailed(Exception):
     """A request without a complete answer; the message is short and equal for equal failures."""
 
 
-async def send_chat(session: aiohttp.ClientSession, url: str, data: bytes, clock: Clock) -> float:
+async def send_chat(
+    session: aiohttp.ClientSession, url: str, data: bytes, clock: Clock, headers: Mapping[str, str] = NO_HEADERS
+) -> float:
     """Send one chat and read its stream to the end; seconds to the first data. Raises ChatFailed."""
     start = clock.now()
     first: float | None = None
     tail = b""
     try:
-        async with session.post(url, data=data, headers={"Content-Type": "application/json"}) as answer:
+        async with session.post(url, data=data, headers={"Content-Type": "application/json", **headers}) as answer:
             if answer.status != 200:
                 raise ChatFailed(f"HTTP {answer.status} {_code(await answer.read())}".rstrip())
             async for chunk in answer.content.iter_any():

@@ -47,6 +47,7 @@ EMULATED: Final = EmulatorConfig(
     step_seconds=0.005,
     step_seconds_per_request=0.0002,
 )
+NO_MORE: Final[Mapping[str, Any]] = {}
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.03
@@ -184,9 +185,16 @@ def envoy_config(ports: FleetPorts, endpoints: Sequence[str]) -> EnvoyConfig:
 
 
 def agent_config(
-    ports: FleetPorts, endpoints: Sequence[str], profile: str, bytes_per_token: int, *, own: bool
+    ports: FleetPorts,
+    endpoints: Sequence[str],
+    profile: str,
+    bytes_per_token: int,
+    *,
+    own: bool,
+    more: Mapping[str, Any] = NO_MORE,
 ) -> dict[str, Any]:
-    """The agent's configuration file as JSON, a subset of YAML. `own`: the demo started the servers."""
+    """The agent's configuration file as JSON, a subset of YAML. `own`: the demo started the servers. `more` are further
+    sections."""
     return {
         "apiVersion": "llm-d.ai/v1alpha1",
         "kind": "EndpointPickerConfig",
@@ -201,6 +209,7 @@ def agent_config(
                 **(_with_accelerators(endpoints) if own else {"endpoints": list(endpoints)}),
             }
         ],
+        **more,
     }
 
 
@@ -218,15 +227,22 @@ def _with_accelerators(endpoints: Sequence[str]) -> dict[str, Any]:
 
 
 class DemoFleet:
-    """The running processes. `endpoints` are the model servers, `own` is True if the demo starts them.
+    """The running processes. `endpoints` are the model servers, `own` is True if the demo starts them, `emulated` is
+    what each of those can do.
 
     `bytes_per_token` is the agent's `prefixIndex.bytesPerToken` from its next start on.
     """
 
     def __init__(
-        self, ports: FleetPorts, folder: Path, session: aiohttp.ClientSession, endpoints: Sequence[str]
+        self,
+        ports: FleetPorts,
+        folder: Path,
+        session: aiohttp.ClientSession,
+        endpoints: Sequence[str],
+        emulated: EmulatorConfig = EMULATED,
     ) -> None:
         self.ports = ports
+        self.emulated = emulated
         self.own = not endpoints
         self.endpoints = tuple(endpoints) or tuple(f"{HOST}:{port}" for port in ports.servers)
         self.bytes_per_token = BYTES_PER_TOKEN
@@ -244,8 +260,8 @@ class DemoFleet:
     async def start_servers(self) -> None:
         """Start the emulated model servers and wait until they are healthy."""
         flags = []
-        for name in EMULATED.__dataclass_fields__:
-            value = getattr(EMULATED, name)
+        for name in self.emulated.__dataclass_fields__:
+            value = getattr(self.emulated, name)
             if value != getattr(EmulatorConfig(), name):
                 flags += [f"--{name.replace('_', '-')}", str(value)]
         for address, name in self.server_names().items():
@@ -254,15 +270,16 @@ class DemoFleet:
         for child, address in zip(self._servers, self.endpoints, strict=True):
             await self._until_200(child, f"http://{address}/health")
 
-    async def start_agent(self, profile: str) -> None:
-        """Start the agent with this profile, instead of the one that runs, and wait until it is ready.
+    async def start_agent(self, profile: str, more: Mapping[str, Any] = NO_MORE) -> None:
+        """Start the agent with this profile and these further sections of its configuration, instead of the one that
+        runs, and wait until it is ready.
 
         Raises FleetNotStarted if it does not become ready, or a model server is not healthy.
         """
         if self._agent is not None:
             await self._agent.stop()
         path = self._folder / "igw.yaml"
-        config = agent_config(self.ports, self.endpoints, profile, self.bytes_per_token, own=self.own)
+        config = agent_config(self.ports, self.endpoints, profile, self.bytes_per_token, own=self.own, more=more)
         path.write_text(json.dumps(config))
         command = _igw("run", "--config", str(path))
         self._agent = ChildProcess("the agent", command, self._folder)
@@ -279,7 +296,8 @@ class DemoFleet:
     async def start_envoy(self) -> None:
         """Start Envoy and wait until it is ready. Raises FleetNotStarted if it fails."""
         try:
-            config = bootstrap(envoy_config(self.ports, self.endpoints))
+            # The client of the overload demo sets the objectives of its requests.
+            config = bootstrap(envoy_config(self.ports, self.endpoints)._replace(untrusted_headers=()))
             self._envoy = await start_envoy(config, self._folder / "envoy", concurrency=1)
         except (EnvoyFailed, ValueError) as error:
             raise FleetNotStarted(str(error)) from error

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-import aiohttp
-
 from agent.clock import Clock
-from agent.demo import client
+from agent.demo import client, overload
 from agent.demo.fleet import (
     EMULATED,
     HOST,
@@ -30,6 +28,7 @@ from agent.demo.fleet import (
 from agent.demo.report import UNKNOWN, RunResult, notes, pool_gauges, read_gauges, table, withheld
 from agent.demo.screen import Screen
 from agent.demo.workload import MIN_PROMPT_TOKENS, ChatTurn, WorkloadShape, best_hit_ratio, plan
+from agent.emulator.config import EmulatorConfig
 from agent.engines import engine
 from agent.engines.mapping import Extractor
 from agent.exposition.page import PageRefused
@@ -61,6 +60,7 @@ class DemoOptions:
     prompt_tokens: int | None = None
     seed: int = 1
     once: bool = False
+    overload: bool = False
 
 
 class _Workload(NamedTuple):
@@ -88,8 +88,9 @@ async def run_demo(options: DemoOptions, screen: Screen, clock: Clock, stop: asy
     for named, address in zip(options.endpoints, endpoints, strict=True):
         if endpoints.count(address) > 1:
             raise FleetNotStarted(f"--endpoints: {named} is {address}, which is listed twice; remove one of them")
-    async with _fleet(options.ports, endpoints) as fleet:
-        outcome = await _until_stopped(stop, _compare(fleet, options, screen, clock))
+    async with _fleet(options.ports, endpoints, overload.SERVER if options.overload else EMULATED) as fleet:
+        compare = _compare_overloaded if options.overload else _compare
+        outcome = await _until_stopped(stop, compare(fleet, options, screen, clock))
         if outcome is None:
             screen.print_line("Stopping before the end.")
             return None
@@ -144,13 +145,20 @@ async def _compare(fleet: DemoFleet, options: DemoOptions, screen: Screen, clock
     return _Outcome(work.model, sum(run.failed for run in runs))
 
 
+async def _compare_overloaded(fleet: DemoFleet, options: DemoOptions, screen: Screen, clock: Clock) -> _Outcome:
+    """Run more than the fleet can do, without and with flow control, and print the table."""
+    work = await _prepare(fleet, options, screen)
+    shape = replace(work.shape, seconds=overload.SECONDS if options.seconds is None else options.seconds)
+    runs = await overload.compare(fleet, shape, options.rate, options.profiles[0], screen, clock)
+    return _Outcome(work.model, sum(sum(run.errors.values()) for run in runs))
+
+
 @contextlib.asynccontextmanager
-async def _fleet(ports: FleetPorts, endpoints: Sequence[str]) -> AsyncIterator[DemoFleet]:
+async def _fleet(ports: FleetPorts, endpoints: Sequence[str], emulated: EmulatorConfig) -> AsyncIterator[DemoFleet]:
     """A fleet whose processes have all ended, and whose folder is deleted, at the end of the block."""
-    timeout = aiohttp.ClientTimeout(total=client.REQUEST_TIMEOUT_SECONDS)
     with tempfile.TemporaryDirectory(prefix="igw-demo-", ignore_cleanup_errors=True) as folder:
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-            fleet = DemoFleet(ports, Path(folder), session, endpoints)
+        async with client.new_session() as session:
+            fleet = DemoFleet(ports, Path(folder), session, endpoints, emulated)
             try:
                 yield fleet
             finally:
@@ -160,9 +168,10 @@ async def _fleet(ports: FleetPorts, endpoints: Sequence[str]) -> AsyncIterator[D
 async def _prepare(fleet: DemoFleet, options: DemoOptions, screen: Screen) -> _Workload:
     """Start what every run needs, and choose the workload."""
     if fleet.own:
+        server = fleet.emulated
         screen.print_line(
-            f"Starting {SERVERS} emulated model servers: each computes {EMULATED.prefill_tokens_per_second:,.0f} "
-            f"prompt tokens per second and caches {EMULATED.capacity * EMULATED.block_size:,}."
+            f"Starting {SERVERS} emulated model servers: each computes {server.prefill_tokens_per_second:,.0f} "
+            f"prompt tokens per second and caches {server.capacity * server.block_size:,}."
         )
         await fleet.start_servers()
         work = _Workload(MODEL, _with_options(WorkloadShape(), options))
@@ -289,8 +298,7 @@ async def _send(
     clock: Clock,
     on_progress: Callable[[client.RunProgress], None],
 ) -> client.RunProgress:
-    timeout = aiohttp.ClientTimeout(total=client.REQUEST_TIMEOUT_SECONDS)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with client.new_session() as session:
         url = f"http://{HOST}:{port}{client.PATH}"
         return await client.send(session, url, turns, work.model, work.shape.answer_tokens, clock, on_progress)
 

@@ -16,8 +16,10 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from agent.config.envoy import MAX_MESSAGE_TIMEOUT_SECONDS, MESSAGE_TIMEOUT_SECONDS, STREAM_IDLE_SECONDS
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
-from agent.requests.rejections import PICKER_UNAVAILABLE, error_type, proxy_replies
+from agent.requests.control_headers import CONTROL, TERMS
+from agent.requests.rejections import PICKER_UNAVAILABLE, WAITED_HEADER, error_type, proxy_replies
 
 Data = dict[str, Any]
 
@@ -30,11 +32,13 @@ ATTEMPTS: Final = "upstream.request_attempt_count"
 _TYPE: Final = "type.googleapis.com/envoy.extensions."
 _UNLIMITED: Final = 1_000_000  # Envoy's default of 1,024 also limits the streams that are open
 _BUFFER_SLACK: Final = 1 << 20  # a body just over `max_body` must reach the picker, which answers 413
-_MESSAGE_TIMEOUT_SECONDS: Final = 5.0  # Envoy's default of 0.2 s is shorter than a pause of a busy machine
+# Detects a picker that does not respond at all, also in full duplex, where a message has no time limit, and for
+# requests that are held, whose limit was extended. A picker that is only busy answers a PING before it reads a message.
+_KEEPALIVE_SECONDS: Final = 10.0
+_KEEPALIVE_TIMEOUT_SECONDS: Final = 5.0
 # Envoy's default of 1 s is long for a server that fails at once; a batch of 0.1 s costs the agent less than a message
 # for each request.
 _LOG_FLUSH_SECONDS: Final = 0.1
-_STREAM_IDLE_SECONDS: Final = 900.0  # a long prompt in a long queue sends nothing until its first token
 _PICKER_RETRIES: Final = 30  # with the back-off below, about 7 s: the restart of an agent
 _RETRY_BUDGET_PERCENT: Final = 20.0  # Envoy's default
 # At most half: Envoy's load balancing uses all hosts, ejected or not, where fewer than half are healthy.
@@ -104,7 +108,10 @@ class EnvoyConfig(NamedTuple):
     `eds_directory`: where the agent keeps the endpoints of the pools (`agent.envoy.endpoints`). `retry_server_errors`:
     retry 500, 502 and 504 as well, at most `retry_budget` percent of a pool's requests at a time. `picker_retries`: of
     a connection to the picker, with `FailureMode.CLOSE`. `max_ejection_percent`: of a pool's endpoints at a time.
-    `picker_tls`: None for plaintext.
+    `picker_tls`: None for plaintext. `untrusted_headers` are removed from what clients send, so that only what comes
+    after in Envoy may set them: by default those of the terms of a request (agent.requests.control_headers). Times in
+    seconds: a message to the picker has `message_timeout`, which the picker may extend to `max_message_timeout` (0: not
+    at all); a connection to it gets a PING each `keepalive`, and ends without an answer within `keepalive_timeout`.
     """
 
     pools: tuple[EnvoyPool, ...]
@@ -112,8 +119,11 @@ class EnvoyConfig(NamedTuple):
     admin: str = "127.0.0.1:0"
     max_body: int = 16 << 20
     failure_mode: FailureMode = FailureMode.CLOSE
-    message_timeout: float = _MESSAGE_TIMEOUT_SECONDS
-    stream_idle_timeout: float = _STREAM_IDLE_SECONDS
+    message_timeout: float = MESSAGE_TIMEOUT_SECONDS
+    max_message_timeout: float = MAX_MESSAGE_TIMEOUT_SECONDS
+    stream_idle_timeout: float = STREAM_IDLE_SECONDS
+    keepalive: float = _KEEPALIVE_SECONDS
+    keepalive_timeout: float = _KEEPALIVE_TIMEOUT_SECONDS
     responses: ResponseSource = ResponseSource.ACCESS_LOG
     eds_directory: str = ""
     retry_server_errors: bool = False
@@ -121,6 +131,7 @@ class EnvoyConfig(NamedTuple):
     picker_retries: int = _PICKER_RETRIES
     max_ejection_percent: int = MAX_EJECTION_PERCENT
     picker_tls: PickerTls | None = None
+    untrusted_headers: tuple[str, ...] = TERMS
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -162,12 +173,13 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=listener.name,
-        # Before routes and filters: a client must not choose its endpoint.
+        # Before routes and filters: a client must not choose its endpoint, nor its priority.
         early_header_mutation_extensions=[
             _named(
                 "envoy.http.early_header_mutation.header_mutation",
                 _typed(
-                    "http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=[{"remove": DESTINATION}]
+                    "http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                    mutations=[{"remove": name} for name in (DESTINATION, *config.untrusted_headers)],
                 ),
             )
         ],
@@ -175,7 +187,10 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         local_reply_config={"mappers": list(_local_replies(config.max_body))},
         route_config={
             "name": listener.name,
+            # After all filters, also where there is no picker or it is down: a model server would believe the client.
+            "request_headers_to_remove": sorted(CONTROL),
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": list(_routes(listener, config))}],
+            **({} if listener.mode is PickMode.ROUND_ROBIN else _WAITED),
         },
         http_filters=filters,
         stream_idle_timeout=_seconds(config.stream_idle_timeout),
@@ -205,6 +220,18 @@ def _node(config: EnvoyConfig) -> Data:
 def _http_1(host: str) -> Data:
     """HTTP/1.0 clients, such as nginx with its default `proxy_http_version`; `host` where they send none."""
     return {"http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": host}}
+
+
+# How long a request was held, of the picker's metadata: the picker needs no message for the response. A request that
+# was not held has no value, and gets no header.
+_WAITED: Final[Data] = {
+    "response_headers_to_add": [
+        {
+            "header": {"key": WAITED_HEADER, "value": f"%DYNAMIC_METADATA(envoy.lb:{WAITED_HEADER})%"},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }
+    ]
+}
 
 
 def _routes(listener: EnvoyListener, config: EnvoyConfig) -> Iterable[Data]:
@@ -343,6 +370,7 @@ def _ext_proc(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         processing_mode=mode,
         **attributes,
         message_timeout=_seconds(config.message_timeout),
+        max_message_timeout=_seconds(config.max_message_timeout),
         # Without these Envoy ignores the pick and does not send the subset hint.
         metadata_options={
             "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]},
@@ -416,13 +444,11 @@ def _clusters(pool: EnvoyPool, config: EnvoyConfig) -> Iterable[Data]:
             **(_picker_health() if len(pickers) > 1 or named else {}),
             "circuit_breakers": _no_limits(),
             "typed_extension_protocol_options": _http(
-                # Detects an unresponsive picker once, not by the timeout of each request. In full duplex Envoy has no
-                # message timeout, so this is the only detection.
                 {
                     "http2_protocol_options": {
                         "connection_keepalive": {
-                            "interval": _seconds(2 * config.message_timeout),
-                            "timeout": _seconds(config.message_timeout),
+                            "interval": _seconds(config.keepalive),
+                            "timeout": _seconds(config.keepalive_timeout),
                         }
                     }
                 }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
-from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
+from agent.events.flow import DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.kubernetes import (
     KubernetesWriteFailed,
     KubernetesWritten,
@@ -18,6 +18,7 @@ from agent.events.kubernetes import (
     ObjectProblemSolved,
 )
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
@@ -69,6 +70,10 @@ Event = (
     | RequestHeld
     | FlowDecided
     | HeldAtZero
+    | FlowHeaderIgnored
+    | UnknownObjective
+    | RequestSubmitted
+    | DispatchRun
     | KubernetesWritten
     | KubernetesWriteFailed
     | ObjectProblemFound

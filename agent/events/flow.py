@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+HELD: Final = "held"  # `RequestSubmitted.outcome` of a request that waits
 
 
 class RequestHeld(NamedTuple):
@@ -32,6 +34,23 @@ class FlowDecided(NamedTuple):
     model: str = ""
     requested: str = ""
     tokens: int = 0
+
+
+class RequestSubmitted(NamedTuple):
+    """Flow control has processed an arriving request in `took` seconds. `outcome` is as in FlowDecided, or HELD."""
+
+    pool: str
+    priority: int
+    caller: str
+    outcome: str
+    took: float
+
+
+class DispatchRun(NamedTuple):
+    """Flow control has looked in `took` seconds for waiting requests to dispatch."""
+
+    pool: str
+    took: float
 
 
 class HeldAtZero(NamedTuple):

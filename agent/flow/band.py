@@ -7,7 +7,7 @@ rounds. A new round begins when no flow with credit has a request for the endpoi
 A round does not prescribe the order of the flows in it, and the order follows the caches: an endpoint gets a request
 that is planned to it where such a flow has credit. Where none has, a flow may overdraw its credit by half a quantum
 while the flows with credit wait for their own endpoints (`patience`); then the endpoint steals one of theirs. In a flow
-the earliest deadline that is planned to the endpoint leaves first, else the first come.
+the first by the ordering of the band (`agent.flow.ordering`) that is planned to the endpoint leaves first.
 
 So credit is never more than a quantum, and debt never more than half a quantum and one request: two flows that both
 wait differ by less than one and a half quanta and a request. A small quantum is fair in a shorter time, and costs
@@ -26,6 +26,7 @@ from collections import OrderedDict
 from typing import Final, TypeVar
 
 from agent.flow.dispatch_rate import DispatchRate
+from agent.flow.ordering import EARLIEST_DEADLINE, due_at
 from agent.flow.request import FOREVER, FlowRequest
 from agent.flow.room import NO_ROOM, Room
 
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 
 class PlannedRequests:
-    """The requests of one flow that are planned to one endpoint, the earliest deadline first."""
+    """The requests of one flow that are planned to one endpoint, the first by the ordering of their band first."""
 
     __slots__ = ("count", "endpoint", "flow", "heap", "listed")
 
@@ -56,7 +57,7 @@ class PlannedRequests:
     def add(self, request: FlowRequest) -> None:
         """Add a request that is planned to nothing."""
         request.planned = self
-        heapq.heappush(self.heap, (request.deadline, request.sequence, request.push, request))
+        heapq.heappush(self.heap, (request.due_at, request.sequence, request.push, request))
         self.count += 1
 
     def remove(self, request: FlowRequest) -> None:
@@ -167,6 +168,7 @@ class Band:
         "flows",
         "idle",
         "level",
+        "ordering",
         "priority",
         "quantum",
         "rate",
@@ -177,9 +179,10 @@ class Band:
         "tokens",
     )
 
-    def __init__(self, priority: int, quantum: int) -> None:
+    def __init__(self, priority: int, quantum: int, ordering: str = EARLIEST_DEADLINE) -> None:
         self.priority = priority
         self.quantum = quantum
+        self.ordering = ordering
         self.requests: OrderedDict[FlowRequest, None] = OrderedDict()  # in the order of their arrival
         self.tokens = 0
         self.bytes = 0
@@ -289,6 +292,16 @@ class Band:
     def credit(self, flow: Flow) -> int:
         """The credit of a flow in tokens, negative where it is in debt."""
         return min(self.level - flow.used, self.quantum)
+
+    def set_ordering(self, ordering: str) -> None:
+        """Order the waiting requests of each flow by another ordering."""
+        self.ordering = ordering
+        for request in self.requests:
+            request.due_at = due_at(ordering, request)
+            planned = request.planned
+            if planned is not None:
+                planned.remove(request)
+                planned.add(request)
 
     # -- the next request for an endpoint ----------------------------------------------------------------------------
 

@@ -47,7 +47,8 @@ from typing import Final, NamedTuple
 
 from agent.flow.band import Band, EndpointPlan
 from agent.flow.dispatch_rate import DispatchRate
-from agent.flow.flow_names import FlowNames
+from agent.flow.flow_names import ONE_FLOW, FlowNames
+from agent.flow.ordering import EARLIEST_DEADLINE, due_at
 from agent.flow.outcomes import (
     CANCELLED,
     DIRECT,
@@ -77,30 +78,35 @@ UNKNOWN_RETRY_SECONDS: Final = 4.0
 
 
 class BandLimits(NamedTuple):
-    """The limits of one band: requests and bytes that may wait, and the TTL in seconds."""
+    """The limits of one band: requests and bytes that may wait, and the TTL in seconds. `by_caller`: each caller has a
+    flow of its own, else all share one. `ordering` is that of a flow, one of ORDERINGS of `agent.flow.ordering`."""
 
     max_requests: float = FOREVER
     max_bytes: float = FOREVER
     ttl: float = 60.0
+    by_caller: bool = True
+    ordering: str = EARLIEST_DEADLINE
 
 
 class FlowLimits(NamedTuple):
     """The limits of a pool.
 
-    `max_requests` and `max_bytes` bound all bands together; `bands` has the limits of single priorities, `band` those
-    of the others. `empty_ttl` is how long a request waits for the first endpoint of an empty pool, 0 where it does not;
-    this time is not counted against its TTL. `shed_from` is the part of the TTL from which on requests of a negative
-    priority are shed. `quantum` is the credit of a round in tokens, at least 1, and `patience` as above (infinite: only
-    an endpoint without planned work steals, or after MAX_PATIENCE_SECONDS of `agent.flow.band`). The declared `callers`
-    have a flow of their own each, and at most `max_flows` others at a time. `hold` is the longest time in seconds for
-    which a request may wait at all, whatever its TTL and however long the pool is empty. A request keeps the longest
-    wait that it had when it arrived (`longest_wait`), because the proxy waits no longer than that.
+    `max_requests` and `max_bytes` bound all bands together; `bands` has the limits of single priorities, `negative`
+    those of the other negative ones (None: as `band`), `band` those of the rest. `empty_ttl` is how long a request
+    waits for the first endpoint of an empty pool, 0 where it does not; this time is not counted against its TTL.
+    `shed_from` is the part of the TTL from which on requests of a negative priority are shed. `quantum` is the credit
+    of a round in tokens, at least 1, and `patience` as above (infinite: only an endpoint without planned work steals,
+    or after MAX_PATIENCE_SECONDS of `agent.flow.band`). The declared `callers` have a flow of their own each, and at
+    most `max_flows` others at a time. `hold` is the longest time in seconds for which a request may wait at all,
+    whatever its TTL and however long the pool is empty. A request keeps the longest wait that it had when it arrived
+    (`longest_wait`), because the proxy waits no longer than that.
     """
 
     max_requests: float = FOREVER
     max_bytes: float = FOREVER
     band: BandLimits = BandLimits()
     bands: Mapping[int, BandLimits] = {}
+    negative: BandLimits | None = None
     empty_ttl: float = 0.0
     shed_from: float = 0.5
     quantum: int = 65_536
@@ -111,7 +117,10 @@ class FlowLimits(NamedTuple):
 
     def of(self, priority: int) -> BandLimits:
         """The limits of the band of a priority."""
-        return self.bands.get(priority, self.band)
+        band = self.bands.get(priority)
+        if band is None:
+            band = self.negative if priority < 0 else None
+        return self.band if band is None else band
 
     def longest_wait(self, ttl: float) -> float:
         """The seconds for which a request with this TTL may wait, however often the pool is empty meanwhile."""
@@ -179,6 +188,9 @@ class FlowControl:
         self._names.apply(limits.max_flows, limits.callers)
         for band in self._known.values():
             band.quantum = max(1, limits.quantum)
+            ordering = limits.of(band.priority).ordering
+            if ordering != band.ordering:
+                band.set_ordering(ordering)
 
     def set_endpoints(self, addresses: Sequence[str], now: float) -> None:
         """Replace the endpoints that may be picked. `replan` then plans the waiting requests again; until then the new
@@ -267,6 +279,7 @@ class FlowControl:
         request.arrived_at = now
         priority, limits = request.priority, self.limits
         ttl = limits.of(priority).ttl if request.ttl is None else request.ttl
+        longest = min(ttl, limits.hold, request.hold)
         if self._shut:
             self._refuse(request, SHUTTING_DOWN, now, out)
             return out
@@ -279,10 +292,10 @@ class FlowControl:
                 return out
             if self._open and self._dispatch_directly(request, estimate, now, out):
                 return out
-        elif limits.empty_ttl <= 0 or ttl <= 0 or limits.hold <= 0:
+        elif limits.empty_ttl <= 0 or longest <= 0:
             self._refuse(request, NO_ENDPOINTS, now, out)
             return out
-        if ttl <= 0 or limits.hold <= 0:
+        if longest <= 0:
             self._refuse(request, EXPIRED, now, out)
             return out
         if priority < 0 and estimate is not None:
@@ -366,6 +379,10 @@ class FlowControl:
     def bands(self) -> tuple[Band, ...]:
         """The bands in which requests wait, the highest first, to be read."""
         return tuple(self._bands)
+
+    def known_priorities(self) -> tuple[int, ...]:
+        """The priorities of which requests wait, or have waited and not long ago."""
+        return tuple(self._known)
 
     def endpoints(self) -> tuple[EndpointPlan, ...]:
         """The endpoints, to be read."""
@@ -485,7 +502,10 @@ class FlowControl:
 
     def _hold(self, request: FlowRequest, ttl: float, now: float) -> None:
         """Add a request to its band."""
-        request.flow_name = self._names.take(request.flow_name)
+        limits = self.limits.of(request.priority)
+        request.flow_name = self._names.take(request.flow_name) if limits.by_caller else ONE_FLOW
+        request.expires_at = now + ttl
+        request.due_at = due_at(limits.ordering, request)
         band = self._known.get(request.priority)
         if band is None or not band.requests:
             band = self._begin_band(request.priority, band, now)
@@ -494,9 +514,7 @@ class FlowControl:
             self._rate.start(now)
         self.waiting += 1
         self.bytes += request.size
-        request.expires_at = now + ttl
-        request.latest = now + self.limits.longest_wait(ttl)
-        request.deadline = min(request.deadline, request.expires_at)
+        request.latest = now + min(request.hold, self.limits.longest_wait(ttl))
         self._push_expiry(request, self._expires_at(request))
 
     def _begin_band(self, priority: int, band: Band | None, now: float) -> Band:
@@ -505,7 +523,7 @@ class FlowControl:
         if band is None:
             if len(known) >= len(self._bands) + _KEPT_BANDS:
                 del known[next(each for each, kept in known.items() if not kept.requests)]
-            band = Band(priority, max(1, self.limits.quantum))
+            band = Band(priority, max(1, self.limits.quantum), self.limits.of(priority).ordering)
         else:
             del known[priority]
         known[priority] = band  # the last, so that the one that was empty for longest is removed first

@@ -8,8 +8,9 @@ from typing import Final
 
 DEFAULT_FLOW: Final = "default-flow"  # the reference's name
 OTHER_FLOW: Final = "other"
+ONE_FLOW: Final = "all"  # of a band whose callers share one flow
 NAME_LENGTH: Final = 256  # characters
-_RESERVED: Final = frozenset({DEFAULT_FLOW, OTHER_FLOW})
+_RESERVED: Final = frozenset({DEFAULT_FLOW, OTHER_FLOW, ONE_FLOW})
 
 
 class FlowNames:

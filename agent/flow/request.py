@@ -22,7 +22,8 @@ class FlowRequest:
     Given by the caller: `item` is the caller's own object, which flow control does not read. `tokens` are the estimate
     of prompt and output together, by which callers share a band; `prompt_tokens` have to fit into a KV cache; `size` is
     in bytes. `ttl` is the longest wait in seconds, None for that of the band. `deadline` (monotonic seconds) is when
-    the first token is wanted, None for none; it orders the requests of one flow and ends no wait.
+    the first token is wanted, None for none; it may order the requests of one flow (`agent.flow.ordering`) and ends no
+    wait. `hold` is the longest time in seconds for which the request may wait at all, also in an empty pool.
 
     The other attributes belong to `agent.flow.control`. `outcome` is None until the request has its one outcome.
     `endpoint` is the address to which it is planned, empty where it is planned to none. `latest` is when its wait ends
@@ -33,10 +34,12 @@ class FlowRequest:
         "arrived_at",
         "band",
         "deadline",
+        "due_at",
         "expires_at",
         "expiry",
         "flow",
         "flow_name",
+        "hold",
         "item",
         "latest",
         "outcome",
@@ -66,6 +69,7 @@ class FlowRequest:
         size: int = 0,
         ttl: float | None = None,
         deadline: float | None = None,
+        hold: float = FOREVER,
     ) -> None:
         self.item = item
         self.priority = priority
@@ -74,8 +78,10 @@ class FlowRequest:
         self.prompt_tokens = prompt_tokens
         self.size = size
         self.ttl = ttl
+        self.hold = hold
         self.deadline = FOREVER if deadline is None else deadline
         self.arrived_at = self.expires_at = self.expiry = self.latest = self.planned_at = self.planned_seconds = 0.0
+        self.due_at = 0.0  # by which it is compared with others of its flow
         self.sequence = self.push = 0
         self.outcome: Outcome | None = None
         self.band: Band | None = None

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.clock import Clock
 from agent.events import Event
+from agent.events.flow import DispatchRun, FlowDecided, RequestHeld, RequestSubmitted
 from agent.events.requests import Ended, Picked
 from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
@@ -22,9 +23,11 @@ from agent.instruments.access import AccessInstruments
 from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
+from agent.instruments.flow import FlowInstruments
 from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
+from agent.instruments.objectives import ObjectiveInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.replicas import ReplicaInstruments
 from agent.instruments.requests import RequestInstruments
@@ -41,7 +44,7 @@ class Domain(Protocol):
 
 # Events of which there may be thousands a second. They are counted in batches of this size, or when the metrics are
 # read: counting many in a row costs a third of counting each one between other work.
-_FREQUENT: Final = frozenset({Picked, Ended, ScrapeDone})
+_FREQUENT: Final = frozenset({Picked, Ended, ScrapeDone, RequestHeld, RequestSubmitted, FlowDecided, DispatchRun})
 BATCH_SIZE: Final = 256
 
 
@@ -53,8 +56,11 @@ class Instruments:
         self._metrics = EventMetrics()
         self._uncounted: deque[Event] = deque()
         self._requests = RequestInstruments(self._metrics, log)
+        self._flow = FlowInstruments(self._metrics, log)
         domains: tuple[Domain, ...] = (
             self._requests,
+            ObjectiveInstruments(self._metrics, log),
+            self._flow,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
             KubernetesInstruments(self._metrics, log),
@@ -84,10 +90,17 @@ class Instruments:
     def set_names(self, names: KnownNames) -> None:
         """Use the names of these pools from now on: they have labels of their own."""
         self._requests.names = names
+        self._flow.names = names
 
     def declare_models(self, names: Iterable[str]) -> None:
         """Replace the names of models that the configuration declares: they always have labels of their own."""
-        self._requests.declare_models(names)
+        declared = list(names)
+        self._requests.declare_models(declared)
+        self._flow.declare_models(declared)
+
+    def declare_callers(self, names: Iterable[str]) -> None:
+        """Replace the callers that the configuration declares: they always have labels of their own."""
+        self._flow.declare_callers(names)
 
     @property
     def registry(self) -> CollectorRegistry:

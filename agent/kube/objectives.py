@@ -11,11 +11,13 @@ one in a request): from the objects of both API groups to what applies to each p
   InferencePool. It means the same pool as `inference.networking.k8s.io`.
 * Of the rules of a pool, those for certain models come before those for all; then the rule of the oldest object comes
   first, of equally old ones by name, then the first within an object.
+* The CRD binds an objective to no model. The annotation `llm-d.ai/models` of an InferenceObjective does: names of
+  models, separated by commas. Of several objects that name a model, the oldest one has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final, NamedTuple
 
@@ -41,6 +43,9 @@ INVALID: Final = "InvalidObject"
 POOL_MISSING: Final = "PoolNotFound"
 INVALID_POOL_REF: Final = "InvalidPoolRef"
 SUPERSEDED: Final = "Superseded"
+
+MODELS: Final = "llm-d.ai/models"  # the annotation
+_LISTED: Final = 5  # models in a message
 
 _SAME_POOL_GROUPS: Final = (None, POOL_GROUP, NEW_GROUP)
 
@@ -123,7 +128,8 @@ class RewriteRule(NamedTuple):
 class RuleObject(NamedTuple):
     """One InferenceObjective or InferenceModelRewrite, as far as it matters. `problem` says what is wrong with it by
     itself, empty where nothing is; `priority` and `rules` are only used without one. `accepted` is the condition that
-    its status has now; `deleting`: it has been deleted, and a finalizer keeps it."""
+    its status has now; `deleting`: it has been deleted, and a finalizer keeps it. `models` are those to which the
+    objective is bound."""
 
     ref: ObjectRef
     resource_version: str
@@ -135,6 +141,7 @@ class RuleObject(NamedTuple):
     problem: str
     accepted: Condition | None
     deleting: bool = False
+    models: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -184,7 +191,14 @@ def decode(group: str, kind: str, raw: Raw) -> RuleObject:
         problem,
         _accepted(found.status),
         meta.deletion_timestamp is not None,
+        _bound_models(meta) if kind == OBJECTIVE else (),
     )
+
+
+def _bound_models(meta: ObjectMeta) -> tuple[str, ...]:
+    """The models in the annotation, each once, in the order in which they are written."""
+    text = (meta.annotations or {}).get(MODELS, "")
+    return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
 class _OnlyPool(Struct, rename="camel", frozen=True, gc=False):
@@ -228,10 +242,11 @@ def _rule(index: int, rule: _Rule, source: Key) -> RewriteRule:
 @dataclass(frozen=True, slots=True)
 class PoolObjectives:
     """What the objects of the API server say about the requests to a pool. `priorities` are by the name of the
-    objective; `rewrites` are in the order in which they apply."""
+    objective; `rewrites` are in the order in which they apply; `models` has the objective that a model is bound to."""
 
     priorities: Mapping[str, int] = field(default_factory=dict)
     rewrites: tuple[RewriteRule, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
 
     def priority(self, objective: str) -> int | None:
         """The priority of requests that name this objective; None where there is no such objective."""
@@ -270,6 +285,7 @@ def merge(pools: Collection[Key], existing: Mapping[str, Collection[str]], objec
     acceptances: list[Acceptance] = []
     priorities: dict[Key, dict[str, int]] = {key: {} for key in served}
     rules: dict[Key, list[RewriteRule]] = {key: [] for key in served}
+    models: dict[Key, dict[str, str]] = {key: {} for key in served}
     for each in found:
         acceptance = _acceptance(each, served, existing, winners)
         if acceptance is None:
@@ -279,6 +295,8 @@ def merge(pools: Collection[Key], existing: Mapping[str, Collection[str]], objec
             pool = (each.ref.namespace, each.pool.name)
             if each.ref.kind == OBJECTIVE:
                 priorities[pool][each.ref.name] = each.priority
+                for model in each.models:
+                    models[pool].setdefault(model, each.ref.name)  # the oldest object comes first
             else:
                 rules[pool] += each.rules
     return Merged(
@@ -286,6 +304,7 @@ def merge(pools: Collection[Key], existing: Mapping[str, Collection[str]], objec
             key: PoolObjectives(
                 priorities[key],
                 tuple(sorted(rules[key], key=lambda rule: not rule.models)),  # stable: older rules stay before others
+                models[key],
             )
             for key in served
         },
@@ -362,5 +381,11 @@ def accepted_message(acceptance: Acceptance) -> str:
     each = acceptance.object
     pool = f"{POOL_KIND} {each.ref.namespace}/{each.pool.name if each.pool else ''}"
     if each.ref.kind == OBJECTIVE:
-        return f"requests to {pool} that name it have the priority {each.priority}"
+        bound = f", and those for {_listed(each.models)} that name none," if each.models else ""
+        return f"requests to {pool} that name it{bound} have the priority {each.priority}"
     return f"its {len(each.rules)} rules apply to requests to {pool}"
+
+
+def _listed(models: Sequence[str]) -> str:
+    """The first few of these names."""
+    return ", ".join(models) if len(models) <= _LISTED else f"{', '.join(models[:_LISTED])} and others"

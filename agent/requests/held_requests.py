@@ -37,6 +37,7 @@ from agent.pick.profile import Profile
 from agent.pick.request import PickRequest
 from agent.prefix.planned import PlannedBlocks
 from agent.requests.flow_terms import FlowTerms
+from agent.requests.model_depths import ModelDepths
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import WAIT, Result, Ticket
 from agent.signals import FINISHED, GENERATION_TOKENS
@@ -142,6 +143,7 @@ class HeldRequests:
         self._control = FlowControl(settings.limits, self._estimate, random, self._plan_changed)
         self._places: dict[str, int] = {}
         self._requests: dict[Ticket, FlowRequest] = {}  # those that are held
+        self._depths = ModelDepths()
         self._evidence: dict[str, EndpointEvidence] = {}
         self._rooms: dict[str, Room] = {}  # of a request that found none and is submitted next
         self._changed: set[str] = set()  # endpoints whose room may have changed while requests are held
@@ -186,7 +188,10 @@ class HeldRequests:
         if not self._control.waiting:
             self._offer_all({}, now)
         self._plan_wake()
-        return report(self._control, now)
+        settings = self._settings
+        return report(self._control, now)._replace(
+            pool=self._store.pool, enabled=settings.enabled, detector=settings.detector, models=self._depths.rows()
+        )
 
     # -- what the stage calls ----------------------------------------------------------------------------------------
 
@@ -239,12 +244,14 @@ class HeldRequests:
             size=ticket.body_bytes,
             ttl=ttl,
             deadline=None if terms.ttft_seconds is None else now + terms.ttft_seconds,
+            hold=ticket.hold_limit,
         )
-        ticket.longest_wait = limits.longest_wait(ttl)
+        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         outcomes = control.submit(request, now)
         result: Result = WAIT
         if request.outcome is None:
             self._requests[ticket] = request
+            self._depths.add(request, wanted.model, ticket.requested)
             self._hook(RequestHeld(self._store.pool, terms.priority))
             self._report_zero()
         for outcome in outcomes:
@@ -259,7 +266,7 @@ class HeldRequests:
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """The client of a held request left."""
-        request = self._requests.pop(ticket, None)
+        request = self._requests.get(ticket)
         if request is None:
             return
         self._follow(now)
@@ -460,7 +467,8 @@ class HeldRequests:
         if not isinstance(held, _Held):
             return
         ticket = held.ticket
-        self._requests.pop(ticket, None)
+        if self._requests.pop(ticket, None) is not None:
+            self._depths.remove(outcome.request, held.wanted.model, ticket.requested)
         if not ticket.pending:  # its client left
             self._report(CANCELLED, outcome, held)
             if isinstance(outcome, Dispatched):

@@ -16,7 +16,7 @@ Pure: `now` is a function that the shell supplies.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.events import Hook
 from agent.events.requests import Abandoned, StreamBroken
@@ -46,6 +46,15 @@ class Stage(Protocol):
 
         `how`: `closed` or `lost` for a picked one; `rejected` or `cancelled` at a later stage.
         """
+        ...
+
+
+@runtime_checkable
+class HoldingStage(Stage, Protocol):
+    """A stage that holds tickets for longer than a stop of the agent may take."""
+
+    def shut_down(self, now: float) -> None:
+        """Decide on every ticket that it holds, and hold none from now on."""
         ...
 
 
@@ -91,6 +100,15 @@ class Pipeline:
         ticket = Ticket(self, request, on_decision, self._now())
         self._advance(ticket)
         return ticket
+
+    def shut_down(self) -> None:
+        """Decide on every ticket that a stage holds: no time is left to wait."""
+        for stage in self._stages:
+            if isinstance(stage, HoldingStage):
+                try:
+                    stage.shut_down(self._now())
+                except Exception as error:  # noqa: BLE001  the other stages decide on theirs all the same
+                    self._failed(stage, error)
 
     # -- calls of a ticket -------------------------------------------------------------------------------------------
 

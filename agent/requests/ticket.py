@@ -46,7 +46,8 @@ class Request(NamedTuple):
     `body` is None if the method has none or the proxy does not send it. `subset` holds
     the only addresses (`ip:port`) that the proxy allows, None for any. `encoding` is the content-encoding.
     `requested` is the model that the client named, where another one replaced it in the body. `content_type` and
-    `method` are empty where the proxy does not send them.
+    `method` are empty where the proxy does not send them. `hold_limit` is for how many seconds the proxy waits for the
+    decision, infinite where it sets no limit.
     """
 
     request_id: str
@@ -58,6 +59,7 @@ class Request(NamedTuple):
     content_type: str = ""
     method: str = ""
     flow_headers: FlowHeaders = NO_FLOW_HEADERS
+    hold_limit: float = float("inf")
 
 
 class TicketOwner(Protocol):
@@ -85,7 +87,7 @@ class TicketOwner(Protocol):
 
 
 class Ticket:
-    """One submitted request; `request_id` to `flow_headers` are those of the `Request`.
+    """One submitted request; `request_id` to `hold_limit` are those of the `Request`.
 
     `stage` is the index of the stage that processes or holds it, `held` whether it is held; `longest_wait` is for how
     many seconds from now at most, set by the stage that holds it. `body_bytes` is the size of the body as it came.
@@ -100,8 +102,8 @@ class Ticket:
 
     __slots__ = (
         "_on_decision", "_owner", "block_tokens", "body", "body_bytes", "chain", "content_type", "encoding",
-        "endpoint", "flow_headers", "held", "known_blocks", "longest_wait", "method", "model", "path", "pick",
-        "picked_at", "prompt", "request_id", "requested", "result", "stage", "state", "submitted_at", "subset",
+        "endpoint", "flow_headers", "held", "hold_limit", "known_blocks", "longest_wait", "method", "model", "path",
+        "pick", "picked_at", "prompt", "request_id", "requested", "result", "stage", "state", "submitted_at", "subset",
         "wanted", "work_id",
     )  # fmt: skip
 
@@ -124,6 +126,7 @@ class Ticket:
         self.content_type = request.content_type
         self.method = request.method
         self.flow_headers = request.flow_headers
+        self.hold_limit = request.hold_limit
         self.submitted_at = now
         self.state = PENDING
         self.stage = 0

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agent import signals
+from agent.flow.report import FlowReport
 from agent.kube.pool_endpoints import SOURCE_REASONS
-from agent.scaling import accelerators
+from agent.scaling import accelerators, flow
 from agent.scaling.rates import rate
 from agent.scaling.rollup import (
     POOL_SIGNALS,
@@ -134,10 +135,12 @@ def gauge_set(
     now: float,
     exporters: Sequence[ExporterView] = (),
     unknown_peers: Sequence[str] = (),
+    flows: Sequence[FlowReport] = (),
 ) -> GaugeSet:
     """Everything to publish of these pools and exporters at `now`, the count of what is withheld included.
 
-    `unknown_peers`: replicas of the agent whose part of a sum over replicas is unknown, one phrase each.
+    `unknown_peers`: replicas of the agent whose part of a sum over replicas is unknown, one phrase each. `flows` are
+    the reports of the pools' flow control.
     """
     gauges = _Gauges(now, unknown_peers)
     for snapshot in snapshots:
@@ -150,6 +153,7 @@ def gauge_set(
             _endpoint(gauges, snapshot.pool, view)
             accelerators.of_endpoint(gauges, snapshot.pool, view, now)
     accelerators.of_exporters(gauges, exporters, now)
+    flow.of_pools(gauges, flows)
     for (name, reason), count in sorted(Counter((row.metric.name, row.reason) for row in gauges.withheld).items()):
         gauges.known(WITHHELD, (name, reason), count)
     return GaugeSet(now, gauges.published, gauges.withheld, gauges.distributions)

@@ -45,6 +45,7 @@ SATURATION: Final = ROWS.gauge(
     "ratio",
     "inference_pool stage",
     "Mean saturation of the endpoints whose saturation is known; 1 is the reference's threshold; not clamped",
+    same_labels("inference_extension_flow_control_pool_saturation", "inference_pool", "stage"),
 )
 ENDPOINTS: Final = _pool("igw_pool_endpoints", "endpoints", "Endpoints of the pool, whatever their health")
 BY_HEALTH: Final = ROWS.gauge(

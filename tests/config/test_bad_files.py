@@ -364,7 +364,9 @@ BAD = {
     f"{HEAD}{QUEUE}dataLayer:\n  sources:\n  - {{pluginRef: queue-scorer, interval: 1s}}\n": (
         ":6: dataLayer.sources[0].pluginRef: queue-scorer is not a source; write the name of one"
     ),
-    f"{HEAD}featureGates: [flowControl]\n": (":3: featureGates[0]: flowControl is not supported yet; remove it"),
+    f"{HEAD}featureGates: [HAPopulateNonLeaderDatastore]\n": (
+        ":3: featureGates[0]: HAPopulateNonLeaderDatastore is not supported yet; remove it"
+    ),
     f"{HEAD}featureGates: [flowcontrol]\n": (
         ":3: featureGates[0]: 'flowcontrol' is not a feature gate; did you mean 'flowControl'?"
     ),

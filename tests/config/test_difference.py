@@ -41,6 +41,8 @@ OTHER: dict[str, Any] = {
     "pools[].accelerators[].staleAfter": "20s", "pools[].accelerators[].fatalXids": [48],
     "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
     "pools[].accelerators[].acknowledged[].xid": 79,
+    "objectives[].name": "batch", "objectives[].priority": -1, "objectives[].models": ["m"],
+    "objectives[].pool": "chat", "flowControl.trustHeaders": "all", "flowControl.callerHeader": "x-tenant",
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
     "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": ["queue_time_seconds"],
     "scrape.budget.scrapesPerSecond": 50, "scrape.budget.cpu": 0.5, "state.staleAfter": "7s", "prefillRate.fixed": 9,
@@ -64,12 +66,29 @@ OTHER: dict[str, Any] = {
     "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
     "replicas.staleAfter": "9s",
     "log.format": "json", "log.level": "error",
+    "pools[].gateway": "gke", "pools[].scaleFromZero": True, "pools[].holdLimit": "4s",
+    "flowControl.enabled": False, "flowControl.maxRequests": "2k", "flowControl.maxBytes": "1Gi",
+    "flowControl.defaultRequestTTL": "30s", "flowControl.noEndpointRequestTTL": "5m", "flowControl.shedFrom": 0.25,
+    "flowControl.quantum": 4096, "flowControl.patience": 0, "flowControl.callers": ["team-a"],
+    "flowControl.maxFlows": 9, "flowControl.priorityBands[].priority": 10,
 }  # fmt: skip
 TLS: dict[str, Any] = {
     "certFile": "c.pem", "keyFile": "c.key", "selfSigned": True, "clientCaFile": "ca.pem",
     "clientCertificate": "optional", "minVersion": "TLSv1.3",
 }  # fmt: skip
 OTHER |= {f"{section}.{key}": value for section in ("extProc.tls", "admin.tls") for key, value in TLS.items()}
+BAND: dict[str, Any] = {
+    "maxRequests": 9, "maxBytes": "1Mi", "defaultRequestTTL": "9s",
+    "fairnessPolicyRef": "global-strict-fairness-policy", "orderingPolicyRef": "fcfs-ordering-policy",
+}  # fmt: skip
+BANDS = ("defaultPriorityBand", "defaultNegativePriorityBand", "priorityBands[]")
+OTHER |= {f"flowControl.{band}.{key}": value for band in BANDS for key, value in BAND.items()}
+DETECTOR: dict[str, Any] = {
+    "type": "concurrency", "slots": 9, "queued": 9, "maxWait": "9s", "queueDepthThreshold": 9,
+    "kvCacheUtilThreshold": 0.9, "concurrencyMode": "hybrid", "maxConcurrency": 9, "maxTokenConcurrency": 9,
+    "stalenessPolicy": "saturated", "blindRequests": 9,
+}  # fmt: skip
+OTHER |= {f"flowControl.saturationDetector.{key}": value for key, value in DETECTOR.items()}
 BESIDE_TLS: dict[str, dict[str, Any]] = {
     "certFile": {"keyFile": "c.key"},
     "keyFile": {"certFile": "c.pem"},
@@ -77,6 +96,9 @@ BESIDE_TLS: dict[str, dict[str, Any]] = {
 }
 # Set beside the option where it is not valid alone.
 BESIDE: dict[str, dict[str, Any]] = {
+    "objectives[].name": {"priority": -1},
+    "objectives[].priority": {"name": "batch"},
+    **{key: {"name": "batch", "priority": -1} for key in ("objectives[].models", "objectives[].pool")},
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
@@ -85,6 +107,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     **{f"{section}.{key}": beside for section in ("extProc.tls", "admin.tls") for key, beside in BESIDE_TLS.items()},
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
+    **{f"flowControl.priorityBands[].{key}": {"priority": 10} for key in BAND},
 }
 # What both configurations have, because the option is not valid without it.
 _PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}
@@ -141,6 +164,10 @@ def shown(path: str) -> str:
     """How a change of the option is reported."""
     if ".accelerators[]" in path:
         return "pools[chat].accelerators changed"
+    if path.startswith("objectives[]"):
+        return "objectives +batch"
+    if ".priorityBands[]" in path:
+        return "flowControl.priorityBands +10"
     if path == "pools[].endpoints[].address":
         return "pools[chat].endpoints +c:1 -a:1"
     return (

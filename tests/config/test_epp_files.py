@@ -42,7 +42,18 @@ def test_the_profiles_written_out_in_the_full_example_are_the_built_in_ones() ->
 
 def test_the_full_example_shows_every_default() -> None:
     full, minimal = (load(ROOT / f"deploy/examples/{name}.yaml", VOCABULARY) for name in ("full", "minimal"))
-    for section in ("scrape", "state", "prefill_rate", "prefix_index", "ext_proc", "envoy", "admin", "reload", "log"):
+    for section in (
+        "scrape",
+        "state",
+        "prefill_rate",
+        "prefix_index",
+        "ext_proc",
+        "flow_control",
+        "envoy",
+        "admin",
+        "reload",
+        "log",
+    ):
         assert getattr(full, section) == getattr(minimal, section)
 
 
@@ -131,16 +142,12 @@ def test_the_interval_of_models_is_raised_to_the_minimum() -> None:
 
 
 def test_what_has_no_effect_is_noted() -> None:
-    config = read(
-        "featureGates: [flowControl=false]\nflowControl: {maxRequests: 5}\n"
-        "plugins: [{type: prefix-cache-affinity-filter, parameters: {peakPrefillThroughput: 15928}}]\n"
-    )
+    config = read("plugins: [{type: prefix-cache-affinity-filter, parameters: {peakPrefillThroughput: 15928}}]\n")
     assert config.notes == (
         (
             "plugins[0].parameters.peakPrefillThroughput of prefix-cache-affinity-filter has no effect: "
             "the prefill rate is estimated; prefillRate.fixed sets one"
         ),
-        "flowControl has no effect: its feature gate is off",
     )
 
 

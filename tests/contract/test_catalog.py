@@ -18,8 +18,10 @@ from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
@@ -46,6 +48,7 @@ from agent.events.scraping import (
     ServerRestarted,
 )
 from agent.events.tls import CertificateInvalid, CertificateLoaded, CertificateNotLoaded, HandshakeFailed
+from agent.flow.room import Room
 from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.signals import HISTOGRAMS, SIGNALS, Histogram, RefusedValue, SignalKind, Value
@@ -59,6 +62,7 @@ from exporters.catalog.metric import Metric
 from exporters.gauge import REASONS
 from exporters.prometheus import page
 from tests.fakes.clock import ManualClock
+from tests.fakes.flows import band, caller, flow_report
 from tests.fakes.views import snapshot, view
 
 # Set on every target by Prometheus, by the Prometheus operator's ServiceMonitor and PodMonitor, or by the relabelling
@@ -72,6 +76,11 @@ EVERYTHING: tuple[Event, ...] = (
     EncodedBody("pool", "gzip", "read"),
     Picked("pool", "least-cost", "m", "a:1", 100, 64, left_warmest=True, took=0.0001),
     Refused("pool", "m", 503, "none_healthy"),
+    RequestHeld("pool", 0),
+    RequestSubmitted("pool", 0, "a", HELD, 0.0001),
+    FlowDecided("pool", 0, "planned", 1.0, "a", "m", "", 100),
+    DispatchRun("pool", 0.0001),
+    HeldAtZero("pool", 1),
     Ended("pool", "m", "a:1", 1.0, "closed"),
     Abandoned("pool", "body"),
     Responded("pool", "a:1", "ok"),
@@ -91,6 +100,8 @@ EVERYTHING: tuple[Event, ...] = (
     HealthPathFailed("pool", "a:1", 1.0, 0.5, "health_timeout", "no answer"),
     ServerRestarted("pool", "a:1", "new_start_time"),
     CacheEmptied("pool", "a:1", "asleep"),
+    FlowHeaderIgnored("pool", "x-llm-d-inference-ttl", "not_positive"),
+    UnknownObjective("pool", "typo", first=True),
     KubernetesWritten("event"),
     KubernetesWriteFailed("event", "forbidden", "InferencePool ns/llama", "x"),
     ObjectProblemFound("InferenceObjective", "InferenceObjective ns/chat", "PoolNotFound", "x"),
@@ -140,7 +151,9 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
         source=SourceStatus("InferencePool llm/chat", current=True, known_at=None),
     )
     blind = snapshot(view("b:1", {}), pool="blind")
-    body, _ = page(gauge_set([seeing, blind], 0.0, [exporter]), instruments.registry)
+    shed = band(-1, caller("a"), max_requests=10)._replace(max_bytes=1000.0)
+    held = flow_report(shed, rooms=[Room(1.0)], max_requests=10, max_bytes=1000)
+    body, _ = page(gauge_set([seeing, blind], 0.0, [exporter], (), [held]), instruments.registry)
     found = {}
     for family in text_string_to_metric_families(body.decode()):
         name = family.name + "_total" if family.type == "counter" else family.name

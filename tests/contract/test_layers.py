@@ -85,6 +85,7 @@ PLACES: dict[str, Place] = {
     "agent.serve.ext_proc.actions": Place(5, P),
     "agent.serve.ext_proc.body_budget": Place(5, P),
     "agent.serve.ext_proc.headers": Place(5, P),
+    "agent.serve.ext_proc.holding": Place(5, P),
     "agent.serve.ext_proc.session": Place(5, P),
     "agent.serve.grpc": Place(5, P),
     "agent.serve.grpc.health": Place(5, S),
@@ -179,7 +180,6 @@ IMPORTERS: dict[str, frozenset[str]] = {
         {
             "agent.demo.client",
             "agent.demo.fleet",
-            "agent.demo.journey",
             "agent.emulator.bad_pages",
             "agent.emulator.completions",
             "agent.emulator.realtime",

@@ -13,10 +13,14 @@ from agent.accelerators.faults import FAULTS
 from agent.accelerators.table import DEVICE_SIGNALS
 from agent.engines.report import REASONS as REPORT_REASONS
 from agent.events.discovery import SourceProblemFound
+from agent.events.flow import HELD, FlowDecided, RequestHeld, RequestSubmitted
+from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.requests import Ended, Picked, Refused
 from agent.events.scraping import HealthChanged, ScrapeDone, ScrapeFailed
 from agent.events.tls import REASONS as TLS_REASONS
 from agent.exposition.page import MAX_SERIES
+from agent.flow.room import DETECTORS
+from agent.instruments.flow import CALLER_PAIRS, COMBINATIONS, FIELD_OUTCOMES, PRIORITIES
 from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
 from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
@@ -25,9 +29,12 @@ from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
 from agent.kube.authn.identity import METHODS
 from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.kube.problem_reasons import REASONS as PROBLEM_REASONS
+from agent.requests.control_headers import CONTROL_HEADERS
+from agent.requests.flow_headers import REASONS as HEADER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
+from agent.scaling.flow import MAX_BANDS, MAX_QUEUES
 from agent.scaling.gauges import gauge_set
 from agent.scaling.rollup import POOL_SIGNALS
 from agent.scrape.reasons import REASONS as SCRAPE_REASONS
@@ -37,12 +44,14 @@ from agent.state.identity import Identity
 from agent.state.replicas import REASONS as PEER_REASONS
 from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG
+from exporters.catalog import flow as flow_rows
 from exporters.catalog.accelerators import ROWS as ACCELERATOR_ROWS
 from exporters.catalog.histograms import ROWS as HISTOGRAM_ROWS
 from exporters.catalog.metric import Metric
 from exporters.gauge import REASONS as WITHHELD_REASONS
 from exporters.prometheus import page
 from tests.fakes.clock import ManualClock
+from tests.fakes.flows import band, caller, flow_report
 from tests.fakes.known_names import ScriptedNames
 from tests.fakes.views import IDLE, snapshot, view
 
@@ -55,6 +64,7 @@ VALUES: Final = {
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
     "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 2,
+    "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
 RESULT_VALUES: Final = {
     "igw_responses_total": len(RESULTS),
@@ -71,6 +81,7 @@ REASONS: Final = {
     "igw_kubernetes_object_problems_found_total": len(PROBLEM_REASONS),
     "igw_discovery_problems": len(SOURCE_REASONS), "igw_discovery_problems_total": len(SOURCE_REASONS),
     "igw_replica_peer_failures_total": len(PEER_REASONS), "igw_replica_callers_refused_total": 7,
+    "igw_flow_headers_ignored_total": len(HEADER_REASONS),
     "igw_requests_rejected_total": 1,  # one for each pair of status and reason
 }  # fmt: skip
 # Labels of which each endpoint, exporter or device has one value at a time.
@@ -87,11 +98,13 @@ VALUE_BYTES: Final = 4 * NAME_LENGTH
 
 
 class FleetSize(NamedTuple):
-    """What the configuration and discovery give: numbers of pools, of their endpoints, and of declared models."""
+    """What the configuration and discovery give: numbers of pools, of their endpoints, of declared models and
+    callers."""
 
     pools: int
     endpoints: int
     declared: int = 0
+    callers: int = 0
     sources: int = 0
     exporters: int = 0
     devices: int = 0
@@ -105,6 +118,8 @@ class FleetSize(NamedTuple):
 
 def children(metric: Metric, size: FleetSize) -> int:
     """The largest number of combinations of label values."""
+    if metric in set(flow_rows.ROWS):
+        return flow_children(metric, size)
     labels = set(metric.labels) - ONE_AT_A_TIME.get(metric.name, set())
     if "model_name" in labels:
         labels -= {"model_name", "target_model_name", "fairness_id", "priority"}
@@ -139,6 +154,31 @@ def children(metric: Metric, size: FleetSize) -> int:
             assert label in VALUES, f"add the number of values of the label {label} of {metric.name} to VALUES"
             count *= VALUES[label]
     return count
+
+
+def flow_children(metric: Metric, size: FleetSize) -> int:
+    """The same for the metrics of flow control."""
+    labels = set(metric.labels)
+    pools = size.pools if labels & {"pool", "inference_pool"} else 1
+    state = metric.origin == "state"
+    bands = (MAX_BANDS if state else PRIORITIES) + 1
+    declared = (size.callers + 2) * bands  # with `default-flow` and `other`
+    outcomes = 1
+    if "outcome" in labels:
+        ours = metric in {flow_rows.REQUESTS, flow_rows.WAIT}
+        names = {name for both in FIELD_OUTCOMES.values() for name in both} | {"NotYetFinalized", "RejectedOther"}
+        outcomes = len(FIELD_OUTCOMES) if ours else len(names)
+    if metric in {flow_rows.QUEUE_SIZE, flow_rows.QUEUE_BYTES}:
+        return pools * (MAX_QUEUES + bands + 1)
+    if metric is flow_rows.OLDEST_OF_CALLER:
+        return pools * MAX_QUEUES
+    if metric is flow_rows.QUEUE_DURATION:
+        return (COMBINATIONS + pools * declared) * outcomes
+    if "fairness_id" in labels:
+        return pools * (CALLER_PAIRS + declared) * outcomes
+    if "detector" in labels:
+        return len(DETECTORS)
+    return pools * outcomes * (bands if "priority" in labels else 1)
 
 
 def series(metric: Metric, size: FleetSize) -> int:
@@ -197,6 +237,16 @@ def test_a_page_stays_within_its_bound_whatever_clients_request_and_servers_list
             instruments(Ended(pool, model, "a:1", 1.0, "closed"))
         for reason, row in REJECTIONS.items():
             instruments(Refused(pool, "declared", row.status, reason))
+        for number in range(1000):
+            instruments(UnknownObjective(pool, f"objective-{number}", first=number < 100))
+        for header in (*(each.name for each in CONTROL_HEADERS if each.terms), "x-tenant"):
+            for reason in HEADER_REASONS:
+                instruments(FlowHeaderIgnored(pool, header, reason))
+        for number, outcome in enumerate([*FIELD_OUTCOMES, "junk"] * 60):
+            name = hostile(number)
+            instruments(RequestHeld(pool, number))
+            instruments(RequestSubmitted(pool, number % 20, name, HELD if number % 2 else outcome, 0.001))
+            instruments(FlowDecided(pool, number % 20, outcome, float(number % 2), name, listed[number % 60], "", 10))
         for reason in SOURCE_REASONS:
             instruments(SourceProblemFound(pool, reason, "it is wrong"))
         for reason in SCRAPE_REASONS:
@@ -208,7 +258,20 @@ def test_a_page_stays_within_its_bound_whatever_clients_request_and_servers_list
     views = [view(f"{number}:1", IDLE, identity=Identity("llm/chat-0", "n1")) for number in range(2)]
     source = SourceStatus("InferencePool llm/chat", current=True, known_at=None)
     snapshots = [snapshot(*views, source=source), snapshot(*views, pool="silent")]
-    body, _ = page(gauge_set(snapshots, 0.0), instruments.registry)
+    flows = [
+        flow_report(
+            *(
+                band(number, *(caller(hostile(each)) for each in range(20)), max_requests=9)
+                for number in range(-20, 20)
+            ),
+            pool=pool,
+            model=hostile(0),
+            max_requests=10,
+            max_bytes=10,
+        )
+        for pool in ("pool", "silent")
+    ]
+    body, _ = page(gauge_set(snapshots, 0.0, flows=flows), instruments.registry)
     found = counted(body)
     too_many = {name: count for name, count in found.items() if count > series(CATALOG[name], size)}
     assert too_many == {}
@@ -224,13 +287,14 @@ def test_the_bound_counts_every_metric_and_grows_with_the_endpoints_and_with_the
     grew = {row.name for row in CATALOG.values() if series(row, more) > series(row, small)}
     expected = {row.name for row in CATALOG.values() if {"server", "model_server_endpoint"} & set(row.labels)}
     expected = {name for name in expected if CATALOG[name].origin == "state" and "source" not in CATALOG[name].labels}
-    by_model = {row.name for row in CATALOG.values() if "model_name" in row.labels}
+    by_model = {row.name for row in CATALOG.values() if "model_name" in row.labels and row not in set(flow_rows.ROWS)}
     assert grew == expected | by_model | {"igw_endpoint_prefill_rate_tokens_per_second"}
 
 
 def test_the_document_states_what_an_endpoint_and_a_model_add_to_the_page() -> None:
-    """Without the servers' histograms and accelerators, which the configuration adds."""
-    beside = {*HISTOGRAM_ROWS, *ACCELERATOR_ROWS}
+    """Without the servers' histograms and accelerators, which the configuration adds, and without flow control, whose
+    combinations of labels have a bound of their own."""
+    beside = {*HISTOGRAM_ROWS, *ACCELERATOR_ROWS, *flow_rows.ROWS}
     rows = [row for row in CATALOG.values() if row not in beside]
     endpoint = sum(series(row, FleetSize(1, 2)) - series(row, FleetSize(1, 1)) for row in rows)
     lines = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import aiohttp
 from agent.envoy import process
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, ResponseSource, bootstrap
 from agent.events import Event
+from agent.serve.ext_proc.holding import ProxyTimeouts
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.serve.tls.server import ServerTls
 from tests.fakes.ext_proc import CHAT
@@ -92,12 +93,13 @@ async def run_gateway(
     reports: bool = False,
     responses: ResponseSource = ResponseSource.ACCESS_LOG,
     settings: Mapping[str, Any] | None = None,
+    edit: Callable[[Any], None] | None = None,
     tls: ServerTls | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway that runs until the end of the block; `tls`: of its picker port.
 
     `settings` are fields of `EnvoyConfig`; `processing_mode`, `filter_options` and `envoy_buffer` (bytes) override the
-    rendered configuration.
+    rendered configuration, and `edit` changes the connection manager of each listener.
     """
     async with contextlib.AsyncExitStack() as stack:
         started = [ModelServer(own_address) for _ in range(servers)]
@@ -113,6 +115,7 @@ async def run_gateway(
             address="127.0.0.1:0",
             max_body=max_body,
             max_buffered=max_buffered,
+            timeouts=_timeouts(settings or {}),
             tls=tls,
         )
         gateway.picker_port = await gateway.picker.start()
@@ -137,10 +140,18 @@ async def run_gateway(
             for item in manager["http_filters"][:-1]:
                 item["typed_config"]["processing_mode"].update(processing_mode or {})
                 item["typed_config"].update(filter_options or {})
+            if edit is not None:
+                edit(manager)
         gateway.envoy = await process.start(config, directory / "envoy")
         stack.push_async_callback(gateway.envoy.stop)
         gateway.client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
         yield gateway
+
+
+def _timeouts(settings: Mapping[str, Any]) -> ProxyTimeouts:
+    """The limits of the rendered Envoy, as the picker knows them."""
+    config = EnvoyConfig((), (), **settings)
+    return ProxyTimeouts(config.message_timeout, config.max_message_timeout, config.stream_idle_timeout)
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

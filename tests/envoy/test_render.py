@@ -17,6 +17,7 @@ from agent.envoy.endpoints import document
 from agent.envoy.process import validate
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, FailureMode, PickMode, bootstrap
 from agent.envoy.yaml import dump
+from agent.requests.control_headers import CONTROL, TERMS
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "deploy" / "envoy").glob("*.yaml"))
@@ -132,6 +133,35 @@ def test_retries_of_server_errors_are_off_unless_the_file_says_so(
         assert limits.get("retry_budget", {}).get("budget_percent", {}) == ({"value": 33} if retried else {})
         assert ("retriable_status_codes" in json.dumps(data)) == retried
         assert validate(data) == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "removed"),
+    [
+        ("", set(TERMS)),
+        ("flowControl: {trustHeaders: gateway, callerHeader: X-Tenant}\n", {*TERMS, "x-tenant"}),
+        ("flowControl: {trustHeaders: none}\n", set(TERMS)),
+        ("flowControl: {trustHeaders: all, callerHeader: x-tenant}\n", set()),
+    ],
+)
+def test_the_headers_that_clients_may_not_set_are_removed_before_filters_and_routes(
+    section: str, removed: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "igw.yaml"
+    file.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        f"pools: [{{endpoints: ['10.0.0.1:8000']}}]\n{section}",
+        encoding="utf-8",
+    )
+    assert main(["render", "--config", str(file), "--mode", "buffered,full-duplex,round-robin"]) == 0
+    data = pyyaml.safe_load(capsys.readouterr().out)
+    for listener in data["static_resources"]["listeners"]:
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        (early,) = manager["early_header_mutation_extensions"]
+        names = [mutation["remove"] for mutation in early["typed_config"]["mutations"]]
+        assert set(names) == {"x-gateway-destination-endpoint", *removed}
+        assert set(manager["route_config"]["request_headers_to_remove"]) == CONTROL
+    assert validate(data) == ""
 
 
 words = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=20)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.events.flow import HeldAtZero
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import Refused, StreamBroken
 from agent.events.scraping import BudgetExceeded, HealthChanged, ScrapeDone, ScrapeFailed, ServerRestarted
@@ -181,3 +182,12 @@ def test_the_number_of_tracked_kinds_of_failure_is_bounded():
     repeats = Repeats(max_kinds=3)
     assert all(repeats.failed(kind, 0.0) for kind in range(10))
     assert len(repeats._streaks) == 3
+
+
+def test_a_pool_without_endpoints_that_holds_requests_costs_one_line_a_minute(clock, log):
+    hook = Instruments(clock)
+    for _ in range(3):
+        hook(HeldAtZero("pool", 1))
+    assert messages(log) == [
+        "pool pool: requests are held for the first endpoint: the pool has none that may be picked"
+    ]

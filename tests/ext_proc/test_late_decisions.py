@@ -15,6 +15,7 @@ import pytest
 from agent.events import Event
 from agent.events.requests import Abandoned, Refused
 from agent.pick.decision import Pick
+from agent.requests.flow_headers import DEFAULT_RULES
 from agent.requests.pipeline import OnDecision, Pipeline
 from agent.requests.rejections import Rejection
 from agent.requests.response import Response
@@ -57,6 +58,7 @@ class QueueingPool:
 
     name = "pool"
     reports = False
+    flow_rules = DEFAULT_RULES
 
     def __init__(self, events: list[Event]) -> None:
         self.queue = Queue()
@@ -70,6 +72,9 @@ class QueueingPool:
 
     def responded(self, ticket: Ticket, response: Response, now: float) -> None:
         raise AssertionError("no response is expected")
+
+    def shut_down(self) -> None:
+        self.pipeline.shut_down()
 
     def log_opened(self) -> None:
         raise AssertionError("no access log is expected")

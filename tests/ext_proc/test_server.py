@@ -14,7 +14,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.events import Event
+from agent.events.objectives import FlowHeaderIgnored
 from agent.events.requests import StreamBroken
+from agent.requests.flow_headers import FlowHeaderRules
+from agent.requests.flow_terms import FlowHeaders
 from agent.serve.ext_proc.actions import CHUNK_BYTES
 from agent.serve.ext_proc.server import ExtProcServer
 from agent.serve.grpc import health as grpc_health
@@ -69,6 +72,18 @@ async def test_header_and_metadata_name_the_same_endpoint_and_overwrite_what_was
         assert await conversation.read() is grpc.aio.EOF
         assert await conversation.code() is grpc.StatusCode.OK
     await eventually(lambda: port.pool.ended_as == ["closed"] * 2)
+
+
+async def test_flow_headers_that_cannot_be_used_are_counted_and_the_rules_may_change(port: PickerPort) -> None:
+    more = {"x-llm-d-inference-ttl": "0s", "x-llm-d-inference-objective": "high", "x-tenant": "team-b"}
+    for rules in (FlowHeaderRules(), FlowHeaderRules(caller_header="x-tenant"), FlowHeaderRules(believed=False)):
+        port.pool.flow_rules = rules
+        conversation = port.converse()
+        await conversation.write(request_headers(end=True, more=more))
+        assert picked(await read(conversation))
+        await conversation.done_writing()
+    assert port.pool.flow_headers == [FlowHeaders("high"), FlowHeaders("high", "team-b"), FlowHeaders()]
+    assert port.events == [FlowHeaderIgnored("pool", "x-llm-d-inference-ttl", "not_positive")] * 2
 
 
 async def test_a_buffered_conversation_is_answered_message_by_message(port: PickerPort) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from agent.flow.control import BandLimits, Estimate, FlowControl, FlowLimits, PlanChanged
+from agent.flow.ordering import FIRST_COME, WANTED_TOKEN
 from agent.flow.outcomes import Dispatched, Outcome
 from agent.flow.request import FlowRequest
 from agent.flow.room import Room
@@ -91,7 +92,15 @@ histories = st.lists(st.tuples(passing, steps), max_size=40)
 limits = st.builds(
     FlowLimits,
     band=st.sampled_from([BandLimits(), BandLimits(), BandLimits(max_requests=3, max_bytes=8, ttl=4.0)]),
-    bands=st.sampled_from([{}, {0: BandLimits(max_requests=2)}]),
+    bands=st.sampled_from(
+        [
+            {},
+            {0: BandLimits(max_requests=2)},
+            {0: BandLimits(ordering=FIRST_COME), 10: BandLimits(by_caller=False)},
+            {0: BandLimits(by_caller=False, ordering=WANTED_TOKEN), 10: BandLimits(ordering=WANTED_TOKEN)},
+        ]
+    ),
+    negative=st.sampled_from([None, None, BandLimits(max_requests=1, ttl=2.0, by_caller=False)]),
     empty_ttl=st.sampled_from([0.0, 0.0, 3.0, INFINITE]),
     hold=st.sampled_from([INFINITE, INFINITE, INFINITE, 1.5, 0.0]),
     shed_from=st.just(0.5),

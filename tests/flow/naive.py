@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from agent.flow.band import MAX_PATIENCE_SECONDS, STEAL_SEARCH
 from agent.flow.control import FlowLimits
+from agent.flow.flow_names import ONE_FLOW
+from agent.flow.ordering import EARLIEST_DEADLINE, FIRST_COME
 from agent.flow.room import NO_ROOM, Room
 
 
@@ -130,7 +132,13 @@ class NaiveControl:
         request.arrived_at = self.now
         request.expires_at = self.now + ttl
         request.latest = self.now + min(self.limits.hold, ttl + self.limits.empty_ttl)
-        request.deadline = min(request.deadline, request.expires_at)
+        band = self.limits.of(request.priority)
+        if not band.by_caller:
+            request.flow = ONE_FLOW
+        if band.ordering == FIRST_COME:
+            request.deadline = self.now
+        elif band.ordering == EARLIEST_DEADLINE:
+            request.deadline = min(request.deadline, request.expires_at)
         never_waits = ttl <= 0 or self.limits.hold <= 0
         if not self.endpoints:
             if self.limits.empty_ttl <= 0 or never_waits:

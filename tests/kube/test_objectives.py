@@ -21,6 +21,7 @@ from agent.kube.objectives import (
     Merged,
     PoolObjectives,
     RuleObject,
+    accepted_message,
     merge,
 )
 from tests.kube.rule_objects import an_object, objective, rewrite, rule
@@ -58,6 +59,40 @@ def message(found: Merged) -> str:
 def test_requests_that_name_an_objective_have_its_priority() -> None:
     pool = of_pool(objective("chat", 10), objective("batch", -5), objective("plain", None))
     assert [pool.priority(name) for name in ("chat", "batch", "plain", "other")] == [10, -5, 0, None]
+
+
+def bound(models: str, name: str = "chat", **others: Any) -> RuleObject:
+    return objective(name, annotations={"llm-d.ai/models": models}, **others)
+
+
+def test_an_annotation_binds_an_objective_to_models() -> None:
+    found = merged(bound(" qwen, org/llama:8b ,,qwen,"), objective("batch", annotations={"other": "x"}))
+    assert found.pools[POOL].models == {"qwen": "chat", "org/llama:8b": "chat"}
+    messages = [accepted_message(each) for each in found.acceptances]
+    assert messages[1] == (
+        "requests to InferencePool ns/llama that name it, and those for qwen, org/llama:8b that name none, have the "
+        "priority 1"
+    )
+
+
+def test_of_two_objectives_that_are_bound_to_a_model_the_oldest_one_has_it() -> None:
+    old = bound("qwen", "old", created="2026-01-01T00:00:00Z")
+    new = bound("qwen,llama", "new", created="2026-01-02T00:00:00Z")
+    for order in ((old, new), (new, old)):
+        assert of_pool(*order).models == {"qwen": "old", "llama": "new"}
+
+
+def test_an_objective_that_has_no_effect_is_bound_to_no_model() -> None:
+    assert of_pool(bound("qwen", priority=2**40), bound("llama", "other", pool="gone")).models == {}
+
+
+def test_an_annotation_on_a_rewrite_binds_nothing() -> None:
+    assert rewrite("a", rule("x"), annotations={"llm-d.ai/models": "qwen"}).models == ()
+
+
+def test_a_message_names_the_first_of_many_bound_models() -> None:
+    (acceptance,) = merged(bound(",".join(f"m{number}" for number in range(1000)))).acceptances
+    assert len(accepted_message(acceptance)) < 300
 
 
 def test_the_object_of_llm_d_ai_is_used_where_both_groups_have_one_of_the_name() -> None:

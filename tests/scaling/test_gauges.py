@@ -30,6 +30,7 @@ from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG, accelerators, discovery, endpoints, pools
 from exporters.catalog.withheld import WITHHELD
 from exporters.gauge import REASONS, Distribution, Gauge, GaugeSet, NotFinite
+from tests.fakes.flows import band, caller, flow_report
 from tests.fakes.views import STALE_AFTER, snapshot, view
 from tests.fakes.views import views as plain_views
 
@@ -68,7 +69,10 @@ views = st.builds(
 @given(st.lists(views, max_size=5, unique_by=lambda each: each.address), st.floats(0, 10))
 def test_every_number_is_finite_and_every_series_is_either_published_or_withheld_with_a_reason(found, now):
     source = SourceStatus("InferencePool llm/chat", current=False, known_at=None)
-    made = gauge_set([snapshot(*found, source=source)], now)
+    held = flow_report(
+        band(-1, caller("a"), max_requests=10)._replace(max_bytes=10.0), drain=None, max_requests=10, max_bytes=10
+    )
+    made = gauge_set([snapshot(*found, source=source)], now, flows=[held])
     rows: list[Gauge | Distribution] = [*made.gauges, *made.distributions]
     published = [(row.metric.name, row.labels) for row in rows]
     withheld = [(row.metric.name, row.labels) for row in made.withheld]

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from agent.config.epp.names import (
     API_VERSIONS,
     BUILT_IN,
+    FLOW_CONTROL_GATE,
     GATES_BUILT_IN,
     GATES_NOT_SUPPORTED,
     KIND,
@@ -61,7 +62,7 @@ class _EppReader:
                 reader.problem(document.mark, key, f"missing; write {key}: {valid[0]}")
             else:
                 reader.value(document, "", key, OneOf(valid))
-        gates = self._gates(entries.get("featureGates"))
+        self._gates(entries.get("featureGates"))
         for key, node in reader.items(entries.get("plugins"), "plugins"):
             self._plugin(key, node)
         for key, node in reader.items(entries.get("schedulingProfiles"), "schedulingProfiles"):
@@ -77,13 +78,9 @@ class _EppReader:
             self._reference("parser", entries["parser"], "parser")
         if "saturationDetector" in entries and not is_null(entries["saturationDetector"]):
             reader.problem(document.marks["saturationDetector"], "saturationDetector", NOT_SUPPORTED_TEXT)
-        if "flowControl" in entries and not is_null(entries["flowControl"]) and not gates:
-            self.settings.notes.append("flowControl has no effect: its feature gate is off")
         return self.settings
 
-    def _gates(self, node: Node | None) -> bool:
-        """Read the feature gates; True when one is refused."""
-        refused = False
+    def _gates(self, node: Node | None) -> None:
         for key, item in self.reader.items(node, "featureGates"):
             text = item.text if isinstance(item, ScalarNode) else ""
             name, written, value = text.partition("=")
@@ -92,15 +89,15 @@ class _EppReader:
             elif name in GATES_NOT_SUPPORTED:
                 if value.lower() == "false":
                     continue
-                refused = True
                 self.reader.problem(item.mark, key, f"{name} {NOT_SUPPORTED_TEXT}")
+            elif name == FLOW_CONTROL_GATE:
+                self.set("flowControl.enabled", value.lower() != "false", key, item.mark)
             elif name not in GATES_BUILT_IN:
                 self.reader.problem(
                     item.mark,
                     key,
                     f"{quote(text)} is not a feature gate; {suggestion(name, (*GATES_BUILT_IN, *GATES_NOT_SUPPORTED))}",
                 )
-        return refused
 
     # -- plugins ---------------------------------------------------------------------------------------------------
 

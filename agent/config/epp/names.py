@@ -10,7 +10,7 @@ from typing import Final
 API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking.x-k8s.io/v1alpha1")
 KIND: Final = "EndpointPickerConfig"
 EPP_KEYS: Final = (
-    "apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", "data", "flowControl",
+    "apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", "data",
     "requestHandler", "parser", "saturationDetector",
 )  # fmt: skip
 
@@ -40,6 +40,7 @@ NOT_SUPPORTED: Final = (
 )  # fmt: skip
 RENAMED: Final = {"kv-cache-scorer": "kv-cache-utilization-scorer"}  # the name until GIE 1.0
 
-GATES_NOT_SUPPORTED: Final = ("flowControl", "HAPopulateNonLeaderDatastore")
-GATES_BUILT_IN: Final = ("dataLayer", "prepareDataPlugins")
+FLOW_CONTROL_GATE: Final = "flowControl"
+GATES_NOT_SUPPORTED: Final = ("HAPopulateNonLeaderDatastore",)
+GATES_BUILT_IN: Final = ("dataLayer", FLOW_CONTROL_GATE, "prepareDataPlugins")
 MIN_BLOCK_TOKENS: Final = 64  # llm-d's router raises smaller blocks to this

@@ -100,7 +100,6 @@ def epp_properties(vocabulary: Vocabulary) -> dict[str, Any]:
         "schedulingProfiles": _list(profile, "Profiles besides the built-in ones."),
         "dataLayer": data_layer,
         "data": data_layer | {"description": "The old name of dataLayer."},
-        "flowControl": {"description": "No effect."},
         "requestHandler": _object(
             {"parsers": _list(references, "Parsers of request bodies.")},
             optional=True,

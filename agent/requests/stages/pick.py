@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.events import Hook
+from agent.events.flow import HELD, RequestSubmitted
 from agent.events.requests import Ended, Picked
+from agent.flow.outcomes import DIRECT
 from agent.pick.decision import NoPick, Pick
 from agent.pick.picker import pick
 from agent.pick.profile import Profile
@@ -16,7 +18,7 @@ from agent.requests.held_requests import HeldRequests
 from agent.requests.outcomes import Outcomes
 from agent.requests.rejections import Rejection
 from agent.requests.sharing import NOT_SHARED, Sharing
-from agent.requests.ticket import Result, Ticket
+from agent.requests.ticket import WAIT, Result, Ticket
 from agent.state.store import RoutingStore
 
 
@@ -70,14 +72,14 @@ class PickStage:
         if model and model not in snapshot.models_everywhere and store.lists_models and not store.serves(model):
             self._unlisted(model, now)
         if held is not None and held.waiting:
-            return held.submit(ticket, self._terms_of(ticket), now)
+            return self._submit(held, ticket, now)
         answer = pick(snapshot, wanted, self.profile, self._index, now, self._fallbacks)
         if isinstance(answer, NoPick):
             if held is not None and held.holds_at_zero(answer.reason):
-                return held.submit(ticket, self._terms_of(ticket), now)
+                return self._submit(held, ticket, now)
             return Rejection(answer.reason, f"No model server is available: {answer.detail}")
         if held is not None and not held.admits(answer, snapshot, now):
-            return held.submit(ticket, self._terms_of(ticket), now)
+            return self._submit(held, ticket, now)
         self.dispatch(ticket, answer, now)
         return answer
 
@@ -127,6 +129,11 @@ class PickStage:
         if self._held is not None:
             self._held.cancelled(ticket, now)
 
+    def shut_down(self, now: float) -> None:
+        """Refuse every held request."""
+        if self._held is not None:
+            self._held.shut_down(now)
+
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request leaves the endpoint's work in flight."""
         if self._held is not None and ticket.pick is not None:
@@ -138,5 +145,10 @@ class PickStage:
             took = now - ticket.picked_at
             self._hook(Ended(self._store.pool, ticket.model, ticket.endpoint, took, how, ticket.requested))
 
-    def _terms_of(self, ticket: Ticket) -> FlowTerms:
-        return self._terms(ticket.flow_headers, ticket.requested or ticket.model)
+    def _submit(self, held: HeldRequests, ticket: Ticket, now: float) -> Result:
+        terms, before = self._terms(ticket.flow_headers, ticket.requested or ticket.model), self._now()
+        result = held.submit(ticket, terms, now)
+        outcome = HELD if result is WAIT else result.reason if isinstance(result, Rejection) else DIRECT
+        took = self._now() - before
+        self._hook(RequestSubmitted(self._store.pool, terms.priority, terms.caller, outcome, took))
+        return result

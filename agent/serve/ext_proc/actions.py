@@ -1,8 +1,8 @@
 """The actions that the ext_proc session of one request returns to its server.
 
-`agent.serve.ext_proc.session` returns these. The server sends Route, Continue, ReplaceBody, RemoveHeader and Respond as
-one message each and SendBody as one or more; Schedule, Report, ResponseStarted and ProtocolViolation become calls.
-`Mode` and `Phase` are the distinctions that Envoy's protocol makes.
+`agent.serve.ext_proc.session` returns these. The server sends Route, Continue, ReplaceBody, ChangeResponse,
+ExtendTimeout and Respond as one message each and SendBody as one or more; Schedule, Report, ResponseStarted and
+ProtocolViolation become calls. `Mode` and `Phase` are the distinctions that Envoy's protocol makes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
+from agent.requests.flow_headers import IgnoredHeader
 from agent.requests.response import Response
 from agent.requests.ticket import Request
 
@@ -40,20 +41,23 @@ class Phase(Enum):
 
 
 class Schedule(NamedTuple):
-    """Submit the request to the pool's pipeline; answer with `decided`."""
+    """Submit the request to the pool's pipeline; answer with `decided`. `ignored` are the flow headers of the request
+    whose value is not used, to be counted."""
 
     request: Request
+    ignored: tuple[IgnoredHeader, ...] = ()
 
 
 class Route(NamedTuple):
     """Answer `phase`: send the request to `destination`, set and remove these headers. `body` replaces the buffered
-    body that is answered."""
+    body that is answered. `waited` is for how many milliseconds the request was held, empty where it was not."""
 
     phase: Phase
     destination: str
     add: tuple[tuple[str, str], ...]
     remove: tuple[str, ...]
     body: bytes | None = None
+    waited: str = ""
 
 
 class Continue(NamedTuple):
@@ -68,10 +72,17 @@ class ReplaceBody(NamedTuple):
     body: bytes
 
 
-class RemoveHeader(NamedTuple):
-    """Answer the response headers: remove the header of this name."""
+class ChangeResponse(NamedTuple):
+    """Answer the response headers: set these headers, and remove the one of this name."""
 
-    header: str
+    add: tuple[tuple[str, str], ...]
+    remove: str
+
+
+class ExtendTimeout(NamedTuple):
+    """Envoy waits so many seconds from now for the answer to its last message."""
+
+    seconds: float
 
 
 class Report(NamedTuple):
@@ -116,7 +127,8 @@ Action = (
     | Route
     | Continue
     | ReplaceBody
-    | RemoveHeader
+    | ChangeResponse
+    | ExtendTimeout
     | Report
     | ResponseStarted
     | SendBody

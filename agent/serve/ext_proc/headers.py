@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from agent.engines.report import REQUEST_HEADER
-
-SUBSET: Final = "x-gateway-destination-endpoint-subset"
+from agent.requests.control_headers import CONTROL, OLD_REWRITE, REWRITE
 
 
 def subset_of(hint: object) -> frozenset[str] | None:
@@ -40,34 +39,10 @@ def rewrite_of(headers: Mapping[str, str]) -> str:
 
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
-REWRITE: Final = "x-llm-d-model-name-rewrite"
-OLD_REWRITE: Final = "x-gateway-model-name-rewrite"
 REQUEST_ID: Final = "x-request-id"
 
-# Headers by which a client steers the gateway or its sidecars. They are for us alone: a model server that trusted
-# them would trust the client.
-CONTROL: Final = frozenset(
-    {
-        SUBSET,
-        "x-llm-d-inference-fairness-id",
-        "x-gateway-inference-fairness-id",
-        "x-llm-d-inference-objective",
-        "x-gateway-inference-objective",
-        REWRITE,
-        OLD_REWRITE,
-        "x-gateway-destination-endpoint-served",
-        "x-llm-d-slo-ttft-ms",
-        "x-llm-d-slo-tpot-ms",
-        "x-slo-ttft-ms",
-        "x-slo-tpot-ms",
-        "x-prefiller-host-port",
-        "x-encoder-hosts-ports",
-        "x-data-parallel-host-port",
-        "x-kv-cache-source-host-port",
-        "epp-profile",
-    }
-)
-# The only headers that a session reads; the protocol need not pass others.
+# The only headers that a session reads, beside the one that is configured to name the caller; the protocol need not
+# pass others.
 READ: Final = CONTROL | {
     ":path",
     ":method",

@@ -6,14 +6,18 @@ is serialised once per endpoint and kept.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from typing import Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
+from agent.requests.control_headers import SUBSET
+from agent.requests.rejections import WAITED_HEADER
 from agent.requests.response import Response, broken_by
-from agent.serve.ext_proc.actions import Actions, Mode, Phase, Respond, Route
-from agent.serve.ext_proc.headers import DESTINATION, READ, SUBSET, subset_of
+from agent.serve.ext_proc.actions import Actions, ChangeResponse, Mode, Phase, Respond, Route
+from agent.serve.ext_proc.headers import DESTINATION, READ, subset_of
 from agent.serve.ext_proc.session import Session
 
 _MAX_ROUTES: Final = 4096  # past it the cache is emptied
@@ -55,11 +59,16 @@ def dispatch(session: Session, data: bytes) -> Actions:
 
 
 def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
-    headers = {
-        header.key: header.raw_value.decode("latin-1") or header.value
+    caller_header = session.caller_header
+    values = [
+        (header.key, header.raw_value.decode("latin-1") or header.value)
         for header in message.request_headers.headers.headers
-        if header.key in READ
-    }
+        if header.key in READ or header.key == caller_header
+    ]
+    headers = dict(values)
+    repeated: Collection[str] = ()
+    if len(headers) < len(values):
+        repeated = [name for name, times in Counter(name for name, _ in values).items() if times > 1]
     mode, response_echo = None, None
     if message.HasField("protocol_config"):
         protocol = message.protocol_config
@@ -73,6 +82,7 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
         mode=mode,
         subset=_subset(message),
         response_echo=response_echo,
+        repeated=repeated,
     )
 
 
@@ -127,7 +137,7 @@ class RouteCache:
     def route(self, route: Route) -> bytes:
         """The destination as a header and as metadata, the same value in both."""
         report = route.add == _REQUEST_REPORT
-        if (route.add and not report) or route.remove or route.body is not None:
+        if (route.add and not report) or route.remove or route.body is not None or route.waited:
             return _route(route)
         key = (route.phase, route.destination, report)
         known = self._serialised.get(key)
@@ -147,7 +157,10 @@ def _route(route: Route) -> bytes:
     common.header_mutation.remove_headers.extend(route.remove)
     if route.body is not None:
         common.body_mutation.body = route.body
-    response.dynamic_metadata.update({_PICK_NAMESPACE: {DESTINATION: route.destination}})
+    pick = {DESTINATION: route.destination}
+    if route.waited:  # a route of Envoy makes a response header of it, without a message for the response
+        pick[WAITED_HEADER] = route.waited
+    response.dynamic_metadata.update({_PICK_NAMESPACE: pick})
     return _serialised(response)
 
 
@@ -157,9 +170,26 @@ def _continue(phase: Phase) -> bytes:
     return _serialised(response)
 
 
-def _remove(header: str) -> bytes:
+def changed_response(change: ChangeResponse) -> bytes:
+    """The answer to the response headers: other ones in the response."""
+    if change == _WITHOUT_REPORT:
+        return _REMOVE_REPORT
+    return _changed_response(change)
+
+
+def _changed_response(change: ChangeResponse) -> bytes:
     response = pb.ProcessingResponse()
-    response.response_headers.response.header_mutation.remove_headers.append(header)
+    mutation = response.response_headers.response.header_mutation
+    _set_headers(mutation, change.add)
+    if change.remove:
+        mutation.remove_headers.append(change.remove)
+    return _serialised(response)
+
+
+def extended(seconds: float) -> bytes:
+    """A new limit for the answer to Envoy's last message, from now. Envoy ignores everything else in this message."""
+    response = pb.ProcessingResponse()
+    response.override_message_timeout.FromMilliseconds(int(seconds * 1000))
     return _serialised(response)
 
 
@@ -208,4 +238,5 @@ def _serialised(response: pb.ProcessingResponse) -> bytes:
 
 
 CONTINUE: Final = {phase: _continue(phase) for phase in Phase}
-REMOVE_REPORT: Final = _remove(HEADER)
+_WITHOUT_REPORT: Final = ChangeResponse((), HEADER)
+_REMOVE_REPORT: Final = _changed_response(_WITHOUT_REPORT)

@@ -23,19 +23,22 @@ from google.protobuf.message import DecodeError
 from agent.config.addresses import split_address
 from agent.config.values import InvalidValue
 from agent.events import Hook
+from agent.events.objectives import FlowHeaderIgnored
 from agent.events.requests import Abandoned, Refused, StreamBroken
 from agent.pick.decision import Pick
+from agent.requests.flow_headers import FlowHeaderRules
 from agent.requests.pipeline import OnDecision
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import Request, Ticket
 from agent.serve.access_log import AccessLogService, AccessLogSink
 from agent.serve.ext_proc.actions import (
     Actions,
+    ChangeResponse,
     Continue,
+    ExtendTimeout,
     Mode,
     Phase,
     ProtocolViolation,
-    RemoveHeader,
     ReplaceBody,
     Report,
     Respond,
@@ -46,7 +49,17 @@ from agent.serve.ext_proc.actions import (
     chunks,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
-from agent.serve.ext_proc.messages import CONTINUE, REMOVE_REPORT, RouteCache, dispatch, immediate, replaced, streamed
+from agent.serve.ext_proc.holding import RENDERED, ProxyTimeouts
+from agent.serve.ext_proc.messages import (
+    CONTINUE,
+    RouteCache,
+    changed_response,
+    dispatch,
+    extended,
+    immediate,
+    replaced,
+    streamed,
+)
 from agent.serve.ext_proc.session import Session, SessionConfig
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.health import HealthService
@@ -69,9 +82,18 @@ class PoolPort(AccessLogSink, Protocol):
         """Submit a request to the pool's pipeline."""
         ...
 
+    def shut_down(self) -> None:
+        """Decide on every request that is held: the port waits no longer."""
+        ...
+
     @property
     def reports(self) -> bool:
         """Whether model servers are requested to send a load report with each response."""
+        ...
+
+    @property
+    def flow_rules(self) -> FlowHeaderRules:
+        """The flow headers that are believed: the same object until it changes."""
         ...
 
     def ready(self) -> bool:
@@ -153,16 +175,22 @@ class ProcessCall:
                 if action.phase is Phase.REQUEST_BODY:
                     call.when_sent(self.session.body_sent)
             elif isinstance(action, Schedule):
+                for header in action.ignored:
+                    processor.hook(FlowHeaderIgnored(processor.pool.name, header.header, header.reason))
                 self._submitting = True
                 try:
-                    self.ticket = processor.pool.submit(action.request, self.decided)
+                    ticket = self.ticket = processor.pool.submit(action.request, self.decided)
                 finally:
                     self._submitting = False
+                if ticket.held:
+                    self._do(self.session.held(ticket.longest_wait))
             elif isinstance(action, ReplaceBody):
                 call.send(replaced(action.body))
                 call.when_sent(self.session.body_sent)
-            elif isinstance(action, RemoveHeader):
-                call.send(REMOVE_REPORT)
+            elif isinstance(action, ChangeResponse):
+                call.send(changed_response(action))
+            elif isinstance(action, ExtendTimeout):
+                call.send(extended(action.seconds))
             elif isinstance(action, Report):
                 if self.ticket is not None:
                     self.ticket.report(action.report, action.served)
@@ -180,8 +208,8 @@ class ProcessCall:
         """End a stream on which nothing more is to be sent."""
         if self.session.over:
             self.end("closed", StatusCode.OK)
-        elif self._processor.stopping and self.session.routed:
-            self.end("lost", StatusCode.OK)
+        elif self.session.routed:
+            self._processor.decided(self)
 
     def _fail(self, reason: str, detail: str) -> None:
         """Count a failure of Envoy or the agent, answer the client where that is possible, and end the stream."""
@@ -194,13 +222,20 @@ class ExternalProcessor:
     """The gRPC service of Envoy's external processing filter, for one pool.
 
     `max_body` and `max_buffered` in bytes: of one request body, and of all bodies that are buffered at a time.
-    `assumed_mode` is that of a proxy that names none.
+    `assumed_mode` is that of a proxy that names none. `timeouts` are those of the proxy.
     """
 
     name = SERVICE
 
     def __init__(
-        self, pool: PoolPort, hook: Hook, *, max_body: int, max_buffered: int, assumed_mode: Mode = Mode.FULL_DUPLEX
+        self,
+        pool: PoolPort,
+        hook: Hook,
+        *,
+        max_body: int,
+        max_buffered: int,
+        assumed_mode: Mode = Mode.FULL_DUPLEX,
+        timeouts: ProxyTimeouts = RENDERED,
     ) -> None:
         self.pool = pool
         self.hook = hook
@@ -210,14 +245,15 @@ class ExternalProcessor:
         # Envoy sends a buffered body in one message, and its buffer may exceed the agent's limit: such a body must
         # arrive to be rejected as an OpenAI error.
         self._max_message_bytes = 2 * max_body + _MESSAGE_SLACK
-        self._config = SessionConfig(max_body=max_body, default_mode=assumed_mode)
+        self._config = SessionConfig(max_body=max_body, default_mode=assumed_mode, timeouts=timeouts)
         self._config_with_reports = self._config._replace(reports=True)
         self._budget = BodyBudget(max_buffered)
+        self._undecided: set[ProcessCall] = set()  # while the port stops: calls that it waits for
         self._drained: asyncio.Event | None = None
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of request bodies that are buffered now."""
+        """Bytes of request bodies that are buffered now, here or in the proxy."""
         return self._budget.used
 
     def methods(self) -> Mapping[str, GrpcMethod]:
@@ -227,27 +263,39 @@ class ExternalProcessor:
     def ended(self, call: ProcessCall) -> None:
         """A call has ended."""
         self.calls.discard(call)
-        if self._drained is not None and not self.calls:
-            self._drained.set()
+        self.decided(call)
+
+    def decided(self, call: ProcessCall) -> None:
+        """A call is over, or its request is routed: a stop no longer waits for it."""
+        if self._drained is not None:
+            self._undecided.discard(call)
+            if not self._undecided:
+                self._drained.set()
 
     async def drain(self, grace: float) -> None:
-        """End the calls whose request is routed now, and the others when they are, or after `grace` seconds."""
-        self.stopping = True
+        """Wait up to `grace` seconds for the calls without a decision, have the pool decide on those that it holds, and
+        end all calls.
+
+        While some wait, the calls whose request is routed stay open: their ends show that there is room."""
         self._drained = asyncio.Event()
-        for call in tuple(self.calls):
-            if call.session.routed:
-                call.end("lost", StatusCode.OK)
+        self._undecided = {call for call in self.calls if not call.session.routed}
         try:
-            if self.calls and grace > 0:
+            if self._undecided and grace > 0:
                 async with asyncio.timeout(grace):
                     await self._drained.wait()
         except TimeoutError:
             pass
         finally:  # a second stop cancels the wait of the first
+            self.stopping = True
+            self.pool.shut_down()
             for call in tuple(self.calls):
-                call.end("lost", StatusCode.UNAVAILABLE)
+                call.end("lost", StatusCode.OK if call.session.routed else StatusCode.UNAVAILABLE)
 
     def _begin(self, call: Call) -> CallHandler:
+        rules = self.pool.flow_rules
+        if rules is not self._config.flow_rules:
+            self._config = self._config._replace(flow_rules=rules)
+            self._config_with_reports = self._config._replace(reports=True)
         config = self._config_with_reports if self.pool.reports else self._config
         process = ProcessCall(self, call, Session(config, _new_id, self._budget))
         self.calls.add(process)
@@ -257,7 +305,7 @@ class ExternalProcessor:
 class ExtProcServer:
     """The picker port of one pool. `address` is `host:port`; port 0 takes a free one. With `tls` it serves TLS.
 
-    `max_body`, `max_buffered` and `assumed_mode` as those of ExternalProcessor.
+    `max_body`, `max_buffered`, `assumed_mode` and `timeouts` as those of ExternalProcessor.
     """
 
     def __init__(
@@ -269,13 +317,19 @@ class ExtProcServer:
         max_body: int = 16 << 20,
         max_buffered: int = 1 << 30,
         assumed_mode: Mode = Mode.FULL_DUPLEX,
+        timeouts: ProxyTimeouts = RENDERED,
         tls: ServerTls | None = None,
     ) -> None:
         self._pool = pool
         self._hook = hook
         self._address = address
         self._processor = ExternalProcessor(
-            pool, hook, max_body=max_body, max_buffered=max_buffered, assumed_mode=assumed_mode
+            pool,
+            hook,
+            max_body=max_body,
+            max_buffered=max_buffered,
+            assumed_mode=assumed_mode,
+            timeouts=timeouts,
         )
         self._health = HealthService(pool.ready, (SERVICE,))
         # The services of the port: a new one is a class with a table of methods, and a name here.

@@ -8,6 +8,7 @@
     request_body -----+-- over max_body --------------------> Respond 413   |
                       +-- over the port's body budget ------> Respond 429   |
                       +-- its end -----------------------------------> Schedule
+    held -------------+-- where Envoy has a timer: ExtendTimeout
     decided ----------+-- pick: Route, then the answers that Envoy waits for
                       +-- rejection: Respond
 
@@ -37,29 +38,32 @@ scheduled, so the pick is that for the new model, and the changed body is sent o
 agent does not have the whole body, such a request is rejected: to send it on unchanged would be another request.
 
 No method raises, whatever arrives in whatever order. A body is released when the request is scheduled, unless it must
-be sent back.
+be sent back. It counts against the port's budget until the decision, because Envoy keeps it where the agent does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
 from agent.pick.decision import Pick
+from agent.requests.control_headers import CONTROL
+from agent.requests.flow_headers import DEFAULT_RULES, NOTHING_READ, FlowHeaderRules, read_flow_headers
 from agent.requests.model_rewrite import rewrite_model
-from agent.requests.rejections import Rejection
+from agent.requests.rejections import WAITED_HEADER, Rejection, milliseconds
 from agent.requests.response import Response
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
     Action,
     Actions,
+    ChangeResponse,
     Continue,
+    ExtendTimeout,
     Mode,
     Phase,
     ProtocolViolation,
-    RemoveHeader,
     ReplaceBody,
     Report,
     Respond,
@@ -69,7 +73,8 @@ from agent.serve.ext_proc.actions import (
     SendBody,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
-from agent.serve.ext_proc.headers import CONTROL, REQUEST_ID, rewrite_of
+from agent.serve.ext_proc.headers import REQUEST_ID, rewrite_of
+from agent.serve.ext_proc.holding import RENDERED, ProxyTimeouts, hold_limit, override
 
 HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB
 
@@ -80,12 +85,15 @@ class SessionConfig(NamedTuple):
     """What all sessions of a pool share.
 
     `max_body` in bytes; `default_mode`: the mode of a stream that names none, in both directions; `reports`: model
-    servers are requested to send a load report with each response.
+    servers are requested to send a load report with each response; `flow_rules`: the flow headers that are believed;
+    `timeouts` are those of the proxy.
     """
 
     max_body: int = 16 << 20
     default_mode: Mode = Mode.FULL_DUPLEX
     reports: bool = False
+    flow_rules: FlowHeaderRules = DEFAULT_RULES
+    timeouts: ProxyTimeouts = RENDERED
 
 
 class _State(Enum):
@@ -105,6 +113,7 @@ class Session:
     __slots__ = (
         "_add",
         "_answered",
+        "_body_follows",
         "_budget",
         "_buffered",
         "_chunks",
@@ -113,6 +122,7 @@ class Session:
         "_content_type",
         "_echo",
         "_encoding",
+        "_flow",
         "_has_length",
         "_method",
         "_mode",
@@ -131,6 +141,7 @@ class Session:
         "_trailers",
         "_tunnel",
         "_violated",
+        "_waited",
     )  # fmt: skip
 
     def __init__(self, config: SessionConfig, new_id: Callable[[], str], budget: BodyBudget) -> None:
@@ -155,13 +166,16 @@ class Session:
         self._echo: bytes | None = None  # the body to send back
         self._rewrite = ""  # the model that replaces the one in the body
         self._replaced: bytes | None = None  # the changed body, where Envoy keeps the one that it sent
+        self._body_follows = False  # Envoy sends more of the body before the answer
         self._has_length = False  # the headers have a content-length
         self._size = 0
         self._trailers = False  # trailers ended the body
         self._tunnel = False  # a WebSocket upgrade: data instead of a body
         self._answered = Phase.REQUEST_HEADERS  # the message that the decision answers
         self._owed: list[Phase] = []  # messages whose answers wait for the decision
+        self._flow = NOTHING_READ
         self._violated = False
+        self._waited = ""  # milliseconds for which the request was held
 
     @property
     def undecided(self) -> bool:
@@ -172,6 +186,11 @@ class Session:
     def routed(self) -> bool:
         """True once the request has been sent to an endpoint: no failure of the agent may affect it from here on."""
         return self._state is _State.ROUTED
+
+    @property
+    def caller_header(self) -> str:
+        """The header that names the caller, beside the headers of READ; empty where none does."""
+        return self._config.flow_rules.caller_header
 
     @property
     def over(self) -> bool:
@@ -186,8 +205,10 @@ class Session:
         mode: Mode | None = None,
         subset: frozenset[str] | None = None,
         response_echo: bool | None = None,
+        repeated: Collection[str] = (),
     ) -> Actions:
-        """The first message. `headers` need hold only those of READ; `subset` as `subset_of` returns it.
+        """The first message. `headers` need hold only those of READ and `caller_header`; `repeated` names those which
+        came several times; `subset` as `subset_of` returns it.
 
         `mode` and `response_echo` are None where the proxy names no modes. `response_echo`: Envoy streams the response
         body through the agent in full duplex and expects it back.
@@ -212,6 +233,9 @@ class Session:
         if not CONTROL.isdisjoint(headers):
             self._remove = tuple(name for name in headers if name in CONTROL)
             self._rewrite = rewrite_of(headers)
+            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated)
+        elif self._config.flow_rules.caller_header in headers:
+            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated)
         if subset is not None and not subset:
             return self._reject(Rejection("subset_empty", "The proxy allows no endpoint for this request."))
         length = headers.get("content-length", "")
@@ -244,14 +268,13 @@ class Session:
         self._size += len(body)
         if self._size > self._config.max_body:
             return self._too_large()
-        if not self._budget.acquire(len(body)):
-            message = "The gateway buffers as many request bodies as it may at this moment."
-            return self._reject(Rejection("body_budget", message))
-        self._buffered += len(body)
+        if not self._acquire(len(body)):
+            return self._over_budget()
         self._chunks.append(body)
         if mode is Mode.HOLD:
             self._owed.append(Phase.REQUEST_BODY)
             if self._size > HOLD_LIMIT and not end_of_stream:
+                self._body_follows = True
                 return self._schedule_unread()
         # A buffered body is whole even where trailers follow and the flag is not set.
         if end_of_stream or mode is Mode.BUFFERED:
@@ -278,6 +301,13 @@ class Session:
             case _State.ANSWERED:
                 return ()
 
+    def held(self, longest_wait: float) -> Actions:
+        """The scheduled request is held, for `longest_wait` seconds from now at most."""
+        if self._state is not _State.SCHEDULED:
+            return ()
+        seconds = override(self._mode, self._config.timeouts, longest_wait, body_follows=self._body_follows)
+        return () if seconds is None else (ExtendTimeout(seconds),)
+
     def decided(self, decision: Pick | Rejection) -> Actions:
         """The decision on a scheduled request."""
         if self._state is not _State.SCHEDULED or self._closed:
@@ -288,11 +318,15 @@ class Session:
         destination = decision.endpoint
         if decision.fallbacks:
             destination = ",".join((decision.endpoint, *decision.fallbacks))
+        if decision.waited_seconds > 0:
+            self._waited = milliseconds(decision.waited_seconds)
         replaced, self._replaced = self._replaced, None
         held = self._mode is Mode.HOLD
         actions: list[Action] = [
-            Route(self._answered, destination, self._add, self._remove, None if held else replaced)
+            Route(self._answered, destination, self._add, self._remove, None if held else replaced, self._waited)
         ]
+        if self._echo is None and replaced is None:
+            self.body_sent()  # Envoy, which has kept the body, sends it on
         if self._echo is not None:
             actions.append(SendBody(Phase.REQUEST_BODY, self._echo, not (self._trailers or self._tunnel)))
             self._echo = None
@@ -306,7 +340,7 @@ class Session:
         return tuple(actions)
 
     def body_sent(self) -> None:
-        """Envoy has taken the whole body back, or the one that replaces it."""
+        """Envoy has taken the whole body back, or the one that replaces it, or sends on the one that it has kept."""
         self._budget.release(self._buffered)
         self._buffered = 0
 
@@ -315,8 +349,9 @@ class Session:
         if self.over:
             return ()
         answer: Action = Continue(Phase.RESPONSE_HEADERS)
-        if report and self._config.reports and self._remove_report:
-            answer = RemoveHeader(HEADER)
+        remove = HEADER if report and self._config.reports and self._remove_report else ""
+        if remove or self._waited:
+            answer = ChangeResponse(((WAITED_HEADER, self._waited),) if self._waited else (), remove)
         if self._state is not _State.ROUTED or response is None:
             return (answer,)
         if report and self._config.reports:
@@ -372,8 +407,6 @@ class Session:
         # An empty body is sent back too, where Envoy sent an empty chunk; trailers alone end a body without chunks.
         if self._mode is Mode.FULL_DUPLEX and self._chunks and (self._size or not self._trailers):
             self._echo = body
-        elif self._replaced is None:
-            self.body_sent()
         self._chunks = []
         if self._method in _BODILESS:  # such a body has no meaning, and is no prompt (RFC 9110, 9.3)
             body = None
@@ -386,8 +419,10 @@ class Session:
             requested,
             self._content_type,
             self._method,
+            self._flow.headers,
+            hold_limit=hold_limit(self._mode, self._config.timeouts, body_follows=self._body_follows),
         )
-        return (Schedule(request),)
+        return (Schedule(request, self._flow.ignored),)
 
     def _late_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
         if self._state is _State.NEW:
@@ -397,6 +432,8 @@ class Session:
         if self._mode in (Mode.STREAMED, Mode.HOLD):
             if self._state is _State.ROUTED:
                 return (Continue(Phase.REQUEST_BODY),)
+            if not self._acquire(len(body)):
+                return self._over_budget()
             self._owed.append(Phase.REQUEST_BODY)
             return ()
         if self._mode is Mode.FULL_DUPLEX and self._tunnel:
@@ -412,6 +449,8 @@ class Session:
         self._size += len(body)
         if self._size > self._config.max_body:
             return self._too_large()
+        if not self._acquire(len(body)):
+            return self._over_budget()
         self._echo = (self._echo or b"") + body
         return ()
 
@@ -430,6 +469,17 @@ class Session:
 
     def _not_rewritten(self, why: str) -> Actions:
         return self._reject(Rejection("model_rewrite", f"A header replaces the model of this request, but {why}."))
+
+    def _acquire(self, size: int) -> bool:
+        """Count bytes of the body as buffered; False where the port buffers as many as it may."""
+        if not self._budget.acquire(size):
+            return False
+        self._buffered += size
+        return True
+
+    def _over_budget(self) -> Actions:
+        message = "The gateway buffers as many request bodies as it may at this moment."
+        return self._reject(Rejection("body_budget", message))
 
     def _too_large(self) -> Actions:
         limit = self._config.max_body

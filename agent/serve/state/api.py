@@ -18,6 +18,7 @@ from aiohttp import web
 from agent.clock import Clock
 from agent.events import Hook
 from agent.events.process import WatcherDropped
+from agent.flow.report import FlowReport
 from agent.scaling.gauges import gauge_set
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute, HttpStream
@@ -55,8 +56,16 @@ class StateApi:
     ) -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # the state of the accelerator exporters
+        # The reports of flow control at a time, of all pools or of the one of this name.
+        self.flows: Callable[[float, str | None], Sequence[FlowReport]] = lambda _now, _pool: ()
         self.gauge_feed = GaugeFeed(
-            self.feed.moment, self.feed.snapshots, self._devices, gauge_exporters, hook, self._unknown_peers
+            self.feed.moment,
+            self.feed.snapshots,
+            self._devices,
+            gauge_exporters,
+            hook,
+            self._unknown_peers,
+            lambda now: self.flows(now, None),
         )
         self._replicas: Callable[[], ReplicasView | None] = lambda: None
         self._hook = hook
@@ -108,9 +117,10 @@ class StateApi:
             return json_bytes(await asyncio.to_thread(lambda: documents.encode(documents.gauges(*dated, name))))
         moment = self.feed.moment()
         snapshots, unknown_peers = self.feed.snapshots(moment.now, pool), self._unknown_peers()
+        flows = self.flows(moment.now, pool)
 
         def encode() -> bytes:
-            gauges = gauge_set(snapshots, moment.now, (), unknown_peers)
+            gauges = gauge_set(snapshots, moment.now, (), unknown_peers, flows)
             return documents.encode(documents.gauges(gauges, moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from agent.events import Hook, ignore
 from agent.events.process import TaskFailed
+from agent.flow.report import FlowReport
 from agent.scaling.gauges import gauge_set
 from agent.serve.state.documents import Moment
 from agent.state.devices import ExporterView
@@ -42,9 +43,11 @@ class GaugeFeed:
         exporters: Sequence[Exporter] = (),
         hook: Hook = ignore,
         unknown_peers: Callable[[], Sequence[str]] = tuple,
+        flows: Callable[[float], Sequence[FlowReport]] = lambda _: (),
     ) -> None:
         """`snapshots` gives those of all pools at a time, `devices` the accelerator exporters, `unknown_peers` the
-        replicas whose part of a sum is unknown."""
+        replicas whose part of a sum is unknown, `flows` the reports of flow control at a time."""
+        self._flows = flows
         self._unknown_peers = unknown_peers
         self._hook = hook
         self._moment = moment
@@ -65,7 +68,8 @@ class GaugeFeed:
             self._next = None  # readers from here on get the following set
             moment = self._moment()
             snapshots, devices = self._snapshots(moment.now), self._devices()
-            gauges = await asyncio.to_thread(gauge_set, snapshots, moment.now, devices, self._unknown_peers())
+            flows = self._flows(moment.now)
+            gauges = await asyncio.to_thread(gauge_set, snapshots, moment.now, devices, self._unknown_peers(), flows)
             for exporter in self._exporters:
                 try:
                     exporter.publish(gauges)

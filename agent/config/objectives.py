@@ -1,0 +1,32 @@
+"""`objectives`: the priorities of requests, by the objective that they name or that their model is bound to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.config.flow_control import MAX_PRIORITY, MIN_PRIORITY
+from agent.config.options import option
+from agent.config.values import Name, Number, WordList
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveConfig:
+    """Requests that name this objective, and how they are served when requests wait."""
+
+    name: str = option(
+        Name(), "what requests name in `x-llm-d-inference-objective`", required="write a name, such as batch"
+    )
+    priority: int = option(
+        Number(MIN_PRIORITY, MAX_PRIORITY, whole=True),
+        "higher ones are served first; only those below 0 are shed",
+        required="write a whole number, such as 10, or -1 for requests that may be shed",
+    )
+    models: tuple[str, ...] = option(
+        WordList(), "models whose requests have this objective where they name none", (), unset="none"
+    )
+    pool: str = option(Name(), "the pool to which it applies", "", unset="all pools")
+
+    @property
+    def key(self) -> str:
+        """Its name, and its pool where it has one."""
+        return f"{self.name} of {self.pool}" if self.pool else self.name
