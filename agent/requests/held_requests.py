@@ -26,11 +26,11 @@ from agent.events import Hook, ignore
 from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
 from agent.events.requests import StreamBroken
 from agent.flow.control import Estimate, FlowControl, FlowLimits
-from agent.flow.evidence import EndpointEvidence
+from agent.flow.evidence import EndpointEvidence, Evidence
 from agent.flow.outcomes import CANCELLED, DIRECT, NO_ENDPOINTS, STOLEN, Dispatched, Outcome, RefusedRequest
 from agent.flow.report import EndpointReport, FlowReport, report
 from agent.flow.request import FOREVER, FlowRequest
-from agent.flow.room import DETECTORS, HEADROOM, Room, RoomLimits
+from agent.flow.room import DETECTORS, HEADROOM, Detector, Room, RoomLimits
 from agent.flow.room_inputs import room_inputs
 from agent.pick.decision import HEALTH, MODEL, SUBSET, NoPick, Pick
 from agent.pick.picker import PrefixLookup, admitted_addresses, rank, redirected
@@ -137,7 +137,7 @@ class HeldRequests:
         self._lookup = _WithPlans(index, planned := PlannedBlocks())
         self._planned = planned
         self._settings = settings
-        self._detector = DETECTORS[settings.detector]
+        self._set_detector()
         self._wake = wake
         self._woken_at = FOREVER  # when `run` is due
         self._hook = hook
@@ -208,10 +208,8 @@ class HeldRequests:
         """Whether a request without others before it is dispatched to its pick at once: nothing waits, and an endpoint
         has room. That need not be the picked one: while the pool has room, the profile's choice stands, and a request
         may queue for its cache at the picked server. `snapshot` is the one of the pick, of now."""
-        if not self._settings.enabled:
-            return True
         if self._control.waiting:
-            return False
+            return not self._settings.enabled
         endpoint, tokens = pick.endpoint, pick.prompt_tokens
         room = self._room(_view_of(snapshot, endpoint), now)
         if room.requests >= 1 and room.opens_at <= now and room.fits(tokens):
@@ -323,7 +321,7 @@ class HeldRequests:
     def apply(self, settings: HoldingSettings) -> None:
         """Replace the settings. Requests that are held stay; where none are held any more, they are dispatched."""
         self._settings = settings
-        self._detector = DETECTORS[settings.detector]
+        self._set_detector()
         self._control.apply(settings.limits)
         self._all_changed()
 
@@ -341,6 +339,11 @@ class HeldRequests:
         elif address != self._dispatching and self._control.waiting:
             self._changed.add(address)
             self._wake_soon()
+
+    def _set_detector(self) -> None:
+        settings = self._settings
+        self._room_limits = settings.room
+        self._detector: Detector = DETECTORS[settings.detector] if settings.enabled else _no_limit
 
     def _all_changed(self) -> None:
         if self._control.waiting:
@@ -413,11 +416,9 @@ class HeldRequests:
         return evidence
 
     def _room(self, view: EndpointView, now: float) -> Room:
-        if not self._settings.enabled:
-            return _UNLIMITED
         evidence = self._evidence_of(view.address)
         evidence.observe(view)
-        return self._detector(view, evidence.evidence(self._share), self._settings.room, now)
+        return self._detector(view, evidence.evidence(self._share), self._room_limits, now)
 
     def _with_inputs(self, endpoint: EndpointReport, now: float) -> EndpointReport:
         view, evidence = _view_of(self._snapshot, endpoint.address), self._evidence_of(endpoint.address)
@@ -557,6 +558,11 @@ class HeldRequests:
                 request.tokens,
             )
         )
+
+
+def _no_limit(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: float) -> Room:
+    """The detector where no request is held."""
+    return _UNLIMITED
 
 
 def _view_of(snapshot: Snapshot, address: str) -> EndpointView:
