@@ -1,9 +1,13 @@
 """The prefill rate of an endpoint, estimated from its server's counters.
 
-The estimate is uncached prompt tokens over the prefill time of the requests, as a ratio of decayed sums. It is too low
-where requests are prefilled together, because each counts the same second. The alternative, tokens over wall time, is
-far too high in the second in which the tokens of a long prompt are counted all at once, and a maximum over it keeps
-that second (measured: twice the true rate on a replay of real traffic).
+The estimate is uncached prompt tokens over the prefill time of the requests, as a ratio of decayed sums. vLLM counts
+the prefill time of a request when it ends, and its prompt tokens when it is prefilled: while more and more requests
+run, that difference makes the estimate too high (measured: three times the true rate in the first minute of a replay of
+real traffic at more than the servers could do). So the tokens are those of the requests whose time is counted, where
+the engine reports them. The estimate is too low where requests are prefilled together, because each counts the same
+second. The alternative, tokens over wall time, is far too high in the second in which the tokens of a long prompt are
+counted all at once, and a maximum over it keeps that second (measured: twice the true rate on a replay of real
+traffic).
 
 A wrong rate that all endpoints of a pool share costs little. Different rates for equal servers cost more: the server
 with the higher estimate gets more requests, which raises its estimate. So an endpoint uses the median of its pool,
@@ -108,7 +112,7 @@ class LearntRate(NamedTuple):
 class PrefillRateEstimator:
     """The estimate for one endpoint. `observe` takes each page's counters, in order of time."""
 
-    __slots__ = ("_faded_prefills", "_last", "_prefills", "_seconds", "_tokens", "_uncached")
+    __slots__ = ("_counted", "_faded_prefills", "_last", "_prefills", "_seconds", "_tokens", "_uncached")
 
     def __init__(self) -> None:
         self.reset()
@@ -117,6 +121,7 @@ class PrefillRateEstimator:
         """Start over: another server responds now."""
         self._last: tuple[float, float, float] | None = None
         self._uncached: float | None = None
+        self._counted = False  # the tokens in `_last` are those of the requests whose time is counted
         self._tokens = self._seconds = self._prefills = self._faded_prefills = 0.0
 
     @property
@@ -143,7 +148,8 @@ class PrefillRateEstimator:
         counted = values.get(PREFILLED_TOKENS)
         uncached = counted if isinstance(counted, float) else self._uncached
         last, self._last = self._last, (uncached, seconds, prefills)
-        if last is None or last == self._last:
+        before, self._counted = self._counted, isinstance(counted, float)
+        if last is None or last == self._last or before is not self._counted:
             return False
         tokens, spent, count = uncached - last[0], seconds - last[1], prefills - last[2]
         if spent < 0 or count < 0:  # a counter went back: another server

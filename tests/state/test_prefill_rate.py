@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
+from agent.signals import PREFILL_SECONDS, PREFILLED_TOKENS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
 from agent.state.prefill_rate import ENOUGH_PREFILLS, OWN_PREFILLS, PoolRates, PrefillRateEstimator, RateLimits
 
 
@@ -43,6 +43,23 @@ def test_cached_tokens_are_not_prefilled() -> None:
     estimator.observe(page(0, 0, 0))
     estimator.observe(page(50_000, 50, 50, hits=1e9))
     assert estimator.rate == pytest.approx(1000)
+
+
+def test_prompts_of_requests_that_run_do_not_raise_the_rate_where_the_tokens_of_ended_ones_are_reported() -> None:
+    estimator = PrefillRateEstimator()
+    for second in range(60):
+        ended = max(0, second - 30)  # a request takes 30 s from its prefill to its end
+        estimator.observe({**page(1000.0 * second, ended, ended), PREFILLED_TOKENS: 1000.0 * ended})
+    assert estimator.rate == pytest.approx(1000)
+    assert estimator.uncached_tokens == 59_000.0  # all that are prefilled
+
+
+def test_a_page_that_lacks_the_tokens_of_ended_requests_is_not_compared_with_one_that_has_them() -> None:
+    estimator = PrefillRateEstimator()
+    for second in range(100):
+        more = {PREFILLED_TOKENS: 500.0 * second} if second % 10 else {}
+        estimator.observe({**page(1000.0 * second + 1e6, second, second), **more})
+    assert estimator.rate == pytest.approx(500)
 
 
 def test_a_long_prompt_that_is_counted_at_once_does_not_raise_the_rate() -> None:
