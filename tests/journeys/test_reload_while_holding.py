@@ -35,8 +35,8 @@ async def test_limits_objectives_and_a_bad_file_lose_no_held_request(tmp_path: P
             "flowControl: {maxRequests: 1, defaultRequestTTL: 1s, quantum: 1}",
             "flowControl: {maxBytes: 1, defaultPriorityBand: {maxRequests: 1, orderingPolicyRef: fcfs-ordering-policy}}",
             (
-                "flowControl: {maxRequests: 1, defaultPriorityBand: {fairnessPolicyRef: global-strict-fairness-policy}}\n"
-                "objectives: [{name: batch, priority: -1}]"
+                "objectives: [{name: batch, priority: -1}]\n"
+                "flowControl: {maxRequests: 1, defaultPriorityBand: {fairnessPolicyRef: global-strict-fairness-policy}}"
             ),
             "saturationDetector: {queueDepthThreshold: 2}\nflowControl: {maxRequests: 1}",
         ):
