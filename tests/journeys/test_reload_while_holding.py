@@ -33,7 +33,7 @@ async def test_limits_objectives_and_a_bad_file_lose_no_held_request(tmp_path: P
         answers = await full.hold(4)
         for section in (
             "flowControl: {maxRequests: 1, defaultRequestTTL: 1s, quantum: 1}",
-            "flowControl: {maxBytes: 1, defaultPriorityBand: {maxRequests: 1, orderingPolicyRef: fcfs-ordering-policy}}",
+            "flowControl: {maxBytes: 1, defaultPriorityBand: {orderingPolicyRef: fcfs-ordering-policy}}",
             (
                 "objectives: [{name: batch, priority: -1}]\n"
                 "flowControl: {maxRequests: 1, defaultPriorityBand: {fairnessPolicyRef: global-strict-fairness-policy}}"
