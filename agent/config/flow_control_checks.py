@@ -66,8 +66,10 @@ def flow_control_notes(config: Config) -> tuple[str, ...]:
     if waiting <= buffered:
         return ()
     return (
-        f"flowControl.maxBytes is never reached: extProc.maxBufferedBytes ({show_size(buffered)}) bounds the bodies of "
-        "a pool, and a request beyond is refused whatever its priority",
+        (
+            f"flowControl.maxBytes is never reached: extProc.maxBufferedBytes ({show_size(buffered)}) bounds the bodies of "
+            "a pool, and a request beyond is refused whatever its priority"
+        ),
     )
 
 
