@@ -65,12 +65,8 @@ def flow_control_notes(config: Config) -> tuple[str, ...]:
     waiting, buffered = config.flow_control.max_bytes, config.ext_proc.max_buffered_bytes
     if waiting <= buffered:
         return ()
-    return (
-        (
-            f"flowControl.maxBytes is never reached: extProc.maxBufferedBytes ({show_size(buffered)}) bounds the bodies of "
-            "a pool, and a request beyond is refused whatever its priority"
-        ),
-    )
+    what = f"extProc.maxBufferedBytes ({show_size(buffered)}) bounds the bodies of a pool"
+    return (f"flowControl.maxBytes is never reached: {what}, and a request beyond is refused whatever its priority",)
 
 
 def _bands(
