@@ -336,9 +336,9 @@ class Pool:
         """The profile of the next pick."""
         return self._pick.profile
 
-    def flow_report(self, now: float) -> FlowReport:
-        """What waits, for what, and what would be refused now."""
-        return self._held.report(now)
+    def flow_report(self, now: float, *, inputs: bool = False) -> FlowReport:
+        """What waits, for what, and what would be refused now; `inputs`: with what each room is computed from."""
+        return self._held.report(now, inputs=inputs)
 
     def set_share(self, share: float) -> None:
         """The part of the endpoints' free slots that this replica may use."""

@@ -23,10 +23,14 @@ from typing import Final, NamedTuple
 
 from agent.flow.evidence import Evidence
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_TOKENS, KV_USAGE, RUNNING, SLOTS_USAGE, WAITING
+from agent.state.freshness import is_fresh
+from agent.state.health import Health
 from agent.state.snapshot import EndpointView
 
 _UNLIMITED: Final = float("inf")
 _LONG_AGO: Final = float("-inf")
+_HEALTH_BLIND: Final = Health.BLIND
+_new: Final = tuple.__new__
 
 SLOTS: Final = "slots"
 WAIT: Final = "wait"
@@ -35,6 +39,7 @@ QUEUE: Final = "queue"
 REQUESTS: Final = "requests"
 TOKENS: Final = "tokens"
 BLIND: Final = "blind"
+LIMITED_BY: Final = (SLOTS, WAIT, KV_CACHE, QUEUE, REQUESTS, TOKENS, BLIND)
 
 
 class RoomLimits(NamedTuple):
@@ -96,31 +101,36 @@ Detector = Callable[[EndpointView, Evidence, RoomLimits, float], Room]
 
 def headroom(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: float) -> Room:
     """The room by slots, by the wait and by the KV cache."""
-    work = view.work
-    load = work.load
+    # Tuples are unpacked, because this runs for each request, also where nothing waits.
+    requests, busy_until, _, _, corrected, foreign, queue_seconds, _ = view.work
+    learnt, sent, sent_tokens, ended, share = evidence
+    load = requests + foreign
     max_wait = limits.max_wait_seconds
-    if not work.corrected:
-        slots = limits.slots if limits.slots is not None else min(evidence.slots, limits.blind_requests)
-        free, by, used = slots * evidence.share - work.requests, BLIND, _part(work.requests, slots * evidence.share)
+    fresh = _page_is_fresh(view, now)
+    if not corrected:
+        slots = (limits.slots if limits.slots is not None else min(learnt, limits.blind_requests)) * share
+        free, by, used = slots - requests, BLIND, _part(requests, slots)
     else:
-        slots = _slots(view, evidence, limits, now)
-        free = _claim(slots + limits.queued - load, evidence)
+        slots = limits.slots if limits.slots is not None else _slots(view, learnt, fresh, now)
+        free = _claim(slots + limits.queued - load, sent, ended, share)
         by, used = SLOTS, _part(load, slots)
-    opens_at = work.busy_until - max_wait
-    if work.queue_seconds > max_wait:  # a queue that prefill does not explain; it shrinks by events only
+    opens_at = busy_until - max_wait
+    if queue_seconds > max_wait:  # a queue that prefill does not explain; it shrinks by events only
         free, by, used = 0.0, QUEUE, 1.0
-    if (part := _part(max(0.0, work.busy_until - now), max_wait)) > used:
+    if busy_until > now and (part := _part(busy_until - now, max_wait)) > used:
         by, used = WAIT, part
     kv_tokens = kv_capacity = _UNLIMITED
-    usage, capacity = view.number(KV_USAGE, now), _kv_capacity(view, now)
-    if usage is not None and capacity is not None:
-        kv_capacity = capacity
-        kv_tokens = (1.0 - usage) * capacity * evidence.share - evidence.sent_tokens
-        if usage > used:
-            by, used = KV_CACHE, usage
-    if load <= 0 and work.busy_until <= now:
-        return Room(max(1.0, free), opens_at, max_wait, _UNLIMITED, kv_capacity, used, by)
-    return Room(free, opens_at, max_wait, kv_tokens, kv_capacity, used, by)
+    usage = _number(view, KV_USAGE, fresh, now)
+    if usage is not None:
+        capacity = _kv_capacity(view, fresh, now)
+        if capacity is not None:
+            kv_capacity = capacity
+            kv_tokens = (1.0 - usage) * capacity * share - sent_tokens
+            if usage > used:
+                by, used = KV_CACHE, usage
+    if load <= 0 and busy_until <= now:
+        free, kv_tokens = max(1.0, free), _UNLIMITED
+    return _new(Room, (free, opens_at, max_wait, kv_tokens, kv_capacity, used, by))
 
 
 def utilization(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: float) -> Room:
@@ -138,7 +148,7 @@ def concurrency(view: EndpointView, evidence: Evidence, limits: RoomLimits, now:
     work = view.work
     if not work.corrected:
         return _by_own_requests(view, evidence, limits)
-    free = _claim(limits.max_requests - work.load, evidence)
+    free = _claim(limits.max_requests - work.load, evidence.sent_requests, evidence.ended_requests, evidence.share)
     tokens = work.prefill_tokens(now)
     saturation, by = max((_part(work.load, limits.max_requests), REQUESTS), (_part(tokens, limits.max_tokens), TOKENS))
     if work.load <= 0:
@@ -158,24 +168,23 @@ DETECTORS: Final[Mapping[str, Detector]] = {
 }
 
 
-def _slots(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: float) -> float:
-    """The requests that the endpoint runs at once; infinite where nothing shows it."""
-    if limits.slots is not None:
-        return limits.slots
-    used, running = view.number(SLOTS_USAGE, now), view.number(RUNNING, now)
-    if used is not None and running is not None and used > 0 and running > 0:
-        return running / used
-    return evidence.slots
+def _slots(view: EndpointView, learnt: float, fresh: bool, now: float) -> float:  # noqa: FBT001
+    """The requests that the endpoint runs at once, by its page, else as learnt; infinite where nothing shows it."""
+    used = _number(view, SLOTS_USAGE, fresh, now)
+    if used is not None and used > 0:
+        running = _number(view, RUNNING, fresh, now)
+        if running is not None and running > 0:
+            return running / used
+    return learnt
 
 
-def _claim(free: float, evidence: Evidence) -> float:
+def _claim(free: float, sent: int, ended: int, share: float) -> float:
     """The part of the free slots that this replica may use.
 
     Of those that were free on the page it claims its share, because the other replicas see the same page. What it has
     sent since is taken from its claim, and what has ended since was its own.
     """
-    sent, ended = evidence.sent_requests, evidence.ended_requests
-    return (free + sent - ended) * evidence.share - sent + ended if free < _UNLIMITED else free
+    return (free + sent - ended) * share - sent + ended if free < _UNLIMITED else free
 
 
 def _by_own_requests(view: EndpointView, evidence: Evidence, limits: RoomLimits) -> Room:
@@ -184,13 +193,32 @@ def _by_own_requests(view: EndpointView, evidence: Evidence, limits: RoomLimits)
     return Room(free if own else max(1.0, free), saturation=_part(own, limit), limited_by=BLIND)
 
 
-def _kv_capacity(view: EndpointView, now: float) -> float | None:
+def cache_tokens(view: EndpointView, now: float) -> float | None:
     """The tokens that fit into the KV cache; None: unknown."""
-    tokens = view.number(KV_TOKENS, now)
+    return _kv_capacity(view, _page_is_fresh(view, now), now)
+
+
+def _kv_capacity(view: EndpointView, fresh: bool, now: float) -> float | None:  # noqa: FBT001
+    """The tokens that fit into the KV cache; None: unknown."""
+    tokens = _number(view, KV_TOKENS, fresh, now)
     if tokens is not None:
         return tokens
-    blocks, size = view.number(BLOCKS, now), view.number(BLOCK_SIZE, now)
+    blocks = _number(view, BLOCKS, fresh, now)
+    size = None if blocks is None else _number(view, BLOCK_SIZE, fresh, now)
     return None if blocks is None or size is None else blocks * size
+
+
+def _page_is_fresh(view: EndpointView, now: float) -> bool:
+    page_at = view.page_at
+    return page_at is not None and is_fresh(page_at, view.stale_after, now) and view.health is not _HEALTH_BLIND
+
+
+def _number(view: EndpointView, signal: str, fresh: bool, now: float) -> float | None:  # noqa: FBT001
+    """As `EndpointView.number`, with one check for all signals of the page whether it is fresh."""
+    value = view.values.get(signal) if fresh else None
+    if value is None:
+        return view.number(signal, now) if view.others else None
+    return None if isinstance(value, frozenset) else value
 
 
 def _part(used: float, limit: float) -> float:

@@ -26,11 +26,12 @@ from agent.events import Hook, ignore
 from agent.events.flow import FlowDecided, HeldAtZero, RequestHeld
 from agent.events.requests import StreamBroken
 from agent.flow.control import Estimate, FlowControl, FlowLimits
-from agent.flow.evidence import EndpointEvidence
+from agent.flow.evidence import EndpointEvidence, Evidence
 from agent.flow.outcomes import CANCELLED, DIRECT, NO_ENDPOINTS, STOLEN, Dispatched, Outcome, RefusedRequest
-from agent.flow.report import FlowReport, report
+from agent.flow.report import EndpointReport, FlowReport, report
 from agent.flow.request import FOREVER, FlowRequest
-from agent.flow.room import DETECTORS, HEADROOM, Room, RoomLimits
+from agent.flow.room import DETECTORS, HEADROOM, Detector, Room, RoomLimits
+from agent.flow.room_inputs import room_inputs
 from agent.pick.decision import HEALTH, MODEL, SUBSET, NoPick, Pick
 from agent.pick.picker import PrefixLookup, admitted_addresses, rank, redirected
 from agent.pick.profile import Profile
@@ -136,7 +137,7 @@ class HeldRequests:
         self._lookup = _WithPlans(index, planned := PlannedBlocks())
         self._planned = planned
         self._settings = settings
-        self._detector = DETECTORS[settings.detector]
+        self._set_detector()
         self._wake = wake
         self._woken_at = FOREVER  # when `run` is due
         self._hook = hook
@@ -182,16 +183,24 @@ class HeldRequests:
             self._share = share
             self._all_changed()
 
-    def report(self, now: float) -> FlowReport:
-        """What waits, for what, and what would be refused now. Rooms are those of now also where nothing waits."""
+    def report(self, now: float, *, inputs: bool = False) -> FlowReport:
+        """What waits, for what, and what would be refused now. Rooms are those of now also where nothing waits.
+        `inputs`: with what each room is computed from."""
         self._follow(now)
         if not self._control.waiting:
             self._offer_all({}, now)
         self._plan_wake()
         settings = self._settings
-        return report(self._control, now)._replace(
-            pool=self._store.pool, enabled=settings.enabled, detector=settings.detector, models=self._depths.rows()
+        found = report(self._control, now)._replace(
+            pool=self._store.pool,
+            enabled=settings.enabled,
+            detector=settings.detector,
+            models=self._depths.rows(),
+            room_limits=settings.room,
         )
+        if inputs:
+            found = found._replace(endpoints=tuple(self._with_inputs(each, now) for each in found.endpoints))
+        return found
 
     # -- what the stage calls ----------------------------------------------------------------------------------------
 
@@ -199,10 +208,8 @@ class HeldRequests:
         """Whether a request without others before it is dispatched to its pick at once: nothing waits, and an endpoint
         has room. That need not be the picked one: while the pool has room, the profile's choice stands, and a request
         may queue for its cache at the picked server. `snapshot` is the one of the pick, of now."""
-        if not self._settings.enabled:
-            return True
         if self._control.waiting:
-            return False
+            return not self._settings.enabled
         endpoint, tokens = pick.endpoint, pick.prompt_tokens
         room = self._room(_view_of(snapshot, endpoint), now)
         if room.requests >= 1 and room.opens_at <= now and room.fits(tokens):
@@ -234,6 +241,8 @@ class HeldRequests:
         ttl = limits.of(terms.priority).ttl
         if terms.ttl_seconds is not None:
             ttl = min(ttl, terms.ttl_seconds)
+        # The proxy waits for so long: what a reload changes later does not prolong it.
+        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         held = _Held(ticket, wanted, terms.caller)
         request = FlowRequest(
             held,
@@ -244,9 +253,8 @@ class HeldRequests:
             size=ticket.body_bytes,
             ttl=ttl,
             deadline=None if terms.ttft_seconds is None else now + terms.ttft_seconds,
-            hold=ticket.hold_limit,
+            hold=ticket.longest_wait,
         )
-        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         outcomes = control.submit(request, now)
         result: Result = WAIT
         if request.outcome is None:
@@ -313,7 +321,7 @@ class HeldRequests:
     def apply(self, settings: HoldingSettings) -> None:
         """Replace the settings. Requests that are held stay; where none are held any more, they are dispatched."""
         self._settings = settings
-        self._detector = DETECTORS[settings.detector]
+        self._set_detector()
         self._control.apply(settings.limits)
         self._all_changed()
 
@@ -331,6 +339,11 @@ class HeldRequests:
         elif address != self._dispatching and self._control.waiting:
             self._changed.add(address)
             self._wake_soon()
+
+    def _set_detector(self) -> None:
+        settings = self._settings
+        self._room_limits = settings.room
+        self._detector: Detector = DETECTORS[settings.detector] if settings.enabled else _no_limit
 
     def _all_changed(self) -> None:
         if self._control.waiting:
@@ -403,11 +416,15 @@ class HeldRequests:
         return evidence
 
     def _room(self, view: EndpointView, now: float) -> Room:
-        if not self._settings.enabled:
-            return _UNLIMITED
         evidence = self._evidence_of(view.address)
         evidence.observe(view)
-        return self._detector(view, evidence.evidence(self._share), self._settings.room, now)
+        return self._detector(view, evidence.evidence(self._share), self._room_limits, now)
+
+    def _with_inputs(self, endpoint: EndpointReport, now: float) -> EndpointReport:
+        view, evidence = _view_of(self._snapshot, endpoint.address), self._evidence_of(endpoint.address)
+        evidence.observe(view)
+        inputs = room_inputs(view, evidence.evidence(self._share), self._settings.room, now)
+        return endpoint._replace(inputs=inputs)
 
     def _offer_all(self, rooms: Mapping[str, Room], now: float) -> None:
         """Set the room of every endpoint while nothing waits; `rooms` are those that are known."""
@@ -541,6 +558,11 @@ class HeldRequests:
                 request.tokens,
             )
         )
+
+
+def _no_limit(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: float) -> Room:
+    """The detector where no request is held."""
+    return _UNLIMITED
 
 
 def _view_of(snapshot: Snapshot, address: str) -> EndpointView:

@@ -182,7 +182,7 @@ class Rejection(NamedTuple):
 
 
 def milliseconds(seconds: float) -> str:
-    """Whole milliseconds, rounded up: a request that waited never has 0."""
+    """Whole milliseconds, rounded up: 0 only where no time has passed."""
     return str(ceil(seconds * 1000))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from agent.flow.control import BandLimits, Estimate, FlowControl, FlowLimits
+from agent.flow.control import BandLimits, Estimate, FlowControl, FlowLimits, PlanChanged
 from agent.flow.ordering import FIRST_COME, WANTED_TOKEN
 from agent.flow.outcomes import Dispatched, Outcome
 from agent.flow.request import FlowRequest
@@ -130,8 +130,8 @@ class Named(NamedTuple):
 class Driver:
     """Flow control and the requests of a history so far."""
 
-    def __init__(self, flow_limits: FlowLimits, draw: float = 1.0) -> None:
-        self.control = FlowControl(flow_limits, self.estimate, lambda: draw)
+    def __init__(self, flow_limits: FlowLimits, draw: float = 1.0, plan_changed: PlanChanged = lambda *_: None) -> None:
+        self.control = FlowControl(flow_limits, self.estimate, lambda: draw, plan_changed)
         self.requests: list[FlowRequest] = []
         self.now = 0.0
 

@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 
 from agent.flow.band import Band
 from agent.flow.control import Estimate, FlowControl, FlowLimits
-from agent.flow.outcomes import CANCELLED, DIRECT, DISPLACED, REFUSALS, SHUTTING_DOWN, Dispatched, RefusedRequest
+from agent.flow.outcomes import (
+    CANCELLED,
+    DIRECT,
+    DISPLACED,
+    EXPIRED,
+    REFUSALS,
+    SHUTTING_DOWN,
+    Dispatched,
+    RefusedRequest,
+)
 from agent.flow.request import FlowRequest
 from agent.flow.room import Room
-from tests.flow.histories import ADDRESSES, Arrives, Driver, Endpoints, Step, arrivals, histories, limits
+from tests.flow.histories import ADDRESSES, Arrives, Driver, Endpoints, Step, arrivals, histories, limits, name_of
 
 History = list[tuple[float, Step]]
 
@@ -99,6 +108,65 @@ def test_a_higher_band_is_overtaken_only_while_it_waits_for_its_own_endpoint(
                 if higher.priority > outcome.request.priority and seconds < math.inf and higher.outcome is None:
                     assert patience > 0
                     assert higher.endpoint != outcome.endpoint
+
+
+@settings(max_examples=200)
+@given(histories, limits)
+def test_an_arriving_request_passes_no_request_that_the_same_endpoint_could_serve(
+    history: History, flow_limits: FlowLimits
+) -> None:
+    """Whatever their bands: what waits and may be served there goes first, unless nothing fits."""
+    driver = Driver(flow_limits)
+    for passed, step in [(0.0, Endpoints(ADDRESSES)), *history]:
+        before = driver.waiting()
+        for outcome in driver.take(passed, step):
+            if isinstance(outcome, Dispatched) and outcome.how == DIRECT:
+                assert isinstance(step, Arrives)
+                assert outcome.waited_seconds == 0
+                still = [request for request in before if request.outcome is None]
+                assert all(request.seconds_at(outcome.endpoint) == math.inf for request in still)
+
+
+@given(histories, limits)
+def test_no_request_waits_for_longer_than_its_longest_wait(history: History, flow_limits: FlowLimits) -> None:
+    driver = Driver(flow_limits)
+    latest = 0.0
+    for passed, step in [(0.0, Endpoints(ADDRESSES)), *history]:
+        outcomes = driver.take(passed, step)
+        latest = max(latest, driver.now)
+        if isinstance(step, Arrives):
+            request = driver.requests[-1]
+            ttl = flow_limits.of(request.priority).ttl if request.ttl is None else request.ttl
+            if request.outcome is None:
+                assert request.latest == latest + flow_limits.longest_wait(ttl)
+        assert all(request.latest > latest for request in driver.waiting())
+        assert all(driver.control.next_due() <= request.latest for request in driver.waiting())
+        for outcome in outcomes:
+            if isinstance(outcome, RefusedRequest) and outcome.reason == EXPIRED:
+                request = outcome.request
+                assert request.latest <= latest or request.expires_at <= latest
+
+
+@given(histories, limits)
+def test_the_plans_that_are_reported_are_those_of_the_waiting_requests(
+    history: History, flow_limits: FlowLimits
+) -> None:
+    plans: dict[str, str] = {}
+
+    def changed(request: FlowRequest, address: str, planned: bool) -> None:
+        name = name_of(request)
+        assert (name in plans) != planned
+        if planned:
+            plans[name] = address
+        else:
+            assert plans.pop(name) == address
+
+    driver = Driver(flow_limits, plan_changed=changed)
+    for passed, step in [(0.0, Endpoints(ADDRESSES)), *history]:
+        driver.take(passed, step)
+        assert plans == {name_of(each): each.endpoint for each in driver.waiting() if each.endpoint}
+    driver.control.shut_down(driver.now)
+    assert plans == {}
 
 
 @settings(max_examples=200)

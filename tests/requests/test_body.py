@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -324,3 +325,42 @@ def test_the_salt_is_not_part_of_the_text() -> None:
 def test_a_tool_call_is_read_whatever_else_is_in_its_turn(turn: dict[str, Any]) -> None:
     calls = [{"id": "call_1", "function": {"name": "weather"}}]
     assert b"weather" in read(messages=[{**turn, "tool_calls": calls}]).text
+
+
+@pytest.mark.parametrize(
+    ("members", "tokens"),
+    [
+        ({}, 0),
+        ({"max_tokens": 100}, 100),
+        ({"max_completion_tokens": 50, "max_tokens": 100}, 50),
+        ({"max_output_tokens": 70}, 70),
+        ({"n_predict": 30}, 30),
+        ({"n_predict": -1}, 0),
+        ({"max_tokens": 100, "n": 3}, 300),
+        ({"max_tokens": 100, "n": 1}, 100),
+        ({"max_tokens": 100, "n": 0}, 100),
+        ({"max_tokens": 100, "n": 129}, 100),
+        ({"max_tokens": 100, "n": True}, 100),
+        ({"max_tokens": True}, 0),
+        ({"max_tokens": 1.5}, 0),
+        ({"max_tokens": "100"}, 0),
+        ({"max_tokens": None, "n": 2}, 0),
+        ({"max_tokens": 0}, 0),
+        ({"max_tokens": -5}, 0),
+        ({"max_tokens": 1 << 24}, 1 << 24),
+        ({"max_tokens": (1 << 24) + 1}, 0),
+        ({"max_tokens": 1 << 63}, 0),
+        ({"max_completion_tokens": -1, "max_tokens": 9}, 9),
+    ],
+)
+def test_the_limit_of_the_output_is_what_the_request_allows_for_all_answers_together(
+    members: dict[str, object], tokens: int
+) -> None:
+    body = orjson.dumps({"model": "m", "prompt": "x", **members})
+    assert parse(body, "/v1/completions").max_output_tokens == tokens
+
+
+@given(json_values, json_values)
+def test_whatever_limits_a_request_sets_the_output_is_a_number_from_0(limit: object, count: object) -> None:
+    body = json.dumps({"model": "m", "prompt": "x", "max_tokens": limit, "n": count}).encode()
+    assert 0 <= parse(body, "/v1/completions").max_output_tokens <= 128 << 24

@@ -5,7 +5,14 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from agent.requests.rejections import REJECTIONS, Rejection, error_code, error_type, proxy_replies
+from agent.requests.rejections import (
+    REJECTIONS,
+    Rejection,
+    error_code,
+    error_type,
+    milliseconds,
+    proxy_replies,
+)
 
 # Statuses that the official OpenAI clients retry by themselves: 408, 409, 429 and every 5xx.
 RETRIED = {408, 409, 429, 500, 503, 504}
@@ -22,6 +29,8 @@ def test_every_rejection_is_an_openai_error_with_the_headers_of_its_row(reason: 
     assert headers["content-type"] == "application/json"
     assert headers.get("retry-after", "0") == str(row.retry_after)
     assert headers.get("x-llm-d-request-dropped-reason", "") == row.dropped
+    assert headers.get("x-gateway-request-dropped-reason", "") == row.dropped
+    assert "x-llm-d-flow-queue-duration-ms" not in headers
 
 
 @pytest.mark.parametrize("reason", list(REJECTIONS))
@@ -32,6 +41,28 @@ def test_what_may_succeed_later_has_a_status_that_clients_retry_and_a_short_wait
     else:
         assert row.retry_after == 0
     assert 0 <= row.retry_after <= 120  # clients ignore a longer one
+
+
+@pytest.mark.parametrize("reason", list(REJECTIONS))
+@pytest.mark.parametrize(("waited", "milliseconds_waited"), [(0.0, "0"), (0.0001, "1"), (2.5, "2500")])
+def test_a_rejection_may_have_its_own_time_to_come_back_and_how_long_the_request_was_held(
+    reason: str, waited: float, milliseconds_waited: str
+) -> None:
+    headers = dict(Rejection(reason, "why", retry_after=77, waited_seconds=waited).headers())
+    assert headers["retry-after"] == "77"
+    assert headers["x-llm-d-flow-queue-duration-ms"] == milliseconds_waited == milliseconds(waited)
+
+
+def test_what_flow_control_refuses_has_the_reasons_of_the_field() -> None:
+    expected = {
+        "shed": (429, "rejected-saturated"),
+        "displaced": (429, "rejected-saturated"),
+        "body_budget": (429, "rejected-saturated"),
+        "expired": (429, "rejected-ttl-expired"),
+        "no_endpoints": (503, "rejected-no-endpoints"),
+        "shutting_down": (503, "rejected-shutting-down"),
+    }
+    assert {reason: (REJECTIONS[reason].status, REJECTIONS[reason].dropped) for reason in expected} == expected
 
 
 @pytest.mark.parametrize(

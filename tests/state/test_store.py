@@ -760,3 +760,63 @@ def test_the_queue_of_a_report_is_in_the_backlog_at_once() -> None:
     fleet.store.reported(work_ids[0], {WAITING: 2.0}, 13.5, 13.5)
     (view,) = fleet.store.snapshot(13.5).endpoints
     assert view.work.prefill_seconds(13.5) == pytest.approx(2.0)
+
+
+# -- on_changed --------------------------------------------------------------------------------------------------------
+
+
+def changes_of(fleet: Fixture) -> list[str]:
+    """The addresses with which `on_changed` is called from now on."""
+    changes: list[str] = []
+    fleet.store.on_changed.append(changes.append)
+    return changes
+
+
+def test_on_changed_has_the_endpoint_of_each_change() -> None:
+    fleet = Fixture("a:1", "b:1")
+    fleet.page("a:1", 0.0)
+    fleet.page("b:1", 0.0)
+    changes = changes_of(fleet)
+    store = fleet.store
+    work_id = store.started("a:1", 100.0, 0.0, 1.0)
+    store.ended(work_id, 2.0)
+    store.failed("b:1", "timeout", "", 2.0, 0.1)
+    fleet.page("b:1", 2.5)
+    peer_id = store.peer_started("a:1", 10.0, 0.0, 2.5, 2.5)
+    assert peer_id is not None
+    store.peer_ended(peer_id, 2.6)
+    moved = store.started("a:1", 100.0, 0.0, 2.7)
+    store.moved(moved, "b:1", 100.0, 2.8)
+    assert changes == ["a:1", "a:1", "b:1", "b:1", "a:1", "a:1", "a:1", "a:1", "b:1"]
+
+
+def test_on_changed_has_an_endpoint_that_time_alone_makes_stale() -> None:
+    fleet = Fixture("a:1", "b:1")
+    fleet.page("a:1", 0.0)
+    fleet.page("b:1", 1.0)
+    fleet.store.snapshot(2.0)
+    changes = changes_of(fleet)
+    fleet.store.snapshot(2.9)
+    assert changes == []
+    fleet.store.age(3.0)
+    assert changes == ["a:1"]
+
+
+def test_on_changed_is_empty_for_another_set_of_endpoints_and_for_other_limits() -> None:
+    fleet = Fixture("a:1")
+    changes = changes_of(fleet)
+    fleet.store.set_endpoints({"a:1": "vllm", "b:1": "vllm"}, 1.0)
+    fleet.store.set_limits(stale_after=5.0, rate=RateLimits(fixed=1000.0), now=2.0)
+    assert changes == ["", ""]
+
+
+def test_on_changed_has_each_endpoint_to_which_another_rate_of_the_pool_applies() -> None:
+    fleet = Fixture("a:1", "b:1", "c:1", fixed=None)
+    for address in ("a:1", "b:1"):
+        fleet.page(address, 0.0, **{PROMPT_TOKENS: 0.0, PREFILLS: 0.0, PREFILL_SECONDS: 0.0})
+    changes = changes_of(fleet)
+    for address in ("a:1", "b:1"):
+        fleet.page(address, 1.0, **{PROMPT_TOKENS: 1e6, PREFILLS: 1_000.0, PREFILL_SECONDS: 100.0})
+    assert "c:1" in changes
+    (_, _, of_c) = fleet.store.snapshot(1.5).endpoints
+    assert of_c.work.rate_source == "pool"
