@@ -99,3 +99,18 @@ def test_a_report_has_as_many_parts_for_10000_requests_as_for_10() -> None:
 
     assert parts(small) == parts(large)
     assert report(large.control, 1.0).requests == 10_000
+
+
+def test_the_rooms_of_a_fleet_in_which_nothing_waits_are_set_without_a_search_for_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A report of an idle pool sets them all: with a search for each, its cost would be quadratic."""
+    searches: list[str] = []
+    monkeypatch.setattr(FlowControl, "_next", lambda _self, endpoint, _now: searches.append(endpoint.address))
+    addresses = [f"{number}:1" for number in range(100)]
+    control = FlowControl(DEFAULTS, lambda _request, _ahead: Estimate([0.0] * 100, [1.0] * 100), lambda: 1.0)
+    control.set_endpoints(addresses, 0.0)
+    for address in addresses:
+        assert control.offer(address, Room(1.0), 0.0) == []
+    assert searches == []
+    assert all(each.has_room(0.0) for each in report(control, 0.0).endpoints)
