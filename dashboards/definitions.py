@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from dashboards.flow import FLOW
 from dashboards.freshness import FRESHNESS
 from dashboards.panel import Panel
 from dashboards.pools import ENDPOINTS, POOLS
@@ -19,7 +20,7 @@ from dashboards.traffic import PREFIXES, REQUESTS
 TITLE: Final = "Inference gateway"
 UID: Final = "igw"
 DESCRIPTION: Final = "Pools of model servers as observed by the inference gateway agent, and the agent itself."
-ROWS: Final = (POOLS, ENDPOINTS, PREFIXES, REQUESTS, FRESHNESS)
+ROWS: Final = (POOLS, ENDPOINTS, PREFIXES, REQUESTS, FLOW, FRESHNESS)
 
 
 def panels() -> list[Panel]:

@@ -10,6 +10,7 @@ PLACEHOLDERS: Final[Mapping[str, str]] = {
     "window": "the rate window as a PromQL duration",
     "window_seconds": "the rate window in seconds",
     "interval_seconds": "the agent's scrape interval",
+    "in_flight": "requests that clients have sent and that have not ended",
     "refused": "requests within the window that the agent rejected",
     "agent_cpu_ratio": "CPU seconds per second of the agent's process, from the operating system",
     "agent_resident_bytes": "resident memory of the agent's process, from the operating system",

@@ -92,9 +92,10 @@ class Agent:
         self._pools = Pools(config, parts, self._publish_pools)
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
+        hook.declare_callers(config.flow_control.callers)
         self._admin = AdminPort(config, self._admin_server, access, certificates.admin)
         self._admin_server.state.exporters = accelerators.exporters
-        self._admin_server.state.flows = self._pools.flow_reports
+        self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
         jobs = [
             Job(
@@ -158,6 +159,7 @@ class Agent:
         if changed and not self._supervisor.stopping:
             await self._supervisor.apply(self.config, new)
             self.config = new
+            self.instruments.declare_callers(new.flow_control.callers)
         return changed
 
     async def stop(self, grace: float | None = None) -> None:

@@ -131,7 +131,7 @@ class Pool:
 
     `address` is where the picker port listens, once it is started. `source` is the status of what its endpoints come
     from, None where the configuration lists them, and before the source has reported any. `objectives` are what the
-    objects of the cluster say about its requests.
+    objects of the cluster say about its requests; `terms` follow from them and from those of the configuration.
     """
 
     def __init__(self, config: Config, settings: PoolConfig, parts: PoolParts) -> None:
@@ -164,8 +164,8 @@ class Pool:
         self.outcomes = Outcomes(self.store, self.index, parts.hook, self._sharing)
         self.shared = PoolTarget(self.store, self.index, self.outcomes, block_format(index))
         self.flow_rules = header_rules(config)
-        self._terms = RequestTerms(settings.name, parts.hook)
-        self._terms.set_declared(config.objectives)
+        self.terms = RequestTerms(settings.name, parts.hook)
+        self.terms.set_declared(config.objectives)
         profile = profile_of(config, settings)
         self._timer = WakeTimer(f"flow-control/{settings.name}", self._run_held, parts.clock, parts.hook)
         self._held = HeldRequests(
@@ -189,7 +189,7 @@ class Pool:
             self._unlisted,
             self._sharing,
             self._held,
-            self._terms.terms,
+            self.terms.terms,
         )
         resets = CacheResetStage(self._empty_cache, self.outcomes.awaited)
         self.outcomes.on_late_result.append(resets.reported)
@@ -254,8 +254,8 @@ class Pool:
             self._access = access_of(settings)
         self._config, self._settings = config, settings
         self.flow_rules = header_rules(config)
-        self._terms.set_declared(config.objectives)
-        self._terms.set_objects(self.objectives)
+        self.terms.set_declared(config.objectives)
+        self.terms.set_objects(self.objectives)
         self._pick.profile = self._held.profile = profile
         self._held.apply(holding_settings(config, settings))
         self._reports.tables = tables(config.engines)
@@ -297,7 +297,7 @@ class Pool:
 
     def submit(self, request: Request, on_decision: OnDecision) -> Ticket:
         """Submit a request to the pipeline."""
-        self._terms.check(request.flow_headers)
+        self.terms.check(request.flow_headers)
         return self.pipeline.submit(request, on_decision)
 
     def log_opened(self) -> None:
@@ -336,9 +336,9 @@ class Pool:
         """The profile of the next pick."""
         return self._pick.profile
 
-    def flow_report(self, now: float) -> FlowReport:
-        """What waits, for what, and what would be refused now."""
-        return self._held.report(now)
+    def flow_report(self, now: float, *, inputs: bool = False) -> FlowReport:
+        """What waits, for what, and what would be refused now; `inputs`: with what each room is computed from."""
+        return self._held.report(now, inputs=inputs)
 
     def set_share(self, share: float) -> None:
         """The part of the endpoints' free slots that this replica may use."""
@@ -436,13 +436,13 @@ class Pool:
         self._discovered = source
         if source is None:
             self.objectives, self._objectives_known, self._other_problems = NO_OBJECTIVES, False, {}
-            self._terms.set_objects(NO_OBJECTIVES)
+            self.terms.set_objects(NO_OBJECTIVES)
         self._publish_source()
 
     def set_objectives(self, objectives: PoolObjectives) -> None:
         """What the objects of the cluster say about requests to the pool."""
         self.objectives, self._objectives_known = objectives, True
-        self._terms.set_objects(objectives)
+        self.terms.set_objects(objectives)
         self._publish_source()
 
     def set_problems(self, found_by: str, problems: Sequence[ObjectProblem]) -> None:

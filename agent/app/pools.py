@@ -46,9 +46,11 @@ class Pools:
         """Requests that were picked and have not ended, those of removed pools included."""
         return sum(pool.in_flight for pool in (*self.pools.values(), *self._draining.values()))
 
-    def flow_reports(self, now: float, name: str | None) -> list[FlowReport]:
+    def flow_reports(self, now: float, pool: str | None = None, *, inputs: bool = False) -> list[FlowReport]:
         """The reports of flow control of all pools, or of the one of this name."""
-        return [pool.flow_report(now) for pool in self.pools.values() if name is None or pool.name == name]
+        return [
+            each.flow_report(now, inputs=inputs) for name, each in self.pools.items() if pool is None or name == pool
+        ]
 
     def serves_model(self, name: str) -> bool:
         """Whether a server of any pool lists this model or names this adapter."""

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate",
         metavar="N",
         type=float,
-        help="chats per second (default: 24; 4 with --endpoints; about 39 with --overload)",
+        help="chats per second (default: 24; 4 with --endpoints)",
     )
     load.add_argument(
         "--seconds", metavar="N", type=float, help="duration of each run (default: 14; 30 with --overload)"

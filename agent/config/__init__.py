@@ -12,7 +12,10 @@ from agent.config.checks import check
 from agent.config.config import Config
 from agent.config.document import compose
 from agent.config.epp.document import read_epp
+from agent.config.epp.flow_control import NESTED_KEYS
 from agent.config.epp.names import API_VERSIONS, EPP_KEYS, KIND
+from agent.config.flow_control import with_policies
+from agent.config.flow_control_checks import check_flow_control
 from agent.config.nodes import BadConfig, MappingNode, Node, Problem, ScalarNode, SequenceNode
 from agent.config.reader import DocumentReader
 from agent.config.vocabulary import Vocabulary
@@ -71,17 +74,20 @@ def from_flags(
 
 
 def _interpret(document: MappingNode, name: str, problems: list[Problem], vocabulary: Vocabulary | None) -> Config:
-    reader = DocumentReader(problems)
+    reader = DocumentReader(problems, {"": EPP_KEYS, **NESTED_KEYS})
     epp = read_epp(document, reader, vocabulary)
+    fields = reader.section(Config, document, "", epp)
+    fields["flow_control"] = with_policies(fields["flow_control"], epp.plugin_types)
     config = Config(
         source=name,
         profiles={**PRESETS, **epp.profiles},
         engines=tuple(epp.engines.values()),
         engine_labels=epp.engine_labels,
         notes=tuple(epp.notes),
-        **reader.section(Config, document, "", epp, other_keys=EPP_KEYS),
+        **fields,
     )
     check(config, reader, vocabulary)
+    check_flow_control(config, reader)
     if problems:
         raise BadConfig(
             name, sorted(problems, key=lambda problem: problem.mark if isinstance(problem.mark, int) else 0)

@@ -21,10 +21,12 @@ class ImportedOption(NamedTuple):
 @dataclass(slots=True)
 class EppSettings:
     """The EPP part of a document: profiles and engines by name, values for the agent's own options by path (such as
-    `prefixIndex.blockTokens`), and notes on what has no effect."""
+    `prefixIndex.blockTokens`), the types of the entries of `plugins` by their names, and notes on what has no
+    effect."""
 
     profiles: dict[str, ProfileSpec] = field(default_factory=dict)
     imported: dict[str, ImportedOption] = field(default_factory=dict)
     engines: dict[str, EngineSpec] = field(default_factory=dict)
     engine_labels: tuple[str, ...] = ENGINE_LABELS
+    plugin_types: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

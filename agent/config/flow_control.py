@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 from agent.config.header_name import CallerHeader
 from agent.config.options import Scope, option, section, sections
@@ -37,8 +37,10 @@ DETECTORS: Final = (HEADROOM, UTILIZATION, CONCURRENCY)
 REQUESTS: Final = "requests"
 TOKENS: Final = "tokens"
 HYBRID: Final = "hybrid"
+CONCURRENCY_MODES: Final = (REQUESTS, TOKENS, HYBRID)
 IGNORE: Final = "ignore"
 SATURATED: Final = "saturated"
+STALENESS_POLICIES: Final = (IGNORE, SATURATED)
 
 TRUST_GATEWAY: Final = "gateway"
 TRUST_ALL: Final = "all"
@@ -159,13 +161,11 @@ class SaturationDetectorConfig:
     kv_cache_util_threshold: float = option(
         Number(0.01, 1), "`utilization`: with such a KV cache usage an endpoint is saturated", 0.8
     )
-    concurrency_mode: str = option(
-        OneOf((REQUESTS, TOKENS, HYBRID)), "`concurrency`: what is counted; `hybrid`: both", REQUESTS
-    )
+    concurrency_mode: str = option(OneOf(CONCURRENCY_MODES), "`concurrency`: what is counted; `hybrid`: both", REQUESTS)
     max_concurrency: int = option(_COUNTS, "`concurrency`: requests in flight at an endpoint", 100)
     max_token_concurrency: int = option(_COUNTS, "`concurrency`: prompt tokens in flight at an endpoint", 1_000_000)
     staleness_policy: str = option(
-        OneOf((IGNORE, SATURATED)),
+        OneOf(STALENESS_POLICIES),
         "an endpoint whose queue no fresh page shows: `ignore`: up to `blindRequests` of the agent's own requests; "
         "`saturated`: one",
         IGNORE,
@@ -238,4 +238,26 @@ class FlowControlConfig:
     )
     saturation_detector: SaturationDetectorConfig = section(
         SaturationDetectorConfig, "How the room of an endpoint is found."
+    )
+
+
+_AnyBand = TypeVar("_AnyBand", BandTemplateConfig, NegativeBandTemplateConfig, PriorityBandConfig)
+
+
+def with_policies(config: FlowControlConfig, plugin_types: Mapping[str, str]) -> FlowControlConfig:
+    """The section with the types of its policies, where it refers to entries of `plugins` by their names."""
+
+    def typed(band: _AnyBand) -> _AnyBand:
+        fairness, ordering = band.fairness_policy_ref, band.ordering_policy_ref
+        return replace(
+            band,
+            fairness_policy_ref=plugin_types.get(fairness, fairness),
+            ordering_policy_ref=plugin_types.get(ordering, ordering),
+        )
+
+    return replace(
+        config,
+        default_priority_band=typed(config.default_priority_band),
+        default_negative_priority_band=typed(config.default_negative_priority_band),
+        priority_bands=tuple(map(typed, config.priority_bands)),
     )

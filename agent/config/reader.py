@@ -15,10 +15,12 @@ from agent.config.values import InvalidValue, OptionType, suggestion
 
 
 class DocumentReader:
-    """Collects problems, and records the mark of each key for checks that come later."""
+    """Collects problems, and records the mark of each key for checks that come later. `other_keys` are keys of sections
+    that are valid and read elsewhere, by the path of the section; that of the top is empty."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], other_keys: Mapping[str, Collection[str]] | None = None) -> None:
         self.problems = problems
+        self.other_keys = other_keys or {}
         self.marks: dict[str, Mark] = {}
 
     # -- problems ----------------------------------------------------------------------------------------------------
@@ -98,17 +100,16 @@ class DocumentReader:
         key: str,
         epp: EppSettings,
         outer: Scope | None = None,
-        other_keys: Collection[str] = (),
     ) -> dict[str, Any]:
         """The fields of a section, defaults and nested sections included; a required option that is missing or invalid
-        is left out. `other_keys` are valid and read elsewhere."""
+        is left out."""
         table = self.mapping(node, key)
         if table is None:
             table = MappingNode(self.marks.get(key, 0), {}, {})
         else:
             if key:
                 self.marks.setdefault(key, table.mark)
-            self.known(table, key, [*(row.key for row in rows(type_)), *other_keys])
+            self.known(table, key, [*(row.key for row in rows(type_)), *self.other_keys.get(key, ())])
         fields: dict[str, Any] = {}
         scope = Scope(fields, outer, epp)
         dependent: list[Option] = []

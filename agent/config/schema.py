@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agent.config.config import Config
-from agent.config.epp.schema import epp_properties
+from agent.config.epp.schema import epp_properties, nested_properties
 from agent.config.options import MISSING, Option, Section, options, rows
 from agent.config.vocabulary import Vocabulary
 
@@ -19,6 +19,11 @@ ID: Final = "urn:inference-gateway-agent:config"
 def json_schema(vocabulary: Vocabulary) -> dict[str, Any]:
     """The schema of a configuration file."""
     properties = {**epp_properties(vocabulary), **_properties(Config, vocabulary)}
+    for path, more in nested_properties().items():
+        section: dict[str, Any] = {"properties": properties}
+        for part in path.split("."):
+            section = section["properties"][part]
+        section["properties"] |= more
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": ID,

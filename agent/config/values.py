@@ -85,12 +85,12 @@ _DURATION: Final = r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+"
 _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 # The units of Kubernetes (resource.Quantity), and K and B besides.
-_SIZE: Final = r"([0-9]+(?:\.[0-9]+)?) ?(k|[KMGT]i?)?B?"
+_SIZE: Final = r"([0-9]+(?:\.[0-9]+)?(?:[eE][0-9]{1,2})?) ?(k|[KMGT]i?)?B?"
 _BYTES: Final = {
     "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
-_COUNT: Final = r"([0-9]{1,15})([kMG])?"
+_COUNT: Final = r"([0-9]{1,15}(?:[eE][0-9]{1,2})?)([kMG])?"
 _ZERO: Final = r"0(?:\.0*)?[A-Za-z]{0,3}"
 _MAX_QUANTITY: Final = 32  # characters of a duration or a size
 
@@ -222,7 +222,7 @@ class Bound(OptionType):
         match = re.fullmatch(_COUNT, node.text) if isinstance(node, ScalarNode) else None
         if match is None:
             raise InvalidValue(f"{describe(node)} is not a whole number; write one from {self.low}, such as 500 or 5k")
-        value = int(match[1]) * _BYTES[match[2] or ""]
+        value = int(float(match[1])) * _BYTES[match[2] or ""]
         if value == 0:
             raise InvalidValue(NO_BOUND)
         if not self.low <= value <= self.high:
@@ -270,11 +270,11 @@ class Number(OptionType):
         if value is None:
             raise InvalidValue(f"{describe(node)} is not a number; write {self._range()}")
         if not self.low <= value <= self.high or (self.whole and value != int(value)):
-            raise InvalidValue(f"{value:.12g} is out of range; write {self._range()}")
+            raise InvalidValue(f"{value:.15g} is out of range; write {self._range()}")
         return int(value) if self.whole else value
 
     def _range(self) -> str:
-        return f"a {'whole ' if self.whole else ''}number from {self.low:.12g} to {self.high:.12g}"
+        return f"a {'whole ' if self.whole else ''}number from {self.low:.15g} to {self.high:.15g}"
 
     def schema(self) -> dict[str, Any]:
         """The type and the range."""

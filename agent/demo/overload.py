@@ -13,11 +13,14 @@ from typing import Any, Final, NamedTuple
 
 from agent.clock import Clock
 from agent.demo import client
-from agent.demo.fleet import EMULATED, HOST, MODEL, SERVERS, DemoFleet
+from agent.demo.fleet import EMULATED, HOST, MODEL, DemoFleet
 from agent.demo.report import UNKNOWN, TableRow, percentile
 from agent.demo.screen import Screen
 from agent.demo.workload import ChatTurn, WorkloadShape, plan
 
+# Chats per second that the fleet can answer: a little less than it takes for a backlog to grow, 12.5 in virtual
+# time (tests/demo/test_overload.py).
+CAPACITY: Final = 12.0
 LOAD: Final = 2.0  # times what the fleet can do
 SECONDS: Final = 30.0
 # Half as fast as the servers of the other demo, so that twice what they can do fits on one machine beside them.
@@ -73,21 +76,9 @@ def caller_of(turn: ChatTurn) -> str:
     return SMALL if turn.conversation // len(OBJECTIVES) % _LARGE_OF == 0 else LARGE
 
 
-def overloading(shape: WorkloadShape, rate: float | None) -> tuple[WorkloadShape, float]:
-    """The shape with this rate, or where it is None with LOAD times the one that the fleet can answer; and the latter,
-    in chats per second.
-
-    A fleet is limited by the prompt tokens that it has to compute: those that no earlier prompt had.
-    """
-    offered = shape.rate if rate is None else rate
-    capacity = 0.0
-    for _ in range(2):  # with more chats, more of each prompt is known
-        turns = plan(replace(shape, rate=offered))
-        computed = sum(turn.prompt_tokens - turn.known_tokens for turn in turns) / max(1, len(turns))
-        capacity = SERVERS * SERVER.prefill_tokens_per_second / max(1.0, computed)
-        if rate is None:
-            offered = LOAD * capacity
-    return replace(shape, rate=offered), capacity
+def overloading(shape: WorkloadShape, rate: float | None) -> WorkloadShape:
+    """The shape with this rate, or where it is None with LOAD times the one that the fleet can answer."""
+    return replace(shape, rate=LOAD * CAPACITY if rate is None else rate)
 
 
 def settings(*, enabled: bool) -> Mapping[str, Any]:
@@ -102,12 +93,12 @@ async def compare(
     fleet: DemoFleet, shape: WorkloadShape, rate: float | None, profile: str, screen: Screen, clock: Clock
 ) -> Sequence[OverloadRun]:
     """Run the workload without and with flow control, and print the table; `rate` as in `overloading`."""
-    shape, capacity = overloading(shape, rate)
+    shape = overloading(shape, rate)
     turns = plan(shape)
     tokens = sum(turn.prompt_tokens for turn in turns) / max(1, len(turns))
     screen.print_line(
         f"Workload: {shape.rate:.0f} chats per second for {shape.seconds:g} s, {tokens:,.0f} prompt tokens each on "
-        f"average. The fleet can compute {capacity:.0f} per second. A third of the conversations has each of the "
+        f"average. The fleet can answer {CAPACITY:.0f} per second. A third of the conversations has each of the "
         f"priorities {', '.join(str(each.priority) for each in OBJECTIVES)}; of each priority one caller has twice as "
         "many conversations as the other."
     )

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from agent.config.envoy import MAX_MESSAGE_TIMEOUT_SECONDS, MESSAGE_TIMEOUT_SECONDS, STREAM_IDLE_SECONDS
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
-from agent.requests.control_headers import CONTROL, TERMS
+from agent.requests.control_headers import CONTROL_HEADERS, TERMS, names
 from agent.requests.rejections import PICKER_UNAVAILABLE, WAITED_HEADER, error_type, proxy_replies
 
 Data = dict[str, Any]
@@ -188,7 +188,7 @@ def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) ->
         route_config={
             "name": listener.name,
             # After all filters, also where there is no picker or it is down: a model server would believe the client.
-            "request_headers_to_remove": sorted(CONTROL),
+            "request_headers_to_remove": list(names(CONTROL_HEADERS)),
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": list(_routes(listener, config))}],
             **({} if listener.mode is PickMode.ROUND_ROBIN else _WAITED),
         },

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 from agent.flow.band import Band
 from agent.flow.control import FlowControl
 from agent.flow.request import FOREVER
-from agent.flow.room import Room
+from agent.flow.room import Room, RoomLimits
+from agent.flow.room_inputs import RoomInputs
 from agent.flow.shedding import shed_probability
 
 # Bands that are reported though no request of them waits now: those of normal priority, and the first that is shed.
@@ -47,13 +48,15 @@ class BandReport(NamedTuple):
 
 
 class EndpointReport(NamedTuple):
-    """The room of one endpoint and what is planned to it. `blocked`: its next request does not fit into the room."""
+    """The room of one endpoint and what is planned to it. `blocked`: its next request does not fit into the room.
+    `inputs` are what the room is computed from; None: they were not requested."""
 
     address: str
     room: Room
     blocked: bool
     planned_requests: int
     planned_seconds: float
+    inputs: RoomInputs | None = None
 
     def has_room(self, now: float) -> bool:
         """Whether a request may be sent to the endpoint now."""
@@ -73,7 +76,9 @@ class ModelDepth(NamedTuple):
 
 class FlowReport(NamedTuple):
     """Flow control of one pool at one time (`at`, monotonic seconds). `drain_tokens_per_second` is None before anything
-    was observed. `enabled`: requests are held; `detector` computes the rooms. `models` are what waits, by model."""
+    was observed. `enabled`: requests are held; `detector` computes the rooms within `room_limits`. `models` are what
+    waits, by model. `shed_from` is the part of a TTL from which on requests of a negative priority are shed, and
+    `empty_ttl` the time in seconds for which a request waits for the first endpoint, 0 where it does not."""
 
     requests: int
     bytes: int
@@ -87,6 +92,14 @@ class FlowReport(NamedTuple):
     max_requests: float = FOREVER
     max_bytes: float = FOREVER
     models: tuple[ModelDepth, ...] = ()
+    room_limits: RoomLimits | None = None
+    shed_from: float = 0.0
+    empty_ttl: float = 0.0
+
+    @property
+    def saturated(self) -> bool:
+        """Whether requests that arrive now wait: others do, or no endpoint has room."""
+        return self.enabled and (self.requests > 0 or not any(each.has_room(self.at) for each in self.endpoints))
 
 
 def report(control: FlowControl, now: float) -> FlowReport:
@@ -109,6 +122,8 @@ def report(control: FlowControl, now: float) -> FlowReport:
         now,
         max_requests=limits.max_requests,
         max_bytes=limits.max_bytes,
+        shed_from=limits.shed_from,
+        empty_ttl=limits.empty_ttl,
     )
 
 

@@ -39,6 +39,7 @@ QUEUE: Final = "queue"
 REQUESTS: Final = "requests"
 TOKENS: Final = "tokens"
 BLIND: Final = "blind"
+LIMITED_BY: Final = (SLOTS, WAIT, KV_CACHE, QUEUE, REQUESTS, TOKENS, BLIND)
 
 
 class RoomLimits(NamedTuple):
@@ -190,6 +191,11 @@ def _by_own_requests(view: EndpointView, evidence: Evidence, limits: RoomLimits)
     own, limit = view.work.requests, limits.blind_requests * evidence.share
     free = limit - own
     return Room(free if own else max(1.0, free), saturation=_part(own, limit), limited_by=BLIND)
+
+
+def cache_tokens(view: EndpointView, now: float) -> float | None:
+    """The tokens that fit into the KV cache; None: unknown."""
+    return _kv_capacity(view, _page_is_fresh(view, now), now)
 
 
 def _kv_capacity(view: EndpointView, fresh: bool, now: float) -> float | None:  # noqa: FBT001

@@ -28,9 +28,10 @@ from agent.events.requests import StreamBroken
 from agent.flow.control import Estimate, FlowControl, FlowLimits
 from agent.flow.evidence import EndpointEvidence, Evidence
 from agent.flow.outcomes import CANCELLED, DIRECT, NO_ENDPOINTS, STOLEN, Dispatched, Outcome, RefusedRequest
-from agent.flow.report import FlowReport, report
+from agent.flow.report import EndpointReport, FlowReport, report
 from agent.flow.request import FOREVER, FlowRequest
 from agent.flow.room import DETECTORS, HEADROOM, Detector, Room, RoomLimits
+from agent.flow.room_inputs import room_inputs
 from agent.pick.decision import HEALTH, MODEL, SUBSET, NoPick, Pick
 from agent.pick.picker import PrefixLookup, admitted_addresses, rank, redirected
 from agent.pick.profile import Profile
@@ -182,16 +183,24 @@ class HeldRequests:
             self._share = share
             self._all_changed()
 
-    def report(self, now: float) -> FlowReport:
-        """What waits, for what, and what would be refused now. Rooms are those of now also where nothing waits."""
+    def report(self, now: float, *, inputs: bool = False) -> FlowReport:
+        """What waits, for what, and what would be refused now. Rooms are those of now also where nothing waits.
+        `inputs`: with what each room is computed from."""
         self._follow(now)
         if not self._control.waiting:
             self._offer_all({}, now)
         self._plan_wake()
         settings = self._settings
-        return report(self._control, now)._replace(
-            pool=self._store.pool, enabled=settings.enabled, detector=settings.detector, models=self._depths.rows()
+        found = report(self._control, now)._replace(
+            pool=self._store.pool,
+            enabled=settings.enabled,
+            detector=settings.detector,
+            models=self._depths.rows(),
+            room_limits=settings.room,
         )
+        if inputs:
+            found = found._replace(endpoints=tuple(self._with_inputs(each, now) for each in found.endpoints))
+        return found
 
     # -- what the stage calls ----------------------------------------------------------------------------------------
 
@@ -232,6 +241,8 @@ class HeldRequests:
         ttl = limits.of(terms.priority).ttl
         if terms.ttl_seconds is not None:
             ttl = min(ttl, terms.ttl_seconds)
+        # The proxy waits for so long: what a reload changes later does not prolong it.
+        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         held = _Held(ticket, wanted, terms.caller)
         request = FlowRequest(
             held,
@@ -242,9 +253,8 @@ class HeldRequests:
             size=ticket.body_bytes,
             ttl=ttl,
             deadline=None if terms.ttft_seconds is None else now + terms.ttft_seconds,
-            hold=ticket.hold_limit,
+            hold=ticket.longest_wait,
         )
-        ticket.longest_wait = min(ticket.hold_limit, limits.longest_wait(ttl))
         outcomes = control.submit(request, now)
         result: Result = WAIT
         if request.outcome is None:
@@ -409,6 +419,12 @@ class HeldRequests:
         evidence = self._evidence_of(view.address)
         evidence.observe(view)
         return self._detector(view, evidence.evidence(self._share), self._room_limits, now)
+
+    def _with_inputs(self, endpoint: EndpointReport, now: float) -> EndpointReport:
+        view, evidence = _view_of(self._snapshot, endpoint.address), self._evidence_of(endpoint.address)
+        evidence.observe(view)
+        inputs = room_inputs(view, evidence.evidence(self._share), self._settings.room, now)
+        return endpoint._replace(inputs=inputs)
 
     def _offer_all(self, rooms: Mapping[str, Room], now: float) -> None:
         """Set the room of every endpoint while nothing waits; `rooms` are those that are known."""

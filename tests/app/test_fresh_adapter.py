@@ -54,7 +54,7 @@ class AdapterPool:
         text = (
             "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
             f"pools:\n- extProcAddress: '127.0.0.1:0'\n  endpoints: [{listed}]\n{more}"
-            "scrape: {modelsInterval: 1000s}\n"
+            "scrape: {modelsInterval: 1000s}\nflowControl: {enabled: false}\n"
         )
         config = parse(text, "test", VOCABULARY)
         events: list[Event] = []
@@ -167,7 +167,7 @@ async def test_an_adapter_loaded_into_an_emulated_server_is_used_from_its_first_
     async with run_emulator() as one, run_emulator() as other:
         addresses = [f"127.0.0.1:{emulator.port}" for emulator in (one, other)]
         path = tmp_path / "igw.yaml"
-        path.write_text(document(addresses, "scrape: {modelsInterval: 1h}\n"))
+        path.write_text(document(addresses, "scrape: {modelsInterval: 1h}\nflowControl: {enabled: false}\n"))
         async with running(path, healthy=2) as live:
             for emulator, name in ((one, "first"), (other, "second")):
                 async with emulator.session.post(

@@ -27,7 +27,7 @@ class Fleet(Bench):
     """A pool of three whose responses come by the access log, by response headers, or by both."""
 
     def __init__(self, *servers: str, log: bool = True, more: str = "") -> None:
-        super().__init__(more)
+        super().__init__(f"{more}flowControl: {{enabled: false}}\n")
         self.servers = servers or (A, B, C)
         self.pool.store.set_endpoints(dict.fromkeys(self.servers, "vllm"), 100.0)
         self.scraped(*self.servers)

@@ -50,7 +50,7 @@ from agent.requests.pipeline import Pipeline
 from agent.requests.rejections import Rejection
 from agent.requests.stages.pick import PickStage
 from agent.requests.ticket import CONTINUE, Request, Result, Ticket
-from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, RUNNING, WAITING
+from agent.signals import BLOCK_SIZE, BLOCKS, KV_USAGE, RUNNING, WAITING, Value
 from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
 from tests.bench.machine_speed import MachineSpeed
@@ -160,7 +160,7 @@ class StagedPool:
         self.woken = False
         store = RoutingStore("pool", stale_after=1e9, rate=RateLimits(fixed=1e6))
         store.set_endpoints(dict.fromkeys(ENDPOINTS, "vllm"), 0.0)
-        values = {RUNNING: 0.0, WAITING: 0.0, KV_USAGE: 0.3, BLOCKS: 1e6, BLOCK_SIZE: 16.0}
+        values: dict[str, Value] = {RUNNING: 0.0, WAITING: 0.0, KV_USAGE: 0.3, BLOCKS: 1e6, BLOCK_SIZE: 16.0}
         for address in ENDPOINTS:
             store.observed(address, Extraction(values, (), ()), self.now, 0.0, 100)
         index, profile = PrefixIndex(), build(PRESETS["least-cost"])

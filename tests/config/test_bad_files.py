@@ -370,7 +370,6 @@ BAD = {
     f"{HEAD}featureGates: [flowcontrol]\n": (
         ":3: featureGates[0]: 'flowcontrol' is not a feature gate; did you mean 'flowControl'?"
     ),
-    f"{HEAD}saturationDetector: {{pluginRef: x}}\n": (":3: saturationDetector: is not supported yet; remove it"),
     f"{HEAD}dataLayer: {{discovery: {{pluginRef: x}}}}\n": (":3: dataLayer.discovery: is not supported yet; remove it"),
     f"{HEAD}plugins: [{{type: queue-scorr}}]\n": (
         ":3: plugins[0].type: 'queue-scorr' is not a plugin type; did you mean 'queue-scorer'?"

@@ -61,6 +61,7 @@ OTHER: dict[str, Any] = {
     "envoy.pickerCaFile": "ca.pem", "envoy.pickerServerName": "igw.example", "envoy.pickerCertFile": "c.pem",
     "envoy.pickerKeyFile": "c.key",
     "envoy.pickerHosts": ["10.0.1.1", "igw.example"],
+    "envoy.messageTimeout": "6s", "envoy.maxMessageTimeout": "5m", "envoy.streamIdleTimeout": "20m",
     "replicas.address": "127.0.0.1:8", "replicas.peers": ["10.0.1.1:9003"], "replicas.service": "igw.example:9004",
     "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
     "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
@@ -88,7 +89,8 @@ DETECTOR: dict[str, Any] = {
     "kvCacheUtilThreshold": 0.9, "concurrencyMode": "hybrid", "maxConcurrency": 9, "maxTokenConcurrency": 9,
     "stalenessPolicy": "saturated", "blindRequests": 9,
 }  # fmt: skip
-OTHER |= {f"flowControl.saturationDetector.{key}": value for key, value in DETECTOR.items()}
+DETECTOR_SECTION = "flowControl.saturationDetector"
+OTHER |= {f"{DETECTOR_SECTION}.{key}": value for key, value in DETECTOR.items()}
 BESIDE_TLS: dict[str, dict[str, Any]] = {
     "certFile": {"keyFile": "c.key"},
     "keyFile": {"certFile": "c.pem"},
@@ -108,6 +110,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
     **{f"flowControl.priorityBands[].{key}": {"priority": 10} for key in BAND},
+    **{f"{DETECTOR_SECTION}.{key}": {"type": "utilization"} for key in ("queueDepthThreshold", "kvCacheUtilThreshold")},
+    **{
+        f"{DETECTOR_SECTION}.{key}": {"type": "concurrency"}
+        for key in ("concurrencyMode", "maxConcurrency", "maxTokenConcurrency")
+    },
 }
 # What both configurations have, because the option is not valid without it.
 _PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}

@@ -45,7 +45,7 @@ def test_pools_may_have_objectives_of_the_same_name() -> None:
         (("name: a",), ":7: objectives[0].priority: missing; write a whole number, such as 10"),
         (
             (f"name: a, priority: {2**40}",),
-            "1.09951162778e+12 is out of range; write a whole number from -2147483648 to 2147483647",
+            "1099511627776 is out of range; write a whole number from -2147483648 to 2147483647",
         ),
         (("name: a, priority: 1.5",), "1.5 is out of range"),
         (("name: a, priority: high",), "'high' is not a number"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.demo.fleet import SERVERS
 from agent.demo.overload import (
+    CAPACITY,
     LARGE,
     LOAD,
     OBJECTIVES,
@@ -27,25 +28,30 @@ from agent.demo.overload import (
 )
 from agent.demo.report import UNKNOWN
 from agent.demo.workload import WorkloadShape, plan
+from tests.demo import virtual
 
 
 def chat(priority: int, caller: str, ttft: float | None, refused: str = "", ended_at: float = 1.0) -> SentChat:
     return SentChat(priority, caller, 1000, ttft, refused, ended_at)
 
 
-def test_the_workload_is_twice_what_the_servers_can_compute() -> None:
-    shape, capacity = overloading(WorkloadShape(seconds=SECONDS), None)
-    assert shape.rate == pytest.approx(LOAD * capacity)
-    new = sum(turn.prompt_tokens - turn.known_tokens for turn in plan(shape)) / SECONDS
-    assert new == pytest.approx(LOAD * SERVERS * SERVER.prefill_tokens_per_second, rel=0.15)
+def test_the_load_is_twice_what_the_servers_can_do() -> None:
+    whole = overloading(WorkloadShape(seconds=SECONDS), None)
+    assert whole.rate == LOAD * CAPACITY
+    half = replace(whole, rate=CAPACITY)
+    ended = [
+        virtual.run(plan(shape), "least-cost", SERVER, shape.answer_tokens).ended_at / SECONDS
+        for shape in (half, whole)
+    ]
+    assert ended == [pytest.approx(1.0, abs=0.15), pytest.approx(LOAD, rel=0.1)]
 
 
 def test_a_given_rate_is_kept() -> None:
-    assert overloading(WorkloadShape(seconds=4), 3.0)[0].rate == 3.0
+    assert overloading(WorkloadShape(seconds=4), 3.0).rate == 3.0
 
 
 def test_each_priority_gets_a_third_of_the_chats_and_its_large_caller_twice_as_many_as_the_small_one() -> None:
-    turns = plan(overloading(WorkloadShape(seconds=SECONDS), None)[0])
+    turns = plan(overloading(WorkloadShape(seconds=SECONDS), None))
     by = Counter((objective_of(turn).priority, caller_of(turn)) for turn in turns)
     for objective in OBJECTIVES:
         large, small = by[objective.priority, LARGE], by[objective.priority, SMALL]

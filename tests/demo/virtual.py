@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import cycle
 from statistics import quantiles
 from typing import NamedTuple
@@ -69,6 +70,7 @@ def run(
     clock = ManualClock()
     chosen = "least-cost" if profile == ROUND_ROBIN else profile
     agent_config = from_flags(addresses, vocabulary=VOCABULARY, profile=chosen)
+    agent_config = replace(agent_config, flow_control=replace(agent_config.flow_control, enabled=False))
     picks: list[Pick] = []
     remember = lambda _, pick, __: picks.append(pick)
     parts = PoolParts(

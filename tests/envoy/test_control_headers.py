@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from multidict import CIMultiDict
 
 from agent.envoy.render import FailureMode, PickMode
@@ -15,6 +17,7 @@ from agent.requests.flow_headers import FlowHeaderRules
 from agent.requests.flow_terms import NO_FLOW_HEADERS, FlowHeaders
 from tests.envoy.gateway import MODES, Gateway, chat, run_gateway
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "concepts" / "objectives.md"
 ALL = {"untrusted_headers": ()}  # `trustHeaders: all`
 # A request with every control header; the rewrite is another test's.
 SENT = {name: "x" for name in CONTROL if "rewrite" not in name} | {
@@ -45,12 +48,11 @@ def leave_headers(manager: Any) -> None:
 
 
 def set_objective(manager: Any) -> None:
-    """A filter of the gateway that sets the objective, as one that knows the client would."""
-    header = {"key": OBJECTIVE, "value": "of-the-gateway"}
-    mutations = [{"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}]
-    kind = "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
-    item = {"@type": kind, "mutations": {"request_mutations": mutations}}
-    manager["http_filters"].insert(0, {"name": "envoy.filters.http.header_mutation", "typed_config": item})
+    """The filter of docs/concepts/objectives.md, which sets the objective `interactive`."""
+    (block,) = re.findall(
+        r"^```yaml envoy-filter\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    manager["http_filters"].insert(0, yaml.safe_load(block))
 
 
 @pytest.mark.parametrize("settings", [{}, ALL], ids=["gateway", "all"])
@@ -101,7 +103,7 @@ async def test_a_filter_of_the_gateway_sets_what_the_client_cannot(tmp_path: Pat
     async with run_gateway(tmp_path, edit=set_objective) as gateway:
         for mode in MODES:
             await send(gateway, mode, {OBJECTIVE: "of-the-client", "x-llm-d-inference-fairness-id": "forged"})
-        assert gateway.pool.flow_headers == [FlowHeaders("of-the-gateway")] * 2
+        assert gateway.pool.flow_headers == [FlowHeaders("interactive")] * 2
         assert received(gateway) == set()
 
 

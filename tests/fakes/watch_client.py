@@ -55,6 +55,7 @@ class RebuiltState:
         self.pools: dict[str, dict[str, tuple[dict[str, Any], float]]] = {}
         self.sources: dict[str, tuple[dict[str, Any] | None, float]] = {}
         self.rules: dict[str, dict[str, Any]] = {}  # objectives and rewrites
+        self.flows: dict[str, dict[str, Any] | None] = {}
 
     def apply(self, event: StreamEvent) -> None:
         """Apply one event or comment."""
@@ -77,6 +78,7 @@ class RebuiltState:
             }
             self.sources = {pool["pool"]: (pool["discovery"], uptime) for pool in document["pools"]}
             self.rules = {pool["pool"]: {key: pool[key] for key in RULES} for pool in document["pools"]}
+            self.flows = {pool["pool"]: pool["flow"] for pool in document["pools"]}
         else:
             if not document["since"] <= max(self.version, document["since"]) <= document["version"]:
                 raise AssertionError("a change that does not follow the state")
@@ -84,6 +86,8 @@ class RebuiltState:
                 known = self.pools.setdefault(pool["pool"], {})
                 self.sources[pool["pool"]] = (pool["discovery"], uptime)
                 self.rules[pool["pool"]] = {key: pool[key] for key in RULES}
+                if "flow" in pool:
+                    self.flows[pool["pool"]] = _with_rooms(self.flows.get(pool["pool"]), pool["flow"])
                 known.update({each["address"]: (each, uptime) for each in pool["changed"]})
                 for address in pool["removed"]:
                     known.pop(address, None)
@@ -101,6 +105,7 @@ class RebuiltState:
                 "by_health": {
                     health.value: sum(each["health"] == health for each, _ in endpoints.values()) for health in Health
                 },
+                "flow": self.flows.get(name),
                 "endpoints": [_advanced(*endpoints[address], uptime) for address in sorted(endpoints)],
             }
             for name, endpoints in self.pools.items()
@@ -118,6 +123,14 @@ def _source(source: dict[str, Any] | None, published_at: float, uptime: float) -
     if source is None or source["current"] or source["age_seconds"] is None:
         return source
     return {**source, "age_seconds": source["age_seconds"] + uptime - published_at}
+
+
+def _with_rooms(before: dict[str, Any] | None, changed: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Flow control with the rooms that have changed and those that have not; null is the end of one."""
+    if changed is None:
+        return None
+    rooms = ({} if before is None else before["rooms"]) | changed["rooms"]
+    return {**changed, "rooms": {address: room for address, room in rooms.items() if room is not None}}
 
 
 def _advanced(endpoint: dict[str, Any], published_at: float, uptime: float) -> dict[str, Any]:

@@ -67,10 +67,10 @@ class ServerLoad:
         self._pool = pool
         self._number = 0
 
-    def hold(self) -> Future[requests.Response]:
-        """Start a chat with a prefix of its own that outlasts the test."""
+    def hold(self, tokens: int = HELD_TOKENS) -> Future[requests.Response]:
+        """Start a chat with a prefix of its own, by default one that outlasts the test."""
         self._number += 1
-        return self._chat([{"role": "user", "content": f"{self._number} is the number. " * 200}], HELD_TOKENS)
+        return self._chat([{"role": "user", "content": f"{self._number} is the number. " * 200}], tokens)
 
     def short(self) -> Future[requests.Response]:
         """Start a short chat whose prefix is that of all others."""
@@ -153,16 +153,22 @@ def _loaded(
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
         return sum(value(page, name) for page in found for name in names) == chats
 
+    def waiting() -> float:
+        return value(requests.get(f"http://127.0.0.1:{admin}/metrics", timeout=20).text, "igw_flow_held_requests")
+
     # Every series exists before the window begins; two requests are in the servers all the time.
     held = [load.hold() for _ in range(2)]
     until(lambda: in_servers(2), what="two held requests")
     load.burst(6, refused=2)
+    assert {answer.result(120).status_code for answer in [load.hold(20) for _ in range(13)]} == {200}
     settled = time.time()
     until(lambda: scraped_since(settled), what="scrapes before the window")
     began, cpu = time.time(), cpu_seconds(agent.pid)
     load.burst(45, refused=4)
-    held += [load.hold() for _ in range(9)]  # eleven, for eight slots
-    until(lambda: in_servers(11), what="all of them at the servers")
+    soon_over = load.hold(20)
+    held += [load.hold() for _ in range(11)]  # thirteen, for eight slots and four in the queues of the servers
+    assert soon_over.result(120).status_code == 200
+    until(lambda: in_servers(12) and waiting() == 1, what="all but one of them at the servers")
     full = time.time()
     until(lambda: scraped_since(full), what="scrapes of the held load")
     at = time.time()
@@ -173,6 +179,7 @@ def _loaded(
         "window": f"{window}s",
         "interval_seconds": str(INTERVAL_SECONDS),
         "refused": "4",
+        "in_flight": "13",
         "agent_cpu_ratio": str((cpu_seconds(agent.pid) - cpu) / (time.time() - began)),
         "agent_resident_bytes": str(resident_bytes(agent.pid)),
         "__rate_interval": f"{window}s",
@@ -202,6 +209,10 @@ def configuration(servers: list[str], dead: int, picker: int, admin: int) -> dic
         # A budget large enough to change nothing; it makes the budget's metrics appear.
         "scrape": {"interval": interval, "histograms": [*HISTOGRAMS], "budget": {"scrapesPerSecond": 1000}},
         "admin": {"address": f"127.0.0.1:{admin}"},
+        "flowControl": {
+            "defaultRequestTTL": "10m",
+            "saturationDetector": {"type": "concurrency", "maxConcurrency": 6},
+        },
         "pools": [pool],
     }
 
@@ -215,7 +226,7 @@ def by_label(found: list[tuple[dict[str, str], float]], *, of_servers: bool) -> 
     shared: dict[frozenset[tuple[str, str]], float] = {}
     for labels, number in found:
         kept = {name: text for name, text in labels.items() if name in {"server", "state", "status", "reason"}}
-        kept |= {name: text for name, text in labels.items() if name in {"signal", "gauge"}}
+        kept |= {name: text for name, text in labels.items() if name in {"signal", "gauge", "priority", "fairness_id"}}
         if of_servers and "instance" in labels:
             kept["server"] = labels["instance"]
         key = frozenset(kept.items())
@@ -250,7 +261,7 @@ def test_the_load_gives_every_panel_something_to_show(fleet: DashboardFleet) -> 
     pages = fleet.pages.values()
     assert all(value(page, "vllm:num_requests_running") > 0 for page in pages)
     assert sum(value(page, "vllm:num_requests_waiting") for page in pages) >= 3
-    assert sum(value(page, "vllm:request_success_total") for page in pages) == 51
+    assert sum(value(page, "vllm:request_success_total") for page in pages) == 65
     assert sum(value(page, "vllm:prefix_cache_hits_total") for page in pages) > 1_000
 
 

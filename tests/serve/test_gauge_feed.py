@@ -9,8 +9,8 @@ import pytest
 
 from agent.events import Event
 from agent.events.process import TaskFailed
-from agent.serve.state.documents import Moment
 from agent.serve.state.gauge_feed import GaugeFeed
+from agent.serve.state.moment import Moment
 from agent.signals import WAITING
 from agent.state.snapshot import Snapshot
 from exporters.catalog import pools

@@ -11,12 +11,14 @@ import aiohttp
 import orjson
 import pytest
 
+from agent.flow.outcomes import STOLEN
 from agent.instruments.hook import Instruments
 from agent.pick.decision import Pick
 from agent.pick.picker import pick
 from agent.pick.profile import build
 from agent.pick.request import PickRequest
 from agent.profiles import LEAST_COST
+from agent.requests.held_requests import ROOM
 from agent.serve.admin.recent_picks import PICKS_KEPT, RecentPicks
 from agent.serve.admin.server import AdminServer
 from agent.signals import MODELS
@@ -91,6 +93,14 @@ async def test_a_pick_has_its_age_and_the_scores_of_every_candidate(page):
         ("b:1", 0.75, {"least-cost-scorer": 0.75}),
         ("a:1", 0.5, {"least-cost-scorer": 0.5}),
     ]
+
+
+async def test_a_pick_shows_how_long_the_request_waited_and_why_it_went_when_it_did(page):
+    page.picks.add("llama", a_pick("at once"), 0.0)
+    page.picks.add("llama", a_pick("held")._replace(waited_seconds=2.5, dispatched=STOLEN, decided_by=ROOM), 0.0)
+    held, at_once = (await page.get())["picks"]
+    assert (held["waited_seconds"], held["dispatched"], held["decided_by"]) == (2.5, "stolen", "room")
+    assert (at_once["waited_seconds"], at_once["dispatched"]) == (0.0, "")
 
 
 async def test_limit_is_the_number_of_picks(page):

@@ -21,7 +21,7 @@ from agent.instruments.hook import Instruments
 from agent.scaling.gauges import gauge_set
 from agent.serve.admin.server import AdminServer
 from agent.serve.state import documents
-from agent.serve.state.documents import Moment
+from agent.serve.state.moment import Moment
 from agent.serve.state.openapi import document as openapi_document
 from agent.serve.state.openapi import text as openapi_text
 from agent.serve.state.watch import WatchLimits

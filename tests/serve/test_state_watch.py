@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from agent.events import Event
 from agent.events.process import WatcherDropped
+from agent.flow.report import FlowReport
+from agent.flow.room import Room
 from agent.instruments.hook import Instruments
 from agent.kube.objectives import PoolObjectives, RewriteRule, RewriteTarget
 from agent.serve.admin.server import AdminServer
@@ -23,6 +25,7 @@ from agent.signals import KV_USAGE, WAITING
 from agent.state.source import SourceStatus
 from tests.fakes import watch_client
 from tests.fakes.clock import ManualClock
+from tests.fakes.flows import band, caller, flow_report
 from tests.fakes.state_source import FakeStateSource
 from tests.fakes.views import STALE_AFTER, view
 from tests.fakes.watch_client import PATIENCE, RebuiltState, WatchClient, parse_event
@@ -85,6 +88,17 @@ class WatchedFleet:
         self.server.set_pools([self.source])
         self.clients: list[WatchClient] = []
         self.port = 0
+        self.flows: list[FlowReport] = []
+        self.flows_made = 0
+
+    def hold(self, report: FlowReport) -> None:
+        """Flow control of the pool from now on."""
+        self.flows = [report]
+        self.server.state.set_flows(self._flow_reports)
+
+    def _flow_reports(self, now: float, pool: str | None = None, *, inputs: bool = False) -> list[FlowReport]:
+        self.flows_made += 1
+        return self.flows
 
     @property
     def feed(self) -> Feed:
@@ -206,7 +220,70 @@ async def test_the_last_watcher_that_leaves_cancels_the_timers(start):
     await fleet.agrees(client)
     await client.stop()
     await eventually(lambda: fleet.feed.watchers == 0)
-    assert (fleet.feed._gathering, fleet.feed._expiry) == (None, None)
+    assert (fleet.feed._gathering, fleet.feed._expiry, fleet.feed._flows_due) == (None, None, None)
+
+
+async def test_flow_control_is_in_the_state_and_a_change_has_the_rooms_that_changed(start):
+    fleet = await start(WatchLimits(gather_seconds=0.001, flow_seconds=0.0))
+    fleet.hold(flow_report(band(0), band(-1), rooms=[Room(2.0), Room(1.0)]))
+    client = fleet.client()
+    await fleet.agrees(client)
+    fleet.hold(flow_report(band(0, caller("a", 3)), band(-1, shed=0.5), rooms=[Room(2.0), Room(0.0, saturation=1.5)]))
+    fleet.source.put(view("a:1", {WAITING: 3.0}))
+    await fleet.agrees(client)
+    flow = client.rebuilt.flows["pool"]
+    assert flow is not None
+    assert (flow["saturated"], flow["waiting_requests"]) == (True, 3)
+    assert flow["shedding"] == [{"priority": -1, "expected_wait_seconds": 0.0, "probability": 0.5}]
+    assert {address: room["has_room"] for address, room in flow["rooms"].items()} == {"0:1": True, "1:1": False}
+    document = json.loads(parse_event(fleet.feed.history._events[-1].payload.decode()).data)
+    assert list(document["pools"][0]["flow"]["rooms"]) == ["1:1"]
+    fleet.hold(flow_report(band(0), band(-1), rooms=[Room(2.0)]))
+    fleet.source.put(view("a:1", {WAITING: 4.0}))
+    await fleet.agrees(client)
+    flow = client.rebuilt.flows["pool"]
+    assert flow is not None
+    assert list(flow["rooms"]) == ["0:1"]
+
+
+async def test_flow_control_is_published_at_most_once_in_a_while_however_many_requests_change_it(start):
+    fleet = await start(WatchLimits(gather_seconds=0.001, flow_seconds=1.0))
+    fleet.hold(flow_report(band(0), rooms=[Room(100.0)]))
+    client = fleet.client()
+    await fleet.agrees(client)
+    before = fleet.flows_made
+    for number in range(20):
+        fleet.hold(flow_report(band(0), rooms=[Room(99.0 - number)]))
+        fleet.source.put(view("a:1", {WAITING: float(number)}))
+        await client.wait(lambda rebuilt: rebuilt.version == fleet.feed.version)
+    assert fleet.flows_made == before
+    flow = client.rebuilt.flows["pool"]
+    assert flow is not None
+    assert flow["rooms"]["0:1"]["requests"] == 100.0
+    assert fleet.feed._flows_due is not None  # what was left out is published when the time is over
+    fleet.clock.advance(1.0)
+    fleet.feed._publish_flows()
+    await fleet.agrees(client)
+    assert fleet.flows_made == before + 2  # with the one for /v1/state
+    flow = client.rebuilt.flows["pool"]
+    assert flow is not None
+    assert flow["rooms"]["0:1"]["requests"] == 80.0
+
+
+async def test_flow_control_alone_may_change(start):
+    fleet = await start(WatchLimits(gather_seconds=0.001, flow_seconds=0.0))
+    fleet.hold(flow_report(band(0)))
+    client = fleet.client()
+    await fleet.agrees(client)
+    fleet.hold(flow_report(band(0, caller("a"))))
+    fleet.feed.publish()
+    await fleet.agrees(client)
+    flow = client.rebuilt.flows["pool"]
+    assert flow is not None
+    assert flow["waiting_requests"] == 1
+    version = fleet.feed.version
+    fleet.feed.publish()
+    assert fleet.feed.version == version
 
 
 async def first_events(

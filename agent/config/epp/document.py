@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from agent.config.epp.flow_control import PluginEntry, read_flow_control
 from agent.config.epp.names import (
     API_VERSIONS,
     BUILT_IN,
-    FLOW_CONTROL_GATE,
+    FLOW_CONTROL,
     GATES_BUILT_IN,
     GATES_NOT_SUPPORTED,
     KIND,
     NOT_SUPPORTED,
+    NOT_SUPPORTED_TEXT,
     RENAMED,
+    refusal,
 )
-from agent.config.epp.parameters import NOT_SUPPORTED_TEXT, PARAMETERS
+from agent.config.epp.parameters import PARAMETERS, ParameterSink
 from agent.config.epp_settings import EppSettings, ImportedOption
 from agent.config.nodes import MappingNode, Mark, Node, ScalarNode, as_bool, is_null, kind_of, plain
 from agent.config.reader import DocumentReader
@@ -47,12 +50,29 @@ def read_epp(document: MappingNode, reader: DocumentReader, vocabulary: Vocabula
     return _EppReader(reader, vocabulary).read(document)
 
 
+class _ParametersOfDetector:
+    """Takes what the parameters of a detector set, for the case that the detector is selected."""
+
+    def __init__(self, reader: _EppReader) -> None:
+        self.reader = reader.reader
+        self.engines = reader.engines
+        self.add_engine = reader.add_engine
+        self.set_engine_label = reader.set_engine_label
+        self.note = reader.note
+        self.options: list[tuple[str, Any, str, Mark]] = []
+
+    def set(self, option: str, value: Any, path: str, mark: Mark) -> None:
+        """Keep a value for one of the agent's own options."""
+        self.options.append((option, value, path, mark))
+
+
 class _EppReader:
     def __init__(self, reader: DocumentReader, vocabulary: Vocabulary | None) -> None:
         self.reader = reader
         self.vocabulary = vocabulary
         self.settings = EppSettings()
         self.plugins: dict[str, _Plugin] = {}
+        self.detectors: dict[str, _ParametersOfDetector] = {}  # by the names of their plugins, until they are selected
 
     def read(self, document: MappingNode) -> EppSettings:
         """Read all of it; problems go to the reader."""
@@ -76,8 +96,10 @@ class _EppReader:
                 self._reference(key, node, "parser")
         if "parser" in entries and not is_null(entries["parser"]):
             self._reference("parser", entries["parser"], "parser")
-        if "saturationDetector" in entries and not is_null(entries["saturationDetector"]):
-            reader.problem(document.marks["saturationDetector"], "saturationDetector", NOT_SUPPORTED_TEXT)
+        switch = self.settings.imported.get(f"{FLOW_CONTROL}.enabled")
+        read_flow_control(document, self, enabled=switch is None or bool(switch.value))
+        self._unused_detectors()
+        self.settings.plugin_types = {name: plugin.spec.type for name, plugin in self.plugins.items()}
         return self.settings
 
     def _gates(self, node: Node | None) -> None:
@@ -90,8 +112,8 @@ class _EppReader:
                 if value.lower() == "false":
                     continue
                 self.reader.problem(item.mark, key, f"{name} {NOT_SUPPORTED_TEXT}")
-            elif name == FLOW_CONTROL_GATE:
-                self.set("flowControl.enabled", value.lower() != "false", key, item.mark)
+            elif name == FLOW_CONTROL:
+                self.set(f"{FLOW_CONTROL}.enabled", value.lower() != "false", key, item.mark)
             elif name not in GATES_BUILT_IN:
                 self.reader.problem(
                     item.mark,
@@ -127,7 +149,10 @@ class _EppReader:
         if role == "":
             self.reader.problem(kind.mark, f"{key}.type", self._unknown(type_))
         parameters = self.reader.mapping(table.entries.get("parameters"), f"{key}.parameters")
-        own = self._import(type_, f"{key}.parameters", parameters) if parameters is not None and role else {}
+        sink: ParameterSink = self
+        if role == "detector":
+            sink = self.detectors[name] = _ParametersOfDetector(self)
+        own = self._import(type_, f"{key}.parameters", parameters, sink) if parameters is not None and role else {}
         spec = PluginSpec(type_, name, own)
         self.plugins[name] = _Plugin(spec, role, table.mark)
         if role in {"filter", "scorer"} and self.vocabulary is not None:
@@ -145,11 +170,11 @@ class _EppReader:
 
     def _unknown(self, type_: str) -> str:
         if type_ in NOT_SUPPORTED:
-            return f"{type_} {NOT_SUPPORTED_TEXT}"
+            return refusal(type_)
         ours = (*self.vocabulary.filters, *self.vocabulary.scorers) if self.vocabulary else ()
         return f"{quote(type_)} is not a plugin type; {suggestion(type_, sorted((*BUILT_IN, *ours)))}"
 
-    def _import(self, type_: str, key: str, parameters: MappingNode) -> dict[str, object]:
+    def _import(self, type_: str, key: str, parameters: MappingNode, sink: ParameterSink) -> dict[str, object]:
         """Apply the rules of a plugin's parameters; the parameters without a rule, which are the plugin's own."""
         rules = PARAMETERS.get(type_, {})
         own: dict[str, object] = {}
@@ -160,7 +185,7 @@ class _EppReader:
             rule = rules.get(name)
             if rule is not None:
                 try:
-                    rule.apply(self, type_, path, node)
+                    rule.apply(sink, type_, path, node)
                 except InvalidValue as invalid:
                     self.reader.problem(node.mark, path, str(invalid))
             elif type_ in BUILT_IN:
@@ -198,6 +223,29 @@ class _EppReader:
             self.reader.problem(
                 mark, path, f"differs from {first.key} on line {first.mark}, which sets the same; keep one of them"
             )
+
+    # -- flow control ----------------------------------------------------------------------------------------------
+
+    def entry(self, name: str) -> PluginEntry | None:
+        """The entry of `plugins` with this name."""
+        plugin = self.plugins.get(name)
+        return None if plugin is None else PluginEntry(plugin.spec.type, plugin.mark, lambda: self._select(name))
+
+    def entry_names(self) -> list[str]:
+        """The names of all entries."""
+        return sorted(self.plugins)
+
+    def _select(self, name: str) -> None:
+        """Set the options that the parameters of a detector set."""
+        detector = self.detectors.pop(name, None)
+        if detector is not None:
+            for option, value, path, mark in detector.options:
+                self.set(option, value, path, mark)
+
+    def _unused_detectors(self) -> None:
+        for name, detector in self.detectors.items():
+            if detector.options:
+                self.note(f"the parameters of {name} have no effect: no saturationDetector refers to it")
 
     # -- references to plugins -------------------------------------------------------------------------------------
 
@@ -259,6 +307,8 @@ class _EppReader:
                 filters.append(plugin.spec)
             elif plugin.role == "scorer":
                 scorers.append((plugin.spec, 1.0 if weight is None else weight))
+            elif plugin.role == "detector":
+                self.note(f"{path} has no effect: {plugin.spec.type} limits all profiles alike")
             elif plugin.role != "picker":
                 self.reader.problem(
                     entry.mark,

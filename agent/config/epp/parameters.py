@@ -10,13 +10,15 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from agent.config.epp.engines import engines_schema, read_engines
 from agent.config.epp.names import MIN_BLOCK_TOKENS
-from agent.config.nodes import Mark, Node, ScalarNode, as_bool, kind_of
+from agent.config.flow_control import CONCURRENCY_MODES, STALENESS_POLICIES
+from agent.config.nodes import Mark, Node, ScalarNode, as_bool, as_number, kind_of
 from agent.config.reader import DocumentReader
 from agent.config.values import (
     Boolean,
     InvalidValue,
     Name,
     Number,
+    OneOf,
     UrlPath,
     describe,
     is_label_key,
@@ -26,8 +28,6 @@ from agent.config.values import (
     text_of,
 )
 from agent.engine_specs import EngineSpec
-
-NOT_SUPPORTED_TEXT: Final = "is not supported yet; remove it"
 
 
 class ParameterSink(Protocol):
@@ -133,6 +133,32 @@ def _set_label_key(sink: ParameterSink, type_: str, path: str, node: Node) -> No
     sink.set_engine_label(text)
 
 
+def _sets_number(option: str, low: float, high: float) -> Rule:
+    type_of = Number(low, high)
+
+    def apply(sink: ParameterSink, type_: str, path: str, node: Node) -> None:
+        sink.set(option, type_of.read(node), path, node.mark)
+
+    return Rule(apply, {**type_of.schema(), "description": f"Sets {option}."})
+
+
+def _sets_word(option: str, choices: tuple[str, ...]) -> Rule:
+    type_of = OneOf(choices)
+
+    def apply(sink: ParameterSink, type_: str, path: str, node: Node) -> None:
+        sink.set(option, type_of.read(node), path, node.mark)
+
+    return Rule(apply, {**type_of.schema(), "description": f"Sets {option}."})
+
+
+def _only_one(sink: ParameterSink, type_: str, path: str, node: Node) -> None:
+    if as_number(node) != 1:
+        raise InvalidValue(
+            "no part of an endpoint's room is held back; write 1 or leave it out: flowControl.saturationDetector has "
+            "the limits of an endpoint"
+        )
+
+
 _ONE_PRODUCER: Final = _ignored("there is only one producer")
 _HTTP_ONLY: Final = _only("http", "http", "pools[].scrape.scheme sets https, beside the files that it needs")
 _VERIFY: Final = _ignored("pools[].scrape.insecureSkipVerify sets it per pool")
@@ -145,6 +171,8 @@ _BLOCKS: Final = {
     "maxPrefixBlocksToMatch": _ignored("prefixIndex.maxTokens limits how much of a prompt is compared"),
     "maxPrefixTokensToMatch": _sets("prefixIndex.maxTokens", 0, 1 << 24),
 }
+_DETECTOR: Final = "flowControl.saturationDetector"
+_NO_BURST: Final = _ignored("an endpoint gets no request above its limits")
 # The parameters of EPP plugins besides those that the agent's filters and scorers read themselves.
 PARAMETERS: Final[Mapping[str, Mapping[str, Rule]]] = {
     "approx-prefix-cache-producer": _BLOCKS,
@@ -173,6 +201,24 @@ PARAMETERS: Final[Mapping[str, Mapping[str, Rule]]] = {
         "syncCrossReplicaState": _ignored("there is one replica"),
     },
     "max-score-picker": {"maxNumOfEndpoints": _only("1", 1, "one endpoint is picked")},
+    "utilization-detector": {
+        "headroom": _NO_BURST,
+        "inFlightLoadProducerName": _ONE_PRODUCER,
+        "kvCacheUtilThreshold": _sets_number(f"{_DETECTOR}.kvCacheUtilThreshold", 0.01, 1),
+        "metricsStalenessThreshold": _ignored("state.staleAfter sets it for all readings"),
+        "queueDepthThreshold": _sets(f"{_DETECTOR}.queueDepthThreshold", 1, 1e6),
+        "stalenessPolicy": _sets_word(f"{_DETECTOR}.stalenessPolicy", STALENESS_POLICIES),
+    },
+    "concurrency-detector": {
+        "concurrencyMode": _sets_word(f"{_DETECTOR}.concurrencyMode", CONCURRENCY_MODES),
+        "headroom": _NO_BURST,
+        "inFlightLoadProducerName": _ONE_PRODUCER,
+        "maxConcurrency": _sets(f"{_DETECTOR}.maxConcurrency", 1, 1e12),
+        "maxTokenConcurrency": _sets(f"{_DETECTOR}.maxTokenConcurrency", 1, 1e12),
+    },
+    "static-usage-limit-policy": {
+        "threshold": Rule(_only_one, {"type": "number", "enum": [1], "description": "No effect."}),
+    },
     "metrics-data-source": {
         "insecureSkipVerify": _VERIFY,
         "path": _sets_path("scrape.path"),

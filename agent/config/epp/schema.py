@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agent.config.epp.document import MAX_WEIGHT, NOT_SUPPORTED_KEYS, SOURCE_INTERVAL
+from agent.config.epp.flow_control import DETECTOR_SECTION, NESTED_KEYS, SECTION, THRESHOLDS, USAGE_LIMIT
 from agent.config.epp.names import API_VERSIONS, BUILT_IN, GATES_BUILT_IN, GATES_NOT_SUPPORTED, KIND, RENAMED
 from agent.config.epp.parameters import PARAMETERS
 from agent.config.values import Boolean, Name, Number
 from agent.config.vocabulary import Vocabulary
 
 _REFERENCE: Final = {"type": ["string", "number", "boolean"], "description": "The name of an entry of plugins."}
+_OPTIONAL_REFERENCE: Final = {
+    "type": ["string", "number", "boolean", "null"],
+    "description": "The name of an entry of plugins, or its type.",
+}
 _NOT_SUPPORTED: Final = {"type": "null", "description": "Not supported yet."}
 
 
@@ -106,5 +111,25 @@ def epp_properties(vocabulary: Vocabulary) -> dict[str, Any]:
             description="How request bodies are parsed.",
         ),
         "parser": _object({"pluginRef": _REFERENCE}, "pluginRef", optional=True, description="A parser."),
-        "saturationDetector": _NOT_SUPPORTED,
+        "saturationDetector": _object(
+            {
+                "pluginRef": _OPTIONAL_REFERENCE,
+                **{name: dict(PARAMETERS["utilization-detector"][name].schema) for name in THRESHOLDS},
+            },
+            optional=True,
+            description="The old place of flowControl.saturationDetector.",
+        ),
     }
+
+
+def nested_properties() -> dict[str, dict[str, Any]]:
+    """The properties of the EPP part within sections of the agent, by the path of the section."""
+    priority = {"description": "No effect: the limits are those of several priorities."}
+    found: dict[str, dict[str, Any]] = {
+        SECTION: {
+            "enableEviction": {"enum": [False, None], "description": "A request that was sent is not ended."},
+            "usageLimitPolicyPluginRef": _OPTIONAL_REFERENCE | {"description": f"Only {USAGE_LIMIT}."},
+        },
+        DETECTOR_SECTION: {"pluginRef": _OPTIONAL_REFERENCE},
+    }
+    return {section: found.get(section, {"priority": priority}) for section in NESTED_KEYS}

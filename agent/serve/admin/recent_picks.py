@@ -16,7 +16,8 @@ from agent.scaling.gauges import age
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute
 from agent.serve.state.api import check_pool
-from agent.serve.state.documents import encode, printable, rfc3339
+from agent.serve.state.documents import encode
+from agent.serve.state.moment import printable, rfc3339
 from agent.serve.state.schema import CandidateJson, CostJson, FilterJson, PickJson, PicksJson
 
 PICKS_KEPT: Final = 256
@@ -101,6 +102,8 @@ def _pick(recent: RecentPick, pick_age: float, wall: float) -> PickJson:
         pick.hit_tokens,
         pick.best_hit_tokens,
         pick.shared_prefix,
+        pick.waited_seconds,
+        pick.dispatched,
         pick.version,
         [FilterJson(each.name, list(each.removed)) for each in explanation.filters],
         dict(explanation.weights),

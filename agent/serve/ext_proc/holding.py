@@ -29,8 +29,6 @@ from agent.serve.ext_proc.actions import Mode
 MARGIN_SECONDS: Final = 2.0
 MARGIN_PART: Final = 0.25
 FOREVER: Final = float("inf")
-# An override below this is an error of the protocol, not a short one.
-_MIN_OVERRIDE_SECONDS: Final = 0.001
 
 
 class ProxyTimeouts(NamedTuple):
@@ -71,7 +69,7 @@ def override(mode: Mode, timeouts: ProxyTimeouts, longest_wait: float, *, body_f
     ):
         return None
     # The usual time on top: it is what an answer may take that is not held.
-    return max(_MIN_OVERRIDE_SECONDS, min(longest_wait + timeouts.message, longest))
+    return min(longest_wait + timeouts.message, longest)
 
 
 def _longest_answer(mode: Mode, timeouts: ProxyTimeouts, *, body_follows: bool) -> float:

@@ -1,4 +1,5 @@
-"""The shared state endpoint: `GET /v1/state`, `/v1/state/watch`, `/v1/gauges`, `/v1/accelerators` and their schema.
+"""The shared state endpoint: `GET /v1/state`, `/v1/state/watch`, `/v1/flow`, `/v1/gauges`, `/v1/accelerators`
+and their schema.
 
 A gateway reads `/v1/state` once or follows `/v1/state/watch`. Both contain the same, and enough to make the picker's
 load-only choice without a request to the picker. A document is built from immutable snapshots in a thread, so that a
@@ -22,10 +23,10 @@ from agent.flow.report import FlowReport
 from agent.scaling.gauges import gauge_set
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute, HttpStream
-from agent.serve.state import documents
+from agent.serve.state import documents, flow_documents
 from agent.serve.state.gauge_feed import GaugeFeed
 from agent.serve.state.openapi import compact
-from agent.serve.state.watch import Feed, PublishedState, StateSource, WatchLimits, event, parse_id
+from agent.serve.state.watch import Feed, FlowSource, PublishedState, StateSource, WatchLimits, event, parse_id
 from agent.state.devices import ExporterView
 from agent.state.replicas import ReplicasView
 from agent.state.snapshot import Snapshot
@@ -56,8 +57,6 @@ class StateApi:
     ) -> None:
         self.feed = Feed(clock, epoch or secrets.token_hex(8), limits or WatchLimits())
         self.exporters: Callable[[], Sequence[ExporterView]] = tuple  # the state of the accelerator exporters
-        # The reports of flow control at a time, of all pools or of the one of this name.
-        self.flows: Callable[[float, str | None], Sequence[FlowReport]] = lambda _now, _pool: ()
         self.gauge_feed = GaugeFeed(
             self.feed.moment,
             self.feed.snapshots,
@@ -65,7 +64,7 @@ class StateApi:
             gauge_exporters,
             hook,
             self._unknown_peers,
-            lambda now: self.flows(now, None),
+            self._flow_reports,
         )
         self._replicas: Callable[[], ReplicasView | None] = lambda: None
         self._hook = hook
@@ -74,9 +73,16 @@ class StateApi:
         """`view` returns this replica and its peers, None where there are none."""
         self._replicas = view
 
+    def set_flows(self, reports: FlowSource) -> None:
+        """`reports` returns the reports of the pools' flow control."""
+        self.feed.flow_reports = reports
+
     def _unknown_peers(self) -> Sequence[str]:
         view = self._replicas()
         return () if view is None else view.unknown
+
+    def _flow_reports(self, now: float) -> Sequence[FlowReport]:
+        return self.feed.flow_reports(now)
 
     def _devices(self) -> Sequence[ExporterView]:
         return self.exporters()
@@ -91,6 +97,7 @@ class StateApi:
             HttpRoute("/v1/state", self.state, ("pool",)),
             HttpRoute("/v1/state/watch", self.watch, ("since",), streamed=True),
             HttpRoute("/v1/gauges", self.gauges, ("pool", "name")),
+            HttpRoute("/v1/flow", self.flow, ("pool",)),
             HttpRoute("/v1/accelerators", self.accelerators, ()),
             HttpRoute("/v1/replicas", self.replicas, ()),
             HttpRoute("/v1/openapi.json", self.openapi),
@@ -100,7 +107,8 @@ class StateApi:
         """The whole state, or that of one pool with `?pool=`."""
         moment = self.feed.moment()
         snapshots = self._snapshots(request, moment.now)
-        body = await self._encoded(PublishedState(self.feed.version, snapshots, moment))
+        flows = self.feed.flows(moment.now, request.query.get("pool"))
+        body = await self._encoded(PublishedState(self.feed.version, snapshots, moment, flows))
         self._check_size(len(body), one_pool="pool" in request.query)
         return json_bytes(body)
 
@@ -117,13 +125,20 @@ class StateApi:
             return json_bytes(await asyncio.to_thread(lambda: documents.encode(documents.gauges(*dated, name))))
         moment = self.feed.moment()
         snapshots, unknown_peers = self.feed.snapshots(moment.now, pool), self._unknown_peers()
-        flows = self.flows(moment.now, pool)
+        flows = self.feed.flow_reports(moment.now, pool)
 
         def encode() -> bytes:
             gauges = gauge_set(snapshots, moment.now, (), unknown_peers, flows)
             return documents.encode(documents.gauges(gauges, moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))
+
+    async def flow(self, request: web.Request) -> web.Response:
+        """Flow control of every pool, or of one with `?pool=`: who waits, for what, and what would be refused now."""
+        pool, moment = request.query.get("pool"), self.feed.moment()
+        check_pool(pool, self.feed.pools())
+        reports = self.feed.flow_reports(moment.now, pool, inputs=True)
+        return json_bytes(await asyncio.to_thread(lambda: documents.encode(flow_documents.flow(reports, moment))))
 
     async def accelerators(self, request: web.Request) -> web.Response:
         """Every accelerator exporter, and which endpoint its devices belong to."""
@@ -217,8 +232,8 @@ class StateApi:
 
     async def _encoded(self, published: PublishedState) -> bytes:
         def encode() -> bytes:
-            version, snapshots, moment = published
-            return documents.encode(documents.state(self.feed.epoch, version, snapshots, moment))
+            version, snapshots, moment, flows = published
+            return documents.encode(documents.state(self.feed.epoch, version, snapshots, moment, flows))
 
         return await asyncio.to_thread(encode)
 

@@ -9,11 +9,10 @@ agent's epoch began, is for programs: it orders the documents of one epoch even 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from agent.accelerators.combine import Accelerators
 from agent.accelerators.device import Device
@@ -23,6 +22,8 @@ from agent.scaling.accelerators import oldest, reading
 from agent.scaling.gauges import age
 from agent.scaling.rates import rate
 from agent.scaling.rollup import Unknown, count_by_health, current, histogram
+from agent.serve.state.flow_documents import changed_flow
+from agent.serve.state.moment import Moment, printable, rfc3339
 from agent.serve.state.schema import (
     AcceleratorsJson,
     ChangedPoolJson,
@@ -40,6 +41,7 @@ from agent.serve.state.schema import (
     HistogramJson,
     HistogramValueJson,
     PeerJson,
+    PoolFlowJson,
     PoolJson,
     PrefixJson,
     ReplicasJson,
@@ -70,25 +72,8 @@ GAUGE_NAMES: Final = tuple(
 )
 _UNITS: Final = tuple((name, row.unit) for name, row in SIGNALS.items())
 
+NO_FLOWS: Final[Mapping[str, PoolFlowJson]] = {}
 encode: Final = msgspec.json.Encoder().encode
-
-
-class Moment(NamedTuple):
-    """An instant on three clocks: monotonic, wall (seconds since 1970), and seconds since the epoch began."""
-
-    now: float
-    wall: float
-    uptime: float
-
-
-def rfc3339(wall: float) -> str:
-    """`2026-11-23T01:02:03.456789Z`."""
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def printable(text: str) -> str:
-    """Text that UTF-8 can encode: a lone surrogate becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 # -- state and its changes ---------------------------------------------------------------------------------------------
@@ -99,8 +84,14 @@ def header(epoch: str, version: int, moment: Moment) -> HeaderJson:
     return HeaderJson(epoch, version, rfc3339(moment.wall), moment.uptime)
 
 
-def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Moment) -> StateJson:
-    """Every endpoint of these pools."""
+def state(
+    epoch: str,
+    version: int,
+    snapshots: Sequence[Snapshot],
+    moment: Moment,
+    flows: Mapping[str, PoolFlowJson] = NO_FLOWS,
+) -> StateJson:
+    """Every endpoint of these pools; `flows` is their flow control by pool."""
     pools = [
         PoolJson(
             each.pool,
@@ -108,6 +99,7 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
             _objectives(each.source),
             _rewrites(each.source),
             {health.value: count for health, count in count_by_health(each.endpoints).items()},
+            flows.get(each.pool),
             [endpoint(view, moment) for view in each.endpoints],
         )
         for each in snapshots
@@ -117,12 +109,14 @@ def state(epoch: str, version: int, snapshots: Sequence[Snapshot], moment: Momen
 
 class PoolDifference(NamedTuple):
     """How one pool differs between two states: views that are new or different, and addresses that were removed.
-    `source` is that of the later state."""
+    `source` is that of the later state. `flow` is flow control there, with only the rooms that differ; UNSET where it
+    is as before."""
 
     pool: str
     changed: Sequence[EndpointView]
     removed: Sequence[str]
     source: SourceStatus | None = None
+    flow: PoolFlowJson | UnsetType | None = UNSET
 
 
 def differences(
@@ -156,6 +150,25 @@ def with_sources(
     return found
 
 
+def with_flows(
+    changes: Sequence[PoolDifference],
+    before: Mapping[str, PoolFlowJson],
+    after: Mapping[str, PoolFlowJson],
+    sources: Mapping[str, SourceStatus | None],
+) -> list[PoolDifference]:
+    """The differences with the later flow control where it is another one, and one more for each pool of which flow
+    control alone has changed. `sources` are those of the later state."""
+    differ = {
+        pool: changed_flow(before.get(pool), after.get(pool))
+        for pool in before.keys() | after.keys()
+        if pool in sources and before.get(pool) != after.get(pool)
+    }
+    known = {each.pool for each in changes}
+    found = [each._replace(flow=differ[each.pool]) if each.pool in differ else each for each in changes]
+    alone = [PoolDifference(pool, (), (), sources[pool], flow) for pool, flow in differ.items() if pool not in known]
+    return found + alone
+
+
 def change(
     epoch: str,
     since: int,
@@ -173,6 +186,7 @@ def change(
             _rewrites(each.source),
             [endpoint(view, moment) for view in each.changed],
             list(each.removed),
+            each.flow,
         )
         for each in changes
     ]

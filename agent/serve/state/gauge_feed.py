@@ -15,7 +15,7 @@ from agent.events import Hook, ignore
 from agent.events.process import TaskFailed
 from agent.flow.report import FlowReport
 from agent.scaling.gauges import gauge_set
-from agent.serve.state.documents import Moment
+from agent.serve.state.moment import Moment
 from agent.state.devices import ExporterView
 from agent.state.snapshot import Snapshot
 from exporters.exporter import Exporter

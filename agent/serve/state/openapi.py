@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from agent.serve.state.flow_schema import FlowJson
 from agent.serve.state.schema import (
     REF,
     RULES,
@@ -33,6 +34,7 @@ _DOCUMENTS: Final = (
     StateJson,
     ChangeJson,
     GaugesJson,
+    FlowJson,
     ExportersJson,
     ReplicasJson,
     PicksJson,
@@ -143,6 +145,12 @@ def _paths() -> dict[str, Schema]:
             _responses("The gauges", "Gauges", s400=_UNKNOWN, s404="no such pool or gauge"),
             _POOL,
             _parameter("name", "only gauges of this name or alias"),
+        ),
+        "/v1/flow": _get(
+            "getFlow",
+            "Flow control: who waits, for what, the room of each endpoint, and what would be refused now",
+            _responses("Flow control", "Flow", s400=_UNKNOWN, s404="no such pool"),
+            _POOL,
         ),
         "/v1/accelerators": _get(
             "getAccelerators",

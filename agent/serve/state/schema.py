@@ -13,6 +13,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.accelerators.faults import ENDS, FAULTS
 from agent.accelerators.table import COMBINED, DEVICE_SIGNALS
+from agent.flow.outcomes import PLANNED, STOLEN
+from agent.flow.room import LIMITED_BY as ROOM_LIMITS
 from agent.kube.pool_endpoints import SOURCE_REASONS
 from agent.requests.response import RESULTS
 from agent.signals import HISTOGRAMS, SIGNALS, HistogramSignal, Signal, SignalKind
@@ -32,14 +34,14 @@ class JsonObject(Struct, gc=False, forbid_unknown_fields=True):
 # -- parts of schemas that a type does not express ---------------------------------------------------------------------
 
 
-def _one_of(values: Iterable[str]) -> Schema:
+def one_of(values: Iterable[str]) -> Schema:
     """A string: one of these."""
     return {"enum": sorted(values)}
 
 
 def _keys(values: Mapping[str, Schema], *, required: bool = True) -> Schema:
     """A map with these keys only; `values` is what holds for the value of each."""
-    schema: Schema = {"properties": dict(values), "propertyNames": _one_of(values)}
+    schema: Schema = {"properties": dict(values), "propertyNames": one_of(values)}
     return schema | {"required": list(values)} if required else schema
 
 
@@ -77,7 +79,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 AsOf = Annotated[Instant, Meta(description="the instant that all ages refer to, in UTC")]
-Reason = Annotated[str, Meta(extra_json_schema=_one_of(REASONS))]
+Reason = Annotated[str, Meta(extra_json_schema=one_of(REASONS))]
 NoValueReason = Annotated[Reason, Meta(description="why there is no value; present only when `value` is null")]
 Unit = Annotated[str, Meta(description="always the same for one key")]
 Age = Annotated[Seconds | None, Meta(description="age of the reading; null where there is none")]
@@ -151,7 +153,7 @@ class WorkJson(JsonObject):
     ]
     prefill_tokens: Annotated[Amount, Meta(description="uncached prompt tokens that are to be prefilled, at as_of")]
     rate_tokens_per_second: Annotated[float, Meta(gt=0)]
-    rate_source: Annotated[str, Meta(extra_json_schema=_one_of(("configured", "default", "learnt", "pool")))]
+    rate_source: Annotated[str, Meta(extra_json_schema=one_of(("configured", "default", "learnt", "pool")))]
     corrected: Annotated[bool, Meta(description="whether fresh pages correct the estimate")]
 
 
@@ -185,7 +187,7 @@ class EndpointDeviceJson(DeviceJson):
     """An accelerator, or a part of one, and its fault."""
 
     fault: Annotated[
-        str, Meta(description="why it is unhealthy; empty when healthy", extra_json_schema=_one_of(("", *FAULTS)))
+        str, Meta(description="why it is unhealthy; empty when healthy", extra_json_schema=one_of(("", *FAULTS)))
     ]
     detail: str
     fault_seconds: Annotated[Seconds | None, Meta(description="since the fault was first seen; null when healthy")]
@@ -196,10 +198,10 @@ class EndedFaultJson(JsonObject):
     """A fault of an accelerator that has no effect any more."""
 
     device: str
-    fault: Annotated[str, Meta(extra_json_schema=_one_of(tuple(FAULTS)))]
+    fault: Annotated[str, Meta(extra_json_schema=one_of(tuple(FAULTS)))]
     detail: str
     fault_seconds: Annotated[Seconds, Meta(description="since the fault was first seen")]
-    ended: Annotated[str, Meta(description="why it has no effect", extra_json_schema=_one_of(tuple(ENDS)))]
+    ended: Annotated[str, Meta(description="why it has no effect", extra_json_schema=one_of(tuple(ENDS)))]
     ended_at: Annotated[str, Meta(description="when: the restart, or when the agent read the acknowledgement")]
 
 
@@ -227,7 +229,7 @@ class ErrorsJson(JsonObject):
     failure_ratio: Annotated[float, Meta(ge=0, le=1, description="of the recent requests, as of the last one")]
     requests: Annotated[float, Meta(ge=0, description="recent ones; one of 10 s ago counts half")]
     last_failure: Annotated[
-        str, Meta(description="the result of the last request that failed", extra_json_schema=_one_of(tuple(RESULTS)))
+        str, Meta(description="the result of the last request that failed", extra_json_schema=one_of(tuple(RESULTS)))
     ]
     age_seconds: Annotated[Seconds, Meta(description="since the last response that counted")]
     ejected: Annotated[bool, Meta(description="it gets trial requests only")]
@@ -276,7 +278,7 @@ class EndpointJson(JsonObject):
 class SourceProblemJson(JsonObject):
     """What is wrong with the source of a pool's endpoints, or with what it selects."""
 
-    reason: Annotated[str, Meta(description="one word", extra_json_schema=_one_of(SOURCE_REASONS))]
+    reason: Annotated[str, Meta(description="one word", extra_json_schema=one_of(SOURCE_REASONS))]
     message: Annotated[str, Meta(description="names the object, and says what to change")]
 
 
@@ -307,6 +309,41 @@ class RewriteJson(JsonObject):
     source: Annotated[str, Meta(description="namespace/name of the InferenceModelRewrite")]
 
 
+class RoomJson(JsonObject):
+    """What an endpoint may be sent now, so that the rest waits where priorities count."""
+
+    has_room: Annotated[bool, Meta(description="a request may be sent now")]
+    requests: Annotated[Amount | None, Meta(description="so many more requests; null: any number")]
+    opens_in_seconds: Annotated[
+        Seconds | None,
+        Meta(description="until the work before them takes less than the allowed wait; null: by the end of a request"),
+    ]
+    kv_tokens: Annotated[Amount | None, Meta(description="prompt tokens that fit into its KV cache; null: not limited")]
+    saturation: Annotated[Amount, Meta(description="the used part of what is scarcest; 1 and more: no room")]
+    limited_by: Annotated[str, Meta(description="what is scarcest", extra_json_schema=one_of(["", *ROOM_LIMITS]))]
+
+
+class SheddingJson(JsonObject):
+    """What would become of a request of this negative priority that arrives now."""
+
+    priority: int
+    expected_wait_seconds: Annotated[Seconds | None, Meta(description="null while no rate is known")]
+    probability: Annotated[float, Meta(ge=0, le=1, description="that it is refused with 429")]
+
+
+class PoolFlowJson(JsonObject):
+    """Flow control of a pool, renewed at most once a second in a watch: enough for a gateway that picks by itself to
+    hold and to shed requests alike."""
+
+    enabled: Annotated[bool, Meta(description="whether requests are held at all")]
+    saturated: Annotated[bool, Meta(description="a request that arrives now waits: others do, or no endpoint has room")]
+    waiting_requests: Count
+    waiting_bytes: Count
+    drain_tokens_per_second: Annotated[Amount | None, Meta(description="null before any request has waited")]
+    shedding: Annotated[list[SheddingJson], Meta(description="each negative priority, -1 always")]
+    rooms: Annotated[dict[str, RoomJson | None], Meta(description="endpoint that may be picked -> its room")]
+
+
 _OBJECTIVES = "priority of each InferenceObjective; null without an InferencePool, or while they are not known"
 _REWRITES = "rules of InferenceModelRewrites, in the order in which they apply; null as `objectives`"
 
@@ -321,6 +358,7 @@ class PoolJson(JsonObject):
     by_health: Annotated[
         dict[str, Count], Meta(description="number of endpoints in each state", extra_json_schema=_BY_HEALTH)
     ]
+    flow: Annotated[PoolFlowJson | None, Meta(description="null where the pool has no flow control")]
     endpoints: list[EndpointJson]
 
 
@@ -339,6 +377,10 @@ class ChangedPoolJson(JsonObject):
     rewrites: list[RewriteJson] | None
     changed: Annotated[list[EndpointJson], Meta(description="new or different endpoints, complete")]
     removed: Annotated[list[str], Meta(description="addresses of removed endpoints")]
+    flow: Annotated[
+        PoolFlowJson | UnsetType | None,
+        Meta(description="absent: as before. Its `rooms` are those that changed; null: the endpoint has none any more"),
+    ] = UNSET
 
 
 class ChangeJson(HeaderJson):
@@ -416,7 +458,7 @@ class PeerJson(JsonObject):
     """Another replica of the agent."""
 
     address: str
-    state: Annotated[str, Meta(extra_json_schema=_one_of(sorted(STATES)))]
+    state: Annotated[str, Meta(extra_json_schema=one_of(sorted(STATES)))]
     reason: Annotated[str, Meta(description="why it does not report; empty where it does")]
     detail: str
     instance: Annotated[str, Meta(description="another one after each start; empty before the first contact")]
@@ -480,12 +522,21 @@ class PickJson(JsonObject):
     time: Instant
     age_seconds: Seconds
     endpoint: str
-    decided_by: Annotated[str, Meta(description="only_candidate, tie, or the scorer that decided")]
+    decided_by: Annotated[str, Meta(description="only_candidate, tie, room, or the scorer that decided")]
     left_warmest: Annotated[bool, Meta(description="another candidate had more of the prompt in its cache")]
     prompt_tokens: Count
     hit_tokens: Annotated[Count, Meta(description="expected in the cache of the endpoint")]
     best_hit_tokens: Annotated[Count, Meta(description="the most expected in the cache of any candidate")]
     shared_prefix: Annotated[bool, Meta(description="other prompts begin with the prefix of that hit too")]
+    waited_seconds: Annotated[Seconds, Meta(description="for how long flow control held the request; 0: not at all")]
+    dispatched: Annotated[
+        str,
+        Meta(
+            description="why it went when it did: it was not held (empty), the endpoint for which it waited had room "
+            "(planned), another one did (stolen)",
+            extra_json_schema=one_of(["", PLANNED, STOLEN]),
+        ),
+    ]
     state_version: Annotated[Count, Meta(description="of the pool's state, not that of /v1/state")]
     filters: Annotated[list[FilterJson], Meta(description="in the order in which they were applied")]
     weights: Annotated[dict[str, float], Meta(description="scorer -> its weight; a scorer without a score is left out")]

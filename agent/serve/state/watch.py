@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from agent.clock import Clock
+from agent.flow.report import FlowReport
 from agent.serve.state import documents
-from agent.serve.state.documents import Moment
+from agent.serve.state.flow_documents import pool_flow
+from agent.serve.state.moment import Moment
+from agent.serve.state.schema import PoolFlowJson
 from agent.state.snapshot import EndpointView, Snapshot
 from agent.state.source import SourceStatus
 
@@ -34,12 +37,27 @@ class StateSource(Protocol):
         ...
 
 
+class FlowSource(Protocol):
+    """The reports of flow control, as `agent.app.pools.Pools` gives them."""
+
+    def __call__(self, now: float, pool: str | None = None, *, inputs: bool = False) -> Sequence[FlowReport]:
+        """Those of all pools, or of the one of this name; `inputs`: with what each room is computed from."""
+        ...
+
+
+def no_flows(now: float, pool: str | None = None, *, inputs: bool = False) -> Sequence[FlowReport]:
+    """No pool has flow control."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """Bounds on the cost of the stream. `history_bytes` and `history_events` do not apply to the newest event."""
+    """Bounds on the cost of the stream. `history_bytes` and `history_events` do not apply to the newest event. Flow
+    control is published at most once in `flow_seconds`: rooms change with every request."""
 
     watchers: int = 64
     gather_seconds: float = 0.05
+    flow_seconds: float = 1.0
     heartbeat_seconds: float = 5.0
     drain_seconds: float = 5.0
     message_bytes: int = 64 << 20
@@ -61,6 +79,7 @@ class PublishedState(NamedTuple):
     version: int
     snapshots: Sequence[Snapshot]
     moment: Moment
+    flows: Mapping[str, PoolFlowJson] = documents.NO_FLOWS
 
 
 class History:
@@ -137,14 +156,18 @@ class Feed:
         self.closed = False
         self.oversized = 0  # the last version whose change was too large for an event
         self.history = History(limits.history_bytes, limits.history_events)
+        self.flow_reports: FlowSource = no_flows
         self._clock = clock
         self._began = clock.now()
         self._sources: list[StateSource] = []
         self._published: dict[str, dict[str, EndpointView]] = {}
         self._published_sources: dict[str, SourceStatus | None] = {}
+        self._published_flows: Mapping[str, PoolFlowJson] = documents.NO_FLOWS
+        self._flows_at = float("-inf")
         self._watchers: set[asyncio.Event] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._flows_due: asyncio.TimerHandle | None = None
 
     def set_sources(self, sources: Sequence[StateSource]) -> None:
         """Replace the pools. The version continues: an added or removed pool is a change like any other."""
@@ -163,6 +186,10 @@ class Feed:
     def snapshots(self, now: float, pool: str | None = None) -> list[Snapshot]:
         """The newest snapshot of each pool, or of the pool of this name."""
         return [source.snapshot(now) for source in self._sources if pool is None or source.pool == pool]
+
+    def flows(self, now: float, pool: str | None = None) -> dict[str, PoolFlowJson]:
+        """Flow control by pool, of all pools or of the one of this name."""
+        return {each.pool: pool_flow(each) for each in self.flow_reports(now, pool)}
 
     def pools(self) -> list[str]:
         """The names of the pools."""
@@ -206,11 +233,14 @@ class Feed:
         changes, removed_pools = documents.differences(self._published, after)
         sources = {each.pool: each.source for each in snapshots}
         changes = documents.with_sources(changes, self._published_sources, sources)
+        flows = self._flows(moment.now, sources)
+        changes = documents.with_flows(changes, self._published_flows, flows, sources)
         since = self.published_version
         if (changes or removed_pools) and self.version == since:
             self.version += 1  # a source changed without calling on_change, as a reading that expired
         version = self.version
-        self._published, self._published_sources, self.published_version = after, sources, version
+        self._published, self._published_sources, self._published_flows = after, sources, flows
+        self.published_version = version
         if since == 0:
             self.history.reset(version)
         elif version != since:  # also without a visible change, so that every watcher reaches this version
@@ -224,7 +254,22 @@ class Feed:
             for changed in self._watchers:
                 changed.set()
         self._schedule_expiry(min((each.good_until for each in snapshots), default=float("inf")), moment.now)
-        return PublishedState(version, snapshots, moment)
+        return PublishedState(version, snapshots, moment, flows)
+
+    def _flows(self, now: float, pools: Mapping[str, object]) -> Mapping[str, PoolFlowJson]:
+        """Flow control of these pools: that of now, or the published one while that is new enough; then it is published
+        when that time is over."""
+        left = self._flows_at + self.limits.flow_seconds - now
+        if left <= 0 or self._published_flows.keys() != pools.keys():
+            self._flows_at = now
+            return self.flows(now)
+        if self._watchers and self._flows_due is None and not self.closed:
+            self._flows_due = asyncio.get_running_loop().call_later(left + _EXPIRY_MARGIN, self._publish_flows)
+        return self._published_flows
+
+    def _publish_flows(self) -> None:
+        self._flows_due = None
+        self.publish()
 
     def _changed(self) -> None:
         self.version += 1
@@ -245,7 +290,7 @@ class Feed:
             self._expiry = asyncio.get_running_loop().call_later(delay, self.publish)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._gathering, self._expiry):
+        for timer in (self._gathering, self._expiry, self._flows_due):
             if timer is not None:
                 timer.cancel()
-        self._gathering = self._expiry = None
+        self._gathering = self._expiry = self._flows_due = None

@@ -104,8 +104,9 @@ class GatewayFleet:
         await found(in_flight, lambda requests: requests == 0)
 
 
-def document(pools: Mapping[str, Sequence[str]], engine: str = "vllm") -> str:
-    """A configuration with these pools (name -> endpoints) of one engine, and free ports; only SIGHUP reloads it."""
+def document(pools: Mapping[str, Sequence[str]], engine: str = "vllm", more: str = "") -> str:
+    """A configuration with these pools (name -> endpoints) of one engine, free ports, and `more` sections; only SIGHUP
+    reloads it."""
     listed = "".join(
         f"- {{name: {name}, extProcAddress: '127.0.0.1:0', engine: {engine}, "
         f"endpoints: [{', '.join(map(repr, addresses))}]}}\n"
@@ -114,7 +115,7 @@ def document(pools: Mapping[str, Sequence[str]], engine: str = "vllm") -> str:
     return (
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nadmin: {address: '127.0.0.1:0'}\n"
         f"scrape: {{interval: 100ms, timeout: 500ms}}\nstate: {{staleAfter: 2s}}\n"
-        f"reload: {{interval: 1h}}\npools:\n{listed}"
+        f"reload: {{interval: 1h}}\n{more}pools:\n{listed}"
     )
 
 
@@ -124,9 +125,12 @@ async def a_fleet(
     servers: int,
     pools: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
     engine: str = "vllm",
+    more: str = "",
+    envoy: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[GatewayFleet]:
     """Start the fleet, and stop it afterwards. `pools` makes the pools from the healthy addresses. Without emulated
-    `servers` the pools have servers of the test."""
+    `servers` the pools have servers of the test. `more` are sections of the agent's file, `envoy` fields of
+    `EnvoyConfig`."""
     started = Processes(directory)
     try:
         async with contextlib.AsyncExitStack() as stack:
@@ -136,7 +140,7 @@ async def a_fleet(
                 emulator.wait_for(r"(?s)" + ".*".join(["on http://"] * servers) + r".*\n")
                 healthy = re.findall(r"on http://(\S+): ", emulator.output())
             path = directory / "the configuration.yaml"
-            path.write_text(document(pools(healthy), engine))
+            path.write_text(document(pools(healthy), engine, more))
             agent = started.start([*IGW, "run", "--config", path])
             client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)))
             fleet = GatewayFleet(agent, path, healthy, client)
@@ -148,6 +152,7 @@ async def a_fleet(
                 tuple(
                     EnvoyListener(f"{name} {way.value}", "127.0.0.1:0", name, way) for name in pickers for way in MODES
                 ),
+                **(envoy or {}),
             )
             # One thread, so one connection to each picker: no request of a test waits for another connection.
             fleet.envoy = await process.start(bootstrap(settings), directory / "envoy", concurrency=1)
