@@ -60,8 +60,8 @@ def summary(config: Config) -> Iterator[str]:
     """A configuration, line by line."""
     yield f"{config.source}: ok"
     for pool in config.pools:
-        source = pool.source_in_words()
-        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {source}{_holding(pool)}"
+        what = f"{pool.source_in_words()}{_holding(pool)}"
+        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {what}"
         for endpoint in pool.endpoints:
             written = _written(EndpointConfig, endpoint, "address", "engine")
             yield f"    {endpoint.address}  {', '.join([endpoint.engine, *written])}"
