@@ -263,8 +263,11 @@ class FlowControl:
         endpoint = self._endpoints.get(address)
         if endpoint is not None:
             self._set_room(endpoint, room, now)
-            self._fill(endpoint, now, out)
-            self._fill_open(now, out)
+            if self.waiting:  # else a fleet with room costs as much for each endpoint as it has endpoints
+                self._fill(endpoint, now, out)
+                self._fill_open(now, out)
+            else:
+                endpoint.blocked = False
         return out
 
     def submit(self, request: FlowRequest, now: float) -> list[Outcome]:
