@@ -50,7 +50,7 @@ class RoomLimits(NamedTuple):
     `max_wait_seconds` bounds the wait at the server, so the time for which a request of the highest priority waits
     behind others; a longer one only serves estimates that are too long. (On a replay of the Mooncake trace at twice
     what the servers can do, the highest band's p90 was 1.45 times its own when alone at 0.25 s and 1.57 times at 0.5 s,
-    with equal throughput.) `blind_requests` bound the requests at an endpoint whose queue is not seen, where `slots` are
+    with equal throughput.) `blind_requests` bound the requests at an endpoint whose queue is not seen, if `slots` are
     not given; 0: one at a time, also where they are.
     """
 
