@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from agent.flow.band import Band
 from agent.flow.control import FlowControl
 from agent.flow.request import FOREVER
-from agent.flow.room import Room, RoomLimits
+from agent.flow.room import KV_CACHE, SLOTS, TOKENS, WAIT, Room, RoomLimits
 from agent.flow.room_inputs import RoomInputs
 from agent.flow.shedding import shed_probability
 
@@ -61,6 +61,22 @@ class EndpointReport(NamedTuple):
     def has_room(self, now: float) -> bool:
         """Whether a request may be sent to the endpoint now."""
         return self.room.requests >= 1 and self.room.opens_at <= now and not self.blocked
+
+    def limited_by(self, now: float) -> str:
+        """What leaves no room now; where there is room, what is scarcest. A room keeps the name of what was scarcest
+        before requests were sent since."""
+        room = self.room
+        by = room.limited_by
+        if room.requests < 1:
+            return SLOTS if by in (WAIT, KV_CACHE) else by
+        if room.opens_at > now:
+            return by if by == TOKENS else WAIT
+        return KV_CACHE if self.blocked else by
+
+    def saturation(self, now: float) -> float:
+        """The used part of what is scarcest, at least 1 where there is no room."""
+        known = max(0.0, self.room.saturation)
+        return known if self.has_room(now) else max(1.0, known)
 
 
 class ModelDepth(NamedTuple):

@@ -99,6 +99,7 @@ class FlowInstruments:
         # The names of an event -> their series, where all of them have labels of their own.
         self._own: dict[tuple[str, str, int, str, str], _Series] = {}
         self._submitted: dict[tuple[str, str, str], Histogram] = {}
+        self._held: dict[tuple[str, int], Counter] = {}
         self._cycle: Histogram = metrics.child(rows.DISPATCH_CYCLE)
         self.counts: Mapping[type, Callable[[Any], None]] = {
             RequestHeld: self._count_held,
@@ -120,7 +121,13 @@ class FlowInstruments:
         self._models.declare(names)
 
     def _count_held(self, event: RequestHeld) -> None:
-        self._metrics.count(rows.HELD, event.pool, self._priorities(str(event.priority)))
+        child = self._held.get((event.pool, event.priority))
+        if child is None:
+            label = self._priorities(str(event.priority))
+            child = self._metrics.child(rows.HELD, event.pool, label)
+            if label != OTHER:
+                self._held[event.pool, event.priority] = child
+        child.inc()
 
     def _count_decided(self, event: FlowDecided) -> None:
         requested = event.requested or event.model

@@ -65,7 +65,7 @@ class FlowEndpointJson(JsonObject):
     """An endpoint that may be picked: its room, and what waits for it."""
 
     address: str
-    room: RoomJson
+    room: Annotated[RoomJson | None, Meta(description="null while requests are not held")]
     blocked: Annotated[bool, Meta(description="its next request does not fit into its KV cache")]
     planned_requests: Annotated[Count, Meta(description="that wait for this endpoint")]
     planned_seconds: Annotated[Seconds, Meta(description="of work that they add there")]
