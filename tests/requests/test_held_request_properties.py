@@ -40,7 +40,7 @@ class Arrives(NamedTuple):
     model: str
 
 
-class Page(NamedTuple):
+class PageComes(NamedTuple):
     """A page of an endpoint, on which so many requests of others run and wait; None: the scrape fails."""
 
     address: str
@@ -67,7 +67,7 @@ class Endpoints(NamedTuple):
     addresses: tuple[str, ...]
 
 
-class SettingsChange(NamedTuple):
+class NewSettings(NamedTuple):
     """The settings are replaced."""
 
     settings: HoldingSettings
@@ -77,7 +77,7 @@ class Passes(NamedTuple):
     """Nothing happens but what time brings."""
 
 
-Step = Arrives | Page | Ends | Leaves | Endpoints | SettingsChange | Passes
+Step = Arrives | PageComes | Ends | Leaves | Endpoints | NewSettings | Passes
 
 room_limits = st.builds(
     RoomLimits,
@@ -122,7 +122,7 @@ arrivals = st.builds(
     model=st.sampled_from(["m", "m", "only-a"]),
 )
 pages = st.builds(
-    Page,
+    PageComes,
     st.sampled_from(ADDRESSES),
     st.sampled_from([0.0, 0.0, 1.0, 2.0, 4.0, None]),
     st.sampled_from([0.0, 0.0, 1.0, 6.0]),
@@ -138,7 +138,7 @@ steps = st.one_of(
     st.builds(Ends, st.integers(0, 9)),
     st.builds(Leaves, st.integers(0, 9)),
     st.builds(Endpoints, st.lists(st.sampled_from(ADDRESSES), unique=True).map(tuple)),
-    st.builds(SettingsChange, holding),
+    st.builds(NewSettings, holding),
     st.just(Passes()),
 )
 passing = st.sampled_from([0.0, 0.0, 0.0, 0.125, 0.25, 0.5, 1.0, 4.0, 70.0])
@@ -174,9 +174,9 @@ class HeldHistory(HeldPool):
                     model=step.model,
                     body=b"x" * 10,
                 )
-            case Page(address, None, _, _):
+            case PageComes(address, None, _, _):
                 self.store.failed(address, "timeout", "", self.now, 0.0)
-            case Page(address, running, waiting, usage):
+            case PageComes(address, running, waiting, usage):
                 own = sum(self.at(name) == address and ticket.picked for name, ticket in self.tickets.items())
                 assert running is not None
                 more = {KV_USAGE: usage, BLOCKS: 100.0, BLOCK_SIZE: 16.0}
@@ -192,7 +192,7 @@ class HeldHistory(HeldPool):
                     self.tickets[name].cancel()
             case Endpoints(addresses):
                 self.set_endpoints(*addresses)
-            case SettingsChange(settings):
+            case NewSettings(settings):
                 self.settings = settings
                 self.held.apply(settings)
             case Passes():
