@@ -60,8 +60,9 @@ def summary(config: Config) -> Iterator[str]:
     """A configuration, line by line."""
     yield f"{config.source}: ok"
     for pool in config.pools:
-        what = f"{pool.source_in_words()}{_holding(pool)}"
-        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {what}"
+        source = pool.source_in_words()
+        parts = [f"profile {pool.profile}", f"ext_proc on {pool.ext_proc_address}", source, *_holding(pool)]
+        yield f"  pool {pool.name}: {', '.join(parts)}"
         for endpoint in pool.endpoints:
             written = _written(EndpointConfig, endpoint, "address", "engine")
             yield f"    {endpoint.address}  {', '.join([endpoint.engine, *written])}"
@@ -103,10 +104,12 @@ def _sections(path: str, type_: type, section: object) -> Iterator[str]:
             yield from _sections(f"{here}.", row.type, inner)
 
 
-def _holding(pool: PoolConfig) -> str:
+def _holding(pool: PoolConfig) -> list[str]:
     """What differs from the defaults for requests of the pool that wait."""
-    held = [f"held for {show_duration(pool.hold_limit)} at most"] if pool.hold_limit is not None else []
-    return "".join(f", requests {each}" for each in (["held at zero"] if pool.scale_from_zero else []) + held)
+    found = ["requests held at zero"] if pool.scale_from_zero else []
+    if pool.hold_limit is not None:
+        found.append(f"requests held for {show_duration(pool.hold_limit)} at most")
+    return found
 
 
 def _metric(metric: MetricSpec) -> str:

@@ -3,6 +3,7 @@ refused now."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from agent.flow.band import Band
@@ -94,7 +95,9 @@ class FlowReport(NamedTuple):
     """Flow control of one pool at one time (`at`, monotonic seconds). `drain_tokens_per_second` is None before anything
     was observed. `enabled`: requests are held; `detector` computes the rooms within `room_limits`. `models` are what
     waits, by model. `shed_from` is the part of a TTL from which on requests of a negative priority are shed, and
-    `empty_ttl` the time in seconds for which a request waits for the first endpoint, 0 where it does not."""
+    `empty_ttl` the time in seconds for which a request waits for the first endpoint, 0 where it does not. `objectives`
+    are the priorities by the objective that a request names, `model_priorities` those by its model where it names none;
+    of others it is 0."""
 
     requests: int
     bytes: int
@@ -111,6 +114,8 @@ class FlowReport(NamedTuple):
     room_limits: RoomLimits | None = None
     shed_from: float = 0.0
     empty_ttl: float = 0.0
+    objectives: Mapping[str, int] = {}
+    model_priorities: Mapping[str, int] = {}
 
     @property
     def saturated(self) -> bool:

@@ -50,7 +50,8 @@ class RoomLimits(NamedTuple):
     `max_wait_seconds` bounds the wait at the server, so the time for which a request of the highest priority waits
     behind others; a longer one only serves estimates that are too long. (On a replay of the Mooncake trace at twice
     what the servers can do, the highest band's p90 was 1.45 times its own when alone at 0.25 s and 1.57 times at 0.5 s,
-    with equal throughput.) `blind_requests` bound the requests at an endpoint whose queue is not seen.
+    with equal throughput.) `blind_requests` bound the requests at an endpoint whose queue is not seen, if `slots` are
+    not given; 0: one at a time, also where they are.
     """
 
     slots: float | None = None
@@ -108,7 +109,8 @@ def headroom(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: fl
     max_wait = limits.max_wait_seconds
     fresh = _page_is_fresh(view, now)
     if not corrected:
-        slots = (limits.slots if limits.slots is not None else min(learnt, limits.blind_requests)) * share
+        blind = limits.blind_requests
+        slots = (limits.slots if limits.slots is not None and blind > 0 else min(learnt, blind)) * share
         free, by, used = slots - requests, BLIND, _part(requests, slots)
     else:
         slots = limits.slots if limits.slots is not None else _slots(view, learnt, fresh, now)

@@ -277,7 +277,7 @@ def test_a_ticket_can_be_ended_when_the_recipient_of_its_decision_raises() -> No
     assert scripted.pipeline.in_flight == 0
 
 
-class HoldingStage(ScriptedStage):
+class StageThatHolds(ScriptedStage):
     """Holds every ticket, and decides on those that it holds when it is shut down."""
 
     def __init__(self, name: str, result: Result) -> None:
@@ -295,7 +295,7 @@ class FailingStage(ScriptedStage):
 
 
 def test_a_pipeline_that_is_shut_down_has_its_stages_decide_on_what_they_hold() -> None:
-    scripted = Scripted(CONTINUE, stages=[FailingStage("b", CONTINUE), HoldingStage("c", NO)])
+    scripted = Scripted(CONTINUE, stages=[FailingStage("b", CONTINUE), StageThatHolds("c", NO)])
     tickets = [scripted.submit() for _ in range(2)]
     assert scripted.pipeline.waiting == 2
     scripted.pipeline.shut_down()

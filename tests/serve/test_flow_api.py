@@ -62,6 +62,7 @@ bands = st.builds(
     limits,
     limits,
 )
+priorities = st.dictionaries(st.text(max_size=5), st.integers(-(2**31), 2**31 - 1), max_size=3)
 reports = st.builds(
     FlowReport,
     counts,
@@ -82,6 +83,8 @@ reports = st.builds(
     st.none() | st.just(RoomLimits()),
     st.floats(0, 1),
     limits,
+    priorities,
+    priorities,
 )
 
 

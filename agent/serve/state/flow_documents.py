@@ -76,6 +76,8 @@ def _pool(report: FlowReport) -> FlowPoolJson:
         _number(report.empty_ttl),
         report.shed_from,
         _shedding(report),
+        {printable(name): priority for name, priority in sorted(report.objectives.items())},
+        {printable(name): priority for name, priority in sorted(report.model_priorities.items())},
         [_band(each) for each in report.bands],
         None if report.room_limits is None else _limits(report.room_limits),
         [_endpoint(each, report) for each in report.endpoints],

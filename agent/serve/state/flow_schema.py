@@ -106,6 +106,8 @@ class FlowPoolJson(JsonObject):
     ]
     shed_from: Annotated[float, Meta(description="part of the TTL from which on negative priorities are shed")]
     shedding: Annotated[list[SheddingJson], Meta(description="each negative priority, -1 always")]
+    objectives: Annotated[dict[str, int], Meta(description="the priority of requests that name an objective")]
+    models: Annotated[dict[str, int], Meta(description="the priority of requests for a model that name no objective")]
     bands: Annotated[list[BandJson], Meta(description="the highest priority first")]
     room_limits: RoomLimitsJson | None
     endpoints: list[FlowEndpointJson]
