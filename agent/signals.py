@@ -65,6 +65,7 @@ GENERATION_TOKENS: Final = "generation_tokens"
 FINISHED: Final = "finished_requests"
 PREFILL_SECONDS: Final = "prefill_seconds"
 PREFILLS: Final = "prefilled_requests"
+PREFILLED_TOKENS: Final = "prefilled_tokens"
 BLOCK_SIZE: Final = "block_size_tokens"
 BLOCKS: Final = "kv_blocks"
 KV_TOKENS: Final = "kv_cache_tokens"
@@ -122,6 +123,14 @@ _ROWS: Final = (
         "time from first scheduling to first token, summed",
     ),
     Signal(PREFILLS, "requests", SignalKind.COUNTER, 0, _COUNTER_MAX, "requests counted in prefill_seconds"),
+    Signal(
+        PREFILLED_TOKENS,
+        "tokens",
+        SignalKind.COUNTER,
+        0,
+        _COUNTER_MAX,
+        "uncached prompt tokens of the requests counted in prefill_seconds",
+    ),
     Signal(BLOCK_SIZE, "tokens", SignalKind.GAUGE, 1, 1 << 20, "tokens per block of the KV cache"),
     Signal(BLOCKS, "blocks", SignalKind.GAUGE, 1, 1e10, "blocks in the KV cache"),
     Signal(KV_TOKENS, "tokens", SignalKind.GAUGE, 1, 1e14, "tokens that fit into the KV cache, by the engine itself"),

@@ -52,6 +52,9 @@ PRIOR_OUTPUT_TOKENS: Final = 211
 _MEAN_SECONDS: Final = 5.0  # how long a mean of the pages is used
 # Reasons of a request without a pick that may be over when the first endpoint can be picked.
 _EMPTY: Final = frozenset({"no_endpoints", "none_healthy"})
+# Of two replicas that send to one endpoint, the one that sent there last waits for so much longer than the other: both
+# would else fill one room within the time of a report (20 ms, `agent.replicas.service.TICK_SECONDS`, and its way).
+TURN_SECONDS: Final = 0.03
 ROOM: Final = "room"  # `Pick.decided_by` where an endpoint with a better total had no room
 _UNLIMITED: Final = Room(FOREVER)
 _LONG_AGO: Final = float("-inf")
@@ -156,6 +159,9 @@ class HeldRequests:
         self._zero_reported = False
         store.on_changed.append(self._endpoint_changed)
         store.on_restart.append(self._restarted)
+        self._sent_last: set[str] = set()  # endpoints to which this agent, and no peer since, has sent
+        self._shared: set[str] = set()  # endpoints to which a peer has sent
+        store.on_peer_started.append(self._peer_started)
 
     @property
     def waiting(self) -> int:
@@ -285,6 +291,9 @@ class HeldRequests:
     def sent(self, address: str, prompt_tokens: int, now: float) -> None:
         """A request was sent to the endpoint."""
         self._evidence_of(address).sent(prompt_tokens, now)
+        self._sent_last.add(address)
+        if address in self._shared and self._control.waiting:
+            self._changed.add(address)  # its room opens for the peer first
 
     def ended(self, address: str, sent_at: float, now: float) -> None:
         """A request that was sent to the endpoint at `sent_at` has ended."""
@@ -350,6 +359,11 @@ class HeldRequests:
             self._changed.update(self._places)
             self._wake_soon()
 
+    def _peer_started(self, address: str) -> None:
+        """A peer has sent a request to the endpoint."""
+        self._sent_last.discard(address)
+        self._shared.add(address)
+
     def _restarted(self, address: str, now: float) -> None:
         evidence = self._evidence.get(address)
         if evidence is not None:
@@ -381,6 +395,8 @@ class HeldRequests:
             self._places = {address: place for place, address in enumerate(control.addresses)}
             for address in self._evidence.keys() - set(snapshot.addresses):
                 del self._evidence[address]
+                self._sent_last.discard(address)
+                self._shared.discard(address)
             if control.waiting:
                 self._changed.update(self._places)
             if self._places:
@@ -418,7 +434,10 @@ class HeldRequests:
     def _room(self, view: EndpointView, now: float) -> Room:
         evidence = self._evidence_of(view.address)
         evidence.observe(view)
-        return self._detector(view, evidence.evidence(self._share), self._room_limits, now)
+        room = self._detector(view, evidence.evidence(self._share), self._room_limits, now)
+        if view.work.of_peers and view.address in self._sent_last:
+            return room._replace(opens_at=room.opens_at + TURN_SECONDS)
+        return room
 
     def _with_inputs(self, endpoint: EndpointReport, now: float) -> EndpointReport:
         view, evidence = _view_of(self._snapshot, endpoint.address), self._evidence_of(endpoint.address)

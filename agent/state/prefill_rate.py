@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Final, NamedTuple
 
-from agent.signals import PREFILL_SECONDS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
+from agent.signals import PREFILL_SECONDS, PREFILLED_TOKENS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
 
 # Tokens/s of uncached prefill: the published peak of Qwen3-32B on an H100 pair as the field's recipe has it
 # (llm-d, 2026-08-17). It is used until a server of the pool has shown another.
@@ -108,7 +108,7 @@ class LearntRate(NamedTuple):
 class PrefillRateEstimator:
     """The estimate for one endpoint. `observe` takes each page's counters, in order of time."""
 
-    __slots__ = ("_faded_prefills", "_last", "_prefills", "_seconds", "_tokens")
+    __slots__ = ("_faded_prefills", "_last", "_prefills", "_seconds", "_tokens", "_uncached")
 
     def __init__(self) -> None:
         self.reset()
@@ -116,6 +116,7 @@ class PrefillRateEstimator:
     def reset(self) -> None:
         """Start over: another server responds now."""
         self._last: tuple[float, float, float] | None = None
+        self._uncached: float | None = None
         self._tokens = self._seconds = self._prefills = self._faded_prefills = 0.0
 
     @property
@@ -138,7 +139,9 @@ class PrefillRateEstimator:
         if not (isinstance(prompt, float) and isinstance(seconds, float) and isinstance(prefills, float)):
             return False
         hits = values.get(PREFIX_HITS)
-        uncached = prompt - hits if isinstance(hits, float) else prompt
+        self._uncached = prompt - hits if isinstance(hits, float) else prompt
+        counted = values.get(PREFILLED_TOKENS)
+        uncached = counted if isinstance(counted, float) else self._uncached
         last, self._last = self._last, (uncached, seconds, prefills)
         if last is None or last == self._last:
             return False
@@ -167,7 +170,7 @@ class PrefillRateEstimator:
     @property
     def uncached_tokens(self) -> float | None:
         """Uncached prompt tokens that the server has prefilled so far; None where its pages do not report them."""
-        return None if self._last is None else self._last[0]
+        return self._uncached
 
     @property
     def mean_tokens(self) -> float | None:

@@ -92,6 +92,7 @@ class RoutingStore:
         self.stale_after = stale_after
         self.on_change: list[Callable[[], None]] = []
         self.on_changed: list[Callable[[str], None]] = []
+        self.on_peer_started: list[Callable[[str], None]] = []  # address of a request that a peer has sent
         self.on_restart: list[Callable[[str, float], None]] = []  # address and time, after the page that shows it
         self._limits = rate or RateLimits()
         self._outlier_limits = outliers or OutlierLimits()
@@ -344,6 +345,8 @@ class RoutingStore:
         self._peer_requests[work_id] = state
         state.in_flight.start_of_peer(work_id, uncached_tokens, picked_at, now)
         state.predicted_hits += hit_tokens
+        for call in self.on_peer_started:
+            call(address)
         self._changed(address)
         return work_id
 

@@ -101,6 +101,7 @@ def test_a_report_has_as_many_parts_for_10000_requests_as_for_10() -> None:
     assert report(large.control, 1.0).requests == 10_000
 
 
+@pytest.mark.source  # it replaces a method
 def test_the_rooms_of_a_fleet_in_which_nothing_waits_are_set_without_a_search_for_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

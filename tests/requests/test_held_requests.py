@@ -32,6 +32,7 @@ from agent.requests.held_requests import (
     PRIOR_OUTPUT_TOKENS,
     REPLANNED_PER_STEP,
     ROOM,
+    TURN_SECONDS,
     HoldingSettings,
     mean_output_tokens,
 )
@@ -965,3 +966,32 @@ def test_a_report_has_the_rooms_of_now_also_where_nothing_waits_and_wakes_where_
     assert rooms == {A: 2.0, B: 3.0}
     assert pool.held.report(pool.now).requests == 0
     assert pool.wakes == 0
+
+
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+
+def test_of_two_replicas_the_one_that_sent_last_to_an_endpoint_waits_for_the_turn_of_the_other() -> None:
+    settings = HoldingSettings(room=RoomLimits(max_wait_seconds=0.25))
+    pool = HeldPool(A, settings=settings)
+    pool.page(A, running=0)
+    pool.store.peer_started(A, 100, 0, pool.now, pool.now)
+    pool.submit("own", tokens=900)  # one second of work at A, with that of the peer
+    waits = pool.submit("waits", tokens=100)
+    assert waits.pending
+    pool.advance(0.76)
+    assert waits.pending
+    pool.advance(TURN_SECONDS)
+    assert pool.pick("waits").endpoint == A
+
+
+def test_the_replica_whose_peer_sent_last_does_not_wait_for_longer() -> None:
+    settings = HoldingSettings(room=RoomLimits(max_wait_seconds=0.25))
+    pool = HeldPool(A, settings=settings)
+    pool.page(A, running=0)
+    pool.submit("own", tokens=900)
+    waits = pool.submit("waits", tokens=100)
+    pool.store.peer_started(A, 100, 0, pool.now, pool.now)
+    pool.advance(0.76)
+    assert pool.pick("waits").endpoint == A
+    assert not waits.pending

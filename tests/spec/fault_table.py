@@ -23,6 +23,7 @@ from agent.signals import (
     LORA_RUNNING,
     LORA_WAITING,
     PREFILL_SECONDS,
+    PREFILLED_TOKENS,
     PREFILLS,
     RUNNING,
     WAITING,
@@ -261,7 +262,7 @@ _RUNNING_LINE = _line(b"vllm:num_requests_running")
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _FINISHED_AT = PAGE.index(b"\n", PAGE.index(b"\nvllm:request_success_total") + 1) + 1
 _AFTER_THE_CUT = (
-    PREFILL_SECONDS, PREFILLS, BLOCK_SIZE, BLOCKS, KV_TOKENS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
+    PREFILL_SECONDS, PREFILLS, PREFILLED_TOKENS, BLOCK_SIZE, BLOCKS, KV_TOKENS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
 )  # fmt: skip
 
 
