@@ -338,7 +338,8 @@ class Pool:
 
     def flow_report(self, now: float, *, inputs: bool = False) -> FlowReport:
         """What waits, for what, and what would be refused now; `inputs`: with what each room is computed from."""
-        return self._held.report(now, inputs=inputs)
+        report, terms = self._held.report(now, inputs=inputs), self.terms
+        return report._replace(objectives=terms.priorities, model_priorities=terms.by_model)
 
     def set_share(self, share: float) -> None:
         """The part of the endpoints' free slots that this replica may use."""

@@ -11,11 +11,14 @@ from agent.app.vocabulary import VOCABULARY
 from agent.config.config import Config
 from agent.config.file import load
 from agent.config.nodes import BadConfig
-from agent.config.options import Section, all_options, options, rows
-from agent.config.pools import AcceleratorConfig, EndpointConfig
+from agent.config.options import Section, SectionList, all_options, options, rows
+from agent.config.pools import AcceleratorConfig, EndpointConfig, PoolConfig
 from agent.config.schema import json_schema
+from agent.config.values import show_duration
 from agent.engine_specs import MetricSpec
 from agent.profiles import PRESETS, ProfileSpec
+
+_SHOWN_ABOVE = (PoolConfig,)  # with what belongs to them
 
 HELP = """Check configuration files. Prints `FILE: ok` and the configuration with all defaults, or every problem as
 `FILE:LINE: KEY: what is wrong; what to write`. Exit status: 0 all files are valid, 1 one is not, 2 usage error."""
@@ -58,7 +61,8 @@ def summary(config: Config) -> Iterator[str]:
     yield f"{config.source}: ok"
     for pool in config.pools:
         source = pool.source_in_words()
-        yield f"  pool {pool.name}: profile {pool.profile}, ext_proc on {pool.ext_proc_address}, {source}"
+        parts = [f"profile {pool.profile}", f"ext_proc on {pool.ext_proc_address}", source, *_holding(pool)]
+        yield f"  pool {pool.name}: {', '.join(parts)}"
         for endpoint in pool.endpoints:
             written = _written(EndpointConfig, endpoint, "address", "engine")
             yield f"    {endpoint.address}  {', '.join([endpoint.engine, *written])}"
@@ -87,13 +91,25 @@ def _written(type_: type, section: object, *without: str) -> list[str]:
 
 
 def _sections(path: str, type_: type, section: object) -> Iterator[str]:
-    """Every section within a section, one line each with all its options."""
+    """Every section within a section, one line each with all its options; those of a list at its end."""
     for row in rows(type_):
+        if isinstance(row, SectionList) and row.type not in _SHOWN_ABOVE:
+            for number, entry in enumerate(getattr(section, row.field)):
+                name = getattr(entry, row.identity) if row.identity else number
+                yield f"  {path}{row.key}[{name}]: {', '.join(_written(row.type, entry, row.identity))}"
         if isinstance(row, Section):
             inner, here = getattr(section, row.field), f"{path}{row.key}"
             values = (f"{option.key} {option.show(getattr(inner, option.field))}" for option in options(row.type))
             yield f"  {here}: {', '.join(values)}"
             yield from _sections(f"{here}.", row.type, inner)
+
+
+def _holding(pool: PoolConfig) -> list[str]:
+    """What differs from the defaults for requests of the pool that wait."""
+    found = ["requests held at zero"] if pool.scale_from_zero else []
+    if pool.hold_limit is not None:
+        found.append(f"requests held for {show_duration(pool.hold_limit)} at most")
+    return found
 
 
 def _metric(metric: MetricSpec) -> str:

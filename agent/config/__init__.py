@@ -7,6 +7,7 @@ checks combinations of options. Every problem is reported at once. The result is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent.config.checks import check
 from agent.config.config import Config
@@ -15,7 +16,7 @@ from agent.config.epp.document import read_epp
 from agent.config.epp.flow_control import NESTED_KEYS
 from agent.config.epp.names import API_VERSIONS, EPP_KEYS, KIND
 from agent.config.flow_control import with_policies
-from agent.config.flow_control_checks import check_flow_control
+from agent.config.flow_control_checks import check_flow_control, flow_control_notes
 from agent.config.nodes import BadConfig, MappingNode, Node, Problem, ScalarNode, SequenceNode
 from agent.config.reader import DocumentReader
 from agent.config.vocabulary import Vocabulary
@@ -92,4 +93,4 @@ def _interpret(document: MappingNode, name: str, problems: list[Problem], vocabu
         raise BadConfig(
             name, sorted(problems, key=lambda problem: problem.mark if isinstance(problem.mark, int) else 0)
         )
-    return config
+    return replace(config, notes=(*config.notes, *flow_control_notes(config)))

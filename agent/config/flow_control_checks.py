@@ -20,7 +20,7 @@ from agent.config.flow_control import (
     PriorityBandConfig,
 )
 from agent.config.reader import DocumentReader
-from agent.config.values import quote, suggestion
+from agent.config.values import quote, show_size, suggestion
 
 # The types of detectors that read an option.
 _READ_BY: Final[Mapping[str, str]] = {
@@ -58,6 +58,15 @@ def check_flow_control(config: Config, reader: DocumentReader) -> None:
                     f"pools[{number}].scaleFromZero",
                     "has no effect with flowControl.enabled: false, as no request is held; remove one of the two",
                 )
+
+
+def flow_control_notes(config: Config) -> tuple[str, ...]:
+    """What of `flowControl` has no effect because of another option."""
+    waiting, buffered = config.flow_control.max_bytes, config.ext_proc.max_buffered_bytes
+    if waiting <= buffered:
+        return ()
+    what = f"extProc.maxBufferedBytes ({show_size(buffered)}) bounds the bodies of a pool"
+    return (f"flowControl.maxBytes is never reached: {what}, and a request beyond is refused whatever its priority",)
 
 
 def _bands(

@@ -35,8 +35,9 @@ from agent.profiles import DEFAULT_PROFILE
 DEFAULT_EXT_PROC_ADDRESS: Final = "127.0.0.1:9002"
 ENVOY: Final = "envoy"
 GKE: Final = "gke"
-# GKE's gateways end a callout that takes longer than its time-out, which cannot be extended while a request is held.
-# 10 s are documented as the longest one; not proven on a real gateway.
+# Google's load balancers end a callout after its time-out, of at most 1 s or 10 s by the kind of extension
+# (`ExtensionChain.Extension.timeout`, `AuthzExtension.timeout`); that of an InferencePool's picker is not documented,
+# nor whether it can be extended. Below the longest of them; not proven on a real gateway.
 GKE_HOLD_SECONDS: Final = 8.0
 
 

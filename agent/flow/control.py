@@ -176,6 +176,7 @@ class FlowControl:
         self._rate = DispatchRate()
         self._sequence = 0
         self._empty_since: float | None = _LONG_AGO
+        self._empty_ttl = limits.empty_ttl  # the longest one since the pool is empty: what is held for it stays
         self._shut = False
         self.waiting = 0
         self.bytes = 0
@@ -186,6 +187,7 @@ class FlowControl:
         """Replace the limits. Requests that wait stay, also where they are more than the new limits allow."""
         self.limits = limits
         self._names.apply(limits.max_flows, limits.callers)
+        self._empty_ttl = max(self._empty_ttl, limits.empty_ttl)
         for band in self._known.values():
             band.quantum = max(1, limits.quantum)
             ordering = limits.of(band.priority).ordering
@@ -261,8 +263,11 @@ class FlowControl:
         endpoint = self._endpoints.get(address)
         if endpoint is not None:
             self._set_room(endpoint, room, now)
-            self._fill(endpoint, now, out)
-            self._fill_open(now, out)
+            if self.waiting:  # else a fleet with room costs as much for each endpoint as it has endpoints
+                self._fill(endpoint, now, out)
+                self._fill_open(now, out)
+            else:
+                endpoint.blocked = False
         return out
 
     def submit(self, request: FlowRequest, now: float) -> list[Outcome]:
@@ -608,7 +613,7 @@ class FlowControl:
             self._fill_open(now, out)
 
     def _expires_at(self, request: FlowRequest) -> float:
-        since, empty_ttl = self._empty_since, self.limits.empty_ttl
+        since, empty_ttl = self._empty_since, self._empty_ttl
         at = request.expires_at
         if since is not None and empty_ttl > 0:
             at = max(request.arrived_at, since) + empty_ttl
@@ -629,11 +634,11 @@ class FlowControl:
         """The last endpoint has left."""
         if self._empty_since is not None:
             return
-        self._empty_since = now
+        self._empty_since, self._empty_ttl = now, self.limits.empty_ttl
         self._rate.stop(now)
         for band in self._bands:
             band.rate.stop(now)
-            if self.limits.empty_ttl > 0:
+            if self._empty_ttl > 0:
                 for request in band.requests:
                     self._push_expiry(request, self._expires_at(request))
 
@@ -644,7 +649,7 @@ class FlowControl:
             self._rate.start(now)
         for band in self._bands:
             band.rate.start(now)
-            if self.limits.empty_ttl > 0:
+            if self._empty_ttl > 0:
                 for request in band.requests:
                     request.expires_at += now - max(request.arrived_at, since)
                     self._push_expiry(request, self._expires_at(request))

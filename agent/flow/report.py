@@ -3,12 +3,13 @@ refused now."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from agent.flow.band import Band
 from agent.flow.control import FlowControl
 from agent.flow.request import FOREVER
-from agent.flow.room import Room, RoomLimits
+from agent.flow.room import KV_CACHE, SLOTS, TOKENS, WAIT, Room, RoomLimits
 from agent.flow.room_inputs import RoomInputs
 from agent.flow.shedding import shed_probability
 
@@ -62,6 +63,22 @@ class EndpointReport(NamedTuple):
         """Whether a request may be sent to the endpoint now."""
         return self.room.requests >= 1 and self.room.opens_at <= now and not self.blocked
 
+    def limited_by(self, now: float) -> str:
+        """What leaves no room now; where there is room, what is scarcest. A room keeps the name of what was scarcest
+        before requests were sent since."""
+        room = self.room
+        by = room.limited_by
+        if room.requests < 1:
+            return SLOTS if by in (WAIT, KV_CACHE) else by
+        if room.opens_at > now:
+            return by if by == TOKENS else WAIT
+        return KV_CACHE if self.blocked else by
+
+    def saturation(self, now: float) -> float:
+        """The used part of what is scarcest, at least 1 where there is no room."""
+        known = max(0.0, self.room.saturation)
+        return known if self.has_room(now) else max(1.0, known)
+
 
 class ModelDepth(NamedTuple):
     """What waits of one caller in one band for one model; `requested` is the model that clients named."""
@@ -78,7 +95,9 @@ class FlowReport(NamedTuple):
     """Flow control of one pool at one time (`at`, monotonic seconds). `drain_tokens_per_second` is None before anything
     was observed. `enabled`: requests are held; `detector` computes the rooms within `room_limits`. `models` are what
     waits, by model. `shed_from` is the part of a TTL from which on requests of a negative priority are shed, and
-    `empty_ttl` the time in seconds for which a request waits for the first endpoint, 0 where it does not."""
+    `empty_ttl` the time in seconds for which a request waits for the first endpoint, 0 where it does not. `objectives`
+    are the priorities by the objective that a request names, `model_priorities` those by its model where it names none;
+    of others it is 0."""
 
     requests: int
     bytes: int
@@ -95,6 +114,8 @@ class FlowReport(NamedTuple):
     room_limits: RoomLimits | None = None
     shed_from: float = 0.0
     empty_ttl: float = 0.0
+    objectives: Mapping[str, int] = {}
+    model_priorities: Mapping[str, int] = {}
 
     @property
     def saturated(self) -> bool:

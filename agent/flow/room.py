@@ -51,7 +51,7 @@ class RoomLimits(NamedTuple):
     behind others; a longer one only serves estimates that are too long. (In `make bench-overload` at 1.6 times what the
     servers can do, the highest band's p90 is 1.57, 1.60 and 1.59 times its own when alone with 0.15, 0.25 and 0.4 s, at
     .962, .953 and .964 of the throughput without control: no clear difference.) `blind_requests` bound the requests at
-    an endpoint whose queue is not seen.
+    an endpoint whose queue is not seen, if `slots` are not given; 0: one at a time, also where they are.
     """
 
     slots: float | None = None
@@ -109,7 +109,8 @@ def headroom(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: fl
     max_wait = limits.max_wait_seconds
     fresh = _page_is_fresh(view, now)
     if not corrected:
-        slots = (limits.slots if limits.slots is not None else min(learnt, limits.blind_requests)) * share
+        blind = limits.blind_requests
+        slots = (limits.slots if limits.slots is not None and blind > 0 else min(learnt, blind)) * share
         free, by, used = slots - requests, BLIND, _part(requests, slots)
     else:
         slots = limits.slots if limits.slots is not None else _slots(view, learnt, fresh, now)

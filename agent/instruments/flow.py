@@ -67,11 +67,10 @@ Labels = tuple[str, str, str, str, str]  # pool, fairness_id, priority, model_na
 class _Series:
     """The children of one combination of labels, by outcome."""
 
-    __slots__ = ("durations", "labels", "outcomes", "tokens")
+    __slots__ = ("durations", "labels", "outcomes")
 
-    def __init__(self, labels: Labels, tokens: Counter) -> None:
+    def __init__(self, labels: Labels) -> None:
         self.labels = labels
-        self.tokens = tokens
         # Our outcome -> the counters of the reference's and of ours, the wait by our outcome, and the duration.
         self.outcomes: dict[tuple[str, bool], tuple[Counter, Counter, Histogram, Histogram]] = {}
         self.durations: set[str] = set()  # the reference's outcomes
@@ -96,9 +95,11 @@ class FlowInstruments:
         )
         self._pairs: set[tuple[str, str]] = set()
         self._series: dict[Labels, _Series] = {}
-        # The names of an event -> their series, where all of them have labels of their own.
-        self._own: dict[tuple[str, str, int, str, str], _Series] = {}
+        # The names of an event -> their series and the tokens of the caller, where all have labels of their own.
+        self._own: dict[tuple[str, str, int, str, str], tuple[_Series, Counter]] = {}
+        self._tokens: dict[tuple[str, str, str], Counter] = {}  # pool, priority, caller
         self._submitted: dict[tuple[str, str, str], Histogram] = {}
+        self._held: dict[tuple[str, int], Counter] = {}
         self._cycle: Histogram = metrics.child(rows.DISPATCH_CYCLE)
         self.counts: Mapping[type, Callable[[Any], None]] = {
             RequestHeld: self._count_held,
@@ -120,13 +121,18 @@ class FlowInstruments:
         self._models.declare(names)
 
     def _count_held(self, event: RequestHeld) -> None:
-        self._metrics.count(rows.HELD, event.pool, self._priorities(str(event.priority)))
+        child = self._held.get((event.pool, event.priority))
+        if child is None:
+            label = self._priorities(str(event.priority))
+            child = self._metrics.child(rows.HELD, event.pool, label)
+            if label != OTHER:
+                self._held[event.pool, event.priority] = child
+        child.inc()
 
     def _count_decided(self, event: FlowDecided) -> None:
         requested = event.requested or event.model
-        series = self._own.get((event.pool, event.caller, event.priority, requested, event.model))
-        if series is None:
-            series = self._of(event.pool, event.caller, event.priority, requested, event.model)
+        found = self._own.get((event.pool, event.caller, event.priority, requested, event.model))
+        series, tokens = found or self._of(event.pool, event.caller, event.priority, requested, event.model)
         waited = event.waited_seconds > 0
         children = series.outcomes.get((event.outcome, waited))
         if children is None:
@@ -138,10 +144,11 @@ class FlowInstruments:
         if waited:
             wait.observe(event.waited_seconds)
         if FIELD_OUTCOMES.get(event.outcome) is DISPATCHED:
-            series.tokens.inc(event.tokens)
+            tokens.inc(event.tokens)
 
     def _count_submitted(self, event: RequestSubmitted) -> None:
         caller, priority = self._pair(event.caller, event.priority)
+        self._tokens_of(event.pool, priority, caller)  # from 0 on, so that one that is never served is seen
         outcome = NOT_YET if event.outcome == HELD else FIELD_OUTCOMES.get(event.outcome, OTHER_OUTCOME).at_once
         labels = (caller, priority, outcome)
         child = self._submitted.get(labels)
@@ -174,19 +181,26 @@ class FlowInstruments:
             self._pairs.add((caller, priority))
         return caller, priority
 
-    def _of(self, pool: str, name: str, number: int, model: str, target: str) -> _Series:
+    def _tokens_of(self, pool: str, priority: str, caller: str) -> Counter:
+        labels = (pool, priority, caller)
+        child = self._tokens.get(labels)
+        if child is None:
+            child = self._tokens[labels] = self._metrics.child(rows.DISPATCHED_TOKENS, *labels)
+        return child
+
+    def _of(self, pool: str, name: str, number: int, model: str, target: str) -> tuple[_Series, Counter]:
         caller, priority = self._pair(name, number)
+        tokens = self._tokens_of(pool, priority, caller)
         target_label = self._models(target, pool)
         labels: Labels = (pool, caller, priority, self._models(model, pool), target_label)
         if labels not in self._series and len(self._series) >= COMBINATIONS:
             labels = (pool, caller if caller in self._declared else OTHER, priority, OTHER, OTHER)
         series = self._series.get(labels)
         if series is None:
-            tokens = self._metrics.child(rows.DISPATCHED_TOKENS, pool, priority, labels[1])
-            series = self._series[labels] = _Series(labels, tokens)
+            series = self._series[labels] = _Series(labels)
         if OTHER not in labels:
-            self._own[pool, name, number, model, target] = series
-        return series
+            self._own[pool, name, number, model, target] = series, tokens
+        return series, tokens
 
     def _children(
         self, series: _Series, outcome: str, *, waited: bool
@@ -214,7 +228,7 @@ class FlowInstruments:
             for outcome in series.durations:
                 self._metrics.remove(rows.QUEUE_DURATION, caller, priority, outcome, pool, model, target)
             del self._series[series.labels]
-        self._own = {names: series for names, series in self._own.items() if series not in gone}
+        self._own = {names: found for names, found in self._own.items() if found[0] not in gone}
         return True
 
 

@@ -63,8 +63,10 @@ class PlannedBlocks:
         depth = 1
         for block in chain[1:]:
             counts = where.get(block)
-            still = addresses & counts.keys() if counts else set()
-            if len(still) != len(addresses):
+            if counts is None:
+                break
+            if not addresses <= counts.keys():
+                still = addresses & counts.keys()
                 for address in addresses - still:
                     depths[address] = depth
                 addresses = still

@@ -7,7 +7,6 @@ times the last value is used: a gateway that adds its own puts it last.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
@@ -121,6 +120,14 @@ def duration_seconds(text: str) -> float | None:
     return -seconds if text.startswith("-") else seconds
 
 
+def _utf_8(text: str) -> str:
+    """The text of a header, which was decoded as Latin-1, as UTF-8 where it is."""
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return text
+
+
 def _number(text: str) -> float | None:
     if len(text) > _QUANTITY_LENGTH or not _NUMBER.fullmatch(text):
         return None
@@ -143,8 +150,8 @@ def _name(text: str, limit: int, header: str, ignored: list[IgnoredHeader]) -> s
     if len(text) > limit:
         ignored.append(IgnoredHeader(header, TOO_LONG))
         return ""
-    with contextlib.suppress(UnicodeError):
-        text = text.encode("latin-1").decode()  # names are UTF-8
+    if not text.isascii():
+        text = _utf_8(text)
     if not text.isprintable():
         ignored.append(IgnoredHeader(header, NOT_PRINTABLE))
         return ""

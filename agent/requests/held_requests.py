@@ -469,6 +469,14 @@ class HeldRequests:
         held = request.item
         if not isinstance(held, _Held):
             raise TypeError("the request was submitted by another object")
+        try:
+            return self._cost(held, ahead)
+        except Exception as error:  # noqa: BLE001  the outcomes of others that are found with it must not be lost
+            self._failed(error)
+            nowhere = [FOREVER] * len(self._places)
+            return Estimate(nowhere, nowhere)
+
+    def _cost(self, held: _Held, ahead: Sequence[float]) -> Estimate:
         wanted, places = held.wanted, self._places
         costs = [FOREVER] * len(places)
         seconds = [0.0] * len(places)
@@ -513,7 +521,7 @@ class HeldRequests:
         try:
             ticket.resume(self._decision(outcome, held, now, was_held=True))
         except Exception as error:  # noqa: BLE001  a defect must not leave the other clients without an answer
-            self._hook(StreamBroken(self._store.pool, "error", f"flow control: {error!r}"))
+            self._failed(error)
             if ticket.pending:
                 ticket.resume(_FAILED)
 
@@ -562,6 +570,9 @@ class HeldRequests:
                     break
         self._changed.add(endpoint)  # its room is not used
         return answer
+
+    def _failed(self, error: Exception) -> None:
+        self._hook(StreamBroken(self._store.pool, "error", f"flow control: {error!r}"))
 
     def _report(self, how: str, outcome: Outcome, held: _Held) -> None:
         request, wanted = outcome.request, held.wanted

@@ -50,8 +50,8 @@ class Stage(Protocol):
 
 
 @runtime_checkable
-class HoldingStage(Stage, Protocol):
-    """A stage that holds tickets for longer than a stop of the agent may take."""
+class HoldingStage(Protocol):
+    """What a stage has beside those of `Stage` that holds tickets for longer than a stop of the agent may take."""
 
     def shut_down(self, now: float) -> None:
         """Decide on every ticket that it holds, and hold none from now on."""

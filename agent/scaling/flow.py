@@ -48,9 +48,9 @@ def _pool(gauges: GaugeCollector, report: FlowReport) -> None:
             gauges.withhold(rows.DRAIN, pool, "no_rate")
         else:
             gauges.known(rows.DRAIN, pool, report.drain_tokens_per_second)
-        rooms = [each.room for each in report.endpoints]
-        if rooms:
-            gauges.known(rows.SATURATION, pool, sum(room.saturation for room in rooms) / len(rooms))
+        used = [each.saturation(report.at) for each in report.endpoints]
+        if used:
+            gauges.known(rows.SATURATION, pool, sum(used) / len(used))
         else:
             gauges.withhold(rows.SATURATION, pool, "no_endpoints")
         gauges.known(rows.WITH_ROOM, pool, sum(each.has_room(report.at) for each in report.endpoints))

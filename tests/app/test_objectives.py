@@ -96,6 +96,14 @@ async def test_a_reload_of_the_trust_applies_to_the_next_request() -> None:
     await pool.pool.stop(0.0)
 
 
+async def test_the_flow_report_has_the_priorities_of_the_file_and_of_objects_together() -> None:
+    pool = FullPool()
+    pool.pool.set_objectives(PoolObjectives({"high": 1, "of-an-object": 4}, (), {"qwen": "of-an-object"}))
+    report = pool.pool.flow_report(pool.clock.now())
+    assert report.objectives == {"high": 10, "batch": -1, "of-an-object": 4}
+    assert report.model_priorities == {"nightly": -1, "qwen": 4}
+
+
 async def test_an_unknown_objective_waits_with_priority_0_and_is_reported_also_where_nothing_waits() -> None:
     pool = FullPool()
     pool.hold("typo")

@@ -250,6 +250,26 @@ async def test_a_replica_that_is_listed_and_never_reported_withholds_sums_and_is
     assert (await gauge(alone, "igw_pool_endpoints"))["value"] == 2
 
 
+async def test_a_replica_claims_all_free_slots_while_its_peers_report_and_its_part_of_them_otherwise(
+    fleet: ReplicaFleet,
+) -> None:
+    def shares(live: Live) -> set[float]:
+        report = live.pool.flow_report(live.clock.now(), inputs=True)
+        return {endpoint.inputs.share for endpoint in report.endpoints}
+
+    peers = fleet.listed("127.0.0.1", "127.0.0.2")
+    first = await fleet.start("127.0.0.1", peers)
+    await withheld(first, f"127.0.0.2:{fleet.port}")
+    await eventually(lambda: shares(first) == {1 / 2})
+    second = await fleet.start("127.0.0.2", peers)
+    await complete(first)
+    await complete(second)
+    assert shares(first) == shares(second) == {1.0}  # what the other one sends is known
+    await second.agent.stop(grace=0)
+    await eventually(lambda: any(event.state == "left" for event in first.recorder.of(PeerChanged)))
+    assert shares(first) == {1.0}  # it has said that it sends nothing more
+
+
 async def test_the_replicas_of_a_service_find_each_other_and_one_that_leaves_the_name_is_over(
     fleet: ReplicaFleet, names: FakeDns
 ) -> None:

@@ -34,7 +34,7 @@ from tests.bench.overload import (
     PRIORITIES,
     REFERENCE,
     Figures,
-    Rule,
+    OverloadRule,
     Run,
     Share,
     calls,
@@ -143,7 +143,7 @@ def compare_unsaturated(arrivals: Sequence[Arrival]) -> None:
     sent = calls(arrivals)
     table = Table(COLUMNS)
     off = add_all(table, "off", run(sent, DEFAULT_RULES[0]))
-    result = run(sent, Rule(OURS, HoldingSettings()))
+    result = run(sent, OverloadRule(OURS, HoldingSettings()))
     on = add_all(table, "on", result)
     held = sum(row.dispatched_at > row.call.at for row in result.served)
     print(f"{held:,} of {len(sent):,} requests were held")

@@ -50,7 +50,7 @@ SERVED: Final = "served"
 _STALE_AFTER_INTERVALS: Final = 5.0
 
 
-class Call(NamedTuple):
+class TraceCall(NamedTuple):
     """A request of a workload: when it arrives, its priority and caller, its prompt as the picker reads it, the tokens
     of its answer, and the hashes of the prompt's whole blocks at a server."""
 
@@ -67,7 +67,7 @@ class Served:
     """What became of a call, in seconds from the start; `outcome` is SERVED, the reason of a rejection, or empty
     before its end."""
 
-    call: Call
+    call: TraceCall
     outcome: str = ""
     dispatched_at: float = float("inf")
     first_token_at: float = float("inf")
@@ -97,7 +97,7 @@ class Timeline:
         self._sequence = 0
 
     def plan(self, at: float, call: Callable[[], None]) -> None:
-        """Call at that time, or now where that is past."""
+        """TraceCall at that time, or now where that is past."""
         self._sequence += 1
         heapq.heappush(self._due, (max(at, self.now), self._sequence, call))
 
@@ -272,7 +272,7 @@ class Fleet:
 
     def __init__(
         self,
-        calls: Sequence[Call],
+        calls: Sequence[TraceCall],
         shape: FleetShape,
         agents: int,
         make: Callable[[str, Surroundings], FleetAgent],

@@ -22,7 +22,17 @@ from agent.replicas.service import TICK_SECONDS
 from agent.requests.held_requests import HoldingSettings
 from agent.requests.rejections import Rejection
 from agent.requests.ticket import CONTINUE, WAIT, Result, Ticket
-from tests.bench.fleet_agents import SERVED, Call, Charge, Fleet, FleetAgent, FleetShape, Served, Server, Surroundings
+from tests.bench.fleet_agents import (
+    SERVED,
+    Charge,
+    Fleet,
+    FleetAgent,
+    FleetShape,
+    Served,
+    Server,
+    Surroundings,
+    TraceCall,
+)
 from tests.bench.replay import BYTES_PER_TOKEN, Arrival
 
 PRIORITIES: Final = (10, 0, -1)
@@ -54,7 +64,7 @@ class Share(NamedTuple):
 THREE_BANDS: Final = tuple(Share(priority) for priority in PRIORITIES)
 
 
-def calls(arrivals: Sequence[Arrival], shares: Sequence[Share] = THREE_BANDS, draw: int = 1) -> list[Call]:
+def calls(arrivals: Sequence[Arrival], shares: Sequence[Share] = THREE_BANDS, draw: int = 1) -> list[TraceCall]:
     """The requests as they are sent: each session belongs to one of the shares, at random and always in the same
     way."""
     random = Random(draw)
@@ -62,14 +72,14 @@ def calls(arrivals: Sequence[Arrival], shares: Sequence[Share] = THREE_BANDS, dr
     number_of = sessions(arrivals)
     owners = random.choices(shares, weights, k=max(number_of) + 1)
     block_bytes = BLOCK_TOKENS * BYTES_PER_TOKEN
-    found: list[Call] = []
+    found: list[TraceCall] = []
     for number, (arrival, session) in enumerate(zip(arrivals, number_of, strict=True)):
         text = b"".join([block.to_bytes(block_bytes, "little") for block in arrival.blocks])
         hashes = chain(text[: arrival.prompt_tokens * BYTES_PER_TOKEN], block_bytes, seed("model", b""), _ALL_BLOCKS)
         wanted = PickRequest(f"request {number}", "", arrival.prompt_tokens, hashes, BLOCK_TOKENS)
         owner = owners[session]
         blocks = arrival.blocks[: arrival.prompt_tokens // BLOCK_TOKENS]
-        found.append(Call(arrival.at, owner.priority, owner.caller, wanted, arrival.output_tokens, blocks))
+        found.append(TraceCall(arrival.at, owner.priority, owner.caller, wanted, arrival.output_tokens, blocks))
     return found
 
 
@@ -163,14 +173,14 @@ class ReferenceQueue:
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-class Rule(NamedTuple):
+class OverloadRule(NamedTuple):
     """A rule of flow control: its name, and the settings of ours."""
 
     name: str
     holding: HoldingSettings | None = None
 
 
-DEFAULT_RULES: Final = (Rule(NO_CONTROL), Rule(REFERENCE), Rule(OURS, HoldingSettings()))
+DEFAULT_RULES: Final = (OverloadRule(NO_CONTROL), OverloadRule(REFERENCE), OverloadRule(OURS, HoldingSettings()))
 
 
 def server_config(blocks: int = 6_000, rate: float = 20_480.0) -> EmulatorConfig:
@@ -192,8 +202,8 @@ class Run(NamedTuple):
 
 
 def run(
-    sent: Sequence[Call],
-    rule: Rule,
+    sent: Sequence[TraceCall],
+    rule: OverloadRule,
     *,
     agents: int = 1,
     servers: int = 8,
@@ -227,7 +237,7 @@ class Figures(NamedTuple):
     refused: Mapping[str, int]
 
 
-def figures(run: Run, chosen: Callable[[Call], bool] = lambda _call: True) -> Figures:
+def figures(run: Run, chosen: Callable[[TraceCall], bool] = lambda _call: True) -> Figures:
     """The figures of the chosen calls."""
     end = run.served[-1].call.at
     rows = [row for row in run.served if chosen(row.call)]
@@ -281,12 +291,12 @@ def fairness(run: Run, callers: tuple[str, str]) -> Fairness:
         )
         for caller in callers
     ]
-    difference = least = most = 0
+    difference = lowest = highest = 0
     for charge in run.charges:
         if start <= charge.at < end:
             difference += charge.tokens if charge.caller == callers[0] else -charge.tokens
-            least, most = min(least, difference), max(most, difference)
-    return Fairness(jain(tokens), (most - least) / 2, end - start)
+            lowest, highest = min(lowest, difference), max(highest, difference)
+    return Fairness(jain(tokens), (highest - lowest) / 2, end - start)
 
 
 def _both_wait(run: Run, callers: tuple[str, str]) -> tuple[float, float]:

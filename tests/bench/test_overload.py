@@ -17,7 +17,7 @@ from tests.bench.overload import (
     OURS,
     REFERENCE,
     THREE_BANDS,
-    Rule,
+    OverloadRule,
     Run,
     Share,
     calls,
@@ -33,7 +33,7 @@ SERVERS = 2
 BLOCK = 512
 # What two servers can do of the conversations below: 2 x 20,480 tokens/s of prefill, less the time of decoding.
 CAPACITY_PER_SECOND = 5.0
-OURS_RULE = Rule(OURS, HoldingSettings())
+OURS_RULE = OverloadRule(OURS, HoldingSettings())
 
 
 @cache

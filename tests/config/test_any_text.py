@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from agent.app.vocabulary import VOCABULARY
 from agent.config import parse
 from agent.config.config import Config
+from agent.config.epp.flow_control import NESTED_KEYS
 from agent.config.epp.names import BUILT_IN, EPP_KEYS, NOT_SUPPORTED
+from agent.config.flow_control import FAIRNESS_POLICIES, ORDERING_POLICIES
 from agent.config.nodes import BadConfig
 from agent.config.options import all_options
 
@@ -21,6 +23,7 @@ WORD = st.sampled_from(
         "pools", "endpoints", "pluginRef",
         *{part for path, _ in all_options(Config) for part in re.split(r"[.\[\]]+", path) if part},
         "weight", "type", "name", "parameters", "sources", "extractors", "parsers", "llm-d.ai/v1alpha1",
+        *FAIRNESS_POLICIES, *ORDERING_POLICIES, *(key for keys in NESTED_KEYS.values() for key in keys), "1Gi", "5k",
         "EndpointPickerConfig", "1s", "500ms", "16MiB", "127.0.0.1:9002", "[::1]:80", "flowControl", "\ud800", "",
     ]
 )  # fmt: skip

@@ -29,6 +29,29 @@ def test_every_option_of_an_endpoint_is_shown(tmp_path: Path, capsys: pytest.Cap
     assert shown in capsys.readouterr().out.splitlines()
 
 
+def test_bands_objectives_and_what_pools_hold_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "igw.yaml"
+    path.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        "objectives: [{name: batch, priority: -1, models: [small]}]\n"
+        "flowControl: {priorityBands: [{priority: 10, maxRequests: 5k}, {priority: -1, defaultRequestTTL: 5s}]}\n"
+        "pools: [{endpoints: ['10.0.0.1:80'], scaleFromZero: true, gateway: gke}]\n"
+    )
+    assert main(["check", str(path)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    policies = "fairnessPolicyRef round-robin-fairness-policy, orderingPolicyRef edf-ordering-policy"
+    for line in (
+        (
+            "  pool default: profile least-cost, ext_proc on 127.0.0.1:9002, 1 endpoint, requests held at zero, "
+            "requests held for 8s at most"
+        ),
+        f"  flowControl.priorityBands[10]: maxRequests 5000, defaultRequestTTL 1m, {policies}",
+        f"  flowControl.priorityBands[-1]: defaultRequestTTL 5s, {policies}",
+        "  objectives[batch]: name batch, priority -1, models [small]",
+    ):
+        assert line in out
+
+
 def test_a_file_without_pools_is_valid_and_the_missing_pool_is_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(ROOT / "deploy/examples/llm-d.yaml")]) == 0
     out = capsys.readouterr().out

@@ -25,12 +25,21 @@ def test_every_option_of_the_section_is_read() -> None:
     assert envoy(written) == EnvoySection("/run/igw/endpoints", retry_server_errors=True, retry_budget=7)
 
 
+def test_the_limits_of_a_proxy_are_read_and_0_is_no_extension_and_no_limit() -> None:
+    found = envoy("messageTimeout: 1m, maxMessageTimeout: 0s, streamIdleTimeout: 0s")
+    assert (found.message_timeout, found.max_message_timeout, found.stream_idle_timeout) == (60.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("written", "complaint"),
     [
         ("edsDirectory: []", "edsDirectory: a list is not a directory; write its path, such as /run/igw/endpoints"),
         ("edsDirectory:", "edsDirectory: empty is not a directory; write its path"),
         ('edsDirectory: "a\\nb"', "is not a directory; write its path"),
+        ("messageTimeout: 0s", "messageTimeout: 0s is too short; write 200ms or more"),
+        ("messageTimeout: 5", "messageTimeout: 5 has no unit; write 5s for seconds"),
+        ("maxMessageTimeout: 2h", "maxMessageTimeout: 2h is too long; write 1h or less"),
+        ("streamIdleTimeout: never", "streamIdleTimeout: 'never' is not a duration"),
         ("retryServerErrors: 5xx", "retryServerErrors: '5xx' is neither true nor false"),
         ("retryBudget: 0", "retryBudget: 0 is out of range; write a whole number from 1 to 100"),
         ("retryBudget: 101", "retryBudget: 101 is out of range"),

@@ -34,6 +34,13 @@ def test_the_default_configuration_of_llm_d_s_router_becomes_a_profile_of_the_sa
     assert config.pools == ()
 
 
+def test_the_flow_control_of_the_example_of_llm_d_s_router_is_the_agent_s() -> None:
+    flow = load(ROOT / "deploy/examples/llm-d.yaml", VOCABULARY).flow_control
+    assert (flow.enabled, flow.max_bytes, flow.saturation_detector.type) == (True, 1 << 30, "utilization")
+    assert [(band.priority, band.max_requests) for band in flow.priority_bands] == [(-1, 500)]
+    assert flow.default_priority_band.ordering_policy_ref == "fcfs-ordering-policy"
+
+
 def test_the_profiles_written_out_in_the_full_example_are_the_built_in_ones() -> None:
     config = load(ROOT / "deploy/examples/full.yaml", VOCABULARY)
     assert dict(config.profiles) == dict(PRESETS)

@@ -255,6 +255,15 @@ def test_what_a_detector_or_its_parameters_do_not_do_here_is_noted() -> None:
     )
 
 
+def test_a_bound_above_the_budget_for_bodies_is_noted() -> None:
+    assert read("flowControl: {maxBytes: 1Gi}\n").notes == ()
+    (note,) = read("flowControl: {maxBytes: 10Gi}\n").notes
+    assert note == (
+        "flowControl.maxBytes is never reached: extProc.maxBufferedBytes (1GiB) bounds the bodies of a pool, and a "
+        "request beyond is refused whatever its priority"
+    )
+
+
 def test_the_feature_gate_switches_flow_control() -> None:
     assert settings("").enabled
     assert settings("featureGates: [flowControl]\n").enabled

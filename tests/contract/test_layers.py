@@ -161,7 +161,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.instruments.tls",
             "agent.kube.authn.certificates",
             "agent.kube.wall_time",
-            "agent.serve.state.documents",
+            "agent.serve.state.moment",
             "agent.serve.tls.self_signed",
         }
     ),  # formats of a given wall time

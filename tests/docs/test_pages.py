@@ -168,7 +168,7 @@ def adapter_queries() -> dict[str, str]:
 
 
 def test_keda_and_the_adapter_ask_the_same() -> None:
-    (block,) = of_kind("keda")
+    block, _ = of_kind("keda")
     triggers = block.documents[0]["spec"]["triggers"]
     requested = {trigger["metadata"]["query"] for trigger in triggers}
     assert len(requested) == 2
@@ -177,12 +177,23 @@ def test_keda_and_the_adapter_ask_the_same() -> None:
 
 
 def test_the_hpa_reads_metrics_of_the_adapter_with_the_targets_of_keda() -> None:
-    (hpa,), (keda,) = of_kind("hpa"), of_kind("keda")
+    (hpa,), (keda, _) = of_kind("hpa"), of_kind("keda")
     external = [metric["external"] for metric in hpa.documents[0]["spec"]["metrics"]]
     assert {one["metric"]["name"] for one in external} <= set(adapter_queries())
     thresholds = [trigger["metadata"]["threshold"] for trigger in keda.documents[0]["spec"]["triggers"]]
     assert [one["target"]["averageValue"] for one in external] == thresholds
     assert {one["target"]["type"] for one in external} == {"AverageValue"}
+
+
+def test_from_zero_the_held_requests_of_all_agents_start_a_server_and_running_ones_keep_it() -> None:
+    _, block = of_kind("keda")
+    spec = block.documents[0]["spec"]
+    held, in_flight = (trigger["metadata"] for trigger in spec["triggers"])
+    assert spec["minReplicaCount"] == 0
+    assert held["query"].startswith("sum by (pool) (igw_flow_held_requests{")
+    assert in_flight["query"] in adapter_queries().values()
+    assert {each["activationThreshold"] for each in (held, in_flight)} == {"0"}
+    assert {each["ignoreNullValues"] for each in (held, in_flight)} == {"false"}
 
 
 BOTH_UP = {'up{job="igw",instance="a"}': 1, 'up{job="igw",instance="b"}': 1}

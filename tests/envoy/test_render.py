@@ -294,3 +294,26 @@ def test_a_single_picker_has_no_health_check() -> None:
     pool = POOL._replace(picker="127.0.0.1:9002")
     _, picker = bootstrap(config()._replace(pools=(pool,)))["static_resources"]["clusters"]
     assert "health_checks" not in picker
+
+
+def test_the_limits_of_held_requests_are_those_of_the_file_and_the_keepalive_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "igw.yaml"
+    file.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        "envoy: {messageTimeout: 1m, maxMessageTimeout: 20m, streamIdleTimeout: 30m}\n"
+        "pools: [{name: llama, endpoints: ['10.0.0.1:8000']}]\n",
+        encoding="utf-8",
+    )
+    assert main(["render", "--config", str(file)]) == 0
+    data = pyyaml.safe_load(capsys.readouterr().out)
+    assert validate(data) == ""
+    manager = data["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    ext_proc = manager["http_filters"][0]["typed_config"]
+    assert (ext_proc["message_timeout"], ext_proc["max_message_timeout"]) == ("60s", "1200s")
+    assert manager["stream_idle_timeout"] == "1800s"
+    _, picker = data["static_resources"]["clusters"]
+    (options,) = picker["typed_extension_protocol_options"].values()
+    keepalive = options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]
+    assert keepalive == {"interval": "10s", "timeout": "5s"}

@@ -85,6 +85,23 @@ def test_dispatched_tokens_are_those_of_dispatched_requests_by_caller(instrument
     assert sample(instruments, "igw_flow_dispatched_tokens_total", **labels) == 12
 
 
+def test_a_caller_that_waits_has_dispatched_tokens_from_0_on(instruments: Instruments) -> None:
+    instruments(RequestSubmitted("pool", 0, "a", HELD, 0.0001))
+    labels = {"pool": "pool", "priority": "0", "fairness_id": "a"}
+    assert sample(instruments, "igw_flow_dispatched_tokens_total", **labels) == 0
+
+
+def test_the_tokens_of_a_caller_stay_its_own_when_its_model_is_counted_as_other(
+    monkeypatch: pytest.MonkeyPatch, instruments: Instruments
+) -> None:
+    monkeypatch.setattr(flow, "COMBINATIONS", 1)
+    instruments(decided(caller="a"))
+    instruments(decided(caller="b", tokens=7))
+    assert label_values(instruments, QUEUE, "fairness_id") == {"a", "other"}
+    labels = {"pool": "pool", "priority": "0", "fairness_id": "b"}
+    assert sample(instruments, "igw_flow_dispatched_tokens_total", **labels) == 7
+
+
 def test_a_request_without_a_caller_is_of_the_default_flow(instruments: Instruments) -> None:
     instruments(decided(caller=""))
     assert label_values(instruments, QUEUE, "fairness_id") == {"default-flow"}

@@ -14,6 +14,7 @@ from agent.requests.flow_terms import NO_FLOW_HEADERS, FlowHeaders
 from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import Action, Route, Schedule
 from agent.serve.ext_proc.body_budget import BodyBudget
+from agent.serve.ext_proc.headers import read_by
 from agent.serve.ext_proc.messages import RouteCache, dispatch
 from agent.serve.ext_proc.session import Session, SessionConfig
 from tests.fakes.ext_proc import request_body
@@ -35,7 +36,7 @@ def converse(
     *headers: tuple[str, str], rules: FlowHeaderRules = TENANT, mode: int = 2
 ) -> tuple[Request, tuple[IgnoredHeader, ...], Route]:
     """What the pipeline gets of a request with these headers, and the answer to the proxy."""
-    session = Session(SessionConfig(flow_rules=rules), lambda: "r", BodyBudget(1 << 20))
+    session = Session(SessionConfig(flow_rules=rules, read=read_by(rules)), lambda: "r", BodyBudget(1 << 20))
     actions: list[Action] = list(dispatch(session, message(*headers, mode=mode)))
     if mode > 1:
         actions += dispatch(session, request_body(b'{"model":"m","prompt":"x"}'))

@@ -39,6 +39,7 @@ class Queue:
         self.waiting: list[Ticket] = []
         self.cancels: list[Ticket] = []
         self.ends: list[str] = []
+        self.last: Rejection | None = None  # of what waits when it is shut down
 
     def process(self, ticket: Ticket, now: float) -> Result:
         if self.at_once is not None:
@@ -51,6 +52,11 @@ class Queue:
 
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         self.ends.append(how)
+
+    def shut_down(self, now: float) -> None:
+        for ticket in self.waiting:
+            if self.last is not None:
+                ticket.resume(self.last)
 
 
 class QueueingPool:
@@ -160,6 +166,39 @@ async def test_a_stop_that_waits_no_longer_cancels_what_is_not_decided(port: Que
     await port.server.stop(0.0)
     assert port.pool.queue.cancels == port.pool.queue.waiting
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_stop_keeps_the_calls_of_routed_requests_until_nothing_waits(port: QueueingPort) -> None:
+    """Their ends show that there is room for what waits."""
+    routed, held = await port.get(), await port.get()
+    await eventually(lambda: port.pool.pipeline.waiting == 2)
+    first, second = port.pool.queue.waiting
+    first.resume(PICK)
+    await read(routed)
+    stopping = asyncio.ensure_future(port.server.stop(20.0))
+    await asyncio.sleep(0)
+    assert port.pool.pipeline.in_flight == 1
+    await routed.done_writing()
+    await eventually(lambda: port.pool.queue.ends == ["closed"])
+    assert not stopping.done()
+    second.resume(PICK)
+    await read(held)
+    await asyncio.wait_for(stopping, 10)
+    assert port.pool.queue.ends == ["closed", "lost"]
+
+
+async def test_a_stop_refuses_what_is_held_when_its_time_is_over(port: QueueingPort) -> None:
+    held, uploading = await port.get(), port.channel.stream_stream(PROCESS)()
+    await uploading.write(request_headers(FULL_DUPLEX))
+    await eventually(lambda: port.pool.pipeline.waiting == 1 and port.server.open_streams == 2)
+    port.pool.queue.last = Rejection("shutting_down", "The gateway's endpoint picker stops.")
+    await port.server.stop(0.0)
+    answer = (await read(held)).immediate_response
+    assert answer.status.code == 503
+    assert await asyncio.wait_for(held.read(), 10) is grpc.aio.EOF
+    assert await held.code() is grpc.StatusCode.OK
+    assert await uploading.code() is grpc.StatusCode.UNAVAILABLE  # the proxy sends it to another picker
+    assert port.events == [Refused("pool", "", 503, "shutting_down")]
 
 
 async def test_a_request_leaves_nothing_for_the_garbage_collector(port: QueueingPort) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agent.flow.control import BandLimits, Estimate, FlowControl, FlowLimits
-from agent.flow.report import BandReport, report
+from agent.flow.report import BandReport, EndpointReport, report
 from agent.flow.request import FlowRequest
-from agent.flow.room import Room
+from agent.flow.room import BLIND, KV_CACHE, SLOTS, TOKENS, WAIT, Room
 
 DEFAULTS = FlowLimits()
 
@@ -67,6 +69,24 @@ def test_a_wait_is_unknown_until_something_shows_the_rate_and_0_where_nothing_is
     assert {priority: band.expected_wait_seconds for priority, band in pool.bands(0.0).items()} == {0: 0.0, -1: None}
 
 
+@pytest.mark.parametrize(
+    ("room", "blocked", "expected"),
+    [
+        (Room(2.0, saturation=0.25, limited_by=SLOTS), False, (True, SLOTS, 0.25)),
+        (Room(0.0, saturation=0.9, limited_by=KV_CACHE), False, (False, SLOTS, 1.0)),
+        (Room(-1.0, saturation=2.0, limited_by=BLIND), False, (False, BLIND, 2.0)),
+        (Room(2.0, opens_at=3.5, saturation=0.2, limited_by=KV_CACHE), False, (False, WAIT, 1.0)),
+        (Room(2.0, opens_at=3.5, saturation=1.5, limited_by=TOKENS), False, (False, TOKENS, 1.5)),
+        (Room(2.0, saturation=0.5, limited_by=SLOTS), True, (False, KV_CACHE, 1.0)),
+    ],
+)
+def test_an_endpoint_without_room_shows_what_leaves_none_and_a_saturation_of_1_or_more(
+    room: Room, blocked: bool, expected: tuple[bool, str, float]
+) -> None:
+    found = EndpointReport("a", room, blocked, 0, 0.0)
+    assert (found.has_room(3.0), found.limited_by(3.0), found.saturation(3.0)) == expected
+
+
 def test_a_report_has_as_many_parts_for_10000_requests_as_for_10() -> None:
     small, large = FlowPool(), FlowPool()
     for pool, count in ((small, 10), (large, 10_000)):
@@ -79,3 +99,19 @@ def test_a_report_has_as_many_parts_for_10000_requests_as_for_10() -> None:
 
     assert parts(small) == parts(large)
     assert report(large.control, 1.0).requests == 10_000
+
+
+@pytest.mark.source  # it replaces a method
+def test_the_rooms_of_a_fleet_in_which_nothing_waits_are_set_without_a_search_for_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A report of an idle pool sets them all: with a search for each, its cost would be quadratic."""
+    searches: list[str] = []
+    monkeypatch.setattr(FlowControl, "_next", lambda _self, endpoint, _now: searches.append(endpoint.address))
+    addresses = [f"{number}:1" for number in range(100)]
+    control = FlowControl(DEFAULTS, lambda _request, _ahead: Estimate([0.0] * 100, [1.0] * 100), lambda: 1.0)
+    control.set_endpoints(addresses, 0.0)
+    for address in addresses:
+        assert control.offer(address, Room(1.0), 0.0) == []
+    assert searches == []
+    assert all(each.has_room(0.0) for each in report(control, 0.0).endpoints)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.flow.evidence import EndpointEvidence, Evidence
-from agent.flow.room import DETECTORS, Room, RoomLimits, concurrency, headroom, utilization
+from agent.flow.room import DETECTORS, Detector, Room, RoomLimits, concurrency, headroom, utilization
 from agent.signals import BLOCK_SIZE, BLOCKS, KV_TOKENS, KV_USAGE, RUNNING, SLOTS_USAGE, WAITING
 from agent.state.health import Health
 from tests.fakes.views import view, views
@@ -69,6 +69,14 @@ def test_a_blind_endpoint_has_room_by_the_agents_own_requests() -> None:
             room = detector(blind, NOTHING, limits, 0.0)
             assert (room.requests >= 1) is expected, detector
         assert detector(view("a", {}, corrected=False, health=Health.BLIND), NOTHING, limits, 0.0).requests >= 1
+
+
+@pytest.mark.parametrize("detector", DETECTORS.values())
+def test_with_a_bound_of_0_a_blind_endpoint_has_room_for_one_request_at_a_time(detector: Detector) -> None:
+    limits = RoomLimits(slots=64.0, blind_requests=0.0)
+    for own, expected in ((0, 1), (1, 0)):
+        blind = view("a", page(0, 0), requests=own, corrected=False, health=Health.BLIND)
+        assert max(0.0, detector(blind, NOTHING, limits, 0.0).requests) == expected
 
 
 def test_an_idle_endpoint_has_room_for_one_whatever_its_size() -> None:

@@ -40,7 +40,7 @@ class Arrives(NamedTuple):
     model: str
 
 
-class Page(NamedTuple):
+class PageComes(NamedTuple):
     """A page of an endpoint, on which so many requests of others run and wait; None: the scrape fails."""
 
     address: str
@@ -67,7 +67,7 @@ class Endpoints(NamedTuple):
     addresses: tuple[str, ...]
 
 
-class Reload(NamedTuple):
+class NewSettings(NamedTuple):
     """The settings are replaced."""
 
     settings: HoldingSettings
@@ -77,7 +77,7 @@ class Passes(NamedTuple):
     """Nothing happens but what time brings."""
 
 
-Step = Arrives | Page | Ends | Leaves | Endpoints | Reload | Passes
+Step = Arrives | PageComes | Ends | Leaves | Endpoints | NewSettings | Passes
 
 room_limits = st.builds(
     RoomLimits,
@@ -122,7 +122,7 @@ arrivals = st.builds(
     model=st.sampled_from(["m", "m", "only-a"]),
 )
 pages = st.builds(
-    Page,
+    PageComes,
     st.sampled_from(ADDRESSES),
     st.sampled_from([0.0, 0.0, 1.0, 2.0, 4.0, None]),
     st.sampled_from([0.0, 0.0, 1.0, 6.0]),
@@ -138,7 +138,7 @@ steps = st.one_of(
     st.builds(Ends, st.integers(0, 9)),
     st.builds(Leaves, st.integers(0, 9)),
     st.builds(Endpoints, st.lists(st.sampled_from(ADDRESSES), unique=True).map(tuple)),
-    st.builds(Reload, holding),
+    st.builds(NewSettings, holding),
     st.just(Passes()),
 )
 passing = st.sampled_from([0.0, 0.0, 0.0, 0.125, 0.25, 0.5, 1.0, 4.0, 70.0])
@@ -147,7 +147,7 @@ histories = st.lists(st.tuples(passing, steps), min_size=12, max_size=40)
 profiles = st.sampled_from([build(spec) for spec in PRESETS.values()])
 
 
-class History(HeldPool):
+class HeldHistory(HeldPool):
     """A pool to which the steps of a history happen."""
 
     def __init__(self, settings: HoldingSettings, profile_number: int) -> None:
@@ -174,9 +174,9 @@ class History(HeldPool):
                     model=step.model,
                     body=b"x" * 10,
                 )
-            case Page(address, None, _, _):
+            case PageComes(address, None, _, _):
                 self.store.failed(address, "timeout", "", self.now, 0.0)
-            case Page(address, running, waiting, usage):
+            case PageComes(address, running, waiting, usage):
                 own = sum(self.at(name) == address and ticket.picked for name, ticket in self.tickets.items())
                 assert running is not None
                 more = {KV_USAGE: usage, BLOCKS: 100.0, BLOCK_SIZE: 16.0}
@@ -192,7 +192,7 @@ class History(HeldPool):
                     self.tickets[name].cancel()
             case Endpoints(addresses):
                 self.set_endpoints(*addresses)
-            case Reload(settings):
+            case NewSettings(settings):
                 self.settings = settings
                 self.held.apply(settings)
             case Passes():
@@ -215,7 +215,7 @@ class History(HeldPool):
 def test_every_request_has_exactly_one_outcome_and_all_counts_return_to_0(
     history: list[tuple[float, Step]], first: HoldingSettings, profile: int
 ) -> None:
-    pool = History(first, profile)
+    pool = HeldHistory(first, profile)
     for passed, step in history:
         pool.take(passed, step)
         assert pool.held.waiting == pool.pipeline.waiting == len(pool.waiting()) == len(pool.held._requests)
@@ -244,7 +244,7 @@ def test_no_endpoint_has_room_beside_a_held_request_that_fits_and_that_it_may_se
     history: list[tuple[float, Step]], first: HoldingSettings, profile: int
 ) -> None:
     """Also where nothing but time has passed since the last event: no wake is missed."""
-    pool = History(first, profile)
+    pool = HeldHistory(first, profile)
     for passed, step in history:
         pool.take(passed, step)
         snapshot = pool.store.snapshot(pool.now)

@@ -23,8 +23,10 @@ from agent.flow.outcomes import (
     STOLEN,
 )
 from agent.flow.room import Room, RoomLimits
+from agent.pick.candidates import Candidates
 from agent.pick.decision import Pick
-from agent.pick.profile import build
+from agent.pick.profile import Profile, build
+from agent.pick.scoring import Columns, Weighted
 from agent.profiles import PRESETS
 from agent.requests.held_requests import (
     PRIOR_OUTPUT_TOKENS,
@@ -461,6 +463,34 @@ def test_a_decision_that_fails_rejects_its_request_and_no_other() -> None:
     assert [event.detail for event in pool.events if isinstance(event, StreamBroken)] == [
         "flow control: ValueError('the request is over')"
     ]
+
+
+class FailingScorer:
+    """Fails on one model."""
+
+    name = "failing-scorer"
+    needs: frozenset[str] = frozenset()
+
+    def score(self, candidates: Candidates, columns: Columns) -> list[float]:
+        if candidates.request.model == "bad":
+            raise RuntimeError("a defect")
+        return [0.0] * len(candidates)
+
+
+def test_a_scorer_that_fails_on_a_request_keeps_no_other_from_being_planned_again() -> None:
+    pool = HeldPool(A, B)
+    pool.fill(A, B)
+    for name, model in {"r0": "m", "r1": "bad", "r2": "m"}.items():
+        pool.submit(name, model=model)
+    pool.held.profile = pool.stage.profile = Profile("failing", (), (Weighted(FailingScorer(), 1.0),))
+    pool.set_endpoints(B)
+    pool.settle()
+    assert pool.refusal("r1").reason == "error"
+    assert pool.held.waiting == 2
+    pool.submit("arrives", model="bad")
+    assert pool.refusal("arrives").reason == "error"
+    pool.end("first-at-a:1")
+    assert drained(pool, "first-at-b:1") == ["r0", "r2"]
 
 
 def test_a_callback_that_fails_keeps_no_other_request_from_its_decision() -> None:

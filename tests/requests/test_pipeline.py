@@ -275,3 +275,30 @@ def test_a_ticket_can_be_ended_when_the_recipient_of_its_decision_raises() -> No
     assert scripted.pipeline.in_flight == 1
     assert kept[0].end("lost")
     assert scripted.pipeline.in_flight == 0
+
+
+class KeepingStage(ScriptedStage):
+    """Holds every ticket, and decides on those that it holds when it is shut down."""
+
+    def __init__(self, name: str, result: Result) -> None:
+        super().__init__(name, WAIT)
+        self._last = result
+
+    def shut_down(self, now: float) -> None:
+        for ticket in self.processed:
+            ticket.resume(self._last)
+
+
+class FailingStage(ScriptedStage):
+    def shut_down(self, now: float) -> None:
+        raise OSError("a defect")
+
+
+def test_a_pipeline_that_is_shut_down_has_its_stages_decide_on_what_they_hold() -> None:
+    scripted = Scripted(CONTINUE, stages=[FailingStage("b", CONTINUE), KeepingStage("c", NO)])
+    tickets = [scripted.submit() for _ in range(2)]
+    assert scripted.pipeline.waiting == 2
+    scripted.pipeline.shut_down()
+    assert scripted.decisions == [(ticket, NO) for ticket in tickets]
+    assert scripted.pipeline.waiting == 0
+    assert scripted.events == [StreamBroken("pool", "error", "stage b: OSError('a defect')")]

@@ -73,7 +73,7 @@ def test_saturation_is_the_mean_over_the_endpoints_and_room_counts_those_that_ma
     rooms = [
         Room(0.0, saturation=1.5),
         Room(2.0, saturation=0.5),
-        Room(2.0, opens_at=0.1, saturation=1.0, limited_by=BLIND),
+        Room(2.0, opens_at=0.1, saturation=0.25, limited_by=BLIND),  # without room: at least 1
     ]
     found = gauge_set((), 0.0, flows=[flow_report(band(0), rooms=rooms)])
     assert values(found, rows.SATURATION) == {("pool",): pytest.approx(1.0)}

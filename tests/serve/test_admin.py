@@ -30,6 +30,7 @@ PATHS = [
     "/readyz",
     "/runbooks/",
     "/v1/accelerators",
+    "/v1/flow",
     "/v1/gauges",
     "/v1/openapi.json",
     "/v1/picks",

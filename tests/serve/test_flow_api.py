@@ -62,6 +62,7 @@ bands = st.builds(
     limits,
     limits,
 )
+priorities = st.dictionaries(st.text(max_size=5), st.integers(-(2**31), 2**31 - 1), max_size=3)
 reports = st.builds(
     FlowReport,
     counts,
@@ -82,6 +83,8 @@ reports = st.builds(
     st.none() | st.just(RoomLimits()),
     st.floats(0, 1),
     limits,
+    priorities,
+    priorities,
 )
 
 
@@ -140,7 +143,7 @@ async def test_the_document_has_the_bands_the_callers_the_rooms_and_what_would_b
         flow_report(
             band(10, caller("chat", 2, 4.5), caller("batch", 5, 1.0), expected=0.5),
             band(-1, expected=40.0, shed=1 / 3),
-            rooms=[Room(3.0, 99.0, 0.25, 4096.0, 65_536.0, 0.75, "slots"), Room(0.0, saturation=1.25)],
+            rooms=[Room(3.0, -1.0, 0.25, 4096.0, 65_536.0, 0.75, "slots"), Room(0.0, saturation=1.25)],
             pool="llama",
         )
     ]
@@ -170,6 +173,14 @@ async def test_gauges_and_state_do_not_compute_the_inputs_of_rooms(served: FlowS
     found = await served.get("/v1/gauges?name=igw_flow_held_requests")
     assert [row["value"] for row in found["gauges"]] == [0]
     assert served.inputs == [False, False]
+
+
+def test_a_pool_that_holds_no_requests_shows_no_room() -> None:
+    report = flow_report(band(0), rooms=[Room(float("inf"))], enabled=False)
+    (pool,) = flow_documents.flow([report], Moment(0.0, 1.79e9, 0.0)).pools
+    assert [each.room for each in pool.endpoints] == [None]
+    assert pool.saturated is False
+    assert flow_documents.pool_flow(report).rooms == {}
 
 
 def test_the_document_shows_a_bounded_number_of_callers_and_counts_the_others() -> None:

@@ -43,10 +43,11 @@ admin: {{address: '127.0.0.1:0'}}
 scrape: {{interval: 50ms, timeout: {timeout}, modelsInterval: 1s}}
 state: {{staleAfter: {stale_after:g}s}}
 extProc: {{startTimeout: 200ms}}
+flowControl: {{enabled: false}}
 pools: [{pool}]
 """
 START = 1_000.0
-# A recorded page with a shorter queue.
+# A recorded page with a shorter queue. Its batch is full: requests would be held, and a pick would not show the fault.
 PAGE = RECORDED.replace(
     b'vllm:num_requests_waiting{engine="0",model_name="tiny"} 20.0',
     b'vllm:num_requests_waiting{engine="0",model_name="tiny"} 2.0',

@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.engines.report import REQUEST_HEADER
 from agent.requests.control_headers import CONTROL, OLD_REWRITE, REWRITE
+from agent.requests.flow_headers import FlowHeaderRules
 
 
 def subset_of(hint: object) -> frozenset[str] | None:
@@ -41,8 +42,7 @@ def rewrite_of(headers: Mapping[str, str]) -> str:
 DESTINATION: Final = "x-gateway-destination-endpoint"
 REQUEST_ID: Final = "x-request-id"
 
-# The only headers that a session reads, beside the one that is configured to name the caller; the protocol need not
-# pass others.
+# The only headers that a session reads, beside the one that is configured to name the caller.
 READ: Final = CONTROL | {
     ":path",
     ":method",
@@ -53,3 +53,8 @@ READ: Final = CONTROL | {
     REQUEST_ID,
     REQUEST_HEADER,
 }
+
+
+def read_by(rules: FlowHeaderRules) -> frozenset[str]:
+    """The headers that a session with these rules reads."""
+    return READ | {rules.caller_header} if rules.caller_header else READ

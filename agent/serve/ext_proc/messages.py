@@ -7,7 +7,7 @@ is serialised once per endpoint and kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from functools import partial
 from typing import Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
@@ -17,7 +17,7 @@ from agent.requests.control_headers import SUBSET
 from agent.requests.rejections import WAITED_HEADER
 from agent.requests.response import Response, broken_by
 from agent.serve.ext_proc.actions import Actions, ChangeResponse, Mode, Phase, Respond, Route
-from agent.serve.ext_proc.headers import DESTINATION, READ, subset_of
+from agent.serve.ext_proc.headers import DESTINATION, subset_of
 from agent.serve.ext_proc.session import Session
 
 _MAX_ROUTES: Final = 4096  # past it the cache is emptied
@@ -59,16 +59,12 @@ def dispatch(session: Session, data: bytes) -> Actions:
 
 
 def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
-    caller_header = session.caller_header
-    values = [
-        (header.key, header.raw_value.decode("latin-1") or header.value)
+    read = session.read
+    headers = {
+        header.key: header.raw_value.decode("latin-1") or header.value
         for header in message.request_headers.headers.headers
-        if header.key in READ or header.key == caller_header
-    ]
-    headers = dict(values)
-    repeated: Collection[str] = ()
-    if len(headers) < len(values):
-        repeated = [name for name, times in Counter(name for name, _ in values).items() if times > 1]
+        if header.key in read
+    }
     mode, response_echo = None, None
     if message.HasField("protocol_config"):
         protocol = message.protocol_config
@@ -82,8 +78,16 @@ def _request_headers(session: Session, message: pb.ProcessingRequest) -> Actions
         mode=mode,
         subset=_subset(message),
         response_echo=response_echo,
-        repeated=repeated,
+        repeated=partial(_repeated, message),
     )
+
+
+def _repeated(message: pb.ProcessingRequest) -> list[str]:
+    """The names of the headers that came several times, each once."""
+    keys = [header.key for header in message.request_headers.headers.headers]
+    if len(set(keys)) == len(keys):
+        return []
+    return [name for name, times in Counter(keys).items() if times > 1]
 
 
 def _response_headers(session: Session, message: pb.ProcessingRequest) -> Actions:

@@ -49,6 +49,7 @@ from agent.serve.ext_proc.actions import (
     chunks,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
+from agent.serve.ext_proc.headers import read_by
 from agent.serve.ext_proc.holding import RENDERED, ProxyTimeouts
 from agent.serve.ext_proc.messages import (
     CONTINUE,
@@ -294,7 +295,7 @@ class ExternalProcessor:
     def _begin(self, call: Call) -> CallHandler:
         rules = self.pool.flow_rules
         if rules is not self._config.flow_rules:
-            self._config = self._config._replace(flow_rules=rules)
+            self._config = self._config._replace(flow_rules=rules, read=read_by(rules))
             self._config_with_reports = self._config._replace(reports=True)
         config = self._config_with_reports if self.pool.reports else self._config
         process = ProcessCall(self, call, Session(config, _new_id, self._budget))

@@ -73,7 +73,7 @@ from agent.serve.ext_proc.actions import (
     SendBody,
 )
 from agent.serve.ext_proc.body_budget import BodyBudget
-from agent.serve.ext_proc.headers import REQUEST_ID, rewrite_of
+from agent.serve.ext_proc.headers import READ, REQUEST_ID, rewrite_of
 from agent.serve.ext_proc.holding import RENDERED, ProxyTimeouts, hold_limit, override
 
 HOLD_LIMIT: Final = 512 << 10  # half of Envoy's default buffer of 1 MiB
@@ -86,7 +86,7 @@ class SessionConfig(NamedTuple):
 
     `max_body` in bytes; `default_mode`: the mode of a stream that names none, in both directions; `reports`: model
     servers are requested to send a load report with each response; `flow_rules`: the flow headers that are believed;
-    `timeouts` are those of the proxy.
+    `timeouts` are those of the proxy; `read`: the headers that a session reads by these rules (`read_by`).
     """
 
     max_body: int = 16 << 20
@@ -94,6 +94,7 @@ class SessionConfig(NamedTuple):
     reports: bool = False
     flow_rules: FlowHeaderRules = DEFAULT_RULES
     timeouts: ProxyTimeouts = RENDERED
+    read: frozenset[str] = READ
 
 
 class _State(Enum):
@@ -188,9 +189,9 @@ class Session:
         return self._state is _State.ROUTED
 
     @property
-    def caller_header(self) -> str:
-        """The header that names the caller, beside the headers of READ; empty where none does."""
-        return self._config.flow_rules.caller_header
+    def read(self) -> frozenset[str]:
+        """The headers of a request that it reads."""
+        return self._config.read
 
     @property
     def over(self) -> bool:
@@ -205,10 +206,10 @@ class Session:
         mode: Mode | None = None,
         subset: frozenset[str] | None = None,
         response_echo: bool | None = None,
-        repeated: Collection[str] = (),
+        repeated: Callable[[], Collection[str]] = tuple,
     ) -> Actions:
-        """The first message. `headers` need hold only those of READ and `caller_header`; `repeated` names those which
-        came several times; `subset` as `subset_of` returns it.
+        """The first message. `headers` need hold only those of `read`; `repeated` names those that came several times;
+        `subset` as `subset_of` returns it.
 
         `mode` and `response_echo` are None where the proxy names no modes. `response_echo`: Envoy streams the response
         body through the agent in full duplex and expects it back.
@@ -233,9 +234,9 @@ class Session:
         if not CONTROL.isdisjoint(headers):
             self._remove = tuple(name for name in headers if name in CONTROL)
             self._rewrite = rewrite_of(headers)
-            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated)
+            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated())
         elif self._config.flow_rules.caller_header in headers:
-            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated)
+            self._flow = read_flow_headers(headers, self._config.flow_rules, repeated())
         if subset is not None and not subset:
             return self._reject(Rejection("subset_empty", "The proxy allows no endpoint for this request."))
         length = headers.get("content-length", "")

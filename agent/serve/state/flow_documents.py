@@ -38,7 +38,7 @@ def pool_flow(report: FlowReport) -> PoolFlowJson:
         report.bytes,
         report.drain_tokens_per_second,
         _shedding(report),
-        {each.address: _room(each, report.at) for each in report.endpoints},
+        {each.address: _room(each, report.at) for each in report.endpoints} if report.enabled else {},
     )
 
 
@@ -76,9 +76,11 @@ def _pool(report: FlowReport) -> FlowPoolJson:
         _number(report.empty_ttl),
         report.shed_from,
         _shedding(report),
+        {printable(name): priority for name, priority in sorted(report.objectives.items())},
+        {printable(name): priority for name, priority in sorted(report.model_priorities.items())},
         [_band(each) for each in report.bands],
         None if report.room_limits is None else _limits(report.room_limits),
-        [_endpoint(each, report.at) for each in report.endpoints],
+        [_endpoint(each, report) for each in report.endpoints],
     )
 
 
@@ -111,10 +113,10 @@ def _caller(each: FlowDepth) -> CallerJson:
     return CallerJson(printable(each.name), each.requests, each.bytes, each.tokens, each.oldest_seconds, each.credit)
 
 
-def _endpoint(each: EndpointReport, now: float) -> FlowEndpointJson:
+def _endpoint(each: EndpointReport, report: FlowReport) -> FlowEndpointJson:
     return FlowEndpointJson(
         each.address,
-        _room(each, now),
+        _room(each, report.at) if report.enabled else None,
         each.blocked,
         each.planned_requests,
         max(0.0, each.planned_seconds),
@@ -129,8 +131,8 @@ def _room(each: EndpointReport, now: float) -> RoomJson:
         _number(max(0.0, room.requests)),
         _number(max(0.0, room.opens_at - now)) if room.requests >= 1 else None,
         _number(max(0.0, room.kv_tokens)),
-        max(0.0, room.saturation),
-        room.limited_by,
+        each.saturation(now),
+        each.limited_by(now),
     )
 
 

@@ -65,7 +65,7 @@ class FlowEndpointJson(JsonObject):
     """An endpoint that may be picked: its room, and what waits for it."""
 
     address: str
-    room: RoomJson
+    room: Annotated[RoomJson | None, Meta(description="null while requests are not held")]
     blocked: Annotated[bool, Meta(description="its next request does not fit into its KV cache")]
     planned_requests: Annotated[Count, Meta(description="that wait for this endpoint")]
     planned_seconds: Annotated[Seconds, Meta(description="of work that they add there")]
@@ -106,6 +106,8 @@ class FlowPoolJson(JsonObject):
     ]
     shed_from: Annotated[float, Meta(description="part of the TTL from which on negative priorities are shed")]
     shedding: Annotated[list[SheddingJson], Meta(description="each negative priority, -1 always")]
+    objectives: Annotated[dict[str, int], Meta(description="the priority of requests that name an objective")]
+    models: Annotated[dict[str, int], Meta(description="the priority of requests for a model that name no objective")]
     bands: Annotated[list[BandJson], Meta(description="the highest priority first")]
     room_limits: RoomLimitsJson | None
     endpoints: list[FlowEndpointJson]

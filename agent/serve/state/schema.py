@@ -341,7 +341,9 @@ class PoolFlowJson(JsonObject):
     waiting_bytes: Count
     drain_tokens_per_second: Annotated[Amount | None, Meta(description="null before any request has waited")]
     shedding: Annotated[list[SheddingJson], Meta(description="each negative priority, -1 always")]
-    rooms: Annotated[dict[str, RoomJson | None], Meta(description="endpoint that may be picked -> its room")]
+    rooms: Annotated[
+        dict[str, RoomJson | None], Meta(description="endpoint that may be picked -> its room, while `enabled`")
+    ]
 
 
 _OBJECTIVES = "priority of each InferenceObjective; null without an InferencePool, or while they are not known"

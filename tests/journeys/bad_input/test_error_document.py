@@ -14,6 +14,8 @@ from agent.accelerators.faults import FAULTS
 from agent.clock import SystemClock
 from agent.engines.table import REFUSALS
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, bootstrap
+from agent.flow.outcomes import CANCELLED
+from agent.flow.outcomes import REFUSALS as FLOW_REFUSALS
 from agent.instruments.hook import Instruments
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
@@ -56,6 +58,7 @@ def rejected() -> set[str]:
     found = {arguments[0] for arguments in calls("agent/serve/ext_proc/session.py", "Rejection")}
     found |= {arguments[0] for arguments in calls("agent/requests/body.py", "BodyRefused")}
     found |= {arguments[1] for arguments in calls("agent/pick/picker.py", "NoPick")}
+    found |= {reason for reason in FLOW_REFUSALS if reason != CANCELLED}  # to a client that has left nothing is sent
     return {str(reason) for reason in found}
 
 
