@@ -21,7 +21,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from agent.flow.control import FlowLimits
@@ -89,13 +90,13 @@ def add_all(table: Table, rule: str, result: Run) -> dict[int | None, Figures]:
     return found
 
 
-def compare(arrivals: Sequence[Arrival], agents: int) -> None:
+def compare(arrivals: Sequence[Arrival], agents: int, send: Callable[..., Run]) -> None:
     """The three rules, and the bars of ours."""
     sent = calls(arrivals)
     table = Table(COLUMNS)
-    alone = figures(run([call for call in sent if call.priority == HIGHEST], DEFAULT_RULES[0], agents=agents))
+    alone = figures(send([call for call in sent if call.priority == HIGHEST], DEFAULT_RULES[0], agents=agents))
     add(table, "alone", str(HIGHEST), alone)
-    found = {rule.name: add_all(table, rule.name, run(sent, rule, agents=agents)) for rule in DEFAULT_RULES}
+    found = {rule.name: add_all(table, rule.name, send(sent, rule, agents=agents)) for rule in DEFAULT_RULES}
     none, reference, ours = found[NO_CONTROL], found[REFERENCE], found[OURS]
     wider = 1.0 if agents == 1 else TWO_AGENTS
     first, all_requests = ours[HIGHEST], ours[None]
@@ -117,20 +118,20 @@ def compare(arrivals: Sequence[Arrival], agents: int) -> None:
     print(bar("tokens/s over the reference's", kept, 1.0, maximum=False, format=".3f"))
 
 
-def compare_callers(arrivals: Sequence[Arrival]) -> None:
+def compare_callers(arrivals: Sequence[Arrival], send: Callable[..., Run]) -> None:
     """Two callers of one band, equal and not."""
     ours = DEFAULT_RULES[-1]
     table = Table(COLUMNS)
-    equals = run(calls(arrivals, [Share(0, caller) for caller in EQUALS]), ours)
+    equals = send(calls(arrivals, [Share(0, caller) for caller in EQUALS]), ours)
     for caller in EQUALS:
         add(table, caller, "0", figures(equals, lambda call, caller=caller: call.caller == caller))  # type: ignore[misc]
     found = fairness(equals, EQUALS)
     sent = calls(arrivals, [Share(0, SMALL), Share(0, LARGE, 10.0)])
-    both = run(sent, ours)
+    both = send(sent, ours)
     small = figures(both, lambda call: call.caller == SMALL)
     add(table, SMALL, "0", small)
     add(table, LARGE, "0", figures(both, lambda call: call.caller == LARGE))
-    alone = figures(run([call for call in sent if call.caller == SMALL], ours))
+    alone = figures(send([call for call in sent if call.caller == SMALL], ours))
     add(table, "small, alone", "0", alone)
     print(f"two equal callers wait both for {found.seconds:.0f} s")
     print(bar("Jain's index of their tokens", found.jain, BAR_JAIN, maximum=False))
@@ -138,12 +139,12 @@ def compare_callers(arrivals: Sequence[Arrival]) -> None:
     print(bar("p90 of a small caller over its own alone", small.p90 / alone.p90, BAR_SMALL, format=".3f"))
 
 
-def compare_unsaturated(arrivals: Sequence[Arrival]) -> None:
+def compare_unsaturated(arrivals: Sequence[Arrival], send: Callable[..., Run]) -> None:
     """With and without flow control, where the fleet can do all that is sent."""
     sent = calls(arrivals)
     table = Table(COLUMNS)
-    off = add_all(table, "off", run(sent, DEFAULT_RULES[0]))
-    result = run(sent, OverloadRule(OURS, HoldingSettings()))
+    off = add_all(table, "off", send(sent, DEFAULT_RULES[0]))
+    result = send(sent, OverloadRule(OURS, HoldingSettings()))
     on = add_all(table, "on", result)
     held = sum(row.dispatched_at > row.call.at for row in result.served)
     print(f"{held:,} of {len(sent):,} requests were held")
@@ -162,7 +163,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--loads", default=",".join(map(str, LOADS)), help="loads, relative to what the fleet can do")
     parser.add_argument("--capacity", type=float, default=CAPACITY, help="what it can do, relative to the recording")
     parser.add_argument("--requests", type=int, default=None, help="replay only the first N requests")
+    parser.add_argument("--scrape-interval", type=float, default=1.0, help="seconds between two scrapes")
+    parser.add_argument(
+        "--rate", type=float, default=None, help="a fixed prefill rate (default: the agent estimates it)"
+    )
     args = parser.parse_args(arguments)
+    send = partial(run, rate=args.rate, scrape_seconds=args.scrape_interval)
     tables = [name for name in args.tables.split(",") if name]
     unknown = [name for name in tables if name not in TABLES]
     if unknown:
@@ -183,15 +189,15 @@ def main(arguments: list[str] | None = None) -> int:
     for name in tables:
         if name == "unsaturated":
             print("\nA fleet that can do all that is sent")
-            compare_unsaturated(at(UNSATURATED_LOAD))
+            compare_unsaturated(at(UNSATURATED_LOAD), send)
             continue
         for load in loads:
             if name == "callers":
                 print("\nTwo callers of one band")
-                compare_callers(at(load))
+                compare_callers(at(load), send)
             else:
                 print("\nOne agent" if name == "one-agent" else "\nTwo agents that report to each other")
-                compare(at(load), 1 if name == "one-agent" else 2)
+                compare(at(load), 1 if name == "one-agent" else 2, send)
     print(f"\n{time.monotonic() - start:.0f} s in all")
     return 0
 

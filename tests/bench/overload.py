@@ -209,9 +209,10 @@ def run(
     servers: int = 8,
     profile: str = DEFAULT_PROFILE,
     rate: float | None = None,
+    scrape_seconds: float = 1.0,
 ) -> Run:
     """Send the calls to a new fleet by this rule; two agents report to each other as replicas do."""
-    shape = FleetShape(server_config(), servers, exchange_seconds=TICK_SECONDS, rate=rate)
+    shape = FleetShape(server_config(), servers, scrape_seconds, exchange_seconds=TICK_SECONDS, rate=rate)
 
     def make(name: str, around: Surroundings) -> FleetAgent:
         queue = ReferenceQueue(around) if rule.name == REFERENCE else None
