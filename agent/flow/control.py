@@ -361,8 +361,8 @@ class FlowControl:
     def expected_wait(self, priority: int, now: float) -> float:
         """The seconds that a request of this priority is expected to wait, 0 where none waits before it.
 
-        The longer of two: the backlog of its band and the bands above it, over the rate of all bands; and the backlog
-        of its band, over the rate of its band, which is low while higher bands take what is dispatched.
+        The longest of these: the backlog of its band and the bands above it, over the rate of all bands; and the
+        backlog of each of them, over the rate of that band, which is low while higher bands take what is dispatched.
         """
         now = max(now, self._now)
         tokens = requests = 0
@@ -372,8 +372,7 @@ class FlowControl:
                 break
             tokens += band.tokens
             requests += len(band.requests)
-            if band.priority == priority:
-                own = band.tokens / band.rate.per_second(band.tokens / len(band.requests), now)
+            own = max(own, band.tokens / band.rate.per_second(band.tokens / len(band.requests), now))
         return max(own, tokens / self._rate.per_second(tokens / requests, now)) if requests else 0.0
 
     def drain_rate(self, now: float) -> float | None:

@@ -217,6 +217,19 @@ def test_a_band_that_higher_bands_keep_from_being_served_is_expected_to_wait() -
     assert pool.control.drain_rate(pool.now) == pytest.approx(10.0, rel=0.1)
 
 
+def test_a_band_is_never_expected_to_wait_less_than_one_above_it() -> None:
+    pool = FlowPool()
+    for _ in range(3):
+        pool.held(priority=0)
+    for second in range(60):
+        pool.now = float(second)
+        pool.held(priority=10, ttl=math.inf)
+        pool.offer("a")
+    starved = pool.control.expected_wait(0, pool.now)
+    assert starved > 60.0
+    assert pool.control.expected_wait(-1, pool.now) >= starved  # although none of it waits
+
+
 def test_a_drain_rate_of_0_divides_nothing_by_0() -> None:
     pool = FlowPool()
     assert pool.control.drain_rate(0.0) is None
