@@ -16,7 +16,7 @@ Pure: `now` is a function that the shell supplies.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from agent.events import Hook
 from agent.events.requests import Abandoned, StreamBroken
@@ -48,13 +48,8 @@ class Stage(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class HoldingStage(Protocol):
-    """What a stage has beside those of `Stage` that holds tickets for longer than a stop of the agent may take."""
-
     def shut_down(self, now: float) -> None:
-        """Decide on every ticket that it holds, and hold none from now on."""
+        """The agent stops: decide on every ticket that this stage holds, and hold none from now on."""
         ...
 
 
@@ -104,11 +99,10 @@ class Pipeline:
     def shut_down(self) -> None:
         """Decide on every ticket that a stage holds: no time is left to wait."""
         for stage in self._stages:
-            if isinstance(stage, HoldingStage):
-                try:
-                    stage.shut_down(self._now())
-                except Exception as error:  # noqa: BLE001  the other stages decide on theirs all the same
-                    self._failed(stage, error)
+            try:
+                stage.shut_down(self._now())
+            except Exception as error:  # noqa: BLE001  the other stages decide on theirs all the same
+                self._failed(stage, error)
 
     # -- calls of a ticket -------------------------------------------------------------------------------------------
 

@@ -143,6 +143,9 @@ class WantedStage:
         ticket.wanted = self.wanted
         return CONTINUE
 
+    def shut_down(self, now: float) -> None:
+        pass
+
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """Never called."""
 

@@ -172,6 +172,9 @@ class CountedPrompts:
         ticket.model = "model"
         return CONTINUE
 
+    def shut_down(self, now: float) -> None:
+        pass
+
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """It holds none."""
 

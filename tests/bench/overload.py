@@ -87,9 +87,9 @@ def calls(arrivals: Sequence[Arrival], shares: Sequence[Share] = THREE_BANDS, dr
 
 
 class ReferenceQueue:
-    """The reference picker's flow control (../shared/field/endpoint-picker.md 4.5 and 4.6, with its defaults), as a
-    stage before the pick: bands in strict priority, first come first served in each, and one request a millisecond is
-    dispatched while the pool is not saturated. It is picked then.
+    """The flow control of llm-d's router with its defaults, as a stage before the pick: bands in strict priority, first
+    come first served in each, and one request a millisecond is dispatched while the pool is not saturated. It is picked
+    then.
 
     Saturation is the mean over the endpoints of max(waiting requests / 5, KV usage / 0.8) on their last pages, which
     are read every 50 ms; an endpoint without a page counts as saturated. A band holds 5,000 requests. A request that
@@ -123,6 +123,9 @@ class ReferenceQueue:
         band[ticket] = now
         self._plan_cycle(now)
         return WAIT
+
+    def shut_down(self, now: float) -> None:
+        """Nothing: it holds no ticket."""
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """The client left."""

@@ -49,6 +49,9 @@ class WantedStage:
         ticket.model = ticket.wanted.model
         return CONTINUE
 
+    def shut_down(self, now: float) -> None:
+        pass
+
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """Never called."""
 

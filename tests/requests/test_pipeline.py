@@ -36,6 +36,9 @@ class ScriptedStage:
         self.processed.append(ticket)
         return self.result
 
+    def shut_down(self, now: float) -> None:
+        pass
+
     def cancelled(self, ticket: Ticket, now: float) -> None:
         self.cancels.append(ticket)
 

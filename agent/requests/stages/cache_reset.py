@@ -26,6 +26,9 @@ class CacheResetStage:
         """CONTINUE: nothing happens before the end of the request."""
         return CONTINUE
 
+    def shut_down(self, now: float) -> None:
+        """Nothing: it holds no ticket."""
+
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """Never called: the stage does not wait."""
 

@@ -61,6 +61,9 @@ class ParseStage:
         ticket.model = prompt.model
         return CONTINUE
 
+    def shut_down(self, now: float) -> None:
+        """Nothing: it holds no ticket."""
+
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """Never called: the stage does not wait."""
 

@@ -41,6 +41,9 @@ class TokensStage:
         )
         return CONTINUE
 
+    def shut_down(self, now: float) -> None:
+        """Nothing: it holds no ticket."""
+
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """Never called: the stage does not wait."""
 
