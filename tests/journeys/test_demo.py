@@ -207,6 +207,7 @@ def test_a_port_in_use_is_named_before_anything_is_started(
         (["--endpoints", "127.0.0.1:1,127.0.0.1:1", "--port-base", "0"], "127.0.0.1:1, which is listed twice"),
         (["--endpoints", ","], "--endpoints: the list is empty"),
         (["--model", "tiny"], "--model requires --endpoints"),
+        (["--overload", "--endpoints", "127.0.0.1:1"], "--overload sends to emulated servers, whose capacity is known"),
     ],
 )
 def test_a_usage_error_has_a_message_and_no_traceback(flags: list[str], message: str, processes: Processes) -> None:
@@ -214,6 +215,28 @@ def test_a_usage_error_has_a_message_and_no_traceback(flags: list[str], message:
     assert demo.wait() in {1, 2}
     assert message in demo.output()
     assert "Traceback" not in demo.output()
+
+
+def test_the_overload_demo_prints_each_priority_without_and_with_flow_control(processes: Processes) -> None:
+    demo = processes.start([*DEMO, "--overload", "--once", "--port-base", "0", "--seconds", "3"])
+    assert demo.wait(120) == 0, demo.output()
+    output = demo.output()
+    assert re.search(r"^ +without +with flow control *$", output, re.MULTILINE), output
+    found = re.search(r"Results of (\d+) chats in each run", output)
+    assert found
+    sent = [0, 0]
+    for priority in (10, 0, -1):
+        label = f"priority {priority}:"
+        assert all(re.fullmatch(r"[\d.]+ s|–", cell) for cell in row(output, f"{label} time to first token, p90"))
+        assert len(row(output, f"{label} fairness of its two callers")) == 2
+        answered = [re.fullmatch(r"(\d+) of (\d+)", cell) for cell in row(output, f"{label} answered")]
+        refused = zip(row(output, f"{label} shed"), row(output, f"{label} expired"), strict=True)
+        for run, (cell, (shed, expired)) in enumerate(zip(answered, refused, strict=True)):
+            assert cell
+            assert int(cell[1]) + int(shed) + int(expired) == int(cell[2])
+            sent[run] += int(cell[2])
+    assert sent == [int(found[1])] * 2
+    assert row(output, "all: errors") == ["0", "0"]
 
 
 def test_given_servers_are_used_and_keep_running(processes: Processes) -> None:
