@@ -174,6 +174,29 @@ async def test_objectives_of_both_groups_apply_and_the_one_of_llm_d_ai_wins(jour
         assert newer["message"].endswith("have the priority -7")
 
 
+async def test_an_annotation_binds_an_objective_to_models_until_it_is_removed(journey: Journey) -> None:
+    await journey.pool()
+    metadata = {
+        "name": "batch",
+        "namespace": journey.namespace,
+        "annotations": {"llm-d.ai/models": "nightly-summaries, nightly-tags"},
+    }
+    spec = {"poolRef": {"name": "llama"}, "priority": -3}
+    manifest = {"apiVersion": NEW, "kind": OBJECTIVE, "metadata": metadata, "spec": spec}
+    await asyncio.to_thread(journey.plane.api.create, manifest)
+
+    async def bound() -> dict[str, int]:
+        return dict(live.agent.pools["llama"].terms.by_model)
+
+    async with journey.agent() as live:
+        await found(bound, lambda seen: seen == {"nightly-summaries": -3, "nightly-tags": -3})
+        accepted = await journey.reason(NEW, OBJECTIVE, "batch", "Accepted")
+        assert "nightly-summaries" in accepted["message"]
+        without = {"metadata": {"annotations": {"llm-d.ai/models": None}}}
+        await asyncio.to_thread(journey.plane.api.patch, journey.path(NEW, OBJECTIVE, "batch"), without)
+        await found(bound, lambda seen: seen == {})
+
+
 async def test_an_objective_of_a_missing_pool_gets_a_condition_and_an_event_until_it_is_corrected(
     journey: Journey,
 ) -> None:
