@@ -101,9 +101,9 @@ def _objectives(config: Config, reader: DocumentReader) -> None:
                     f"{key}.models", f"{quote(model)} has the objective of {bound} already; remove it from one of them"
                 )
         for pool in own:
-            names.setdefault((objective.name, pool), key)
+            names.setdefault((objective.name, pool), reader.as_written(key))
             for model in objective.models:
-                models.setdefault((model, pool), key)
+                models.setdefault((model, pool), reader.as_written(key))
 
 
 # Where a pool's endpoints come from; exactly one of these is set.
@@ -115,7 +115,7 @@ def _source(pool: PoolConfig, key: str, reader: DocumentReader) -> None:
     invalid, which is reported already."""
 
     def written(name: str) -> bool:
-        return f"{key}.{name}" in reader.marks
+        return reader.is_written(f"{key}.{name}")
 
     sources = [name for name in SOURCE_KEYS if written(name)]
     if not sources:
@@ -154,7 +154,7 @@ def _times(config: Config, reader: DocumentReader) -> None:
         reader.problem_at(
             "state.staleAfter",
             f"{what}, so every reading would be stale; {advice}",
-            place="" if "state.staleAfter" in reader.marks else "scrape.interval",
+            place="" if reader.is_written("state.staleAfter") else "scrape.interval",
         )
     if timeout > stale:
         what = f"{show_duration(timeout)} is above state.staleAfter ({show_duration(stale)})"
@@ -162,7 +162,7 @@ def _times(config: Config, reader: DocumentReader) -> None:
             "scrape.timeout",
             f"{what}, so a slow response would be stale on arrival; "
             f"write timeout: {show_duration(min(interval, stale))} or less",
-            place="" if "scrape.timeout" in reader.marks else "state.staleAfter",
+            place="" if reader.is_written("scrape.timeout") else "state.staleAfter",
         )
 
 
@@ -192,7 +192,9 @@ def _rates(config: Config, reader: DocumentReader) -> None:
             f"{rate.low:.12g} is above prefillRate.high ({rate.high:.12g}); write a smaller low or a larger high",
         )
     elif not rate.low <= rate.default <= rate.high:
-        written = [key for key in ("prefillRate.default", "prefillRate.high", "prefillRate.low") if key in reader.marks]
+        written = [
+            key for key in ("prefillRate.default", "prefillRate.high", "prefillRate.low") if reader.is_written(key)
+        ]
         reader.problem_at(
             "prefillRate.default",
             f"{rate.default:.12g} is not from low to high; write a rate from {rate.low:.12g} to {rate.high:.12g}",
@@ -223,7 +225,7 @@ def _bodies(config: Config, reader: DocumentReader) -> None:
         reader.problem_at(
             "extProc.maxBufferedBytes",
             f"{show_size(buffered)} is less than extProc.maxBody ({show_size(body)}); write {show_size(body)} or more",
-            place="" if "extProc.maxBufferedBytes" in reader.marks else "extProc.maxBody",
+            place="" if reader.is_written("extProc.maxBufferedBytes") else "extProc.maxBody",
         )
 
 
@@ -234,7 +236,7 @@ def _listeners(config: Config, reader: DocumentReader) -> None:
     for one, other in combinations([*pickers, _Listener("admin.address", config.admin.address)], 2):
         if not _clash(one.address, other.address):
             continue
-        later = one if other.key == "admin.address" and "admin.address" not in reader.marks else other
+        later = one if other.key == "admin.address" and not reader.is_written("admin.address") else other
         first = other if later is one else one
         if other.key == "admin.address":
             why = "the ext_proc port and the admin port must differ"
@@ -322,7 +324,7 @@ def _tls(tls: TlsConfig, key: str, reader: DocumentReader) -> None:
         )
     if not tls.enabled and not tls.key_file:
         for name in ("clientCaFile", "clientCertificate", "minVersion"):
-            if f"{key}.{name}" in reader.marks:
+            if reader.is_written(f"{key}.{name}"):
                 reader.problem_at(
                     f"{key}.{name}",
                     "has no effect without a certificate; write certFile and keyFile, or selfSigned: true",
@@ -332,7 +334,7 @@ def _tls(tls: TlsConfig, key: str, reader: DocumentReader) -> None:
 def _admin(admin: AdminConfig, reader: DocumentReader) -> None:
     """Who may read the admin port: beyond loopback, not everybody, and no token in plaintext."""
     auth = admin.auth
-    if auth.mode == TOKEN_FILE and not auth.token_file and "admin.auth.tokenFile" not in reader.marks:
+    if auth.mode == TOKEN_FILE and not auth.token_file and not reader.is_written("admin.auth.tokenFile"):
         reader.problem_at("admin.auth.tokenFile", f"missing; write the file of tokens for mode: {TOKEN_FILE}")
     for key, value, mode in (("tokenFile", auth.token_file, TOKEN_FILE), ("audiences", auth.audiences, KUBERNETES)):
         if value and auth.mode != mode:
@@ -429,11 +431,11 @@ _JOINS: Final = {"gke": ("pod", "Cloud Monitoring reports pods"), "nvml": ("node
 
 def _accelerator_source(entry: AcceleratorConfig, path: str, reader: DocumentReader) -> None:
     exporter = entry.source not in _NEEDS
-    by_pod = f"{path}.selector" in reader.marks
+    by_pod = reader.is_written(f"{path}.selector")
     needs = _NEEDS.get(entry.source, () if by_pod else ("address",))
     _exporter_pods(entry, path, reader, exporter=exporter, by_pod=by_pod)
     for option in ("address", "project", "location", "cluster"):
-        if option in needs and not getattr(entry, option) and f"{path}.{option}" in reader.marks:
+        if option in needs and not getattr(entry, option) and reader.is_written(f"{path}.{option}"):
             continue  # invalid, which is reported already
         if option in needs and not getattr(entry, option):
             what = (
@@ -456,7 +458,7 @@ def _exporter_pods(
 ) -> None:
     """The options of an exporter that is found by the labels of its pods."""
     for option in ("selector", "namespace", "port"):
-        if f"{path}.{option}" not in reader.marks:
+        if not reader.is_written(f"{path}.{option}"):
             continue
         if not exporter:
             reader.problem_at(f"{path}.{option}", f"not valid for {entry.source}; remove it")
@@ -464,9 +466,9 @@ def _exporter_pods(
             reader.problem_at(f"{path}.{option}", "has no effect without selector; remove it")
     if not exporter or not by_pod:
         return
-    if f"{path}.address" in reader.marks:
+    if reader.is_written(f"{path}.address"):
         reader.problem_at(f"{path}.address", "selector already says where the exporters are; remove one of the two")
-    if not entry.port and f"{path}.port" not in reader.marks:
+    if not entry.port and not reader.is_written(f"{path}.port"):
         reader.problem_at(f"{path}.port", "missing; write the port of the exporter's pods", place=f"{path}.selector")
     elif not entry.port:
         reader.problem_at(f"{path}.port", "0 is not a port; write the port of the exporter's pods")
@@ -502,7 +504,7 @@ def _engines(config: Config, index: int, reader: DocumentReader, vocabulary: Voc
             continue
         path = f"pools[{index}].endpoints[{number}]"
         by_label = engine_by_label(dict(endpoint.labels), config.engine_labels)
-        if f"{path}.engine" in reader.marks or by_label is None:
+        if reader.is_written(f"{path}.engine") or by_label is None:
             reader.problem_at(
                 f"{path}.engine", f"{quote(endpoint.engine)} is not an engine; {suggestion(endpoint.engine, engines)}"
             )

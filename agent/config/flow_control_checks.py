@@ -46,7 +46,7 @@ def check_flow_control(config: Config, reader: DocumentReader) -> None:
                 f"{key}.priority",
                 f"a second band of priority {entry.priority}, the first is {seen[entry.priority]}; keep one of them",
             )
-        seen.setdefault(entry.priority, key)
+        seen.setdefault(entry.priority, reader.as_written(key))
     for key, band in _bands(flow):
         _policy(reader, f"{key}.fairnessPolicyRef", band.fairness_policy_ref, "a fairness policy", FAIRNESS_POLICIES)
         _policy(reader, f"{key}.orderingPolicyRef", band.ordering_policy_ref, "an ordering policy", ORDERING_POLICIES)
@@ -80,7 +80,7 @@ def _bands(
 
 
 def _policy(reader: DocumentReader, key: str, type_: str, what: str, valid: Sequence[str]) -> None:
-    if type_ in valid or key not in reader.marks:
+    if type_ in valid or not reader.is_written(key):
         return
     if type_ in NOT_SUPPORTED:
         reader.problem_at(key, refusal(type_))
@@ -91,11 +91,11 @@ def _policy(reader: DocumentReader, key: str, type_: str, what: str, valid: Sequ
 def _detector(flow: FlowControlConfig, reader: DocumentReader) -> None:
     detector, section = flow.saturation_detector, "flowControl.saturationDetector"
     for name, type_ in _READ_BY.items():
-        if f"{section}.{name}" in reader.marks and type_ != detector.type:
+        if reader.is_written(f"{section}.{name}") and type_ != detector.type:
             reader.problem_at(
                 f"{section}.{name}", f"has no effect with type: {detector.type}; write type: {type_}, or remove it"
             )
-    if f"{section}.blindRequests" in reader.marks and detector.staleness_policy == SATURATED:
+    if reader.is_written(f"{section}.blindRequests") and detector.staleness_policy == SATURATED:
         reader.problem_at(
             f"{section}.blindRequests", "has no effect with stalenessPolicy: saturated; remove one of the two"
         )

@@ -22,6 +22,8 @@ class DocumentReader:
         self.problems = problems
         self.other_keys = other_keys or {}
         self.marks: dict[str, Mark] = {}
+        # Of lists with entries that are left out: the places of the others in the document.
+        self._kept: dict[str, list[int]] = {}
 
     # -- problems ----------------------------------------------------------------------------------------------------
 
@@ -31,10 +33,26 @@ class DocumentReader:
 
     def problem_at(self, key: str, what: str, *, place: str = "") -> None:
         """Add a problem with the mark of `place` (default: `key`), or of the innermost key around it that was read."""
-        place = place or key
+        key = self.as_written(key)
+        place = self.as_written(place) if place else key
         while place and place not in self.marks:
             place = place[: max(place.rfind("."), place.rfind("["), 0)]
         self.problem(self.marks.get(place, 0), key, what)
+
+    def as_written(self, key: str) -> str:
+        """The key in the document of a key in the configuration, where invalid entries of lists are left out."""
+        if not self._kept:
+            return key
+        written = ""
+        for part in re.split(r"(\[\d+\])", key):
+            if part.startswith("[") and written in self._kept:
+                part = f"[{self._kept[written][int(part[1:-1])]}]"
+            written += part
+        return written
+
+    def is_written(self, key: str) -> bool:
+        """Whether the document has this key."""
+        return self.as_written(key) in self.marks
 
     def spelling(self, key: str) -> str:
         """The key as the user wrote it: the name of the flag that it came from, if any."""
@@ -159,6 +177,7 @@ class DocumentReader:
 
     def _entries(self, row: SectionList, node: Node | None, key: str, scope: Scope) -> Iterator[Any]:
         """The sections of a list; an entry without a valid value for a required option is left out."""
+        kept: list[int] = []
         for path, item in self.items(node, key):
             entry = item
             if row.shorthand and not isinstance(item, MappingNode):
@@ -167,7 +186,10 @@ class DocumentReader:
                 continue
             fields = self.section(row.type, entry, path, scope.epp, scope)
             if complete(row.type, fields):
+                kept.append(int(path[path.rindex("[") + 1 : -1]))
                 yield row.type(**fields)
+        if kept != list(range(len(kept))):
+            self._kept[key] = kept
 
 
 def join(key: str, name: str) -> str:

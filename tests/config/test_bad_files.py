@@ -514,6 +514,22 @@ def test_all_problems_are_reported_in_the_order_of_the_file() -> None:
     ]
 
 
+def test_a_problem_of_a_list_names_the_entry_of_the_file_also_behind_an_invalid_one() -> None:
+    text = (
+        f"{HEAD}{POOL}objectives:\n- {{name: a, priority: x}}\n- {{name: b, priority: 1, pool: c}}\n"
+        "flowControl:\n  priorityBands:\n  - {priority: x}\n  - {priority: 1}\n"
+        "  - {priority: 1, fairnessPolicyRef: x}\n"
+    )
+    bands = "flowControl.priorityBands"
+    assert [line.split(";")[0] for line in complaints(text)] == [
+        ":6: objectives[0].priority: 'x' is not a number",
+        ":7: objectives[1].pool: there is no pool 'c'",
+        f":10: {bands}[0].priority: 'x' is not a number",
+        f":12: {bands}[2].priority: a second band of priority 1, the first is {bands}[1]",
+        f":12: {bands}[2].fairnessPolicyRef: 'x' is not a fairness policy",
+    ]
+
+
 def test_a_file_that_is_too_large_is_not_read() -> None:
     assert complaints("#" * (MAX_BYTES + 1)) == [": the file is larger than 256 KiB; split the pools between agents"]
 
