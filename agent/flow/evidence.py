@@ -13,6 +13,9 @@ from agent.state.snapshot import EndpointView
 # Requests sent since a page that are kept, because the next page may come late; more than this count as on the page.
 _KEPT: Final = 1024
 
+# The generated constructor of a named tuple costs more than what fills it, and this runs for each request.
+_new: Final = tuple.__new__
+
 
 class Evidence(NamedTuple):
     """Of one endpoint: `slots` learnt from its pages (infinite: nothing shows them); requests and prompt tokens that
@@ -88,7 +91,7 @@ class EndpointEvidence:
     def evidence(self, share: float = 1.0) -> Evidence:
         """The evidence now, with this share of the free slots."""
         sent = len(self._sent) - self._gone
-        return Evidence(self._slots, max(0, sent), self._sent_tokens, self._on_page, share)
+        return _new(Evidence, (self._slots, max(0, sent), self._sent_tokens, self._on_page, share))
 
 
 def _number(view: EndpointView, signal: str) -> float | None:

@@ -159,7 +159,7 @@ class HeldRequests:
         self._zero_reported = False
         store.on_changed.append(self._endpoint_changed)
         store.on_restart.append(self._restarted)
-        self._sent_last: set[str] = set()  # endpoints to which this agent, and no peer since, has sent
+        self._sent_last: set[str] = set()  # endpoints to which this agent has sent after a peer, and no peer since
         self._shared: set[str] = set()  # endpoints to which a peer has sent
         store.on_peer_started.append(self._peer_started)
 
@@ -291,9 +291,10 @@ class HeldRequests:
     def sent(self, address: str, prompt_tokens: int, now: float) -> None:
         """A request was sent to the endpoint."""
         self._evidence_of(address).sent(prompt_tokens, now)
-        self._sent_last.add(address)
-        if address in self._shared and self._control.waiting:
-            self._changed.add(address)  # its room opens for the peer first
+        if address in self._shared:
+            self._sent_last.add(address)
+            if self._control.waiting:
+                self._changed.add(address)  # its room opens for the peer first
 
     def ended(self, address: str, sent_at: float, now: float) -> None:
         """A request that was sent to the endpoint at `sent_at` has ended."""
@@ -435,7 +436,7 @@ class HeldRequests:
         evidence = self._evidence_of(view.address)
         evidence.observe(view)
         room = self._detector(view, evidence.evidence(self._share), self._room_limits, now)
-        if view.work.of_peers and view.address in self._sent_last:
+        if self._sent_last and view.address in self._sent_last and view.work.of_peers:
             return room._replace(opens_at=room.opens_at + TURN_SECONDS)
         return room
 
