@@ -215,6 +215,11 @@ class FlowInstruments:
             self._metrics.child(rows.WAIT, pool, priority, outcome),
             self._metrics.child(rows.QUEUE_DURATION, caller, priority, theirs, pool, model, target),
         )
+        # From 0 on: a rate does not see the first increment of a series that begins with it.
+        for each in FIELD_OUTCOMES:
+            self._metrics.child(rows.REQUESTS, pool, priority, each)
+        for each in (PLANNED, STOLEN):
+            self._metrics.child(rows.WAIT, pool, priority, each)
         return children
 
     def _serves_model(self, name: str) -> bool:
