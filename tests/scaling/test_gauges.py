@@ -219,6 +219,7 @@ def test_adapters_are_counted():
 ELSEWHERE = {
     "prefill_seconds": "it is in the prefill rate",
     "prefilled_requests": "it is in the prefill rate",
+    "prefilled_tokens": "it is in the prefill rate",
     "start_time_seconds": "restarts are counted",
     "served_models": "names are in /v1/state",
 }
