@@ -169,6 +169,7 @@ class Band:
         "idle",
         "level",
         "ordering",
+        "passed_over",
         "priority",
         "quantum",
         "rate",
@@ -195,6 +196,7 @@ class Band:
         self.spent: list[tuple[int, int, Flow]] = []  # without credit; some have no requests any more
         self.idle: dict[str, Flow] = {}  # with credit, without requests
         self.served_by: dict[frozenset[str] | None, int] = {}  # sets of endpoints -> their requests
+        self.passed_over = False
         self._numbers = 0
 
     # -- requests come and go ----------------------------------------------------------------------------------------
@@ -314,7 +316,8 @@ class Band:
 
     def next_request(self, endpoint: EndpointPlan, now: float, patience: float) -> FlowRequest | None:
         """The next request for the endpoint: one that is planned to it, or one that it steals because no flow that may
-        be served has one planned to it. New rounds begin until there is one."""
+        be served has one planned to it. New rounds begin until there is one, or one of a flow with credit is fixed to
+        another endpoint."""
         if not self.serves(endpoint.address):
             return None
         flows = endpoint.bands.get(self.priority)
@@ -324,18 +327,22 @@ class Band:
                 return planned.first()
             if planned is not None and self.ring and planned.flow.used < self.level + self.quantum // 2:
                 return self.steal(endpoint, now, patience) or planned.first()
-            stolen = self.steal(endpoint)
-            if stolen is not None or not self.spent:
+            stolen = self.steal(endpoint, fixed=planned is not None)
+            if stolen is not None or not self.spent or (planned is None and self.passed_over):
                 return stolen
             self._begin_round()
 
-    def steal(self, endpoint: EndpointPlan, now: float = FOREVER, patience: float = 0.0) -> FlowRequest | None:
+    def steal(
+        self, endpoint: EndpointPlan, now: float = FOREVER, patience: float = 0.0, *, fixed: bool = True
+    ) -> FlowRequest | None:
         """The request of a flow with credit that adds the least work at the endpoint, of the first that the endpoint
         may serve. With `patience`, only a request that has waited since it was planned for so many times the work that
-        it would add here and not where it is planned, or for MAX_PATIENCE_SECONDS."""
+        it would add here and not where it is planned, or for MAX_PATIENCE_SECONDS. Without `fixed`, none that is fixed
+        to its endpoint; `passed_over` then says whether one was found."""
         best: FlowRequest | None = None
         least = FOREVER
         address, place, places = endpoint.address, endpoint.place, None
+        self.passed_over = False
         left = STEAL_SEARCH
         for flow in self.ring:
             for request in flow.requests:
@@ -348,7 +355,9 @@ class Band:
                 if seconds == FOREVER:
                     continue
                 left -= 1
-                if seconds < least and (
+                if request.fixed and not fixed:
+                    self.passed_over = True
+                elif seconds < least and (
                     not patience
                     or request.planned is None
                     or now - request.planned_at

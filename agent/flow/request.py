@@ -26,7 +26,8 @@ class FlowRequest:
     wait. `hold` is the longest time in seconds for which the request may wait at all, also in an empty pool.
 
     The other attributes belong to `agent.flow.control`. `outcome` is None until the request has its one outcome.
-    `endpoint` is the address to which it is planned, empty where it is planned to none. `latest` is when its wait ends
+    `endpoint` is the address to which it is planned, empty where it is planned to none; while it is `fixed`, only that
+    endpoint or one that gets it from a higher band's patience may be sent it. `latest` is when its wait ends
     whatever happens, and `expires_at` when its TTL ends it.
     """
 
@@ -37,6 +38,7 @@ class FlowRequest:
         "due_at",
         "expires_at",
         "expiry",
+        "fixed",
         "flow",
         "flow_name",
         "hold",
@@ -50,6 +52,7 @@ class FlowRequest:
         "priority",
         "prompt_tokens",
         "push",
+        "released_at",
         "seconds",
         "sequence",
         "served_by",
@@ -81,6 +84,8 @@ class FlowRequest:
         self.hold = hold
         self.deadline = FOREVER if deadline is None else deadline
         self.arrived_at = self.expires_at = self.expiry = self.latest = self.planned_at = self.planned_seconds = 0.0
+        self.fixed = False  # planned, and not to be stolen before `released_at`
+        self.released_at = 0.0
         self.due_at = 0.0  # by which it is compared with others of its flow
         self.sequence = self.push = 0
         self.outcome: Outcome | None = None

@@ -88,7 +88,7 @@ steps = st.one_of(
 )
 # A clock that may go back, and that may jump over every TTL.
 passing = st.sampled_from([0.0, 0.0, 0.125, 0.125, 0.5, 1.0, 9.0, -2.0, 1000.0])
-histories = st.lists(st.tuples(passing, steps), max_size=40)
+histories = st.lists(st.tuples(passing, steps), min_size=8, max_size=40)
 limits = st.builds(
     FlowLimits,
     band=st.sampled_from([BandLimits(), BandLimits(), BandLimits(max_requests=3, max_bytes=8, ttl=4.0)]),
@@ -174,7 +174,9 @@ class Driver:
             case Offered():
                 return control.offer(step.address, self.room(step), now)
             case Leaves(which):
-                return control.cancel(self.requests[which], now) if which < len(self.requests) else []
+                if which < len(self.requests):
+                    return control.cancel(self.requests[which], now)
+                return control.advance(now)
             case Endpoints(addresses):
                 control.set_endpoints(addresses, now)
                 return control.replan(now)

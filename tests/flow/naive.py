@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from agent.flow.band import MAX_PATIENCE_SECONDS, STEAL_SEARCH
-from agent.flow.control import FlowLimits
+from agent.flow.control import IDLE_PATIENCE, FlowLimits
 from agent.flow.flow_names import ONE_FLOW
 from agent.flow.ordering import EARLIEST_DEADLINE, FIRST_COME
 from agent.flow.room import NO_ROOM, Room
@@ -33,6 +33,7 @@ class NaiveRequest:
     seconds: dict[str, float] = field(default_factory=dict)
     planned: str = ""
     planned_at: float = 0.0
+    released_at: float = -math.inf
 
 
 @dataclass
@@ -63,7 +64,7 @@ class NaiveControl:
 
     def __init__(self, limits: FlowLimits) -> None:
         self.limits = limits
-        self.now = -math.inf
+        self.now = self.advanced_at = -math.inf
         self.waiting: list[NaiveRequest] = []  # in the order of arrival
         self.endpoints: dict[str, NaiveEndpoint] = {}
         self.levels: dict[int, int] = {}
@@ -91,6 +92,7 @@ class NaiveControl:
         for request in self.waiting:
             if request.planned not in self.endpoints:
                 request.planned = ""
+                request.released_at = -math.inf
         self.stale = sorted(self.waiting, key=lambda request: -request.priority)
         if not self.endpoints:
             self.empty_since = self.now
@@ -160,15 +162,17 @@ class NaiveControl:
             and endpoint.room.fits(request.prompt_tokens)
             and not self.is_blocked(address)
         ]
-        if free:
-            ahead = self.ahead(request.priority)
-            self.use_room(request, min(free, key=lambda each: ahead[each] + request.seconds[each]), "direct")
+        ahead = self.ahead(request.priority)
+        costs = {address: ahead[address] + seconds for address, seconds in request.seconds.items()}
+        cheapest = min(free, key=costs.__getitem__, default="")
+        if cheapest and (not self.waiting or costs[cheapest] == min(costs.values())):
+            self.use_room(request, cheapest, "direct")
             return self.out
-        if never_waits:
-            self.out.append((request.name, "", "expired"))
-            return self.out
-        if not self.make_space(request):
-            self.out.append((request.name, "", "displaced"))
+        if never_waits or not self.make_space(request):
+            if cheapest:
+                self.use_room(request, cheapest, "direct")
+            else:
+                self.out.append((request.name, "", "expired" if never_waits else "displaced"))
             return self.out
         self.hold(request)
         self.plan(request)
@@ -223,18 +227,23 @@ class NaiveControl:
                     mine = [request for request in planned if request.flow == flow]
                     stolen = self.steal(band, address, self.limits.patience)
                     return stolen or min(mine, key=lambda request: request.deadline)
-            stolen = self.steal(band, address, 0.0)
+            stolen = self.steal(band, address, 0.0, fixed=bool(planned))
             if stolen is not None or not self.spent(band):
                 return stolen
+            if not planned and self.can_steal(band, address):
+                return None
             self.begin_round(band)
 
-    def steal(self, band: int, address: str, patience: float) -> NaiveRequest | None:
-        found = [
+    def can_steal(self, band: int, address: str) -> list[NaiveRequest]:
+        return [
             request
             for flow in self.ring(band)
             for request in self.of(band)
             if request.flow == flow and address in request.seconds
         ][:STEAL_SEARCH]
+
+    def steal(self, band: int, address: str, patience: float, *, fixed: bool = True) -> NaiveRequest | None:
+        found = [each for each in self.can_steal(band, address) if fixed or each.released_at <= self.now]
         paid = [request for request in found if not patience or self.has_waited(request, address, patience)]
         return min(paid, key=lambda request: request.seconds[address], default=None)
 
@@ -298,6 +307,11 @@ class NaiveControl:
         ahead = self.ahead(request.priority)
         request.planned = min(request.seconds, key=lambda address: ahead[address] + request.seconds[address])
         request.planned_at = self.now
+        own = request.seconds[request.planned]
+        more = min([each for address, each in request.seconds.items() if address != request.planned], default=own) - own
+        if more > 0:
+            patience = min(self.limits.patience, IDLE_PATIENCE)
+            request.released_at = self.now + min(patience * more, MAX_PATIENCE_SECONDS)
 
     def hold(self, request: NaiveRequest) -> None:
         band, key = request.priority, (request.priority, request.flow)
@@ -385,7 +399,8 @@ class NaiveControl:
 
     def advance_at_now(self) -> None:
         self.expire()
-        opened = False
+        opened = any(self.advanced_at < request.released_at <= self.now for request in self.waiting)
+        self.advanced_at = self.now
         while True:
             due = [address for address, endpoint in self.endpoints.items() if endpoint.opens_at <= self.now]
             if not due:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from agent.flow.band import KEPT_FLOWS, MAX_PATIENCE_SECONDS
-from agent.flow.control import BandLimits, Estimate, FlowControl, FlowLimits
+from agent.flow.control import IDLE_PATIENCE, BandLimits, Estimate, FlowControl, FlowLimits
 from agent.flow.flow_names import DEFAULT_FLOW, NAME_LENGTH, OTHER_FLOW, FlowNames
 from agent.flow.outcomes import (
     CANCELLED,
@@ -97,9 +97,69 @@ def test_an_endpoint_without_planned_work_steals_the_request_that_costs_least_th
     control.set_endpoints("ab", 0.0)
     for name in costs:
         assert control.submit(FlowRequest(name), 0.0) == []
-    (outcome,) = control.offer("b", ONE, 0.0)
+    (outcome,) = control.offer("b", ONE, 3.0)
     assert isinstance(outcome, Dispatched)
     assert (outcome.request.item, outcome.how) == ("second", STOLEN)
+
+
+def test_a_request_waits_for_its_cache_for_four_times_the_work_that_it_saves_though_another_endpoint_is_idle() -> None:
+    pool = FlowPool()
+    request = pool.held("a")
+    assert pool.control.offer("b", ONE, 0.0) == []
+    until = IDLE_PATIENCE * (COLD - WARM)
+    assert pool.control.next_due() == until
+    assert pool.control.advance(until - 0.125) == []
+    assert pool.control.advance(until) == [Dispatched(request, "b", until, STOLEN)]
+
+
+def test_a_request_waits_for_its_cache_for_a_bounded_time() -> None:
+    pool = FlowPool()
+    pool.control = FlowControl(FlowLimits(), lambda *_: Estimate((0.0, 100.0), (0.0, 100.0)), lambda: 0.5)
+    pool.control.set_endpoints("ab", 0.0)
+    pool.held("a")
+    pool.control.offer("b", ONE, 0.0)
+    assert pool.control.next_due() == MAX_PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize("patience", [0.0, 2.0])
+def test_a_configured_patience_below_four_holds_for_an_idle_endpoint_too(patience: float) -> None:
+    pool = FlowPool(FlowLimits(patience=patience))
+    pool.held("a")
+    pool.now = patience * (COLD - WARM)
+    assert pool.offer("b").how == STOLEN
+
+
+def test_a_request_that_has_as_much_of_its_cache_elsewhere_is_stolen_at_once() -> None:
+    pool = FlowPool()
+    request = pool.held("")
+    assert request.endpoint == "a"
+    assert pool.offer("b") == Dispatched(request, "b", 0.0, STOLEN)
+
+
+def test_what_waits_for_its_cache_keeps_no_other_request_of_its_caller_from_an_idle_endpoint() -> None:
+    pool = FlowPool()
+    pool.held("a")
+    pool.control.offer("b", ONE, 0.0)
+    request = FlowRequest("b")
+    assert pool.submit(request) == [Dispatched(request, "b", 0.0, DIRECT)]
+    pool.control.offer("b", ONE, 0.0)
+    request = FlowRequest("")
+    assert pool.submit(request) == [Dispatched(request, "b", 0.0, DIRECT)]
+    assert pool.control.waiting == 1
+
+
+@pytest.mark.parametrize("limits", [FlowLimits(max_requests=1), FlowLimits(hold=0.0), FlowLimits(shed_from=0.0)])
+def test_a_request_that_may_not_wait_takes_an_endpoint_with_room_although_it_has_no_cache_there(
+    limits: FlowLimits,
+) -> None:
+    pool = FlowPool(limits, draw=0.0)
+    if limits.hold:
+        pool.held("a", priority=-1)
+        pool.now = 3.25
+    pool.control.offer("b", ONE, 0.0)
+    (outcome,) = pool.submit(FlowRequest("a", priority=-1))
+    assert isinstance(outcome, Dispatched)
+    assert outcome.endpoint == "b"
 
 
 def test_a_higher_band_is_served_first_and_work_of_lower_bands_is_not_before_it() -> None:
@@ -201,7 +261,7 @@ def test_only_negative_priorities_are_shed_and_only_where_they_would_wait_too_lo
     assert pool.control.expected_wait(-1, pool.now) > 30.0
     assert pool.submit(FlowRequest("a", priority=0)) == []
     pool.control.offer("b", Room(9.0), pool.now)
-    assert isinstance(pool.submit(FlowRequest("a", priority=-1))[0], Dispatched)
+    assert isinstance(pool.submit(FlowRequest("b", priority=-1))[0], Dispatched)  # where there is room none is shed
 
 
 def test_a_band_that_higher_bands_keep_from_being_served_is_expected_to_wait() -> None:
@@ -333,7 +393,7 @@ def test_requests_of_an_endpoint_that_leaves_are_planned_again() -> None:
 
 def test_a_new_endpoint_gets_requests_once_they_are_planned_again() -> None:
     pool = FlowPool()
-    requests = [pool.held("a") for _ in range(4)]
+    requests = [pool.held("") for _ in range(4)]  # their caches are nowhere
     pool.control.set_endpoints("abc", 1.0)
     pool.control.offer("c", ONE, 1.0)
     assert pool.control.stale == 4

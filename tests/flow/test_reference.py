@@ -57,7 +57,7 @@ def naive_step(
         case Offered():
             return naive.offer(step.address, driver.room(step), now)
         case Leaves(which):
-            return naive.cancel(str(which), now) if which < len(driver.requests) else []
+            return naive.cancel(str(which), now) if which < len(driver.requests) else naive.advance(now)
         case Endpoints(addresses):
             naive.set_endpoints(list(addresses), now)
             return naive.replan(costs, now)

@@ -8,6 +8,7 @@ import orjson
 
 from agent.events.flow import FlowDecided, RequestHeld
 from agent.events.requests import StreamBroken
+from agent.flow.band import MAX_PATIENCE_SECONDS
 from agent.flow.control import BandLimits, FlowLimits
 from agent.flow.evidence import Evidence
 from agent.flow.outcomes import (
@@ -192,6 +193,8 @@ def test_an_endpoint_without_planned_work_steals_a_request_and_the_pick_says_tha
     pool.submit("for-b", chain=range(50), tokens=3_200)
     pool.end("first-at-a:1")
     pool.settle()
+    assert pool.held.waiting == 1  # for its cache
+    pool.advance(MAX_PATIENCE_SECONDS)
     decision = pool.pick("for-b")
     assert (decision.endpoint, decision.dispatched, decision.decided_by) == (A, STOLEN, ROOM)
     assert decision.left_warmest
