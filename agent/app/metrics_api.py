@@ -17,8 +17,9 @@ from agent.config.addresses import join_address, split_address
 from agent.config.config import Config
 from agent.config.metrics_api import KUBERNETES, MetricsApiConfig
 from agent.config.pools import EndpointConfig, PoolConfig
-from agent.events import Hook
-from agent.events.metrics_api import TrustProblem
+from agent.events import Event, Hook
+from agent.events.access import AccessChecked
+from agent.events.metrics_api import MetricsAccessChecked, TrustProblem
 from agent.kube.authn.access import Access
 from agent.kube.authn.identity import Trust
 from agent.kube.authn.review_client import ReviewClient
@@ -128,7 +129,7 @@ class MetricsApi:
         if settings.auth == KUBERNETES:
             self._trust = TrustSource(self._cluster, self._trust_changed)
             reviews = ReviewClient(self._cluster, (), self._clock)
-            access = Access(reviews, StandingGroups(reviews), self._clock, self._hook, self._trusted)
+            access = Access(reviews, StandingGroups(reviews), self._clock, self._checked, self._trusted)
             authorize = ApiAccess(access, frozenset(groups))
         return MetricsApiServer(
             settings.address,
@@ -142,6 +143,10 @@ class MetricsApi:
             tls=self._tls,
             not_ready=self._not_ready,
         )
+
+    def _checked(self, event: Event) -> None:
+        """A check of a sender: those of the admin address are counted apart."""
+        self._hook(MetricsAccessChecked(*event) if isinstance(event, AccessChecked) else event)
 
     def _trusted(self) -> Trust:
         return Trust() if self._trust is None else self._trust.trust

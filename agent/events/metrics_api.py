@@ -16,6 +16,15 @@ class MetricsRead(NamedTuple):
     age_seconds: float | None = None
 
 
+class MetricsAccessChecked(NamedTuple):
+    """The sender of a request was checked; `method` and `result` are words of `agent.kube.authn`. `detail` has the
+    reason of a refusal, without a secret."""
+
+    method: str
+    result: str
+    detail: str = ""
+
+
 class TrustProblem(NamedTuple):
     """The authorities of the API server's front proxy cannot be read, so that its requests are refused or checked
     against the last ones; `detail` says why."""
