@@ -20,6 +20,7 @@ from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
 from agent.app.lease import ReplicaLease
+from agent.app.metrics_api import MetricsApi
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -97,6 +98,9 @@ class Agent:
         self._admin_server.state.exporters = accelerators.exporters
         self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
+        self.metrics_api = MetricsApi(
+            config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api
+        )
         jobs = [
             Job(
                 "configuration-file",
@@ -118,6 +122,7 @@ class Agent:
                 self.lease,
                 self._pools,
                 self._replicas,
+                self.metrics_api,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,

@@ -27,6 +27,7 @@ from agent.instruments.flow import FlowInstruments
 from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
+from agent.instruments.metrics_api import MetricsApiInstruments
 from agent.instruments.objectives import ObjectiveInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.replicas import ReplicaInstruments
@@ -68,6 +69,7 @@ class Instruments:
             LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
             AccessInstruments(self._metrics, log),
+            MetricsApiInstruments(self._metrics, log),
             ReplicaInstruments(self._metrics, log),
             TlsInstruments(self._metrics, log),
         )

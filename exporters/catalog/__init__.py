@@ -25,6 +25,7 @@ from exporters.catalog import (
     histograms,
     kubernetes,
     leases,
+    metrics_api,
     objectives,
     pools,
     process,
@@ -54,6 +55,7 @@ _FAMILIES: Final = (
     leases.ROWS,
     process.ROWS,
     access.ROWS,
+    metrics_api.ROWS,
     tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

@@ -54,15 +54,21 @@ class Authority:
         ]
         return self._sign(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, alternatives)
 
-    def client(self, name: str, user: str, groups: Sequence[str] = ()) -> KeyPair:
-        """A certificate for a client that the API server knows as `user` in these groups."""
-        return self._sign(name, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
+    def client(self, name: str, user: str, groups: Sequence[str] = (), *, shift: timedelta = timedelta()) -> KeyPair:
+        """A certificate for a client that the API server knows as `user` in these groups. It is valid as long as the
+        others, and `shift` later."""
+        return self._sign(name, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [], shift)
 
     def _sign(
-        self, name: str, subject: x509.Name, purpose: x509.ObjectIdentifier, alternatives: Sequence[x509.GeneralName]
+        self,
+        name: str,
+        subject: x509.Name,
+        purpose: x509.ObjectIdentifier,
+        alternatives: Sequence[x509.GeneralName],
+        shift: timedelta = timedelta(),
     ) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.now(UTC)
+        now = datetime.now(UTC) + shift
         builder = (
             _unsigned(subject, self._name, key.public_key(), now)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
