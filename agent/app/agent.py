@@ -19,6 +19,7 @@ from agent.app.cluster_objects import ClusterObjects
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.keda import KedaScaler, PoolActivities
 from agent.app.lease import ReplicaLease
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
@@ -30,10 +31,12 @@ from agent.app.tasks import Tasks
 from agent.clock import Clock
 from agent.config.config import Config
 from agent.config.difference import differences
+from agent.events import Event
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
 from agent.kube.recorder import EventRecorder
 from agent.serve.admin.server import AdminServer
+from agent.serve.keda.no_metrics import NO_METRICS
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
 
@@ -78,7 +81,7 @@ class Agent:
         files = EndpointFiles(config, clock, hook)
         parts = PoolParts(
             clock,
-            hook,
+            self._pool_event if config.keda.enabled else hook,
             tasks,
             scraping.loop,
             self._admin_server.picks.add,
@@ -90,6 +93,14 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
+        self._keda = KedaScaler(
+            config,
+            PoolActivities(self._pool_map, self._replicas.unknown),
+            NO_METRICS,
+            clock,
+            hook,
+            certificates.keda,
+        )
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
         hook.declare_callers(config.flow_control.callers)
@@ -118,6 +129,7 @@ class Agent:
                 self.lease,
                 self._pools,
                 self._replicas,
+                self._keda,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,
@@ -166,6 +178,16 @@ class Agent:
         """Accept no more requests, decide those that have arrived, and close everything."""
         await self._supervisor.stop(self.config.ext_proc.drain_timeout if grace is None else grace)
         self.cluster.close()
+
+    @property
+    def keda_address(self) -> str:
+        """Where KEDA finds the agent, once it is started; empty where the configuration has no address for it."""
+        return self._keda.address
+
+    def _pool_event(self, event: Event) -> None:
+        """An event of a pool, whose held requests wake KEDA."""
+        self.instruments(event)
+        self._keda.observe(event)
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools

@@ -9,6 +9,7 @@ from agent.config.admin import AdminConfig
 from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
 from agent.config.flow_control import FlowControlConfig
+from agent.config.keda import KedaConfig
 from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
 from agent.config.objectives import ObjectiveConfig
@@ -49,6 +50,7 @@ class Config:
     flow_control: FlowControlConfig = section(FlowControlConfig, "Which requests wait, and which are refused.")
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
+    keda: KedaConfig = section(KedaConfig, "The external scaler of KEDA.")
     replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")
