@@ -113,16 +113,16 @@ def _classes() -> Mapping[str, Any]:
 CLASSES: Final[Mapping[str, Any]] = _classes()
 
 
-class Malformed(Exception):
+class BadMessage(Exception):
     """The bytes are not such a message; the text says what is wrong with them."""
 
 
 def parse(message: str, data: bytes) -> Any:
-    """The message of this name from its bytes. Raises Malformed."""
+    """The message of this name from its bytes. Raises BadMessage."""
     try:
         return CLASSES[message].FromString(data)
     except DecodeError as error:
-        raise Malformed(f"not a {message}: {error}") from error
+        raise BadMessage(f"not a {message}: {error}") from error
 
 
 def serialise(message: str, **fields: Any) -> bytes:

@@ -25,7 +25,7 @@ from agent.serve.grpc.call import Call
 from agent.serve.grpc.router import GrpcMethod, ServerStreamingMethod, UnaryMethod
 from agent.serve.grpc.status import StatusCode, StatusError
 from agent.serve.keda import messages
-from agent.serve.keda.messages import Malformed, parse, serialise
+from agent.serve.keda.messages import BadMessage, parse, serialise
 from agent.serve.keda.trigger import BAD_METADATA, UNKNOWN_METRIC, UNKNOWN_POOL, BadTrigger, Trigger, read_trigger
 from agent.serve.keda.trigger import REASONS as TRIGGER_REASONS
 
@@ -86,7 +86,7 @@ class _Selected(NamedTuple):
     scaled_object: str
 
 
-class _Stream:
+class _ActivityStream:
     """One open StreamIsActive: what it selects, and the activity that was sent last; None: none yet."""
 
     __slots__ = ("selected", "sent")
@@ -106,7 +106,7 @@ class ExternalScalerService:
         self._source = source
         self._now = now
         self._hook = hook
-        self._streams: dict[Call, _Stream] = {}
+        self._streams: dict[Call, _ActivityStream] = {}
         self._spec_streams: set[Call] = set()
         self._idle: set[str] = set()  # pools with a stream to which "active" would be a change
         self._timer: asyncio.TimerHandle | None = None
@@ -165,7 +165,7 @@ class ExternalScalerService:
 
     def _stream_is_active(self, call: Call, data: bytes) -> Callable[[], None]:
         selected = self._opened("StreamIsActive", data)
-        self._streams[call] = stream = _Stream(selected)
+        self._streams[call] = stream = _ActivityStream(selected)
         self._count_streams()
         self._send(call, stream, self._now())
         self._note_idle()
@@ -292,7 +292,7 @@ class ExternalScalerService:
         for pool, count in activated.items():
             self._hook(PoolActivated(pool, count, self._pools.held(pool)))
 
-    def _send(self, call: Call, stream: _Stream, now: float) -> bool:
+    def _send(self, call: Call, stream: _ActivityStream, now: float) -> bool:
         """Send the activity where it has changed and is known. True where it is active since this message."""
         try:
             active = self._active(stream.selected.trigger, now)
@@ -314,8 +314,8 @@ class ExternalScalerService:
 def _parsed(message: str, data: bytes) -> Any:
     try:
         return parse(message, data)
-    except Malformed as malformed:
-        raise _Refused(MALFORMED, str(malformed)) from malformed
+    except BadMessage as bad:
+        raise _Refused(MALFORMED, str(bad)) from bad
 
 
 def _name_of(ref: Any) -> str:
