@@ -92,6 +92,9 @@ PLACES: dict[str, Place] = {
     "agent.serve.grpc.listener": Place(5, S),
     "agent.serve.http2": Place(4, P),
     "agent.serve.keda.trigger": Place(5, P),
+    "agent.serve.metrics_api": Place(5, P),
+    "agent.serve.metrics_api.server": Place(5, S),
+    "agent.serve.metrics_api.access": Place(5, S),
     "agent.serve.state.schema": Place(5, P),
     "agent.instruments": Place(5, S),
     "agent.emulator": Place(5, P),
@@ -162,6 +165,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.instruments.tls",
             "agent.kube.authn.certificates",
             "agent.kube.wall_time",
+            "agent.serve.metrics_api.documents",
             "agent.serve.state.moment",
             "agent.serve.tls.self_signed",
         }
@@ -188,6 +192,8 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.envoy.process",
             "agent.serve.admin",
             "agent.serve.http",
+            "agent.serve.metrics_api.access",
+            "agent.serve.metrics_api.server",
             "agent.serve.state.api",
         }
     ),
