@@ -138,7 +138,7 @@ async def pool(
     settings = {
         "name": "chat",
         "namespace": namespace,
-        "selector": {"matchLabels": LABELS},
+        "selector": LABELS,
         "targetPorts": [8000],
         "scaleFromZero": True,
     }
@@ -196,7 +196,9 @@ async def test_a_held_request_starts_the_first_server_within_a_second_load_the_o
 
     seconds = await pool.scaled(lambda replicas: replicas == 0, "back to 0") - idle_at
     print(f"           0 replicas {seconds:.1f} s after it, with a cool-down of {COOLDOWN_SECONDS} s", flush=True)
-    assert seconds >= COOLDOWN_SECONDS - 1  # KEDA counts from the last poll that found the pool active
+    assert (
+        seconds >= COOLDOWN_SECONDS - 1
+    )  # KEDA counts from the last poll that found the pool active, in whole seconds
 
     again = asyncio.create_task(pool.request(4))
     await pool.scaled(lambda replicas: replicas == 1, "the next request, 0 -> 1")
