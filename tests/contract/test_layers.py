@@ -91,6 +91,7 @@ PLACES: dict[str, Place] = {
     "agent.serve.grpc.health": Place(5, S),
     "agent.serve.grpc.listener": Place(5, S),
     "agent.serve.http2": Place(4, P),
+    "agent.serve.keda.trigger": Place(5, P),
     "agent.serve.metrics_api": Place(5, P),
     "agent.serve.metrics_api.server": Place(5, S),
     "agent.serve.metrics_api.access": Place(5, S),
@@ -206,6 +207,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.serve.grpc.health",
             "agent.serve.ext_proc.messages",
             "agent.serve.ext_proc.server",
+            "agent.serve.keda.messages",
         }
     ),
     "grpc": frozenset({"agent.replicas.client"}),
