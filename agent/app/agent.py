@@ -7,7 +7,7 @@ list below. A new periodic job is one line in the list of jobs.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from agent.app.admin import AdminPort
 from agent.app.admin_access import AdminAccess
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
+from agent.app.demand import DemandObserver
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -97,6 +98,8 @@ class Agent:
         self._admin_server.state.exporters = accelerators.exporters
         self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
+        demand = DemandObserver(config, clock, tasks, self._pool_map, self._unknown_peers)
+        self._admin_server.state.demands = demand.reports
         jobs = [
             Job(
                 "configuration-file",
@@ -118,6 +121,7 @@ class Agent:
                 self.lease,
                 self._pools,
                 self._replicas,
+                demand,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,
@@ -166,6 +170,10 @@ class Agent:
         """Accept no more requests, decide those that have arrived, and close everything."""
         await self._supervisor.stop(self.config.ext_proc.drain_timeout if grace is None else grace)
         self.cluster.close()
+
+    def _unknown_peers(self) -> Sequence[str]:
+        view = self._replicas.view()
+        return () if view is None else view.unknown
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from agent.scaling.arrivals import SHORT_SECONDS, ExpectedRate
 from agent.scaling.learnt_capacity import Capacity
 from agent.scaling.loading import NOT_LOADING, Loading
-from agent.scaling.needs import KV, SLOTS, Need, backlog_need, rate_need, used_need
+from agent.scaling.needs import KV, NEEDS, SLOTS, Need, backlog_need, rate_need, used_need
 
 # The mean of the last minute is the rate of half a minute ago.
 MEAN_AGE_SECONDS: Final = SHORT_SECONDS / 2
@@ -29,6 +29,9 @@ COVERAGE: Final = "coverage"
 PEER_UNKNOWN: Final = "replica_unknown"
 FIRST_REPLICA: Final = "first_replica"
 IDLE: Final = "idle"
+# Where there is no number.
+WITHHELD: Final = "withheld"
+DRIVERS: Final = (*NEEDS, COVERAGE, PEER_UNKNOWN, FIRST_REPLICA, IDLE, WITHHELD)
 
 # Why there is no demand.
 NEVER_KNOWN: Final = "never_known"

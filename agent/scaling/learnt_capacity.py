@@ -25,6 +25,7 @@ HIGHEST: Final = 1e5
 DECLARED: Final = "declared"
 LEARNT: Final = "learnt"
 UNKNOWN_CAPACITY: Final = "unknown"
+SOURCES: Final = (LEARNT, DECLARED, UNKNOWN_CAPACITY)
 
 
 class Capacity(NamedTuple):
