@@ -16,6 +16,7 @@ from agent.app.admin import AdminPort
 from agent.app.admin_access import AdminAccess
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
+from agent.app.demand import DemandObserver
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -116,6 +117,8 @@ class Agent:
         self.metrics_api = MetricsApi(
             config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api
         )
+        demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
+        self._admin_server.state.demands = demand.reports
         jobs = [
             Job(
                 "configuration-file",
@@ -139,6 +142,7 @@ class Agent:
                 self._replicas,
                 self.metrics_api,
                 self._keda,
+                demand,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,
