@@ -99,7 +99,7 @@ class Agent:
         self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
         self.metrics_api = MetricsApi(
-            config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api
+            config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api, self.lease
         )
         jobs = [
             Job(

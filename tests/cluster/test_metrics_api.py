@@ -14,7 +14,7 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
-from agent.events.metrics_api import MetricsRead
+from agent.events.metrics_api import MetricsApiProblem, MetricsRead
 from agent.serve.metrics_api.answer import POOLS
 from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL
 from tests.cluster import programs
@@ -35,6 +35,23 @@ READ_POOLS: Final = [
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["get", "list", "watch"]},
 ]
+
+KEEP_CA: Final = [
+    {
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": ["agent-ca"],
+        "verbs": ["list", "watch", "update"],
+    },
+    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+]
+KEEP_API_SERVICES: Final = {
+    "apiGroups": ["apiregistration.k8s.io"],
+    "resources": ["apiservices"],
+    "resourceNames": [f"{version}.{group}" for version, group, _ in SERVICES],
+    "verbs": ["get", "patch"],
+}
 
 
 class Queues:
@@ -79,9 +96,10 @@ class Aggregated:
 
 @asynccontextmanager
 async def aggregated(
-    control_plane: ControlPlane, namespace: str, folder: Path, addresses: PodAddresses
+    control_plane: ControlPlane, namespace: str, folder: Path, addresses: PodAddresses, *, own_ca: bool = False
 ) -> AsyncIterator[Aggregated]:
-    """An agent whose ServiceAccount has the documented rights, behind APIServices with the CA of its certificate."""
+    """An agent whose ServiceAccount has the documented rights, behind APIServices with the CA of its certificate, or
+    with one that the agent keeps itself."""
     api = control_plane.api
     account = create_service_account(api, namespace, "agent")
     grant(api, account, REVIEWS)
@@ -94,12 +112,18 @@ async def aggregated(
     pods = Pods(control_plane, namespace, addresses, serve=queues.serve)
     pool = {"name": "chat", "inferencePool": "chat", "namespace": namespace}
     metrics = {"address": "127.0.0.1:0", "certFile": str(pair.certificate), "keyFile": str(pair.key)}
+    ca = authority.certificate.read_bytes()
+    if own_ca:
+        metrics, ca = {"address": "127.0.0.1:0", "service": "agent"}, b""
+        grant(api, account, [*READ_POOLS, *KEEP_CA], namespace)
+        grant(api, account, [*REVIEWS, KEEP_API_SERVICES])
     kubeconfig = kubeconfig_of(control_plane, account)
     try:
-        kubernetes = {"kubeconfig": str(kubeconfig), "events": False}
+        lease = {"namespace": namespace, "duration": "5s"}
+        kubernetes = {"kubeconfig": str(kubeconfig), "events": False, "lease": lease}
         async with running(folder / "igw.yaml", [pool], kubeconfig, metricsApi=metrics, kubernetes=kubernetes) as live:
             port = int(live.agent.metrics_api.address.rpartition(":")[2])
-            await asyncio.to_thread(register, api, namespace, port, authority.certificate.read_bytes())
+            await asyncio.to_thread(register, api, namespace, port, ca)
             yield Aggregated(live, queues, pods, account, authority.certificate)
     finally:
         await asyncio.to_thread(unregister, api)
@@ -129,7 +153,7 @@ def api_services(namespace: str, port: int, ca: bytes) -> Iterator[Object]:
                 "groupPriorityMinimum": 100,
                 "versionPriority": priority,
                 "service": {"name": "agent", "namespace": namespace, "port": port},
-                "caBundle": b64encode(ca).decode(),
+                **({"caBundle": b64encode(ca).decode()} if ca else {}),
             },
         }
 
@@ -340,3 +364,64 @@ async def status(url: str, ca: Path, headers: dict[str, str]) -> int:
     tls = ssl.create_default_context(cafile=str(ca))
     async with aiohttp.ClientSession() as http, http.get(url, headers=headers, ssl=tls) as answer:
         return answer.status
+
+
+async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner(
+    control_plane: ControlPlane, namespace: str, crds: list[str], tmp_path: Path, pod_addresses: PodAddresses
+) -> None:
+    api = control_plane.api
+    async with aggregated(control_plane, namespace, tmp_path, pod_addresses, own_ca=True) as agent:
+        await agent.pods.create("a", LABELS)
+        await agent.live.has(agent.pods.address("a"))
+        path = f"/apis/{CUSTOM}/v1beta2/namespaces/{namespace}/pods/*/{WAITING}"
+        await found(
+            lambda: asyncio.to_thread(values, api, path), lambda read: read == ["10"], 60, what="a verified read"
+        )
+        first = bundles(api)
+        assert len(set(first.values())) == 1
+        secret = f"/api/v1/namespaces/{namespace}/secrets/agent-ca"
+        assert (await asyncio.to_thread(api.get, secret))["data"]["ca.crt"] == next(iter(first.values()))
+
+        # A Secret that is lost is made again, and the APIServices trust the new CA before it is served.
+        await asyncio.to_thread(api.delete, secret)
+        await found(
+            lambda: asyncio.to_thread(bundles, api),
+            lambda now: all(now.values()) and not set(now.values()) & set(first.values()),
+            60,
+            what="the next CA",
+        )
+        await found(
+            lambda: asyncio.to_thread(values, api, path), lambda read: read == ["10"], 60, what="a verified read"
+        )
+
+        # An APIService of another owner is left alone and named.
+        name = f"v1beta1.{EXTERNAL}"
+        foreign = {"namespace": "keda", "name": "keda-operator-metrics-apiserver"}
+        change = {"spec": {"service": foreign, "caBundle": None, "insecureSkipTLSVerify": True}}
+        await asyncio.to_thread(api.patch, f"/apis/apiregistration.k8s.io/v1/apiservices/{name}", change)
+        await asyncio.to_thread(api.delete, secret)
+        problem = await eventually(
+            lambda: [each.detail for each in agent.live.recorder.of(MetricsApiProblem) if "belongs to" in each.detail],
+            within=60,
+            what="the foreign owner",
+        )
+        assert problem[0] == (
+            f"APIService {name} belongs to KEDA (Service keda/keda-operator-metrics-apiserver); write "
+            "metricsApi.external: false and leave out deploy/kubernetes/metrics-api-external, or remove KEDA first"
+        )
+        assert not bundles(api)[name]
+
+
+def values(api: Api, path: str) -> list[str] | None:
+    """The values of a metric of pods; None while the aggregation layer does not reach the agent."""
+    try:
+        return [item["value"] for item in api.get(path)["items"]]
+    except RefusedByApi:
+        return None
+
+
+def bundles(api: Api) -> dict[str, str]:
+    """The caBundle of each APIService."""
+    names = [f"{version}.{group}" for version, group, _ in SERVICES]
+    read = {name: api.get(f"/apis/apiregistration.k8s.io/v1/apiservices/{name}") for name in names}
+    return {name: each["spec"].get("caBundle") or "" for name, each in read.items()}

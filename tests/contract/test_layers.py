@@ -166,6 +166,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.kube.wall_time",
             "agent.serve.metrics_api.documents",
             "agent.serve.state.moment",
+            "agent.serve.tls.authority",
             "agent.serve.tls.self_signed",
         }
     ),  # formats of a given wall time
@@ -197,7 +198,9 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),
     "apscheduler": frozenset({"agent.app.jobs"}),
-    "cryptography": frozenset({"agent.kube.authn.certificates", "agent.serve.tls.self_signed"}),
+    "cryptography": frozenset(
+        {"agent.kube.authn.certificates", "agent.serve.tls.authority", "agent.serve.tls.self_signed"}
+    ),
     "envoy": frozenset({"agent.serve.access_log", "agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
     "google.protobuf": frozenset(
