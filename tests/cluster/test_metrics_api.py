@@ -278,6 +278,15 @@ async def test_the_apis_are_available_and_kubectl_reads_them(
         ]
         assert all(state.startswith("True") for state in available(api).values())
         assert "ok" in {event.result for event in agent.live.recorder.of(MetricsRead)}
+        # The API server merges the OpenAPI documents of the agent into its own.
+        merged = await found(
+            lambda: asyncio.to_thread(api.get, "/openapi/v2"),
+            lambda document: f"/apis/{EXTERNAL}/v1beta1/" in document["paths"],
+            60,
+            what="the OpenAPI document",
+        )
+        assert f"/apis/{CUSTOM}/v1beta2/" in merged["paths"]
+        assert f"apis/{CUSTOM}/v1beta2" in (await asyncio.to_thread(api.get, "/openapi/v3"))["paths"]
 
 
 async def test_the_hpa_scales_on_a_metric_of_pods_and_holds_while_it_is_withheld(
@@ -290,6 +299,11 @@ async def test_the_hpa_scales_on_a_metric_of_pods_and_holds_while_it_is_withheld
         await all_available(api)
         api.create(autoscaler(namespace))
         await found(lambda: asyncio.to_thread(desired, api, namespace), lambda count: count == 4, within=60)
+        printed = await run(
+            *(str(programs.find()["kubectl"]), f"--kubeconfig={administrator(control_plane)}"),
+            *("get", "hpa", "chat", "-n", namespace, "--no-headers"),
+        )
+        assert "10/5" in printed
         # Half of the pods fall silent: the list is withheld, and the number of replicas stays.
         await eventually(lambda: len(agent.live.endpoints()) == 4, what="four endpoints")
         for name in sorted(agent.pods.running)[:2]:
