@@ -204,7 +204,15 @@ class MetricsApi:
         settings = {each.name: each for each in self._config.pools}
         shown = [self._pool(settings[name], pool.endpoints) for name, pool in pools.items() if name in settings]
         coverage = self._config.metrics_api.min_coverage
-        return MetricsView(shown, StoreMetrics(lambda pool, _: snapshots[pool], coverage, self.held, self.demand))
+        names = {each.name: each.pods for each in shown}
+        source = StoreMetrics(
+            lambda pool, _: snapshots[pool],
+            coverage,
+            self.held,
+            self.demand,
+            lambda pool: {address: f"{pod.namespace}/{pod.name}" for address, pod in names[pool].items()},
+        )
+        return MetricsView(shown, source)
 
     def _pool(self, settings: PoolConfig, endpoints: Mapping[str, EndpointConfig]) -> PoolOfApi:
         """The pool as the APIs know it; made again when its endpoints change."""
