@@ -40,10 +40,12 @@ from agent.state.snapshot import Snapshot
 
 
 class ListenAddresses(NamedTuple):
-    """Where a running agent listens: the admin address, and the picker address of each pool."""
+    """Where a running agent listens: the admin address, the picker address of each pool, and that of the metrics APIs,
+    empty where they are not served."""
 
     admin: str
     pickers: dict[str, str]
+    metrics_api: str = ""
 
 
 class Agent:
@@ -143,7 +145,8 @@ class Agent:
     async def start(self) -> ListenAddresses:
         """Start every component; returns the addresses. Raises CannotStart, with nothing left running."""
         await self._supervisor.start()
-        return ListenAddresses(self._admin.address, {name: pool.address for name, pool in self.pools.items()})
+        pickers = {name: pool.address for name, pool in self.pools.items()}
+        return ListenAddresses(self._admin.address, pickers, self.metrics_api.address)
 
     def readiness(self) -> list[str]:
         """Why the agent is not ready, one sentence each; empty when it is."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,35 +25,18 @@ from tests.cluster.addresses import PodAddresses
 from tests.cluster.api import Api, Object, RefusedByApi
 from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.deployment import ACCOUNT, rendered
 from tests.cluster.pods import Pods, deployment
-from tests.cluster.test_authn import READ_TRUST, REVIEWS
 from tests.cluster.test_discovery import LABELS, RunningAgent, inference_pool, running
 from tests.fakes.metric_values import AVERAGE_QUEUE, HELD, WAITING
 from tests.fakes.model_server import ModelServer
 from tests.waiting import eventually, found
 
-SERVICES: Final = (("v1beta2", CUSTOM, 200), ("v1beta1", CUSTOM, 100), ("v1beta1", EXTERNAL, 100))
-READ_POOLS: Final = [
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["get", "list", "watch"]},
-]
-
-KEEP_CA: Final = [
-    {
-        "apiGroups": [""],
-        "resources": ["secrets"],
-        "resourceNames": ["agent-ca"],
-        "verbs": ["list", "watch", "update"],
-    },
-    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
-]
-KEEP_API_SERVICES: Final = {
-    "apiGroups": ["apiregistration.k8s.io"],
-    "resources": ["apiservices"],
-    "resourceNames": [f"{version}.{group}" for version, group, _ in SERVICES],
-    "verbs": ["get", "patch"],
-}
+SERVICE: Final = "inference-gateway-agent-metrics"
+SECRET: Final = f"{SERVICE}-ca"
+SERVICES: Final = (f"v1beta2.{CUSTOM}", f"v1beta1.{CUSTOM}", f"v1beta1.{EXTERNAL}")
+API_SERVICES: Final = "/apis/apiregistration.k8s.io/v1/apiservices"
+RIGHTS: Final = {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
 
 
 class Queues:
@@ -101,80 +86,81 @@ async def aggregated(
     """An agent whose ServiceAccount has the documented rights, behind APIServices with the CA of its certificate, or
     with one that the agent keeps itself."""
     api = control_plane.api
-    account = create_service_account(api, namespace, "agent")
-    grant(api, account, REVIEWS)
-    grant(api, account, READ_POOLS, namespace)
-    grant(api, account, READ_TRUST, "kube-system")
+    account = create_service_account(api, namespace, ACCOUNT)
+    rights = [
+        each
+        for name in ("agent", "pools", "metrics-api")
+        for each in shipped(name, folder, namespace)
+        if each["kind"] in RIGHTS
+    ]
+    for right in rights:
+        api.apply(right)
     api.create(inference_pool(namespace, "chat"))
     authority = Authority(folder, "serving-ca")
-    pair = authority.server("serving", ["127.0.0.1"], [f"agent.{namespace}.svc"])
+    pair = authority.server("serving", ["127.0.0.1"], [f"{SERVICE}.{namespace}.svc"])
     queues = Queues()
     pods = Pods(control_plane, namespace, addresses, serve=queues.serve)
     pool = {"name": "chat", "inferencePool": "chat", "namespace": namespace}
     metrics = {"address": "127.0.0.1:0", "certFile": str(pair.certificate), "keyFile": str(pair.key)}
-    ca = authority.certificate.read_bytes()
+    ca = base64.b64encode(authority.certificate.read_bytes()).decode()
     if own_ca:
-        metrics, ca = {"address": "127.0.0.1:0", "service": "agent"}, b""
-        grant(api, account, [*READ_POOLS, *KEEP_CA], namespace)
-        grant(api, account, [*REVIEWS, KEEP_API_SERVICES])
+        metrics, ca = {"address": "127.0.0.1:0", "service": SERVICE}, ""
     kubeconfig = kubeconfig_of(control_plane, account)
     try:
         lease = {"namespace": namespace, "duration": "5s"}
         kubernetes = {"kubeconfig": str(kubeconfig), "events": False, "lease": lease}
         async with running(folder / "igw.yaml", [pool], kubeconfig, metricsApi=metrics, kubernetes=kubernetes) as live:
             port = int(live.agent.metrics_api.address.rpartition(":")[2])
-            await asyncio.to_thread(register, api, namespace, port, ca)
+            manifests = [
+                each
+                for name in ("metrics-api-custom", "metrics-api-external")
+                for each in shipped(name, folder, namespace)
+            ]
+            await asyncio.to_thread(register, api, namespace, port, ca, manifests)
             yield Aggregated(live, queues, pods, account, authority.certificate)
     finally:
-        await asyncio.to_thread(unregister, api)
+        for path in [f"{API_SERVICES}/{name}" for name in SERVICES] + [
+            api.path_of(right) for right in rights if right["kind"].startswith("Cluster")
+        ]:
+            await asyncio.to_thread(remove, api, path)
         await pods.close()
 
 
-def register(api: Api, namespace: str, port: int, ca: bytes) -> None:
-    """The Service that leads to the agent, and the APIServices."""
-    metadata = {"name": "agent", "namespace": namespace}
+def shipped(name: str, folder: Path, namespace: str) -> list[Object]:
+    """The objects of a folder of deploy/kubernetes, for an agent in this namespace."""
+    objects = rendered(name, folder / f"overlay-{name}", namespace)
+    for each in objects:
+        for subject in each.get("subjects", ()):
+            subject["namespace"] = namespace
+    return objects
+
+
+def register(api: Api, namespace: str, port: int, ca: str, manifests: list[Object]) -> None:
+    """The Service that leads to the agent, on loopback, and the APIServices."""
+    metadata = {"name": SERVICE, "namespace": namespace}
     spec = {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": port}]}
     api.create({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
-    for manifest in api_services(namespace, port, ca):
+    for manifest in manifests:
+        manifest["spec"]["service"]["port"] = port
+        if ca:
+            manifest["spec"]["caBundle"] = ca
         api.create(manifest)
 
 
-def api_services(namespace: str, port: int, ca: bytes) -> Iterator[Object]:
-    from base64 import b64encode
-
-    for version, group, priority in SERVICES:
-        yield {
-            "apiVersion": "apiregistration.k8s.io/v1",
-            "kind": "APIService",
-            "metadata": {"name": f"{version}.{group}"},
-            "spec": {
-                "group": group,
-                "version": version,
-                "groupPriorityMinimum": 100,
-                "versionPriority": priority,
-                "service": {"name": "agent", "namespace": namespace, "port": port},
-                **({"caBundle": b64encode(ca).decode()} if ca else {}),
-            },
-        }
-
-
-def unregister(api: Api) -> None:
-    for version, group, _ in SERVICES:
-        try:
-            api.delete(f"/apis/apiregistration.k8s.io/v1/apiservices/{version}.{group}")
-        except RefusedByApi as refused:
-            if refused.status != 404:
-                raise
+def remove(api: Api, path: str) -> None:
+    """Delete what may be there no more."""
+    with contextlib.suppress(RefusedByApi):
+        api.delete(path)
 
 
 def available(api: Api) -> dict[str, str]:
     """The status and the message of the condition Available by APIService."""
     seen: dict[str, str] = {}
-    for version, group, _ in SERVICES:
-        each = api.get(f"/apis/apiregistration.k8s.io/v1/apiservices/{version}.{group}")
+    for name in SERVICES:
+        each = api.get(f"{API_SERVICES}/{name}")
         conditions = {item["type"]: item for item in each.get("status", {}).get("conditions", ())}
         found = conditions.get("Available", {})
-        seen[f"{version}.{group}"] = f"{found.get('status')} {found.get('message')}"
+        seen[name] = f"{found.get('status')} {found.get('message')}"
     return seen
 
 
@@ -393,7 +379,7 @@ async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner
         )
         first = bundles(api)
         assert len(set(first.values())) == 1
-        secret = f"/api/v1/namespaces/{namespace}/secrets/agent-ca"
+        secret = f"/api/v1/namespaces/{namespace}/secrets/{SECRET}"
         assert (await asyncio.to_thread(api.get, secret))["data"]["ca.crt"] == next(iter(first.values()))
 
         # A Secret that is lost is made again, and the APIServices trust the new CA before it is served.
@@ -412,7 +398,7 @@ async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner
         name = f"v1beta1.{EXTERNAL}"
         foreign = {"namespace": "keda", "name": "keda-operator-metrics-apiserver"}
         change = {"spec": {"service": foreign, "caBundle": None, "insecureSkipTLSVerify": True}}
-        await asyncio.to_thread(api.patch, f"/apis/apiregistration.k8s.io/v1/apiservices/{name}", change)
+        await asyncio.to_thread(api.patch, f"{API_SERVICES}/{name}", change)
         await asyncio.to_thread(api.delete, secret)
         problem = await eventually(
             lambda: [each.detail for each in agent.live.recorder.of(MetricsApiProblem) if "belongs to" in each.detail],
@@ -436,6 +422,5 @@ def values(api: Api, path: str) -> list[str] | None:
 
 def bundles(api: Api) -> dict[str, str]:
     """The caBundle of each APIService."""
-    names = [f"{version}.{group}" for version, group, _ in SERVICES]
-    read = {name: api.get(f"/apis/apiregistration.k8s.io/v1/apiservices/{name}") for name in names}
+    read = {name: api.get(f"{API_SERVICES}/{name}") for name in SERVICES}
     return {name: each["spec"].get("caBundle") or "" for name, each in read.items()}
