@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
+from agent.app.agent import ListenAddresses
 from agent.app.component import CannotStart
+from agent.app.process import greeting
+from agent.app.vocabulary import VOCABULARY
+from agent.config import parse
 from agent.events.metrics_api import MetricsRead
 from tests.app.live import Live, servers
 from tests.fakes.metric_values import AVERAGE_QUEUE, HELD, WAITING
@@ -159,3 +163,9 @@ async def test_a_port_in_use_is_named_with_its_option(file: Path) -> None:
         live = Live(file)
         with pytest.raises(CannotStart, match=r"metrics API address .* is in use .*metricsApi\.address"):
             await live.agent.start()
+
+
+def test_the_start_message_names_the_address_of_the_apis() -> None:
+    addresses = ListenAddresses("127.0.0.1:9090", {"chat": "127.0.0.1:9002"}, "127.0.0.1:6443")
+    lines = greeting(parse(document([]).replace("endpoints:", "endpoints: []"), "x", VOCABULARY), addresses, "1")
+    assert "  metrics APIs: https://127.0.0.1:6443/apis" in lines

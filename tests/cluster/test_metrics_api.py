@@ -28,6 +28,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.deployment import ACCOUNT, rendered
 from tests.cluster.pods import Pods, deployment
 from tests.cluster.test_discovery import LABELS, RunningAgent, inference_pool, running
+from tests.cluster.test_least_privilege import grants
 from tests.fakes.metric_values import AVERAGE_QUEUE, HELD, WAITING
 from tests.fakes.model_server import ModelServer
 from tests.waiting import eventually, found
@@ -370,6 +371,7 @@ async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner
     control_plane: ControlPlane, namespace: str, crds: list[str], tmp_path: Path, pod_addresses: PodAddresses
 ) -> None:
     api = control_plane.api
+    mark = control_plane.audit.mark()
     async with aggregated(control_plane, namespace, tmp_path, pod_addresses, own_ca=True) as agent:
         await agent.pods.create("a", LABELS)
         await agent.live.has(agent.pods.address("a"))
@@ -394,6 +396,15 @@ async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner
             lambda: asyncio.to_thread(values, api, path), lambda read: read == ["10"], 60, what="a verified read"
         )
 
+        # One that is damaged is replaced.
+        await asyncio.to_thread(api.patch, secret, {"data": {"tls.crt": "bm90aGluZw=="}})
+        await found(
+            lambda: asyncio.to_thread(api.get, secret),
+            lambda each: each["data"]["tls.crt"] != "bm90aGluZw==",
+            60,
+            what="the Secret as before",
+        )
+
         # An APIService of another owner is left alone and named.
         name = f"v1beta1.{EXTERNAL}"
         foreign = {"namespace": "keda", "name": "keda-operator-metrics-apiserver"}
@@ -410,6 +421,20 @@ async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner
             "metricsApi.external: false and leave out deploy/kubernetes/metrics-api-external, or remove KEDA first"
         )
         assert not bundles(api)[name]
+
+        # The shipped rights are what the agent needs, and no more.
+        records = control_plane.audit.records(agent.account.user, since=mark)
+        assert control_plane.audit.denied(agent.account.user, since=mark) == []
+        granted = list(grants(shipped("metrics-api", tmp_path / "rights", namespace)))
+        assert len(granted) > 8
+        unused = [
+            each
+            for each in granted
+            if not any(
+                each._replace(namespace=each.namespace or record.namespace).used_by(record) for record in records
+            )
+        ]
+        assert unused == []
 
 
 def values(api: Api, path: str) -> list[str] | None:
