@@ -11,14 +11,14 @@ from agent.config.config import Config
 from agent.config.tls import TlsConfig
 from agent.events import Hook
 from agent.serve.tls.files import TlsProblem
-from agent.serve.tls.server import ADMIN, METRICS_API, PICKER, ServerTls, TlsPort
+from agent.serve.tls.server import ADMIN, KEDA, METRICS_API, PICKER, ServerTls, TlsPort
 
 _ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})
 
 
 class Certificates:
-    """`pickers` is the TLS of the picker ports of all pools, `admin` that of the admin port; None for plaintext.
-    `metrics_api` is that of the metrics APIs; None where they are not served."""
+    """`pickers` is the TLS of the picker ports of all pools, `admin` and `keda` that of these ports; None for
+    plaintext. `metrics_api` is that of the metrics APIs; None where they are not served."""
 
     def __init__(self, config: Config, clock: Clock, hook: Hook) -> None:
         self._clock = clock
@@ -28,6 +28,8 @@ class Certificates:
         metrics = config.metrics_api
         own = TlsConfig(cert_file=metrics.cert_file, key_file=metrics.key_file, self_signed=not metrics.cert_file)
         self.metrics_api = self._made(own, METRICS_API, [metrics.address]) if metrics.enabled else None
+        keda = config.keda
+        self.keda = self._made(keda.tls, KEDA, [keda.address]) if keda.enabled else None
 
     @property
     def any(self) -> bool:
@@ -42,7 +44,7 @@ class Certificates:
 
     @property
     def _all(self) -> tuple[ServerTls | None, ...]:
-        return self.pickers, self.admin, self.metrics_api
+        return self.pickers, self.admin, self.metrics_api, self.keda
 
     def _made(self, config: TlsConfig, port: TlsPort, addresses: Sequence[str]) -> ServerTls | None:
         if not config.enabled:

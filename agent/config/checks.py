@@ -39,6 +39,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _replicas(config, reader)
     _tls(config.ext_proc.tls, "extProc.tls", reader)
     _tls(config.admin.tls, "admin.tls", reader)
+    _keda(config, reader)
     _admin(config.admin, reader)
     _metrics_api(config, reader)
     _objectives(config, reader)
@@ -258,6 +259,27 @@ def _listeners(config: Config, reader: DocumentReader) -> None:
                         f"{endpoint.address} is the agent's {reader.spelling(listener.key)}; "
                         "write the address of a model server",
                     )
+
+
+def _keda(config: Config, reader: DocumentReader) -> None:
+    """The port for KEDA: an address of its own, and TLS only with it."""
+    keda = config.keda
+    if not keda.enabled:
+        for key in sorted(reader.marks):
+            if key.startswith("keda.tls."):
+                reader.problem_at(key, "it has no effect without keda.address; write where KEDA finds the agent")
+                return
+        return
+    _tls(keda.tls, "keda.tls", reader)
+    others = [(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)]
+    others += [("admin.address", config.admin.address), ("replicas.address", config.replicas.address)]
+    for key, address in others:
+        if address and _clash(keda.address, address):
+            reader.problem_at(
+                "keda.address",
+                f"{keda.address} is also {reader.spelling(key)}, and the port for KEDA is one of its own; "
+                "write another port, or port 0 for any free port",
+            )
 
 
 def _replicas(config: Config, reader: DocumentReader) -> None:

@@ -9,6 +9,7 @@ from agent.config.admin import AdminConfig
 from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
 from agent.config.flow_control import FlowControlConfig
+from agent.config.keda import KedaConfig
 from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
 from agent.config.metrics_api import MetricsApiConfig
@@ -53,6 +54,7 @@ class Config:
     metrics_api: MetricsApiConfig = section(
         MetricsApiConfig, "The custom and external metrics APIs of Kubernetes, which autoscalers read."
     )
+    keda: KedaConfig = section(KedaConfig, "The external scaler of KEDA.")
     replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")

@@ -11,6 +11,7 @@ from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFa
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.flow import DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
+from agent.events.keda import PoolActivated, ScalerCalled, ScalerStreams
 from agent.events.kubernetes import (
     KubernetesWriteFailed,
     KubernetesWritten,
@@ -75,6 +76,9 @@ Event = (
     | UnknownObjective
     | RequestSubmitted
     | DispatchRun
+    | ScalerCalled
+    | PoolActivated
+    | ScalerStreams
     | KubernetesWritten
     | KubernetesWriteFailed
     | ObjectProblemFound

@@ -24,6 +24,7 @@ from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.flow import FlowInstruments
+from agent.instruments.keda import KedaInstruments
 from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
@@ -64,6 +65,7 @@ class Instruments:
             self._flow,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
+            KedaInstruments(self._metrics, log),
             KubernetesInstruments(self._metrics, log),
             DiscoveryInstruments(self._metrics, log),
             LeaseInstruments(self._metrics, log),

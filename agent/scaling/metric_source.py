@@ -12,6 +12,7 @@ from typing import Final
 from agent import signals
 from agent.accelerators import table as devices
 from agent.scaling.accelerators import reading
+from agent.scaling.empty_pool import has_no_server
 from agent.scaling.rates import rate
 from agent.scaling.rollup import (
     POOL_SIGNALS,
@@ -131,6 +132,8 @@ def of_endpoint(view: EndpointView, metric: str, now: float) -> Value:
 
 def of_pool(snapshot: Snapshot, metric: str, now: float, min_coverage: float) -> Value:
     """The value of a pool. KeyError for a metric that is not one of pools."""
+    if (metric in _SUMS or metric in _POOL_RATES) and has_no_server(snapshot):
+        return ServedValue(0.0, now)
     if metric in _POOL_RATES:
         name = _POOL_RATES[metric]
         found = _covered(spread(rate(view, name, now) for view in snapshot.endpoints), "sum", min_coverage)

@@ -62,6 +62,7 @@ OTHER: dict[str, Any] = {
     "envoy.pickerKeyFile": "c.key",
     "envoy.pickerHosts": ["10.0.1.1", "igw.example"],
     "envoy.messageTimeout": "6s", "envoy.maxMessageTimeout": "5m", "envoy.streamIdleTimeout": "20m",
+    "keda.address": "127.0.0.1:9800",
     "replicas.address": "127.0.0.1:8", "replicas.peers": ["10.0.1.1:9003"], "replicas.service": "igw.example:9004",
     "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
     "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
@@ -77,11 +78,12 @@ OTHER: dict[str, Any] = {
     "flowControl.quantum": 4096, "flowControl.patience": 0, "flowControl.callers": ["team-a"],
     "flowControl.maxFlows": 9, "flowControl.priorityBands[].priority": 10,
 }  # fmt: skip
+TLS_SECTIONS = ("extProc.tls", "admin.tls", "keda.tls")
 TLS: dict[str, Any] = {
     "certFile": "c.pem", "keyFile": "c.key", "selfSigned": True, "clientCaFile": "ca.pem",
     "clientCertificate": "optional", "minVersion": "TLSv1.3",
 }  # fmt: skip
-OTHER |= {f"{section}.{key}": value for section in ("extProc.tls", "admin.tls") for key, value in TLS.items()}
+OTHER |= {f"{section}.{key}": value for section in TLS_SECTIONS for key, value in TLS.items()}
 BAND: dict[str, Any] = {
     "maxRequests": 9, "maxBytes": "1Mi", "defaultRequestTTL": "9s",
     "fairnessPolicyRef": "global-strict-fairness-policy", "orderingPolicyRef": "fcfs-ordering-policy",
@@ -110,7 +112,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
     "admin.auth.tokenFile": {"mode": "tokenFile"},
     "admin.auth.audiences": {"mode": "kubernetes"},
-    **{f"{section}.{key}": beside for section in ("extProc.tls", "admin.tls") for key, beside in BESIDE_TLS.items()},
+    **{f"{section}.{key}": beside for section in TLS_SECTIONS for key, beside in BESIDE_TLS.items()},
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
     **{f"flowControl.priorityBands[].{key}": {"priority": 10} for key in BAND},
@@ -162,6 +164,8 @@ def config(
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
     if around in AROUND:
         document[around.partition(".")[0]] = dict(AROUND[around])
+    if around.startswith("keda.tls."):
+        document["keda"] = {"address": "127.0.0.1:9801"}
     base = {key: value for key, value in POOL.items() if key != "endpoints"} | SOURCE[source] if source else POOL
     document["pools"] = [yaml.safe_load(yaml.safe_dump({**base, **pool}))]
     if tls:
