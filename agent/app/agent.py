@@ -48,10 +48,12 @@ MIN_COVERAGE: Final = 0.8
 
 
 class ListenAddresses(NamedTuple):
-    """Where a running agent listens: the admin address, and the picker address of each pool."""
+    """Where a running agent listens: the admin address, the picker address of each pool, and that of the metrics APIs,
+    empty where they are not served."""
 
     admin: str
     pickers: dict[str, str]
+    metrics_api: str = ""
 
 
 class Agent:
@@ -115,7 +117,7 @@ class Agent:
         self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
         self.metrics_api = MetricsApi(
-            config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api
+            config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api, self.lease
         )
         demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
         self._admin_server.state.demands = demand.reports
@@ -138,9 +140,9 @@ class Agent:
                 accelerators,
                 files,
                 self.lease,
+                self.metrics_api,
                 self._pools,
                 self._replicas,
-                self.metrics_api,
                 self._keda,
                 demand,
                 Jobs(config, jobs, tasks, clock, hook),
@@ -163,7 +165,8 @@ class Agent:
     async def start(self) -> ListenAddresses:
         """Start every component; returns the addresses. Raises CannotStart, with nothing left running."""
         await self._supervisor.start()
-        return ListenAddresses(self._admin.address, {name: pool.address for name, pool in self.pools.items()})
+        pickers = {name: pool.address for name, pool in self.pools.items()}
+        return ListenAddresses(self._admin.address, pickers, self.metrics_api.address)
 
     def readiness(self) -> list[str]:
         """Why the agent is not ready, one sentence each; empty when it is."""

@@ -1,6 +1,7 @@
 """The Lease of the replicas, as one component: its holder does what must be done once, and the others do not.
 
-It is used where something is written: pools whose servers are pods, and `kubernetes.events`. One replica uses it too,
+It is used where something is written: pools whose servers are pods with `kubernetes.events`, and the serving CA of the
+metrics APIs. One replica uses it too,
 because during a rolling restart there are two.
 """
 
@@ -68,11 +69,12 @@ class ReplicaLease:
 
     async def _follow(self, config: Config) -> None:
         self._config = config
-        if not (config.kubernetes.events and any(pool.source == "kubernetes" for pool in config.pools)):
+        events = config.kubernetes.events and any(pool.source == "kubernetes" for pool in config.pools)
+        if not (events or config.metrics_api.own_authority):
             await self.stop(0.0)
         elif self._holder is None:
             lease = config.kubernetes.lease
-            namespace = await asyncio.to_thread(_namespace, config)
+            namespace = await asyncio.to_thread(lease_namespace, config)
             if not namespace:
                 detail = "the agent runs outside a cluster; set kubernetes.lease.namespace"
                 self._hook(LeaseFailed(f"/{lease.name}", "no_namespace", detail))
@@ -82,7 +84,7 @@ class ReplicaLease:
             self._task = self._tasks.run("lease", self._holder.run)
 
 
-def _namespace(config: Config) -> str:
+def lease_namespace(config: Config) -> str:
     """The Lease's namespace: the configured one, that of the agent's pod, that of the pools; empty where none is
     known."""
     kubernetes = config.kubernetes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from agent.app.certificates import load
 from agent.app.component import CannotStart
+from agent.app.lease import ReplicaLease, lease_namespace
 from agent.app.listen import check_address
 from agent.app.pool import Pool
 from agent.app.software import software
@@ -19,7 +21,7 @@ from agent.config.metrics_api import KUBERNETES, MetricsApiConfig
 from agent.config.pools import EndpointConfig, PoolConfig
 from agent.events import Event, Hook
 from agent.events.access import AccessChecked
-from agent.events.metrics_api import MetricsAccessChecked, TrustProblem
+from agent.events.metrics_api import MetricsAccessChecked, MetricsApiProblem
 from agent.kube.authn.access import Access
 from agent.kube.authn.identity import Trust
 from agent.kube.authn.review_client import ReviewClient
@@ -27,14 +29,15 @@ from agent.kube.authn.standing_groups import StandingGroups
 from agent.kube.authn.trust_source import TrustSource
 from agent.kube.cluster import Cluster, own_namespace
 from agent.kube.errors import NoCluster
+from agent.kube.serving_certificate import ServingCertificate, ServingPlace
 from agent.scaling.metric_source import PoolValue, StoreMetrics, not_computed
 from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.http.server import CannotListen
 from agent.serve.metrics_api.access import ApiAccess
 from agent.serve.metrics_api.answer import PodOfEndpoint, PoolOfApi, ReadLimits
-from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL
+from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL, VERSIONS
 from agent.serve.metrics_api.server import MetricsApiServer, MetricsView
-from agent.serve.tls.files import TlsProblem
+from agent.serve.tls.files import CertificatePair, TlsProblem
 from agent.serve.tls.server import ServerTls
 
 Pools = Callable[[], Mapping[str, Pool]]
@@ -59,6 +62,7 @@ class MetricsApi:
         tasks: Tasks,
         hook: Hook,
         tls: ServerTls | None,
+        lease: ReplicaLease,
     ) -> None:
         self.address = ""
         self.held: PoolValue = self._own_held
@@ -71,10 +75,11 @@ class MetricsApi:
         self._tasks = tasks
         self._hook = hook
         self._tls = tls
+        self._lease = lease
         self._own_namespace = ""
         self._known: dict[str, tuple[Mapping[str, EndpointConfig], PoolOfApi]] = {}
         self._trust: TrustSource | None = None
-        self._following: Task | None = None
+        self._following: list[Task] = []
         self._server: MetricsApiServer | None = None
         if settings.enabled:
             self._server = self._made(settings)
@@ -95,7 +100,9 @@ class MetricsApi:
                 await self._cluster.connect()
             except NoCluster as error:
                 raise CannotStart(f"metricsApi.auth: {KUBERNETES}: {error}") from error
-            self._following = self._tasks.run("metrics-api-trust", self._trust.run)
+            self._following.append(self._tasks.run("metrics-api-trust", self._trust.run))
+        if self._settings.own_authority:
+            self._following.append(self._tasks.run("metrics-api-certificate", (await self._certificate()).run))
         try:
             port = await self._server.http.start()
         except CannotListen as error:
@@ -115,9 +122,9 @@ class MetricsApi:
 
     async def stop(self, grace: float) -> None:
         """Finish the responses in progress, close."""
-        if self._following is not None:
-            self._following.cancel()
-            self._following = None
+        for task in self._following:
+            task.cancel()
+        self._following.clear()
         if self._server is not None:
             await self._server.http.stop()
 
@@ -148,6 +155,27 @@ class MetricsApi:
         """A check of a sender: those of the admin address are counted apart."""
         self._hook(MetricsAccessChecked(*event) if isinstance(event, AccessChecked) else event)
 
+    async def _certificate(self) -> ServingCertificate:
+        """What keeps the port's certificate. Raises CannotStart."""
+        namespace = await asyncio.to_thread(lease_namespace, self._config)
+        if not namespace:
+            raise CannotStart("metricsApi.service: the agent runs outside a cluster; set kubernetes.lease.namespace")
+        settings = self._settings
+        service = settings.service
+        groups = [name for name, on in ((CUSTOM, settings.custom), (EXTERNAL, settings.external)) if on]
+        names = [f"{version}.{group}" for group in groups for version in VERSIONS[group]]
+        place = ServingPlace(namespace, f"{service}-ca", service, names)
+        return ServingCertificate(
+            self._cluster, self._clock, place, self._lease.send, self._lease.held, self._serve_with, self._problem
+        )
+
+    def _serve_with(self, pair: CertificatePair) -> None:
+        if self._tls is not None:
+            self._tls.set_certificate(pair, f"Secret {self._settings.service}-ca")
+
+    def _problem(self, detail: str) -> None:
+        self._hook(MetricsApiProblem(detail))
+
     def _trusted(self) -> Trust:
         return Trust() if self._trust is None else self._trust.trust
 
@@ -157,12 +185,12 @@ class MetricsApi:
         if trust is None:
             return
         for problem in trust.problems:
-            self._hook(TrustProblem(problem))
+            self._hook(MetricsApiProblem(problem))
         if self._tls is not None:
             try:
                 self._tls.set_client_cas(trust.trust.pem)
             except TlsProblem as problem:
-                self._hook(TrustProblem(str(problem)))
+                self._hook(MetricsApiProblem(str(problem)))
 
     def _not_ready(self) -> list[str]:
         if self._trust is None or self._trust.trust != Trust():
@@ -176,7 +204,15 @@ class MetricsApi:
         settings = {each.name: each for each in self._config.pools}
         shown = [self._pool(settings[name], pool.endpoints) for name, pool in pools.items() if name in settings]
         coverage = self._config.metrics_api.min_coverage
-        return MetricsView(shown, StoreMetrics(lambda pool, _: snapshots[pool], coverage, self.held, self.demand))
+        names = {each.name: each.pods for each in shown}
+        source = StoreMetrics(
+            lambda pool, _: snapshots[pool],
+            coverage,
+            self.held,
+            self.demand,
+            lambda pool: {address: f"{pod.namespace}/{pod.name}" for address, pod in names[pool].items()},
+        )
+        return MetricsView(shown, source)
 
     def _pool(self, settings: PoolConfig, endpoints: Mapping[str, EndpointConfig]) -> PoolOfApi:
         """The pool as the APIs know it; made again when its endpoints change."""

@@ -99,6 +99,8 @@ def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[s
     paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /v1/flow /v1/scaling /healthz /readyz"
     scheme = "https" if config.admin.tls.enabled else "http"
     lines.append(f"  admin: {scheme}://{addresses.admin}  {paths}")
+    if addresses.metrics_api:
+        lines.append(f"  metrics APIs: https://{addresses.metrics_api}/apis")
     if config.admin.insecure and not is_loopback(split_address(config.admin.address)[0]):
         lines.append("  note: admin.insecure: everybody who reaches the admin address can read it")
     lines += [f"  note: {note}" for note in config.notes]

@@ -336,6 +336,8 @@ def _metrics_api(config: Config, reader: DocumentReader) -> None:
     if bool(metrics.cert_file) != bool(metrics.key_file):
         one, other = ("certFile", "keyFile") if metrics.cert_file else ("keyFile", "certFile")
         reader.problem_at(f"metricsApi.{one}", f"it needs metricsApi.{other}; write both, or none of them")
+    if metrics.cert_file and metrics.service:
+        reader.problem_at("metricsApi.service", "metricsApi.certFile has the certificate; keep one of the two")
     if metrics.auth == METRICS_NO_AUTH and not is_loopback(split_address(metrics.address)[0]):
         reader.problem_at(
             "metricsApi.auth",

@@ -7,7 +7,7 @@ from typing import Final
 
 from agent.config.addresses import Address
 from agent.config.options import option
-from agent.config.values import Boolean, Duration, FilePath, Number, OneOf
+from agent.config.values import Boolean, Duration, FilePath, Number, ObjectName, OneOf
 
 KUBERNETES: Final = "kubernetes"
 NO_AUTH: Final = "none"
@@ -46,6 +46,20 @@ class MetricsApiConfig:
         FilePath(), "the port's certificate (PEM)", "", unset="one that the agent signs itself", live=False
     )
     key_file: str = option(FilePath(), "the key of the certificate (PEM, not encrypted)", "", unset="none", live=False)
+
+    service: str = option(
+        ObjectName("Service"),
+        "the Service of the APIServices, in the namespace of the Lease: with it the agent keeps a CA of its own in the "
+        "Secret `SERVICE-ca`, renews the port's certificate, and writes the CA into the APIServices",
+        "",
+        unset="none",
+        live=False,
+    )
+
+    @property
+    def own_authority(self) -> bool:
+        """Whether the agent keeps a serving CA of its own."""
+        return self.enabled and bool(self.service)
 
     @property
     def enabled(self) -> bool:

@@ -19,7 +19,7 @@ from agent.events.kubernetes import (
     ObjectProblemSolved,
 )
 from agent.events.leases import LeaseChanged, LeaseFailed
-from agent.events.metrics_api import MetricsAccessChecked, MetricsRead, TrustProblem
+from agent.events.metrics_api import MetricsAccessChecked, MetricsApiProblem, MetricsRead
 from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
@@ -97,7 +97,7 @@ Event = (
     | TokenFileProblem
     | MetricsRead
     | MetricsAccessChecked
-    | TrustProblem
+    | MetricsApiProblem
     | PeerChanged
     | PeerFailed
     | PeerRefused

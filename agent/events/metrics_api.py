@@ -1,4 +1,4 @@
-"""Requests to the metrics APIs, and the trust in the API server that sends them."""
+"""Requests to the metrics APIs, and what is wrong between the agent and the API server that sends them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class MetricsAccessChecked(NamedTuple):
     detail: str = ""
 
 
-class TrustProblem(NamedTuple):
-    """The authorities of the API server's front proxy cannot be read, so that its requests are refused or checked
-    against the last ones; `detail` says why."""
+class MetricsApiProblem(NamedTuple):
+    """The APIs cannot be served as configured: the authorities of the API server's front proxy, the own serving CA, or
+    an APIService; `detail` says which, and what to change."""
 
     detail: str

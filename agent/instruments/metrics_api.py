@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from agent.events.metrics_api import MetricsAccessChecked, MetricsRead, TrustProblem
+from agent.events.metrics_api import MetricsAccessChecked, MetricsApiProblem, MetricsRead
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
 from exporters.catalog import metrics_api as rows
@@ -25,12 +25,12 @@ class MetricsApiInstruments:
         self.counts: Mapping[type, Callable[[Any], None]] = {
             MetricsRead: self._count_read,
             MetricsAccessChecked: self._count_checked,
-            TrustProblem: self._count_trust_problem,
+            MetricsApiProblem: self._count_problem,
         }
         self.lines: Mapping[type, Callable[[Any], None]] = {
             MetricsRead: self._log_read,
             MetricsAccessChecked: self._log_checked,
-            TrustProblem: self._log_trust_problem,
+            MetricsApiProblem: self._log_problem,
         }
 
     def _count_read(self, event: MetricsRead) -> None:
@@ -57,10 +57,10 @@ class MetricsApiInstruments:
             detail = shortened(event.detail)
             self._log.warning(f"request to the metrics APIs {event.result}, by {event.method}: {detail}{due.times}")
 
-    def _count_trust_problem(self, event: TrustProblem) -> None:
-        self._metrics.count(rows.TRUST_PROBLEMS)
+    def _count_problem(self, event: MetricsApiProblem) -> None:
+        self._metrics.count(rows.PROBLEMS)
 
-    def _log_trust_problem(self, event: TrustProblem) -> None:
-        due = self._log.failed(("metrics API trust", event.detail))
+    def _log_problem(self, event: MetricsApiProblem) -> None:
+        due = self._log.failed(("metrics API problem", event.detail))
         if due:
             self._log.warning(f"metrics API: {shortened(event.detail)}{due.times}")

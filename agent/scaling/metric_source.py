@@ -68,10 +68,16 @@ def not_computed(pool: str, now: float) -> Value:
     return WithheldMetric("not_computed", "this agent does not compute it")
 
 
+def _any_pod(_pool: str) -> Mapping[str, str]:
+    return {}
+
+
 class StoreMetrics:
     """A `MetricSource` over `snapshot_of`, which returns a pool's snapshot at a time.
 
-    `held` returns the requests held for a pool by all replicas, `demand` its demand in replicas.
+    `held` returns the requests held for a pool by all replicas, `demand` its demand in replicas. `pods_of` returns the
+    pods (`namespace/name`) that the reader takes a pool's endpoints for, by address: where another pod is behind the
+    address by now, there is no value of that pod.
     """
 
     def __init__(
@@ -80,14 +86,22 @@ class StoreMetrics:
         min_coverage: float,
         held: PoolValue = not_computed,
         demand: PoolValue = not_computed,
+        pods_of: Callable[[str], Mapping[str, str]] = _any_pod,
     ) -> None:
         self.min_coverage = min_coverage
         self._snapshot_of = snapshot_of
+        self._pods_of = pods_of
         self._of_agent: Mapping[str, PoolValue] = {flow.HELD_REQUESTS.name: held, DEMAND_REPLICAS: demand}
 
     def pod_metrics(self, pool: str, metric: str, now: float) -> Mapping[str, Value]:
         """The value of each endpoint, by its address."""
-        return {view.address: of_endpoint(view, metric, now) for view in self._snapshot_of(pool, now).endpoints}
+        pods = self._pods_of(pool)
+        found: dict[str, Value] = {}
+        for view in self._snapshot_of(pool, now).endpoints:
+            pod = view.identity.pod
+            same = pods.get(view.address, pod) == pod
+            found[view.address] = of_endpoint(view, metric, now) if same else _why("never_scraped")
+        return found
 
     def pool_metric(self, pool: str, metric: str, now: float) -> Value:
         """The value of the pool."""

@@ -31,9 +31,10 @@ ACCESS_CHECKS: Final = ROWS.counter(
     "Requests to the metrics APIs whose sender was checked, by method (front_proxy: the API server vouches for it; "
     "client_certificate, token, none) and result (allowed, unauthenticated, forbidden, unavailable)",
 )
-TRUST_PROBLEMS: Final = ROWS.counter(
-    "igw_metrics_api_trust_problems_total",
+PROBLEMS: Final = ROWS.counter(
+    "igw_metrics_api_problems_total",
     "problems",
     "",
-    "Times that the authorities of the API server's front proxy could not be read",
+    "Times that the authorities of the API server's front proxy could not be read, the own serving CA not be kept, or "
+    "an APIService has another owner or does not exist",
 )

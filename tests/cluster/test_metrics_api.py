@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
-from agent.events.metrics_api import MetricsRead
+from agent.events.metrics_api import MetricsApiProblem, MetricsRead
 from agent.serve.metrics_api.answer import POOLS
 from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL
 from tests.cluster import programs
@@ -23,18 +25,19 @@ from tests.cluster.addresses import PodAddresses
 from tests.cluster.api import Api, Object, RefusedByApi
 from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.deployment import ACCOUNT, rendered
 from tests.cluster.pods import Pods, deployment
-from tests.cluster.test_authn import READ_TRUST, REVIEWS
 from tests.cluster.test_discovery import LABELS, RunningAgent, inference_pool, running
+from tests.cluster.test_least_privilege import grants
 from tests.fakes.metric_values import AVERAGE_QUEUE, HELD, WAITING
 from tests.fakes.model_server import ModelServer
 from tests.waiting import eventually, found
 
-SERVICES: Final = (("v1beta2", CUSTOM, 200), ("v1beta1", CUSTOM, 100), ("v1beta1", EXTERNAL, 100))
-READ_POOLS: Final = [
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["get", "list", "watch"]},
-]
+SERVICE: Final = "inference-gateway-agent-metrics"
+SECRET: Final = f"{SERVICE}-ca"
+SERVICES: Final = (f"v1beta2.{CUSTOM}", f"v1beta1.{CUSTOM}", f"v1beta1.{EXTERNAL}")
+API_SERVICES: Final = "/apis/apiregistration.k8s.io/v1/apiservices"
+RIGHTS: Final = {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
 
 
 class Queues:
@@ -79,78 +82,86 @@ class Aggregated:
 
 @asynccontextmanager
 async def aggregated(
-    control_plane: ControlPlane, namespace: str, folder: Path, addresses: PodAddresses
+    control_plane: ControlPlane, namespace: str, folder: Path, addresses: PodAddresses, *, own_ca: bool = False
 ) -> AsyncIterator[Aggregated]:
-    """An agent whose ServiceAccount has the documented rights, behind APIServices with the CA of its certificate."""
+    """An agent whose ServiceAccount has the documented rights, behind APIServices with the CA of its certificate, or
+    with one that the agent keeps itself."""
     api = control_plane.api
-    account = create_service_account(api, namespace, "agent")
-    grant(api, account, REVIEWS)
-    grant(api, account, READ_POOLS, namespace)
-    grant(api, account, READ_TRUST, "kube-system")
+    account = create_service_account(api, namespace, ACCOUNT)
+    rights = [
+        each
+        for name in ("agent", "pools", "metrics-api")
+        for each in shipped(name, folder, namespace)
+        if each["kind"] in RIGHTS
+    ]
+    for right in rights:
+        api.apply(right)
     api.create(inference_pool(namespace, "chat"))
     authority = Authority(folder, "serving-ca")
-    pair = authority.server("serving", ["127.0.0.1"], [f"agent.{namespace}.svc"])
+    pair = authority.server("serving", ["127.0.0.1"], [f"{SERVICE}.{namespace}.svc"])
     queues = Queues()
     pods = Pods(control_plane, namespace, addresses, serve=queues.serve)
     pool = {"name": "chat", "inferencePool": "chat", "namespace": namespace}
     metrics = {"address": "127.0.0.1:0", "certFile": str(pair.certificate), "keyFile": str(pair.key)}
+    ca = base64.b64encode(authority.certificate.read_bytes()).decode()
+    if own_ca:
+        metrics, ca = {"address": "127.0.0.1:0", "service": SERVICE}, ""
     kubeconfig = kubeconfig_of(control_plane, account)
     try:
-        kubernetes = {"kubeconfig": str(kubeconfig), "events": False}
+        lease = {"namespace": namespace, "duration": "5s"}
+        kubernetes = {"kubeconfig": str(kubeconfig), "events": False, "lease": lease}
         async with running(folder / "igw.yaml", [pool], kubeconfig, metricsApi=metrics, kubernetes=kubernetes) as live:
             port = int(live.agent.metrics_api.address.rpartition(":")[2])
-            await asyncio.to_thread(register, api, namespace, port, authority.certificate.read_bytes())
+            manifests = [
+                each
+                for name in ("metrics-api-custom", "metrics-api-external")
+                for each in shipped(name, folder, namespace)
+            ]
+            await asyncio.to_thread(register, api, namespace, port, ca, manifests)
             yield Aggregated(live, queues, pods, account, authority.certificate)
     finally:
-        await asyncio.to_thread(unregister, api)
+        for path in [f"{API_SERVICES}/{name}" for name in SERVICES] + [
+            api.path_of(right) for right in rights if right["kind"].startswith("Cluster")
+        ]:
+            await asyncio.to_thread(remove, api, path)
         await pods.close()
 
 
-def register(api: Api, namespace: str, port: int, ca: bytes) -> None:
-    """The Service that leads to the agent, and the APIServices."""
-    metadata = {"name": "agent", "namespace": namespace}
+def shipped(name: str, folder: Path, namespace: str) -> list[Object]:
+    """The objects of a folder of deploy/kubernetes, for an agent in this namespace."""
+    objects = rendered(name, folder / f"overlay-{name}", namespace)
+    for each in objects:
+        for subject in each.get("subjects", ()):
+            subject["namespace"] = namespace
+    return objects
+
+
+def register(api: Api, namespace: str, port: int, ca: str, manifests: list[Object]) -> None:
+    """The Service that leads to the agent, on loopback, and the APIServices."""
+    metadata = {"name": SERVICE, "namespace": namespace}
     spec = {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": port}]}
     api.create({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
-    for manifest in api_services(namespace, port, ca):
+    for manifest in manifests:
+        manifest["spec"]["service"]["port"] = port
+        if ca:
+            manifest["spec"]["caBundle"] = ca
         api.create(manifest)
 
 
-def api_services(namespace: str, port: int, ca: bytes) -> Iterator[Object]:
-    from base64 import b64encode
-
-    for version, group, priority in SERVICES:
-        yield {
-            "apiVersion": "apiregistration.k8s.io/v1",
-            "kind": "APIService",
-            "metadata": {"name": f"{version}.{group}"},
-            "spec": {
-                "group": group,
-                "version": version,
-                "groupPriorityMinimum": 100,
-                "versionPriority": priority,
-                "service": {"name": "agent", "namespace": namespace, "port": port},
-                "caBundle": b64encode(ca).decode(),
-            },
-        }
-
-
-def unregister(api: Api) -> None:
-    for version, group, _ in SERVICES:
-        try:
-            api.delete(f"/apis/apiregistration.k8s.io/v1/apiservices/{version}.{group}")
-        except RefusedByApi as refused:
-            if refused.status != 404:
-                raise
+def remove(api: Api, path: str) -> None:
+    """Delete what may be there no more."""
+    with contextlib.suppress(RefusedByApi):
+        api.delete(path)
 
 
 def available(api: Api) -> dict[str, str]:
     """The status and the message of the condition Available by APIService."""
     seen: dict[str, str] = {}
-    for version, group, _ in SERVICES:
-        each = api.get(f"/apis/apiregistration.k8s.io/v1/apiservices/{version}.{group}")
+    for name in SERVICES:
+        each = api.get(f"{API_SERVICES}/{name}")
         conditions = {item["type"]: item for item in each.get("status", {}).get("conditions", ())}
         found = conditions.get("Available", {})
-        seen[f"{version}.{group}"] = f"{found.get('status')} {found.get('message')}"
+        seen[name] = f"{found.get('status')} {found.get('message')}"
     return seen
 
 
@@ -254,6 +265,15 @@ async def test_the_apis_are_available_and_kubectl_reads_them(
         ]
         assert all(state.startswith("True") for state in available(api).values())
         assert "ok" in {event.result for event in agent.live.recorder.of(MetricsRead)}
+        # The API server merges the OpenAPI documents of the agent into its own.
+        merged = await found(
+            lambda: asyncio.to_thread(api.get, "/openapi/v2"),
+            lambda document: f"/apis/{EXTERNAL}/v1beta1/" in document["paths"],
+            60,
+            what="the OpenAPI document",
+        )
+        assert f"/apis/{CUSTOM}/v1beta2/" in merged["paths"]
+        assert f"apis/{CUSTOM}/v1beta2" in (await asyncio.to_thread(api.get, "/openapi/v3"))["paths"]
 
 
 async def test_the_hpa_scales_on_a_metric_of_pods_and_holds_while_it_is_withheld(
@@ -266,6 +286,11 @@ async def test_the_hpa_scales_on_a_metric_of_pods_and_holds_while_it_is_withheld
         await all_available(api)
         api.create(autoscaler(namespace))
         await found(lambda: asyncio.to_thread(desired, api, namespace), lambda count: count == 4, within=60)
+        printed = await run(
+            *(str(programs.find()["kubectl"]), f"--kubeconfig={administrator(control_plane)}"),
+            *("get", "hpa", "chat", "-n", namespace, "--no-headers"),
+        )
+        assert "10/5" in printed
         # Half of the pods fall silent: the list is withheld, and the number of replicas stays.
         await eventually(lambda: len(agent.live.endpoints()) == 4, what="four endpoints")
         for name in sorted(agent.pods.running)[:2]:
@@ -340,3 +365,87 @@ async def status(url: str, ca: Path, headers: dict[str, str]) -> int:
     tls = ssl.create_default_context(cafile=str(ca))
     async with aiohttp.ClientSession() as http, http.get(url, headers=headers, ssl=tls) as answer:
         return answer.status
+
+
+async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner(
+    control_plane: ControlPlane, namespace: str, crds: list[str], tmp_path: Path, pod_addresses: PodAddresses
+) -> None:
+    api = control_plane.api
+    mark = control_plane.audit.mark()
+    async with aggregated(control_plane, namespace, tmp_path, pod_addresses, own_ca=True) as agent:
+        await agent.pods.create("a", LABELS)
+        await agent.live.has(agent.pods.address("a"))
+        path = f"/apis/{CUSTOM}/v1beta2/namespaces/{namespace}/pods/*/{WAITING}"
+        await found(
+            lambda: asyncio.to_thread(values, api, path), lambda read: read == ["10"], 60, what="a verified read"
+        )
+        first = bundles(api)
+        assert len(set(first.values())) == 1
+        secret = f"/api/v1/namespaces/{namespace}/secrets/{SECRET}"
+        assert (await asyncio.to_thread(api.get, secret))["data"]["ca.crt"] == next(iter(first.values()))
+
+        # A Secret that is lost is made again, and the APIServices trust the new CA before it is served.
+        await asyncio.to_thread(api.delete, secret)
+        await found(
+            lambda: asyncio.to_thread(bundles, api),
+            lambda now: all(now.values()) and not set(now.values()) & set(first.values()),
+            60,
+            what="the next CA",
+        )
+        await found(
+            lambda: asyncio.to_thread(values, api, path), lambda read: read == ["10"], 60, what="a verified read"
+        )
+
+        # One that is damaged is replaced.
+        await asyncio.to_thread(api.patch, secret, {"data": {"tls.crt": "bm90aGluZw=="}})
+        await found(
+            lambda: asyncio.to_thread(api.get, secret),
+            lambda each: each["data"]["tls.crt"] != "bm90aGluZw==",
+            60,
+            what="the Secret as before",
+        )
+
+        # An APIService of another owner is left alone and named.
+        name = f"v1beta1.{EXTERNAL}"
+        foreign = {"namespace": "keda", "name": "keda-operator-metrics-apiserver"}
+        change = {"spec": {"service": foreign, "caBundle": None, "insecureSkipTLSVerify": True}}
+        await asyncio.to_thread(api.patch, f"{API_SERVICES}/{name}", change)
+        await asyncio.to_thread(api.delete, secret)
+        problem = await eventually(
+            lambda: [each.detail for each in agent.live.recorder.of(MetricsApiProblem) if "belongs to" in each.detail],
+            within=60,
+            what="the foreign owner",
+        )
+        assert problem[0] == (
+            f"APIService {name} belongs to KEDA (Service keda/keda-operator-metrics-apiserver); write "
+            "metricsApi.external: false and leave out deploy/kubernetes/metrics-api-external, or remove KEDA first"
+        )
+        assert not bundles(api)[name]
+
+        # The shipped rights are what the agent needs, and no more.
+        records = control_plane.audit.records(agent.account.user, since=mark)
+        assert control_plane.audit.denied(agent.account.user, since=mark) == []
+        granted = list(grants(shipped("metrics-api", tmp_path / "rights", namespace)))
+        assert len(granted) > 8
+        unused = [
+            each
+            for each in granted
+            if not any(
+                each._replace(namespace=each.namespace or record.namespace).used_by(record) for record in records
+            )
+        ]
+        assert unused == []
+
+
+def values(api: Api, path: str) -> list[str] | None:
+    """The values of a metric of pods; None while the aggregation layer does not reach the agent."""
+    try:
+        return [item["value"] for item in api.get(path)["items"]]
+    except RefusedByApi:
+        return None
+
+
+def bundles(api: Api) -> dict[str, str]:
+    """The caBundle of each APIService."""
+    read = {name: api.get(f"{API_SERVICES}/{name}") for name in SERVICES}
+    return {name: each["spec"].get("caBundle") or "" for name, each in read.items()}

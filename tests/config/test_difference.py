@@ -70,6 +70,7 @@ OTHER: dict[str, Any] = {
     "metricsApi.address": "127.0.0.1:9", "metricsApi.custom": False, "metricsApi.external": False,
     "metricsApi.maxAge": "5s", "metricsApi.minCoverage": 0.5, "metricsApi.auth": "none",
     "metricsApi.certFile": "other.pem", "metricsApi.keyFile": "other.key",
+    "metricsApi.service": "igw-metrics",
     "log.format": "json", "log.level": "error",
     "pools[].gateway": "gke", "pools[].scaleFromZero": True, "pools[].holdLimit": "4s",
     "flowControl.enabled": False, "flowControl.maxRequests": "2k", "flowControl.maxBytes": "1Gi",
@@ -134,6 +135,7 @@ AROUND: dict[str, dict[str, Any]] = {
         f"metricsApi.{key}": _METRICS
         for key in ("address", "custom", "external", "maxAge", "minCoverage", "auth", "certFile", "keyFile")
     },
+    "metricsApi.service": {"address": "127.0.0.1:6443"},
 }
 # The sources of endpoints and of accelerators of which these are options.
 POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}

@@ -23,6 +23,7 @@ def read(section: str) -> Config:
         "address: '0.0.0.0:6443', certFile: c.pem, keyFile: k.pem, maxAge: 5s, minCoverage: 0.5",
         "address: '127.0.0.1:6443', auth: none",
         "address: '0.0.0.0:6443', external: false",
+        "address: '0.0.0.0:6443', service: igw-metrics",
     ],
 )
 def test_a_valid_section_is_read(section: str) -> None:
@@ -39,6 +40,10 @@ def test_without_an_address_nothing_is_served() -> None:
         ("custom: true", "it has no effect without metricsApi.address; write where the API server reaches the agent"),
         ("address: '0.0.0.0:6443', custom: false, external: false", "both APIs are switched off; write custom: true"),
         ("address: '0.0.0.0:6443', certFile: c.pem", "it needs metricsApi.keyFile; write both, or none of them"),
+        (
+            "address: '0.0.0.0:6443', certFile: c.pem, keyFile: k.pem, service: igw",
+            "metricsApi.certFile has the certificate; keep one of the two",
+        ),
         ("address: '0.0.0.0:6443', auth: none", "0.0.0.0:6443 is not loopback, so that others could read the metrics"),
         ("address: '127.0.0.1:9002'", "127.0.0.1:9002 is also pools[0].extProcAddress; write another port"),
         ("address: '0.0.0.0:6443', minCoverage: 1.5", "metricsApi.minCoverage"),

@@ -168,6 +168,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.serve.metrics_api.documents",
             "agent.scaling.trace",
             "agent.serve.state.moment",
+            "agent.serve.tls.authority",
             "agent.serve.tls.self_signed",
         }
     ),  # formats of a given wall time
@@ -199,7 +200,9 @@ IMPORTERS: dict[str, frozenset[str]] = {
         }
     ),
     "apscheduler": frozenset({"agent.app.jobs"}),
-    "cryptography": frozenset({"agent.kube.authn.certificates", "agent.serve.tls.self_signed"}),
+    "cryptography": frozenset(
+        {"agent.kube.authn.certificates", "agent.serve.tls.authority", "agent.serve.tls.self_signed"}
+    ),
     "envoy": frozenset({"agent.serve.access_log", "agent.serve.ext_proc.messages"}),
     "google.cloud": frozenset({"agent.accelerators.gke"}),
     "google.protobuf": frozenset(

@@ -10,7 +10,7 @@ import pytest
 from agent import events
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.leases import LeaseChanged, LeaseFailed
-from agent.events.metrics_api import MetricsAccessChecked, MetricsRead, TrustProblem
+from agent.events.metrics_api import MetricsAccessChecked, MetricsApiProblem, MetricsRead
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -154,7 +154,7 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             "igw_metrics_api_access_checks_total",
             {"method": "none", "result": "unauthenticated"},
         ),
-        (TrustProblem("x"), "igw_metrics_api_trust_problems_total", {}),
+        (MetricsApiProblem("x"), "igw_metrics_api_problems_total", {}),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -12,6 +12,7 @@ from agent.events.tls import HandshakeFailed
 from agent.kube.authn.identity import Trust, UserIdentity
 from agent.kube.authn.reviews import NonResource, Resource
 from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL
+from agent.serve.tls.files import CertificatePair, TlsProblem
 from tests.cluster.certificates import Authority
 from tests.fakes.metric_values import HELD, WAITING
 from tests.metrics_api.conftest import EXTERNALS, HPA, PODS, ServedApis
@@ -186,3 +187,24 @@ async def test_a_connection_from_before_the_authorities_were_known_is_closed(api
         apis.tls.set_client_cas(known.pem)
         async with http.get(url, headers={"X-Remote-User": HPA}, ssl=proxy) as answer:
             assert answer.status == 200
+
+
+async def test_20_a_rotated_certificate_is_served_from_the_next_connection_on(apis: ServedApis) -> None:
+    authority = Authority(apis.folder, "next-serving-ca")
+    pair = authority.server("next", ["127.0.0.1"])
+    assert (await apis.as_hpa(PODS)).status == 200
+    apis.tls.set_certificate(CertificatePair(pair.certificate.read_bytes(), pair.key.read_bytes()), "Secret igw-ca")
+    with pytest.raises(REFUSED_CONNECTION):
+        await apis.as_hpa(PODS)  # it trusts the CA of the old certificate
+    proxy = apis.proxy()
+    proxy.load_verify_locations(str(authority.certificate))
+    assert (await apis.get(PODS, tls=proxy, user=HPA)).status == 200
+
+
+async def test_a_certificate_that_cannot_be_used_leaves_the_port_as_it_was(apis: ServedApis) -> None:
+    other = apis.clients.server("other", ["127.0.0.1"])
+    with pytest.raises(TlsProblem, match="the key is not that of the first certificate"):
+        apis.tls.set_certificate(
+            CertificatePair(apis.pair.certificate.read_bytes(), other.key.read_bytes()), "Secret igw-ca"
+        )
+    assert (await apis.as_hpa(PODS)).status == 200

@@ -180,7 +180,7 @@ def test_13_two_pools_of_one_namespace_are_split_by_the_selector(source):
 def test_14_a_value_has_the_time_of_its_sample_rounded_down(source):
     item = ServedItem(None, "m", {}, ServedValue(1.0, 999.9))
     (found,) = external_values("v1beta1", [item], 1_788_264_000.0)["items"]
-    assert found["timestamp"] == whole_seconds(1_788_264_999.0) == "2026-09-01T12:16:39Z"
+    assert found["timestamp"] == whole_seconds(1_788_264_999) == "2026-09-01T12:16:39Z"
     assert "window" not in found
 
 

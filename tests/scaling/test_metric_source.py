@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.accelerators import table
 from agent.accelerators.combine import Accelerators
+from agent.engines.mapping import Extraction
 from agent.scaling.metric_source import StoreMetrics
 from agent.scaling.served_metrics import DEMAND_REPLICAS, SERVED, MetricKind, ServedValue, WithheldMetric
-from agent.signals import GENERATION_TOKENS, KV_USAGE, RUNNING, WAITING, Reading
+from agent.signals import GENERATION_TOKENS, KV_USAGE, RUNNING, WAITING, Reading, Value
 from agent.state.counter_rates import COUNTERS, Counters
 from agent.state.health import Health
+from agent.state.identity import Identity
 from agent.state.snapshot import Snapshot
 from agent.state.source import SourceStatus
+from agent.state.store import RoutingStore
 from tests.fakes.views import STALE_AFTER, snapshot, view, views
 
-QUEUE = {WAITING: 3.0, RUNNING: 2.0, KV_USAGE: 0.5}
+QUEUE: dict[str, Value] = {WAITING: 3.0, RUNNING: 2.0, KV_USAGE: 0.5}
 OF_PODS, OF_OBJECTS, EXTERNAL = (SERVED[kind] for kind in MetricKind)
 
 
@@ -44,6 +49,43 @@ def test_a_pod_s_values_have_the_time_of_the_page():
     assert found["a:1"] == ServedValue(3.0, -1.0)
     assert isinstance(found["b:1"], WithheldMetric)
     assert found["b:1"].reason == "down"
+
+
+def test_an_address_that_another_pod_has_by_now_gives_no_value_of_the_old_one():
+    one = view("a:1", QUEUE, identity=Identity("llm/new", "", "u2"))
+    source = StoreMetrics(lambda *_: snapshot(one), 0.8, pods_of=lambda _: {"a:1": "llm/old"})
+    found = source.pod_metrics("pool", "igw_endpoint_waiting_requests", 0.0)["a:1"]
+    assert isinstance(found, WithheldMetric)
+
+
+def test_11_a_pod_that_is_made_again_under_its_name_has_no_value_of_the_old_one():
+    store = RoutingStore("pool", stale_after=STALE_AFTER)
+    metric = "igw_endpoint_waiting_requests"
+    source = StoreMetrics(lambda _, now: store.snapshot(now), 0.8)
+    store.set_endpoints({"a:1": "vllm"}, 0.0, {"a:1": Identity("llm/chat-0", "", "u1")})
+    store.observed("a:1", Extraction(QUEUE, (), ()), 0.0, 0.0, 100)
+    assert source.pod_metrics("pool", metric, 0.5)["a:1"] == ServedValue(3.0, 0.0)
+    store.set_endpoints({"a:1": "vllm"}, 0.6, {"a:1": Identity("llm/chat-0", "", "u2")})
+    found = source.pod_metrics("pool", metric, 0.6)["a:1"]
+    assert isinstance(found, WithheldMetric)
+    assert found.reason == "never_scraped"
+
+
+def snapshot_of(store: RoutingStore, _pool: str, now: float) -> Snapshot:
+    return store.snapshot(now)
+
+
+def test_21_two_replicas_that_read_the_same_page_serve_the_same_value():
+    stores = [RoutingStore("pool", stale_after=STALE_AFTER) for _ in range(2)]
+    for number, store in enumerate(stores):
+        store.set_endpoints({"a:1": "vllm"}, 0.0)
+        store.observed("a:1", Extraction(QUEUE, (), ()), 0.1 * number, 0.0, 100)
+    sources = [StoreMetrics(partial(snapshot_of, store), 0.8) for store in stores]
+    for metric in ("igw_endpoint_waiting_requests", "igw_endpoint_kv_usage_ratio"):
+        read = [source.pod_metrics("pool", metric, 1.0)["a:1"] for source in sources]
+        assert len({value.value for value in read if isinstance(value, ServedValue)}) == 1
+    pools = [source.pool_metric("pool", "igw_pool_waiting_requests", 1.0) for source in sources]
+    assert [value.value for value in pools if isinstance(value, ServedValue)] == [3.0, 3.0]
 
 
 def test_a_rate_has_the_window_that_it_was_measured_over_and_one_page_has_no_rate():

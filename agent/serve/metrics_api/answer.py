@@ -148,8 +148,8 @@ def _of_pods(
     pool_of: dict[str, PoolOfApi] = {}
     in_namespace = False
     for pool in pools:
-        in_namespace = in_namespace or any(pod.namespace == namespace for pod in pool.pods.values())
         in_namespace = in_namespace or pool.namespace == namespace
+        in_namespace = in_namespace or any(pod.namespace == namespace for pod in pool.pods.values())
         if not request.metric_labels.matches(pool.labels):
             continue
         selected = {
@@ -179,6 +179,7 @@ def _of_pods(
             raise RequestRefused(404, UNKNOWN_OBJECT, f"{what}ready, or no pool selects it")
         text = request.labels.text or request.metric_labels.text
         raise _no_match(f"no endpoint of namespace {namespace}", text, "labelSelector")
+    labels = {pool.name: pool.labels for pool in pools}
     known: list[ServedItem] = []
     withheld: dict[str, WithheldMetric] = {}
     for name in sorted(by_pod):
@@ -187,7 +188,7 @@ def _of_pods(
             withheld[name] = value
             continue
         described = ObjectReference("v1", "Pod", namespace, name)
-        known.append(ServedItem(described, row.name, pool_of[name].labels, value))
+        known.append(ServedItem(described, row.name, labels[pool_of[name].name], value))
     if one and withheld:
         raise _withheld(row.name, f"pod {namespace}/{request.name}", withheld[request.name])
     if not known or len(known) < limits.min_coverage * len(by_pod) - 1e-9:
@@ -197,13 +198,13 @@ def _of_pods(
 
 def over_ports(row: MetricRow, values: Sequence[Value]) -> Value:
     """The value of a pod from those of its endpoints: withheld where one is; as old as the oldest."""
+    if len(values) == 1:
+        return values[0]
     known: list[ServedValue] = []
     for value in values:
         if isinstance(value, WithheldMetric):
             return value
         known.append(value)
-    if len(known) == 1:
-        return known[0]
     numbers = [each.value for each in known]
     match row.over_ports:
         case OverPorts.SUM:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from math import ceil, floor
 from typing import Any, Final
 
@@ -118,34 +119,30 @@ def _list(kind: str, name: str, version: str, items: list[Document]) -> Document
 
 
 def _custom(version: str, item: ServedItem, selector: str, to_wall: float) -> Document:
-    described = item.described
     reference: Mapping[str, str] = {}
-    if described is not None:
-        reference = {
-            "kind": described.kind,
-            "namespace": described.namespace,
-            "name": described.name,
-            "apiVersion": described.api_version,
-        }
-    label_selector = {"matchLabels": dict(item.labels)} if selector else None
+    if item.described is not None:
+        api_version, kind, namespace, name = item.described
+        reference = {"kind": kind, "namespace": namespace, "name": name, "apiVersion": api_version}
+    matched = {"matchLabels": dict(item.labels)} if selector else None
     if version == "v1beta1":
         value = _value(item, "window", to_wall)
-        return {"describedObject": reference, "metricName": item.metric, **value, "selector": label_selector}
-    metric = {"name": item.metric, "selector": label_selector}
+        return {"describedObject": reference, "metricName": item.metric, **value, "selector": matched}
+    metric = {"name": item.metric, "selector": matched}
     return {"describedObject": reference, "metric": metric, **_value(item, "windowSeconds", to_wall)}
 
 
 def _value(item: ServedItem, window: str, to_wall: float) -> Document:
-    found: Document = {"timestamp": whole_seconds(item.value.at + to_wall)}
-    if item.value.window_seconds is not None:
-        found[window] = ceil(item.value.window_seconds)
-    found["value"] = quantity(item.value.value)
-    return found
+    value, at, window_seconds = item.value
+    timestamp = whole_seconds(floor(at + to_wall))
+    if window_seconds is None:
+        return {"timestamp": timestamp, "value": quantity(value)}
+    return {"timestamp": timestamp, window: ceil(window_seconds), "value": quantity(value)}
 
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def whole_seconds(wall: float) -> str:
-    """`2026-09-01T12:00:00Z`, rounded down."""
-    return datetime.fromtimestamp(floor(wall), UTC).strftime(_TIME)
+@lru_cache(64)  # the values of a list have the same few seconds
+def whole_seconds(wall: int) -> str:
+    """`2026-09-01T12:00:00Z`."""
+    return datetime.fromtimestamp(wall, UTC).strftime(_TIME)

@@ -66,6 +66,7 @@ class ServerTls:
         self._invalid = ""  # what is wrong with the dates, as it was reported last
         self._seen: Fingerprint = ()
         self._failed: Fingerprint | None = None  # files that could not be used, once
+        self._given = False  # the certificate comes from the application
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -105,8 +106,22 @@ class ServerTls:
                 self._failed = found
             else:
                 self._seen, self._failed = found, None
-        elif self.config.self_signed and not self._lasts():
+        elif self.config.self_signed and not self._given and not self._lasts():
             self._use_files([])
+        self._report_dates()
+
+    def set_certificate(self, pair: CertificatePair, source: str) -> None:
+        """Serve this certificate from the next connection on, instead of a self-signed one; `source` names it. Raises
+        TlsProblem and keeps what was."""
+        try:
+            dates = validity(first_certificate(pair.certificate))
+        except Malformed as malformed:
+            raise TlsProblem(f"{source}: {malformed}") from malformed
+        content = self._content._replace(pair=pair)
+        self._context = self._made(content)
+        self._content, self._validity, self._given = content, dates, True
+        self.hook(CertificateLoaded(self.port.name, source, dates.begins, dates.ends))
+        self._invalid = ""
         self._report_dates()
 
     def set_client_cas(self, pem: bytes, *, required: bool = False) -> None:
