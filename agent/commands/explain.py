@@ -120,16 +120,19 @@ def _inputs(inputs: Document, settings: Document) -> Iterable[str]:
     )
     if inputs["arrivals_per_second"] is not None:
         yield (
-            f"  arrivals: {inputs['arrivals_per_second']:.2f}/s in the last minute, noise {inputs['noise_per_second']:.2f}/s, "
-            f"trend {inputs['trend_per_minute']:+.2f}/s a minute; {inputs['expected_per_second']:.2f}/s expected in "
+            f"  arrivals: {inputs['arrivals_per_second']:.2f}/s in the last minute, "
+            f"noise {inputs['noise_per_second']:.2f}/s, trend {inputs['trend_per_minute']:+.2f}/s a minute; "
+            f"{inputs['expected_per_second']:.2f}/s expected in "
             f"{settings['startup_seconds']:g} s"
         )
     age = inputs["capacity_age_seconds"]
     since = "" if age is None else f", last learnt {age:.0f} s ago"
-    yield f"  capacity: {_shown(inputs['capacity_per_second'])} requests/s a replica ({inputs['capacity_source']}{since})"
+    source = f"{inputs['capacity_source']}{since}"
+    yield f"  capacity: {_shown(inputs['capacity_per_second'])} requests/s a replica ({source})"
     yield (
         f"  backlog: {_shown(inputs['waiting_requests'])} waiting at servers, {_shown(inputs['held_requests'])} held, "
-        f"{_shown(inputs['credited_requests'])} credited to loading replicas; drained within {settings['drain_seconds']:g} s"
+        f"{_shown(inputs['credited_requests'])} credited to loading replicas; drained within "
+        f"{settings['drain_seconds']:g} s"
     )
     for name in inputs["unknown_replicas"]:
         yield f"  unknown: {name}"
