@@ -54,7 +54,7 @@ def test_a_pool_without_a_decision_is_listed():
     st.lists(st.text(max_size=20), max_size=3),
 )
 def test_any_decision_is_valid_by_the_schema(replicas, seen, slots, capacity, peers):
-    document(
+    made = document(
         demand_report(
             "pool\ud800",
             replicas=replicas,
@@ -66,3 +66,4 @@ def test_any_decision_is_valid_by_the_schema(replicas, seen, slots, capacity, pe
             unknown_peers=tuple(peers),
         )
     )
+    assert made["pools"][0]["inputs"]["current_replicas"] == replicas
