@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test control-plane test-vllm test-llamacpp fuzz bench bench-routing bench-overload bench-demand lint fmt lock wheel packages bench-packages compiler venv
+.PHONY: help demo run test control-plane test-vllm test-llamacpp test-keda fuzz bench bench-routing bench-overload bench-demand lint fmt lock wheel packages bench-packages compiler venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,11 @@ test-vllm: $(TEST_STAMP) ## end-to-end tests with two real vLLM servers, install
 test-llamacpp: $(TEST_STAMP) ## tests with a real llama.cpp server, built under .cache/ (see CONTRIBUTING.md)
 	@$(BIN)/python tests/llamacpp/environment.py
 	@$(BIN)/python -m pytest -m llamacpp tests/llamacpp $(ARGS)
+
+test-keda: $(TEST_STAMP) ## tests with a real KEDA, built once: 20 minutes (see CONTRIBUTING.md)
+	@$(BIN)/python tests/cluster/programs.py >/dev/null
+	@$(BIN)/python -m tests.keda.programs >/dev/null
+	@$(BIN)/python -m pytest -m keda -s tests/keda $(ARGS)
 
 # One recipe line each, so that make sends signals to the bench itself and not to a shell. The compiled package of
 # `make wheel` is measured; PLAIN=1 measures the checkout.

@@ -27,8 +27,9 @@ settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "proof"))
 
 
-# Tests of real model servers that are installed apart: by `make test-vllm` and `make test-llamacpp`.
-APART = ("vllm", "llamacpp")
+# Tests of real model servers that are installed apart: by `make test-vllm` and `make test-llamacpp`; and
+# tests of a real KEDA: by `make test-keda`.
+APART = ("vllm", "llamacpp", "keda")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

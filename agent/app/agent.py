@@ -7,9 +7,9 @@ list below. A new periodic job is one line in the list of jobs.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
@@ -20,7 +20,9 @@ from agent.app.demand import DemandObserver
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
+from agent.app.keda import KedaScaler, PoolActivities
 from agent.app.lease import ReplicaLease
+from agent.app.metrics_api import MetricsApi
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -31,12 +33,18 @@ from agent.app.tasks import Tasks
 from agent.clock import Clock
 from agent.config.config import Config
 from agent.config.difference import differences
+from agent.events import Event
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
 from agent.kube.recorder import EventRecorder
+from agent.scaling.metric_source import StoreMetrics
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
+
+# The share of a pool's endpoints that a sum or mean for an autoscaler needs.
+MIN_COVERAGE: Final = 0.8
 
 
 class ListenAddresses(NamedTuple):
@@ -79,7 +87,7 @@ class Agent:
         files = EndpointFiles(config, clock, hook)
         parts = PoolParts(
             clock,
-            hook,
+            self._pool_event if config.keda.enabled else hook,
             tasks,
             scraping.loop,
             self._admin_server.picks.add,
@@ -91,6 +99,16 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
+        demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
+        self._admin_server.state.demands = demand.reports
+        self._keda = KedaScaler(
+            config,
+            PoolActivities(self._pool_map, self._replicas.unknown),
+            StoreMetrics(self._snapshot_of, MIN_COVERAGE, held=self._held_of, demand=demand.value),
+            clock,
+            hook,
+            certificates.keda,
+        )
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
         hook.declare_callers(config.flow_control.callers)
@@ -98,8 +116,10 @@ class Agent:
         self._admin_server.state.exporters = accelerators.exporters
         self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
-        demand = DemandObserver(config, clock, tasks, self._pool_map, self._unknown_peers)
-        self._admin_server.state.demands = demand.reports
+        self.metrics_api = MetricsApi(
+            config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api
+        )
+        self.metrics_api.demand = demand.value
         jobs = [
             Job(
                 "configuration-file",
@@ -121,6 +141,8 @@ class Agent:
                 self.lease,
                 self._pools,
                 self._replicas,
+                self.metrics_api,
+                self._keda,
                 demand,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
@@ -171,9 +193,15 @@ class Agent:
         await self._supervisor.stop(self.config.ext_proc.drain_timeout if grace is None else grace)
         self.cluster.close()
 
-    def _unknown_peers(self) -> Sequence[str]:
-        view = self._replicas.view()
-        return () if view is None else view.unknown
+    @property
+    def keda_address(self) -> str:
+        """Where KEDA finds the agent, once it is started; empty where the configuration has no address for it."""
+        return self._keda.address
+
+    def _pool_event(self, event: Event) -> None:
+        """An event of a pool, whose held requests wake KEDA."""
+        self.instruments(event)
+        self._keda.observe(event)
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools
@@ -184,6 +212,15 @@ class Agent:
 
     def _snapshots(self, now: float) -> list[Snapshot]:
         return [pool.store.snapshot(now) for pool in self.pools.values()]
+
+    def _snapshot_of(self, pool: str, now: float) -> Snapshot:
+        return self.pools[pool].store.snapshot(now)
+
+    def _held_of(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """The requests that are held for a pool: the agent's own, which are all of them where it has no peers."""
+        if self.config.replicas.enabled:
+            return WithheldMetric("replica_unknown", "replicas do not report held requests to each other")
+        return ServedValue(float(self.pools[pool].held), now)
 
     def _publish_pools(self) -> None:
         self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)

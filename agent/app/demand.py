@@ -11,9 +11,10 @@ from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
 from agent.config.config import Config
 from agent.config.demand import DemandConfig
-from agent.scaling.demand import DemandSettings
-from agent.scaling.demand_gauges import DemandReport
+from agent.scaling.demand import NEVER_KNOWN, DemandSettings
+from agent.scaling.demand_gauges import DemandReport, served
 from agent.scaling.pool_demand import DemandInputs, PoolDemand
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 
 INTERVAL_SECONDS: Final = 1.0
 
@@ -68,6 +69,13 @@ class DemandObserver:
             self._task.cancel()
             self._task = None
 
+    def value(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """The demand of a pool as autoscalers read it."""
+        found = self._demands.get(pool)
+        if found is None:
+            return WithheldMetric(NEVER_KNOWN, "no demand was computed yet")
+        return served(DemandReport(found.pool, found.settings, found.latest), now)
+
     def observe(self, now: float) -> None:
         """Compute the demand of every pool at `now`."""
         pools, unknown = self._pools(), tuple(self._unknown_peers())
@@ -84,7 +92,7 @@ class DemandObserver:
             source = pool.source
             known = source is None or source.current or source.known_at is not None
             loading = 0 if source is None else source.loading
-            inputs = DemandInputs(pool.held_requests, loading, known, unknown)
+            inputs = DemandInputs(pool.held, loading, known, unknown)
             demand.observe(pool.store.snapshot(now), inputs, now)
 
     async def _follow(self) -> None:

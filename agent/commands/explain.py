@@ -127,12 +127,12 @@ def _inputs(inputs: Document, settings: Document) -> Iterable[str]:
         )
     age = inputs["capacity_age_seconds"]
     since = "" if age is None else f", last learnt {age:.0f} s ago"
-    source = f"{inputs['capacity_source']}{since}"
-    yield f"  capacity: {_shown(inputs['capacity_per_second'])} requests/s a replica ({source})"
+    capacity = _shown(inputs["capacity_per_second"])
+    yield f"  capacity: {capacity} requests/s a replica ({inputs['capacity_source']}{since})"
     yield (
         f"  backlog: {_shown(inputs['waiting_requests'])} waiting at servers, {_shown(inputs['held_requests'])} held, "
-        f"{_shown(inputs['credited_requests'])} credited to loading replicas; drained within "
-        f"{settings['drain_seconds']:g} s"
+        f"{_shown(inputs['credited_requests'])} credited to loading replicas; "
+        f"drained within {settings['drain_seconds']:g} s"
     )
     for name in inputs["unknown_replicas"]:
         yield f"  unknown: {name}"

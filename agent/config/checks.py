@@ -10,6 +10,7 @@ from agent.config.addresses import NODE_PLACEHOLDER, is_loopback, split_address
 from agent.config.admin import KUBERNETES, NO_AUTH, TOKEN_FILE, AdminConfig
 from agent.config.config import Config
 from agent.config.flow_control import TRUST_NONE
+from agent.config.metrics_api import NO_AUTH as METRICS_NO_AUTH
 from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
 from agent.config.scrape import STALE_AFTER_INTERVALS
@@ -38,7 +39,9 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _replicas(config, reader)
     _tls(config.ext_proc.tls, "extProc.tls", reader)
     _tls(config.admin.tls, "admin.tls", reader)
+    _keda(config, reader)
     _admin(config.admin, reader)
+    _metrics_api(config, reader)
     _objectives(config, reader)
     _picker_tls(config, reader)
     names: dict[str, int] = {}
@@ -258,6 +261,27 @@ def _listeners(config: Config, reader: DocumentReader) -> None:
                     )
 
 
+def _keda(config: Config, reader: DocumentReader) -> None:
+    """The port for KEDA: an address of its own, and TLS only with it."""
+    keda = config.keda
+    if not keda.enabled:
+        for key in sorted(reader.marks):
+            if key.startswith("keda.tls."):
+                reader.problem_at(key, "it has no effect without keda.address; write where KEDA finds the agent")
+                return
+        return
+    _tls(keda.tls, "keda.tls", reader)
+    others = [(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)]
+    others += [("admin.address", config.admin.address), ("replicas.address", config.replicas.address)]
+    for key, address in others:
+        if address and _clash(keda.address, address):
+            reader.problem_at(
+                "keda.address",
+                f"{keda.address} is also {reader.spelling(key)}, and the port for KEDA is one of its own; "
+                "write another port, or port 0 for any free port",
+            )
+
+
 def _replicas(config: Config, reader: DocumentReader) -> None:
     replicas = config.replicas
     written = [key for key in sorted(reader.marks) if key.startswith("replicas.") and key != "replicas.address"]
@@ -294,6 +318,36 @@ def _replicas(config: Config, reader: DocumentReader) -> None:
             reader.problem_at(
                 "replicas.address",
                 f"{replicas.address} is also {reader.spelling(key)}; write another port, or port 0 for any free port",
+            )
+
+
+def _metrics_api(config: Config, reader: DocumentReader) -> None:
+    """The metrics APIs: a port of their own, a whole pair of certificate and key, and readers that are checked."""
+    metrics = config.metrics_api
+    written = [key for key in sorted(reader.marks) if key.startswith("metricsApi.")]
+    if not metrics.address:
+        if written:
+            reader.problem_at(
+                written[0], "it has no effect without metricsApi.address; write where the API server reaches the agent"
+            )
+        return
+    if not (metrics.custom or metrics.external):
+        reader.problem_at("metricsApi.address", "both APIs are switched off; write custom: true or external: true")
+    if bool(metrics.cert_file) != bool(metrics.key_file):
+        one, other = ("certFile", "keyFile") if metrics.cert_file else ("keyFile", "certFile")
+        reader.problem_at(f"metricsApi.{one}", f"it needs metricsApi.{other}; write both, or none of them")
+    if metrics.auth == METRICS_NO_AUTH and not is_loopback(split_address(metrics.address)[0]):
+        reader.problem_at(
+            "metricsApi.auth",
+            f"{metrics.address} is not loopback, so that others could read the metrics; write auth: {KUBERNETES}",
+        )
+    others = [(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)]
+    others += [("admin.address", config.admin.address), ("replicas.address", config.replicas.address)]
+    for key, address in others:
+        if address and _clash(metrics.address, address):
+            reader.problem_at(
+                "metricsApi.address",
+                f"{metrics.address} is also {reader.spelling(key)}; write another port, or port 0 for any free port",
             )
 
 

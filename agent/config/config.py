@@ -9,8 +9,10 @@ from agent.config.admin import AdminConfig
 from agent.config.envoy import EnvoySection
 from agent.config.ext_proc import ExtProcConfig
 from agent.config.flow_control import FlowControlConfig
+from agent.config.keda import KedaConfig
 from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
+from agent.config.metrics_api import MetricsApiConfig
 from agent.config.objectives import ObjectiveConfig
 from agent.config.options import section, sections
 from agent.config.outlier_detection import OutlierDetectionConfig
@@ -49,6 +51,10 @@ class Config:
     flow_control: FlowControlConfig = section(FlowControlConfig, "Which requests wait, and which are refused.")
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
+    metrics_api: MetricsApiConfig = section(
+        MetricsApiConfig, "The custom and external metrics APIs of Kubernetes, which autoscalers read."
+    )
+    keda: KedaConfig = section(KedaConfig, "The external scaler of KEDA.")
     replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")

@@ -11,6 +11,7 @@ from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFa
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.flow import DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
+from agent.events.keda import PoolActivated, ScalerCalled, ScalerStreams
 from agent.events.kubernetes import (
     KubernetesWriteFailed,
     KubernetesWritten,
@@ -18,6 +19,7 @@ from agent.events.kubernetes import (
     ObjectProblemSolved,
 )
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.metrics_api import MetricsAccessChecked, MetricsRead, TrustProblem
 from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
@@ -74,6 +76,9 @@ Event = (
     | UnknownObjective
     | RequestSubmitted
     | DispatchRun
+    | ScalerCalled
+    | PoolActivated
+    | ScalerStreams
     | KubernetesWritten
     | KubernetesWriteFailed
     | ObjectProblemFound
@@ -90,6 +95,9 @@ Event = (
     | WatcherDropped
     | AccessChecked
     | TokenFileProblem
+    | MetricsRead
+    | MetricsAccessChecked
+    | TrustProblem
     | PeerChanged
     | PeerFailed
     | PeerRefused

@@ -24,9 +24,11 @@ from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.flow import FlowInstruments
+from agent.instruments.keda import KedaInstruments
 from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
+from agent.instruments.metrics_api import MetricsApiInstruments
 from agent.instruments.objectives import ObjectiveInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.replicas import ReplicaInstruments
@@ -63,11 +65,13 @@ class Instruments:
             self._flow,
             ScrapingInstruments(self._metrics, log),
             AcceleratorInstruments(self._metrics, log),
+            KedaInstruments(self._metrics, log),
             KubernetesInstruments(self._metrics, log),
             DiscoveryInstruments(self._metrics, log),
             LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
             AccessInstruments(self._metrics, log),
+            MetricsApiInstruments(self._metrics, log),
             ReplicaInstruments(self._metrics, log),
             TlsInstruments(self._metrics, log),
         )

@@ -24,8 +24,10 @@ from exporters.catalog import (
     endpoints,
     flow,
     histograms,
+    keda,
     kubernetes,
     leases,
+    metrics_api,
     objectives,
     pools,
     process,
@@ -52,10 +54,12 @@ _FAMILIES: Final = (
     scraping.ROWS,
     discovery.ROWS,
     kubernetes.ROWS,
+    keda.ROWS,
     replicas.ROWS,
     leases.ROWS,
     process.ROWS,
     access.ROWS,
+    metrics_api.ROWS,
     tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

@@ -21,6 +21,9 @@ VALID_FOR = timedelta(days=1)
 SKEW = timedelta(hours=1)  # the clock may be set back while the tests run
 
 
+_BOTH = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
 class KeyPair(NamedTuple):
     """The files of a certificate and its private key, both PEM."""
 
@@ -48,26 +51,32 @@ class Authority:
 
     def server(self, name: str, addresses: Sequence[str], names: Sequence[str] = ()) -> KeyPair:
         """A certificate for a server at these IP addresses and DNS names."""
-        alternatives = [
-            *(x509.IPAddress(ipaddress.ip_address(address)) for address in addresses),
-            *(x509.DNSName(name) for name in names),
-        ]
-        return self._sign(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, alternatives)
+        return self._sign(name, _name(name), [ExtendedKeyUsageOID.SERVER_AUTH], _alternatives(addresses, names))
 
-    def client(self, name: str, user: str, groups: Sequence[str] = ()) -> KeyPair:
-        """A certificate for a client that the API server knows as `user` in these groups."""
-        return self._sign(name, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
+    def peer(self, name: str, addresses: Sequence[str], names: Sequence[str] = ()) -> KeyPair:
+        """As `server`, for a program that is a client with the same certificate."""
+        return self._sign(name, _name(name), _BOTH, _alternatives(addresses, names))
+
+    def client(self, name: str, user: str, groups: Sequence[str] = (), *, shift: timedelta = timedelta()) -> KeyPair:
+        """A certificate for a client that the API server knows as `user` in these groups. It is valid as long as the
+        others, and `shift` later."""
+        return self._sign(name, _name(user, groups), [ExtendedKeyUsageOID.CLIENT_AUTH], [], shift)
 
     def _sign(
-        self, name: str, subject: x509.Name, purpose: x509.ObjectIdentifier, alternatives: Sequence[x509.GeneralName]
+        self,
+        name: str,
+        subject: x509.Name,
+        purposes: Sequence[x509.ObjectIdentifier],
+        alternatives: Sequence[x509.GeneralName],
+        shift: timedelta = timedelta(),
     ) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.now(UTC)
+        now = datetime.now(UTC) + shift
         builder = (
             _unsigned(subject, self._name, key.public_key(), now)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         if alternatives:
@@ -88,6 +97,13 @@ def signing_key(folder: Path, name: str) -> KeyPair:
     )
     _write_key(pair.key, key)
     return pair
+
+
+def _alternatives(addresses: Sequence[str], names: Sequence[str]) -> list[x509.GeneralName]:
+    return [
+        *(x509.IPAddress(ipaddress.ip_address(address)) for address in addresses),
+        *(x509.DNSName(name) for name in names),
+    ]
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:

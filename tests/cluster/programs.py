@@ -210,7 +210,7 @@ def find(names: Sequence[str] = tuple(PROGRAMS)) -> dict[str, Path]:
 
 
 @contextmanager
-def _only_one(cache: Path) -> Iterator[None]:
+def only_one(cache: Path) -> Iterator[None]:
     """Waits until no other run builds into the cache."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
@@ -227,7 +227,7 @@ def build(names: Sequence[str] = tuple(PROGRAMS)) -> dict[str, Path]:
     if len(found := find(names)) == len(names):
         return found
     cache = cache_folder()
-    with _only_one(cache):
+    with only_one(cache):
         missing = [name for name in names if name not in find(names)]
         if missing:
             toolchain = go(cache)

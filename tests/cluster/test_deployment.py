@@ -42,7 +42,9 @@ def test_the_api_server_accepts_every_file(
     assert made
     for each in made:
         control_plane.api.apply(each, dry_run=True)
-        if each["kind"] == "RoleBinding" or "Cluster" not in each["kind"]:
+        if each["kind"] == "APIService":
+            assert each["spec"]["service"]["namespace"] == namespace
+        elif each["kind"] == "RoleBinding" or "Cluster" not in each["kind"]:
             assert each["metadata"]["namespace"] == namespace
 
 
@@ -71,6 +73,11 @@ def test_the_deployment_agrees_with_the_configuration(objects: list[Object], con
     assert ports["admin"] == int(config.admin.address.rpartition(":")[2])
     assert ports["ext-proc"] == int(config.pools[0].ext_proc_address.rpartition(":")[2])
     assert config.replicas.address.endswith(f":{ports['peers']}")
+    address = yaml.safe_load((ROOT / "deploy" / "hpa" / "keda.yaml").read_text())["spec"]["triggers"][0]["metadata"]
+    host, _, port = address["scalerAddress"].partition(":")
+    served = {each["metadata"]["name"]: each["spec"]["ports"] for each in objects if each["kind"] == "Service"}
+    assert {"name": "keda", "port": int(port), "targetPort": "keda"} in served[host.partition(".")[0]]
+    assert ports["keda"] == int(port)
     assert config.replicas.service == f"{ACCOUNT}-peers:{ports['peers']}"
     secret = next(each["name"] for each in pod["volumes"] if "secret" in each)
     mounted = next(each["mountPath"] for each in container["volumeMounts"] if each["name"] == secret)

@@ -62,10 +62,14 @@ OTHER: dict[str, Any] = {
     "envoy.pickerKeyFile": "c.key",
     "envoy.pickerHosts": ["10.0.1.1", "igw.example"],
     "envoy.messageTimeout": "6s", "envoy.maxMessageTimeout": "5m", "envoy.streamIdleTimeout": "20m",
+    "keda.address": "127.0.0.1:9800",
     "replicas.address": "127.0.0.1:8", "replicas.peers": ["10.0.1.1:9003"], "replicas.service": "igw.example:9004",
     "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
     "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
     "replicas.staleAfter": "9s",
+    "metricsApi.address": "127.0.0.1:9", "metricsApi.custom": False, "metricsApi.external": False,
+    "metricsApi.maxAge": "5s", "metricsApi.minCoverage": 0.5, "metricsApi.auth": "none",
+    "metricsApi.certFile": "other.pem", "metricsApi.keyFile": "other.key",
     "log.format": "json", "log.level": "error",
     "pools[].demand.target": 0.9, "pools[].demand.kvTarget": 0.8, "pools[].demand.startupTime": "4m",
     "pools[].demand.drainHorizon": "10m", "pools[].demand.capacity": 12, "pools[].demand.coverageFloor": 0.5,
@@ -76,11 +80,12 @@ OTHER: dict[str, Any] = {
     "flowControl.quantum": 4096, "flowControl.patience": 0, "flowControl.callers": ["team-a"],
     "flowControl.maxFlows": 9, "flowControl.priorityBands[].priority": 10,
 }  # fmt: skip
+TLS_SECTIONS = ("extProc.tls", "admin.tls", "keda.tls")
 TLS: dict[str, Any] = {
     "certFile": "c.pem", "keyFile": "c.key", "selfSigned": True, "clientCaFile": "ca.pem",
     "clientCertificate": "optional", "minVersion": "TLSv1.3",
 }  # fmt: skip
-OTHER |= {f"{section}.{key}": value for section in ("extProc.tls", "admin.tls") for key, value in TLS.items()}
+OTHER |= {f"{section}.{key}": value for section in TLS_SECTIONS for key, value in TLS.items()}
 BAND: dict[str, Any] = {
     "maxRequests": 9, "maxBytes": "1Mi", "defaultRequestTTL": "9s",
     "fairnessPolicyRef": "global-strict-fairness-policy", "orderingPolicyRef": "fcfs-ordering-policy",
@@ -88,7 +93,7 @@ BAND: dict[str, Any] = {
 BANDS = ("defaultPriorityBand", "defaultNegativePriorityBand", "priorityBands[]")
 OTHER |= {f"flowControl.{band}.{key}": value for band in BANDS for key, value in BAND.items()}
 DETECTOR: dict[str, Any] = {
-    "type": "concurrency", "slots": 9, "queued": 9, "maxWait": "9s", "queueDepthThreshold": 9,
+    "type": "concurrency", "slots": 9, "queued": 9, "maxWait": "9s", "holdFrom": "9s", "queueDepthThreshold": 9,
     "kvCacheUtilThreshold": 0.9, "concurrencyMode": "hybrid", "maxConcurrency": 9, "maxTokenConcurrency": 9,
     "stalenessPolicy": "saturated", "blindRequests": 9,
 }  # fmt: skip
@@ -109,7 +114,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},
     "admin.auth.tokenFile": {"mode": "tokenFile"},
     "admin.auth.audiences": {"mode": "kubernetes"},
-    **{f"{section}.{key}": beside for section in ("extProc.tls", "admin.tls") for key, beside in BESIDE_TLS.items()},
+    **{f"{section}.{key}": beside for section in TLS_SECTIONS for key, beside in BESIDE_TLS.items()},
     "envoy.pickerCertFile": {"pickerKeyFile": "c.key"},
     "envoy.pickerKeyFile": {"pickerCertFile": "c.pem"},
     **{f"flowControl.priorityBands[].{key}": {"priority": 10} for key in BAND},
@@ -122,11 +127,16 @@ BESIDE: dict[str, dict[str, Any]] = {
 # What both configurations have, because the option is not valid without it.
 _PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}
 _TLS = {**_PEERS, "caFile": "ca.pem", "certFile": "c.pem", "keyFile": "c.key"}
+_METRICS = {"address": "127.0.0.1:6443", "certFile": "c.pem", "keyFile": "c.key"}
 AROUND: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("replicas.address", "replicas.peers", "replicas.name", "replicas.staleAfter"), _PEERS),
     **dict.fromkeys(("replicas.caFile", "replicas.certFile", "replicas.keyFile", "replicas.serverName"), _TLS),
     "replicas.tokenFile": _PEERS,
     "replicas.service": {"address": "127.0.0.1:9003", "service": "igw.example:9003"},
+    **{
+        f"metricsApi.{key}": _METRICS
+        for key in ("address", "custom", "external", "maxAge", "minCoverage", "auth", "certFile", "keyFile")
+    },
 }
 # The sources of endpoints and of accelerators of which these are options.
 POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
@@ -154,7 +164,9 @@ def config(
     source of this option; `around`: with what this option needs; `tls`: the picker ports have TLS."""
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
     if around in AROUND:
-        document["replicas"] = dict(AROUND[around])
+        document[around.partition(".")[0]] = dict(AROUND[around])
+    if around.startswith("keda.tls."):
+        document["keda"] = {"address": "127.0.0.1:9801"}
     base = {key: value for key, value in POOL.items() if key != "endpoints"} | SOURCE[source] if source else POOL
     document["pools"] = [yaml.safe_load(yaml.safe_dump({**base, **pool}))]
     if tls:

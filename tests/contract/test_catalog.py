@@ -21,6 +21,7 @@ from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.metrics_api import MetricsAccessChecked, MetricsRead, TrustProblem
 from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
@@ -114,6 +115,9 @@ EVERYTHING: tuple[Event, ...] = (
     WatcherDropped("slow"),
     AccessChecked("token", "allowed"),
     TokenFileProblem("line 1"),
+    MetricsRead("ok", "", "custom", 0.5),
+    MetricsAccessChecked("front_proxy", "allowed"),
+    TrustProblem("x"),
     CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
     CertificateNotLoaded("ext_proc", "x"),
     CertificateInvalid("ext_proc", "x"),

@@ -37,7 +37,16 @@ def test_a_call_may_be_finished_without_a_message() -> None:
     assert client.server.outgoing() == b""
 
 
-@pytest.mark.parametrize("text", ["x" * 500, "é" * 80, "x" * 118 + "éé", "x" * 119 + "é", "100 %"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("x" * size for size in (1, 126, 127, 254, 255, 999, 3000)),
+        "é" * 400,
+        "x" * 998 + "éé",
+        "x" * 999 + "é",
+        "100 %",
+    ],
+)
 def test_a_status_message_of_any_length_is_cut_between_two_characters(text: str) -> None:
     recorder = CallRecorder()
     client = Http2Client(recorder)

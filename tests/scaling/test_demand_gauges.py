@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from agent.scaling.demand_gauges import MAX_AGE_SECONDS, DemandReport
+from agent.scaling.demand_gauges import MAX_AGE_SECONDS, DemandReport, served
 from agent.scaling.gauges import gauge_set
 from agent.scaling.learnt_capacity import UNKNOWN_CAPACITY, Capacity
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from exporters.catalog import demand as rows
 from tests.fakes.demands import SETTINGS, demand_report
 
@@ -52,3 +53,9 @@ def test_a_demand_that_was_not_computed_for_some_seconds_is_withheld():
 def test_without_known_replicas_there_is_no_number():
     assert reasons(demand_report(replicas=None))[(rows.DEMAND.name,)] == "never_known"
     assert reasons(DemandReport("pool", SETTINGS, None))[(rows.DEMAND.name,)] == "never_known"
+
+
+def test_autoscalers_read_the_same_number_or_the_reason():
+    assert served(demand_report(at=3.0), 5.0) == ServedValue(5.0, 3.0)
+    assert served(demand_report(), 60.0) == WithheldMetric("stale", "the last demand was computed 60 s ago")
+    assert served(demand_report(replicas=None), 0.0).reason == "never_known"  # type: ignore[union-attr]

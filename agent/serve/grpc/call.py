@@ -19,7 +19,7 @@ from agent.serve.http2.header_fields import STATUS_200, literal
 MESSAGE_PREFIX: Final = Struct(">BI")  # compressed or not, length
 _PREFIX_SIZE: Final = 5
 _RESPONSE_HEADERS: Final = STATUS_200 + literal(b"content-type", b"application/grpc")
-_MAX_STATUS_MESSAGE: Final = 120  # bytes, encoded: its length fits one byte of HPACK
+_MAX_STATUS_MESSAGE: Final = 1000  # bytes, encoded
 
 
 class CallHandler(Protocol):

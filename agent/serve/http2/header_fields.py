@@ -18,8 +18,20 @@ _CONNECTION_FIELDS: Final = frozenset(
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A field in HPACK that is not added to the dynamic table; name and value are shorter than 127 bytes."""
-    return b"\x00%c%s%c%s" % (len(name), name, len(value), value)
+    """A field in HPACK that is not added to the dynamic table; the name is shorter than 127 bytes."""
+    length = len(value)
+    if length < 127:
+        return b"\x00%c%s%c%s" % (len(name), name, length, value)
+    return b"\x00%c%s\x7f%s%s" % (len(name), name, _continued(length - 127), value)
+
+
+def _continued(rest: int) -> bytes:
+    """What follows a full prefix of an integer (RFC 7541, 5.1): seven bits a byte, the lowest first."""
+    encoded = b""
+    while rest >= 128:
+        encoded += b"%c" % (rest % 128 + 128)
+        rest //= 128
+    return encoded + b"%c" % rest
 
 
 class FieldDecoder:
