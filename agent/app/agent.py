@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
 from agent.app.admin_access import AdminAccess
+from agent.app.capacity_keeper import CapacityKeeper
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
 from agent.app.demand import DemandObserver
@@ -144,6 +145,7 @@ class Agent:
                 self.metrics_api,
                 self._keda,
                 demand,
+                CapacityKeeper(config, demand, self.lease, self.cluster, clock, tasks, hook),
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,

@@ -39,6 +39,7 @@ class DemandObserver:
         self._pools = pools
         self._unknown_peers = unknown_peers
         self._demands: dict[str, PoolDemand] = {}
+        self._restored: dict[str, tuple[float, float]] = {}
         self._task: Task | None = None
 
     def reports(self) -> list[DemandReport]:
@@ -69,6 +70,21 @@ class DemandObserver:
             self._task.cancel()
             self._task = None
 
+    def learnt(self) -> dict[str, tuple[float, float]]:
+        """What was learnt of each pool: requests per second of a replica, and when (monotonic seconds)."""
+        found = {}
+        for name, each in self._demands.items():
+            capacity = each.capacity.capacity()
+            if capacity.requests_per_second is not None and capacity.learnt_at is not None:
+                found[name] = (capacity.requests_per_second, capacity.learnt_at)
+        return found
+
+    def restore(self, pool: str, requests_per_second: float, learnt_at: float) -> None:
+        """Continue with what was learnt of a pool before a restart, also where the pool is added later."""
+        self._restored[pool] = (requests_per_second, learnt_at)
+        if pool in self._demands:
+            self._demands[pool].capacity.restore(requests_per_second, learnt_at)
+
     def value(self, pool: str, now: float) -> ServedValue | WithheldMetric:
         """The demand of a pool as autoscalers read it."""
         found = self._demands.get(pool)
@@ -89,6 +105,8 @@ class DemandObserver:
             demand = self._demands.get(name)
             if demand is None:
                 demand = self._demands[name] = PoolDemand(name, settings_of(own), own.capacity)
+                if name in self._restored:
+                    demand.capacity.restore(*self._restored[name])
             source = pool.source
             known = source is None or source.current or source.known_at is not None
             loading = 0 if source is None else source.loading

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
-from exporters.catalog import accelerators, endpoints, flow, pools, rates
+from exporters.catalog import accelerators, demand, endpoints, flow, pools, rates
 from exporters.catalog.metric import Metric
 
 
@@ -66,7 +66,7 @@ def _of(metric: Metric, kind: MetricKind, over_ports: OverPorts = OverPorts.SUM)
     return MetricRow(metric.name, kind, metric.unit, metric.help, over_ports)
 
 
-DEMAND_REPLICAS: Final = "igw_demand_replicas"
+DEMAND_REPLICAS: Final = demand.DEMAND.name
 
 _PODS, _OBJECT, _EXTERNAL = MetricKind.PODS, MetricKind.OBJECT, MetricKind.EXTERNAL
 _ROWS: Final = (
@@ -101,12 +101,7 @@ _ROWS: Final = (
     _of(pools.RUNNING, _EXTERNAL),
     _of(rates.POOL_PROMPT_RATE, _EXTERNAL),
     _of(rates.POOL_GENERATION_RATE, _EXTERNAL),
-    MetricRow(
-        DEMAND_REPLICAS,
-        _EXTERNAL,
-        "replicas",
-        "Replicas that the pool's load needs; an HPA takes it as External with AverageValue 1",
-    ),
+    _of(demand.DEMAND, _EXTERNAL),
 )
 
 # The rows of each kind by name. The one place where a served metric is listed.

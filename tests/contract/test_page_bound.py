@@ -67,7 +67,7 @@ VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
-    "kind": 5, "what": 2, "lease": 1, "need": len(NEEDS), "change": 3, "port": 4, "api": 2,
+    "kind": 5, "what": 3, "lease": 1, "need": len(NEEDS), "change": 3, "port": 4, "api": 2,
     "rpc": len(RPCS) + 2,  # with a connection, and a method that does not exist
     "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
