@@ -15,7 +15,7 @@ from agent.kube.capacity_record import RecordedCapacity, read, written
 from agent.kube.errors import ApiFailed, NotHeld
 from tests.fakes.clock import ManualClock
 
-CONFIG = parse("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n")
+CONFIG = parse("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n", "igw.yaml")
 PATH = "/api/v1/namespaces/llm/configmaps"
 
 
