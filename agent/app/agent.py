@@ -100,7 +100,7 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
-        demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
+        self.demand = demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
         self._admin_server.state.demands = demand.reports
         self._keda = KedaScaler(
             config,
@@ -121,6 +121,7 @@ class Agent:
             config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api
         )
         self.metrics_api.demand = demand.value
+        self.capacity = CapacityKeeper(config, demand, self.lease, self.cluster, clock, tasks, hook)
         jobs = [
             Job(
                 "configuration-file",
@@ -145,7 +146,7 @@ class Agent:
                 self.metrics_api,
                 self._keda,
                 demand,
-                CapacityKeeper(config, demand, self.lease, self.cluster, clock, tasks, hook),
+                self.capacity,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,

@@ -20,6 +20,7 @@ from agent.kube.errors import ApiFailed, NoCluster, NotHeld, Unreachable
 
 INTERVAL_SECONDS: Final = 60.0
 WHAT: Final = "configmap"
+_RULE: Final = "the agent needs the verbs get, patch and create on configmaps there"
 
 
 class CapacityKeeper:
@@ -87,9 +88,8 @@ class CapacityKeeper:
             result = "failed"
             if isinstance(error, ApiFailed) and 400 <= error.status < 500:
                 result = "forbidden" if error.status == 403 else "refused"
-            self._hook(
-                KubernetesWriteFailed(WHAT, result, f"ConfigMap {self._lease.namespace}/{self._object}", str(error))
-            )
+            detail = f"{error}; {_RULE}" if result == "forbidden" else str(error)
+            self._hook(KubernetesWriteFailed(WHAT, result, f"ConfigMap {self._lease.namespace}/{self._object}", detail))
 
     async def _read(self, path: str) -> Mapping[str, RecordedCapacity]:
         client = await self._cluster.connect()
