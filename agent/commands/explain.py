@@ -121,8 +121,8 @@ def _inputs(inputs: Document, settings: Document) -> Iterable[str]:
     if inputs["arrivals_per_second"] is not None:
         yield (
             f"  arrivals: {inputs['arrivals_per_second']:.2f}/s in the last minute, "
-            f"noise {inputs['noise_per_second']:.2f}/s, trend {inputs['trend_per_minute']:+.2f}/s a minute; "
-            f"{inputs['expected_per_second']:.2f}/s expected in "
+            f"noise {inputs['noise_per_second']:.2f}/s, "
+            f"trend {inputs['trend_per_minute']:+.2f}/s a minute; {inputs['expected_per_second']:.2f}/s expected in "
             f"{settings['startup_seconds']:g} s"
         )
     age = inputs["capacity_age_seconds"]
