@@ -12,7 +12,7 @@ from agent.scaling.pool_demand import PastDecision
 from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from exporters.catalog import demand as rows
 
-# A decision is made each second. An older one is no number any more: the task that makes them has failed.
+# A decision is made twice a second. An older one is no number any more: the task that makes them has failed.
 MAX_AGE_SECONDS: Final = 10.0
 
 
