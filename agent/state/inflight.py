@@ -253,11 +253,14 @@ class InFlight:
         if before < 0 or count < before or self._others_seen > 1:
             self._await_by_model(now)
             return None
-        newer = 0
+        newer = unsure = 0  # sent after the page was requested; and so shortly before that they may not be on it
         for request in reversed(awaited):
-            if request.picked_at <= at:
+            if request.picked_at <= at - TRANSIT_SECONDS:
                 break
-            newer += 1
+            if request.picked_at > at:
+                newer += 1
+            else:
+                unsure += 1
         without = len(awaited) - newer
         new = int(count - before)
         counted = min(new, without)
@@ -270,7 +273,7 @@ class InFlight:
         if cut_off:
             without -= len(cut_off)
             self._awaited = awaited = deque([request for request in awaited if request.ended_at > at])
-        while without > on_page:
+        while without > on_page + unsure:
             awaited.popleft()
             without -= 1
         if without < waiting and not self._others_seen:

@@ -403,6 +403,13 @@ def test_a_request_sent_after_the_page_was_requested_is_not_on_it() -> None:
     assert work.count_first_tokens(11.0, 1.0, 0.0, 1.5, 2.0) == FirstTokens(0, 1, 1_000)
 
 
+def test_a_request_that_has_not_reached_the_server_is_not_on_the_page_and_displaces_none_that_is() -> None:
+    work = counted(1_000)
+    work.start(9, 500, 0.5)
+    assert work.count_first_tokens(10.0, 1.0, 0.0, 0.5, 0.5) == FirstTokens(2, 0, 0.0)
+    assert work.count_first_tokens(11.0, 1.0, 0.0, 1.5, 1.5) == FirstTokens(1, 1, 1_000)
+
+
 def test_the_count_is_not_used_while_others_send_requests_to_the_server() -> None:
     work = counted(1_000, 1_000)
     found = work.count_first_tokens(17.0, 9.0, 0.0, 0.5, 0.5)
