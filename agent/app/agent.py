@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
 from agent.app.admin_access import AdminAccess
+from agent.app.capacity_keeper import CapacityKeeper
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
 from agent.app.demand import DemandObserver
@@ -101,10 +102,12 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
+        self.demand = demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
+        self._admin_server.state.demands = demand.reports
         self._keda = KedaScaler(
             config,
             PoolActivities(self._pool_map, self._replicas.unknown),
-            StoreMetrics(self._snapshot_of, MIN_COVERAGE, held=self._held_of),
+            StoreMetrics(self._snapshot_of, MIN_COVERAGE, held=self._held_of, demand=demand.value),
             clock,
             hook,
             certificates.keda,
@@ -119,8 +122,8 @@ class Agent:
         self.metrics_api = MetricsApi(
             config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api, self.lease
         )
-        demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
-        self._admin_server.state.demands = demand.reports
+        self.metrics_api.demand = demand.value
+        self.capacity = CapacityKeeper(config, demand, self.lease, self.cluster, clock, tasks, hook)
         jobs = [
             Job(
                 "configuration-file",
@@ -145,6 +148,7 @@ class Agent:
                 self._replicas,
                 self._keda,
                 demand,
+                self.capacity,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,

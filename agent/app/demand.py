@@ -1,4 +1,4 @@
-"""The demand of every pool, computed once a second, as a component."""
+"""The demand of every pool, computed twice a second, as a component."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
 from agent.config.config import Config
 from agent.config.demand import DemandConfig
-from agent.scaling.demand import DemandSettings
-from agent.scaling.demand_gauges import DemandReport
+from agent.scaling.demand import NEVER_KNOWN, DemandSettings
+from agent.scaling.demand_gauges import DemandReport, served
 from agent.scaling.pool_demand import DemandInputs, PoolDemand
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 
-INTERVAL_SECONDS: Final = 1.0
+# With pages of each second, the oldest reading in a demand is about a second old when it is read.
+INTERVAL_SECONDS: Final = 0.5
 
 
 class DemandObserver:
@@ -38,6 +40,7 @@ class DemandObserver:
         self._pools = pools
         self._unknown_peers = unknown_peers
         self._demands: dict[str, PoolDemand] = {}
+        self._restored: dict[str, tuple[float, float]] = {}
         self._task: Task | None = None
 
     def reports(self) -> list[DemandReport]:
@@ -68,6 +71,28 @@ class DemandObserver:
             self._task.cancel()
             self._task = None
 
+    def learnt(self) -> dict[str, tuple[float, float]]:
+        """What was learnt of each pool: requests per second of a replica, and when (monotonic seconds)."""
+        found = {}
+        for name, each in self._demands.items():
+            capacity = each.capacity.capacity()
+            if capacity.requests_per_second is not None and capacity.learnt_at is not None:
+                found[name] = (capacity.requests_per_second, capacity.learnt_at)
+        return found
+
+    def restore(self, pool: str, requests_per_second: float, learnt_at: float) -> None:
+        """Continue with what was learnt of a pool before a restart, also where the pool is added later."""
+        self._restored[pool] = (requests_per_second, learnt_at)
+        if pool in self._demands:
+            self._demands[pool].capacity.restore(requests_per_second, learnt_at)
+
+    def value(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """The demand of a pool as autoscalers read it."""
+        found = self._demands.get(pool)
+        if found is None:
+            return WithheldMetric(NEVER_KNOWN, "no demand was computed yet")
+        return served(DemandReport(found.pool, found.settings, found.latest), now)
+
     def observe(self, now: float) -> None:
         """Compute the demand of every pool at `now`."""
         pools, unknown = self._pools(), tuple(self._unknown_peers())
@@ -81,10 +106,12 @@ class DemandObserver:
             demand = self._demands.get(name)
             if demand is None:
                 demand = self._demands[name] = PoolDemand(name, settings_of(own), own.capacity)
+                if name in self._restored:
+                    demand.capacity.restore(*self._restored[name])
             source = pool.source
             known = source is None or source.current or source.known_at is not None
             loading = 0 if source is None else source.loading
-            inputs = DemandInputs(pool.held_requests, loading, known, unknown)
+            inputs = DemandInputs(pool.held, loading, known, unknown)
             demand.observe(pool.store.snapshot(now), inputs, now)
 
     async def _follow(self) -> None:

@@ -34,7 +34,13 @@ class ReplicaLease:
         self._tasks = tasks
         self._hook = hook
         self._holder: LeaseHolder | None = None
+        self._namespace = ""
         self._task: Task | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the Lease, empty where none is used."""
+        return "" if self._holder is None else self._namespace
 
     def held(self) -> bool:
         """Whether this replica may begin a write now; false where no Lease is used."""
@@ -79,6 +85,7 @@ class ReplicaLease:
                 detail = "the agent runs outside a cluster; set kubernetes.lease.namespace"
                 self._hook(LeaseFailed(f"/{lease.name}", "no_namespace", detail))
                 return
+            self._namespace = namespace
             name = LeaseName(namespace, lease.name, math.ceil(lease.duration))
             self._holder = LeaseHolder(name, self._cluster, self._clock, self._hook, SystemRandom())
             self._task = self._tasks.run("lease", self._holder.run)

@@ -332,11 +332,6 @@ class Pool:
         return self.pipeline.in_flight
 
     @property
-    def held_requests(self) -> int:
-        """Requests that wait in the agent."""
-        return self._held.waiting
-
-    @property
     def profile(self) -> Profile:
         """The profile of the next pick."""
         return self._pick.profile

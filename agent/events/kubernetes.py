@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 
 class KubernetesWritten(NamedTuple):
-    """An Event or a condition was written; `what` is `event` or `condition`."""
+    """An Event, a condition or a ConfigMap was written; `what` is `event`, `condition` or
+    `configmap` (learnt capacities)."""
 
     what: str
 
 
 class KubernetesWriteFailed(NamedTuple):
-    """An Event or a condition was not written. `result` is `forbidden`, `refused` (the API server does not take it) or
-    `failed` (no usable answer, which is tried again)."""
+    """An Event, a condition or a ConfigMap was not written. `result` is `forbidden`, `refused` (the API server does not
+    take it) or `failed` (no usable answer, which is tried again)."""
 
     what: str
     result: str

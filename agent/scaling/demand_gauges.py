@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from agent.scaling.accelerators import GaugeCollector
-from agent.scaling.demand import Demand, DemandSettings, NoDemand
+from agent.scaling.demand import NEVER_KNOWN, Demand, DemandSettings, NoDemand
 from agent.scaling.needs import NEEDS, NO_ARRIVALS, NO_CAPACITY
 from agent.scaling.pool_demand import PastDecision
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from exporters.catalog import demand as rows
 
-# A decision is made each second. An older one is no number any more: the task that makes them has failed.
+# A decision is made twice a second. An older one is no number any more: the task that makes them has failed.
 MAX_AGE_SECONDS: Final = 10.0
 
 
@@ -34,6 +35,16 @@ class DemandReport(NamedTuple):
         if isinstance(latest.decision, NoDemand):
             return latest.decision.reason, latest.decision.detail
         return None
+
+
+def served(report: DemandReport, now: float) -> ServedValue | WithheldMetric:
+    """The demand as autoscalers read it: a number, or why there is none at `now`."""
+    withheld, latest = report.withheld(now), report.latest
+    if withheld is not None:
+        return WithheldMetric(*withheld)
+    if latest is None or not isinstance(latest.decision, Demand):  # what `withheld` has excluded
+        return WithheldMetric(NEVER_KNOWN)
+    return ServedValue(latest.decision.replicas, latest.decision.use.at)
 
 
 def of_pools(gauges: GaugeCollector, reports: Sequence[DemandReport], now: float) -> None:

@@ -1,4 +1,4 @@
-"""The demand of one pool over time: what a snapshot of each second adds to arrivals and capacity, and the decisions of
+"""The demand of one pool over time: what each snapshot adds to arrivals and capacity, and the decisions of
 the last hour.
 
 Arrivals are counted at the servers, so that all replicas of the agent count the same, and requests of others too: an
@@ -100,7 +100,7 @@ class _Observed:
 
 
 class PoolDemand:
-    """The demand of one pool. `observe` is called about once a second, in order of time."""
+    """The demand of one pool. `observe` is called about twice a second, in order of time."""
 
     def __init__(self, pool: str, settings: DemandSettings, declared: float | None) -> None:
         self.pool = pool

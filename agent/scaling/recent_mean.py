@@ -12,8 +12,8 @@ from typing import Final
 
 from agent.scaling.arrivals import SHORT_SECONDS
 
-# Samples of a minute at one a second, and as many again for a caller that is faster.
-_MAX_SAMPLES: Final = 120
+# Samples of a minute at two a second, and as many again for a caller that is faster.
+_MAX_SAMPLES: Final = 240
 
 
 class RecentMean:

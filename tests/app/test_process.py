@@ -72,7 +72,7 @@ def test_the_admin_port_serves_the_paths_that_the_start_message_lists(processes:
     agent = processes.start([*RUN, *flags])
     base = admin(agent)
     listed = re.findall(r"(/\S+)", agent.wait_for(r"admin: \S+  (.*)")[1])
-    pages = ["/metrics", "/v1/state", "/v1/gauges", "/v1/picks", "/v1/flow", "/healthz"]
+    pages = ["/metrics", "/v1/state", "/v1/gauges", "/v1/picks", "/v1/flow", "/v1/scaling", "/healthz"]
     assert listed == [*pages[:2], "/v1/state/watch", *pages[2:], "/readyz"]
     for path in pages:
         assert read(base + path)

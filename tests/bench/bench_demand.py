@@ -27,7 +27,7 @@ from agent.scaling.simulation import arrivals_of, simulate, static_peak
 from agent.scaling.trace import RateTrace, read_trace
 
 
-class Series(NamedTuple):
+class RateSeries(NamedTuple):
     """A column of the trace, and the requests per second of one replica."""
 
     column: str
@@ -35,10 +35,10 @@ class Series(NamedTuple):
 
 
 SERIES: Final = {
-    "m-large": Series("language_m-large_rps", 10.0),
-    "m-mid": Series("language_m-mid_rps", 25.0),
-    "m-small": Series("language_m-small_rps", 50.0),
-    "deepseek-r1": Series("reason_deepseek-r1_rps", 1.0),
+    "m-large": RateSeries("language_m-large_rps", 10.0),
+    "m-mid": RateSeries("language_m-mid_rps", 25.0),
+    "m-small": RateSeries("language_m-small_rps", 50.0),
+    "deepseek-r1": RateSeries("reason_deepseek-r1_rps", 1.0),
 }
 TOLERANCES: Final = (0.02, 0.05)
 REACTIVE: Final = "reactive 0.8"

@@ -202,6 +202,14 @@ async def test_the_agent_is_denied_nothing_and_needs_every_right_that_it_has(
         await found(journey.events, lambda all_: any(each["type"] == "Normal" for each in all_), what="its end")
         await served.remove("one")
         await found(journey.events, lambda all_: any(each.get("series") for each in all_), what="the Event again")
+        # What a replica can serve is kept: the ConfigMap does not exist yet.
+        (pool,) = live.agent.pools
+        live.agent.demand.restore(pool, 9.0, live.clock.now())
+        await live.agent.capacity.step()
+        kept = await asyncio.to_thread(
+            api.get, f"/api/v1/namespaces/{journey.own}/configmaps/inference-gateway-agent-capacity"
+        )
+        assert '"requestsPerSecond": 9.0' in kept["data"]["capacity.json"]
         # Those who read the admin port.
         accounts = {name: create_service_account(api, journey.own, name) for name in ("prometheus", "gateway", "other")}
         journey.bind(accounts["prometheus"], METRICS_READER)

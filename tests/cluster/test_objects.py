@@ -357,8 +357,9 @@ async def test_without_the_permission_to_write_the_missing_rule_is_named_and_eve
         def failed() -> dict[str, KubernetesWriteFailed]:
             return {each.what: each for each in live.recorder.of(KubernetesWriteFailed)}
 
-        await eventually(lambda: failed().keys() == {"event", "condition"})
+        await eventually(lambda: failed().keys() == {"event", "condition", "configmap"})
         assert {each.result for each in failed().values()} == {"forbidden"}
+        assert "needs the verbs get, patch and create on configmaps" in failed()["configmap"].detail
         assert "needs the verbs create and patch on events of events.k8s.io" in failed()["event"].detail
         assert "needs the verb patch on inferenceobjectives/status of llm-d.ai" in failed()["condition"].detail
 

@@ -36,6 +36,7 @@ from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
 from agent.scaling.flow import MAX_BANDS, MAX_QUEUES
 from agent.scaling.gauges import gauge_set
+from agent.scaling.needs import NEEDS
 from agent.scaling.rollup import POOL_SIGNALS
 from agent.scrape.reasons import REASONS as SCRAPE_REASONS
 from agent.serve.keda.messages import RPCS
@@ -66,7 +67,7 @@ VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
-    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 4, "api": 2,
+    "kind": 5, "what": 3, "lease": 1, "need": len(NEEDS), "change": 3, "port": 4, "api": 2,
     "rpc": len(RPCS) + 2,  # with a connection, and a method that does not exist
     "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
@@ -96,6 +97,7 @@ ONE_AT_A_TIME: Final = {
     "igw_endpoint_health_info": {"engine", "state", "reason"},
     "igw_endpoint_info": {"server_namespace", "server_pod", "server_node"},
     "igw_endpoint_prefill_rate_tokens_per_second": {"source"},
+    "igw_demand_capacity_requests_per_second": {"source"},
     "igw_accelerator_unhealthy": {"source", "exporter", "reason"},
 }
 # A sum or a bucket has a number of at most 24 characters; each label value is at most NAME_LENGTH characters of at most

@@ -35,6 +35,7 @@ PATHS = [
     "/v1/openapi.json",
     "/v1/picks",
     "/v1/replicas",
+    "/v1/scaling",
     "/v1/state",
     "/v1/state/watch",
 ]
