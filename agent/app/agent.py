@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
@@ -21,6 +21,7 @@ from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
 from agent.app.keda import KedaScaler, PoolActivities
 from agent.app.lease import ReplicaLease
+from agent.app.metrics_api import MetricsApi
 from agent.app.pool import Pool, PoolParts
 from agent.app.pools import Pools
 from agent.app.reload import Reload
@@ -35,14 +36,9 @@ from agent.events import Event
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
 from agent.kube.recorder import EventRecorder
-from agent.scaling.metric_source import StoreMetrics
-from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
-
-# The share of a pool's endpoints that a sum or mean for an autoscaler needs.
-MIN_COVERAGE: Final = 0.8
 
 
 class ListenAddresses(NamedTuple):
@@ -97,14 +93,6 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
-        self._keda = KedaScaler(
-            config,
-            PoolActivities(self._pool_map, self._replicas.unknown),
-            StoreMetrics(self._snapshot_of, MIN_COVERAGE, held=self._held_of),
-            clock,
-            hook,
-            certificates.keda,
-        )
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
         hook.declare_callers(config.flow_control.callers)
@@ -112,6 +100,18 @@ class Agent:
         self._admin_server.state.exporters = accelerators.exporters
         self._admin_server.state.set_flows(self._pools.flow_reports)
         self._admin_server.state.set_replicas(self._replicas.view)
+        self.metrics_api = MetricsApi(
+            config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api
+        )
+        self._keda = KedaScaler(
+            config,
+            PoolActivities(self._pool_map, self._replicas.unknown),
+            self.metrics_api.held_of,
+            self.metrics_api.demand_of,
+            clock,
+            hook,
+            certificates.keda,
+        )
         jobs = [
             Job(
                 "configuration-file",
@@ -134,6 +134,7 @@ class Agent:
                 self._pools,
                 self._replicas,
                 self._keda,
+                self.metrics_api,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,
@@ -202,15 +203,6 @@ class Agent:
 
     def _snapshots(self, now: float) -> list[Snapshot]:
         return [pool.store.snapshot(now) for pool in self.pools.values()]
-
-    def _snapshot_of(self, pool: str, now: float) -> Snapshot:
-        return self.pools[pool].store.snapshot(now)
-
-    def _held_of(self, pool: str, now: float) -> ServedValue | WithheldMetric:
-        """The requests that are held for a pool: the agent's own, which are all of them where it has no peers."""
-        if self.config.replicas.enabled:
-            return WithheldMetric("replica_unknown", "replicas do not report held requests to each other")
-        return ServedValue(float(self.pools[pool].held), now)
 
     def _publish_pools(self) -> None:
         self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)

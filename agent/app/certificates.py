@@ -11,14 +11,14 @@ from agent.config.config import Config
 from agent.config.tls import TlsConfig
 from agent.events import Hook
 from agent.serve.tls.files import TlsProblem
-from agent.serve.tls.server import ADMIN, KEDA, PICKER, ServerTls, TlsPort
+from agent.serve.tls.server import ADMIN, KEDA, METRICS_API, PICKER, ServerTls, TlsPort
 
 _ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})
 
 
 class Certificates:
     """`pickers` is the TLS of the picker ports of all pools, `admin` and `keda` that of these ports; None for
-    plaintext."""
+    plaintext. `metrics_api` is that of the metrics APIs; None where they are not served."""
 
     def __init__(self, config: Config, clock: Clock, hook: Hook) -> None:
         self._clock = clock
@@ -27,17 +27,24 @@ class Certificates:
         self.admin = self._made(config.admin.tls, ADMIN, [config.admin.address])
         keda = config.keda
         self.keda = self._made(keda.tls, KEDA, [keda.address]) if keda.enabled else None
+        metrics = config.metrics_api
+        own = TlsConfig(cert_file=metrics.cert_file, key_file=metrics.key_file, self_signed=not metrics.cert_file)
+        self.metrics_api = self._made(own, METRICS_API, [metrics.address]) if metrics.enabled else None
 
     @property
     def any(self) -> bool:
         """Whether a port has TLS."""
-        return any(tls is not None for tls in (self.pickers, self.admin, self.keda))
+        return any(tls is not None for tls in self._all)
 
     async def check(self) -> None:
         """Take over certificates that have changed, and renew those of our own."""
-        for tls in (self.pickers, self.admin, self.keda):
+        for tls in self._all:
             if tls is not None:
                 await tls.check()
+
+    @property
+    def _all(self) -> tuple[ServerTls | None, ...]:
+        return self.pickers, self.admin, self.keda, self.metrics_api
 
     def _made(self, config: TlsConfig, port: TlsPort, addresses: Sequence[str]) -> ServerTls | None:
         if not config.enabled:

@@ -7,13 +7,13 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from agent.app.certificates import load
 from agent.app.component import CannotStart
 from agent.app.listen import check_address
+from agent.app.software import software
 from agent.app.tasks import Task, Tasks
 from agent.clock import Clock
 from agent.config.addresses import join_address, split_address
@@ -58,7 +58,7 @@ class Replicas:
         self._resolve_now = asyncio.Event()
         self._unresolved = ""
         settings = self._settings
-        self._identity = OwnIdentity(secrets.token_hex(16), settings.name or socket.gethostname()[:63], _software())
+        self._identity = OwnIdentity(secrets.token_hex(16), settings.name or socket.gethostname()[:63], software())
         self._service = ReplicaService(self._identity, self._read_token, clock.now, hook, self._peer_began)
         self._tls = _server_tls(settings, clock, hook)
         router = GrpcRouter((self._service,), self._handler_failed)
@@ -211,13 +211,6 @@ class Replicas:
 
     def _connection_failed(self, detail: str) -> None:
         self._hook(PeerRefused("", "malformed", f"HTTP/2: {detail}"))
-
-
-def _software() -> str:
-    try:
-        return version("inference-gateway-agent")[:64]
-    except PackageNotFoundError:
-        return ""
 
 
 def _token(path: str) -> bytes:

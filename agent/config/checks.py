@@ -10,6 +10,7 @@ from agent.config.addresses import NODE_PLACEHOLDER, is_loopback, split_address
 from agent.config.admin import KUBERNETES, NO_AUTH, TOKEN_FILE, AdminConfig
 from agent.config.config import Config
 from agent.config.flow_control import TRUST_NONE
+from agent.config.metrics_api import NO_AUTH as METRICS_NO_AUTH
 from agent.config.pools import AcceleratorConfig, PoolConfig, PoolScrapeConfig
 from agent.config.reader import DocumentReader
 from agent.config.scrape import STALE_AFTER_INTERVALS
@@ -40,6 +41,7 @@ def check(config: Config, reader: DocumentReader, vocabulary: Vocabulary | None)
     _tls(config.admin.tls, "admin.tls", reader)
     _keda(config, reader)
     _admin(config.admin, reader)
+    _metrics_api(config, reader)
     _objectives(config, reader)
     _picker_tls(config, reader)
     names: dict[str, int] = {}
@@ -316,6 +318,36 @@ def _replicas(config: Config, reader: DocumentReader) -> None:
             reader.problem_at(
                 "replicas.address",
                 f"{replicas.address} is also {reader.spelling(key)}; write another port, or port 0 for any free port",
+            )
+
+
+def _metrics_api(config: Config, reader: DocumentReader) -> None:
+    """The metrics APIs: a port of their own, a whole pair of certificate and key, and readers that are checked."""
+    metrics = config.metrics_api
+    written = [key for key in sorted(reader.marks) if key.startswith("metricsApi.")]
+    if not metrics.address:
+        if written:
+            reader.problem_at(
+                written[0], "it has no effect without metricsApi.address; write where the API server reaches the agent"
+            )
+        return
+    if not (metrics.custom or metrics.external):
+        reader.problem_at("metricsApi.address", "both APIs are switched off; write custom: true or external: true")
+    if bool(metrics.cert_file) != bool(metrics.key_file):
+        one, other = ("certFile", "keyFile") if metrics.cert_file else ("keyFile", "certFile")
+        reader.problem_at(f"metricsApi.{one}", f"it needs metricsApi.{other}; write both, or none of them")
+    if metrics.auth == METRICS_NO_AUTH and not is_loopback(split_address(metrics.address)[0]):
+        reader.problem_at(
+            "metricsApi.auth",
+            f"{metrics.address} is not loopback, so that others could read the metrics; write auth: {KUBERNETES}",
+        )
+    others = [(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)]
+    others += [("admin.address", config.admin.address), ("replicas.address", config.replicas.address)]
+    for key, address in others:
+        if address and _clash(metrics.address, address):
+            reader.problem_at(
+                "metricsApi.address",
+                f"{metrics.address} is also {reader.spelling(key)}; write another port, or port 0 for any free port",
             )
 
 

@@ -12,6 +12,7 @@ from agent.config.flow_control import FlowControlConfig
 from agent.config.keda import KedaConfig
 from agent.config.kubernetes import KubernetesConfig
 from agent.config.log import LogConfig
+from agent.config.metrics_api import MetricsApiConfig
 from agent.config.objectives import ObjectiveConfig
 from agent.config.options import section, sections
 from agent.config.outlier_detection import OutlierDetectionConfig
@@ -51,6 +52,9 @@ class Config:
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
     keda: KedaConfig = section(KedaConfig, "The external scaler of KEDA.")
+    metrics_api: MetricsApiConfig = section(
+        MetricsApiConfig, "The custom and external metrics APIs of Kubernetes, which autoscalers read."
+    )
     replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")

@@ -19,6 +19,7 @@ from agent.events.kubernetes import (
     ObjectProblemSolved,
 )
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.metrics_api import MetricsAccessChecked, MetricsRead, TrustProblem
 from agent.events.objectives import FlowHeaderIgnored, UnknownObjective
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
@@ -94,6 +95,9 @@ Event = (
     | WatcherDropped
     | AccessChecked
     | TokenFileProblem
+    | MetricsRead
+    | MetricsAccessChecked
+    | TrustProblem
     | PeerChanged
     | PeerFailed
     | PeerRefused

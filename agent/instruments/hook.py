@@ -28,6 +28,7 @@ from agent.instruments.keda import KedaInstruments
 from agent.instruments.known_names import KnownNames
 from agent.instruments.kubernetes import KubernetesInstruments
 from agent.instruments.leases import LeaseInstruments
+from agent.instruments.metrics_api import MetricsApiInstruments
 from agent.instruments.objectives import ObjectiveInstruments
 from agent.instruments.process import ProcessInstruments
 from agent.instruments.replicas import ReplicaInstruments
@@ -70,6 +71,7 @@ class Instruments:
             LeaseInstruments(self._metrics, log),
             ProcessInstruments(self._metrics, log),
             AccessInstruments(self._metrics, log),
+            MetricsApiInstruments(self._metrics, log),
             ReplicaInstruments(self._metrics, log),
             TlsInstruments(self._metrics, log),
         )

@@ -26,6 +26,7 @@ from exporters.catalog import (
     keda,
     kubernetes,
     leases,
+    metrics_api,
     objectives,
     pools,
     process,
@@ -56,6 +57,7 @@ _FAMILIES: Final = (
     leases.ROWS,
     process.ROWS,
     access.ROWS,
+    metrics_api.ROWS,
     tls.ROWS,
 )
 CATALOG: Final[Mapping[str, Metric]] = {row.name: row for rows in _FAMILIES for row in rows}

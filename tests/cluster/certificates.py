@@ -57,9 +57,10 @@ class Authority:
         """As `server`, for a program that is a client with the same certificate."""
         return self._sign(name, _name(name), _BOTH, _alternatives(addresses, names))
 
-    def client(self, name: str, user: str, groups: Sequence[str] = ()) -> KeyPair:
-        """A certificate for a client that the API server knows as `user` in these groups."""
-        return self._sign(name, _name(user, groups), [ExtendedKeyUsageOID.CLIENT_AUTH], [])
+    def client(self, name: str, user: str, groups: Sequence[str] = (), *, shift: timedelta = timedelta()) -> KeyPair:
+        """A certificate for a client that the API server knows as `user` in these groups. It is valid as long as the
+        others, and `shift` later."""
+        return self._sign(name, _name(user, groups), [ExtendedKeyUsageOID.CLIENT_AUTH], [], shift)
 
     def _sign(
         self,
@@ -67,9 +68,10 @@ class Authority:
         subject: x509.Name,
         purposes: Sequence[x509.ObjectIdentifier],
         alternatives: Sequence[x509.GeneralName],
+        shift: timedelta = timedelta(),
     ) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.now(UTC)
+        now = datetime.now(UTC) + shift
         builder = (
             _unsigned(subject, self._name, key.public_key(), now)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -42,7 +42,9 @@ def test_the_api_server_accepts_every_file(
     assert made
     for each in made:
         control_plane.api.apply(each, dry_run=True)
-        if each["kind"] == "RoleBinding" or "Cluster" not in each["kind"]:
+        if each["kind"] == "APIService":
+            assert each["spec"]["service"]["namespace"] == namespace
+        elif each["kind"] == "RoleBinding" or "Cluster" not in each["kind"]:
             assert each["metadata"]["namespace"] == namespace
 
 

@@ -67,6 +67,9 @@ OTHER: dict[str, Any] = {
     "replicas.name": "igw-1", "replicas.tokenFile": "other", "replicas.caFile": "other.pem",
     "replicas.certFile": "other.pem", "replicas.keyFile": "other.key", "replicas.serverName": "other.example",
     "replicas.staleAfter": "9s",
+    "metricsApi.address": "127.0.0.1:9", "metricsApi.custom": False, "metricsApi.external": False,
+    "metricsApi.maxAge": "5s", "metricsApi.minCoverage": 0.5, "metricsApi.auth": "none",
+    "metricsApi.certFile": "other.pem", "metricsApi.keyFile": "other.key",
     "log.format": "json", "log.level": "error",
     "pools[].gateway": "gke", "pools[].scaleFromZero": True, "pools[].holdLimit": "4s",
     "flowControl.enabled": False, "flowControl.maxRequests": "2k", "flowControl.maxBytes": "1Gi",
@@ -121,11 +124,16 @@ BESIDE: dict[str, dict[str, Any]] = {
 # What both configurations have, because the option is not valid without it.
 _PEERS = {"address": "127.0.0.1:9003", "peers": ["127.0.0.1:9003", "127.0.0.2:9003"]}
 _TLS = {**_PEERS, "caFile": "ca.pem", "certFile": "c.pem", "keyFile": "c.key"}
+_METRICS = {"address": "127.0.0.1:6443", "certFile": "c.pem", "keyFile": "c.key"}
 AROUND: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("replicas.address", "replicas.peers", "replicas.name", "replicas.staleAfter"), _PEERS),
     **dict.fromkeys(("replicas.caFile", "replicas.certFile", "replicas.keyFile", "replicas.serverName"), _TLS),
     "replicas.tokenFile": _PEERS,
     "replicas.service": {"address": "127.0.0.1:9003", "service": "igw.example:9003"},
+    **{
+        f"metricsApi.{key}": _METRICS
+        for key in ("address", "custom", "external", "maxAge", "minCoverage", "auth", "certFile", "keyFile")
+    },
 }
 # The sources of endpoints and of accelerators of which these are options.
 POD_SELECTOR = {"selector": {"app": "chat"}, "targetPorts": [8000]}
@@ -153,7 +161,7 @@ def config(
     source of this option; `around`: with what this option needs; `tls`: the picker ports have TLS."""
     document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
     if around in AROUND:
-        document["replicas"] = dict(AROUND[around])
+        document[around.partition(".")[0]] = dict(AROUND[around])
     if around.startswith("keda.tls."):
         document["keda"] = {"address": "127.0.0.1:9801"}
     base = {key: value for key, value in POOL.items() if key != "endpoints"} | SOURCE[source] if source else POOL

@@ -40,6 +40,7 @@ from agent.scaling.rollup import POOL_SIGNALS
 from agent.scrape.reasons import REASONS as SCRAPE_REASONS
 from agent.serve.keda.messages import RPCS
 from agent.serve.keda.service import RESULTS as KEDA_RESULTS
+from agent.serve.metrics_api.status import RESULTS as API_RESULTS
 from agent.signals import RefusedValue
 from agent.state.health import HEALTH_REASONS, Health
 from agent.state.identity import Identity
@@ -65,7 +66,7 @@ VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
-    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 3,
+    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 5, "api": 2,
     "rpc": len(RPCS) + 2,  # with a connection, and a method that does not exist
     "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
@@ -75,6 +76,8 @@ RESULT_VALUES: Final = {
     "igw_kubernetes_writes_total": 4,
     "igw_access_checks_total": len(ACCESS_RESULTS),
     "igw_keda_calls_total": len(KEDA_RESULTS),
+    "igw_metrics_api_access_checks_total": len(ACCESS_RESULTS),
+    "igw_metrics_api_requests_total": len(API_RESULTS),
 }
 REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),

@@ -10,6 +10,7 @@ import pytest
 from agent import events
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.leases import LeaseChanged, LeaseFailed
+from agent.events.metrics_api import MetricsAccessChecked, MetricsRead, TrustProblem
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
@@ -147,6 +148,13 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             {"method": "token", "result": "forbidden"},
         ),
         (TokenFileProblem("line 1"), "igw_token_file_problems_total", {}),
+        (MetricsRead("no_match", "x"), "igw_metrics_api_requests_total", {"result": "no_match"}),
+        (
+            MetricsAccessChecked("none", "unauthenticated", "x"),
+            "igw_metrics_api_access_checks_total",
+            {"method": "none", "result": "unauthenticated"},
+        ),
+        (TrustProblem("x"), "igw_metrics_api_trust_problems_total", {}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -234,3 +242,16 @@ def test_refused_readers_cost_one_line_for_each_kind_and_allowed_ones_none(instr
         ("ERROR", "request to the admin address refused: unavailable, by token: the API server is gone"),
     ]
     assert sample(instruments, "igw_access_checks_total", {"method": "token", "result": "allowed"}) == 50
+
+
+def test_the_age_of_values_at_read_is_a_histogram_by_api(instruments):
+    instruments(MetricsRead("ok", "", "external", 0.7))
+    assert sample(instruments, "igw_metrics_api_value_age_seconds_sum", {"api": "external"}) == 0.7
+
+
+def test_a_repeated_refusal_of_the_metrics_apis_is_not_a_line_each(instruments, caplog):
+    for _ in range(100):
+        instruments(MetricsRead("no_match", "no pool matches pool=x"))
+        instruments(MetricsRead("refused", "the token is not accepted"))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["metrics API request refused: no_match: no pool matches pool=x"]

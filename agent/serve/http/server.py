@@ -32,6 +32,7 @@ MAX_RESPONSES: Final = 64
 WRITE_SECONDS: Final = 5.0
 KEEPALIVE_SECONDS: Final = 75.0
 MAX_REQUEST_BODY_BYTES: Final = 1 << 16  # no handler reads a body
+MAX_LINE_BYTES: Final = 8190  # of the request line
 CHUNK_BYTES: Final = 1 << 16  # of a stream that are written before the reader must have received the previous ones
 _LOG: Final = logging.getLogger("igw.http")
 _LIBRARY_LOG: Final = logging.getLogger("igw.http.aiohttp")
@@ -40,6 +41,8 @@ _LIBRARY_LOG.addFilter(lambda record: not (record.exc_info and isinstance(record
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # Returns if a request for this path may be answered. Raises HttpError.
 Authorize = Callable[[web.Request, str], Awaitable[None]]
+# The answer to a request that is refused.
+ErrorResponse = Callable[[HttpError], web.Response]
 
 
 class CannotListen(Exception):
@@ -76,7 +79,8 @@ class HttpServer:
     With `tls` it serves HTTPS. `GET /` lists the paths of the routes. At most `max_responses` responses are in
     progress; a reader has `write_seconds` to receive one, or one event of a stream. `on_stop` is called when the server
     begins to stop: it has to end the streams. `authorize` is called before the handler of each route that is not
-    public, and before the 404 for a path without a route; None: everybody may read everything.
+    public, and before the 404 for a path without a route; None: everybody may read everything. `error_response` makes
+    the answer to a request that is refused. A request line over `max_line_bytes` is refused by the HTTP library.
     """
 
     def __init__(
@@ -91,6 +95,8 @@ class HttpServer:
         write_seconds: float = WRITE_SECONDS,
         on_stop: Callable[[], None] = lambda: None,
         authorize: Authorize | None = None,
+        error_response: ErrorResponse = HttpError.response,
+        max_line_bytes: int = MAX_LINE_BYTES,
     ) -> None:
         self.in_progress = 0  # responses that are built or sent now, streams not counted
         self._address = address
@@ -102,6 +108,8 @@ class HttpServer:
         self._write_seconds = write_seconds
         self._on_stop = on_stop
         self._authorize = authorize
+        self._error_response = error_response
+        self._max_line_bytes = max_line_bytes
         self._always_answered = frozenset(route.path for route in routes if route.always_answered)
         self._streamed = frozenset(route.path for route in routes if route.streamed)
         self._public = frozenset(route.path for route in routes if route.public)
@@ -112,7 +120,7 @@ class HttpServer:
     async def start(self) -> int:
         """Listen; returns the port. `CannotListen` when the address is in use or cannot be used."""
         host, port = split_address(self._address)
-        layers: list[Middleware] = [self._limit, _errors_as_json]
+        layers: list[Middleware] = [self._limit, _errors_as_json(self._error_response)]
         if self._authorize is not None:
             layers.append(_authorized(self._authorize, self._public))
         app = web.Application(middlewares=layers, client_max_size=MAX_REQUEST_BODY_BYTES)
@@ -125,6 +133,7 @@ class HttpServer:
             shutdown_timeout=2.0,
             lingering_time=1.0,
             keepalive_timeout=KEEPALIVE_SECONDS,
+            max_line_size=self._max_line_bytes,
         )
         await runner.setup()
         protocol = cast(MakeProtocol, runner.server)
@@ -162,7 +171,7 @@ class HttpServer:
         if self.in_progress >= self._max_responses and request.path not in self._always_answered:
             self._hook(WatcherDropped("too_many"))
             message = f"{self._max_responses} responses are in progress already; retry later"
-            return HttpError(503, "too_many_requests", message, headers={"Retry-After": "1"}).response()
+            return self._error_response(HttpError(503, "too_many_requests", message, headers={"Retry-After": "1"}))
         counted = request.path not in self._streamed
         self.in_progress += counted
         try:
@@ -255,20 +264,25 @@ def _authorized(authorize: Authorize, public: frozenset[str]) -> Middleware:
     return handle
 
 
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: AppHandler) -> web.StreamResponse:
+def _errors_as_json(error_response: ErrorResponse) -> Middleware:
     """Every error is JSON, never HTML or plain text."""
-    try:
-        return await handler(request)
-    except HttpError as refused:
-        return refused.response()
-    except web.HTTPException as refused:
-        return _library_error(request, refused).response()
-    except (ConnectionResetError, ReaderDropped):
-        raise
-    except Exception:  # noqa: BLE001 - a defect in one handler must not affect other requests; the log has the trace
-        _LOG.exception("the handler of %s failed", request.path[:128].encode("unicode_escape").decode())
-        return HttpError(500, "internal_error", "the handler failed; the agent's log has the reason").response()
+
+    @web.middleware
+    async def handle(request: web.Request, handler: AppHandler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except HttpError as refused:
+            return error_response(refused)
+        except web.HTTPException as refused:
+            return error_response(_library_error(request, refused))
+        except (ConnectionResetError, ReaderDropped):
+            raise
+        except Exception:  # noqa: BLE001 - a defect in one handler must not affect others; the log has the trace
+            _LOG.exception("the handler of %s failed", request.path[:128].encode("unicode_escape").decode())
+            message = "the handler failed; the agent's log has the reason"
+            return error_response(HttpError(500, "internal_error", message))
+
+    return handle
 
 
 def _library_error(request: web.Request, refused: web.HTTPException) -> HttpError:

@@ -37,6 +37,7 @@ PICKER: Final = TlsPort("ext_proc", "extProc.tls", "h2")
 ADMIN: Final = TlsPort("admin", "admin.tls", "http/1.1")
 KEDA: Final = TlsPort("keda", "keda.tls", "h2")
 REPLICAS: Final = TlsPort("replicas", "replicas", "h2")
+METRICS_API: Final = TlsPort("metrics_api", "metricsApi", "http/1.1")
 
 
 class _Content(NamedTuple):

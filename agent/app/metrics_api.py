@@ -1,0 +1,220 @@
+"""The custom and external metrics APIs as a component: the port, who may read it, and where its values come from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from agent.app.certificates import load
+from agent.app.component import CannotStart
+from agent.app.listen import check_address
+from agent.app.pool import Pool
+from agent.app.software import software
+from agent.app.tasks import Task, Tasks
+from agent.clock import Clock
+from agent.config.addresses import join_address, split_address
+from agent.config.config import Config
+from agent.config.metrics_api import KUBERNETES, MetricsApiConfig
+from agent.config.pools import EndpointConfig, PoolConfig
+from agent.events import Event, Hook
+from agent.events.access import AccessChecked
+from agent.events.metrics_api import MetricsAccessChecked, TrustProblem
+from agent.kube.authn.access import Access
+from agent.kube.authn.identity import Trust
+from agent.kube.authn.review_client import ReviewClient
+from agent.kube.authn.standing_groups import StandingGroups
+from agent.kube.authn.trust_source import TrustSource
+from agent.kube.cluster import Cluster, own_namespace
+from agent.kube.errors import NoCluster
+from agent.scaling.metric_source import PoolValue, StoreMetrics, not_computed
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
+from agent.serve.http.server import CannotListen
+from agent.serve.metrics_api.access import ApiAccess
+from agent.serve.metrics_api.answer import PodOfEndpoint, PoolOfApi, ReadLimits
+from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL
+from agent.serve.metrics_api.server import MetricsApiServer, MetricsView
+from agent.serve.tls.files import TlsProblem
+from agent.serve.tls.server import ServerTls
+
+Pools = Callable[[], Mapping[str, Pool]]
+_NOT_EXCHANGED: Final = WithheldMetric("replica_unknown", "the requests held by other replicas are not known here")
+
+
+class MetricsApi:
+    """A component; without `metricsApi.address` it does nothing. `address` is where it listens, once it is started.
+
+    `held` returns the requests that all replicas hold for a pool, `demand` its demand in replicas; both may be replaced
+    before the start. Until then the held requests are those of this replica, and withheld where there may be others.
+    """
+
+    name = "metrics-api"
+
+    def __init__(
+        self,
+        config: Config,
+        pools: Pools,
+        cluster: Cluster,
+        clock: Clock,
+        tasks: Tasks,
+        hook: Hook,
+        tls: ServerTls | None,
+    ) -> None:
+        self.address = ""
+        self.held: PoolValue = self._own_held
+        self.demand: PoolValue = not_computed
+        self._config = config
+        self._settings = settings = config.metrics_api
+        self._pools = pools
+        self._cluster = cluster
+        self._clock = clock
+        self._tasks = tasks
+        self._hook = hook
+        self._tls = tls
+        self._own_namespace = ""
+        self._known: dict[str, tuple[Mapping[str, EndpointConfig], PoolOfApi]] = {}
+        self._trust: TrustSource | None = None
+        self._following: Task | None = None
+        self._server: MetricsApiServer | None = None
+        if settings.enabled:
+            self._server = self._made(settings)
+
+    def held_of(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """`held` as it is set now, for another port that serves metrics."""
+        return self.held(pool, now)
+
+    def demand_of(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """`demand` as it is set now, for another port that serves metrics."""
+        return self.demand(pool, now)
+
+    # -- component ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen. Raises CannotStart. An API server that does not answer yet is no reason: until its authorities are
+        known its requests are refused, and the port's own /readyz says so."""
+        if self._server is None:
+            return
+        configured = self._settings.address
+        check_address(configured, "metrics API address", "metricsApi.address")
+        if self._tls is not None:
+            load(self._tls)
+        if self._trust is not None:
+            try:
+                await self._cluster.connect()
+            except NoCluster as error:
+                raise CannotStart(f"metricsApi.auth: {KUBERNETES}: {error}") from error
+            self._following = self._tasks.run("metrics-api-trust", self._trust.run)
+        try:
+            port = await self._server.http.start()
+        except CannotListen as error:
+            raise CannotStart(str(error)) from error
+        self.address = join_address(split_address(configured)[0], port)
+
+    async def apply(self, config: Config) -> None:
+        """Take over the limits; the other options need a restart."""
+        self._config = config
+        self._known.clear()
+        if self._server is not None:
+            self._server.limits = _limits(config.metrics_api)
+
+    def readiness(self) -> list[str]:
+        """Always ready: what keeps autoscalers out must not keep requests from being picked for."""
+        return []
+
+    async def stop(self, grace: float) -> None:
+        """Finish the responses in progress, close."""
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+        if self._server is not None:
+            await self._server.http.stop()
+
+    # -- within ------------------------------------------------------------------------------------------------------
+
+    def _made(self, settings: MetricsApiConfig) -> MetricsApiServer:
+        groups = tuple(name for name, on in ((CUSTOM, settings.custom), (EXTERNAL, settings.external)) if on)
+        authorize: ApiAccess | None = None
+        if settings.auth == KUBERNETES:
+            self._trust = TrustSource(self._cluster, self._trust_changed)
+            reviews = ReviewClient(self._cluster, (), self._clock)
+            access = Access(reviews, StandingGroups(reviews), self._clock, self._checked, self._trusted)
+            authorize = ApiAccess(access, frozenset(groups))
+        return MetricsApiServer(
+            settings.address,
+            groups=groups,
+            view=self._view,
+            limits=_limits(settings),
+            clock=self._clock,
+            hook=self._hook,
+            software=software() or "0",
+            authorize=authorize,
+            tls=self._tls,
+            not_ready=self._not_ready,
+        )
+
+    def _checked(self, event: Event) -> None:
+        """A check of a sender: those of the admin address are counted apart."""
+        self._hook(MetricsAccessChecked(*event) if isinstance(event, AccessChecked) else event)
+
+    def _trusted(self) -> Trust:
+        return Trust() if self._trust is None else self._trust.trust
+
+    def _trust_changed(self) -> None:
+        """New connections are accepted with certificates of the authorities that are known now."""
+        trust = self._trust
+        if trust is None:
+            return
+        for problem in trust.problems:
+            self._hook(TrustProblem(problem))
+        if self._tls is not None:
+            try:
+                self._tls.set_client_cas(trust.trust.pem)
+            except TlsProblem as problem:
+                self._hook(TrustProblem(str(problem)))
+
+    def _not_ready(self) -> list[str]:
+        if self._trust is None or self._trust.trust != Trust():
+            return []
+        return list(self._trust.problems)
+
+    def _view(self, now: float) -> MetricsView:
+        """The pools, and their values at `now`."""
+        pools = self._pools()
+        snapshots = {name: pool.store.snapshot(now) for name, pool in pools.items()}
+        settings = {each.name: each for each in self._config.pools}
+        shown = [self._pool(settings[name], pool.endpoints) for name, pool in pools.items() if name in settings]
+        coverage = self._config.metrics_api.min_coverage
+        return MetricsView(shown, StoreMetrics(lambda pool, _: snapshots[pool], coverage, self.held, self.demand))
+
+    def _pool(self, settings: PoolConfig, endpoints: Mapping[str, EndpointConfig]) -> PoolOfApi:
+        """The pool as the APIs know it; made again when its endpoints change."""
+        known = self._known.get(settings.name)
+        if known is not None and known[0] is endpoints:
+            return known[1]
+        pods = {}
+        for address, endpoint in endpoints.items():
+            namespace, _, name = endpoint.pod.rpartition("/")
+            if name:
+                pods[address] = PodOfEndpoint(namespace, name, dict(endpoint.labels))
+        namespace = settings.namespace or self._config.kubernetes.namespace
+        if not namespace and not settings.in_cluster:
+            namespace = next((pod.namespace for pod in pods.values()), "")
+        found = PoolOfApi(settings.name, namespace or self._namespace(), settings.inference_pool, pods)
+        self._known[settings.name] = (endpoints, found)
+        return found
+
+    def _namespace(self) -> str:
+        """The agent's own namespace; empty outside a cluster."""
+        if not self._own_namespace:
+            with contextlib.suppress(NoCluster):
+                self._own_namespace = own_namespace()
+        return self._own_namespace
+
+    def _own_held(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        if self._config.replicas.enabled:
+            return _NOT_EXCHANGED
+        return ServedValue(float(self._pools()[pool].flow_report(now).requests), now)
+
+
+def _limits(settings: MetricsApiConfig) -> ReadLimits:
+    return ReadLimits(settings.max_age, settings.min_coverage)
