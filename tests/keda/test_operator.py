@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
+import yaml
 
 from agent.config.addresses import split_address
 from agent.envoy import process
@@ -40,11 +41,12 @@ pytestmark = pytest.mark.keda
 LABELS: Final = {"app": "chat"}
 RECORDING: Final = ROOT / "tests" / "recordings" / "keda" / f"operator-{programs.version()}.jsonl"
 COOLDOWN_SECONDS: Final = 3
+FALLBACK: Final = yaml.safe_load((ROOT / "deploy" / "hpa" / "keda.yaml").read_text())["spec"]["fallback"]
 # Reads of KEDA, one a second for each trigger: longer than the cool-down and the stabilisation of the HPA (5 s).
 POLLS: Final = 16
 
 
-def scaled_object(namespace: str, scaler: str) -> Object:
+def scaled_object(namespace: str, scaler: str, **more: Any) -> Object:
     """Held requests activate the pool; a replica is to have one running request."""
 
     def trigger(name: str, metric: str, threshold: str) -> Object:
@@ -65,6 +67,7 @@ def scaled_object(namespace: str, scaler: str) -> Object:
                 trigger("held", "igw_flow_held_requests", "8"),
                 trigger("running", "igw_pool_running_requests", "1"),
             ],
+            **more,
         },
     }
 
@@ -135,8 +138,16 @@ async def gateway(eds: Path, live: RunningAgent, folder: Path) -> AsyncIterator[
 
 @pytest.fixture
 async def pool(
-    control_plane: ControlPlane, keda: RunningKeda, namespace: str, pod_addresses: PodAddresses, tmp_path: Path
+    control_plane: ControlPlane,
+    keda: RunningKeda,
+    namespace: str,
+    pod_addresses: PodAddresses,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[ScaledPool]:
+    """The parameter, where there is one, is the `fallback` of the ScaledObject."""
+    fallback = getattr(request, "param", None)
+    spec = {"fallback": fallback} if fallback else {}
     eds = tmp_path / "eds"
     eds.mkdir()
     settings = {
@@ -160,7 +171,7 @@ async def pool(
         proxy = RecordingProxy((host, int(port)))
         address = await proxy.start()
         await asyncio.to_thread(control_plane.api.create, deployment(namespace, "chat", 0, LABELS))
-        await asyncio.to_thread(control_plane.api.create, scaled_object(namespace, address))
+        await asyncio.to_thread(control_plane.api.create, scaled_object(namespace, address, **spec))
         url = f"http://127.0.0.1:{envoy.ports['chat']}{CHAT}"
         try:
             yield ScaledPool(control_plane, namespace, live, url, client, proxy, pods, keda, time.monotonic())
@@ -217,6 +228,7 @@ async def test_a_held_request_starts_the_first_server_within_a_second_load_the_o
         pool.proxy.write(RECORDING, **about)
 
 
+@pytest.mark.parametrize("pool", [None, FALLBACK], ids=["no fallback", "fallback of the recipe"], indirect=True)
 async def test_replicas_stay_while_the_values_are_unknown_and_while_the_agent_is_gone(pool: ScaledPool) -> None:
     recorder = pool.live.recorder
     requests = [asyncio.create_task(pool.request(3000)) for _ in range(4)]
