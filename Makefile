@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test control-plane test-vllm test-llamacpp test-keda fuzz bench bench-routing bench-overload lint fmt lock wheel packages bench-packages compiler venv
+.PHONY: help demo run test control-plane test-vllm test-llamacpp test-keda fuzz bench bench-routing bench-overload bench-demand lint fmt lock wheel packages bench-packages compiler venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,13 +54,16 @@ test-keda: $(TEST_STAMP) ## tests with a real KEDA, built once: 20 minutes (see 
 
 # One recipe line each, so that make sends signals to the bench itself and not to a shell. The compiled package of
 # `make wheel` is measured; PLAIN=1 measures the checkout.
-bench: $(subst _,-,$(filter-out %_routing %_overload,$(basename $(notdir $(sort $(wildcard tests/bench/bench_*.py)))))) ## CPU time per scrape, pick and request, compared with other software; or one: make bench-ext-proc
+bench: $(subst _,-,$(filter-out %_routing %_overload %_demand,$(basename $(notdir $(sort $(wildcard tests/bench/bench_*.py)))))) ## CPU time per scrape, pick and request, compared with other software; or one: make bench-ext-proc
 
 bench-routing: $(TEST_STAMP) ## replay a recorded workload through the picker: TTFT and prefix hits of each profile
 	@$(BIN)/python -m tests.bench.bench_routing $(ARGS)
 
 bench-overload: $(TEST_STAMP) ## replay more of it than the servers can do: TTFT and tokens/s of each priority
 	@$(BIN)/python -m tests.bench.bench_overload $(ARGS)
+
+bench-demand: $(TEST_STAMP) ## replay production rates through the demand and the HPA formula: pod-hours and overflow
+	@$(BIN)/python -m tests.bench.bench_demand $(ARGS)
 
 bench-%: bench-packages $(TEST_STAMP) $(if $(PLAIN),,wheel)
 	@$(if $(PLAIN),,PYTHONSAFEPATH=1 PYTHONPATH=$(COMPILED):. )$(BIN)/python -m tests.bench.bench_$(subst -,_,$*) $(ARGS)

@@ -17,6 +17,8 @@ COMMANDS: Final = {
     "demo": "run Envoy, emulated servers, the agent and a workload, and print a table",
     "emulate": "run a model server that behaves like vLLM",
     "render": "print the Envoy configuration for a configuration file",
+    "explain": "print what determines the demand in replicas of a running agent",
+    "simulate": "replay a trace of arrivals through the demand in replicas and the HPA formula",
     "signals": "print the signals reported by each engine, and their series",
 }
 USAGE_ERROR: Final = 2

@@ -66,6 +66,8 @@ FINISHED: Final = "finished_requests"
 PREFILL_SECONDS: Final = "prefill_seconds"
 PREFILLS: Final = "prefilled_requests"
 PREFILLED_TOKENS: Final = "prefilled_tokens"
+FIRST_TOKENS: Final = "first_tokens"
+FIRST_TOKEN_WAIT: Final = "first_token_wait_seconds"  # noqa: S105  not a secret
 BLOCK_SIZE: Final = "block_size_tokens"
 BLOCKS: Final = "kv_blocks"
 KV_TOKENS: Final = "kv_cache_tokens"
@@ -130,6 +132,15 @@ _ROWS: Final = (
         0,
         _COUNTER_MAX,
         "uncached prompt tokens of the requests counted in prefill_seconds",
+    ),
+    Signal(FIRST_TOKENS, "requests", SignalKind.COUNTER, 0, _COUNTER_MAX, "requests that have had their first token"),
+    Signal(
+        FIRST_TOKEN_WAIT,
+        "seconds",
+        SignalKind.COUNTER,
+        0,
+        _COUNTER_MAX,
+        "time from arrival to first token of the requests counted in first_tokens, summed",
     ),
     Signal(BLOCK_SIZE, "tokens", SignalKind.GAUGE, 1, 1 << 20, "tokens per block of the KV cache"),
     Signal(BLOCKS, "blocks", SignalKind.GAUGE, 1, 1e10, "blocks in the KV cache"),

@@ -74,6 +74,8 @@ REASONS = {
     "flow_control_off": "flow control is switched off for the pool",
     "never_known": "the API server has never sent the pool's endpoints",
     "never_scraped": "no page was ever read from the endpoint",
+    "no_arrivals": "no arrivals were counted for 15 s yet, or no server reports ended and running requests",
+    "no_capacity": "no replica was saturated yet, and demand.capacity is not configured",
     "no_accelerator": "no accelerator is matched with the endpoint",
     "no_endpoints": "the pool is empty",
     "no_exporter": "no exporter of accelerators runs on the endpoint's node",

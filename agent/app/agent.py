@@ -16,6 +16,7 @@ from agent.app.admin import AdminPort
 from agent.app.admin_access import AdminAccess
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
+from agent.app.demand import DemandObserver
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -112,6 +113,8 @@ class Agent:
             hook,
             certificates.keda,
         )
+        demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
+        self._admin_server.state.demands = demand.reports
         jobs = [
             Job(
                 "configuration-file",
@@ -133,8 +136,9 @@ class Agent:
                 self.lease,
                 self._pools,
                 self._replicas,
-                self._keda,
                 self.metrics_api,
+                self._keda,
+                demand,
                 Jobs(config, jobs, tasks, clock, hook),
             ],
             tasks,

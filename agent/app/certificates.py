@@ -25,11 +25,11 @@ class Certificates:
         self._hook = hook
         self.pickers = self._made(config.ext_proc.tls, PICKER, [pool.ext_proc_address for pool in config.pools])
         self.admin = self._made(config.admin.tls, ADMIN, [config.admin.address])
-        keda = config.keda
-        self.keda = self._made(keda.tls, KEDA, [keda.address]) if keda.enabled else None
         metrics = config.metrics_api
         own = TlsConfig(cert_file=metrics.cert_file, key_file=metrics.key_file, self_signed=not metrics.cert_file)
         self.metrics_api = self._made(own, METRICS_API, [metrics.address]) if metrics.enabled else None
+        keda = config.keda
+        self.keda = self._made(keda.tls, KEDA, [keda.address]) if keda.enabled else None
 
     @property
     def any(self) -> bool:
@@ -44,7 +44,7 @@ class Certificates:
 
     @property
     def _all(self) -> tuple[ServerTls | None, ...]:
-        return self.pickers, self.admin, self.keda, self.metrics_api
+        return self.pickers, self.admin, self.metrics_api, self.keda
 
     def _made(self, config: TlsConfig, port: TlsPort, addresses: Sequence[str]) -> ServerTls | None:
         if not config.enabled:

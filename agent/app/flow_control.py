@@ -72,6 +72,7 @@ def _room(detector: SaturationDetectorConfig) -> RoomLimits:
         slots=None if detector.slots is None else float(detector.slots),
         queued=detector.queued,
         max_wait_seconds=detector.max_wait,
+        hold_from_seconds=detector.hold_from,
         # An endpoint without requests has room for one, whatever it is.
         blind_requests=0.0 if detector.staleness_policy == names.SATURATED else float(detector.blind_requests),
         queue_threshold=float(detector.queue_depth_threshold),

@@ -332,6 +332,11 @@ class Pool:
         return self.pipeline.in_flight
 
     @property
+    def held_requests(self) -> int:
+        """Requests that wait in the agent."""
+        return self._held.waiting
+
+    @property
     def profile(self) -> Profile:
         """The profile of the next pick."""
         return self._pick.profile
@@ -340,11 +345,6 @@ class Pool:
         """What waits, for what, and what would be refused now; `inputs`: with what each room is computed from."""
         report, terms = self._held.report(now, inputs=inputs), self.terms
         return report._replace(objectives=terms.priorities, model_priorities=terms.by_model)
-
-    @property
-    def held(self) -> int:
-        """Requests that wait."""
-        return self._held.waiting
 
     def set_share(self, share: float) -> None:
         """The part of the endpoints' free slots that this replica may use."""

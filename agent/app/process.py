@@ -96,7 +96,7 @@ def greeting(config: Config, addresses: ListenAddresses, version: str) -> list[s
         f"{pool.source_in_words()}"
         for pool in config.pools
     ]
-    paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /v1/flow /healthz /readyz"
+    paths = "/metrics /v1/state /v1/state/watch /v1/gauges /v1/picks /v1/flow /v1/scaling /healthz /readyz"
     scheme = "https" if config.admin.tls.enabled else "http"
     lines.append(f"  admin: {scheme}://{addresses.admin}  {paths}")
     if config.admin.insecure and not is_loopback(split_address(config.admin.address)[0]):

@@ -51,10 +51,10 @@ class Config:
     flow_control: FlowControlConfig = section(FlowControlConfig, "Which requests wait, and which are refused.")
     envoy: EnvoySection = section(EnvoySection, "An Envoy that `igw render` configures.")
     admin: AdminConfig = section(AdminConfig, "The HTTP port for operators, Prometheus and gateways.")
-    keda: KedaConfig = section(KedaConfig, "The external scaler of KEDA.")
     metrics_api: MetricsApiConfig = section(
         MetricsApiConfig, "The custom and external metrics APIs of Kubernetes, which autoscalers read."
     )
+    keda: KedaConfig = section(KedaConfig, "The external scaler of KEDA.")
     replicas: ReplicasConfig = section(ReplicasConfig, "Several agents that serve the same pools.")
     reload: ReloadConfig = section(ReloadConfig, "How changes of the file and of DNS are noticed.")
     log: LogConfig = section(LogConfig, "The log on standard error.")

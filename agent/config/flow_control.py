@@ -154,7 +154,12 @@ class SaturationDetectorConfig:
     queued: float = option(
         Number(0, 1e6), "`headroom`: requests that may wait at the server for a slot that becomes free", 1.0
     )
-    max_wait: float = option(Duration(0.01, 60), "`headroom`: the longest wait at the server for its prefill", 0.25)
+    max_wait: float = option(
+        Duration(0.01, 60), "`headroom`: the longest wait at the server for its prefill, while requests are held", 0.15
+    )
+    hold_from: float = option(
+        Duration(0, 3600), "`headroom`: requests begin to be held when each server has so much prefill to do", 1.0
+    )
     queue_depth_threshold: float = option(
         Number(1, 1e6, whole=True), "`utilization`: with so many waiting requests an endpoint is saturated", 5
     )

@@ -27,6 +27,7 @@ _READ_BY: Final[Mapping[str, str]] = {
     "slots": HEADROOM,
     "queued": HEADROOM,
     "maxWait": HEADROOM,
+    "holdFrom": HEADROOM,
     "queueDepthThreshold": UTILIZATION,
     "kvCacheUtilThreshold": UTILIZATION,
     "concurrencyMode": CONCURRENCY,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.config.addresses import Address, AddressTemplate, HostName
+from agent.config.demand import DemandConfig
 from agent.config.flow_control import LONGEST_WAIT
 from agent.config.options import DefaultFrom, Scope, option, section, sections
 from agent.config.scrape import MIN_INTERVAL, STALE_AFTER_INTERVALS
@@ -273,6 +274,7 @@ class PoolConfig:
         shorthand="address",
     )
     scrape: PoolScrapeConfig = section(PoolScrapeConfig, "How its servers are scraped and probed.")
+    demand: DemandConfig = section(DemandConfig, "How many replicas it needs.")
     accelerators: tuple[AcceleratorConfig, ...] = sections(
         AcceleratorConfig, "Sources of readings of its servers' accelerators."
     )

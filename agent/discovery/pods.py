@@ -131,6 +131,7 @@ class _Watching:
         self._coming: Informer | None = None  # lists the pods of a changed selection
         self._coming_pods = self._pods
         self._problems: list[ObjectProblem] = []
+        self._loading = 0
 
     async def __aenter__(self) -> Self:
         source = self._source
@@ -167,6 +168,7 @@ class _Watching:
         await self._index(found)
         selected = found.selected()
         problems += selected.problems
+        self._loading = selected.loading
         refused = sorted(self._pods.refused.values())
         for each in refused[:MAX_INVALID_NAMED]:
             problems.append(ObjectProblem(INVALID_OBJECT, f"pod {'/'.join(each.key)} is ignored: {each.reason}"))
@@ -182,6 +184,7 @@ class _Watching:
             current=known and not since,
             known_at=min(since) if since and (known or self._endpoints is not None) else None,
             problems=tuple(self._problems),
+            loading=self._loading,
         )
 
     def _select(self, problems: list[ObjectProblem]) -> PoolSelection | None:

@@ -42,6 +42,8 @@ JETSTREAM: Final = Engine(
             SignalSource("jetstream_request_success_count_total"),
             SignalSource("jetstream_request_success_count"),
         ),
+        signals.FIRST_TOKENS: (SignalSource("jetstream_time_to_first_token_count"),),
+        signals.FIRST_TOKEN_WAIT: (SignalSource("jetstream_time_to_first_token_sum"),),
         signals.START_TIME: (SignalSource("process_start_time_seconds", SeriesCombination.MAX),),
     },
     silent={

@@ -53,6 +53,8 @@ SGLANG: Final = Engine(
         signals.PROMPT_TOKENS: (SignalSource("sglang:prompt_tokens_total"),),
         signals.GENERATION_TOKENS: (SignalSource("sglang:generation_tokens_total"),),
         signals.FINISHED: (SignalSource("sglang:num_requests_total"),),
+        signals.FIRST_TOKENS: (SignalSource("sglang:time_to_first_token_seconds_count"),),
+        signals.FIRST_TOKEN_WAIT: (SignalSource("sglang:time_to_first_token_seconds_sum"),),
         signals.BLOCK_SIZE: (
             SignalSource("sglang:page_size", SeriesCombination.SAME),
             SignalSource(_CACHE, SeriesCombination.SAME, label="page_size"),

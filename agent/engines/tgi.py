@@ -32,6 +32,8 @@ TGI: Final = Engine(
         signals.KV_USAGE: _NO_CACHE,
         signals.PREFILL_SECONDS: "the page has the prefill time per batch, not per request",
         signals.PREFILLS: "the page has the prefill time per batch, not per request",
+        signals.FIRST_TOKENS: "the page has the prefill time per batch",
+        signals.FIRST_TOKEN_WAIT: "the page has the prefill time per batch",
         signals.BLOCK_SIZE: _NO_CACHE,
         signals.BLOCKS: _NO_CACHE,
     },

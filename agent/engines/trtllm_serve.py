@@ -32,6 +32,8 @@ TRTLLM_SERVE: Final = Engine(
         ),
         signals.PREFILL_SECONDS: (SignalSource("trtllm_request_prefill_time_seconds_sum"),),
         signals.PREFILLS: (SignalSource("trtllm_request_prefill_time_seconds_count"),),
+        signals.FIRST_TOKENS: (SignalSource("trtllm_time_to_first_token_seconds_count"),),
+        signals.FIRST_TOKEN_WAIT: (SignalSource("trtllm_time_to_first_token_seconds_sum"),),
         signals.BLOCK_SIZE: (SignalSource("trtllm_kv_cache_tokens_per_block", SeriesCombination.SAME),),
         signals.BLOCKS: (SignalSource("trtllm_kv_cache_max_blocks"),),
     },

@@ -53,6 +53,8 @@ VLLM: Final = Engine(
         signals.PREFILL_SECONDS: (SignalSource("vllm:request_prefill_time_seconds_sum"),),
         signals.PREFILLS: (SignalSource("vllm:request_prefill_time_seconds_count"),),
         signals.PREFILLED_TOKENS: (SignalSource("vllm:request_prefill_kv_computed_tokens_sum"),),
+        signals.FIRST_TOKENS: (SignalSource("vllm:time_to_first_token_seconds_count"),),
+        signals.FIRST_TOKEN_WAIT: (SignalSource("vllm:time_to_first_token_seconds_sum"),),
         signals.BLOCK_SIZE: (SignalSource(_CACHE, SeriesCombination.SAME, label="block_size"),),
         signals.BLOCKS: (SignalSource(_CACHE, SeriesCombination.SUM, label="num_gpu_blocks"),),
         signals.KV_TOKENS: (SignalSource(_CACHE, SeriesCombination.SUM, label="kv_cache_size_tokens"),),

@@ -49,14 +49,17 @@ class RoomLimits(NamedTuple):
     behind them at the server, so that a slot that becomes free does not stay empty for the way of a request to it;
     `max_wait_seconds` bounds the wait at the server, so the time for which a request of the highest priority waits
     behind others; a longer one only serves estimates that are too long. (In `make bench-overload` at 1.6 times what the
-    servers can do, the highest band's p90 is 1.57, 1.60 and 1.59 times its own when alone with 0.15, 0.25 and 0.4 s, at
-    .962, .953 and .964 of the throughput without control: no clear difference.) `blind_requests` bound the requests at
-    an endpoint whose queue is not seen, if `slots` are not given; 0: one at a time, also where they are.
+    servers can do, the highest band's p90 is 1.69 s with 0.15 s and 1.84 s with 0.25 s, at .976 and .981 of the
+    throughput without control.) The pool counts as saturated, and requests begin to be held, when the wait at every
+    endpoint is `hold_from_seconds`: a shorter one is a burst, which is over before an order could matter.
+    `blind_requests` bound the requests at an endpoint whose queue is not seen, if `slots` are not given; 0: one at a
+    time, also where they are.
     """
 
     slots: float | None = None
     queued: float = 1.0
-    max_wait_seconds: float = 0.25
+    max_wait_seconds: float = 0.15
+    hold_from_seconds: float = 1.0
     blind_requests: float = 16.0
     queue_threshold: float = 5.0
     kv_threshold: float = 0.8

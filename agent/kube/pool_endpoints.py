@@ -67,11 +67,12 @@ class PoolSelection(NamedTuple):
 
 
 class SelectedEndpoints(NamedTuple):
-    """The endpoints by address, the uid of the pod of each, and what is wrong."""
+    """The endpoints by address, the uid of the pod of each, what is wrong, and how many pods are not ready."""
 
     endpoints: Mapping[str, EndpointConfig]
     uids: Mapping[str, str]
     problems: tuple[ObjectProblem, ...]
+    loading: int = 0
 
 
 def labels_in_words(labels: Mapping[str, str]) -> str:
@@ -96,6 +97,7 @@ class _Part(NamedTuple):
     undeclared: tuple[int, ...] = ()
     inactive: bool = False
     unknown: tuple[str, str] | None = None
+    loading: bool = False
 
 
 class PodEndpoints:
@@ -116,6 +118,7 @@ class PodEndpoints:
         self._endpoints: dict[str, EndpointConfig] = {}
         self._uids: dict[str, str] = {}
         self._ready = 0
+        self._loading = 0
         self._faulty: set[Key] = set()  # pods with something wrong
 
     def update(self, key: Key, pod: PodView | None) -> None:
@@ -125,6 +128,7 @@ class PodEndpoints:
         if after is not None:
             self._parts[key] = after
         self._ready += (after is not None and after.ready) - (before is not None and before.ready)
+        self._loading += (after is not None and after.loading) - (before is not None and before.loading)
         self._faulty.discard(key)
         if after is not None and (after.undeclared or after.inactive or after.unknown):
             self._faulty.add(key)
@@ -138,7 +142,7 @@ class PodEndpoints:
 
     def selected(self) -> SelectedEndpoints:
         """The endpoints now; later changes do not change what was returned."""
-        return SelectedEndpoints(dict(self._endpoints), dict(self._uids), tuple(self._problems()))
+        return SelectedEndpoints(dict(self._endpoints), dict(self._uids), tuple(self._problems()), self._loading)
 
     def _remove(self, address: str, key: Key) -> None:
         owners = self._owners[address]
@@ -157,7 +161,7 @@ class PodEndpoints:
 
     def _part(self, pod: PodView) -> _Part:
         if not is_destination(pod):
-            return _Part()
+            return _Part(loading=not (pod.ready or pod.terminating or pod.labels.get(ROLE) == PREFILL))
         by_label = engine_by_label(pod.labels, self._engine_labels)
         unknown = None
         if by_label is not None and by_label[1] not in self._engines:

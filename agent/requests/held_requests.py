@@ -212,19 +212,21 @@ class HeldRequests:
 
     def admits(self, pick: Pick, snapshot: Snapshot, now: float) -> bool:
         """Whether a request without others before it is dispatched to its pick at once: nothing waits, and an endpoint
-        has room. That need not be the picked one: while the pool has room, the profile's choice stands, and a request
-        may queue for its cache at the picked server. `snapshot` is the one of the pick, of now."""
+        has room, or will have within the wait from which requests are held (`RoomLimits`). That need not be the picked
+        one: while the pool has room, the profile's choice stands, and a request may queue for its cache at the picked
+        server. `snapshot` is the one of the pick, of now."""
         if self._control.waiting:
             return not self._settings.enabled
         endpoint, tokens = pick.endpoint, pick.prompt_tokens
+        until = now + self._unsaturated_seconds
         room = self._room(_view_of(snapshot, endpoint), now)
-        if room.requests >= 1 and room.opens_at <= now and room.fits(tokens):
+        if room.requests >= 1 and room.opens_at <= until and room.fits(tokens):
             return True
         rooms = {endpoint: room}
         for address in pick.addresses:
             if address != endpoint:
                 room = rooms[address] = self._room(_view_of(snapshot, address), now)
-                if room.requests >= 1 and room.opens_at <= now and room.fits(tokens):
+                if room.requests >= 1 and room.opens_at <= until and room.fits(tokens):
                     return True
         self._rooms = rooms
         return False
@@ -354,6 +356,10 @@ class HeldRequests:
         settings = self._settings
         self._room_limits = settings.room
         self._detector: Detector = DETECTORS[settings.detector] if settings.enabled else _no_limit
+        # For how long an endpoint may be without room before requests are held.
+        room = settings.room
+        longer = settings.detector == HEADROOM and room.hold_from_seconds > room.max_wait_seconds
+        self._unsaturated_seconds = room.hold_from_seconds - room.max_wait_seconds if longer else 0.0
 
     def _all_changed(self) -> None:
         if self._control.waiting:

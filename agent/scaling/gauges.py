@@ -15,7 +15,8 @@ from typing import Final
 from agent import signals
 from agent.flow.report import FlowReport
 from agent.kube.pool_endpoints import SOURCE_REASONS
-from agent.scaling import accelerators, flow
+from agent.scaling import accelerators, demand_gauges, flow
+from agent.scaling.demand_gauges import DemandReport
 from agent.scaling.rates import rate
 from agent.scaling.rollup import (
     POOL_SIGNALS,
@@ -136,11 +137,12 @@ def gauge_set(
     exporters: Sequence[ExporterView] = (),
     unknown_peers: Sequence[str] = (),
     flows: Sequence[FlowReport] = (),
+    demands: Sequence[DemandReport] = (),
 ) -> GaugeSet:
     """Everything to publish of these pools and exporters at `now`, the count of what is withheld included.
 
     `unknown_peers`: replicas of the agent whose part of a sum over replicas is unknown, one phrase each. `flows` are
-    the reports of the pools' flow control.
+    the reports of the pools' flow control, `demands` those of their demand.
     """
     gauges = _Gauges(now, unknown_peers)
     for snapshot in snapshots:
@@ -154,6 +156,7 @@ def gauge_set(
             accelerators.of_endpoint(gauges, snapshot.pool, view, now)
     accelerators.of_exporters(gauges, exporters, now)
     flow.of_pools(gauges, flows)
+    demand_gauges.of_pools(gauges, demands, now)
     for (name, reason), count in sorted(Counter((row.metric.name, row.reason) for row in gauges.withheld).items()):
         gauges.known(WITHHELD, (name, reason), count)
     return GaugeSet(now, gauges.published, gauges.withheld, gauges.distributions)

@@ -9,6 +9,8 @@ from agent.accelerators.combine import Accelerators
 from agent.engines.mapping import NO_HISTOGRAMS
 from agent.signals import (
     FINISHED,
+    FIRST_TOKEN_WAIT,
+    FIRST_TOKENS,
     GENERATION_TOKENS,
     KV_USAGE,
     MODEL_LOADED,
@@ -39,7 +41,7 @@ from agent.state.health import (
     evaluate,
 )
 from agent.state.identity import UNIDENTIFIED
-from agent.state.inflight import InFlight, QueueEvidence
+from agent.state.inflight import FirstTokens, InFlight, QueueEvidence
 from agent.state.outliers import OutlierDetector
 from agent.state.prefill_rate import PrefillRateEstimator
 from agent.state.snapshot import EndpointView, Prefix, Work
@@ -256,7 +258,8 @@ class EndpointState:
                 mean,
                 work.busy_until,
             )
-        queue = work.correct(known_running, waiting, at, now, mean)
+        first_tokens = self._count_first_tokens(values, known_running, waiting, at, now)
+        queue = work.correct(known_running, waiting, at, now, mean, first_tokens)
         free = self.batch.observe(
             known_running,
             waiting,
@@ -268,6 +271,21 @@ class EndpointState:
             self.drain.observe(finished, at, tokens)
         if free < UNKNOWN:
             self._set_delay(known_running or 0.0, waiting, queue)
+
+    def _count_first_tokens(
+        self, values: Mapping[str, Value], running: float | None, waiting: float, at: float, now: float
+    ) -> FirstTokens | None:
+        """What a page shows by its count of first tokens; the rate of prefill is learnt from them."""
+        count, waited = values.get(FIRST_TOKENS), values.get(FIRST_TOKEN_WAIT)
+        if running is None or not isinstance(count, float):
+            return None
+        found = self.in_flight.count_first_tokens(count, running + waiting, waiting, at, now)
+        if isinstance(waited, float):
+            if found is None or found.backlogs is None:
+                self.rate_estimator.skip_first_tokens(waited)
+            else:
+                self.rate_estimator.observe_first_tokens(found.counted, found.backlogs, waited)
+        return found
 
     def apply_report(self, waiting: float, at: float, now: float) -> None:
         """Correct the work in flight by a load report, as of `at`, which has the waiting requests alone."""

@@ -11,7 +11,9 @@ tokens at the end of the line, and the head of the line moves at the prefill rat
 the backlog (`prefill_tokens`); over the rate, they are the seconds until a new request is scheduled. A request's first
 token is due when the head has passed its tokens; from then on it only counts as in flight. This is a model, and a page
 corrects it: of the requests that the server had when the page was requested, the newest `waiting` have not begun, and
-all but the newest `waiting + running` are prefilled.
+all but the newest `waiting + running` are prefilled. A page that counts first tokens shows more: so many of the
+requests have been prefilled since the page before, the oldest first. While others send requests to the server, this is
+unknown, because the count has theirs too.
 
 Where prefill explains little of a queue, something else delays it: a batch full of long responses, a full KV cache.
 Then each request that the batch has no room for (`agent.state.batch_size`) adds to the wait what one more in the queue
@@ -40,14 +42,27 @@ _KEPT_ENDS: Final = 256
 
 
 class _QueuedPrefill:
-    """One request's tokens in the line: they end at `end`."""
+    """One request's tokens in the line: they end at `end`. `backlog` is the line when it was sent, itself included;
+    0: unknown."""
 
-    __slots__ = ("end", "picked_at", "tokens")
+    __slots__ = ("backlog", "end", "ended_at", "picked_at", "tokens")
 
     def __init__(self, picked_at: float, tokens: float, end: float) -> None:
         self.picked_at = picked_at
         self.tokens = tokens
         self.end = end
+        self.backlog = 0.0
+        self.ended_at = _NEVER
+
+
+class FirstTokens(NamedTuple):
+    """What the count of first tokens on a page shows: how many of the known requests that were sent before the page
+    have none; and of those that had theirs since the page before, their number and the sum of their backlogs in tokens
+    when they were sent, None where that is not known of all."""
+
+    without: int
+    counted: int
+    backlogs: float | None
 
 
 class QueueEvidence(NamedTuple):
@@ -60,17 +75,21 @@ class QueueEvidence(NamedTuple):
 
 
 NO_QUEUE: Final = QueueEvidence(0.0, 0.0, 0.0)
+_NEVER: Final = float("inf")
 
 
 class InFlight:
     """Requests that were sent to one endpoint and have not ended. `now` never goes back between calls."""
 
     __slots__ = (
+        "_awaited",
         "_busy_until",
         "_each_seconds",
         "_end",
         "_ended",
+        "_first_tokens",
         "_mean_tokens",
+        "_others_seen",
         "_requests",
         "_unqueued",
         "counted_at",
@@ -91,6 +110,9 @@ class InFlight:
         self._unqueued = UNKNOWN  # the load up to which a request is scheduled at once
         self._each_seconds = 0.0  # the wait that each request above it adds
         self._mean_tokens = 0.0
+        self._awaited: deque[_QueuedPrefill] = deque()  # requests whose first tokens no page has counted
+        self._first_tokens = -1.0  # the count on the last page; negative: unknown
+        self._others_seen = 0  # the last pages in a row with requests of others
 
     @property
     def busy_until(self) -> float:
@@ -127,8 +149,11 @@ class InFlight:
     def start(self, work_id: int, tokens: float, now: float) -> None:
         """Add a request with this many uncached prompt tokens."""
         self._end += tokens
-        self._requests[work_id] = _QueuedPrefill(now, tokens, self._end)
-        self._busy_until = max(self._busy_until, now) + tokens / self.rate
+        request = self._requests[work_id] = _QueuedPrefill(now, tokens, self._end)
+        busy_until = self._busy_until = max(self._busy_until, now) + tokens / self.rate
+        if self._first_tokens >= 0:
+            request.backlog = (busy_until - now) * self.rate
+            self._awaited.append(request)
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
     def start_of_peer(self, work_id: int, tokens: float, picked_at: float, now: float) -> None:
@@ -145,6 +170,7 @@ class InFlight:
     def end(self, work_id: int, now: float) -> None:
         """Remove a request. The rest of its prefill leaves the line, and the requests behind it move up."""
         gone = self._requests.pop(work_id)
+        gone.ended_at = now
         if work_id < 0:
             self.of_peers -= 1
         self._ended.append((gone.picked_at, now))
@@ -167,6 +193,9 @@ class InFlight:
     def forget_others(self) -> None:
         """Drop what pages have shown of the requests of others and of the queue: another server responds now."""
         self.foreign = 0.0
+        self._first_tokens = -1.0
+        self._others_seen = 0
+        self._awaited.clear()
         self._unqueued = UNKNOWN
         self._each_seconds = 0.0
 
@@ -180,6 +209,7 @@ class InFlight:
         on_page = running + waiting
         self.counted_at = at
         self.foreign = on_page - own if on_page > own else 0.0
+        self._others_seen = self._others_seen + 1 if on_page > own else 0
         self._unqueued = own + self.foreign - waiting + free
 
     def count_waiting(self, waiting: float, at: float) -> None:
@@ -207,11 +237,65 @@ class InFlight:
                 own += 1
         return own
 
+    def count_first_tokens(
+        self, count: float, on_page: float, waiting: float, at: float, now: float
+    ) -> FirstTokens | None:
+        """Count the requests without a first token by a page that was requested at `at`: `count` requests have had
+        their first token since the server started, and the page has `on_page` requests, of which `waiting` wait. Pages
+        come in order. None where the page does not show it.
+
+        A server prefills in the order of arrival, so the oldest requests have had theirs. One that has ended without it
+        was cut off. On two pages in a row with requests of others, they are there to stay, and the count has theirs;
+        on one, it may be a request of a peer whose report is on its way.
+        """
+        before, self._first_tokens = self._first_tokens, count
+        awaited = self._awaited
+        if before < 0 or count < before or self._others_seen > 1:
+            self._await_by_model(now)
+            return None
+        newer = 0
+        for request in reversed(awaited):
+            if request.picked_at <= at:
+                break
+            newer += 1
+        without = len(awaited) - newer
+        new = int(count - before)
+        counted = min(new, without)
+        backlogs: float | None = 0.0 if counted == new else None
+        for _ in range(counted):
+            request = awaited.popleft()
+            backlogs = backlogs + request.backlog if backlogs is not None and request.backlog > 0 else None
+        without -= counted
+        cut_off = [request for request in awaited if request.ended_at <= at]
+        if cut_off:
+            without -= len(cut_off)
+            self._awaited = awaited = deque([request for request in awaited if request.ended_at > at])
+        while without > on_page:
+            awaited.popleft()
+            without -= 1
+        if without < waiting and not self._others_seen:
+            self._await_by_model(now)
+            return None
+        return FirstTokens(without, counted, backlogs)
+
+    def _await_by_model(self, now: float) -> None:
+        """Take the first tokens of the requests in the line as those that no page has counted."""
+        head = self._end - self.prefill_tokens(now)
+        self._awaited = deque([request for request in self._requests.values() if request.end > head])
+        for request in self._awaited:
+            request.backlog = 0.0
+
     def correct(
-        self, running: float | None, waiting: float, at: float, now: float, mean_tokens: float | None = None
+        self,
+        running: float | None,
+        waiting: float,
+        at: float,
+        now: float,
+        mean_tokens: float | None = None,
+        first_tokens: FirstTokens | None = None,
     ) -> QueueEvidence:
         """Correct the backlog by a page that was requested at `at` and reports `running` (None: unknown) and `waiting`;
-        returns what the page shows of the queue.
+        returns what the page shows of the queue. `first_tokens` is what it shows by its count of them.
 
         Requests of others are taken to have `mean_tokens` uncached tokens; None: those of the agent's own.
         """
@@ -223,11 +307,16 @@ class InFlight:
         upper = 0.0
         seen = unsure = 0
         bound = None if running is None else running + waiting
+        without = _NEVER if first_tokens is None else first_tokens.without
         for request in reversed(self._requests.values()):
             if request.picked_at > included:
                 newest += request.tokens
                 unsure += 1
+                if request.picked_at <= at:
+                    without -= 1
                 continue
+            if bound is not None and without < bound:
+                bound = max(without, waiting)
             if seen < waiting:
                 inside += request.tokens
                 waiting_since = request.picked_at

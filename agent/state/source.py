@@ -11,13 +11,15 @@ from agent.kube.pool_endpoints import ObjectProblem
 class SourceStatus(NamedTuple):
     """A source of endpoints that changes by itself. `source` names it for a person. `current`: the endpoints are those
     that it has now; else they are those of `known_at` (monotonic seconds; None: they were never known), and a problem
-    says why. `objectives` are what the source says about requests, None where it says nothing, or is not known."""
+    says why. `objectives` are what the source says about requests, None where it says nothing, or is not known.
+    `loading` are the pods that exist and are not ready."""
 
     source: str
     current: bool
     known_at: float | None
     problems: tuple[ObjectProblem, ...] = ()
     objectives: PoolObjectives | None = None
+    loading: int = 0
 
     def age(self, now: float) -> float | None:
         """Seconds since the endpoints were last known to be current; 0 while they are, None before."""

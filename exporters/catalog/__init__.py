@@ -19,6 +19,7 @@ from typing import Final
 from exporters.catalog import (
     accelerators,
     access,
+    demand,
     discovery,
     endpoints,
     flow,
@@ -43,6 +44,7 @@ _FAMILIES: Final = (
     pools.ROWS,
     endpoints.ROWS,
     rates.ROWS,
+    demand.ROWS,
     histograms.ROWS,
     accelerators.ROWS,
     withheld.ROWS,

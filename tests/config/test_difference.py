@@ -90,7 +90,7 @@ BAND: dict[str, Any] = {
 BANDS = ("defaultPriorityBand", "defaultNegativePriorityBand", "priorityBands[]")
 OTHER |= {f"flowControl.{band}.{key}": value for band in BANDS for key, value in BAND.items()}
 DETECTOR: dict[str, Any] = {
-    "type": "concurrency", "slots": 9, "queued": 9, "maxWait": "9s", "queueDepthThreshold": 9,
+    "type": "concurrency", "slots": 9, "queued": 9, "maxWait": "9s", "holdFrom": "9s", "queueDepthThreshold": 9,
     "kvCacheUtilThreshold": 0.9, "concurrencyMode": "hybrid", "maxConcurrency": 9, "maxTokenConcurrency": 9,
     "stalenessPolicy": "saturated", "blindRequests": 9,
 }  # fmt: skip

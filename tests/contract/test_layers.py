@@ -143,13 +143,13 @@ ISLANDS: dict[str, frozenset[str]] = {
 # What a pure module may import besides pure modules of the agent: values and functions of values.
 PURE: frozenset[str] = frozenset(
     """__future__ abc array base64 binascii bisect collections contextlib copy csv dataclasses difflib enum functools
-    hashlib heapq hmac ipaddress itertools json math operator pkgutil re statistics string struct textwrap typing
+    hashlib heapq hmac html ipaddress itertools json math operator pkgutil re statistics string struct textwrap typing
     unicodedata urllib.parse zlib""".split()
 )
 # Modules with a pure part; a pure module may use no other part.
 PURE_PARTS: dict[str, frozenset[str]] = {
     "cryptography": frozenset({"x509"}),  # its verification takes the time as an argument
-    "datetime": frozenset({"UTC", "datetime", "fromtimestamp"}),  # of a given time
+    "datetime": frozenset({"UTC", "datetime", "fromisoformat", "fromtimestamp"}),  # of a given time
     "random": frozenset({"Random"}),  # made from a given seed
     "sys": frozenset({"byteorder"}),
 }
@@ -166,6 +166,7 @@ IMPORTERS: dict[str, frozenset[str]] = {
             "agent.kube.authn.certificates",
             "agent.kube.wall_time",
             "agent.serve.metrics_api.documents",
+            "agent.scaling.trace",
             "agent.serve.state.moment",
             "agent.serve.tls.self_signed",
         }

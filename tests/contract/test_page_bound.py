@@ -66,7 +66,7 @@ VALUES: Final = {
     "result": 2, "activity": 2, "resource": 2, "stage": 8, "match": 3, "gauge": len(CATALOG), "task": 64,
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
-    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 5, "api": 2,
+    "kind": 5, "what": 2, "lease": 1, "change": 3, "port": 4, "api": 2,
     "rpc": len(RPCS) + 2,  # with a connection, and a method that does not exist
     "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
@@ -75,9 +75,9 @@ RESULT_VALUES: Final = {
     "igw_encoded_bodies_total": 3,
     "igw_kubernetes_writes_total": 4,
     "igw_access_checks_total": len(ACCESS_RESULTS),
-    "igw_keda_calls_total": len(KEDA_RESULTS),
     "igw_metrics_api_access_checks_total": len(ACCESS_RESULTS),
     "igw_metrics_api_requests_total": len(API_RESULTS),
+    "igw_keda_calls_total": len(KEDA_RESULTS),
 }
 REASONS: Final = {
     "igw_scrapes_total": len(SCRAPE_REASONS) + 1, "igw_health_path_failures_total": len(HEALTH_REASONS),

@@ -147,7 +147,7 @@ def test_a_request_is_dispatched_on_a_page_that_shows_room() -> None:
 
 
 def test_a_request_is_dispatched_by_time_when_the_prefill_before_it_is_short_enough() -> None:
-    pool = HeldPool(A, settings=HoldingSettings(room=RoomLimits(max_wait_seconds=0.25)))
+    pool = HeldPool(A, settings=HoldingSettings(room=RoomLimits(max_wait_seconds=0.25, hold_from_seconds=0.0)))
     pool.submit("first", tokens=1_000)
     pool.submit("second", tokens=1_000)
     assert pool.due == 0.75
@@ -155,6 +155,29 @@ def test_a_request_is_dispatched_by_time_when_the_prefill_before_it_is_short_eno
     assert (pool.at("second"), pool.runs) == ("", 0)
     pool.advance(0.1)
     assert (pool.pick("second").waited_seconds, pool.runs) == (0.75, 1)
+
+
+def test_a_burst_passes_until_each_endpoint_has_as_much_prefill_as_requests_are_held_from() -> None:
+    pool = HeldPool(A, B, settings=HoldingSettings(room=RoomLimits(max_wait_seconds=0.25, hold_from_seconds=1.0)))
+    pool.submit("first", tokens=1_000)  # a second of prefill
+    pool.submit("second", tokens=900)
+    pool.submit("third", tokens=1_000)
+    assert pool.held.waiting == 0
+    assert {pool.at("first"), pool.at("second")} == {A, B}
+    pool.submit("fourth", tokens=1_000)  # 1.0 and 1.9 s
+    assert pool.held.waiting == 0
+    pool.submit("fifth", tokens=1_000)
+    assert pool.held.waiting == 1
+
+
+def test_once_requests_are_held_an_endpoint_gets_the_next_one_by_the_shorter_wait() -> None:
+    pool = HeldPool(A, settings=HoldingSettings(room=RoomLimits(max_wait_seconds=0.25, hold_from_seconds=1.0)))
+    for number in range(2):
+        pool.submit(f"passes {number}", tokens=1_000)
+    pool.submit("held", tokens=1_000)
+    assert (pool.held.waiting, pool.due) == (1, 1.75)
+    pool.advance(1.75)
+    assert pool.pick("held").waited_seconds == 1.75
 
 
 def test_a_held_request_is_planned_to_the_endpoint_with_its_cache_and_waits_for_it() -> None:
@@ -804,7 +827,7 @@ def test_a_faster_prefill_rate_of_the_pool_gives_room_at_once() -> None:
     pool = HeldPool(A, B, C, settings=HoldingSettings(), rate=RateLimits(default=100.0))
     pool.submit("first", tokens=1_000, subset=frozenset({C}))
     pool.submit("r", tokens=1_000, subset=frozenset({C}))
-    assert pool.due == 9.75
+    assert pool.due == 9.85
     pool.now = 1.0
     for address in (A, B):  # their pages teach 10,000 tokens a second
         pool.page(address, **{PROMPT_TOKENS: 0.0, PREFILLS: 0.0, PREFILL_SECONDS: 0.0})
@@ -975,7 +998,7 @@ def test_a_report_has_the_rooms_of_now_also_where_nothing_waits_and_wakes_where_
 
 
 def test_of_two_replicas_the_one_that_sent_last_to_an_endpoint_waits_for_the_turn_of_the_other() -> None:
-    settings = HoldingSettings(room=RoomLimits(max_wait_seconds=0.25))
+    settings = HoldingSettings(room=RoomLimits(max_wait_seconds=0.25, hold_from_seconds=0.0))
     pool = HeldPool(A, settings=settings)
     pool.page(A, running=0)
     pool.store.peer_started(A, 100, 0, pool.now, pool.now)
@@ -989,7 +1012,7 @@ def test_of_two_replicas_the_one_that_sent_last_to_an_endpoint_waits_for_the_tur
 
 
 def test_the_replica_whose_peer_sent_last_does_not_wait_for_longer() -> None:
-    settings = HoldingSettings(room=RoomLimits(max_wait_seconds=0.25))
+    settings = HoldingSettings(room=RoomLimits(max_wait_seconds=0.25, hold_from_seconds=0.0))
     pool = HeldPool(A, settings=settings)
     pool.page(A, running=0)
     pool.submit("own", tokens=900)

@@ -220,6 +220,8 @@ ELSEWHERE = {
     "prefill_seconds": "it is in the prefill rate",
     "prefilled_requests": "it is in the prefill rate",
     "prefilled_tokens": "it is in the prefill rate",
+    "first_tokens": "it is in the prefill rate, and in the histogram of the time to the first token",
+    "first_token_wait_seconds": "as first_tokens",
     "start_time_seconds": "restarts are counted",
     "served_models": "names are in /v1/state",
 }

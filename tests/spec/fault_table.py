@@ -16,6 +16,8 @@ from agent.signals import (
     BLOCK_SIZE,
     BLOCKS,
     FINISHED,
+    FIRST_TOKEN_WAIT,
+    FIRST_TOKENS,
     GENERATION_TOKENS,
     KV_TOKENS,
     KV_USAGE,
@@ -262,7 +264,8 @@ _RUNNING_LINE = _line(b"vllm:num_requests_running")
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _FINISHED_AT = PAGE.index(b"\n", PAGE.index(b"\nvllm:request_success_total") + 1) + 1
 _AFTER_THE_CUT = (
-    PREFILL_SECONDS, PREFILLS, PREFILLED_TOKENS, BLOCK_SIZE, BLOCKS, KV_TOKENS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
+    PREFILL_SECONDS, PREFILLS, PREFILLED_TOKENS, FIRST_TOKENS, FIRST_TOKEN_WAIT,
+    BLOCK_SIZE, BLOCKS, KV_TOKENS, LORA_MAX, LORA_RUNNING, LORA_WAITING,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.state.batch_size import UNKNOWN
-from agent.state.inflight import NO_QUEUE, PRIOR_TOKENS, TRANSIT_SECONDS, InFlight, QueueEvidence
+from agent.state.inflight import NO_QUEUE, PRIOR_TOKENS, TRANSIT_SECONDS, FirstTokens, InFlight, QueueEvidence
 
 
 def line(*tokens: float, rate: float = 1000.0, at: float = 0.0) -> InFlight:
@@ -354,3 +354,108 @@ def test_more_requests_of_others_never_make_an_endpoint_look_less_loaded(
     few = observed(float(running), 0.0)
     assert all(more >= less for more, less in zip(observed(float(running + more_running), 0.0), few, strict=True))
     assert all(more >= less for more, less in zip(observed(float(running), float(more_waiting)), few, strict=True))
+
+
+# -- first tokens ------------------------------------------------------------------------------------------------------
+
+
+def counted(*tokens: float, rate: float = 1000.0) -> InFlight:
+    """Requests that were sent at 0, after a page that counts first tokens."""
+    made = InFlight(rate)
+    assert made.count_first_tokens(10.0, 0.0, 0.0, -1.0, -1.0) is None
+    for work_id, each in enumerate(tokens):
+        made.start(work_id, each, 0.0)
+    return made
+
+
+def test_a_page_that_counts_first_tokens_shows_that_the_server_is_faster_than_its_rate() -> None:
+    work = counted(4_000, 2_000, 1_000)
+    found = work.count_first_tokens(12.0, 3.0, 0.0, 1.0, 1.0)
+    assert found == FirstTokens(1, 2, 4_000 + 6_000)
+    work.correct(3.0, 0.0, 1.0, 1.0, first_tokens=found)
+    assert work.prefill_tokens(1.0) == 1_000
+
+
+def test_without_that_count_running_requests_may_all_be_prefilling() -> None:
+    work = counted(4_000, 2_000, 1_000)
+    work.correct(3.0, 0.0, 1.0, 1.0)
+    assert work.prefill_tokens(1.0) == 6_000
+
+
+def test_a_count_is_never_taken_to_make_a_backlog_longer() -> None:
+    work = counted(1_000, 1_000)
+    found = work.count_first_tokens(10.0, 2.0, 0.0, 1.5, 1.5)
+    assert found == FirstTokens(2, 0, 0.0)
+    work.correct(2.0, 0.0, 1.5, 1.5, first_tokens=found)
+    assert work.prefill_tokens(1.5) == 500
+
+
+def test_a_request_that_was_cut_off_without_a_first_token_is_awaited_no_longer() -> None:
+    work = counted(1_000, 1_000, 1_000)
+    work.end(1, 0.5)
+    assert work.count_first_tokens(11.0, 2.0, 0.0, 1.0, 1.0) == FirstTokens(1, 1, 1_000)
+    assert work.count_first_tokens(12.0, 1.0, 0.0, 2.0, 2.0) == FirstTokens(0, 1, 3_000)
+
+
+def test_a_request_sent_after_the_page_was_requested_is_not_on_it() -> None:
+    work = counted(1_000)
+    work.start(9, 500, 2.0)
+    assert work.count_first_tokens(11.0, 1.0, 0.0, 1.5, 2.0) == FirstTokens(0, 1, 1_000)
+
+
+def test_the_count_is_not_used_while_others_send_requests_to_the_server() -> None:
+    work = counted(1_000, 1_000)
+    found = work.count_first_tokens(17.0, 9.0, 0.0, 0.5, 0.5)
+    assert found == FirstTokens(0, 2, None)  # seven first tokens, of which two can be known ones
+    for page in (1.0, 2.0):
+        work.count(9.0, 0.0, UNKNOWN, page)
+    assert work.count_first_tokens(18.0, 9.0, 0.0, 2.5, 2.5) is None
+
+
+def test_a_queue_that_is_longer_than_the_awaited_requests_makes_the_model_count_again() -> None:
+    work = counted(1_000, 1_000, 1_000)
+    assert work.count_first_tokens(12.0, 3.0, 2.0, 0.5, 0.5) is None
+    assert work.count_first_tokens(13.0, 3.0, 1.0, 1.5, 1.5) == FirstTokens(2, 1, None)
+
+
+def test_another_server_counts_from_0() -> None:
+    work = counted(1_000)
+    work.forget_others()
+    assert work.count_first_tokens(1.0, 1.0, 0.0, 0.5, 0.5) is None
+    assert work.count_first_tokens(2.0, 1.0, 0.0, 0.9, 0.9) == FirstTokens(0, 1, None)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["start", "end", "page", "page"]), st.integers(0, 9), st.floats(0, 2)), max_size=60
+    )
+)
+def test_a_server_that_prefills_in_order_has_as_many_requests_without_a_first_token_as_its_pages_show(
+    steps: list[tuple[str, int, float]],
+) -> None:
+    """A server of twice the rate that the agent assumes. A request ends only after its first token."""
+    work = InFlight(500.0)
+    first_at: dict[int, float] = {}  # of each request that was sent
+    flying: list[int] = []
+    now = busy_until = 0.0
+    work.count_first_tokens(0.0, 0.0, 0.0, 0.0, 0.0)
+    for step, number, passed in steps:
+        now += passed
+        if step == "start":
+            busy_until = max(busy_until, now) + 100 * (number + 1) / 1000.0
+            flying.append(len(first_at))
+            first_at[len(first_at)] = busy_until
+            work.start(flying[-1], 100 * (number + 1), now)
+        elif step == "end" and flying:
+            done = [each for each in flying if first_at[each] <= now]
+            if done:
+                flying.remove(done[number % len(done)])
+                work.end(done[number % len(done)], now)
+        elif step == "page":
+            begun = sum(at <= now for at in first_at.values())
+            found = work.count_first_tokens(float(begun), float(len(flying)), 0.0, now, now)
+            assert found is not None
+            assert found.without == len(first_at) - begun
+            work.correct(float(len(flying)), 0.0, now, now, first_tokens=found)
+            tokens = sum(request.tokens for each, request in work._requests.items() if first_at[each] > now)
+            assert work.prefill_tokens(now) <= tokens + 1e-6

@@ -10,7 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.signals import PREFILL_SECONDS, PREFILLED_TOKENS, PREFILLS, PREFIX_HITS, PROMPT_TOKENS, Value
-from agent.state.prefill_rate import ENOUGH_PREFILLS, OWN_PREFILLS, PoolRates, PrefillRateEstimator, RateLimits
+from agent.state.prefill_rate import (
+    ENOUGH_PREFILLS,
+    OWN_FACTOR,
+    OWN_PREFILLS,
+    PoolRates,
+    PrefillRateEstimator,
+    RateLimits,
+)
 
 
 def page(tokens: float, seconds: float, prefills: float, hits: float = 0.0) -> dict[str, Value]:
@@ -156,3 +163,43 @@ def test_the_median_of_a_pool_is_over_the_last_rate_of_each_endpoint(steps: list
         last[endpoint] = rate
         known = [one for one in last.values() if one is not None]
         assert pool.median == (pytest.approx(sqrt(median_low(known) * median_high(known))) if known else None)
+
+
+def learnt_from_first_tokens(backlog: float, seconds: float, prefill_seconds: float) -> PrefillRateEstimator:
+    """After 50 requests with this backlog and this time to the first token each."""
+    estimator = PrefillRateEstimator()
+    estimator.observe(page(0, 0, 0))
+    estimator.skip_first_tokens(100.0)
+    for number in range(1, 51):
+        estimator.observe(page(1000.0 * number, prefill_seconds * number, number))
+        estimator.observe_first_tokens(1, backlog, 100.0 + seconds * number)
+    return estimator
+
+
+def test_first_tokens_show_the_rate_where_requests_are_prefilled_together() -> None:
+    assert learnt_from_first_tokens(1000.0, 0.5, 1.0).rate == pytest.approx(2000)
+
+
+def test_first_tokens_that_wait_for_something_else_than_prefill_do_not_lower_the_rate() -> None:
+    assert learnt_from_first_tokens(1000.0, 30.0, 1.0).rate == pytest.approx(1000)
+
+
+def test_first_tokens_raise_the_rate_by_a_bounded_factor() -> None:
+    assert learnt_from_first_tokens(1000.0, 1e-6, 1.0).rate == pytest.approx(OWN_FACTOR * 1000)
+
+
+def test_a_restart_forgets_the_first_tokens() -> None:
+    estimator = learnt_from_first_tokens(1000.0, 0.5, 1.0)
+    estimator.reset()
+    assert estimator.rate is None
+    estimator.observe_first_tokens(1, 1000.0, 0.5)  # the sum before it is unknown
+    for number in range(2):
+        estimator.observe(page(50_000.0 * number, 50.0 * number, 50 * number))
+    assert estimator.rate == pytest.approx(1000)
+
+
+def test_a_page_whose_first_tokens_are_not_known_by_request_counts_for_nothing() -> None:
+    estimator = learnt_from_first_tokens(1000.0, 0.5, 1.0)
+    estimator.skip_first_tokens(9_000.0)
+    estimator.observe_first_tokens(1, 1000.0, 9_000.5)
+    assert estimator.rate == pytest.approx(2000)

@@ -1,5 +1,5 @@
-"""The shared state endpoint: `GET /v1/state`, `/v1/state/watch`, `/v1/flow`, `/v1/gauges`, `/v1/accelerators`
-and their schema.
+"""The shared state endpoint: `GET /v1/state`, `/v1/state/watch`, `/v1/flow`, `/v1/scaling`, `/v1/gauges`,
+`/v1/accelerators` and their schema.
 
 A gateway reads `/v1/state` once or follows `/v1/state/watch`. Both contain the same, and enough to make the picker's
 load-only choice without a request to the picker. A document is built from immutable snapshots in a thread, so that a
@@ -20,10 +20,11 @@ from agent.clock import Clock
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.flow.report import FlowReport
+from agent.scaling.demand_gauges import DemandReport
 from agent.scaling.gauges import gauge_set
 from agent.serve.http.responses import HttpError, json_bytes
 from agent.serve.http.server import HttpRoute, HttpStream
-from agent.serve.state import documents, flow_documents
+from agent.serve.state import documents, flow_documents, scaling_documents
 from agent.serve.state.gauge_feed import GaugeFeed
 from agent.serve.state.openapi import compact
 from agent.serve.state.watch import Feed, FlowSource, PublishedState, StateSource, WatchLimits, event, parse_id
@@ -65,8 +66,10 @@ class StateApi:
             hook,
             self._unknown_peers,
             self._flow_reports,
+            self._demand_reports,
         )
         self._replicas: Callable[[], ReplicasView | None] = lambda: None
+        self.demands: Callable[[], Sequence[DemandReport]] = tuple  # the demand of each pool
         self._hook = hook
 
     def set_replicas(self, view: Callable[[], ReplicasView | None]) -> None:
@@ -80,6 +83,9 @@ class StateApi:
     def _unknown_peers(self) -> Sequence[str]:
         view = self._replicas()
         return () if view is None else view.unknown
+
+    def _demand_reports(self) -> Sequence[DemandReport]:
+        return self.demands()
 
     def _flow_reports(self, now: float) -> Sequence[FlowReport]:
         return self.feed.flow_reports(now)
@@ -98,6 +104,7 @@ class StateApi:
             HttpRoute("/v1/state/watch", self.watch, ("since",), streamed=True),
             HttpRoute("/v1/gauges", self.gauges, ("pool", "name")),
             HttpRoute("/v1/flow", self.flow, ("pool",)),
+            HttpRoute("/v1/scaling", self.scaling, ("pool",)),
             HttpRoute("/v1/accelerators", self.accelerators, ()),
             HttpRoute("/v1/replicas", self.replicas, ()),
             HttpRoute("/v1/openapi.json", self.openapi),
@@ -126,9 +133,10 @@ class StateApi:
         moment = self.feed.moment()
         snapshots, unknown_peers = self.feed.snapshots(moment.now, pool), self._unknown_peers()
         flows = self.feed.flow_reports(moment.now, pool)
+        demands = [each for each in self.demands() if each.pool == pool]
 
         def encode() -> bytes:
-            gauges = gauge_set(snapshots, moment.now, (), unknown_peers, flows)
+            gauges = gauge_set(snapshots, moment.now, (), unknown_peers, flows, demands)
             return documents.encode(documents.gauges(gauges, moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))
@@ -139,6 +147,13 @@ class StateApi:
         check_pool(pool, self.feed.pools())
         reports = self.feed.flow_reports(moment.now, pool, inputs=True)
         return json_bytes(await asyncio.to_thread(lambda: documents.encode(flow_documents.flow(reports, moment))))
+
+    async def scaling(self, request: web.Request) -> web.Response:
+        """The demand of every pool, or of one with `?pool=`: the number, its inputs, and the last hour."""
+        pool, moment = request.query.get("pool"), self.feed.moment()
+        check_pool(pool, self.feed.pools())
+        reports = [each for each in self.demands() if pool in {None, each.pool}]
+        return json_bytes(await asyncio.to_thread(lambda: documents.encode(scaling_documents.scaling(reports, moment))))
 
     async def accelerators(self, request: web.Request) -> web.Response:
         """Every accelerator exporter, and which endpoint its devices belong to."""

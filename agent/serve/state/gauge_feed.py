@@ -14,6 +14,7 @@ from typing import NamedTuple
 from agent.events import Hook, ignore
 from agent.events.process import TaskFailed
 from agent.flow.report import FlowReport
+from agent.scaling.demand_gauges import DemandReport
 from agent.scaling.gauges import gauge_set
 from agent.serve.state.moment import Moment
 from agent.state.devices import ExporterView
@@ -44,9 +45,12 @@ class GaugeFeed:
         hook: Hook = ignore,
         unknown_peers: Callable[[], Sequence[str]] = tuple,
         flows: Callable[[float], Sequence[FlowReport]] = lambda _: (),
+        demands: Callable[[], Sequence[DemandReport]] = tuple,
     ) -> None:
         """`snapshots` gives those of all pools at a time, `devices` the accelerator exporters, `unknown_peers` the
-        replicas whose part of a sum is unknown, `flows` the reports of flow control at a time."""
+        replicas whose part of a sum is unknown, `flows` the reports of flow control at a time,
+        `demands` those of demand."""
+        self._demands = demands
         self._flows = flows
         self._unknown_peers = unknown_peers
         self._hook = hook
@@ -69,7 +73,9 @@ class GaugeFeed:
             moment = self._moment()
             snapshots, devices = self._snapshots(moment.now), self._devices()
             flows = self._flows(moment.now)
-            gauges = await asyncio.to_thread(gauge_set, snapshots, moment.now, devices, self._unknown_peers(), flows)
+            gauges = await asyncio.to_thread(
+                gauge_set, snapshots, moment.now, devices, self._unknown_peers(), flows, self._demands()
+            )
             for exporter in self._exporters:
                 try:
                     exporter.publish(gauges)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from agent.serve.state.flow_schema import FlowJson
+from agent.serve.state.scaling_schema import ScalingJson
 from agent.serve.state.schema import (
     REF,
     RULES,
@@ -35,6 +36,7 @@ _DOCUMENTS: Final = (
     ChangeJson,
     GaugesJson,
     FlowJson,
+    ScalingJson,
     ExportersJson,
     ReplicasJson,
     PicksJson,
@@ -150,6 +152,12 @@ def _paths() -> dict[str, Schema]:
             "getFlow",
             "Flow control: who waits, for what, the room of each endpoint, and what would be refused now",
             _responses("Flow control", "Flow", s400=_UNKNOWN, s404="no such pool"),
+            _POOL,
+        ),
+        "/v1/scaling": _get(
+            "getScaling",
+            "Demand: how many replicas each pool needs, what determines that, its inputs, and the last hour",
+            _responses("The demand", "Scaling", s400=_UNKNOWN, s404="no such pool"),
             _POOL,
         ),
         "/v1/accelerators": _get(

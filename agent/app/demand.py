@@ -1,0 +1,105 @@
+"""The demand of every pool, computed once a second, as a component."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from agent.app.pool import Pool
+from agent.app.tasks import Task, Tasks
+from agent.clock import Clock
+from agent.config.config import Config
+from agent.config.demand import DemandConfig
+from agent.scaling.demand import DemandSettings
+from agent.scaling.demand_gauges import DemandReport
+from agent.scaling.pool_demand import DemandInputs, PoolDemand
+
+INTERVAL_SECONDS: Final = 1.0
+
+
+class DemandObserver:
+    """Follows the pools. `pools` returns those that exist, `unknown_peers` the replicas of the agent whose part of the
+    held requests is unknown."""
+
+    name = "demand"
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        tasks: Tasks,
+        pools: Callable[[], Mapping[str, Pool]],
+        unknown_peers: Callable[[], Sequence[str]],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._tasks = tasks
+        self._pools = pools
+        self._unknown_peers = unknown_peers
+        self._demands: dict[str, PoolDemand] = {}
+        self._task: Task | None = None
+
+    def reports(self) -> list[DemandReport]:
+        """The demand of each pool."""
+        return [
+            DemandReport(each.pool, each.settings, each.latest, tuple(each.past)) for each in self._demands.values()
+        ]
+
+    async def start(self) -> None:
+        """Begin to follow the pools."""
+        self._task = self._tasks.run("demand", self._follow)
+
+    async def apply(self, config: Config) -> None:
+        """Other settings of the pools; what was learnt stays."""
+        self._config = config
+        for settings in config.pools:
+            found = self._demands.get(settings.name)
+            if found is not None:
+                found.apply(settings_of(settings.demand), settings.demand.capacity)
+
+    def readiness(self) -> list[str]:
+        """Always ready: a demand that is not known yet is withheld."""
+        return []
+
+    async def stop(self, grace: float) -> None:
+        """Follow the pools no more."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def observe(self, now: float) -> None:
+        """Compute the demand of every pool at `now`."""
+        pools, unknown = self._pools(), tuple(self._unknown_peers())
+        for gone in self._demands.keys() - pools.keys():
+            del self._demands[gone]
+        configured = {settings.name: settings.demand for settings in self._config.pools}
+        for name, pool in pools.items():
+            own = configured.get(name)
+            if own is None:
+                continue  # it is being removed
+            demand = self._demands.get(name)
+            if demand is None:
+                demand = self._demands[name] = PoolDemand(name, settings_of(own), own.capacity)
+            source = pool.source
+            known = source is None or source.current or source.known_at is not None
+            loading = 0 if source is None else source.loading
+            inputs = DemandInputs(pool.held_requests, loading, known, unknown)
+            demand.observe(pool.store.snapshot(now), inputs, now)
+
+    async def _follow(self) -> None:
+        while True:
+            self.observe(self._clock.now())
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+
+def settings_of(config: DemandConfig) -> DemandSettings:
+    """The settings of the configuration."""
+    return DemandSettings(
+        config.target,
+        config.kv_target,
+        config.startup_time,
+        config.drain_horizon,
+        config.coverage_floor,
+        config.look_ahead,
+    )
