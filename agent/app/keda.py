@@ -47,7 +47,7 @@ class PoolActivities:
 
     def held(self, pool: str) -> int:
         """The requests that this agent holds for the pool."""
-        return self._pools()[pool].held_requests
+        return self._pools()[pool].held
 
 
 class KedaScaler:

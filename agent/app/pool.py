@@ -346,6 +346,11 @@ class Pool:
         report, terms = self._held.report(now, inputs=inputs), self.terms
         return report._replace(objectives=terms.priorities, model_priorities=terms.by_model)
 
+    @property
+    def held(self) -> int:
+        """Requests that wait."""
+        return self._held.waiting
+
     def set_share(self, share: float) -> None:
         """The part of the endpoints' free slots that this replica may use."""
         self._held.share = share
