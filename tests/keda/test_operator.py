@@ -65,7 +65,7 @@ def scaled_object(namespace: str, scaler: str, **more: Any) -> Object:
             "cooldownPeriod": COOLDOWN_SECONDS,
             "triggers": [
                 trigger("held", "igw_flow_held_requests", "8"),
-                trigger("demand", "igw_demand_replicas", "1"),
+                trigger("running", "igw_pool_running_requests", "1"),
             ],
             **more,
         },
@@ -156,7 +156,6 @@ async def pool(
         "selector": LABELS,
         "targetPorts": [8000],
         "scaleFromZero": True,
-        "demand": {"capacity": 1.0, "startupTime": "1s"},
     }
     kubeconfig = control_plane.folder / "keda.kubeconfig"
     more: dict[str, Any] = {"envoy": {"edsDirectory": str(eds)}, "keda": {"address": "127.0.0.1:0"}}
