@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
@@ -38,14 +38,9 @@ from agent.events import Event
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
 from agent.kube.recorder import EventRecorder
-from agent.scaling.metric_source import StoreMetrics
-from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
-
-# The share of a pool's endpoints that a sum or mean for an autoscaler needs.
-MIN_COVERAGE: Final = 0.8
 
 
 class ListenAddresses(NamedTuple):
@@ -104,14 +99,6 @@ class Agent:
         self._pools = Pools(config, parts, self._publish_pools)
         self.demand = demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
         self._admin_server.state.demands = demand.reports
-        self._keda = KedaScaler(
-            config,
-            PoolActivities(self._pool_map, self._replicas.unknown),
-            StoreMetrics(self._snapshot_of, MIN_COVERAGE, held=self._held_of, demand=demand.value),
-            clock,
-            hook,
-            certificates.keda,
-        )
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
         hook.declare_callers(config.flow_control.callers)
@@ -124,6 +111,15 @@ class Agent:
         )
         self.metrics_api.demand = demand.value
         self.capacity = CapacityKeeper(config, demand, self.lease, self.cluster, clock, tasks, hook)
+        self._keda = KedaScaler(
+            config,
+            PoolActivities(self._pool_map, self._replicas.unknown),
+            self.metrics_api.held_of,
+            self.metrics_api.demand_of,
+            clock,
+            hook,
+            certificates.keda,
+        )
         jobs = [
             Job(
                 "configuration-file",
@@ -218,15 +214,6 @@ class Agent:
 
     def _snapshots(self, now: float) -> list[Snapshot]:
         return [pool.store.snapshot(now) for pool in self.pools.values()]
-
-    def _snapshot_of(self, pool: str, now: float) -> Snapshot:
-        return self.pools[pool].store.snapshot(now)
-
-    def _held_of(self, pool: str, now: float) -> ServedValue | WithheldMetric:
-        """The requests that are held for a pool: the agent's own, which are all of them where it has no peers."""
-        if self.config.replicas.enabled:
-            return WithheldMetric("replica_unknown", "replicas do not report held requests to each other")
-        return ServedValue(float(self.pools[pool].held), now)
 
     def _publish_pools(self) -> None:
         self.instruments.declare_models(name for pool in self.pools.values() for name in pool.declared_models)

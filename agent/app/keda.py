@@ -15,12 +15,14 @@ from agent.events import Event, Hook
 from agent.events.flow import HeldAtZero, RequestHeld
 from agent.events.keda import ScalerCalled
 from agent.scaling.activity import Activity, activity
-from agent.scaling.served_metrics import MetricSource, WithheldMetric
+from agent.scaling.metric_source import PoolValue, StoreMetrics
+from agent.scaling.served_metrics import WithheldMetric
 from agent.serve.grpc.health import HealthService
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
 from agent.serve.keda.service import BROKEN, ERROR, ExternalScalerService
 from agent.serve.tls.server import ServerTls
+from agent.state.snapshot import Snapshot
 
 
 class PoolActivities:
@@ -35,10 +37,13 @@ class PoolActivities:
         """The names of the pools."""
         return self._pools().keys()
 
+    def snapshot(self, pool: str, now: float) -> Snapshot:
+        """The state of the pool's endpoints."""
+        return self._pools()[pool].store.snapshot(now)
+
     def activity(self, pool: str, now: float) -> Activity | WithheldMetric:
         """Whether the pool has requests."""
-        found = self._pools()[pool]
-        return activity(found.store.snapshot(now), found.held, now, self._unknown_peers())
+        return activity(self.snapshot(pool, now), self.held(pool), now, self._unknown_peers())
 
     def held(self, pool: str) -> int:
         """The requests that this agent holds for the pool."""
@@ -47,7 +52,7 @@ class PoolActivities:
 
 class KedaScaler:
     """Serves the external scaler. Without `keda.address` it does nothing. `address` is where it listens, once it is
-    started."""
+    started. `held` returns the requests that all replicas hold for a pool, `demand` its demand in replicas."""
 
     name = "keda"
 
@@ -55,7 +60,8 @@ class KedaScaler:
         self,
         config: Config,
         pools: PoolActivities,
-        source: MetricSource,
+        held: PoolValue,
+        demand: PoolValue,
         clock: Clock,
         hook: Hook,
         tls: ServerTls | None = None,
@@ -65,7 +71,13 @@ class KedaScaler:
         self._hook = hook
         self._tls = tls
         self._listening = False
-        self._service = ExternalScalerService(pools, source, clock.now, hook)
+        self._source = StoreMetrics(
+            pools.snapshot,
+            config.metrics_api.min_coverage,
+            held,
+            demand,
+        )
+        self._service = ExternalScalerService(pools, self._source, clock.now, hook)
         self._health = HealthService(lambda: self._listening, (self._service.name,))
         router = GrpcRouter((self._service, self._health), self._handler_failed)
         self._listener = GrpcListener(router, self._connection_failed, tls)
@@ -91,7 +103,8 @@ class KedaScaler:
         self.address = join_address(split_address(settings.address)[0], port)
 
     async def apply(self, config: Config) -> None:
-        """Nothing: every option of the port needs a restart, and pools are read for each call."""
+        """Take over the coverage that a sum needs. Pools are read for each call, and the port needs a restart."""
+        self._source.min_coverage = config.metrics_api.min_coverage
 
     def readiness(self) -> list[str]:
         """Always ready."""

@@ -84,6 +84,14 @@ class MetricsApi:
         if settings.enabled:
             self._server = self._made(settings)
 
+    def held_of(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """`held` as it is set now, for another port that serves metrics."""
+        return self.held(pool, now)
+
+    def demand_of(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """`demand` as it is set now, for another port that serves metrics."""
+        return self.demand(pool, now)
+
     # -- component ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:

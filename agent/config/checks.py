@@ -272,7 +272,11 @@ def _keda(config: Config, reader: DocumentReader) -> None:
         return
     _tls(keda.tls, "keda.tls", reader)
     others = [(f"pools[{index}].extProcAddress", pool.ext_proc_address) for index, pool in enumerate(config.pools)]
-    others += [("admin.address", config.admin.address), ("replicas.address", config.replicas.address)]
+    others += [
+        ("admin.address", config.admin.address),
+        ("metricsApi.address", config.metrics_api.address),
+        ("replicas.address", config.replicas.address),
+    ]
     for key, address in others:
         if address and _clash(keda.address, address):
             reader.problem_at(

@@ -62,6 +62,12 @@ def test_a_recipe_begins_with_when_to_use_it(recipe: Path) -> None:
     assert recipe.read_text(encoding="utf-8").startswith("# When: ")
 
 
+def test_the_document_lists_the_recipes() -> None:
+    text = (ROOT / "docs" / "tasks" / "autoscale.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([\w-]+\.yaml)` \|", text, re.MULTILINE)
+    assert sorted(listed) == [recipe.name for recipe in RECIPES]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_changes_nothing_for_a_twentieth_and_shrinks_slowly(recipe: Path) -> None:
     for each in documents(recipe):

@@ -19,6 +19,7 @@ from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFa
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
 from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
+from agent.events.keda import PoolActivated, ScalerCalled, ScalerStreams
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
 from agent.events.leases import LeaseChanged, LeaseFailed
 from agent.events.metrics_api import MetricsAccessChecked, MetricsApiProblem, MetricsRead
@@ -118,6 +119,9 @@ EVERYTHING: tuple[Event, ...] = (
     MetricsRead("ok", "", "custom", 0.5),
     MetricsAccessChecked("front_proxy", "allowed"),
     MetricsApiProblem("x"),
+    ScalerCalled("IsActive", "pool", "llm/chat", "ok", ""),
+    PoolActivated("pool", 1, 1),
+    ScalerStreams(1),
     CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
     CertificateNotLoaded("ext_proc", "x"),
     CertificateInvalid("ext_proc", "x"),

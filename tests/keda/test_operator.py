@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
+import yaml
 
 from agent.config.addresses import split_address
 from agent.envoy import process
@@ -40,9 +41,12 @@ pytestmark = pytest.mark.keda
 LABELS: Final = {"app": "chat"}
 RECORDING: Final = ROOT / "tests" / "recordings" / "keda" / f"operator-{programs.version()}.jsonl"
 COOLDOWN_SECONDS: Final = 3
+FALLBACK: Final = yaml.safe_load((ROOT / "deploy" / "hpa" / "keda.yaml").read_text())["spec"]["fallback"]
+# Reads of KEDA, one a second for each trigger: longer than the cool-down and the stabilisation of the HPA (5 s).
+POLLS: Final = 16
 
 
-def scaled_object(namespace: str, scaler: str) -> Object:
+def scaled_object(namespace: str, scaler: str, **more: Any) -> Object:
     """Held requests activate the pool; a replica is to have one running request."""
 
     def trigger(name: str, metric: str, threshold: str) -> Object:
@@ -63,6 +67,7 @@ def scaled_object(namespace: str, scaler: str) -> Object:
                 trigger("held", "igw_flow_held_requests", "8"),
                 trigger("running", "igw_pool_running_requests", "1"),
             ],
+            **more,
         },
     }
 
@@ -77,6 +82,8 @@ class ScaledPool:
     url: str
     client: aiohttp.ClientSession
     proxy: RecordingProxy
+    pods: Pods
+    keda: RunningKeda
     began: float
 
     def note(self, text: str) -> None:
@@ -131,8 +138,16 @@ async def gateway(eds: Path, live: RunningAgent, folder: Path) -> AsyncIterator[
 
 @pytest.fixture
 async def pool(
-    control_plane: ControlPlane, keda: RunningKeda, namespace: str, pod_addresses: PodAddresses, tmp_path: Path
+    control_plane: ControlPlane,
+    keda: RunningKeda,
+    namespace: str,
+    pod_addresses: PodAddresses,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[ScaledPool]:
+    """The parameter, where there is one, is the `fallback` of the ScaledObject."""
+    fallback = getattr(request, "param", None)
+    spec = {"fallback": fallback} if fallback else {}
     eds = tmp_path / "eds"
     eds.mkdir()
     settings = {
@@ -156,10 +171,10 @@ async def pool(
         proxy = RecordingProxy((host, int(port)))
         address = await proxy.start()
         await asyncio.to_thread(control_plane.api.create, deployment(namespace, "chat", 0, LABELS))
-        await asyncio.to_thread(control_plane.api.create, scaled_object(namespace, address))
+        await asyncio.to_thread(control_plane.api.create, scaled_object(namespace, address, **spec))
         url = f"http://127.0.0.1:{envoy.ports['chat']}{CHAT}"
         try:
-            yield ScaledPool(control_plane, namespace, live, url, client, proxy, time.monotonic())
+            yield ScaledPool(control_plane, namespace, live, url, client, proxy, pods, keda, time.monotonic())
         finally:
             path = f"/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects/chat"
             await asyncio.to_thread(control_plane.api.delete, path)
@@ -196,10 +211,11 @@ async def test_a_held_request_starts_the_first_server_within_a_second_load_the_o
 
     seconds = await pool.scaled(lambda replicas: replicas == 0, "back to 0") - idle_at
     print(f"           0 replicas {seconds:.1f} s after it, with a cool-down of {COOLDOWN_SECONDS} s", flush=True)
-    assert (
-        seconds >= COOLDOWN_SECONDS - 1
-    )  # KEDA counts from the last poll that found the pool active, in whole seconds
+    # KEDA counts from the last poll that found the pool active, in whole seconds.
+    assert seconds >= COOLDOWN_SECONDS - 1
 
+    # A request that arrives before may be sent to a pod that ends.
+    await eventually(lambda: not pool.live.endpoints())
     again = asyncio.create_task(pool.request(4))
     await pool.scaled(lambda replicas: replicas == 1, "the next request, 0 -> 1")
     assert await again == 200
@@ -210,3 +226,36 @@ async def test_a_held_request_starts_the_first_server_within_a_second_load_the_o
     if os.environ.get("IGW_RECORD_KEDA"):
         about = {"program": "keda-operator", "version": programs.version(), "test": "tests/keda/test_operator.py"}
         pool.proxy.write(RECORDING, **about)
+
+
+@pytest.mark.parametrize("pool", [None, FALLBACK], ids=["no fallback", "fallback of the recipe"], indirect=True)
+async def test_replicas_stay_while_the_values_are_unknown_and_while_the_agent_is_gone(pool: ScaledPool) -> None:
+    recorder = pool.live.recorder
+    requests = [asyncio.create_task(pool.request(3000)) for _ in range(4)]
+    await pool.scaled(lambda replicas: replicas == 4, "four requests")
+    await eventually(lambda: len(pool.pods.running) == 4)
+    for name in tuple(pool.pods.running):
+        await pool.pods.stop_server(name)
+    pool.note("every model server is gone, and its pod is still ready")
+    await asyncio.gather(*requests, return_exceptions=True)
+
+    def withheld(rpc: str) -> int:
+        return sum(event.rpc == rpc and event.result == "withheld" for event in recorder.of(ScalerCalled))
+
+    before = withheld("GetMetrics")
+    await eventually(lambda: withheld("GetMetrics") >= before + POLLS, 60.0)
+    pool.note(f"{POLLS} reads of KEDA were answered with the reason why there is no value")
+    assert await pool.replicas() == 4
+
+    await pool.live.agent.stop(grace=0)
+    pool.note("the agent is gone")
+    await eventually(lambda: _failed_calls(pool) >= 2 * POLLS, 60.0)
+    pool.note(f"{2 * POLLS} calls of KEDA failed")
+    print(await asyncio.to_thread(pool.kubectl, "get", "hpa,scaledobject"), flush=True)
+    assert await pool.replicas() == 4
+
+
+def _failed_calls(pool: ScaledPool) -> int:
+    """How many calls did not reach the agent, by the log of the operator; a poll makes two or more for each trigger."""
+    lines = pool.keda.log("keda-operator").splitlines()
+    return sum("connection error" in line and f'"{pool.namespace}"' in line for line in lines)
