@@ -152,7 +152,8 @@ class InFlight:
         request = self._requests[work_id] = _QueuedPrefill(now, tokens, self._end)
         busy_until = self._busy_until = max(self._busy_until, now) + tokens / self.rate
         if self._first_tokens >= 0:
-            request.backlog = (busy_until - now) * self.rate
+            if not self.of_peers:  # what a peer has sent is known only after its report
+                request.backlog = (busy_until - now) * self.rate
             self._awaited.append(request)
         self._mean_tokens += (tokens - self._mean_tokens) / 16 if self._mean_tokens else tokens
 
