@@ -38,6 +38,7 @@ from agent.events import Event
 from agent.instruments.hook import Instruments
 from agent.kube.cluster import Cluster
 from agent.kube.recorder import EventRecorder
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.admin.server import AdminServer
 from agent.serve.state.watch import WatchLimits
 from agent.state.snapshot import Snapshot
@@ -97,7 +98,9 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
-        self.demand = demand = DemandObserver(config, clock, tasks, self._pool_map, self._replicas.unknown)
+        self.demand = demand = DemandObserver(
+            config, clock, tasks, self._pool_map, self._replicas.waiting, self._replicas.unknown
+        )
         self._admin_server.state.demands = demand.reports
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
@@ -110,16 +113,18 @@ class Agent:
             config, self._pool_map, self.cluster, clock, tasks, hook, certificates.metrics_api, self.lease
         )
         self.metrics_api.demand = demand.value
+        self.metrics_api.held = self._held
         self.capacity = CapacityKeeper(config, demand, self.lease, self.cluster, clock, tasks, hook)
         self._keda = KedaScaler(
             config,
-            PoolActivities(self._pool_map, self._replicas.unknown),
+            PoolActivities(self._pool_map, self._replicas.waiting, self._replicas.unknown),
             self.metrics_api.held_of,
             self.metrics_api.demand_of,
             clock,
             hook,
             certificates.keda,
         )
+        self._replicas.on_waiting(self._keda.wake)
         jobs = [
             Job(
                 "configuration-file",
@@ -204,6 +209,10 @@ class Agent:
         """An event of a pool, whose held requests wake KEDA."""
         self.instruments(event)
         self._keda.observe(event)
+
+    def _held(self, pool: str, now: float) -> ServedValue | WithheldMetric:
+        """The requests that all replicas hold for a pool."""
+        return self._replicas.held(pool, self._pools.pools[pool].held, now)
 
     def _pool_map(self) -> Mapping[str, Pool]:
         return self._pools.pools

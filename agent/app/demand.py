@@ -21,8 +21,8 @@ INTERVAL_SECONDS: Final = 0.5
 
 
 class DemandObserver:
-    """Follows the pools. `pools` returns those that exist, `unknown_peers` the replicas of the agent whose part of the
-    held requests is unknown."""
+    """Follows the pools. `pools` returns those that exist, `held_by_peers` the requests that other replicas of the
+    agent hold for a pool, `unknown_peers` those whose part of them is unknown."""
 
     name = "demand"
 
@@ -32,12 +32,14 @@ class DemandObserver:
         clock: Clock,
         tasks: Tasks,
         pools: Callable[[], Mapping[str, Pool]],
+        held_by_peers: Callable[[str], int],
         unknown_peers: Callable[[], Sequence[str]],
     ) -> None:
         self._config = config
         self._clock = clock
         self._tasks = tasks
         self._pools = pools
+        self._held_by_peers = held_by_peers
         self._unknown_peers = unknown_peers
         self._demands: dict[str, PoolDemand] = {}
         self._restored: dict[str, tuple[float, float]] = {}
@@ -111,7 +113,7 @@ class DemandObserver:
             source = pool.source
             known = source is None or source.current or source.known_at is not None
             loading = 0 if source is None else source.loading
-            inputs = DemandInputs(pool.held, loading, known, unknown)
+            inputs = DemandInputs(pool.held + self._held_by_peers(name), loading, known, unknown)
             demand.observe(pool.store.snapshot(now), inputs, now)
 
     async def _follow(self) -> None:

@@ -26,11 +26,17 @@ from agent.state.snapshot import Snapshot
 
 
 class PoolActivities:
-    """The pools as the external scaler reads them. `unknown_peers` are the replicas of the agent whose part of a sum is
-    unknown."""
+    """The pools as the external scaler reads them. `held_by_peers` returns the requests that other replicas hold for a
+    pool; `unknown_peers` are those whose part of a sum is unknown."""
 
-    def __init__(self, pools: Callable[[], Mapping[str, Pool]], unknown_peers: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        pools: Callable[[], Mapping[str, Pool]],
+        held_by_peers: Callable[[str], int],
+        unknown_peers: Callable[[], Sequence[str]],
+    ) -> None:
         self._pools = pools
+        self._held_by_peers = held_by_peers
         self._unknown_peers = unknown_peers
 
     def names(self) -> Collection[str]:
@@ -46,8 +52,8 @@ class PoolActivities:
         return activity(self.snapshot(pool, now), self.held(pool), now, self._unknown_peers())
 
     def held(self, pool: str) -> int:
-        """The requests that this agent holds for the pool."""
-        return self._pools()[pool].held
+        """The requests that all known replicas hold for the pool."""
+        return self._pools()[pool].held + self._held_by_peers(pool)
 
 
 class KedaScaler:
@@ -67,6 +73,7 @@ class KedaScaler:
         tls: ServerTls | None = None,
     ) -> None:
         self.address = ""
+        self._pools = pools
         self._settings = config.keda
         self._hook = hook
         self._tls = tls
@@ -86,6 +93,11 @@ class KedaScaler:
         """An event of flow control: a held request reaches KEDA with it."""
         if type(event) is RequestHeld or type(event) is HeldAtZero:
             self._service.wake(event.pool)
+
+    def wake(self, pool: str) -> None:
+        """Another replica holds requests for the pool."""
+        if pool in self._pools.names():
+            self._service.wake(pool)
 
     async def start(self) -> None:
         """Listen. Raises CannotStart."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from agent.app.certificates import load
 from agent.app.component import CannotStart
@@ -41,14 +40,13 @@ from agent.serve.tls.files import CertificatePair, TlsProblem
 from agent.serve.tls.server import ServerTls
 
 Pools = Callable[[], Mapping[str, Pool]]
-_NOT_EXCHANGED: Final = WithheldMetric("replica_unknown", "the requests held by other replicas are not known here")
 
 
 class MetricsApi:
     """A component; without `metricsApi.address` it does nothing. `address` is where it listens, once it is started.
 
     `held` returns the requests that all replicas hold for a pool, `demand` its demand in replicas; both may be replaced
-    before the start. Until then the held requests are those of this replica, and withheld where there may be others.
+    before the start. Until then the held requests are those of this replica.
     """
 
     name = "metrics-api"
@@ -247,8 +245,6 @@ class MetricsApi:
         return self._own_namespace
 
     def _own_held(self, pool: str, now: float) -> ServedValue | WithheldMetric:
-        if self._config.replicas.enabled:
-            return _NOT_EXCHANGED
         return ServedValue(float(self._pools()[pool].flow_report(now).requests), now)
 
 

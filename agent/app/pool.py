@@ -177,6 +177,7 @@ class Pool:
             random.random,
             parts.hook,
         )
+        self._held.on_waiting = self._sharing.waiting
         self._pick = PickStage(
             self.store,
             self.index,

@@ -28,6 +28,7 @@ from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.peers import Peers
 from agent.replicas.service import OwnIdentity, PoolKnowledge, ReplicaService
 from agent.requests.sharing import NOT_SHARED, Sharing
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
 from agent.serve.tls.server import REPLICAS, ServerTls
@@ -107,6 +108,22 @@ class Replicas:
         if self._unresolved:
             found.append(self._unresolved)
         return found + self._not_followed()
+
+    def held(self, pool: str, own: int, now: float) -> ServedValue | WithheldMetric:
+        """The requests that all replicas hold for a pool, `own` here; withheld while the part of a peer is unknown. It
+        is as old as the oldest report of a peer."""
+        unknown = self.unknown()
+        if unknown:
+            return WithheldMetric("replica_unknown", "; ".join(unknown))
+        return ServedValue(float(own + self._peers.waiting(pool)), min(now, self._peers.oldest_report))
+
+    def waiting(self, pool: str) -> int:
+        """The requests that the known peers hold for a pool."""
+        return self._peers.waiting(pool)
+
+    def on_waiting(self, call: Callable[[str], None]) -> None:
+        """Call this with a pool for which a peer holds its first requests."""
+        self._peers.on_waiting = call
 
     # -- component ---------------------------------------------------------------------------------------------------
 

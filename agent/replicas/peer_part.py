@@ -45,6 +45,7 @@ class _PoolPart:
     def __init__(self) -> None:
         self.target: PoolTarget | None = None
         self.requests: dict[int, int] = {}
+        self.waiting = 0
         self.logs = False
 
     def check(self, report: PoolReport, *, full: bool) -> None:
@@ -69,6 +70,7 @@ class _PoolPart:
     def apply(self, report: PoolReport, target: PoolTarget | None, now: float, *, full: bool) -> None:
         """Apply a report that was checked."""
         self._set_target(target, now)
+        self.waiting = report.waiting
         if full:
             self._end(tuple(self.requests), now)
         if target is None:
@@ -120,6 +122,7 @@ class _PoolPart:
             self._end(tuple(self.requests), now)
             self._set_logs(self.target, opened=False)
         self.requests.clear()
+        self.waiting = 0
 
     def _set_target(self, target: PoolTarget | None, now: float) -> None:
         """The pool may have come, gone or been replaced here since the last report."""
@@ -127,9 +130,10 @@ class _PoolPart:
         if (before is None) != (target is None) or (
             before is not None and target is not None and before.store is not target.store
         ):
-            known = tuple(self.requests)
+            known, waiting = tuple(self.requests), self.waiting
             self.drop(now)
             self.requests = dict.fromkeys(known, _NOT_HERE)
+            self.waiting = waiting
         self.target = target
 
     def _end(self, ids: Iterable[int], now: float) -> None:
@@ -167,6 +171,11 @@ class PeerPart:
     def in_flight(self) -> Mapping[str, int]:
         """Requests in flight of the peer, by pool."""
         return {name: len(part.requests) for name, part in self._pools.items()}
+
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """Requests that flow control of the peer holds, by pool; pools without are left out."""
+        return {name: part.waiting for name, part in self._pools.items() if part.waiting}
 
     def begin(self) -> None:
         """A new stream begins; its first report replaces what is known."""

@@ -34,6 +34,10 @@ MIN_REPORT_SECONDS: Final = 0.005
 MAX_PEERS: Final = 64
 
 
+def _ignore(pool: str) -> None:
+    """No reader waits for held requests."""
+
+
 class _Peer:
     """One address."""
 
@@ -70,6 +74,7 @@ class Peers:
         self._clock = clock
         self._hook = hook
         self._peers: dict[str, _Peer] = {}
+        self.on_waiting: Callable[[str], None] = _ignore  # a peer holds the first requests for a pool
 
     def set_addresses(self, addresses: Iterable[str]) -> None:
         """Follow the replicas at these addresses, at most MAX_PEERS. The part of one that is no more listed is over."""
@@ -116,6 +121,16 @@ class Peers:
             )
             for _, peer in sorted(self._peers.items())
         ]
+
+    def waiting(self, pool: str) -> int:
+        """The requests that flow control of the peers holds for a pool, those whose part is unknown left out."""
+        return sum(peer.part.waiting.get(pool, 0) for peer in self._peers.values())
+
+    @property
+    def oldest_report(self) -> float:
+        """When the peer that reports and has not done so for longest has last reported; infinite without one."""
+        reports = [peer.reported_at for peer in self._peers.values() if peer.state == REPORTING]
+        return min((at for at in reports if at is not None), default=float("inf"))
 
     def unknown(self) -> list[str]:
         """The peers whose part is unknown, one phrase each."""
@@ -183,7 +198,10 @@ class Peers:
                 if report.goodbye:
                     return False
                 now = self._clock.now()
+                before = peer.part.waiting
                 peer.part.apply(report, now)
+                for pool in peer.part.waiting.keys() - before.keys():
+                    self.on_waiting(pool)
                 since, peer.reported_at = peer.reported_at, now
                 if peer.state != REPORTING:
                     self._set(peer, REPORTING, "", "")

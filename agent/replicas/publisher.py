@@ -12,6 +12,7 @@ from agent.replicas.report import (
     MAX_ENDPOINTS,
     MAX_EVENTS,
     MAX_REQUESTS,
+    MAX_WAITING,
     Emptied,
     EndpointBlocks,
     MovedRequest,
@@ -58,6 +59,7 @@ class PoolPublisher:
         self._wake = wake
         self._in_flight: dict[int, _InFlight] = {}
         self._logs = 0
+        self._waiting = 0
         self._changed = False
         self._clear()
 
@@ -132,6 +134,11 @@ class PoolPublisher:
         self._logs = count
         self._note()
 
+    def waiting(self, count: int) -> None:
+        """Flow control holds so many requests here."""
+        self._waiting = min(MAX_WAITING, count)
+        self._note()
+
     # -- reports -----------------------------------------------------------------------------------------------------
 
     def listen(self, *, listened: bool) -> None:
@@ -159,6 +166,7 @@ class PoolPublisher:
             self._withdrawn,
             self._emptied,
             self._logged,
+            waiting=self._waiting,
         )
         self._clear()
         return report
@@ -196,7 +204,15 @@ class PoolPublisher:
             if address in places or len(places) < MAX_ENDPOINTS
         ]
         return PoolReport(
-            self.pool, self._blocks, len(started), self._logs, list(places), started, rates=rates, held=blocks
+            self.pool,
+            self._blocks,
+            len(started),
+            self._logs,
+            list(places),
+            started,
+            rates=rates,
+            held=blocks,
+            waiting=self._waiting,
         )
 
     # -- within ------------------------------------------------------------------------------------------------------

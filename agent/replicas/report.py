@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 # Replicas exchange reports where both have this number. It changes with the layout of a report.
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 SERVICE: Final = "igw.replicas.v1.Replicas"
 METHOD: Final = "Exchange"
 
@@ -31,6 +31,7 @@ MAX_REPORT_BYTES: Final = 8 << 20
 MAX_POOLS: Final = 256
 MAX_ENDPOINTS: Final = 20_000  # of a pool, in one report
 MAX_REQUESTS: Final = 100_000  # of a pool in flight at one replica; more are not reported
+MAX_WAITING: Final = 100_000_000  # requests that one replica holds for a pool
 MAX_EVENTS: Final = 50_000  # of one kind, of a pool, in one report
 MAX_CHAIN_BYTES: Final = 1 << 20  # of one prompt: 131,072 blocks
 MAX_ID: Final = (1 << 63) - 1
@@ -136,7 +137,8 @@ class PoolReport(Struct, array_like=True):
 
     `in_flight` is the number of the sender's requests after this report; `logs` the open access log streams there.
     `withdrawn` are blocks that an endpoint did not prefill after all; `held` those that the endpoints hold by the
-    sender's index, the oldest first, for a replica that has just started.
+    sender's index, the oldest first, for a replica that has just started. `waiting` is the number of requests that flow
+    control of the sender holds.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=63)]
@@ -153,6 +155,7 @@ class PoolReport(Struct, array_like=True):
     logged: Annotated[list[SharedLogEntry], Meta(max_length=MAX_EVENTS)] = []
     rates: Annotated[list[SharedRate], Meta(max_length=MAX_ENDPOINTS)] = []
     held: Annotated[list[EndpointBlocks], Meta(max_length=MAX_ENDPOINTS)] = []
+    waiting: Annotated[int, Meta(ge=0, le=MAX_WAITING)] = 0
 
 
 class PeerReport(Struct, array_like=True):

@@ -161,6 +161,8 @@ class HeldRequests:
         store.on_restart.append(self._restarted)
         self._sent_last: set[str] = set()  # endpoints to which this agent has sent after a peer, and no peer since
         self._shared: set[str] = set()  # endpoints to which a peer has sent
+        self.on_waiting: Callable[[int], None] = _ignore_count  # how many requests are held, after each change
+        self._counted = 0
         store.on_peer_started.append(self._peer_started)
 
     @property
@@ -278,6 +280,7 @@ class HeldRequests:
         if result is WAIT and not ticket.pending:  # its client left while others were resumed
             self.cancelled(ticket, now)
         self._plan_wake()
+        self._count_waiting()
         return result
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
@@ -289,6 +292,7 @@ class HeldRequests:
         for outcome in self._control.cancel(request, now):
             self._deliver(outcome, now)
         self._plan_wake()
+        self._count_waiting()
 
     def sent(self, address: str, prompt_tokens: int, now: float) -> None:
         """A request was sent to the endpoint."""
@@ -329,6 +333,7 @@ class HeldRequests:
         finally:
             self._woken_at = FOREVER
             self._plan_wake()
+            self._count_waiting()
 
     def apply(self, settings: HoldingSettings) -> None:
         """Replace the settings. Requests that are held stay; where none are held any more, they are dispatched."""
@@ -341,6 +346,7 @@ class HeldRequests:
         """Refuse every held request. One that arrives from now on is dispatched where there is room, else refused."""
         for outcome in self._control.shut_down(now):
             self._deliver(outcome, now)
+        self._count_waiting()
 
     # -- within: what the routing state reports ----------------------------------------------------------------------
 
@@ -380,6 +386,12 @@ class HeldRequests:
         if self._woken_at != _LONG_AGO:
             self._woken_at = _LONG_AGO
             self._wake(_LONG_AGO)
+
+    def _count_waiting(self) -> None:
+        waiting = self._control.waiting
+        if waiting != self._counted:
+            self._counted = waiting
+            self.on_waiting(waiting)
 
     def _plan_wake(self) -> None:
         control = self._control
@@ -595,6 +607,10 @@ class HeldRequests:
                 request.tokens,
             )
         )
+
+
+def _ignore_count(count: int) -> None:
+    """No other replica is to know it."""
 
 
 def _no_limit(view: EndpointView, evidence: Evidence, limits: RoomLimits, now: float) -> Room:

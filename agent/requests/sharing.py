@@ -48,6 +48,10 @@ class Sharing(Protocol):
         """The proxy has so many access log streams open here."""
         ...
 
+    def waiting(self, count: int) -> None:
+        """Flow control holds so many requests here."""
+        ...
+
 
 class NotShared:
     """There are no peers."""
@@ -76,6 +80,9 @@ class NotShared:
         """Nothing."""
 
     def logs(self, count: int) -> None:
+        """Nothing."""
+
+    def waiting(self, count: int) -> None:
         """Nothing."""
 
 

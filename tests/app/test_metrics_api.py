@@ -142,7 +142,7 @@ async def test_discovery_is_answered_while_all_servers_are_dead_and_before_the_f
         await live.agent.stop(grace=0)
 
 
-async def test_held_requests_are_withheld_while_other_replicas_may_hold_some(file: Path) -> None:
+async def test_held_requests_are_withheld_while_the_part_of_a_replica_is_unknown(file: Path) -> None:
     async with servers(1) as targets:
         write(
             file, document(targets, more="replicas: {address: '127.0.0.1:0', peers: ['127.0.0.1:1', '127.0.0.2:1']}\n")
@@ -150,7 +150,7 @@ async def test_held_requests_are_withheld_while_other_replicas_may_hold_some(fil
         async with running(file) as live:
             answer = await read(live, EXTERNAL)
             assert answer.status == 503
-            assert "the requests held by other replicas are not known here" in answer.document["message"]
+            assert "127.0.0.1:1 (silent" in answer.document["message"]
 
 
 async def test_a_port_in_use_is_named_with_its_option(file: Path) -> None:

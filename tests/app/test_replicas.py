@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc.aio
 import pytest
 from envoy.service.accesslog.v3 import als_pb2
 
@@ -31,12 +32,16 @@ from agent.replicas.report import (
     encode_hello,
     prove,
 )
+from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.access_log import SERVICE as LOG_SERVICE
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import BidiMethod, GrpcMethod, GrpcRouter
 from agent.serve.grpc.status import StatusCode
+from agent.serve.keda.messages import SERVICE as KEDA
 from tests.app.live import Live, document, running, servers
+from tests.app.test_flow_views import hold
+from tests.scaler.calls import read, request
 from tests.scrape.authority import Authority
 from tests.waiting import eventually, found
 
@@ -90,13 +95,15 @@ class ReplicaFleet:
         self.token = folder / "token"
         self.token.write_text(SECRET)
         self._stack = stack
+        self.of_pool = ""  # further lines of the pool
+        self.more = ""  # further sections
 
     def config(self, host: str, peers: str, more: str = "") -> Path:
         path = self.folder / f"{host}.yaml"
         section = (
             f"replicas: {{address: '{host}:{self.port}', name: replica-{host[-1]}, staleAfter: 1.5s, {peers}{more}}}"
         )
-        path.write_text(document(self.endpoints, section))
+        path.write_text(document(self.endpoints, f"{self.of_pool}{section}\n{self.more}"))
         return path
 
     def listed(self, *hosts: str, token: str = "") -> str:
@@ -181,6 +188,55 @@ async def test_what_one_replica_has_in_flight_counts_at_the_other_until_it_ends(
     await call.done_writing()
     await eventually(lambda: of_peers(second) == 0)
     await known(second, 0)
+
+
+async def test_what_one_replica_holds_is_the_same_number_at_both_and_in_the_demand_until_it_leaves(
+    fleet: ReplicaFleet,
+) -> None:
+    fleet.more = "flowControl: {saturationDetector: {type: concurrency, maxConcurrency: 1}}"
+    fleet.endpoints = fleet.endpoints[:1]
+    first, second = await fleet.pair()
+
+    def held(live: Live) -> float | str:
+        found = live.agent.metrics_api.held_of("default", live.clock.now())
+        return found.value if isinstance(found, ServedValue) else found.reason
+
+    def demanded(live: Live) -> float | None:
+        (report,) = live.agent.demand.reports()
+        return None if report.latest is None else report.latest.decision.use.held
+
+    busy, _ = await first.send_request("busy")
+    held_call = await hold(first, "waits")
+    await eventually(lambda: (held(first), held(second)) == (1.0, 1.0))
+    await eventually(lambda: (demanded(first), demanded(second)) == (1.0, 1.0))
+    await busy.done_writing()
+    await eventually(lambda: (held(first), held(second)) == (0.0, 0.0))
+    held_call.cancel()
+
+
+async def test_a_request_that_one_replica_holds_reaches_the_stream_that_keda_has_at_another(
+    fleet: ReplicaFleet,
+) -> None:
+    fleet.endpoints = []
+    fleet.of_pool, fleet.more = "  scaleFromZero: true\n", "keda: {address: '127.0.0.1:0'}"
+    first, second = await fleet.pair()
+    metadata = {"metric": "igw_flow_held_requests", "threshold": "8"}
+    async with grpc.aio.insecure_channel(second.agent.keda_address) as channel:
+        stream = channel.unary_stream(f"/{KEDA}/StreamIsActive")(request("StreamIsActive", metadata))
+        assert (await read(stream)).result is False
+        held_call = await hold(first, "first")
+        assert (await read(stream)).result is True
+        held_call.cancel()
+        assert (await read(stream)).result is False
+
+
+async def test_the_held_requests_of_all_are_withheld_while_a_replica_is_silent(fleet: ReplicaFleet) -> None:
+    alone = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1", "127.0.0.2"))
+    await withheld(alone, f"127.0.0.2:{fleet.port}")
+    found = alone.agent.metrics_api.held_of("default", alone.clock.now())
+    assert isinstance(found, WithheldMetric)
+    assert found.reason == "replica_unknown"
+    assert f"127.0.0.2:{fleet.port}" in found.detail
 
 
 async def test_a_prompt_goes_where_the_other_replica_sent_its_beginning(fleet: ReplicaFleet) -> None:

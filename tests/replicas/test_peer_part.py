@@ -84,6 +84,27 @@ def test_after_each_report_a_replica_counts_the_requests_of_its_peer_where_the_p
     assert all(found == (0, 0) for found in pair.b.requests(now).values())
 
 
+def test_a_replica_knows_how_many_requests_its_peer_holds_until_the_peer_is_unknown() -> None:
+    pair = ReplicaPair()
+    pair.a.publisher.waiting(3)
+    pair.begin()
+    assert pair.part.waiting == {"pool": 3}
+    pair.a.publisher.waiting(5)
+    pair.exchange(0.1)
+    assert pair.part.waiting == {"pool": 5}
+    pair.b.target = None  # the pool goes here, and comes again
+    pair.a.publisher.waiting(2)
+    pair.exchange(0.2)
+    assert pair.part.waiting == {"pool": 2}
+    pair.a.publisher.waiting(0)
+    pair.exchange(0.3)
+    assert pair.part.waiting == {}
+    pair.a.publisher.waiting(1)
+    pair.exchange(0.4)
+    pair.part.drop(0.5)
+    assert pair.part.waiting == {}
+
+
 def test_the_backlog_of_a_peers_requests_delays_a_pick_as_ones_own_does() -> None:
     pair = ReplicaPair()
     pair.begin()
