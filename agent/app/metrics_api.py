@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from agent.app.certificates import load
 from agent.app.component import CannotStart
@@ -25,10 +27,8 @@ from agent.kube.authn.access import Access
 from agent.kube.authn.identity import Trust
 from agent.kube.authn.review_client import ReviewClient
 from agent.kube.authn.standing_groups import StandingGroups
-from agent.kube.authn.trust_source import TrustSource
 from agent.kube.cluster import Cluster, own_namespace
 from agent.kube.errors import NoCluster
-from agent.kube.serving_certificate import ServingCertificate, ServingPlace
 from agent.scaling.metric_source import PoolValue, StoreMetrics, not_computed
 from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.http.server import CannotListen
@@ -38,6 +38,10 @@ from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL, VERSIONS
 from agent.serve.metrics_api.server import MetricsApiServer, MetricsView
 from agent.serve.tls.files import CertificatePair, TlsProblem
 from agent.serve.tls.server import ServerTls
+
+if TYPE_CHECKING:  # they need the package `cryptography`, which only the extras install
+    from agent.kube.authn.trust_source import TrustSource
+    from agent.kube.serving_certificate import ServingCertificate
 
 Pools = Callable[[], Mapping[str, Pool]]
 
@@ -97,6 +101,11 @@ class MetricsApi:
         known its requests are refused, and the port's own /readyz says so."""
         if self._server is None:
             return
+        if self._trust is None and self._settings.auth == KUBERNETES:
+            raise CannotStart(
+                f"metricsApi.auth: {KUBERNETES} needs packages that are not installed; "
+                "pip install 'inference-gateway-agent[kubernetes]', or write auth: none"
+            )
         configured = self._settings.address
         check_address(configured, "metrics API address", "metricsApi.address")
         if self._tls is not None:
@@ -139,7 +148,9 @@ class MetricsApi:
     def _made(self, settings: MetricsApiConfig) -> MetricsApiServer:
         groups = tuple(name for name, on in ((CUSTOM, settings.custom), (EXTERNAL, settings.external)) if on)
         authorize: ApiAccess | None = None
-        if settings.auth == KUBERNETES:
+        if settings.auth == KUBERNETES and find_spec("cryptography") is not None:
+            from agent.kube.authn.trust_source import TrustSource
+
             self._trust = TrustSource(self._cluster, self._trust_changed)
             reviews = ReviewClient(self._cluster, (), self._clock)
             access = Access(reviews, StandingGroups(reviews), self._clock, self._checked, self._trusted)
@@ -163,6 +174,8 @@ class MetricsApi:
 
     async def _certificate(self) -> ServingCertificate:
         """What keeps the port's certificate. Raises CannotStart."""
+        from agent.kube.serving_certificate import ServingCertificate, ServingPlace
+
         namespace = await asyncio.to_thread(lease_namespace, self._config)
         if not namespace:
             raise CannotStart("metricsApi.service: the agent runs outside a cluster; set kubernetes.lease.namespace")

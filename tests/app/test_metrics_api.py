@@ -153,6 +153,18 @@ async def test_held_requests_are_withheld_while_the_part_of_a_replica_is_unknown
             assert "127.0.0.1:1 (silent" in answer.document["message"]
 
 
+async def test_the_mode_kubernetes_without_its_packages_is_refused_with_what_to_install(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.app.metrics_api.find_spec", lambda _name: None)
+    text = document([]).replace("endpoints:", "endpoints: []")
+    write(file, text.replace("auth: none", "auth: kubernetes"))
+    live = Live(file)
+    with pytest.raises(CannotStart, match=r"pip install 'inference-gateway-agent\[kubernetes\]'"):
+        await live.agent.start()
+    await live.agent.stop(grace=0)
+
+
 async def test_a_port_in_use_is_named_with_its_option(file: Path) -> None:
     async with servers(1) as targets:
         taken = targets[0].address
