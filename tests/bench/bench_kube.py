@@ -34,6 +34,7 @@ import grpc.aio
 import orjson
 
 from tests.bench.bench_peers import measure
+from tests.bench.figure_table import FigureTable
 from tests.bench.kube_fleet import NAMESPACE, POOL, KubePods
 from tests.bench.loop_pauses import stopped
 from tests.bench.machine_speed import MachineSpeed
@@ -46,7 +47,6 @@ from tests.bench.programs import (
     missing,
     prepare_process,
 )
-from tests.bench.table import Column, Table
 from tests.cluster import programs
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.schemas import CRDS, manifests
@@ -154,23 +154,6 @@ class BenchAgent:
     def ready(self) -> bool:
         """Whether it answers that it is ready."""
         return answers(f"http://{self.admin}/readyz")
-
-
-class FigureTable:
-    """The table, printed row by row, or kept for JSON."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.figures: list[dict[str, Any]] = []
-        self._table = (
-            None if quiet else Table([Column("", 66), Column("figure", 9, ".4g"), Column("bar", 6, "g"), Column("", 6)])
-        )
-
-    def row(self, what: str, figure: float, maximum: float | None = None) -> None:
-        """One figure."""
-        verdict = "" if maximum is None else "met" if figure <= maximum else "MISSED"
-        self.figures.append({"what": what, "figure": figure, "bar": maximum, "verdict": verdict})
-        if self._table is not None:
-            self._table.row(what, figure, maximum, verdict)
 
 
 class Bench:
