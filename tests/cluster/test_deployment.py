@@ -104,9 +104,13 @@ def test_all_selectors_select_the_pods(objects: list[Object]) -> None:
                 assert spec["podSelector"]["matchLabels"] == labels
 
 
-def test_the_role_of_the_lease_names_the_lease_of_the_configuration(objects: list[Object], config: Config) -> None:
-    (rule,) = (rule for rule in only(objects, "Role")["rules"] if "resourceNames" in rule)
-    assert rule["resourceNames"] == [config.kubernetes.lease.name]
+def test_the_role_of_the_lease_names_the_lease_and_the_capacities_of_the_configuration(
+    objects: list[Object], config: Config
+) -> None:
+    rules = [rule for rule in only(objects, "Role")["rules"] if "resourceNames" in rule]
+    lease = config.kubernetes.lease.name
+    named = {resource: rule["resourceNames"] for rule in rules for resource in rule["resources"]}
+    assert named == {"leases": [lease], "configmaps": [f"{lease}-capacity"]}
     assert config.kubernetes.lease == LeaseConfig()
     assert config.kubernetes.lease.namespace == ""  # that of the agent, in which the Role is
 

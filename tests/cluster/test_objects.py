@@ -337,6 +337,7 @@ WRITE = [
         "resources": ["inferenceobjectives/status", "inferencemodelrewrites/status"],
         "verbs": ["patch"],
     },
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "patch", "create"]},
 ]
 
 
