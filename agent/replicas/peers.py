@@ -21,7 +21,7 @@ from agent.events import Hook
 from agent.events.replicas import PeerChanged, PeerFailed, PeersCounted
 from agent.replicas.client import PeerAccess, PeerProblem, PeerStream
 from agent.replicas.peer_part import PeerPart, PoolTarget
-from agent.replicas.report import BadReport
+from agent.replicas.report import BadReport, Hello
 from agent.replicas.service import OwnIdentity
 from agent.state.replicas import LEFT, REASONS, REFUSED, REPORTING, SELF, SILENT, STATES, PeerView
 
@@ -180,23 +180,17 @@ class Peers:
                 peer.instance, peer.name = hello.instance, hello.name
                 self._set(peer, SELF, "", "")
                 return True
-            twin = next(
-                (
-                    each
-                    for each in self._peers.values()
-                    if each is not peer and each.instance == hello.instance and each.state == REPORTING
-                ),
-                None,
-            )
-            if twin is not None:
-                detail = f"{twin.address} is the same replica, {hello.name or hello.instance}: list each replica once"
-                raise PeerProblem("duplicate", detail)
+            self._refuse_twin(peer, hello)
             peer.instance, peer.name, peer.software = hello.instance, hello.name, hello.software
             peer.part.begin()
+            begun = False
             while True:
                 report = await stream.report(self._stale_after)
                 if report.goodbye:
                     return False
+                if not begun:
+                    self._refuse_twin(peer, hello)  # two addresses of it may have been greeted at the same time
+                    begun = True
                 now = self._clock.now()
                 before = peer.part.waiting
                 peer.part.apply(report, now)
@@ -209,6 +203,13 @@ class Peers:
                     await asyncio.sleep(MIN_REPORT_SECONDS)
         finally:
             await stream.close()
+
+    def _refuse_twin(self, peer: _Peer, hello: Hello) -> None:
+        """Raises PeerProblem where another address reports as the same replica."""
+        for each in self._peers.values():
+            if each is not peer and each.instance == hello.instance and each.state == REPORTING:
+                detail = f"{each.address} is the same replica, {hello.name or hello.instance}: list each replica once"
+                raise PeerProblem("duplicate", detail)
 
     def _failed(self, peer: _Peer, reason: str, detail: str) -> None:
         self._hook(PeerFailed(peer.address, reason))
