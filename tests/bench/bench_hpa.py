@@ -80,7 +80,7 @@ def rank(values: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
-def age_at_most(admin: int, part: float) -> float:
+def age_bound(admin: int, part: float) -> float:
     """The bound of the bucket in which the age of this part of the reads lies; infinite above the last one."""
     with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics") as response:
         page = response.read().decode()
@@ -124,9 +124,9 @@ def measure(table: FigureTable, count: int, reads: int, interval: str) -> None:
         items = len(json.loads(body)["items"])
         what = f"{items:,} pods, scraped every {interval}"
         table.row(
-            f"age of the oldest value of a read of {what}: p99 at most, s", age_at_most(admin, 0.99), BAR_AGE_SECONDS
+            f"age of the oldest value of a read of {what}: p99 at most, s", age_bound(admin, 0.99), BAR_AGE_SECONDS
         )
-        table.row("  p50 at most, s", age_at_most(admin, 0.5))
+        table.row("  p50 at most, s", age_bound(admin, 0.5))
         table.row(f"a read of {items:,} pods over TLS: p50, ms", rank(times, 0.5) * 1e3)
         table.row("  p99, ms", rank(times, 0.99) * 1e3, BAR_LIST_MS)
         table.row("  CPU time of the agent, ms", spent / reads * 1e3)
