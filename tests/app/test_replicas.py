@@ -209,8 +209,11 @@ async def test_what_one_replica_holds_is_the_same_number_at_both_and_in_the_dema
     held_call = await hold(first, "waits")
     await eventually(lambda: (held(first), held(second)) == (1.0, 1.0))
     await eventually(lambda: (demanded(first), demanded(second)) == (1.0, 1.0))
+    assert first.pool.held == 1
+    assert second.pool.held == 0  # the number is that of the other one
     await busy.done_writing()
     await eventually(lambda: (held(first), held(second)) == (0.0, 0.0))
+    assert first.pool.held == 0
     held_call.cancel()
 
 
