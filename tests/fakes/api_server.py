@@ -79,6 +79,7 @@ class FakeApiServer:
         self.authorizations: list[str] = []
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._stopped = False
 
     @property
     def url(self) -> str:
@@ -87,10 +88,12 @@ class FakeApiServer:
 
     async def start(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self._stopped = False
 
     async def stop(self) -> None:
         for watch in self.watches:
             watch.closed.set()
+        self._stopped = True
         if self._server is not None:
             self._server.close()
         for writer in tuple(self._writers):
@@ -116,6 +119,9 @@ class FakeApiServer:
         return str(path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._stopped:  # accepted before the port was closed
+            writer.transport.abort()
+            return
         self._writers.add(writer)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:

@@ -97,12 +97,12 @@ class ModelServer:
 
     async def stop(self) -> None:
         """Close the port and reset every connection."""
-        if self._server is not None:
-            self._server.close()
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
             for writer in list(self.writers):
                 writer.transport.abort()
-            await self._server.wait_closed()
-            self._server = None
+            await server.wait_closed()
 
     def pause(self) -> None:
         """Answer no request until `resume`."""
@@ -117,6 +117,9 @@ class ModelServer:
         return writer.is_closing() or writer not in self.writers or self.writers[writer].at_eof()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # accepted before the port was closed
+            writer.transport.abort()
+            return
         self.connections += 1
         self.writers[writer] = reader
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import grpc.aio
 import pytest
 
-from agent.serve.grpc.listener import GrpcListener
+from agent.serve.grpc.listener import GrpcListener, GrpcProtocol
 from agent.serve.grpc.router import GrpcRouter
 from tests.grpc.services import ECHO, MAX_MESSAGE_BYTES, EchoService
 from tests.waiting import eventually
@@ -111,3 +112,13 @@ async def test_after_goaway_open_calls_continue_and_new_connections_are_refused(
         await asyncio.open_connection("127.0.0.1", echo.port)
     await bidi.done_writing()
     assert await bidi.code() is grpc.StatusCode.OK
+
+
+async def test_a_connection_accepted_before_the_end_and_opened_after_it_is_aborted(echo: EchoServer) -> None:
+    late = GrpcProtocol(echo.listener)
+    echo.listener.goaway()
+    transport = Mock(spec=asyncio.Transport)
+    late.connection_made(transport)
+    transport.abort.assert_called_once_with()
+    late.connection_lost(None)
+    assert not echo.listener.protocols

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import socket
@@ -25,17 +26,18 @@ WORKERS = 6
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free at both addresses."""
-    ports: list[int] = []
-    while len(ports) < count:
-        with socket.create_server((HOSTS[0], 0)) as first:
+    """Different ports that are free at both addresses."""
+    with contextlib.ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            first = held.enter_context(socket.create_server((HOSTS[0], 0)))
             port = int(first.getsockname()[1])
             try:
-                socket.create_server((HOSTS[1], port)).close()
+                held.enter_context(socket.create_server((HOSTS[1], port)))
             except OSError:
                 continue
             ports.append(port)
-    return ports
+        return ports
 
 
 class TwoReplicas:

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import grpc
 import grpc.aio
@@ -29,7 +30,7 @@ from agent.serve.grpc.router import GrpcRouter
 from agent.serve.http.responses import json_response, text_response
 from agent.serve.http.server import HttpRoute, HttpServer
 from agent.serve.tls import connection as tls_connection
-from agent.serve.tls.connection import TlsAcceptor
+from agent.serve.tls.connection import PlainAcceptor, TlsAcceptor
 from agent.serve.tls.server import ADMIN, PICKER, ServerTls, TlsPort, peer_certificate
 from tests.fakes.clock import ManualClock
 from tests.grpc.services import ECHO, EchoService
@@ -529,3 +530,20 @@ def test_a_certificate_s_dates_are_gauges_and_a_refused_one_is_counted(caplog):
         "certificate not replaced, the old one stays: admin.tls: tls.key: the key is encrypted",
         "admin.tls: tls.crt has expired: replace it",
     ]
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_a_connection_accepted_before_the_end_and_opened_after_it_is_aborted(
+    pair: tuple[Path, Path], over_tls: bool
+) -> None:
+    made = Mock(spec=asyncio.Protocol)
+    acceptor: TlsAcceptor | PlainAcceptor = PlainAcceptor("admin", lambda _: None, lambda: made)
+    if over_tls:
+        acceptor = TlsAcceptor(server_tls(pair, ADMIN, lambda _: None), lambda: made)
+    late = acceptor()
+    acceptor.close()
+    transport = Mock(spec=asyncio.Transport)
+    late.connection_made(transport)
+    transport.abort.assert_called_once_with()
+    late.connection_lost(None)
+    assert not made.mock_calls

@@ -44,8 +44,11 @@ class GrpcProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
         self._listener.protocols.add(self)
+        if self._listener.closed:  # the event loop accepted it before
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
         self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_SECONDS, self._check_idle)
         self._write()
 
@@ -132,6 +135,7 @@ class GrpcListener:
         self._opener = opener
         self.connection_failed = connection_failed
         self.protocols: set[GrpcProtocol] = set()
+        self.closed = False
         self._tls = tls
         self._acceptor: TlsAcceptor | None = None
         self._listener: ListeningSocket | None = None
@@ -152,6 +156,7 @@ class GrpcListener:
 
     def goaway(self) -> None:
         """Accept no more connections, and no more calls on the open ones."""
+        self.closed = True
         if self._listener is not None:
             self._listener.close()
         if self._acceptor is not None:

@@ -43,18 +43,26 @@ class TlsAcceptor:
         self.tls = tls
         self.make_protocol = make_protocol
         self._handshakes: dict[TlsConnection, None] = {}  # the oldest first
+        self._closed = False
 
     def __call__(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
         return TlsConnection(self)
 
     def close(self) -> None:
-        """End the handshakes; the connections behind are closed by their own protocols."""
+        """End the handshakes, also those that begin from now on: the event loop may have accepted connections before.
+
+        The connections behind are closed by their own protocols.
+        """
+        self._closed = True
         for connection in tuple(self._handshakes):
             connection.abort()
 
     def begun(self, connection: TlsConnection) -> None:
         """A handshake begins."""
+        if self._closed:
+            connection.abort()
+            return
         if len(self._handshakes) >= MAX_HANDSHAKES:
             next(iter(self._handshakes)).fail(Failure("too_many"))
         self._handshakes[connection] = None
@@ -232,6 +240,7 @@ class PlainAcceptor:
     def __init__(self, port: str, hook: Hook, make_protocol: MakeProtocol) -> None:
         self.port = port
         self.hook = hook
+        self.closed = False
         self._make_protocol = make_protocol
 
     def __call__(self) -> asyncio.Protocol:
@@ -239,7 +248,8 @@ class PlainAcceptor:
         return _FirstBytes(self, self._make_protocol())
 
     def close(self) -> None:
-        """Nothing: every connection has a protocol of the port."""
+        """Abort the connections that open from now on: the event loop may have accepted some before."""
+        self.closed = True
 
 
 class _FirstBytes(asyncio.Protocol):
@@ -252,6 +262,9 @@ class _FirstBytes(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
+        if self._acceptor.closed:
+            cast(asyncio.Transport, transport).abort()
+            return
         self._transport = cast(asyncio.Transport, transport)
         self._protocol.connection_made(transport)
 
@@ -281,8 +294,9 @@ class _FirstBytes(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed, by either side."""
-        self._transport = None
-        self._protocol.connection_lost(exc)
+        if self._transport is not None:
+            self._transport = None
+            self._protocol.connection_lost(exc)
 
 
 class TlsTransport(asyncio.Transport):
