@@ -148,6 +148,7 @@ def envoy_config(config: Config, args: argparse.Namespace) -> EnvoyConfig:
         max_ejection_percent=min(MAX_EJECTION_PERCENT, int(config.outlier_detection.max_ejection_percent)),
         picker_tls=_picker_tls(config),
         untrusted_headers=_untrusted_headers(config),
+        usage=config.envoy.usage,
     )
 
 

@@ -60,6 +60,12 @@ class EnvoySection:
         "`igw render`: with `retryServerErrors`, retries of a pool at a time, in percent of its requests in flight",
         20,
     )
+    usage: bool = option(
+        Boolean(),
+        "`igw render`: Envoy reads the token usage of responses for its access log; a response of one JSON object that "
+        "generates text and exceeds `extProc.maxBody` by 1 MiB is then answered with 500",
+        default=True,
+    )
     picker_ca_file: str = option(
         FilePath(),
         "`igw render`, with `extProc.tls`: a file of Envoy with the CA certificates (PEM) that sign the picker's",

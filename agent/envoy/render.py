@@ -18,7 +18,9 @@ from typing import Any, Final, NamedTuple
 
 from agent.config.envoy import MAX_MESSAGE_TIMEOUT_SECONDS, MESSAGE_TIMEOUT_SECONDS, STREAM_IDLE_SECONDS
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
+from agent.envoy.usage import usage_filters, usage_route
 from agent.requests.control_headers import CONTROL_HEADERS, TERMS, names
+from agent.requests.exchange import FIRST_BYTE_TAG
 from agent.requests.rejections import PICKER_UNAVAILABLE, WAITED_HEADER, error_type, proxy_replies
 
 Data = dict[str, Any]
@@ -109,7 +111,8 @@ class EnvoyConfig(NamedTuple):
     retry 500, 502 and 504 as well, at most `retry_budget` percent of a pool's requests at a time. `picker_retries`: of
     a connection to the picker, with `FailureMode.CLOSE`. `max_ejection_percent`: of a pool's endpoints at a time.
     `picker_tls`: None for plaintext. `untrusted_headers` are removed from what clients send, so that only what comes
-    after in Envoy may set them: by default those of the terms of a request (agent.requests.control_headers). Times in
+    after in Envoy may set them: by default those of the terms of a request (agent.requests.control_headers). `usage`:
+    Envoy reads the token usage of responses for the access log. Times in
     seconds: a message to the picker has `message_timeout`, which the picker may extend to `max_message_timeout` (0: not
     at all); a connection to it gets a PING each `keepalive`, and ends without an answer within `keepalive_timeout`.
     """
@@ -132,6 +135,7 @@ class EnvoyConfig(NamedTuple):
     max_ejection_percent: int = MAX_EJECTION_PERCENT
     picker_tls: PickerTls | None = None
     untrusted_headers: tuple[str, ...] = TERMS
+    usage: bool = True
 
 
 def bootstrap(config: EnvoyConfig) -> Data:
@@ -166,7 +170,9 @@ def picker_cluster(pool: str) -> str:
 
 
 def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) -> Data:
-    filters = []
+    filters: list[Data] = []
+    if _reads_usage(listener, config):
+        filters += usage_filters()
     if listener.mode is not PickMode.ROUND_ROBIN:
         filters.append(_named("envoy.filters.http.ext_proc", _ext_proc(listener, config, reports=reports)))
     filters.append(_named("envoy.filters.http.router", _typed("filters.http.router.v3.Router")))
@@ -241,7 +247,15 @@ def _routes(listener: EnvoyListener, config: EnvoyConfig) -> Iterable[Data]:
         "retry_policy": _retry_policy(config),
     }
     yield _websocket_route(listener, action, config.responses)
+    if _reads_usage(listener, config):
+        yield usage_route(action)
     yield {"match": {"prefix": "/"}, "route": action}
+
+
+def _reads_usage(listener: EnvoyListener, config: EnvoyConfig) -> bool:
+    """Whether the access log of the listener has the token usage."""
+    logged = listener.mode is not PickMode.ROUND_ROBIN and config.responses is ResponseSource.ACCESS_LOG
+    return config.usage and logged
 
 
 def _websocket_route(listener: EnvoyListener, action: Data, responses: ResponseSource) -> Data:
@@ -390,9 +404,10 @@ def _access_log(pool: str) -> Data:
                 "transport_api_version": "V3",
                 "grpc_service": {"envoy_grpc": {"cluster_name": picker_cluster(pool)}},
                 "buffer_flush_interval": _seconds(_LOG_FLUSH_SECONDS),
+                "custom_tags": [{"tag": FIRST_BYTE_TAG, "value": "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:us)%"}],
             },
-            # Tells a full queue from a failure.
-            additional_response_headers_to_log=["retry-after"],
+            # The first tells a full queue from a failure, the second a stream from a whole response.
+            additional_response_headers_to_log=["retry-after", "content-type"],
         ),
     )
 

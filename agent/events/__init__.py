@@ -25,15 +25,18 @@ from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
+    Completed,
     EncodedBody,
     Ended,
     EndpointEjected,
+    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Reported,
     Responded,
     StreamBroken,
+    Unreported,
 )
 from agent.events.scraping import (
     BudgetChanged,
@@ -64,6 +67,9 @@ Event = (
     | Refused
     | Reported
     | Responded
+    | Completed
+    | LogEntryReceived
+    | Unreported
     | NotFollowed
     | EndpointEjected
     | Ended

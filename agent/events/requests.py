@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from agent.requests.exchange import Exchange
+
 
 class Picked(NamedTuple):
     """A request was assigned to an endpoint. `took` is the duration of the decision in seconds.
 
     `model` is the one that serves the request; `requested` is the one that the client named where that is another.
+    `caller` (empty: unnamed) and `priority` are those of its terms.
     """
 
     pool: str
@@ -20,6 +23,8 @@ class Picked(NamedTuple):
     left_warmest: bool
     took: float
     requested: str = ""
+    caller: str = ""
+    priority: int = 0
 
 
 class EncodedBody(NamedTuple):
@@ -32,13 +37,15 @@ class EncodedBody(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A request was rejected by the agent, with this HTTP status and reason (one word); `requested` as in `Picked`."""
+    """A request was rejected by the agent, with this HTTP status and reason (one word); the rest as in `Picked`."""
 
     pool: str
     model: str
     status: int
     reason: str
     requested: str = ""
+    caller: str = ""
+    priority: int = 0
 
 
 class Reported(NamedTuple):
@@ -55,6 +62,20 @@ class Responded(NamedTuple):
     pool: str
     endpoint: str
     result: str
+
+
+class LogEntryReceived(NamedTuple):
+    """An entry of the proxy's access log arrived. `known`: it is of a request that was picked here and whose end was
+    not reported yet; else it is one of a peer, a repetition, or of a proxy that does not use this picker."""
+
+    pool: str
+    known: bool
+
+
+class Unreported(NamedTuple):
+    """The proxy's access log did not report the end of a picked request."""
+
+    pool: str
 
 
 class NotFollowed(NamedTuple):
@@ -82,7 +103,7 @@ class EndpointEjected(NamedTuple):
 class Ended(NamedTuple):
     """A picked request ended. `how`: `closed` (its stream ended) or `lost` (the agent stopped following it).
 
-    `requested` as in `Picked`.
+    The rest as in `Picked`.
     """
 
     pool: str
@@ -91,6 +112,23 @@ class Ended(NamedTuple):
     took: float
     how: str
     requested: str = ""
+    caller: str = ""
+    priority: int = 0
+
+
+class Completed(NamedTuple):
+    """The proxy reported how a picked request ended: its last report. `result` is a key of
+    `agent.requests.response.RESULTS`, `status` the HTTP status, 0 where there was none; `exchange` is what the proxy
+    measured, None where it measures nothing. The rest as in `Picked`."""
+
+    pool: str
+    model: str
+    result: str
+    status: int
+    exchange: Exchange | None
+    requested: str = ""
+    caller: str = ""
+    priority: int = 0
 
 
 class Abandoned(NamedTuple):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
+from agent.instruments.histogram import Histogram
 from exporters.catalog import CATALOG
 from exporters.catalog.metric import Metric
 
@@ -20,9 +21,9 @@ class EventMetrics:
         ProcessCollector(registry=self.registry)
 
     def child(self, row: Metric, *labels: str) -> Any:
-        """The client library's counter, gauge or histogram for these label values."""
+        """The client library's counter or gauge, or our `Buckets`, for these label values."""
         metric = self._metrics[row.name]
-        return metric.labels(*labels) if labels else metric
+        return metric.labels(*labels) if labels or row.type == "histogram" else metric
 
     def count(self, row: Metric, *labels: str) -> None:
         """Increment a counter by one."""
@@ -36,8 +37,10 @@ class EventMetrics:
         """Remove all series of a metric."""
         self._metrics[row.name].clear()
 
-    def _make(self, row: Metric) -> MetricWrapperBase:
+    def _make(self, row: Metric) -> MetricWrapperBase | Histogram:
         if row.type == "histogram":
-            return Histogram(row.name, row.help, row.labels, buckets=row.buckets, registry=self.registry)
+            histogram = Histogram(row.name, row.help, row.labels, row.buckets)
+            self.registry.register(histogram)
+            return histogram
         make = Counter if row.type == "counter" else Gauge
         return make(row.name, row.help, row.labels, registry=self.registry)

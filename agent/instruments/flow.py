@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
-from agent.flow.flow_names import DEFAULT_FLOW
 from agent.flow.outcomes import (
     CANCELLED,
     DIRECT,
@@ -20,18 +19,14 @@ from agent.flow.outcomes import (
     SHUTTING_DOWN,
     STOLEN,
 )
+from agent.instruments.caller_labels import CallerLabels
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
+from agent.instruments.histogram import Buckets
 from agent.instruments.known_names import KnownNames, NothingKnown
 from agent.instruments.label_limiter import OTHER, LabelLimiter
 from exporters.catalog import flow as rows
 
-# Distinct callers with a label of their own, the first that come; those that the configuration declares come on top.
-CALLER_NAMES: Final = 100
-# Distinct priorities with a label of their own, the first that come.
-PRIORITIES: Final = 32
-# Pairs of a caller, which is not declared, and a priority that have labels of their own.
-CALLER_PAIRS: Final = 200
 # Distinct models, those that servers list and others; and combinations of pool, caller, priority and both models.
 MODEL_NAMES: Final = 200
 UNPINNED_MODEL_NAMES: Final = 20
@@ -72,20 +67,18 @@ class _Series:
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
         # Our outcome -> the counters of the reference's and of ours, the wait by our outcome, and the duration.
-        self.outcomes: dict[tuple[str, bool], tuple[Counter, Counter, Histogram, Histogram]] = {}
+        self.outcomes: dict[tuple[str, bool], tuple[Counter, Counter, Buckets, Buckets]] = {}
         self.durations: set[str] = set()  # the reference's outcomes
 
 
 class FlowInstruments:
     """The handlers of events of flow control. `names` are those of the pools."""
 
-    def __init__(self, metrics: EventMetrics, log: EventLog) -> None:
+    def __init__(self, metrics: EventMetrics, log: EventLog, callers: CallerLabels) -> None:
         self._metrics = metrics
         self._log = log
         self.names: KnownNames = NothingKnown()
-        self._declared: frozenset[str] = frozenset()
-        self._callers = _first(CALLER_NAMES)
-        self._priorities = _first(PRIORITIES)
+        self._callers = callers
         self._models = LabelLimiter(
             MODEL_NAMES,
             UNPINNED_MODEL_NAMES,
@@ -93,14 +86,13 @@ class FlowInstruments:
             unlisted=lambda pool: not self.names.lists_models(pool),
             free=self._free_model,
         )
-        self._pairs: set[tuple[str, str]] = set()
         self._series: dict[Labels, _Series] = {}
         # The names of an event -> their series and the tokens of the caller, where all have labels of their own.
         self._own: dict[tuple[str, str, int, str, str], tuple[_Series, Counter]] = {}
         self._tokens: dict[tuple[str, str, str], Counter] = {}  # pool, priority, caller
-        self._submitted: dict[tuple[str, str, str], Histogram] = {}
+        self._submitted: dict[tuple[str, str, str], Buckets] = {}
         self._held: dict[tuple[str, int], Counter] = {}
-        self._cycle: Histogram = metrics.child(rows.DISPATCH_CYCLE)
+        self._cycle: Buckets = metrics.child(rows.DISPATCH_CYCLE)
         self.counts: Mapping[type, Callable[[Any], None]] = {
             RequestHeld: self._count_held,
             FlowDecided: self._count_decided,
@@ -109,12 +101,6 @@ class FlowInstruments:
             HeldAtZero: self._count_at_zero,
         }
         self.lines: Mapping[type, Callable[[Any], None]] = {HeldAtZero: self._log_at_zero}
-        self.declare_callers(())
-
-    def declare_callers(self, names: Iterable[str]) -> None:
-        """Replace the callers that the configuration declares."""
-        self._declared = frozenset({DEFAULT_FLOW, OTHER, *names})
-        self._callers.declare(self._declared)
 
     def declare_models(self, names: Iterable[str]) -> None:
         """Replace the names of models that the configuration declares."""
@@ -123,7 +109,7 @@ class FlowInstruments:
     def _count_held(self, event: RequestHeld) -> None:
         child = self._held.get((event.pool, event.priority))
         if child is None:
-            label = self._priorities(str(event.priority))
+            label = self._callers.priority(event.priority)
             child = self._metrics.child(rows.HELD, event.pool, label)
             if label != OTHER:
                 self._held[event.pool, event.priority] = child
@@ -147,7 +133,7 @@ class FlowInstruments:
             tokens.inc(event.tokens)
 
     def _count_submitted(self, event: RequestSubmitted) -> None:
-        caller, priority = self._pair(event.caller, event.priority)
+        caller, priority = self._callers.pair(event.caller, event.priority)
         self._tokens_of(event.pool, priority, caller)  # from 0 on, so that one that is never served is seen
         outcome = NOT_YET if event.outcome == HELD else FIELD_OUTCOMES.get(event.outcome, OTHER_OUTCOME).at_once
         labels = (caller, priority, outcome)
@@ -170,17 +156,6 @@ class FlowInstruments:
 
     # -- labels and children -----------------------------------------------------------------------------------------
 
-    def _pair(self, name: str, number: int) -> tuple[str, str]:
-        """The labels of a caller and a priority."""
-        caller, priority = self._callers(name or DEFAULT_FLOW), self._priorities(str(number))
-        if caller in self._declared:
-            return caller, priority
-        if (caller, priority) not in self._pairs:
-            if len(self._pairs) >= CALLER_PAIRS:
-                return OTHER, priority
-            self._pairs.add((caller, priority))
-        return caller, priority
-
     def _tokens_of(self, pool: str, priority: str, caller: str) -> Counter:
         labels = (pool, priority, caller)
         child = self._tokens.get(labels)
@@ -189,12 +164,12 @@ class FlowInstruments:
         return child
 
     def _of(self, pool: str, name: str, number: int, model: str, target: str) -> tuple[_Series, Counter]:
-        caller, priority = self._pair(name, number)
+        caller, priority = self._callers.pair(name, number)
         tokens = self._tokens_of(pool, priority, caller)
         target_label = self._models(target, pool)
         labels: Labels = (pool, caller, priority, self._models(model, pool), target_label)
         if labels not in self._series and len(self._series) >= COMBINATIONS:
-            labels = (pool, caller if caller in self._declared else OTHER, priority, OTHER, OTHER)
+            labels = (pool, caller if caller in self._callers.declared else OTHER, priority, OTHER, OTHER)
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = _Series(labels)
@@ -202,9 +177,7 @@ class FlowInstruments:
             self._own[pool, name, number, model, target] = series, tokens
         return series, tokens
 
-    def _children(
-        self, series: _Series, outcome: str, *, waited: bool
-    ) -> tuple[Counter, Counter, Histogram, Histogram]:
+    def _children(self, series: _Series, outcome: str, *, waited: bool) -> tuple[Counter, Counter, Buckets, Buckets]:
         pool, caller, priority, model, target = series.labels
         both = FIELD_OUTCOMES.get(outcome, OTHER_OUTCOME)
         theirs = both.waited if waited else both.at_once
@@ -235,8 +208,3 @@ class FlowInstruments:
             del self._series[series.labels]
         self._own = {names: found for names, found in self._own.items() if found[0] not in gone}
         return True
-
-
-def _first(limit: int) -> LabelLimiter:
-    """Labels of their own for the declared names and for the first `limit` others."""
-    return LabelLimiter(0, limit, listed=lambda _: False, unlisted=lambda _: True, free=lambda _: False)

@@ -16,10 +16,11 @@ from prometheus_client import CollectorRegistry
 from agent.clock import Clock
 from agent.events import Event
 from agent.events.flow import DispatchRun, FlowDecided, RequestHeld, RequestSubmitted
-from agent.events.requests import Ended, Picked
+from agent.events.requests import Completed, Ended, LogEntryReceived, Picked
 from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
 from agent.instruments.access import AccessInstruments
+from agent.instruments.caller_labels import CallerLabels
 from agent.instruments.discovery import DiscoveryInstruments
 from agent.instruments.event_log import EventLog
 from agent.instruments.event_metrics import EventMetrics
@@ -46,7 +47,9 @@ class Domain(Protocol):
 
 # Events of which there may be thousands a second. They are counted in batches of this size, or when the metrics are
 # read: counting many in a row costs a third of counting each one between other work.
-_FREQUENT: Final = frozenset({Picked, Ended, ScrapeDone, RequestHeld, RequestSubmitted, FlowDecided, DispatchRun})
+_FREQUENT: Final = frozenset(
+    {Picked, Ended, Completed, LogEntryReceived, ScrapeDone, RequestHeld, RequestSubmitted, FlowDecided, DispatchRun}
+)
 BATCH_SIZE: Final = 256
 
 
@@ -57,8 +60,9 @@ class Instruments:
         log = log or EventLog(clock)
         self._metrics = EventMetrics()
         self._uncounted: deque[Event] = deque()
-        self._requests = RequestInstruments(self._metrics, log)
-        self._flow = FlowInstruments(self._metrics, log)
+        self._callers = CallerLabels()
+        self._requests = RequestInstruments(self._metrics, log, self._callers)
+        self._flow = FlowInstruments(self._metrics, log, self._callers)
         domains: tuple[Domain, ...] = (
             self._requests,
             ObjectiveInstruments(self._metrics, log),
@@ -104,7 +108,7 @@ class Instruments:
 
     def declare_callers(self, names: Iterable[str]) -> None:
         """Replace the callers that the configuration declares: they always have labels of their own."""
-        self._flow.declare_callers(names)
+        self._callers.declare(names)
 
     @property
     def registry(self) -> CollectorRegistry:

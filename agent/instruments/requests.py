@@ -6,26 +6,31 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from agent.events.requests import (
     Abandoned,
+    Completed,
     EncodedBody,
     Ended,
     EndpointEjected,
+    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Reported,
     Responded,
     StreamBroken,
+    Unreported,
 )
+from agent.instruments.caller_labels import CallerLabels
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
+from agent.instruments.histogram import Buckets
 from agent.instruments.known_names import KnownNames, NothingKnown
 from agent.instruments.label_limiter import LabelLimiter
-from agent.instruments.model_series import ModelSeries
-from exporters.catalog import CATALOG
+from agent.instruments.request_series import RequestNames, RequestSeries
+from exporters.catalog import CATALOG, exchanges
 from exporters.catalog import requests as rows
 from exporters.catalog.metric import Metric
 
@@ -52,14 +57,18 @@ class _PickCounters(NamedTuple):
     left_warmest: Counter
 
 
+def _names(event: Picked | Ended | Refused | Completed) -> RequestNames:
+    return RequestNames(event.requested or event.model, event.model, event.caller, event.priority)
+
+
 class RequestInstruments:
     """The handlers of request events. `names` are those of the pools."""
 
-    def __init__(self, metrics: EventMetrics, log: EventLog) -> None:
+    def __init__(self, metrics: EventMetrics, log: EventLog, callers: CallerLabels) -> None:
         self._metrics = metrics
         self._log = log
         self.names: KnownNames = NothingKnown()
-        self._models = ModelSeries(metrics, lambda: self.names)
+        self._series = RequestSeries(metrics, lambda: self.names, callers)
         self._server = LabelLimiter(
             SERVER_NAMES,
             SERVER_NAMES,
@@ -67,10 +76,11 @@ class RequestInstruments:
             unlisted=lambda _: False,
             free=self._free_server,
         )
-        self._decision: Histogram = metrics.child(rows.DECISION)
+        self._decision: Buckets = metrics.child(rows.DECISION)
         # Children by label values, whose number is bounded.
         self._picks: dict[tuple[str, str, str], _PickCounters] = {}
         self._ends = cache(self._end_counter)
+        self._entries = cache(self._entry_counter)
         # Counters of what became of picks: name of the metric and its label values, of which the second is the server.
         self._outcomes: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self.counts: Mapping[type, Callable[[Any], None]] = {
@@ -79,6 +89,9 @@ class RequestInstruments:
             Refused: self._count_refused,
             Reported: self._count_reported,
             Responded: self._count_responded,
+            Completed: self._count_completed,
+            LogEntryReceived: self._count_log_entry,
+            Unreported: self._count_unreported,
             NotFollowed: self._count_not_followed,
             EndpointEjected: self._count_ejected,
             Ended: self._count_ended,
@@ -94,10 +107,10 @@ class RequestInstruments:
 
     def declare_models(self, names: Iterable[str]) -> None:
         """Replace the names of models that the configuration declares."""
-        self._models.declare(names)
+        self._series.declare(names)
 
     def _count_picked(self, event: Picked) -> None:
-        self._models.picked(event.pool, event.requested or event.model, event.model)
+        self._series.picked(event.pool, _names(event))
         pick = self._picks.get((event.pool, event.profile, event.endpoint))
         if pick is None:
             pick = self._pick_counters(event.pool, event.profile, self._server(event.endpoint))
@@ -113,7 +126,7 @@ class RequestInstruments:
 
     def _count_refused(self, event: Refused) -> None:
         code = ERROR_CODES.get(event.status, str(event.status))
-        self._models.refused(event.pool, event.requested or event.model, event.model, code)
+        self._series.refused(event.pool, _names(event), code)
         self._metrics.count(rows.REJECTED, event.pool, str(event.status), event.reason)
 
     def _log_refused(self, event: Refused) -> None:
@@ -127,6 +140,15 @@ class RequestInstruments:
 
     def _count_responded(self, event: Responded) -> None:
         self._outcome(rows.RESPONSES, event.pool, self._server(event.endpoint), event.result).inc()
+
+    def _count_completed(self, event: Completed) -> None:
+        self._series.completed(event.pool, _names(event), event.result, event.status, event.exchange)
+
+    def _count_log_entry(self, event: LogEntryReceived) -> None:
+        self._entries(event.pool, "known" if event.known else "unknown").inc()
+
+    def _count_unreported(self, event: Unreported) -> None:
+        self._metrics.count(exchanges.UNREPORTED, event.pool)
 
     def _count_not_followed(self, event: NotFollowed) -> None:
         self._outcome(rows.NOT_FOLLOWED, event.pool, self._server(event.picked)).inc()
@@ -152,7 +174,7 @@ class RequestInstruments:
         self._log.warning(text, event.pool, endpoint=event.endpoint, reason=event.reason)
 
     def _count_ended(self, event: Ended) -> None:
-        self._models.ended(event.pool, event.requested or event.model, event.model, event.took)
+        self._series.ended(event.pool, _names(event), event.took)
         self._ends(event.pool, event.how).inc()
 
     def _count_abandoned(self, event: Abandoned) -> None:
@@ -200,4 +222,8 @@ class RequestInstruments:
 
     def _end_counter(self, pool: str, result: str) -> Counter:
         child: Counter = self._metrics.child(rows.ENDED, pool, result)
+        return child
+
+    def _entry_counter(self, pool: str, result: str) -> Counter:
+        child: Counter = self._metrics.child(exchanges.LOG_ENTRIES, pool, result)
         return child

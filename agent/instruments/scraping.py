@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from agent.events.scraping import (
     BudgetChanged,
@@ -21,13 +21,14 @@ from agent.events.scraping import (
 )
 from agent.instruments.event_log import EventLog, shortened
 from agent.instruments.event_metrics import EventMetrics
+from agent.instruments.histogram import Buckets
 from exporters.catalog import scraping as rows
 
 
 class _ScrapeCounters(NamedTuple):
     ok: Counter
-    duration: Histogram
-    page_bytes: Histogram
+    duration: Buckets
+    page_bytes: Buckets
 
 
 class ScrapingInstruments:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from agent.config.prefix_index import PrefixIndexConfig
 from agent.prefix.index import PrefixIndex
 from agent.replicas.report import MAX_REQUESTS, BadReport, PeerReport, PoolReport, SharedLogEntry, unpack_blocks
+from agent.replicas.shared_exchange import received_exchange
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, PROXY, RESET, RESULTS, TIMEOUT, Response
 from agent.state.endpoint import EMPTIED
@@ -243,4 +244,5 @@ def _response(entry: SharedLogEntry) -> Response:
         entry.retry_after,
         complete=True,
         body_bytes=entry.body_bytes,
+        exchange=None if entry.exchange is None else received_exchange(entry.exchange),
     )

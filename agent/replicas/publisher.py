@@ -23,6 +23,7 @@ from agent.replicas.report import (
     StartedRequest,
     pack_blocks,
 )
+from agent.replicas.shared_exchange import shared_exchange
 from agent.requests.response import Response
 from agent.state.prefill_rate import LearntRate
 
@@ -126,6 +127,7 @@ class PoolPublisher:
                     min(1000, max(1, response.attempts)),
                     response.retry_after,
                     response.body_bytes or 0,
+                    None if response.exchange is None else shared_exchange(response.exchange),
                 )
             )
 

@@ -119,6 +119,23 @@ class SharedRate(Struct, array_like=True):
     prefills: _Count
 
 
+_Number = Annotated[int, Meta(ge=-1, le=MAX_ID)]  # -1: unknown
+
+
+class SharedExchange(Struct, array_like=True):
+    """What the sender's proxy measured (`agent.requests.exchange`): times in microseconds."""
+
+    duration: _Number
+    first_token: _Number
+    last_token: _Number
+    request_bytes: _Number
+    response_bytes: _Number
+    streamed: bool
+    prompt: _Number
+    completion: _Number
+    cached: _Number
+
+
 class SharedLogEntry(Struct, array_like=True):
     """An entry of the proxy's access log of a request that the sender has not picked: `agent.requests.response`."""
 
@@ -130,6 +147,7 @@ class SharedLogEntry(Struct, array_like=True):
     attempts: Annotated[int, Meta(ge=1, le=1000)]
     retry_after: bool
     body_bytes: Annotated[int, Meta(ge=0, le=MAX_ID)]
+    exchange: SharedExchange | None = None
 
 
 class PoolReport(Struct, array_like=True):

@@ -17,8 +17,9 @@ from itertools import islice
 from typing import Final
 
 from agent.events import Hook
-from agent.events.requests import NotFollowed, Responded
+from agent.events.requests import Completed, LogEntryReceived, NotFollowed, Responded, Unreported
 from agent.prefix.index import PrefixIndex
+from agent.requests.exchange import Exchange
 from agent.requests.response import CLIENT_LEFT, OK, RESULTS, RETRIED, Response, result_of
 from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.ticket import Ticket
@@ -86,10 +87,12 @@ class Outcomes:
             over = self._over
             over[ticket] = now
             while len(over) > MAX_AWAITED or next(iter(over.values())) < now - AWAITED_SECONDS:
-                self._forget(next(iter(over)))
+                self._give_up(next(iter(over)))
             return
-        if how == "closed" and not ticket.result and self._headers_seen:
-            self._apply(ticket, Response(0, client_left=True, complete=True), now)
+        if how == "closed" and self._headers_seen:
+            if not ticket.result:
+                self._apply(ticket, Response(0, client_left=True, complete=True), now)
+            self._complete(ticket, None)
         self._forget(ticket)
 
     # -- reports of the proxy ------------------------------------------------------------------------------------------
@@ -102,7 +105,9 @@ class Outcomes:
     def logged(self, request_id: str, response: Response, now: float) -> None:
         """An entry of the access log. Of several requests with one id, it belongs to one that was picked for the
         endpoint that answered, the oldest first."""
-        if not self._logged(request_id, response, now):
+        known = self._logged(request_id, response, now)
+        self._hook(LogEntryReceived(self._store.pool, known))
+        if not known:
             self._sharing.logged(request_id, response)
 
     def logged_at_peer(self, request_id: str, response: Response, now: float) -> None:
@@ -130,7 +135,7 @@ class Outcomes:
         self.open_logs -= 1
         if not self.open_logs:
             for ticket in tuple(self._over):
-                self._forget(ticket)
+                self._give_up(ticket)
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -143,6 +148,7 @@ class Outcomes:
         served = response.served
         ticket = next((each for each in islice(tickets, MAX_COMPARED) if each.endpoint == served), first)
         self._apply(ticket, response, now)
+        self._complete(ticket, response.exchange)
         if ticket in self._over:
             for call in self.on_late_result:
                 call(ticket, now)
@@ -158,7 +164,7 @@ class Outcomes:
         row = RESULTS[result]
         if ticket.result and not (row.failure and result != ticket.result):
             return  # the response headers have reported it
-        ticket.result = result
+        ticket.result, ticket.status = result, response.status
         self._hook(Responded(store.pool, endpoint, result))
         if row.failure:
             store.request_failed(endpoint, ticket.work_id, result, now)
@@ -171,6 +177,15 @@ class Outcomes:
         else:
             self._withdraw(ticket)
         self._release(ticket, keep=result == OK and not response.complete)
+
+    def _complete(self, ticket: Ticket, exchange: Exchange | None) -> None:
+        """Report the end of a request, once."""
+        if ticket.completed:
+            return
+        ticket.completed = True
+        terms, pool = ticket.terms, self._store.pool
+        names = (ticket.requested, terms.caller, terms.priority)
+        self._hook(Completed(pool, ticket.model, ticket.result, ticket.status, exchange, *names))
 
     def _follow(self, ticket: Ticket, response: Response, now: float) -> None:
         """The proxy sent the request to another endpoint than the picked one: the work and the credit follow it."""
@@ -220,6 +235,11 @@ class Outcomes:
         if not keep:
             self._blocks -= len(ticket.chain)
             ticket.chain = ()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """No entry of a request that is over has come."""
+        self._hook(Unreported(self._store.pool))
+        self._forget(ticket)
 
     def _forget(self, ticket: Ticket) -> None:
         """Expect no report on this ticket any more."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from agent.requests.exchange import Exchange
+
 # A result of a picked request, as the proxy reports it.
 OK: Final = "ok"
 CLIENT_ERROR: Final = "client_error"
@@ -55,7 +57,8 @@ class Response(NamedTuple):
     `status` is the HTTP status, 0 where there was none. `broken` is how the exchange with the server failed: `""`,
     CONNECT_FAILURE, RESET, TIMEOUT or PROXY. `served` is the endpoint (`ip:port`) of the last try, empty where unknown;
     `attempts` the number of tries. `retry_after`: the response has that header. `complete`: no later report follows.
-    `body_bytes` is the size of the response body so far, None where unknown.
+    `body_bytes` is the size of the response body so far, None where unknown. `exchange` is what the proxy measured,
+    None where it measures nothing.
     """
 
     status: int
@@ -66,6 +69,7 @@ class Response(NamedTuple):
     retry_after: bool = False
     complete: bool = False
     body_bytes: int | None = None
+    exchange: Exchange | None = None
 
 
 def broken_by(details: str) -> str:

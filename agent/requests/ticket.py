@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from agent.pick.decision import Pick
 from agent.pick.request import PickRequest, Prompt
-from agent.requests.flow_terms import NO_FLOW_HEADERS, FlowHeaders
+from agent.requests.flow_terms import DEFAULT_TERMS, NO_FLOW_HEADERS, FlowHeaders
 from agent.requests.rejections import Rejection
 from agent.requests.response import Response
 
@@ -90,21 +90,23 @@ class Ticket:
     """One submitted request; `request_id` to `hold_limit` are those of the `Request`.
 
     `stage` is the index of the stage that processes or holds it, `held` whether it is held; `longest_wait` is for how
-    many seconds from now at most, set by the stage that holds it. `body_bytes` is the size of the body as it came.
+    many seconds from now at most, set by the stage that holds it. `terms` are those by which it is picked. `body_bytes`
+    is the size of the body as it came.
     `body`, `prompt` and `wanted` are the results of the stages so far; each is released by the stage that consumes it.
     `work_id` identifies the request in the routing state while it is in flight.
 
     `endpoint` is where the request is: picked, or another one that the proxy named. `result` is a key of
-    `agent.requests.outcomes.RESULTS`, empty until the proxy reports the response. `chain` are the prompt's blocks while
+    `agent.requests.outcomes.RESULTS`, empty until the proxy reports the response, `status` is its HTTP status, and
+    `completed` whether its end was reported. `chain` are the prompt's blocks while
     their credit may have to be taken back, `known_blocks` those of them that the endpoint held before, each of
     `block_tokens`.
     """
 
     __slots__ = (
-        "_on_decision", "_owner", "block_tokens", "body", "body_bytes", "chain", "content_type", "encoding",
-        "endpoint", "flow_headers", "held", "hold_limit", "known_blocks", "longest_wait", "method", "model", "path",
-        "pick", "picked_at", "prompt", "request_id", "requested", "result", "stage", "state", "submitted_at", "subset",
-        "wanted", "work_id",
+        "_on_decision", "_owner", "block_tokens", "body", "body_bytes", "chain", "completed", "content_type",
+        "encoding", "endpoint", "flow_headers", "held", "hold_limit", "known_blocks", "longest_wait", "method", "model",
+        "path", "pick", "picked_at", "prompt", "request_id", "requested", "result", "stage", "state", "status",
+        "submitted_at", "subset", "terms", "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +135,7 @@ class Ticket:
         self.held = False
         self.longest_wait = 0.0
         self.model = ""
+        self.terms = DEFAULT_TERMS
         self.prompt: Prompt | None = None
         self.wanted: PickRequest | None = None
         self.pick: Pick | None = None
@@ -140,6 +143,8 @@ class Ticket:
         self.work_id = 0
         self.endpoint = ""
         self.result = ""
+        self.status = 0
+        self.completed = False
         self.chain: Sequence[int] = ()
         self.known_blocks = 0
         self.block_tokens = 1

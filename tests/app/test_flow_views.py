@@ -89,10 +89,10 @@ async def test_declared_callers_are_those_of_the_configuration_and_of_a_reload(t
     async with servers(1) as (server,):
         path.write_text(document([server.address], "flowControl: {callers: [one]}\n"))
         async with running(path, healthy=1) as live:
-            declared = live.agent.instruments._flow._declared
+            declared = live.agent.instruments._callers.declared
             assert "one" in declared
             path.write_text(document([server.address], "flowControl: {callers: [two]}\n"))
-            await eventually(lambda: "two" in live.agent.instruments._flow._declared)
+            await eventually(lambda: "two" in live.agent.instruments._callers.declared)
 
 
 async def test_a_request_for_an_empty_pool_that_scales_from_zero_is_a_gauge_and_an_event(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from agent.events.scraping import HealthChanged, ScrapeDone, ScrapeFailed
 from agent.events.tls import REASONS as TLS_REASONS
 from agent.exposition.page import MAX_SERIES
 from agent.flow.room import DETECTORS
-from agent.instruments.flow import CALLER_PAIRS, COMBINATIONS, FIELD_OUTCOMES, PRIORITIES
+from agent.instruments.caller_labels import CALLER_PAIRS, PRIORITIES
+from agent.instruments.flow import COMBINATIONS, FIELD_OUTCOMES
 from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
-from agent.instruments.model_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
+from agent.instruments.request_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
 from agent.instruments.requests import SERVER_NAMES
 from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
 from agent.kube.authn.identity import METHODS

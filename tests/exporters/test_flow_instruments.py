@@ -6,8 +6,9 @@ import pytest
 
 from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.flow.outcomes import DIRECT, DISPLACED, EXPIRED, NO_ENDPOINTS, PLANNED, REFUSALS, SHED, STOLEN
-from agent.instruments import flow
-from agent.instruments.flow import CALLER_NAMES, FIELD_OUTCOMES, PRIORITIES
+from agent.instruments import caller_labels, flow
+from agent.instruments.caller_labels import CALLER_NAMES, PRIORITIES
+from agent.instruments.flow import FIELD_OUTCOMES
 from agent.instruments.hook import Instruments
 from tests.fakes.clock import ManualClock
 from tests.fakes.known_names import ScriptedNames
@@ -173,7 +174,7 @@ def test_a_model_that_left_gives_its_series_to_a_new_one(
 
 def test_combinations_of_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "COMBINATIONS", 5)
-    monkeypatch.setattr(flow, "CALLER_PAIRS", 8)
+    monkeypatch.setattr(caller_labels, "CALLER_PAIRS", 8)
     instruments = Instruments(ManualClock())
     instruments.set_names(ScriptedNames(["m"]))
     instruments.declare_callers(["declared"])

@@ -68,6 +68,7 @@ class PickStage:
         if wanted is None:
             raise ValueError("the stage needs tokens; put it behind the stage that counts them")
         store, model, held = self._store, wanted.model, self._held
+        ticket.terms = self._terms(ticket.flow_headers, ticket.requested or ticket.model)
         snapshot = store.snapshot(now)
         if model and model not in snapshot.models_everywhere and store.lists_models and not store.serves(model):
             self._unlisted(model, now)
@@ -112,6 +113,8 @@ class PickStage:
                 answer.left_warmest,
                 self._now() - now,
                 ticket.requested,
+                ticket.terms.caller,
+                ticket.terms.priority,
             )
         )
         # Last: what is in flight must end, and a step above that raises would leave no one to end it.
@@ -142,11 +145,22 @@ class PickStage:
         self._sharing.ended(ticket.work_id)
         self._outcomes.ended(ticket, how, now)
         if ticket.pick is not None:
-            took = now - ticket.picked_at
-            self._hook(Ended(self._store.pool, ticket.model, ticket.endpoint, took, how, ticket.requested))
+            took, terms = now - ticket.picked_at, ticket.terms
+            self._hook(
+                Ended(
+                    self._store.pool,
+                    ticket.model,
+                    ticket.endpoint,
+                    took,
+                    how,
+                    ticket.requested,
+                    terms.caller,
+                    terms.priority,
+                )
+            )
 
     def _submit(self, held: HeldRequests, ticket: Ticket, now: float) -> Result:
-        terms, before = self._terms(ticket.flow_headers, ticket.requested or ticket.model), self._now()
+        terms, before = ticket.terms, self._now()
         result = held.submit(ticket, terms, now)
         outcome = HELD if result is WAIT else result.reason if isinstance(result, Rejection) else DIRECT
         took = self._now() - before

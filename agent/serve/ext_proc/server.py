@@ -199,8 +199,7 @@ class ProcessCall:
                 if self.ticket is not None:
                     self.ticket.respond(action.response)
             elif isinstance(action, Respond):
-                model, requested = ("", "") if self.ticket is None else (self.ticket.model, self.ticket.requested)
-                processor.hook(Refused(processor.pool.name, model, action.status, action.reason, requested))
+                processor.hook(_refused(processor.pool.name, self.ticket, action))
                 call.send(immediate(action))
             elif isinstance(action, ProtocolViolation):
                 processor.hook(StreamBroken(processor.pool.name, action.reason, action.detail))
@@ -217,6 +216,13 @@ class ProcessCall:
         self._processor.hook(StreamBroken(self._processor.pool.name, reason, detail))
         self._do(self.session.failed())
         self.end("lost", StatusCode.OK)
+
+
+def _refused(pool: str, ticket: Ticket | None, action: Respond) -> Refused:
+    if ticket is None:
+        return Refused(pool, "", action.status, action.reason)
+    terms = ticket.terms
+    return Refused(pool, ticket.model, action.status, action.reason, ticket.requested, terms.caller, terms.priority)
 
 
 class ExternalProcessor:
