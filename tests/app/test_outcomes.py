@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from agent.events.requests import EndpointEjected, NotFollowed, Responded
+from agent.events.requests import Completed, EndpointEjected, LogEntryReceived, NotFollowed, Responded, Unreported
 from agent.events.scraping import HealthChanged
 from agent.pick.decision import ERRORS
+from agent.requests.exchange import Exchange, TokenUsage
 from agent.requests.outcomes import AWAITED_SECONDS, MAX_AWAITED
 from agent.requests.response import RESET, RETRIED, Response
 from agent.requests.ticket import Request, Ticket
@@ -381,3 +382,46 @@ def test_an_entry_of_an_unknown_request_is_ignored() -> None:
     fleet = Fleet()
     fleet.pool.logged("of another picker", BAD._replace(served=A))
     assert fleet.of(Responded) == []
+
+
+EXCHANGE = Exchange(2.0, 0.5, 1.9, 1_000, 5_000, True, TokenUsage(100, 15, 64))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_end_of_a_request_is_reported_once_with_what_the_proxy_measured(late: bool) -> None:
+    fleet = Fleet()
+    ticket = fleet.send()
+    fleet.answer(ticket, GOOD._replace(exchange=EXCHANGE), late=late)
+    fleet.pool.logged(ticket.request_id, GOOD._replace(exchange=EXCHANGE, served=A))  # the proxy repeats itself
+    assert fleet.of(Completed) == [Completed("default", ticket.model, "ok", 200, EXCHANGE)]
+    assert [event.known for event in fleet.of(LogEntryReceived)] == [True, False]
+
+
+def test_response_headers_report_an_end_without_measurements_and_a_break_off_as_it_came() -> None:
+    fleet = Fleet(log=False)
+    fleet.answer(fleet.send(), GOOD)
+    fleet.send().end("closed")  # no response at all
+    assert [(event.result, event.status, event.exchange) for event in fleet.of(Completed)] == [
+        ("ok", 200, None),
+        ("client_left", 0, None),
+    ]
+
+
+def test_a_stream_that_breaks_off_is_reported_by_the_later_report_only() -> None:
+    fleet = Fleet()
+    ticket = fleet.send()
+    ticket.respond(GOOD._replace(served=ticket.endpoint, complete=False, body_bytes=None))
+    fleet.answer(ticket, BROKEN_OFF._replace(exchange=EXCHANGE))
+    assert [(event.result, event.status) for event in fleet.of(Completed)] == [("reset", 200)]
+
+
+def test_a_request_whose_entry_does_not_come_is_counted_as_unreported() -> None:
+    fleet = Fleet()
+    fleet.send().end("closed")
+    fleet.clock.advance(AWAITED_SECONDS + 1)
+    fleet.scraped(A, B, C)
+    fleet.send().end("closed")
+    assert len(fleet.of(Unreported)) == 1
+    fleet.pool.log_closed()
+    assert len(fleet.of(Unreported)) == 2
+    assert fleet.of(Completed) == []

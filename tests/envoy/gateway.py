@@ -137,7 +137,9 @@ async def run_gateway(
                 envoy_buffer or listener["per_connection_buffer_limit_bytes"]
             )
             manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-            for item in manager["http_filters"][:-1]:
+            for item in manager["http_filters"]:
+                if item["name"] != "envoy.filters.http.ext_proc":
+                    continue
                 item["typed_config"]["processing_mode"].update(processing_mode or {})
                 item["typed_config"].update(filter_options or {})
             if edit is not None:

@@ -12,6 +12,16 @@ from envoy.service.accesslog.v3 import als_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.requests.exchange import (
+    CACHED_TOKENS,
+    COMPLETION_TOKENS,
+    FIRST_BYTE_TAG,
+    NO_USAGE,
+    PROMPT_TOKENS,
+    USAGE,
+    Exchange,
+    TokenUsage,
+)
 from agent.requests.response import RESULTS, result_of
 from agent.serve.access_log import SERVICE, response_of
 from agent.serve.ext_proc.server import ExtProcServer
@@ -140,3 +150,68 @@ def test_any_entry_has_a_result(status: int, flags: set[str], details: str, addr
 def test_the_flags_of_an_entry_say_who_broke_off(flags: set[str], result: str) -> None:
     log = entry(pb.StreamAccessLogsMessage(), "r", 200, flags=flags)
     assert result_of(response_of(log), queue_full=False) == result
+
+
+exchanges = st.builds(
+    Exchange,
+    st.floats(0, 1e5),
+    st.none() | st.floats(0, 1e5),
+    st.floats(0, 1e5),
+    st.integers(0, 1 << 40),
+    st.integers(0, 1 << 40),
+    st.booleans(),
+    st.builds(TokenUsage, *[st.none() | st.integers(0, 1 << 40)] * 3),
+)
+
+
+def logged_as(exchange: Exchange) -> Any:
+    """An entry as Envoy writes it."""
+    log = entry(pb.StreamAccessLogsMessage(), "r", 200)
+    common = log.common_properties
+    common.duration.FromMicroseconds(round(exchange.duration * 1e6))
+    common.time_to_last_upstream_rx_byte.FromMicroseconds(round(exchange.last_token * 1e6))
+    if exchange.first_token is not None:
+        common.custom_tags[FIRST_BYTE_TAG] = str(round(exchange.first_token * 1e6))
+    log.request.request_body_bytes = exchange.request_bytes
+    log.response.response_body_bytes = exchange.response_bytes
+    kind = "text/event-stream; charset=utf-8" if exchange.streamed else "application/json"
+    log.response.response_headers["content-type"] = kind
+    for key, number in zip((PROMPT_TOKENS, COMPLETION_TOKENS, CACHED_TOKENS), exchange.usage, strict=True):
+        if number is not None:
+            common.metadata.filter_metadata[USAGE].fields[key].number_value = number
+    return log
+
+
+@given(exchanges)
+def test_what_envoy_measured_is_read_and_what_it_did_not_is_unknown(exchange: Exchange) -> None:
+    found = response_of(logged_as(exchange)).exchange
+    assert found is not None
+    assert found.usage == exchange.usage
+    assert (found.streamed, found.request_bytes) == (exchange.streamed, exchange.request_bytes)
+    assert found.duration == pytest.approx(exchange.duration, abs=1e-6)
+    assert (found.first_token is None) == (exchange.first_token is None)
+    assert found.last_token >= (found.first_token or 0.0)
+
+
+@pytest.mark.parametrize("text", ["", "-", "-5", "1e3", "٣", "9" * 40, "12 "])
+def test_a_first_byte_that_is_no_number_is_unknown(text: str) -> None:
+    log = logged_as(Exchange(1.0, None, 1.0, 0, 0, True))
+    log.common_properties.custom_tags[FIRST_BYTE_TAG] = text
+    found = response_of(log).exchange
+    assert found is not None
+    assert found.first_token is None
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 1e300])
+def test_a_number_of_tokens_that_is_none_is_unknown(number: float) -> None:
+    log = logged_as(Exchange(1.0, None, 1.0, 0, 0, True))
+    log.common_properties.metadata.filter_metadata[USAGE].fields[PROMPT_TOKENS].number_value = number
+    log.common_properties.metadata.filter_metadata[USAGE].fields[CACHED_TOKENS].string_value = "7"
+    found = response_of(log).exchange
+    assert found is not None
+    assert found.usage == NO_USAGE
+
+
+def test_a_proxy_that_measures_nothing_reports_the_status_alone() -> None:
+    response = response_of(entry(pb.StreamAccessLogsMessage(), "r", 200))
+    assert (response.status, response.exchange) == (200, None)

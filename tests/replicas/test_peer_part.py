@@ -31,6 +31,8 @@ from agent.replicas.report import (
     pack_blocks,
     unpack_blocks,
 )
+from agent.replicas.shared_exchange import received_exchange, shared_exchange
+from agent.requests.exchange import Exchange, TokenUsage
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, SERVER_ERROR, Response
 from agent.requests.ticket import Request, Ticket
@@ -253,6 +255,26 @@ def test_a_log_entry_from_a_peer_is_never_passed_on() -> None:
     pair.a.outcomes.logged("nobody's", Response(200, served=A1, complete=True), 1.0)
     pair.exchange(1.0)
     assert pair.b.publisher.take(1.0) is None
+
+
+@given(
+    st.builds(
+        Exchange,
+        st.floats(0, 1e5),
+        st.none() | st.floats(0, 1e5),
+        st.floats(0, 1e5),
+        st.integers(0, 1 << 40),
+        st.integers(0, 1 << 40),
+        st.booleans(),
+        st.builds(TokenUsage, *[st.none() | st.integers(0, 1 << 40)] * 3),
+    )
+)
+def test_what_the_proxy_measured_arrives_at_the_peer_as_it_was_to_the_microsecond(exchange: Exchange) -> None:
+    found = received_exchange(shared_exchange(exchange))
+    assert (found.first_token is None) == (exchange.first_token is None)
+    times, expected = ([each.duration, each.first_token or 0.0, each.last_token] for each in (found, exchange))
+    assert times == pytest.approx(expected, abs=1e-6)
+    assert found[3:] == exchange[3:]
 
 
 def test_nothing_that_a_peer_reported_is_published_again() -> None:
