@@ -62,8 +62,7 @@ class EnvoySection:
     )
     usage: bool = option(
         Boolean(),
-        "`igw render`: Envoy reads the token usage of responses for its access log; a response of one JSON object that "
-        "generates text and exceeds `extProc.maxBody` by 1 MiB is then answered with 500",
+        "`igw render`: Envoy reads the token usage of responses for its access log, by a script in Lua",
         default=True,
     )
     picker_ca_file: str = option(

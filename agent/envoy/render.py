@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 
 from agent.config.envoy import MAX_MESSAGE_TIMEOUT_SECONDS, MESSAGE_TIMEOUT_SECONDS, STREAM_IDLE_SECONDS
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
-from agent.envoy.usage import usage_filters, usage_route
+from agent.envoy.usage import usage_filter
+from agent.events.exchange import FIRST_BYTE_TAG
 from agent.requests.control_headers import CONTROL_HEADERS, TERMS, names
-from agent.requests.exchange import FIRST_BYTE_TAG
 from agent.requests.rejections import PICKER_UNAVAILABLE, WAITED_HEADER, error_type, proxy_replies
 
 Data = dict[str, Any]
@@ -172,7 +172,7 @@ def picker_cluster(pool: str) -> str:
 def _listener(listener: EnvoyListener, config: EnvoyConfig, *, reports: bool) -> Data:
     filters: list[Data] = []
     if _reads_usage(listener, config):
-        filters += usage_filters()
+        filters.append(usage_filter())
     if listener.mode is not PickMode.ROUND_ROBIN:
         filters.append(_named("envoy.filters.http.ext_proc", _ext_proc(listener, config, reports=reports)))
     filters.append(_named("envoy.filters.http.router", _typed("filters.http.router.v3.Router")))
@@ -247,8 +247,6 @@ def _routes(listener: EnvoyListener, config: EnvoyConfig) -> Iterable[Data]:
         "retry_policy": _retry_policy(config),
     }
     yield _websocket_route(listener, action, config.responses)
-    if _reads_usage(listener, config):
-        yield usage_route(action)
     yield {"match": {"prefix": "/"}, "route": action}
 
 

@@ -1,86 +1,76 @@
-"""Envoy filters that read the token usage of responses, so that the access log has it: the agent sees no body.
+"""An Envoy filter that reads the token usage of responses, so that the access log has it: the agent sees no body.
 
-A stream of events is read as it passes. A response that is one JSON object is kept by Envoy until it is complete, which
-such a response is at once; one that is larger than Envoy's buffer would be answered with 500. So only those of paths
-that generate text are read: responses of embeddings are large and have little to count.
+The filter is a Lua script. It lets each chunk of a body pass at once, keeps its first and its last kilobytes, and looks
+for the numbers in them when the body is over. Envoy's own filters for this have limits that a model server or a client
+could reach: in Envoy 1.40 `sse_to_metadata` ends the process on an event that is a scalar, such as `data: 0`, and
+`json_to_metadata` keeps a whole response and answers 500 for one that exceeds the buffer.
+
+A key of an object is followed by a quote, a colon and a number; in the text of an answer a quote is escaped, so text
+cannot be taken for a key.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from agent.requests.exchange import CACHED_TOKENS, COMPLETION_TOKENS, PROMPT_TOKENS, USAGE
+from agent.events.exchange import CACHED_TOKENS, COMPLETION_TOKENS, PROMPT_TOKENS, USAGE
 
 Data = dict[str, Any]
 
-_TYPE: Final = "type.googleapis.com/envoy.extensions."
-_SSE: Final = "envoy.filters.http.sse_to_metadata"
-_JSON: Final = "envoy.filters.http.json_to_metadata"
-# Envoy's default of 8 KiB is less than an event with the log probabilities of a token may have.
-_MAX_EVENT_BYTES: Final = 1 << 20
-_GENERATING: Final = r".*/(chat/completions|completions|responses|messages)"
-# Where an API has its usage: OpenAI's completions and responses, Anthropic's messages; in a stream the latter two have
-# it in an object of an event. Several places of one number are alternatives.
-_PLACES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
-    (PROMPT_TOKENS, ("usage", "prompt_tokens")),
-    (PROMPT_TOKENS, ("usage", "input_tokens")),
-    (PROMPT_TOKENS, ("response", "usage", "input_tokens")),
-    (PROMPT_TOKENS, ("message", "usage", "input_tokens")),
-    (COMPLETION_TOKENS, ("usage", "completion_tokens")),
-    (COMPLETION_TOKENS, ("usage", "output_tokens")),
-    (COMPLETION_TOKENS, ("response", "usage", "output_tokens")),
-    (CACHED_TOKENS, ("usage", "prompt_tokens_details", "cached_tokens")),
-    (CACHED_TOKENS, ("usage", "input_tokens_details", "cached_tokens")),
-    (CACHED_TOKENS, ("usage", "cache_read_input_tokens")),
-    (CACHED_TOKENS, ("response", "usage", "input_tokens_details", "cached_tokens")),
-    (CACHED_TOKENS, ("message", "usage", "cache_read_input_tokens")),
+# Anthropic's streams report the prompt in their first event. After the usage of a whole response come up to 16 pairs of
+# metadata of the client, 8 KiB.
+HEAD_BYTES: Final = 4096
+TAIL_BYTES: Final = 16384
+# The names that APIs have for each number: OpenAI's completions, then its responses and Anthropic's messages.
+NAMES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    (PROMPT_TOKENS, ("prompt_tokens", "input_tokens")),
+    (COMPLETION_TOKENS, ("completion_tokens", "output_tokens")),
+    (CACHED_TOKENS, ("cached_tokens", "cache_read_input_tokens")),
 )
 
-
-def usage_filters() -> list[Data]:
-    """The HTTP filters; that of whole JSON objects is disabled but for the route of `usage_route`."""
-    parser = {
-        "name": "envoy.content_parsers.json",
-        "typed_config": {
-            "@type": f"{_TYPE}content_parsers.json.v3.JsonContentParser",
-            "rules": [{"rule": rule} for rule in _rules()],
-        },
-    }
-    stream = {
-        "@type": f"{_TYPE}filters.http.sse_to_metadata.v3.SseToMetadata",
-        "response_rules": {"content_parser": parser, "max_event_size": _MAX_EVENT_BYTES},
-    }
-    return [
-        {"name": _SSE, "typed_config": stream},
-        {"name": _JSON, "typed_config": _json(), "disabled": True},
-    ]
-
-
-def usage_route(action: Data) -> Data:
-    """The route of the paths that generate text, with the filter of whole JSON objects."""
-    enabled = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": _json()}
-    return {
-        "match": {"safe_regex": {"regex": _GENERATING}},
-        "route": action,
-        "typed_per_filter_config": {_JSON: enabled},
-    }
-
-
-def _json() -> Data:
-    return {
-        "@type": f"{_TYPE}filters.http.json_to_metadata.v3.JsonToMetadata",
-        "response_rules": {
-            "rules": _rules(),
-            "allow_content_types_regex": {"regex": r"application/json(\s*;.*)?"},
-        },
-    }
+_SCRIPT: Final = """\
+local NAMES = {%(names)s}
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local kind = headers:get("content-type") or ""
+  if not (kind:find("^text/event%%-stream") or kind:find("^application/json")) then return end
+  if (headers:get("content-encoding") or "identity") ~= "identity" then return end
+  local head, before, parts, size = "", "", {}, 0
+  for chunk in handle:bodyChunks() do
+    local length = chunk:length()
+    if length > 0 then
+      if #head < %(head)d then head = head .. chunk:getBytes(0, math.min(length, %(head)d - #head)) end
+      local take = math.min(length, %(tail)d)
+      parts[#parts + 1] = chunk:getBytes(length - take, take)
+      size = size + take
+      if size >= %(tail)d then before, parts, size = table.concat(parts), {}, 0 end
+    end
+  end
+  local text = head .. "|" .. before .. table.concat(parts)
+  local metadata = handle:streamInfo():dynamicMetadata()
+  for key, names in pairs(NAMES) do
+    for _, name in ipairs(names) do
+      local last = nil
+      for digits in text:gmatch('"' .. name .. '"%%s*:%%s*(%%d+)%%s*[,}]') do last = digits end
+      if last then metadata:set("%(namespace)s", key, tonumber(last)) end
+    end
+  end
+end
+"""
 
 
-def _rules() -> list[Data]:
-    return [
-        {
-            "selectors": [{"key": key} for key in place],
-            "on_present": {"metadata_namespace": USAGE, "key": name, "type": "NUMBER"},
-        }
-        for name, place in _PLACES
-    ]
+def usage_script() -> str:
+    """The script in Lua."""
+    names = ", ".join(f"{key} = {{{', '.join(map(_quoted, each))}}}" for key, each in NAMES)
+    return _SCRIPT % {"names": names, "head": HEAD_BYTES, "tail": TAIL_BYTES, "namespace": USAGE}
+
+
+def usage_filter() -> Data:
+    """The HTTP filter. It is to be the first of the list, so that it is the last one that a response passes."""
+    kind = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
+    source = {"inline_string": usage_script()}
+    return {"name": "envoy.filters.http.lua", "typed_config": {"@type": kind, "default_source_code": source}}
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'

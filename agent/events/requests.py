@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from agent.requests.exchange import Exchange
+from agent.events.exchange import Exchange
 
 
 class Picked(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
-from agent.instruments.histogram import Histogram
+from agent.instruments.histogram import BucketHistogram
 from exporters.catalog import CATALOG
 from exporters.catalog.metric import Metric
 
@@ -37,9 +37,9 @@ class EventMetrics:
         """Remove all series of a metric."""
         self._metrics[row.name].clear()
 
-    def _make(self, row: Metric) -> MetricWrapperBase | Histogram:
+    def _make(self, row: Metric) -> MetricWrapperBase | BucketHistogram:
         if row.type == "histogram":
-            histogram = Histogram(row.name, row.help, row.labels, row.buckets)
+            histogram = BucketHistogram(row.name, row.help, row.labels, row.buckets)
             self.registry.register(histogram)
             return histogram
         make = Counter if row.type == "counter" else Gauge

@@ -34,7 +34,7 @@ class Buckets:
         self.sum += value
 
 
-class Histogram(Collector):
+class BucketHistogram(Collector):
     """One metric with its series, for a registry of the client library. Without labels it has one series from the
     start."""
 

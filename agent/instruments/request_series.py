@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Gauge
 
+from agent.events.exchange import Exchange
 from agent.instruments.caller_labels import CallerLabels
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.histogram import Buckets
 from agent.instruments.known_names import KnownNames
 from agent.instruments.label_limiter import OTHER, LabelLimiter
-from agent.requests.exchange import Exchange
 from agent.requests.response import OK
 from exporters.catalog import exchanges
 from exporters.catalog import requests as rows

@@ -123,7 +123,7 @@ _Number = Annotated[int, Meta(ge=-1, le=MAX_ID)]  # -1: unknown
 
 
 class SharedExchange(Struct, array_like=True):
-    """What the sender's proxy measured (`agent.requests.exchange`): times in microseconds."""
+    """What the sender's proxy measured (`agent.events.exchange`): times in microseconds."""
 
     duration: _Number
     first_token: _Number

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from agent.events.exchange import Exchange, TokenUsage
 from agent.replicas.report import MAX_ID, SharedExchange
-from agent.requests.exchange import Exchange, TokenUsage
 
 _UNKNOWN: Final = -1
 

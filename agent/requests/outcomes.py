@@ -17,9 +17,9 @@ from itertools import islice
 from typing import Final
 
 from agent.events import Hook
+from agent.events.exchange import Exchange
 from agent.events.requests import Completed, LogEntryReceived, NotFollowed, Responded, Unreported
 from agent.prefix.index import PrefixIndex
-from agent.requests.exchange import Exchange
 from agent.requests.response import CLIENT_LEFT, OK, RESULTS, RETRIED, Response, result_of
 from agent.requests.sharing import NOT_SHARED, Sharing
 from agent.requests.ticket import Ticket

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from agent.requests.exchange import Exchange
+from agent.events.exchange import Exchange
 
 # A result of a picked request, as the proxy reports it.
 OK: Final = "ok"

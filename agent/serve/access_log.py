@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct, Value
 
-from agent.requests.exchange import (
+from agent.events.exchange import (
     CACHED_TOKENS,
     COMPLETION_TOKENS,
     FIRST_BYTE_TAG,

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
+from agent.events.exchange import Exchange, TokenUsage
 from agent.events.requests import Completed, EndpointEjected, LogEntryReceived, NotFollowed, Responded, Unreported
 from agent.events.scraping import HealthChanged
 from agent.pick.decision import ERRORS
-from agent.requests.exchange import Exchange, TokenUsage
 from agent.requests.outcomes import AWAITED_SECONDS, MAX_AWAITED
 from agent.requests.response import RESET, RETRIED, Response
 from agent.requests.ticket import Request, Ticket

@@ -297,7 +297,9 @@ def test_envoy_accepts_the_routes_and_the_service_that_a_document_adds(envoy: di
     (routes,), (service,) = of_kind("envoy-routes"), of_kind("envoy-grpc-service")
     found = manager(envoy)
     found["route_config"]["virtual_hosts"][0]["routes"] = routes.documents[0]
-    found["http_filters"][0]["typed_config"] |= service.documents[0]
+    next(each for each in found["http_filters"] if each["name"].endswith("ext_proc"))["typed_config"] |= (
+        service.documents[0]
+    )
     assert validate(envoy) == ""
 
 

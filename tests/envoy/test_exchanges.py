@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from agent.envoy.render import PickMode
-from agent.requests.exchange import NO_USAGE, Exchange, TokenUsage
+from agent.envoy.usage import HEAD_BYTES, TAIL_BYTES
+from agent.events.exchange import NO_USAGE, Exchange, TokenUsage
 from agent.requests.response import Response
 from tests.envoy.gateway import Gateway, chat, run_gateway
 from tests.fakes.model_server import ModelServer, chunk, chunked_head
@@ -196,21 +197,58 @@ async def test_a_client_that_leaves_a_stream_is_told_apart_from_a_server_that_br
     assert (found.client_left, found.broken) == (True, "")
 
 
-async def test_large_responses_that_generate_no_text_pass(gateway: Gateway) -> None:
-    exchange = await measured(gateway, whole(b'{"data": "' + b"x" * (20 << 20) + b'"}'), "/v1/embeddings")
-    assert exchange.response_bytes > 20 << 20
+async def test_a_large_response_passes_and_its_usage_is_read(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, servers=1, max_body=1 << 20) as gateway:
+        exchange = await measured(gateway, whole({"padding": "x" * (20 << 20), "usage": USAGE}))
+        assert exchange.response_bytes > 20 << 20
+        assert exchange.usage == READ
 
 
-async def test_without_usage_in_the_configuration_the_times_are_there_and_large_responses_pass(tmp_path: Path) -> None:
-    async with run_gateway(tmp_path, servers=1, max_body=1 << 20, settings={"usage": False}) as gateway:
-        body = {"padding": "x" * (4 << 20), "usage": USAGE}
-        exchange = await measured(gateway, whole(body))
+async def test_each_chunk_of_a_stream_passes_at_once(gateway: Gateway) -> None:
+    async def behave(server: ModelServer, path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked_head())
+        for _ in range(3):
+            writer.write(chunk(event(CHUNK)))
+            await writer.drain()
+            await seen.get()  # the client has it: nothing waits for the next one
+        writer.write(chunk(event({"usage": USAGE})) + chunk(b""))
+
+    seen: asyncio.Queue[None] = asyncio.Queue()
+    gateway.servers[0].behave = behave
+    async with gateway.client.post(gateway.url(MODE), json=chat()) as response:
+        for _ in range(3):
+            await response.content.readany()
+            seen.put_nowait(None)
+        await response.read()
+    exchange = (await logged(gateway)).exchange
+    assert exchange is not None
+    assert exchange.usage == READ
+
+
+@pytest.mark.parametrize("data", ["0", '"a"', "null", "true", "1.5", "[1]", '{"usage": 5}', "[" * 5000, ""])
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_no_body_of_a_model_server_stops_envoy(gateway: Gateway, data: str, streamed: bool) -> None:
+    behave = stream(b"data: " + data.encode() + b"\n\n") if streamed else whole(data.encode())
+    assert (await measured(gateway, behave)).usage == NO_USAGE
+    assert gateway.envoy.running()
+
+
+async def test_text_of_an_answer_is_no_usage(gateway: Gateway) -> None:
+    text = 'the JSON {"prompt_tokens": 1, "completion_tokens": 2} has "cached_tokens": 3, and \\"prompt_tokens\\": 4}'
+    said = {"choices": [{"message": {"content": text}}], "metadata": {"prompt_tokens": "7"}}
+    assert (await measured(gateway, whole(said))).usage == NO_USAGE
+
+
+async def test_a_number_that_is_cut_at_the_kept_part_is_not_read(gateway: Gateway) -> None:
+    key = '{"prompt_tokens":'
+    padding = "x" * (HEAD_BYTES - len('{"a":"",') - len(key) + 1 - 2)
+    body = '{"a":"' + padding + '",' + key[1:] + "12345" + ',"b":"' + "y" * 2 * TAIL_BYTES + '"}'
+    assert body[:HEAD_BYTES].endswith(":12")
+    assert (await measured(gateway, whole(body.encode()))).usage == NO_USAGE
+
+
+async def test_without_usage_in_the_configuration_the_times_are_there(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, servers=1, settings={"usage": False}) as gateway:
+        exchange = await measured(gateway, whole({"usage": USAGE}))
         assert exchange.usage == NO_USAGE
         assert exchange.first_token is not None
-
-
-async def test_a_whole_text_over_the_buffer_is_answered_with_500_as_the_option_says(tmp_path: Path) -> None:
-    async with run_gateway(tmp_path, servers=1, max_body=1 << 20) as gateway:
-        body = {"padding": "x" * (4 << 20), "usage": USAGE}
-        exchange = await measured(gateway, whole(body), status=500)
-        assert exchange.usage == NO_USAGE

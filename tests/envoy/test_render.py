@@ -310,7 +310,7 @@ def test_the_limits_of_held_requests_are_those_of_the_file_and_the_keepalive_is_
     data = pyyaml.safe_load(capsys.readouterr().out)
     assert validate(data) == ""
     manager = data["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    ext_proc = manager["http_filters"][0]["typed_config"]
+    (ext_proc,) = (item["typed_config"] for item in manager["http_filters"] if item["name"].endswith("ext_proc"))
     assert (ext_proc["message_timeout"], ext_proc["max_message_timeout"]) == ("60s", "1200s")
     assert manager["stream_idle_timeout"] == "1800s"
     _, picker = data["static_resources"]["clusters"]

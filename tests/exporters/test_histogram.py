@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from agent.instruments.histogram import Histogram
+from agent.instruments.histogram import BucketHistogram
 
 bounds = st.lists(st.floats(0, 1e6), min_size=1, max_size=6, unique=True).map(lambda found: tuple(sorted(found)))
 observed = st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1e7)), max_size=20)
@@ -21,7 +21,7 @@ def without_created(page: bytes) -> list[bytes]:
 def test_the_page_is_that_of_the_client_library(buckets: tuple[float, ...], values: list[tuple[str, float]]) -> None:
     theirs, ours = CollectorRegistry(), CollectorRegistry()
     reference = prometheus_client.Histogram("h", "help", ["label"], buckets=buckets, registry=theirs)
-    made = Histogram("h", "help", ("label",), buckets)
+    made = BucketHistogram("h", "help", ("label",), buckets)
     ours.register(made)
     for label, value in values:
         reference.labels(label).observe(value)
@@ -31,9 +31,9 @@ def test_the_page_is_that_of_the_client_library(buckets: tuple[float, ...], valu
 
 def test_a_metric_without_labels_is_there_from_the_start_and_a_removed_series_is_gone() -> None:
     registry = CollectorRegistry()
-    registry.register(Histogram("h", "help", (), (1.0,)))
+    registry.register(BucketHistogram("h", "help", (), (1.0,)))
     assert registry.get_sample_value("h_count") == 0
-    labelled = Histogram("g", "help", ("label",), (1.0,))
+    labelled = BucketHistogram("g", "help", ("label",), (1.0,))
     registry.register(labelled)
     labelled.labels("a").observe(2.0)
     labelled.labels("b").observe(2.0)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.events.exchange import Exchange, TokenUsage
 from agent.instruments import request_series
 from agent.instruments.caller_labels import CALLER_NAMES, CallerLabels
 from agent.instruments.event_metrics import EventMetrics
@@ -19,7 +20,6 @@ from agent.instruments.request_series import (
     RequestNames,
     RequestSeries,
 )
-from agent.requests.exchange import Exchange, TokenUsage
 from tests.fakes.known_names import ScriptedNames
 
 

@@ -12,7 +12,7 @@ from envoy.service.accesslog.v3 import als_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.requests.exchange import (
+from agent.events.exchange import (
     CACHED_TOKENS,
     COMPLETION_TOKENS,
     FIRST_BYTE_TAG,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agent.engines.mapping import Extraction
 from agent.events import ignore
+from agent.events.exchange import Exchange, TokenUsage
 from agent.replicas.peer_part import PeerPart
 from agent.replicas.publisher import MAX_BATCH_BYTES, PoolPublisher
 from agent.replicas.report import (
@@ -32,7 +33,6 @@ from agent.replicas.report import (
     unpack_blocks,
 )
 from agent.replicas.shared_exchange import received_exchange, shared_exchange
-from agent.requests.exchange import Exchange, TokenUsage
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, SERVER_ERROR, Response
 from agent.requests.ticket import Request, Ticket
