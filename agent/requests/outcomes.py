@@ -29,6 +29,8 @@ from agent.state.store import RoutingStore
 # interval of the proxy's log.
 AWAITED_SECONDS: Final = 10.0
 MAX_AWAITED: Final = 4096
+# Requests whose entry is awaited before the proxy has opened its log: Envoy opens it with the first entry.
+FIRST_AWAITED: Final = 64
 MAX_COMPARED: Final = 16  # requests with one id that an entry is compared with
 # Prompt blocks that all requests together keep, so that their credit can be taken back. A request beyond keeps none:
 # its blocks stay in the index until they are evicted. 500,000 references are 4 MB.
@@ -39,7 +41,7 @@ class Outcomes:
     """Applies the responses of one pool's picked requests to its routing state and its prefix index.
 
     `open_logs` counts the access log streams of the proxy, here and at peers. Without one, and before the first
-    response headers, nothing is kept for a request. A proxy may send the log to another replica than the one that has
+    response headers, nothing but the ticket is kept for a request, and for the first ones only. A proxy may send the log to another replica than the one that has
     picked: an entry of a request that was not picked here is passed to the peers, and one from a peer never is.
     """
 
@@ -51,6 +53,7 @@ class Outcomes:
         self.open_logs = 0
         self._own_logs = 0
         self._headers_seen = False  # this port gets response headers
+        self._first_awaited = FIRST_AWAITED  # requests that may still end before the log opens
         # By request id, which clients may repeat: requests of which an entry is to come, in order.
         self._expected: dict[str, dict[Ticket, None]] = {}
         self._over: OrderedDict[Ticket, float] = OrderedDict()  # those of them that have ended, and when
@@ -71,6 +74,8 @@ class Outcomes:
     def picked(self, ticket: Ticket, chain: Sequence[int], known_blocks: int, block_tokens: int) -> None:
         """A ticket was picked for its endpoint, which held `known_blocks` of its chain, and the index has recorded the
         whole chain. A block has `block_tokens` tokens."""
+        if self._awaits:
+            self._expected.setdefault(ticket.request_id, {})[ticket] = None
         if not (self.open_logs or self._headers_seen):
             return
         if self._blocks + len(chain) <= MAX_KEPT_BLOCKS:
@@ -78,13 +83,12 @@ class Outcomes:
             ticket.chain = chain
             ticket.known_blocks = known_blocks
             ticket.block_tokens = block_tokens
-        if self.open_logs:
-            self._expected.setdefault(ticket.request_id, {})[ticket] = None
 
     def ended(self, ticket: Ticket, how: str, now: float) -> None:
         """The request is over. Its entry in the access log may be on its way."""
-        if how == "closed" and self.open_logs and ticket in self._expected.get(ticket.request_id, ()):
+        if how == "closed" and self._awaits and ticket in self._expected.get(ticket.request_id, ()):
             over = self._over
+            self._first_awaited -= not self.open_logs
             over[ticket] = now
             while len(over) > MAX_AWAITED or next(iter(over.values())) < now - AWAITED_SECONDS:
                 self._give_up(next(iter(over)))
@@ -94,6 +98,9 @@ class Outcomes:
                 self._apply(ticket, Response(0, client_left=True, complete=True), now)
             self._complete(ticket, None)
         self._forget(ticket)
+        if not self._awaits:
+            for waiting in tuple(self._over):
+                self._forget(waiting)
 
     # -- reports of the proxy ------------------------------------------------------------------------------------------
 
@@ -123,6 +130,7 @@ class Outcomes:
     def log_closed(self) -> None:
         """An access log stream has ended."""
         self._own_logs -= 1
+        self._first_awaited = FIRST_AWAITED
         self._sharing.logs(self._own_logs)
         self.peer_log_closed()
 
@@ -132,10 +140,15 @@ class Outcomes:
 
     def peer_log_closed(self) -> None:
         """That is over. Without another one, no further entry comes."""
-        self.open_logs -= 1
-        if not self.open_logs:
+        if self.open_logs == 1:
             for ticket in tuple(self._over):
                 self._give_up(ticket)
+        self.open_logs -= 1
+
+    @property
+    def _awaits(self) -> bool:
+        """Whether an entry of the access log may come for a request."""
+        return self.open_logs > 0 or (self._first_awaited > 0 and not self._headers_seen)
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -237,8 +250,9 @@ class Outcomes:
             ticket.chain = ()
 
     def _give_up(self, ticket: Ticket) -> None:
-        """No entry of a request that is over has come."""
-        self._hook(Unreported(self._store.pool))
+        """No entry of a request that is over has come. Without a log, nothing shows that one was to come."""
+        if self.open_logs:
+            self._hook(Unreported(self._store.pool))
         self._forget(ticket)
 
     def _forget(self, ticket: Ticket) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from exporters.catalog.metric import Rows, same_labels
+from exporters.catalog.metric import Alias, Rows, same_labels
 
 ROWS: Final = Rows()
 _counter: Final = ROWS.counter
@@ -12,19 +12,25 @@ _counter: Final = ROWS.counter
 _L: Final = "model_name target_model_name fairness_id priority"
 _OBJECTIVE: Final = ("model_name", "target_model_name")
 
+
+def _old(name: str, *labels: str) -> tuple[Alias, ...]:
+    """The names under which the field knew a metric before: of InferenceModel, and of InferenceObjective."""
+    return tuple(same_labels(f"{kind}_{name}", *labels) for kind in ("inference_objective", "inference_model"))
+
+
 REQUESTS: Final = _counter(
     "llm_d_epp_request_total",
     "requests",
     _L,
     "Requests that the picker decided on, picked or rejected",
-    same_labels("inference_objective_request_total", *_OBJECTIVE),
+    *_old("request_total", *_OBJECTIVE),
 )
 REQUEST_ERRORS: Final = _counter(
     "llm_d_epp_request_error_total",
     "requests",
     f"{_L} error_code",
     "Requests that the agent answered with an error, by the reference's error names",
-    same_labels("inference_objective_request_error_total", *_OBJECTIVE, "error_code"),
+    *_old("request_error_total", *_OBJECTIVE, "error_code"),
 )
 REQUEST_DURATION: Final = ROWS.add(
     "llm_d_epp_request_duration_seconds",
@@ -33,7 +39,7 @@ REQUEST_DURATION: Final = ROWS.add(
     _L,
     "events",
     "Time from the pick of a request to its end at the proxy",
-    (same_labels("inference_objective_request_duration_seconds", *_OBJECTIVE),),
+    _old("request_duration_seconds", *_OBJECTIVE),
     (
         *(0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45),
         *(60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600),
@@ -46,7 +52,7 @@ REQUESTS_RUNNING: Final = ROWS.add(
     _L,
     "events",
     "Requests that were assigned to an endpoint and have not ended",
-    (same_labels("inference_objective_running_requests", "model_name"),),
+    _old("running_requests", "model_name"),
 )
 DECISION: Final = ROWS.add(
     "llm_d_epp_scheduler_e2e_duration_seconds",

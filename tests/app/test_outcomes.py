@@ -10,7 +10,7 @@ from agent.events.exchange import Exchange, TokenUsage
 from agent.events.requests import Completed, EndpointEjected, LogEntryReceived, NotFollowed, Responded, Unreported
 from agent.events.scraping import HealthChanged
 from agent.pick.decision import ERRORS
-from agent.requests.outcomes import AWAITED_SECONDS, MAX_AWAITED
+from agent.requests.outcomes import AWAITED_SECONDS, FIRST_AWAITED, MAX_AWAITED
 from agent.requests.response import RESET, RETRIED, Response
 from agent.requests.ticket import Request, Ticket
 from agent.signals import WAITING
@@ -343,10 +343,28 @@ def test_a_retry_counts_against_the_endpoint_that_could_not_be_reached() -> None
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_kept_where_the_proxy_reports_nothing() -> None:
+def test_nothing_is_kept_for_long_where_the_proxy_reports_nothing() -> None:
     fleet = Fleet(log=False)
+    for _ in range(FIRST_AWAITED):
+        fleet.send().end("closed")
+    fleet.clock.advance(AWAITED_SECONDS + 1)
+    fleet.scraped(A, B, C)
     ticket = fleet.send()
+    ticket.end("closed")
     assert (ticket.chain, fleet.pool.outcomes.kept) == ((), 0)
+    assert fleet.of(Unreported) == []
+
+
+def test_the_first_requests_are_reported_although_the_proxy_opens_its_log_with_their_entries() -> None:
+    fleet = Fleet(log=False)
+    over, open_ = fleet.send(), fleet.send()
+    over.end("closed")
+    fleet.pool.log_opened()
+    for ticket in (over, open_):
+        fleet.pool.logged(ticket.request_id, GOOD._replace(served=ticket.endpoint, exchange=EXCHANGE))
+    open_.end("closed")
+    assert [event.result for event in fleet.of(Completed)] == ["ok", "ok"]
+    assert fleet.pool.outcomes.kept == 0
 
 
 def test_requests_without_an_entry_are_forgotten_after_a_while_and_beyond_a_number() -> None:
@@ -365,7 +383,10 @@ def test_a_log_that_ends_leaves_nothing_behind() -> None:
     over, open_ = fleet.send(), fleet.send()
     over.end("closed")
     fleet.pool.log_closed()
-    open_.end("closed")
+    assert fleet.pool.outcomes.kept == 1
+    open_.end("closed")  # its entry may come by the next log
+    for _ in range(FIRST_AWAITED):
+        fleet.send().end("closed")
     assert fleet.pool.outcomes.kept == 0
     assert over.chain == open_.chain == ()
 
