@@ -7,11 +7,13 @@ meanwhile: a gauge of running requests would drift otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Gauge
 
 from agent.events.exchange import Exchange
+from agent.flow.flow_names import DEFAULT_FLOW
 from agent.instruments.caller_labels import CallerLabels
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.histogram import Buckets
@@ -27,9 +29,12 @@ MODEL_NAMES: Final = 1000
 UNPINNED_MODEL_NAMES: Final = 20
 # Pairs of a requested and another served model, where both have labels of their own.
 REWRITTEN_PAIRS: Final = 200
-# Combinations of models with a caller or a priority that is not the default and not declared; what comes after is
-# counted by its models, with `other` for both.
+# Combinations of models with another caller and priority than the default ones. What comes after is counted by its
+# caller and priority alone where the caller is declared, else by its models alone, with `other` for the rest.
 COMBINATIONS: Final = 300
+_DEFAULT: Final = (DEFAULT_FLOW, "0")
+# Statuses with a label of their own: a server may send any number. 529 is Anthropic's and others' for an overload.
+CODES: Final = frozenset({0, 529, *HTTPStatus})
 
 
 class RequestNames(NamedTuple):
@@ -157,7 +162,7 @@ class RequestSeries:
         found = series.exchanges
         if found is None:
             found = series.exchanges = _Exchanges(self._metrics, series.labels)
-        code = str(status)
+        code = str(int(status)) if status in CODES else OTHER
         counter = found.results.get((code, result))
         if counter is None:
             counter = self._metrics.child(exchanges.RESULTS, *series.labels, code, result)
@@ -203,10 +208,11 @@ class RequestSeries:
         model, target = self._models(pool, names.model, names.target)
         caller, priority = self._callers.pair(names.caller, names.priority)
         labels = (model, target, caller, priority)
-        if labels in self._combinations or caller in self._callers.declared:
+        if labels in self._combinations or (caller, priority) == _DEFAULT:
             return labels
         if len(self._combinations) >= COMBINATIONS:
-            return model, target, OTHER, OTHER
+            named = caller in self._callers.declared and caller != OTHER
+            return (OTHER, OTHER, caller, priority) if named else (model, target, OTHER, OTHER)
         self._combinations.add(labels)
         return labels
 

@@ -41,8 +41,9 @@ class Outcomes:
     """Applies the responses of one pool's picked requests to its routing state and its prefix index.
 
     `open_logs` counts the access log streams of the proxy, here and at peers. Without one, and before the first
-    response headers, nothing but the ticket is kept for a request, and for the first ones only. A proxy may send the log to another replica than the one that has
-    picked: an entry of a request that was not picked here is passed to the peers, and one from a peer never is.
+    response headers, nothing but the ticket is kept for a request, and for the first ones only. A proxy may send
+    the log to another replica than the one that has picked: an entry of a request that was not picked here is
+    passed to the peers, and one from a peer never is.
     """
 
     def __init__(self, store: RoutingStore, index: PrefixIndex, hook: Hook, sharing: Sharing = NOT_SHARED) -> None:

@@ -57,7 +57,7 @@ OTHER: dict[str, Any] = {
     "admin.insecure": True, "admin.auth.mode": "kubernetes", "admin.auth.tokenFile": "tokens.csv",
     "admin.auth.audiences": ["igw"],
     "admin.address": "127.0.0.1:7", "admin.maxWatchers": 7, "admin.maxStateBytes": "1MiB", "reload.interval": "7s",
-    "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30,
+    "envoy.edsDirectory": "eds", "envoy.retryServerErrors": True, "envoy.retryBudget": 30, "envoy.usage": False,
     "envoy.pickerCaFile": "ca.pem", "envoy.pickerServerName": "igw.example", "envoy.pickerCertFile": "c.pem",
     "envoy.pickerKeyFile": "c.key",
     "envoy.pickerHosts": ["10.0.1.1", "igw.example"],

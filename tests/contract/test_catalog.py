@@ -18,6 +18,7 @@ from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
+from agent.events.exchange import Exchange, TokenUsage
 from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.keda import PoolActivated, ScalerCalled, ScalerStreams
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
@@ -28,15 +29,18 @@ from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.replicas import PeerChanged, PeerFailed, PeerRefused, PeersCounted
 from agent.events.requests import (
     Abandoned,
+    Completed,
     EncodedBody,
     Ended,
     EndpointEjected,
+    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Reported,
     Responded,
     StreamBroken,
+    Unreported,
 )
 from agent.events.scraping import (
     BudgetChanged,
@@ -124,6 +128,10 @@ EVERYTHING: tuple[Event, ...] = (
     ScalerStreams(1),
     CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
     CertificateNotLoaded("ext_proc", "x"),
+    Completed("pool", "m", "ok", 200, Exchange(2.0, 0.5, 1.9, 100, 200, True, TokenUsage(10, 5, 2))),
+    Completed("pool", "m", "ok", 200, Exchange(2.0, 0.5, 1.9, 100, 200, False)),
+    LogEntryReceived("pool", known=True),
+    Unreported("pool"),
     CertificateInvalid("ext_proc", "x"),
     HandshakeFailed("ext_proc", "version", "x", "192.0.2.1"),
     LeaseChanged("llm/agent", held=True, holder="a_1", released=False),

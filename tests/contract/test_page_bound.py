@@ -24,7 +24,8 @@ from agent.instruments.caller_labels import CALLER_PAIRS, PRIORITIES
 from agent.instruments.flow import COMBINATIONS, FIELD_OUTCOMES
 from agent.instruments.hook import Instruments
 from agent.instruments.label_limiter import NAME_LENGTH
-from agent.instruments.request_series import MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
+from agent.instruments.request_series import CODES, MODEL_NAMES, REWRITTEN_PAIRS, UNPINNED_MODEL_NAMES
+from agent.instruments.request_series import COMBINATIONS as REQUEST_COMBINATIONS
 from agent.instruments.requests import SERVER_NAMES
 from agent.kube.authn.access import RESULTS as ACCESS_RESULTS
 from agent.kube.authn.identity import METHODS
@@ -69,11 +70,13 @@ VALUES: Final = {
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
     "kind": 5, "what": 3, "lease": 1, "need": len(NEEDS), "change": 3, "port": 4, "api": 2,
+    "streaming": 2, "code": len(CODES) + 1,
     "rpc": len(RPCS) + 2,  # with a connection, and a method that does not exist
     "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
 RESULT_VALUES: Final = {
     "igw_responses_total": len(RESULTS),
+    "igw_request_results_total": len(RESULTS),
     "igw_encoded_bodies_total": 3,
     "igw_kubernetes_writes_total": 4,
     "igw_access_checks_total": len(ACCESS_RESULTS),
@@ -133,7 +136,8 @@ def children(metric: Metric, size: FleetSize) -> int:
     labels = set(metric.labels) - ONE_AT_A_TIME.get(metric.name, set())
     if "model_name" in labels:
         labels -= {"model_name", "target_model_name", "fairness_id", "priority"}
-        count = size.model_pairs
+        declared = (size.callers + 2) * (PRIORITIES + 1)
+        count = 2 * size.model_pairs + REQUEST_COMBINATIONS + declared
     elif labels & {"server", "model_server_endpoint"}:
         labels -= {"server", "model_server_endpoint", "pool", "name", "profile"}
         count = size.endpoints if metric.origin == "state" else (SERVER_NAMES + 1) * size.pools

@@ -235,8 +235,8 @@ async def test_no_body_of_a_model_server_stops_envoy(gateway: Gateway, data: str
 
 async def test_text_of_an_answer_is_no_usage(gateway: Gateway) -> None:
     text = 'the JSON {"prompt_tokens": 1, "completion_tokens": 2} has "cached_tokens": 3, and \\"prompt_tokens\\": 4}'
-    said = {"choices": [{"message": {"content": text}}], "metadata": {"prompt_tokens": "7"}}
-    assert (await measured(gateway, whole(said))).usage == NO_USAGE
+    answer = {"choices": [{"message": {"content": text}}], "metadata": {"prompt_tokens": "7"}}
+    assert (await measured(gateway, whole(answer))).usage == NO_USAGE
 
 
 async def test_a_number_that_is_cut_at_the_kept_part_is_not_read(gateway: Gateway) -> None:

@@ -14,13 +14,16 @@ from agent.events.metrics_api import MetricsAccessChecked, MetricsApiProblem, Me
 from agent.events.process import Reloaded, TaskFailed, WatcherDropped
 from agent.events.requests import (
     Abandoned,
+    Completed,
     Ended,
     EndpointEjected,
+    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Responded,
     StreamBroken,
+    Unreported,
 )
 from agent.events.scraping import (
     BudgetChanged,
@@ -134,6 +137,24 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             EndpointEjected("pool", "a:1", "trial_failed", "reset", 4, 0.5, 2.0, 2),
             "igw_endpoint_ejections_total",
             {"pool": "pool", "server": "a:1", "reason": "trial_failed"},
+        ),
+        (
+            LogEntryReceived("pool", known=False),
+            "igw_access_log_entries_total",
+            {"pool": "pool", "result": "unknown"},
+        ),
+        (Unreported("pool"), "igw_requests_unreported_total", {"pool": "pool"}),
+        (
+            Completed("pool", "m", "server_error", 500, None, caller="a", priority=3),
+            "igw_request_results_total",
+            {
+                "model_name": "m",
+                "target_model_name": "m",
+                "fairness_id": "a",
+                "priority": "3",
+                "code": "500",
+                "result": "server_error",
+            },
         ),
         (NotFollowed("pool", "a:1", "b:1"), "igw_picks_not_followed_total", {"pool": "pool", "server": "a:1"}),
         (TaskFailed("discovery/pool", "it returned", 0.5), "igw_task_failures_total", {"task": "discovery/pool"}),
