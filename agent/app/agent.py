@@ -99,8 +99,15 @@ class Agent:
         )
         self._pools = Pools(config, parts, self._publish_pools)
         self.demand = demand = DemandObserver(
-            config, clock, tasks, self._pool_map, self._replicas.waiting, self._replicas.unknown
+            config,
+            clock,
+            tasks,
+            self._pool_map,
+            self._replicas.waiting,
+            self._replicas.unknown,
+            self._replicas.capacities,
         )
+        self._replicas.report_capacity(demand.own_capacity)
         self._admin_server.state.demands = demand.reports
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)

@@ -13,6 +13,7 @@ from agent.config.config import Config
 from agent.config.demand import DemandConfig
 from agent.scaling.demand import NEVER_KNOWN, DemandSettings
 from agent.scaling.demand_gauges import DemandReport, served
+from agent.scaling.envelope import Envelope
 from agent.scaling.pool_demand import DemandInputs, PoolDemand
 from agent.scaling.served_metrics import ServedValue, WithheldMetric
 
@@ -21,8 +22,9 @@ INTERVAL_SECONDS: Final = 0.5
 
 
 class DemandObserver:
-    """Follows the pools. `pools` returns those that exist, `held_by_peers` the requests that other replicas of the
-    agent hold for a pool, `unknown_peers` those whose part of them is unknown."""
+    """Follows the pools. `pools` returns those that exist; of the other replicas of the agent, `held_by_peers` returns
+    the requests that they hold for a pool, `capacities` what they have learnt of its capacity, and `unknown_peers`
+    those whose part is unknown."""
 
     name = "demand"
 
@@ -34,8 +36,10 @@ class DemandObserver:
         pools: Callable[[], Mapping[str, Pool]],
         held_by_peers: Callable[[str], int],
         unknown_peers: Callable[[], Sequence[str]],
+        capacities: Callable[[str], Mapping[str, Envelope]],
     ) -> None:
         self._config = config
+        self._capacities = capacities
         self._clock = clock
         self._tasks = tasks
         self._pools = pools
@@ -72,6 +76,11 @@ class DemandObserver:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def own_capacity(self, pool: str) -> Envelope | None:
+        """What this replica has learnt of a pool's capacity; None of nothing."""
+        found = self._demands.get(pool)
+        return None if found is None else found.capacity.own
 
     def learnt(self) -> dict[str, tuple[float, float]]:
         """What was learnt of each pool: requests per second of a replica, and when (monotonic seconds)."""
@@ -113,6 +122,7 @@ class DemandObserver:
             source = pool.source
             known = source is None or source.current or source.known_at is not None
             loading = 0 if source is None else source.loading
+            demand.capacity.set_peers(self._capacities(name))
             inputs = DemandInputs(pool.held + self._held_by_peers(name), loading, known, unknown)
             demand.observe(pool.store.snapshot(now), inputs, now)
 

@@ -28,6 +28,7 @@ from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.peers import Peers
 from agent.replicas.service import OwnIdentity, PoolKnowledge, ReplicaService
 from agent.requests.sharing import NOT_SHARED, Sharing
+from agent.scaling.envelope import Envelope
 from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
@@ -120,6 +121,14 @@ class Replicas:
     def waiting(self, pool: str) -> int:
         """The requests that the known peers hold for a pool."""
         return self._peers.waiting(pool)
+
+    def capacities(self, pool: str) -> Mapping[str, Envelope]:
+        """What the known peers have learnt of a pool's capacity, by replica."""
+        return self._peers.capacities(pool)
+
+    def report_capacity(self, capacity: Callable[[str], Envelope | None]) -> None:
+        """Report to the peers what this returns: what this replica has learnt of a pool's capacity."""
+        self._service.publishers.capacity = capacity
 
     def on_waiting(self, call: Callable[[str], None]) -> None:
         """Call this with a pool for which a peer holds its first requests."""

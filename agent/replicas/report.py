@@ -3,7 +3,8 @@
     client: ClientHello ──►                        JSON, fields may be added
                           ◄── ServerHello          JSON
     client: ClientProof ──►                        JSON
-                          ◄── PeerReport, PeerReport, ...  MessagePack, arrays; another layout is another PROTOCOL
+                          ◄── PeerReport, PeerReport, ...  MessagePack, arrays; another layout is another PROTOCOL,
+                                                           except for fields with a default at the end of an array
 
 The first report of a stream is `full`: it replaces what was known of the sender. The others have what happened since.
 Every number is a whole one with a smallest and a largest value, so a report holds no NaN and nothing negative.
@@ -21,7 +22,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-# Replicas exchange reports where both have this number. It changes with the layout of a report.
+# Replicas exchange reports where both have this number. It changes with the layout of a report. A field at the end of
+# an array does not change it: a replica without the field ignores it, and one that gets none uses the default.
 PROTOCOL: Final = 2
 SERVICE: Final = "igw.replicas.v1.Replicas"
 METHOD: Final = "Exchange"
@@ -35,6 +37,7 @@ MAX_WAITING: Final = 100_000_000  # requests that one replica holds for a pool
 MAX_EVENTS: Final = 50_000  # of one kind, of a pool, in one report
 MAX_CHAIN_BYTES: Final = 1 << 20  # of one prompt: 131,072 blocks
 MAX_ID: Final = (1 << 63) - 1
+MAX_COUNT: Final = 1_000_000_000_000_000
 NONCE_BYTES: Final = 16
 
 _Name = Annotated[str, Meta(max_length=256)]
@@ -43,7 +46,7 @@ _Place = Annotated[int, Meta(ge=0, lt=MAX_ENDPOINTS)]
 _Tokens = Annotated[int, Meta(ge=0, le=100_000_000)]
 _Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
 _Blocks = Annotated[bytes, Meta(max_length=MAX_CHAIN_BYTES)]
-_Count = Annotated[int, Meta(ge=0, le=1_000_000_000_000_000)]
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 
 class BadReport(ValueError):
@@ -119,6 +122,13 @@ class SharedRate(Struct, array_like=True):
     prefills: _Count
 
 
+class SharedCapacity(Struct, array_like=True):
+    """The envelope of a pool's capacity that the sender has learnt: millionths of requests per second, and its age."""
+
+    millionths: _Count
+    age_ms: _Count
+
+
 class SharedLogEntry(Struct, array_like=True):
     """An entry of the proxy's access log of a request that the sender has not picked: `agent.requests.response`."""
 
@@ -138,7 +148,8 @@ class PoolReport(Struct, array_like=True):
     `in_flight` is the number of the sender's requests after this report; `logs` the open access log streams there.
     `withdrawn` are blocks that an endpoint did not prefill after all; `held` those that the endpoints hold by the
     sender's index, the oldest first, for a replica that has just started. `waiting` is the number of requests that flow
-    control of the sender holds.
+    control of the sender holds. `capacity` is what it has learnt; None: nothing, or in a report that is not full, what
+    it was before.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=63)]
@@ -156,6 +167,7 @@ class PoolReport(Struct, array_like=True):
     rates: Annotated[list[SharedRate], Meta(max_length=MAX_ENDPOINTS)] = []
     held: Annotated[list[EndpointBlocks], Meta(max_length=MAX_ENDPOINTS)] = []
     waiting: Annotated[int, Meta(ge=0, le=MAX_WAITING)] = 0
+    capacity: SharedCapacity | None = None
 
 
 class PeerReport(Struct, array_like=True):

@@ -31,6 +31,7 @@ from agent.replicas.report import (
     prove,
     proven,
 )
+from agent.scaling.envelope import Envelope
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.router import BidiMethod, GrpcMethod
 from agent.serve.grpc.status import StatusCode, StatusError
@@ -66,11 +67,17 @@ class OwnIdentity(NamedTuple):
     software: str
 
 
+def _not_learnt(_pool: str) -> None:
+    """Nothing is learnt of a capacity."""
+
+
 class Publishers:
-    """The publishers of all pools, and the reports of them. `now` is the time of the clock."""
+    """The publishers of all pools, and the reports of them. `now` is the time of the clock. `capacity`, which may be
+    replaced, returns what this replica has learnt of the capacity of a pool."""
 
     def __init__(self, now: Callable[[], float], wake: Callable[[], None]) -> None:
         self.now = now
+        self.capacity: Callable[[str], Envelope | None] = _not_learnt
         self._wake = wake
         self._publishers: dict[str, PoolPublisher] = {}
         self._knowledge: dict[str, PoolKnowledge] = {}
@@ -79,7 +86,7 @@ class Publishers:
 
     def add(self, pool: str, blocks: str, knowledge: PoolKnowledge) -> PoolPublisher:
         """The publisher of a new pool, which takes the place of one with the same name."""
-        publisher = PoolPublisher(pool, blocks, self._wake)
+        publisher = PoolPublisher(pool, blocks, self._wake, lambda: self.capacity(pool))
         publisher.listen(listened=self._listened)
         self._publishers[pool] = publisher
         self._knowledge[pool] = knowledge

@@ -217,6 +217,28 @@ async def test_what_one_replica_holds_is_the_same_number_at_both_and_in_the_dema
     held_call.cancel()
 
 
+def capacity(live: Live) -> float | None:
+    """The capacity in the last demand of a replica."""
+    for report in live.agent.demand.reports():
+        if report.latest is not None:
+            return report.latest.decision.use.capacity.requests_per_second
+    return None
+
+
+async def test_a_capacity_that_one_replica_has_learnt_is_in_the_demand_of_both_also_after_it_was_killed(
+    fleet: ReplicaFleet,
+) -> None:
+    first, second = await fleet.pair()
+    first.agent.demand.restore("default", 7.5, first.clock.now())
+    await eventually(lambda: (capacity(first), capacity(second)) == (7.5, 7.5))
+    assert second.agent.demand.own_capacity("default") is None  # the number is that of the other one
+    await first.agent.stop(grace=0)
+    await eventually(lambda: second.agent.demand.own_capacity("default") is not None)
+    assert capacity(second) == 7.5
+    again = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1", "127.0.0.2"))
+    await eventually(lambda: capacity(again) == 7.5)
+
+
 async def test_a_request_that_one_replica_holds_reaches_the_stream_that_keda_has_at_another(
     fleet: ReplicaFleet,
 ) -> None:

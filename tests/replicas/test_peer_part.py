@@ -34,6 +34,7 @@ from agent.replicas.report import (
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, SERVER_ERROR, Response
 from agent.requests.ticket import Request, Ticket
+from agent.scaling.envelope import Envelope
 from agent.signals import PREFILL_SECONDS, PREFILLS, PROMPT_TOKENS, RUNNING, WAITING
 from agent.state.prefill_rate import LearntRate, RateLimits
 from agent.state.store import RoutingStore
@@ -103,6 +104,42 @@ def test_a_replica_knows_how_many_requests_its_peer_holds_until_the_peer_is_unkn
     pair.exchange(0.4)
     pair.part.drop(0.5)
     assert pair.part.waiting == {}
+
+
+def test_a_replica_knows_what_its_peer_has_learnt_of_the_capacity_until_the_peer_is_unknown() -> None:
+    pair = ReplicaPair()
+    pair.begin()
+    assert pair.part.capacity("pool") is None
+    pair.a.learnt = Envelope(7.25, 1.0)
+    pair.exchange(3.0)
+    assert pair.part.capacity("pool") == Envelope(7.25, 1.0)
+    assert pair.a.publisher.take(4.0) is None  # it has not changed
+    pair.a.publisher.waiting(1)
+    pair.exchange(5.0)
+    assert pair.part.capacity("pool") == Envelope(7.25, 1.0)
+    pair.b.target = None  # the pool goes here, and comes again
+    pair.a.learnt = Envelope(8.0, 6.0)
+    pair.exchange(6.5)
+    assert pair.part.capacity("pool") == Envelope(8.0, 6.0)
+    pair.begin(9.0)
+    assert pair.part.capacity("pool") == Envelope(8.0, 6.0)
+    pair.a.learnt = None  # it has started again
+    pair.begin(10.0)
+    assert pair.part.capacity("pool") is None
+    pair.a.learnt = Envelope(9.0, 11.0)
+    pair.exchange(12.0)
+    pair.part.drop(13.0)
+    assert pair.part.capacity("pool") is None
+
+
+def test_a_report_of_an_older_version_has_no_capacity_and_one_of_a_newer_version_has_more_fields() -> None:
+    report = PeerReport(0, full=True, pools=[PoolReport("pool", BLOCKS, 0, 0, [], waiting=3)])
+    fields = msgspec.msgpack.decode(encode(report))
+    (pool,) = fields[3]
+    older = [*fields[:3], [pool[:15]]]  # up to `waiting`, the last field of a replica before
+    assert decode(msgspec.msgpack.encode(older)) == report
+    newer = [*fields[:3], [[*pool, "a field that is not known here"]]]
+    assert decode(msgspec.msgpack.encode(newer)) == report
 
 
 def test_the_backlog_of_a_peers_requests_delays_a_pick_as_ones_own_does() -> None:
