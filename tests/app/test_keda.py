@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
@@ -66,6 +67,30 @@ async def test_a_pool_is_active_until_its_last_request_has_ended_and_its_servers
             waiting = {"metric": "igw_pool_waiting_requests", "threshold": "4"}
             (value,) = (await call(channel, "GetMetrics", waiting)).metricValues
             assert value.metricName == "igw_pool_waiting_requests"
+
+
+async def test_a_value_that_is_older_than_the_limit_of_the_metrics_apis_is_an_error_to_keda_also_after_a_reload(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "igw.yaml"
+    waiting = {"metric": "igw_pool_waiting_requests", "threshold": "4"}
+    async with servers(1) as (server,):
+        path.write_text(document([server.address], KEDA))
+        async with running(path, 1) as live, grpc.aio.insecure_channel(live.agent.keda_address) as channel:
+            assert (await call(channel, "GetMetrics", waiting)).metricValues[0].metricValueFloat == 0.0
+            path.write_text(document([server.address], f"{KEDA}metricsApi: {{maxAge: 100ms}}\n"))
+
+            async def refusal() -> str:
+                try:
+                    await call(channel, "GetMetrics", waiting)
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    return error.details() or ""
+                return ""
+
+            assert "is over metricsApi.maxAge (0.1 s)" in await found(refusal, bool)
+            page = await get(live, "/metrics")
+            assert 'igw_keda_calls_total{pool="default",result="withheld",rpc="GetMetrics"}' in page
 
 
 async def test_the_port_has_the_health_service_and_serves_tls(tmp_path: Path) -> None:
