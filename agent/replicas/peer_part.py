@@ -21,8 +21,10 @@ from agent.replicas.report import (
     SharedLogEntry,
     unpack_blocks,
 )
+from agent.replicas.shared_history import restored
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, PROXY, RESET, RESULTS, TIMEOUT, Response
+from agent.scaling.demand_history import DemandHistory
 from agent.scaling.envelope import Envelope
 from agent.state.endpoint import EMPTIED
 from agent.state.prefill_rate import LearntRate
@@ -56,6 +58,7 @@ class _PoolPart:
         self.requests: dict[int, int] = {}
         self.waiting = 0
         self.capacity: Envelope | None = None
+        self.history: DemandHistory | None = None  # until it is taken
         self.logs = False
 
     def check(self, report: PoolReport, *, full: bool) -> None:
@@ -82,6 +85,8 @@ class _PoolPart:
         self._set_target(target, now)
         self.waiting = report.waiting
         self._set_capacity(report.capacity, now, full=full)
+        if report.history is not None:
+            self.history = restored(report.history, report.endpoints, now)
         if full:
             self._end(tuple(self.requests), now)
         if target is None:
@@ -134,7 +139,7 @@ class _PoolPart:
             self._set_logs(self.target, opened=False)
         self.requests.clear()
         self.waiting = 0
-        self.capacity = None
+        self.capacity = self.history = None
 
     def _set_capacity(self, capacity: SharedCapacity | None, now: float, *, full: bool) -> None:
         if capacity is not None:
@@ -148,10 +153,10 @@ class _PoolPart:
         if (before is None) != (target is None) or (
             before is not None and target is not None and before.store is not target.store
         ):
-            known, waiting, capacity = tuple(self.requests), self.waiting, self.capacity
+            known, waiting, capacity, history = tuple(self.requests), self.waiting, self.capacity, self.history
             self.drop(now)
             self.requests = dict.fromkeys(known, _NOT_HERE)
-            self.waiting, self.capacity = waiting, capacity
+            self.waiting, self.capacity, self.history = waiting, capacity, history
         self.target = target
 
     def _end(self, ids: Iterable[int], now: float) -> None:
@@ -199,6 +204,14 @@ class PeerPart:
         """The envelope of the pool's capacity that the peer has learnt; None without."""
         part = self._pools.get(pool)
         return None if part is None else part.capacity
+
+    def take_history(self, pool: str) -> DemandHistory | None:
+        """What the peer has seen of the pool's load until the stream began, once; None without."""
+        part = self._pools.get(pool)
+        if part is None:
+            return None
+        found, part.history = part.history, None
+        return found
 
     def begin(self) -> None:
         """A new stream begins; its first report replaces what is known."""

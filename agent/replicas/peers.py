@@ -23,6 +23,7 @@ from agent.replicas.client import PeerAccess, PeerProblem, PeerStream
 from agent.replicas.peer_part import PeerPart, PoolTarget
 from agent.replicas.report import BadReport, Hello
 from agent.replicas.service import OwnIdentity
+from agent.scaling.demand_history import DemandHistory
 from agent.scaling.envelope import Envelope
 from agent.state.replicas import LEFT, REASONS, REFUSED, REPORTING, SELF, SILENT, STATES, PeerView
 
@@ -131,6 +132,11 @@ class Peers:
         """What the peers have learnt of a pool's capacity, by instance."""
         found = ((peer.instance, peer.part.capacity(pool)) for peer in self._peers.values())
         return {instance: each for instance, each in found if each is not None}
+
+    def take_histories(self, pool: str) -> list[DemandHistory]:
+        """What the peers have seen of a pool's load until their streams began, each once."""
+        found = (peer.part.take_history(pool) for peer in self._peers.values())
+        return [each for each in found if each is not None]
 
     @property
     def oldest_report(self) -> float:

@@ -25,7 +25,9 @@ from agent.replicas.report import (
     StartedRequest,
     pack_blocks,
 )
+from agent.replicas.shared_history import shared
 from agent.requests.response import Response
+from agent.scaling.demand_history import DemandHistory
 from agent.scaling.envelope import Envelope
 from agent.state.prefill_rate import LearntRate
 
@@ -192,11 +194,20 @@ class PoolPublisher:
         return self._overflowed
 
     def full(
-        self, learnt: Mapping[str, LearntRate], now: float, held: Mapping[str, Sequence[int]] | None = None
+        self,
+        learnt: Mapping[str, LearntRate],
+        now: float,
+        held: Mapping[str, Sequence[int]] | None = None,
+        history: DemandHistory | None = None,
     ) -> PoolReport:
-        """Everything that a peer needs to begin with: requests in flight, without their blocks, learnt rates, and the
-        blocks that each endpoint holds."""
+        """Everything that a peer needs to begin with: requests in flight, without their blocks, learnt rates, the
+        blocks that each endpoint holds, and what was seen of the pool's load."""
         places: dict[str, int] = {}
+
+        def place(address: str) -> int | None:
+            found = places.get(address)
+            return places.setdefault(address, len(places)) if found is None and len(places) < MAX_ENDPOINTS else found
+
         started = [
             StartedRequest(
                 work_id,
@@ -218,6 +229,7 @@ class PoolPublisher:
             for address, each in (held or {}).items()
             if address in places or len(places) < MAX_ENDPOINTS
         ]
+        seen = None if history is None else shared(history, now, place)
         return PoolReport(
             self.pool,
             self._blocks,
@@ -229,6 +241,7 @@ class PoolPublisher:
             held=blocks,
             waiting=self._waiting,
             capacity=_shared(self._capacity(), now),
+            history=seen,
         )
 
     # -- within ------------------------------------------------------------------------------------------------------

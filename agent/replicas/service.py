@@ -31,6 +31,7 @@ from agent.replicas.report import (
     prove,
     proven,
 )
+from agent.scaling.demand_history import DemandHistory
 from agent.scaling.envelope import Envelope
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.router import BidiMethod, GrpcMethod
@@ -67,17 +68,19 @@ class OwnIdentity(NamedTuple):
     software: str
 
 
-def _not_learnt(_pool: str) -> None:
-    """Nothing is learnt of a capacity."""
+def _nothing(_pool: str) -> None:
+    """Nothing is known of the load of a pool."""
 
 
 class Publishers:
-    """The publishers of all pools, and the reports of them. `now` is the time of the clock. `capacity`, which may be
-    replaced, returns what this replica has learnt of the capacity of a pool."""
+    """The publishers of all pools, and the reports of them. `now` is the time of the clock. `capacity` and
+    `history`, which may be replaced, return what this replica has learnt of the capacity of a pool, and what it has
+    seen of its load."""
 
     def __init__(self, now: Callable[[], float], wake: Callable[[], None]) -> None:
         self.now = now
-        self.capacity: Callable[[str], Envelope | None] = _not_learnt
+        self.capacity: Callable[[str], Envelope | None] = _nothing
+        self.history: Callable[[str], DemandHistory | None] = _nothing
         self._wake = wake
         self._publishers: dict[str, PoolPublisher] = {}
         self._knowledge: dict[str, PoolKnowledge] = {}
@@ -125,7 +128,10 @@ class Publishers:
         pools = []
         for name, publisher in self._publishers.items():
             rates, held = self._knowledge[name]
-            pools.append(publisher.full(rates(), now, held(MAX_HELD_BLOCKS) if first else None))
+            if first:
+                pools.append(publisher.full(rates(), now, held(MAX_HELD_BLOCKS), self.history(name)))
+            else:
+                pools.append(publisher.full(rates(), now))
         return PeerReport(0, full=True, pools=pools)
 
 
