@@ -15,7 +15,7 @@ from agent.replicas.report import (
     SharedSample,
     SharedSpan,
 )
-from agent.scaling.demand_history import ArrivalSpan, BatchRecord, DemandHistory, Sample
+from agent.scaling.demand_history import ArrivalSpan, BatchRecord, DemandHistory, LevelSample
 
 _MAX_AGE_MS: Final = 86_400_000
 
@@ -68,12 +68,12 @@ def _span(span: ArrivalSpan, now: float) -> SharedSpan:
     return SharedSpan(_age(span.begin, now), length_ms, thousandths, _count(span.seen * 1000), _count(span.due * 1000))
 
 
-def _samples(samples: Sequence[Sample], now: float) -> list[SharedSample]:
+def _samples(samples: Sequence[LevelSample], now: float) -> list[SharedSample]:
     return [SharedSample(_age(each.at, now), _count(each.value * 1e6)) for each in samples[-MAX_SAMPLES:]]
 
 
-def _levels(samples: Iterable[SharedSample], now: float) -> list[Sample]:
-    return [Sample(now - each.age_ms / 1000, each.millionths / 1e6) for each in samples]
+def _levels(samples: Iterable[SharedSample], now: float) -> list[LevelSample]:
+    return [LevelSample(now - each.age_ms / 1000, each.millionths / 1e6) for each in samples]
 
 
 def _age(at: float, now: float) -> int:

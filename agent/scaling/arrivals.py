@@ -105,6 +105,11 @@ class ArrivalHistory:
         self._spread(2, endpoints * (end - begin), begin + self._shift, end + self._shift)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether arrivals are counted, of held requests or at endpoints."""
+        return self._since < math.inf
+
+    @property
     def has_seen(self) -> bool:
         """Whether the arrivals at any endpoint are known."""
         return self._seen_since < math.inf
@@ -121,7 +126,7 @@ class ArrivalHistory:
     def adopt(self, spans: Sequence[ArrivalSpan]) -> None:
         """Add what another observer has counted before this one saw its first arrivals. A gap of less than a step until
         then counts like the last span."""
-        limit = min(self._seen_since, self._since) if not self.has_seen else self._seen_since
+        limit = self._seen_since if self.has_seen else self._since
         if not spans or limit == math.inf:
             return
         for place, span in enumerate(spans):

@@ -20,7 +20,7 @@ class ArrivalSpan(NamedTuple):
     due: float
 
 
-class Sample(NamedTuple):
+class LevelSample(NamedTuple):
     """A level at one time (monotonic seconds)."""
 
     at: float
@@ -42,7 +42,7 @@ class DemandHistory(NamedTuple):
     the batches by endpoint."""
 
     arrivals: Sequence[ArrivalSpan] = ()
-    slots: Sequence[Sample] = ()
-    kv: Sequence[Sample] = ()
+    slots: Sequence[LevelSample] = ()
+    kv: Sequence[LevelSample] = ()
     loading: Sequence[float] = ()
     batches: Mapping[str, BatchRecord] = {}

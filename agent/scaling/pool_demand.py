@@ -143,7 +143,7 @@ class PoolDemand:
         self._slots, self._kv = SeenLevel(), SeenLevel()
         self._endpoints: dict[str, _Observed] = {}
         self._batches: Mapping[str, BatchRecord] = {}  # of another replica of the agent
-        self._held = 0
+        self._held: tuple[int, float] | None = None  # requests that the agents held when all of them were known last
         self._at: float | None = None
 
     def apply(self, settings: DemandSettings, declared: float | None) -> None:
@@ -162,9 +162,11 @@ class PoolDemand:
         )
 
     def adopt(self, history: DemandHistory) -> bool:
-        """Continue with what another replica of the agent has seen. False: too early, as this one has seen nothing that
-        shows from when on it counts itself."""
-        if self._at is None or (self._endpoints and not self._arrivals.has_seen):
+        """Continue with what another replica of the agent has seen. False: too early, as nothing shows yet from when on
+        this one counts arrivals itself."""
+        pages = [each for each in self._endpoints.values() if each.at is not None]
+        counting = any(each.total is not None for each in pages) and not self._arrivals.has_seen
+        if not self._arrivals.has_begun or counting or (self._endpoints and not pages):
             return False
         self._arrivals.adopt(history.arrivals)
         self._slots.adopt(history.slots)
@@ -181,8 +183,9 @@ class PoolDemand:
         seen = self._pages(views, now)
         if before is not None and now > before:
             self._arrivals.due(sum(each.total is not None for each in self._endpoints.values()), before, now)
-            self._arrivals.add(inputs.held - self._held, before, now)
-        self._held, self._at = inputs.held, now
+        if not inputs.unknown_peers:
+            self._count_held(inputs.held, now)
+        self._at = now
         per_replica = _endpoints_per_replica(views)
         self._learn(per_replica, now - before if before is not None else 0.0, now)
         self._loading.observe(inputs.loading, now)
@@ -230,6 +233,14 @@ class PoolDemand:
                 observed.page(view, at, self._arrivals)
             seen.append(observed)
         return seen
+
+    def _count_held(self, held: int, now: float) -> None:
+        """A change of the held requests is arrivals, or arrivals taken back. While the part of a peer is unknown its
+        requests have not left: the change counts when it is known again."""
+        if self._held is not None:
+            count, at = self._held
+            self._arrivals.add(held - count, at, now)
+        self._held = held, now
 
     def _learn(self, per_replica: float, seconds: float, now: float) -> None:
         measured = (each.measured for each in self._endpoints.values())

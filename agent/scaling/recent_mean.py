@@ -12,7 +12,7 @@ from math import fsum
 from typing import Final
 
 from agent.scaling.arrivals import SHORT_SECONDS
-from agent.scaling.demand_history import Sample
+from agent.scaling.demand_history import LevelSample
 
 # Samples of a minute at two a second, and as many again for a caller that is faster.
 _MAX_SAMPLES: Final = 240
@@ -23,23 +23,23 @@ class RecentMean:
     unknown for that time leaves no mean."""
 
     def __init__(self) -> None:
-        self._samples: deque[Sample] = deque(maxlen=_MAX_SAMPLES)
+        self._samples: deque[LevelSample] = deque(maxlen=_MAX_SAMPLES)
 
     def observe(self, value: float | None, now: float) -> float | None:
         """Record a sample at `now` (monotonic seconds); the mean, None of no sample."""
         samples = self._samples
         if value is not None:
-            samples.append(Sample(now, value))
+            samples.append(LevelSample(now, value))
         while samples and samples[0].at <= now - SHORT_SECONDS:
             samples.popleft()
         return fsum(value for _, value in samples) / len(samples) if samples else None
 
     @property
-    def samples(self) -> Sequence[Sample]:
+    def samples(self) -> Sequence[LevelSample]:
         """The samples, the oldest first."""
         return tuple(self._samples)
 
-    def adopt(self, samples: Sequence[Sample]) -> None:
+    def adopt(self, samples: Sequence[LevelSample]) -> None:
         """Continue with the samples of an observer that has them for longer: the own ones are of less."""
         if samples and (not self._samples or samples[0].at < self._samples[0].at):
             self._samples = deque(samples, maxlen=_MAX_SAMPLES)
@@ -66,10 +66,10 @@ class SeenLevel:
         return of_seen if of_all is None else of_all / factor
 
     @property
-    def samples(self) -> Sequence[Sample]:
+    def samples(self) -> Sequence[LevelSample]:
         """The samples of the whole pool, the oldest first."""
         return self._of_all.samples
 
-    def adopt(self, samples: Sequence[Sample]) -> None:
+    def adopt(self, samples: Sequence[LevelSample]) -> None:
         """Continue with the samples of an observer that has them for longer."""
         self._of_all.adopt(samples)

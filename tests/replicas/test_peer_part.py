@@ -36,7 +36,7 @@ from agent.replicas.report import (
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, SERVER_ERROR, Response
 from agent.requests.ticket import Request, Ticket
-from agent.scaling.demand_history import ArrivalSpan, BatchRecord, DemandHistory, Sample
+from agent.scaling.demand_history import ArrivalSpan, BatchRecord, DemandHistory, LevelSample
 from agent.scaling.envelope import Envelope
 from agent.signals import PREFILL_SECONDS, PREFILLS, PROMPT_TOKENS, RUNNING, WAITING
 from agent.state.prefill_rate import LearntRate, RateLimits
@@ -138,7 +138,7 @@ def test_a_replica_knows_what_its_peer_has_learnt_of_the_capacity_until_the_peer
 SPANS = st.builds(
     ArrivalSpan, st.floats(-3600, 0), st.floats(0, 15), st.floats(-1e3, 1e6), st.floats(0, 1e6), st.floats(0, 1e6)
 )
-SAMPLES = st.lists(st.builds(Sample, st.floats(-60, 0), st.floats(0, 1e3)), max_size=20)
+SAMPLES = st.lists(st.builds(LevelSample, st.floats(-60, 0), st.floats(0, 1e3)), max_size=20)
 BATCHES = st.dictionaries(
     st.sampled_from(ADDRESSES),
     st.builds(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.scaling.demand import Demand, DemandSettings
+from agent.scaling.demand_history import ArrivalSpan, DemandHistory, LevelSample
 from agent.scaling.envelope import Envelope
 from agent.scaling.pool_demand import DemandInputs, PoolDemand
 from agent.signals import FINISHED, KV_USAGE, RUNNING, START_TIME, WAITING
@@ -176,3 +177,27 @@ def test_a_replica_that_has_just_started_has_the_trend_and_the_batches_of_the_ot
     assert a.decision.use.expected is not None
     assert b.decision.use.expected is not None
     assert b.decision.use.expected.noise == pytest.approx(a.decision.use.expected.noise, rel=0.02)
+
+
+def test_levels_are_adopted_at_the_first_page_of_servers_that_count_no_finished_requests():
+    kept = [LevelSample(at, 0.5) for at in (1.0, 2.0)]
+    demand = PoolDemand("pool", SETTINGS, None)
+    assert not demand.adopt(DemandHistory(kv=kept))
+    demand.observe(snapshot(view("a:1", health=Health.UNKNOWN)), DemandInputs(), 3.0)
+    assert not demand.adopt(DemandHistory(kv=kept))
+    demand.observe(snapshot(view("a:1", {KV_USAGE: 0.9}, at=4.0)), DemandInputs(), 4.0)
+    assert demand.adopt(DemandHistory(kv=kept))
+    assert demand.history.kv == tuple(kept)
+
+
+def test_the_arrivals_of_a_pool_without_servers_are_adopted_once_the_own_ones_are_counted():
+    kept = DemandHistory([ArrivalSpan(0.0, 60.0, 120.0, 0.0, 0.0)])
+    demand = PoolDemand("pool", SETTINGS, 1.0)
+    demand.observe(snapshot(), DemandInputs(unknown_peers=("replica b",)), 60.0)
+    demand.observe(snapshot(), DemandInputs(), 60.5)
+    assert not demand.adopt(kept)
+    demand.observe(snapshot(), DemandInputs(), 61.0)
+    assert demand.adopt(kept)
+    found = demand.observe(snapshot(), DemandInputs(), 61.0)
+    assert found.use.expected is not None
+    assert found.use.expected.short == pytest.approx(2.0, rel=0.05)
