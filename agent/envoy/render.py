@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 from agent.config.envoy import MAX_MESSAGE_TIMEOUT_SECONDS, MESSAGE_TIMEOUT_SECONDS, STREAM_IDLE_SECONDS
 from agent.envoy.endpoints import assignment, eds_cluster, host_and_port, socket_address
 from agent.envoy.usage import usage_filter
-from agent.events.exchange import FIRST_BYTE_TAG
 from agent.requests.control_headers import CONTROL_HEADERS, TERMS, names
+from agent.requests.exchange_text import FORMAT, TAG
 from agent.requests.rejections import PICKER_UNAVAILABLE, WAITED_HEADER, error_type, proxy_replies
 
 Data = dict[str, Any]
@@ -402,10 +402,10 @@ def _access_log(pool: str) -> Data:
                 "transport_api_version": "V3",
                 "grpc_service": {"envoy_grpc": {"cluster_name": picker_cluster(pool)}},
                 "buffer_flush_interval": _seconds(_LOG_FLUSH_SECONDS),
-                "custom_tags": [{"tag": FIRST_BYTE_TAG, "value": "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:us)%"}],
+                "custom_tags": [{"tag": TAG, "value": FORMAT}],
             },
-            # The first tells a full queue from a failure, the second a stream from a whole response.
-            additional_response_headers_to_log=["retry-after", "content-type"],
+            # Tells a full queue from a failure.
+            additional_response_headers_to_log=["retry-after"],
         ),
     )
 

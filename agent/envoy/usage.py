@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from agent.events.exchange import CACHED_TOKENS, COMPLETION_TOKENS, PROMPT_TOKENS, USAGE
+from agent.requests.exchange_text import CACHED_TOKENS, COMPLETION_TOKENS, PROMPT_TOKENS, USAGE
 
 Data = dict[str, Any]
 

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-# Of an entry of Envoy's access log: the namespace and the keys of the metadata that have the usage, and the custom tag
-# with the microseconds from the arrival of a request to the first byte of the response's body.
-USAGE: Final = "igw.usage"
-PROMPT_TOKENS: Final = "prompt_tokens"
-COMPLETION_TOKENS: Final = "completion_tokens"
-CACHED_TOKENS: Final = "cached_tokens"
-FIRST_BYTE_TAG: Final = "igw.first_byte_us"
-
 
 class TokenUsage(NamedTuple):
     """The `usage` of an OpenAI response: tokens of the prompt, of the completion, and of the prompt that came from the

@@ -13,30 +13,15 @@ from envoy.data.accesslog.v3 import accesslog_pb2 as entries
 from envoy.service.accesslog.v3 import als_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
-from google.protobuf.struct_pb2 import Struct, Value
 
-from agent.events.exchange import (
-    CACHED_TOKENS,
-    COMPLETION_TOKENS,
-    FIRST_BYTE_TAG,
-    NO_USAGE,
-    PROMPT_TOKENS,
-    USAGE,
-    Exchange,
-    TokenUsage,
-)
+from agent.requests.exchange_text import TAG, read_exchange
 from agent.requests.response import CONNECT_FAILURE, RESET, TIMEOUT, Response, broken_by
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.router import BidiMethod, GrpcMethod
 from agent.serve.grpc.status import StatusCode, StatusError
 
 SERVICE: Final = "envoy.service.accesslog.v3.AccessLogService"
-# The response headers that the log has to contain.
-RETRY_AFTER: Final = "retry-after"
-CONTENT_TYPE: Final = "content-type"
-_STREAM: Final = "text/event-stream"
-_MAX_TOKENS: Final = 1e12
-_MAX_DIGITS: Final = 16
+RETRY_AFTER: Final = "retry-after"  # the only response header that the log has to contain
 
 _MAX_MESSAGE_BYTES: Final = 4 << 20  # Envoy flushes at 16 KiB; an entry has headers of at most 60 KiB
 
@@ -121,6 +106,7 @@ def response_of(entry: entries.HTTPAccessLogEntry) -> Response:
     client_left = flags.downstream_connection_termination or flags.downstream_remote_reset
     if not broken and not client_left:
         broken = broken_by(response.response_code_details)
+    line = common.custom_tags.get(TAG)
     return Response(
         response.response_code.value,
         broken,
@@ -130,48 +116,12 @@ def response_of(entry: entries.HTTPAccessLogEntry) -> Response:
         RETRY_AFTER in response.response_headers,
         complete=True,
         body_bytes=response.response_body_bytes,
-        exchange=_exchange(entry),
+        exchange=None if line is None else read_exchange(line, _seconds(common.duration)),
     )
-
-
-def _exchange(entry: entries.HTTPAccessLogEntry) -> Exchange | None:
-    """What the proxy measured; None where it measured no duration."""
-    common, request, response = entry.common_properties, entry.request, entry.response
-    if not common.HasField("duration"):
-        return None
-    duration = _seconds(common.duration)
-    first = _microseconds(common.custom_tags.get(FIRST_BYTE_TAG, ""))
-    last = _seconds(common.time_to_last_upstream_rx_byte) if common.HasField("time_to_last_upstream_rx_byte") else 0.0
-    return Exchange(
-        duration,
-        first,
-        max(last, first or 0.0),
-        request.request_body_bytes,
-        response.response_body_bytes,
-        response.response_headers.get(CONTENT_TYPE, "").startswith(_STREAM),
-        _usage(common.metadata.filter_metadata.get(USAGE)),
-    )
-
-
-def _usage(metadata: Struct | None) -> TokenUsage:
-    if metadata is None:
-        return NO_USAGE
-    fields = metadata.fields
-    return TokenUsage(*(_tokens(fields.get(key)) for key in (PROMPT_TOKENS, COMPLETION_TOKENS, CACHED_TOKENS)))
-
-
-def _tokens(value: Value | None) -> int | None:
-    """A number of tokens; None for what is none."""
-    number = -1.0 if value is None or value.WhichOneof("kind") != "number_value" else value.number_value
-    return int(number) if 0 <= number <= _MAX_TOKENS else None
 
 
 def _seconds(duration: Duration) -> float:
     return max(0.0, duration.seconds + duration.nanos / 1e9)
-
-
-def _microseconds(text: str) -> float | None:
-    return int(text) / 1e6 if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS else None
 
 
 def _address(common: entries.AccessLogCommon) -> str:

@@ -12,16 +12,8 @@ from envoy.service.accesslog.v3 import als_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.events.exchange import (
-    CACHED_TOKENS,
-    COMPLETION_TOKENS,
-    FIRST_BYTE_TAG,
-    NO_USAGE,
-    PROMPT_TOKENS,
-    USAGE,
-    Exchange,
-    TokenUsage,
-)
+from agent.events.exchange import NO_USAGE, Exchange, TokenUsage
+from agent.requests.exchange_text import TAG, read_exchange
 from agent.requests.response import RESULTS, result_of
 from agent.serve.access_log import SERVICE, response_of
 from agent.serve.ext_proc.server import ExtProcServer
@@ -164,52 +156,56 @@ exchanges = st.builds(
 )
 
 
-def logged_as(exchange: Exchange) -> Any:
-    """An entry as Envoy writes it."""
-    log = entry(pb.StreamAccessLogsMessage(), "r", 200)
-    common = log.common_properties
-    common.duration.FromMicroseconds(round(exchange.duration * 1e6))
-    common.time_to_last_upstream_rx_byte.FromMicroseconds(round(exchange.last_token * 1e6))
-    if exchange.first_token is not None:
-        common.custom_tags[FIRST_BYTE_TAG] = str(round(exchange.first_token * 1e6))
-    log.request.request_body_bytes = exchange.request_bytes
-    log.response.response_body_bytes = exchange.response_bytes
+def written(number: float | None) -> str:
+    return "-" if number is None else str(round(number))
+
+
+def line(exchange: Exchange) -> str:
+    """The tag of an entry as Envoy writes it."""
+    first = None if exchange.first_token is None else exchange.first_token * 1e6
+    numbers = [exchange.duration * 1e6, first, exchange.last_token * 1e6, exchange.request_bytes]
     kind = "text/event-stream; charset=utf-8" if exchange.streamed else "application/json"
-    log.response.response_headers["content-type"] = kind
-    for key, number in zip((PROMPT_TOKENS, COMPLETION_TOKENS, CACHED_TOKENS), exchange.usage, strict=True):
-        if number is not None:
-            common.metadata.filter_metadata[USAGE].fields[key].number_value = number
+    return " ".join([*map(written, (*numbers, exchange.response_bytes, *exchange.usage)), kind])
+
+
+def logged_as(text: str) -> Any:
+    log = entry(pb.StreamAccessLogsMessage(), "r", 200)
+    log.common_properties.duration.FromMilliseconds(1500)
+    log.common_properties.custom_tags[TAG] = text
     return log
 
 
 @given(exchanges)
 def test_what_envoy_measured_is_read_and_what_it_did_not_is_unknown(exchange: Exchange) -> None:
-    found = response_of(logged_as(exchange)).exchange
+    found = response_of(logged_as(line(exchange))).exchange
     assert found is not None
-    assert found.usage == exchange.usage
-    assert (found.streamed, found.request_bytes) == (exchange.streamed, exchange.request_bytes)
+    if exchange.usage.prompt is not None or exchange.usage.completion is not None:
+        assert found.usage == exchange.usage
+    else:
+        assert found.usage == NO_USAGE
+    assert found[3:6] == exchange[3:6]
     assert found.duration == pytest.approx(exchange.duration, abs=1e-6)
     assert (found.first_token is None) == (exchange.first_token is None)
     assert found.last_token >= (found.first_token or 0.0)
 
 
-@pytest.mark.parametrize("text", ["", "-", "-5", "1e3", "٣", "9" * 40, "12 "])
-def test_a_first_byte_that_is_no_number_is_unknown(text: str) -> None:
-    log = logged_as(Exchange(1.0, None, 1.0, 0, 0, True))
-    log.common_properties.custom_tags[FIRST_BYTE_TAG] = text
-    found = response_of(log).exchange
-    assert found is not None
-    assert found.first_token is None
+def test_an_exchange_that_the_client_did_not_receive_to_its_end_lasted_until_the_entry() -> None:
+    found = response_of(logged_as("- 200 300 1 2 - - - text/event-stream")).exchange
+    assert found == Exchange(1.5, 0.0002, 0.0003, 1, 2, True)
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 1e300])
-def test_a_number_of_tokens_that_is_none_is_unknown(number: float) -> None:
-    log = logged_as(Exchange(1.0, None, 1.0, 0, 0, True))
-    log.common_properties.metadata.filter_metadata[USAGE].fields[PROMPT_TOKENS].number_value = number
-    log.common_properties.metadata.filter_metadata[USAGE].fields[CACHED_TOKENS].string_value = "7"
-    found = response_of(log).exchange
+@pytest.mark.parametrize("text", ["", "-", "-5", "1e3", "\u0663", "9" * 40, "nan", "1.5", "+1", "1_0"])
+def test_a_number_that_is_none_is_unknown(text: str) -> None:
+    found = response_of(logged_as(f"100 {text} 100 {text} {text} {text} 7 {text} application/json")).exchange
     assert found is not None
-    assert found.usage == NO_USAGE
+    assert (found.first_token, found.request_bytes, found.response_bytes) == (None, 0, 0)
+    assert found.usage == TokenUsage(None, 7, None)
+
+
+@given(st.text(max_size=40))
+def test_no_text_of_a_tag_breaks_the_log(text: str) -> None:
+    found = read_exchange(text, 1.0)
+    assert found is None or found.duration >= 0
 
 
 def test_a_proxy_that_measures_nothing_reports_the_status_alone() -> None:
