@@ -29,13 +29,13 @@ from agent.events.requests import (
     EncodedBody,
     Ended,
     EndpointEjected,
-    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Reported,
     Responded,
     StreamBroken,
+    UnknownLogEntry,
     Unreported,
 )
 from agent.events.scraping import (
@@ -68,7 +68,7 @@ Event = (
     | Reported
     | Responded
     | Completed
-    | LogEntryReceived
+    | UnknownLogEntry
     | Unreported
     | NotFollowed
     | EndpointEjected

@@ -64,12 +64,11 @@ class Responded(NamedTuple):
     result: str
 
 
-class LogEntryReceived(NamedTuple):
-    """An entry of the proxy's access log arrived. `known`: it is of a request that was picked here and whose end was
-    not reported yet; else it is one of a peer, a repetition, or of a proxy that does not use this picker."""
+class UnknownLogEntry(NamedTuple):
+    """An entry of the proxy's access log is of no request that was picked here and whose end was not reported yet: it
+    is one of a peer, a repetition, or of a proxy that does not use this picker."""
 
     pool: str
-    known: bool
 
 
 class Unreported(NamedTuple):

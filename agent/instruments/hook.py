@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from agent.clock import Clock
 from agent.events import Event
 from agent.events.flow import DispatchRun, FlowDecided, RequestHeld, RequestSubmitted
-from agent.events.requests import Completed, Ended, LogEntryReceived, Picked
+from agent.events.requests import Completed, Ended, Picked
 from agent.events.scraping import ScrapeDone
 from agent.instruments.accelerators import AcceleratorInstruments
 from agent.instruments.access import AccessInstruments
@@ -48,7 +48,7 @@ class Domain(Protocol):
 # Events of which there may be thousands a second. They are counted in batches of this size, or when the metrics are
 # read: counting many in a row costs a third of counting each one between other work.
 _FREQUENT: Final = frozenset(
-    {Picked, Ended, Completed, LogEntryReceived, ScrapeDone, RequestHeld, RequestSubmitted, FlowDecided, DispatchRun}
+    {Picked, Ended, Completed, ScrapeDone, RequestHeld, RequestSubmitted, FlowDecided, DispatchRun}
 )
 BATCH_SIZE: Final = 256
 

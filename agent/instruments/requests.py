@@ -14,13 +14,13 @@ from agent.events.requests import (
     EncodedBody,
     Ended,
     EndpointEjected,
-    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Reported,
     Responded,
     StreamBroken,
+    UnknownLogEntry,
     Unreported,
 )
 from agent.instruments.caller_labels import CallerLabels
@@ -80,7 +80,6 @@ class RequestInstruments:
         # Children by label values, whose number is bounded.
         self._picks: dict[tuple[str, str, str], _PickCounters] = {}
         self._ends = cache(self._end_counter)
-        self._entries = cache(self._entry_counter)
         # Counters of what became of picks: name of the metric and its label values, of which the second is the server.
         self._outcomes: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self.counts: Mapping[type, Callable[[Any], None]] = {
@@ -90,7 +89,7 @@ class RequestInstruments:
             Reported: self._count_reported,
             Responded: self._count_responded,
             Completed: self._count_completed,
-            LogEntryReceived: self._count_log_entry,
+            UnknownLogEntry: self._count_unknown_entry,
             Unreported: self._count_unreported,
             NotFollowed: self._count_not_followed,
             EndpointEjected: self._count_ejected,
@@ -144,8 +143,8 @@ class RequestInstruments:
     def _count_completed(self, event: Completed) -> None:
         self._series.completed(event.pool, _names(event), event.result, event.status, event.exchange)
 
-    def _count_log_entry(self, event: LogEntryReceived) -> None:
-        self._entries(event.pool, "known" if event.known else "unknown").inc()
+    def _count_unknown_entry(self, event: UnknownLogEntry) -> None:
+        self._metrics.count(exchanges.UNKNOWN_ENTRIES, event.pool)
 
     def _count_unreported(self, event: Unreported) -> None:
         self._metrics.count(exchanges.UNREPORTED, event.pool)
@@ -222,8 +221,4 @@ class RequestInstruments:
 
     def _end_counter(self, pool: str, result: str) -> Counter:
         child: Counter = self._metrics.child(rows.ENDED, pool, result)
-        return child
-
-    def _entry_counter(self, pool: str, result: str) -> Counter:
-        child: Counter = self._metrics.child(exchanges.LOG_ENTRIES, pool, result)
         return child

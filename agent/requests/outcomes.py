@@ -18,7 +18,7 @@ from typing import Final
 
 from agent.events import Hook
 from agent.events.exchange import Exchange
-from agent.events.requests import Completed, LogEntryReceived, NotFollowed, Responded, Unreported
+from agent.events.requests import Completed, NotFollowed, Responded, UnknownLogEntry, Unreported
 from agent.prefix.index import PrefixIndex
 from agent.requests.response import CLIENT_LEFT, OK, RESULTS, RETRIED, Response, result_of
 from agent.requests.sharing import NOT_SHARED, Sharing
@@ -113,9 +113,8 @@ class Outcomes:
     def logged(self, request_id: str, response: Response, now: float) -> None:
         """An entry of the access log. Of several requests with one id, it belongs to one that was picked for the
         endpoint that answered, the oldest first."""
-        known = self._logged(request_id, response, now)
-        self._hook(LogEntryReceived(self._store.pool, known))
-        if not known:
+        if not self._logged(request_id, response, now):
+            self._hook(UnknownLogEntry(self._store.pool))
             self._sharing.logged(request_id, response)
 
     def logged_at_peer(self, request_id: str, response: Response, now: float) -> None:

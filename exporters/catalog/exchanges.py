@@ -87,11 +87,11 @@ WITHOUT_USAGE: Final = ROWS.counter(
     _L,
     "Successful responses that report no token usage, such as a stream without `stream_options.include_usage`",
 )
-LOG_ENTRIES: Final = ROWS.counter(
-    "igw_access_log_entries_total",
+UNKNOWN_ENTRIES: Final = ROWS.counter(
+    "igw_access_log_unknown_entries_total",
     "entries",
-    "pool result",
-    "Entries of the proxy's access log: known, or unknown (of a peer's request, a repetition, or a foreign proxy)",
+    "pool",
+    "Entries of the proxy's access log of no request that was picked here: of a peer's, repeated, or of a foreign proxy",
 )
 UNREPORTED: Final = ROWS.counter(
     "igw_requests_unreported_total",

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from agent.events.exchange import Exchange, TokenUsage
-from agent.events.requests import Completed, EndpointEjected, LogEntryReceived, NotFollowed, Responded, Unreported
+from agent.events.requests import Completed, EndpointEjected, NotFollowed, Responded, UnknownLogEntry, Unreported
 from agent.events.scraping import HealthChanged
 from agent.pick.decision import ERRORS
 from agent.requests.outcomes import AWAITED_SECONDS, FIRST_AWAITED, MAX_AWAITED
@@ -415,7 +415,7 @@ def test_the_end_of_a_request_is_reported_once_with_what_the_proxy_measured(late
     fleet.answer(ticket, GOOD._replace(exchange=EXCHANGE), late=late)
     fleet.pool.logged(ticket.request_id, GOOD._replace(exchange=EXCHANGE, served=A))  # the proxy repeats itself
     assert fleet.of(Completed) == [Completed("default", ticket.model, "ok", 200, EXCHANGE)]
-    assert [event.known for event in fleet.of(LogEntryReceived)] == [True, False]
+    assert fleet.of(UnknownLogEntry) == [UnknownLogEntry("default")]
 
 
 def test_response_headers_report_an_end_without_measurements_and_a_break_off_as_it_came() -> None:

@@ -33,13 +33,13 @@ from agent.events.requests import (
     EncodedBody,
     Ended,
     EndpointEjected,
-    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Reported,
     Responded,
     StreamBroken,
+    UnknownLogEntry,
     Unreported,
 )
 from agent.events.scraping import (
@@ -130,7 +130,7 @@ EVERYTHING: tuple[Event, ...] = (
     CertificateNotLoaded("ext_proc", "x"),
     Completed("pool", "m", "ok", 200, Exchange(2.0, 0.5, 1.9, 100, 200, True, TokenUsage(10, 5, 2))),
     Completed("pool", "m", "ok", 200, Exchange(2.0, 0.5, 1.9, 100, 200, False)),
-    LogEntryReceived("pool", known=True),
+    UnknownLogEntry("pool"),
     Unreported("pool"),
     CertificateInvalid("ext_proc", "x"),
     HandshakeFailed("ext_proc", "version", "x", "192.0.2.1"),

@@ -17,12 +17,12 @@ from agent.events.requests import (
     Completed,
     Ended,
     EndpointEjected,
-    LogEntryReceived,
     NotFollowed,
     Picked,
     Refused,
     Responded,
     StreamBroken,
+    UnknownLogEntry,
     Unreported,
 )
 from agent.events.scraping import (
@@ -139,9 +139,9 @@ def test_scrapes_are_counted_by_result_and_reason(instruments):
             {"pool": "pool", "server": "a:1", "reason": "trial_failed"},
         ),
         (
-            LogEntryReceived("pool", known=False),
-            "igw_access_log_entries_total",
-            {"pool": "pool", "result": "unknown"},
+            UnknownLogEntry("pool"),
+            "igw_access_log_unknown_entries_total",
+            {"pool": "pool"},
         ),
         (Unreported("pool"), "igw_requests_unreported_total", {"pool": "pool"}),
         (
