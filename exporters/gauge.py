@@ -79,6 +79,7 @@ REASONS = {
     "no_capacity": "no replica was saturated yet, and demand.capacity is not configured",
     "no_endpoints": "the pool is empty",
     "no_exporter": "no exporter of accelerators runs on the endpoint's node",
+    "no_status": "the controller of the HPA has not written the number or the condition",
     "no_rate": "no request was dispatched from the queue yet, so that nothing shows how fast it drains",
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint has never reported the signal",
