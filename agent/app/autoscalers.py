@@ -36,7 +36,7 @@ from agent.kube.pool_endpoints import (
     ObjectProblem,
 )
 from agent.kube.recorder import EventRecorder
-from agent.scaling.autoscalers import AutoscalerReport, ScaledPool, reports
+from agent.scaling.autoscalers import AutoscalerReport, PoolToScale, reports
 
 SOURCE: Final = "autoscalers"  # who finds the problems
 RETRY_SECONDS: Final = 5.0  # between two tries to find a cluster's configuration
@@ -142,11 +142,11 @@ class Autoscalers:
             for autoscaler in followed.cache.objects.values():
                 yield autoscaler, status.since if status.failing else None
 
-    def _scaled(self, settings: PoolConfig) -> ScaledPool:
+    def _scaled(self, settings: PoolConfig) -> PoolToScale:
         pool = self._pools().get(settings.name)
         source = None if pool is None else pool.source
         workloads = frozenset() if source is None else source.workloads
-        return ScaledPool(settings.name, self._namespace(settings), settings.inference_pool, workloads)
+        return PoolToScale(settings.name, self._namespace(settings), settings.inference_pool, workloads)
 
     def _namespace(self, settings: PoolConfig) -> str:
         """The namespace of a pool's objects; empty outside a cluster where none is configured."""
@@ -175,8 +175,12 @@ def _problems(namespace: str, followed: _Followed) -> Iterator[ObjectProblem]:
         )
         yield ObjectProblem(FORBIDDEN, text)
     elif status.failing not in ("", NOT_LISTED) and not status.synced:
-        reason = UNAUTHORIZED if status.code == HTTP_UNAUTHORIZED else API_UNAVAILABLE
-        yield ObjectProblem(reason, f"{where}: the {AUTOSCALERS} cannot be read: {status.failing}")
+        text = f"{where}: the {AUTOSCALERS} cannot be read: {status.failing}"
+        yield (
+            ObjectProblem(UNAUTHORIZED, text)
+            if status.code == HTTP_UNAUTHORIZED
+            else ObjectProblem(API_UNAVAILABLE, text)
+        )
     for refused in sorted(followed.cache.refused.values())[:MAX_INVALID_NAMED]:
         text = f"HorizontalPodAutoscaler {'/'.join(refused.key)} is ignored: {refused.reason}"
         yield ObjectProblem(INVALID_OBJECT, text)

@@ -25,7 +25,7 @@ DEFAULT_MIN_REPLICAS: Final = 1
 _KNOWN_STATUSES: Final[Mapping[str, bool]] = {"True": True, "False": False}
 
 
-class Requirement(Struct, frozen=True, gc=False):
+class SelectorRequirement(Struct, frozen=True, gc=False):
     """One of the `matchExpressions` of a label selector."""
 
     key: str
@@ -47,11 +47,11 @@ class Requirement(Struct, frozen=True, gc=False):
         return False
 
 
-class Selector(Struct, rename="camel", frozen=True, gc=False):
+class MetricSelector(Struct, rename="camel", frozen=True, gc=False):
     """A label selector; an empty one matches all labels."""
 
     match_labels: dict[str, str] | None = None
-    match_expressions: list[Requirement] | None = None
+    match_expressions: list[SelectorRequirement] | None = None
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether it selects an object with these labels."""
@@ -70,7 +70,7 @@ class TargetRef(Struct, rename="camel", frozen=True, gc=False):
 
 class _Identifier(Struct, frozen=True, gc=False):
     name: str
-    selector: Selector | None = None
+    selector: MetricSelector | None = None
 
 
 class _ObjectMetric(Struct, rename="camel", frozen=True, gc=False):
@@ -115,7 +115,7 @@ class ExternalName(NamedTuple):
     """An external metric that an autoscaler reads: its name, and the selector of its labels."""
 
     name: str
-    selector: Selector
+    selector: MetricSelector
 
 
 class Autoscaler(NamedTuple):
@@ -168,4 +168,4 @@ def _externals(metrics: Iterable[_Metric]) -> Iterable[ExternalName]:
     for each in metrics:
         if each.external is not None:
             metric = each.external.metric
-            yield ExternalName(metric.name, metric.selector or Selector())
+            yield ExternalName(metric.name, metric.selector or MetricSelector())

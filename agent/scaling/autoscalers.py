@@ -26,7 +26,7 @@ NO_STATUS: Final = "no_status"
 STALE: Final = "stale"
 
 
-class ScaledPool(NamedTuple):
+class PoolToScale(NamedTuple):
     """A pool that autoscalers may scale. `inference_pool` is the name of its InferencePool, empty where it has none;
     `workloads` own its pods."""
 
@@ -50,7 +50,7 @@ class AutoscalerReport(NamedTuple):
     failing_since: float | None = None
 
 
-def scaled_by(autoscaler: Autoscaler, pools: Iterable[ScaledPool]) -> list[str]:
+def scaled_by(autoscaler: Autoscaler, pools: Iterable[PoolToScale]) -> list[str]:
     """The names of the pools that the autoscaler scales."""
     near = [pool for pool in pools if pool.namespace == autoscaler.namespace]
     target = autoscaler.target
@@ -58,7 +58,7 @@ def scaled_by(autoscaler: Autoscaler, pools: Iterable[ScaledPool]) -> list[str]:
     return owned or [pool.name for pool in near if _reads(autoscaler, pool)]
 
 
-def _reads(autoscaler: Autoscaler, pool: ScaledPool) -> bool:
+def _reads(autoscaler: Autoscaler, pool: PoolToScale) -> bool:
     """Whether a metric of the autoscaler is of this pool."""
     object_name = pool.inference_pool or pool.name
     of_object = any(
@@ -70,7 +70,7 @@ def _reads(autoscaler: Autoscaler, pool: ScaledPool) -> bool:
 
 
 def reports(
-    autoscalers: Iterable[tuple[Autoscaler, float | None]], pools: Sequence[ScaledPool]
+    autoscalers: Iterable[tuple[Autoscaler, float | None]], pools: Sequence[PoolToScale]
 ) -> list[AutoscalerReport]:
     """The autoscalers of each pool, each with the time since when it is not current; MAX_PER_POOL of a pool at most."""
     counts: dict[str, int] = {}
