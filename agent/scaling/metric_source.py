@@ -7,7 +7,7 @@ the mean of the others, also in a sum: a sum that lacks it would count it as 0, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from agent import signals
@@ -95,14 +95,8 @@ class StoreMetrics:
         self._of_agent: Mapping[str, PoolValue] = {flow.HELD_REQUESTS.name: held, DEMAND_REPLICAS: demand}
 
     def pod_metrics(self, pool: str, metric: str, now: float) -> Mapping[str, Value]:
-        """The value of each endpoint, by its address."""
-        pods = self._pods_of(pool)
-        found: dict[str, Value] = {}
-        for view in self._snapshot_of(pool, now).endpoints:
-            pod = view.identity.pod
-            same = pods.get(view.address, pod) == pod
-            found[view.address] = of_endpoint(view, metric, now) if same else _why("never_scraped")
-        return found
+        """The value of each endpoint, by its address; computed when it is read."""
+        return _PodValues(self._snapshot_of(pool, now), self._pods_of(pool), metric, now)
 
     def pool_metric(self, pool: str, metric: str, now: float) -> Value:
         """The value of the pool."""
@@ -114,6 +108,28 @@ class StoreMetrics:
     def external_metric(self, pool: str, metric: str, now: float) -> Value:
         """The value of the pool: the same as of the object."""
         return self.pool_metric(pool, metric, now)
+
+
+class _PodValues(Mapping[str, Value]):
+    """The values of the endpoints of a snapshot by address. `pods` are those that the reader knows."""
+
+    def __init__(self, snapshot: Snapshot, pods: Mapping[str, str], metric: str, now: float) -> None:
+        self._views = {view.address: view for view in snapshot.endpoints}
+        self._pods = pods
+        self._metric = metric
+        self._now = now
+
+    def __getitem__(self, address: str) -> Value:
+        view = self._views[address]
+        pod = view.identity.pod
+        same = self._pods.get(address, pod) == pod
+        return of_endpoint(view, self._metric, self._now) if same else _why("never_scraped")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
 
 
 def of_endpoint(view: EndpointView, metric: str, now: float) -> Value:

@@ -121,7 +121,7 @@ class MetricSource(Protocol):
     exist. Every answer is made at `now` (monotonic seconds) from memory: it waits for nothing."""
 
     def pod_metrics(self, pool: str, metric: str, now: float) -> Mapping[str, ServedValue | WithheldMetric]:
-        """The value of each endpoint of the pool, by its address."""
+        """The value of each endpoint of the pool, by its address. A value may be computed when it is read."""
         ...
 
     def pool_metric(self, pool: str, metric: str, now: float) -> ServedValue | WithheldMetric:

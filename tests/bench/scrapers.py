@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,27 +72,27 @@ class AgentScraper:
 
 
 class PrometheusScraper:
-    """Debian's Prometheus, with its storage in `folder`."""
+    """Debian's Prometheus, with its storage in `folder`. `targets` are groups of its `static_configs`."""
 
     name = "Prometheus"
 
-    def __init__(self, folder: Path, endpoints: Sequence[str], interval: float, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, targets: Sequence[Mapping[str, Any]], interval: float, stack: ExitStack) -> None:
         (folder / "prometheus.yml").write_text(
             json.dumps(
                 {
                     "global": {"scrape_interval": _ms(interval), "scrape_timeout": _ms(interval)},
-                    "scrape_configs": [{"job_name": "fleet", "static_configs": [{"targets": list(endpoints)}]}],
+                    "scrape_configs": [{"job_name": "fleet", "static_configs": list(targets)}],
                 }
             ),
             encoding="utf-8",
         )
         port = free_ports(1)[0]
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         command: list[str | Path] = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", "--log.level=error"]
         command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
         self.child = BenchProgram(command, folder / "prometheus.log", cwd=folder)
         stack.callback(self.child.stop)
-        self.child.wait_until(lambda: answers(f"{self._url}/-/ready"))
+        self.child.wait_until(lambda: answers(f"{self.url}/-/ready"))
 
     def failed(self) -> float:
         return 0.0  # not queried, as the query would cost more than the scrapes; its scrape rate shows failures
@@ -101,7 +101,7 @@ class PrometheusScraper:
         return [float(series["value"][1]) for series in self._query(f"time() - timestamp({SAMPLE})")]
 
     def _query(self, query: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = orjson.loads(read(f"{self._url}/api/v1/query?query={quote(query)}"))["data"][
+        found: list[dict[str, Any]] = orjson.loads(read(f"{self.url}/api/v1/query?query={quote(query)}"))["data"][
             "result"
         ]
         return found

@@ -65,7 +65,7 @@ def measure(
         if beside:
             scrapers[0].child.pause()
             report(f"{size.title}: Prometheus starts")
-            scrapers.append(PrometheusScraper(place, endpoints, size.interval, stack))
+            scrapers.append(PrometheusScraper(place, [{"targets": endpoints}], size.interval, stack))
             _settle(fleet, size.endpoints)
             scrapers[1].child.pause()
         return _take_turns(fleet, size, scrapers, plan)

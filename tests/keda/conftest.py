@@ -8,8 +8,8 @@ import pytest
 
 from tests.cluster.conftest import control_plane, namespace, pod_addresses
 from tests.cluster.control_plane import ControlPlane
-from tests.keda import programs
 from tests.keda.operator import RunningKeda
+from tests.keda.programs import KEDA
 
 __all__ = ["control_plane", "namespace", "pod_addresses"]
 
@@ -22,7 +22,7 @@ def keda(
 ) -> Iterator[RunningKeda]:
     """A KEDA whose API is available."""
     folder = tmp_path_factory.mktemp("keda")
-    running = RunningKeda(control_plane, programs.build(), programs.module_folder(), folder, free_ports(4))
+    running = RunningKeda(control_plane, KEDA.build(), KEDA.sources(), folder, free_ports(4))
     try:
         running.available()
         yield running

@@ -30,8 +30,8 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import Pods, deployment, emulated
 from tests.cluster.test_discovery import RunningAgent, running
 from tests.fakes.ext_proc import CHAT
-from tests.keda import programs
 from tests.keda.operator import RunningKeda
+from tests.keda.programs import KEDA
 from tests.keda.recording import RecordingProxy
 from tests.processes import ROOT
 from tests.waiting import eventually
@@ -39,7 +39,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.keda
 
 LABELS: Final = {"app": "chat"}
-RECORDING: Final = ROOT / "tests" / "recordings" / "keda" / f"operator-{programs.version()}.jsonl"
+RECORDING: Final = ROOT / "tests" / "recordings" / "keda" / f"operator-{KEDA.version()}.jsonl"
 COOLDOWN_SECONDS: Final = 3
 FALLBACK: Final = yaml.safe_load((ROOT / "deploy" / "hpa" / "keda.yaml").read_text())["spec"]["fallback"]
 # Reads of KEDA, one a second for each trigger: longer than the cool-down and the stabilisation of the HPA (5 s).
@@ -224,7 +224,7 @@ async def test_a_held_request_starts_the_first_server_within_a_second_load_the_o
         calls[f"{event.rpc} {event.result}"] = calls.get(f"{event.rpc} {event.result}", 0) + 1
     print(json.dumps(calls, indent=1, sort_keys=True), flush=True)
     if os.environ.get("IGW_RECORD_KEDA"):
-        about = {"program": "keda-operator", "version": programs.version(), "test": "tests/keda/test_operator.py"}
+        about = {"program": "keda-operator", "version": KEDA.version(), "test": "tests/keda/test_operator.py"}
         pool.proxy.write(RECORDING, **about)
 
 

@@ -11,8 +11,8 @@ import yaml
 
 from agent.serve.keda.messages import MESSAGES, PACKAGE, RPCS, SERVICE, Field, Rpc
 from tests.cluster.control_plane import ControlPlane
-from tests.keda import programs
 from tests.keda.operator import RunningKeda
+from tests.keda.programs import KEDA
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.keda
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.keda
 
 def protocol() -> str:
     """The protocol file, without its comments."""
-    path = programs.module_folder() / "pkg" / "scalers" / "externalscaler" / "externalscaler.proto"
+    path = KEDA.sources() / "pkg" / "scalers" / "externalscaler" / "externalscaler.proto"
     return re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
 
 

@@ -21,7 +21,7 @@ from agent.serve.metrics_api.answer import (
     object_metric,
     over_ports,
 )
-from agent.serve.metrics_api.documents import custom_values, external_values, resource_list, whole_seconds
+from agent.serve.metrics_api.documents import custom_value, external_values, resource_list, whole_seconds
 from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL, VERSIONS, ExternalRequest, ObjectRequest, parse_target
 from agent.serve.metrics_api.status import RESULTS, RequestRefused
 from tests.fakes.metric_values import AVERAGE_QUEUE, HELD, HIT_RATIO, KV, WAITING, FixedMetrics, Value, pool_of
@@ -83,8 +83,8 @@ def values(items: Sequence[ServedItem]) -> dict[str, float]:
 
 def test_1_both_versions_have_the_value_and_spell_the_window_as_the_api_does():
     item = ServedItem(None, "m", {"pool": "p"}, ServedValue(3.5, 10.0, 29.2))
-    second = custom_values("v1beta2", [item], "", 0.0)["items"][0]
-    first = custom_values("v1beta1", [item], "", 0.0)["items"][0]
+    second = custom_value("v1beta2", item, "", 0.0)
+    first = custom_value("v1beta1", item, "", 0.0)
     other = external_values("v1beta1", [item], 0.0)["items"][0]
     assert (second["windowSeconds"], first["window"], other["window"]) == (30, 30, 30)
     assert "window" not in second

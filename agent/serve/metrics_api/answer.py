@@ -7,7 +7,7 @@ list that lacks many pods would let it shrink: below `min_coverage` the whole li
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import fsum
 from typing import Final, NamedTuple
@@ -93,15 +93,32 @@ class ServedItem(NamedTuple):
 
 
 Value = ServedValue | WithheldMetric
+# What returns the items in the end, and yields where other work may be done.
+Steps = Generator[None, None, list[ServedItem]]
+STEP: Final = 128  # pods, about a millisecond
 
 
 def object_metric(
     request: ObjectRequest, pools: Sequence[PoolOfApi], source: MetricSource, limits: ReadLimits, now: float
 ) -> list[ServedItem]:
     """The items of a custom metric: exactly one for a name, one for each object for ALL. Raises RequestRefused."""
+    steps = object_metric_in_steps(request, pools, source, limits, now)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: list[ServedItem] = end.value
+            return found
+
+
+def object_metric_in_steps(
+    request: ObjectRequest, pools: Sequence[PoolOfApi], source: MetricSource, limits: ReadLimits, now: float
+) -> Steps:
+    """As `object_metric`, in steps of at most `STEP` pods, so that an event loop may do other work between them. All
+    steps are of the same instant."""
     if request.resource == PODS:
         row = _row(MetricKind.PODS, request.metric, request.resource)
-        return _of_pods(request, row, pools, source, limits, now)
+        return (yield from _of_pods(request, row, pools, source, limits, now))
     if request.resource in _POOLS:
         row = _row(MetricKind.OBJECT, request.metric, request.resource)
         return _of_pools(request, row, pools, source, limits, now)
@@ -142,7 +159,7 @@ def _of_pods(
     source: MetricSource,
     limits: ReadLimits,
     now: float,
-) -> list[ServedItem]:
+) -> Steps:
     namespace, one = request.namespace, request.name != ALL
     by_pod: dict[str, list[Value]] = {}
     pool_of: dict[str, PoolOfApi] = {}
@@ -159,8 +176,11 @@ def _of_pods(
         }
         if not selected:
             continue
+        yield
         values = source.pod_metrics(pool.name, row.name, now)
-        for address, name in selected.items():
+        for number, (address, name) in enumerate(selected.items(), 1):
+            if not number % STEP:
+                yield
             other = pool_of.setdefault(name, pool)
             if other is not pool:
                 raise RequestRefused(
@@ -182,7 +202,9 @@ def _of_pods(
     labels = {pool.name: pool.labels for pool in pools}
     known: list[ServedItem] = []
     withheld: dict[str, WithheldMetric] = {}
-    for name in sorted(by_pod):
+    for number, name in enumerate(sorted(by_pod), 1):
+        if not number % (2 * STEP):
+            yield
         value = over_ports(row, by_pod[name])
         if isinstance(value, WithheldMetric):
             withheld[name] = value

@@ -20,10 +20,24 @@ from agent.serve.metrics_api.quantity import quantity
 Document = dict[str, Any]
 
 
-def custom_values(version: str, items: Sequence[ServedItem], selector: str, to_wall: float) -> Document:
-    """The MetricValueList of a version. `to_wall` is what to add to a monotonic time for seconds since 1970;
-    `selector` is the metricLabelSelector of the request."""
-    return _list("MetricValueList", CUSTOM, version, [_custom(version, item, selector, to_wall) for item in items])
+def custom_values(version: str, items: Sequence[Any]) -> Document:
+    """The MetricValueList of a version. The items are documents of `custom_value`, encoded or not."""
+    return _list("MetricValueList", CUSTOM, version, items)
+
+
+def custom_value(version: str, item: ServedItem, selector: str, to_wall: float) -> Document:
+    """The MetricValue of an item. `to_wall` is what to add to a monotonic time for seconds since 1970; `selector` is
+    the metricLabelSelector of the request."""
+    reference: Mapping[str, str] = {}
+    if item.described is not None:
+        api_version, kind, namespace, name = item.described
+        reference = {"kind": kind, "namespace": namespace, "name": name, "apiVersion": api_version}
+    matched = {"matchLabels": dict(item.labels)} if selector else None
+    if version == "v1beta1":
+        value = _value(item, "window", to_wall)
+        return {"describedObject": reference, "metricName": item.metric, **value, "selector": matched}
+    metric = {"name": item.metric, "selector": matched}
+    return {"describedObject": reference, "metric": metric, **_value(item, "windowSeconds", to_wall)}
 
 
 def external_values(version: str, items: Sequence[ServedItem], to_wall: float) -> Document:
@@ -114,21 +128,8 @@ def _path(path: str, openapi: str) -> Document:
     return {"get": operation}
 
 
-def _list(kind: str, name: str, version: str, items: list[Document]) -> Document:
+def _list(kind: str, name: str, version: str, items: Sequence[Any]) -> Document:
     return {"kind": kind, "apiVersion": f"{name}/{version}", "metadata": {}, "items": items}
-
-
-def _custom(version: str, item: ServedItem, selector: str, to_wall: float) -> Document:
-    reference: Mapping[str, str] = {}
-    if item.described is not None:
-        api_version, kind, namespace, name = item.described
-        reference = {"kind": kind, "namespace": namespace, "name": name, "apiVersion": api_version}
-    matched = {"matchLabels": dict(item.labels)} if selector else None
-    if version == "v1beta1":
-        value = _value(item, "window", to_wall)
-        return {"describedObject": reference, "metricName": item.metric, **value, "selector": matched}
-    metric = {"name": item.metric, "selector": matched}
-    return {"describedObject": reference, "metric": metric, **_value(item, "windowSeconds", to_wall)}
 
 
 def _value(item: ServedItem, window: str, to_wall: float) -> Document:
