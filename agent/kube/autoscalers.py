@@ -2,8 +2,9 @@
 
 Field names and types are those of the Kubernetes API (kubernetes.io/docs/reference/kubernetes-api, autoscaling/v2). The
 controller writes the whole status at its first sync, conditions included; before it, and for an object that no
-controller has seen, the API server shows `desiredReplicas` 0, which is no order. Go omits `currentReplicas` where it is
-0, so that with conditions a missing one is 0.
+controller has seen, the API server shows `desiredReplicas` 0, which is no order. It stays 0 until the controller has
+computed a number: while no metric can be read. Go omits `currentReplicas` where it is 0, so that with conditions a
+missing one is 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ AUTOSCALERS: Final = "horizontalpodautoscalers"
 AUTOSCALERS_PATH: Final = "/apis/autoscaling/v2/namespaces/{namespace}/" + AUTOSCALERS
 SCALING_ACTIVE: Final = "ScalingActive"
 ABLE_TO_SCALE: Final = "AbleToScale"
+SCALING_DISABLED: Final = "ScalingDisabled"  # reason of ScalingActive: the target was scaled to 0 by hand
 NO_SCALE: Final = "FailedGetScale"  # reason of AbleToScale: the target does not exist, or cannot be read
 DEFAULT_MIN_REPLICAS: Final = 1
 _KNOWN_STATUSES: Final[Mapping[str, bool]] = {"True": True, "False": False}
@@ -120,7 +122,7 @@ class ExternalName(NamedTuple):
 
 class Autoscaler(NamedTuple):
     """What the agent keeps of a HorizontalPodAutoscaler. `desired` and `current` are None while its controller has not
-    written them, or cannot read the target; `scaling_active` is None where the condition is absent or Unknown."""
+    computed them, or cannot read the target; `scaling_active` is None where the condition is absent or Unknown."""
 
     namespace: str
     name: str
@@ -150,6 +152,9 @@ def decode(raw: Raw) -> Autoscaler:
     conditions = {each.type: each for each in status.conditions or ()}
     able, active = conditions.get(ABLE_TO_SCALE), conditions.get(SCALING_ACTIVE)
     counted = bool(conditions) and not (able is not None and able.status == "False" and able.reason == NO_SCALE)
+    ordered = status.desired_replicas > 0 or (
+        active is not None and (active.status == "True" or active.reason == SCALING_DISABLED)
+    )
     return Autoscaler(
         found.metadata.namespace,
         found.metadata.name,
@@ -158,7 +163,7 @@ def decode(raw: Raw) -> Autoscaler:
         tuple(_externals(metrics)),
         DEFAULT_MIN_REPLICAS if spec.min_replicas is None else spec.min_replicas,
         spec.max_replicas,
-        status.desired_replicas if counted else None,
+        status.desired_replicas if counted and ordered else None,
         status.current_replicas if counted else None,
         None if active is None else _KNOWN_STATUSES.get(active.status),
     )

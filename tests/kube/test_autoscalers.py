@@ -27,8 +27,15 @@ def test_the_numbers_of_the_status_are_read_and_a_missing_one_is_zero_once_there
     found = autoscaler()
     assert (found.desired, found.current, found.min_replicas, found.max_replicas) == (3, 2, 1, 4)
     assert found.scaling_active is True
-    at_zero = autoscaler(status=status(condition("AbleToScale", "True"), desiredReplicas=0))
-    assert (at_zero.desired, at_zero.current) == (0, 0)
+    for active in (condition("ScalingActive", "True"), condition("ScalingActive", "False", "ScalingDisabled")):
+        at_zero = autoscaler(status=status(condition("AbleToScale", "True"), active, desiredReplicas=0))
+        assert (at_zero.desired, at_zero.current) == (0, 0)
+
+
+def test_the_zero_of_a_controller_that_could_not_read_a_metric_yet_is_no_order() -> None:
+    failed = condition("ScalingActive", "False", "FailedGetExternalMetric")
+    found = autoscaler(status=status(condition("AbleToScale", "True"), failed, desiredReplicas=0, currentReplicas=2))
+    assert (found.desired, found.current, found.scaling_active) == (None, 2, False)
 
 
 def test_what_no_controller_has_written_is_unknown() -> None:
