@@ -19,13 +19,15 @@ from agent.emulator.config import EmulatorConfig, ModelSpec
 from agent.emulator.server import EmulatedServer
 from agent.envoy import process
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, bootstrap
+from agent.events.kubernetes import ObjectProblemFound
 from agent.signals import RUNNING
+from tests.cluster.access import create_service_account, grant, kubeconfig_of
 from tests.cluster.addresses import PodAddresses
 from tests.cluster.aggregation import Aggregated, aggregated, all_available
 from tests.cluster.autoscalers import Autoscalers, api_services, autoscaler, external, of_object, of_pods, unavailable
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.pods import deployment
-from tests.cluster.test_discovery import RunningAgent
+from tests.cluster.pods import Pods, deployment
+from tests.cluster.test_discovery import LABELS, READ_PODS, RunningAgent, inference_pool, running
 from tests.fakes.ext_proc import CHAT
 from tests.waiting import eventually, found
 
@@ -205,8 +207,41 @@ async def test_the_controller_scales_up_holds_and_down_and_never_shrinks_what_it
         assert statuses.keys() == {200}
 
         # The agent is killed.
+        before = {name: scalers.desired(name) for name in TYPES}
         await live.agent.stop(grace=0)
         await scalers.are_active(TYPES, "False")
         await scalers.read(list(TYPES))
-        assert unavailable(services) != []
-        assert {name: scalers.desired(name)[-2:] for name in TYPES} == {name: [4, 2] for name in TYPES}
+        assert {name: scalers.desired(name) for name in TYPES} == before
+        assert {wanted[-1] for wanted in before.values()} == {2}
+
+
+async def test_without_the_right_to_read_autoscalers_the_log_names_it_and_the_pool_goes_on(
+    control_plane: ControlPlane, namespace: str, crds: list[str], tmp_path: Path, pods: Pods
+) -> None:
+    account = create_service_account(control_plane.api, namespace, "agent")
+    pools = {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["list", "watch"]}
+    grant(control_plane.api, account, [READ_PODS, pools], namespace)
+    control_plane.api.create(inference_pool(namespace, "chat"))
+    await pods.create("a", LABELS)
+    kubeconfig = kubeconfig_of(control_plane, account)
+    pool = {"name": "chat", "inferencePool": "chat", "namespace": namespace}
+    kubernetes = {"kubeconfig": str(kubeconfig), "events": False, "autoscalers": True}
+    async with running(tmp_path / "igw.yaml", [pool], kubeconfig, kubernetes=kubernetes) as live:
+        await live.has(pods.address("a"))
+
+        def named() -> list[str]:
+            problems = live.recorder.of(ObjectProblemFound)
+            return [each.message for each in problems if "horizontalpodautoscalers" in each.message]
+
+        (message,) = await eventually(named, what="the missing right")
+        assert message.startswith(f"namespace {namespace}: the agent may not read horizontalpodautoscalers")
+        assert message.endswith("apply deploy/kubernetes/pools there, or set kubernetes.autoscalers to false")
+        assert live.agent.readiness() == []
+        # With the right, the gauges come without a restart.
+        scalers = {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["list", "watch"]}
+        grant(control_plane.api, account, [READ_PODS, pools, scalers], namespace)
+        metric = of_object("chat", "igw_pool_running_requests", {"type": "Value", "value": "1"})
+        control_plane.api.create(autoscaler(namespace, "chat", metric, maximum=3))
+        limits = {"min_replicas": 1, "max_replicas": 3}
+        await found(partial(gauges, live, "chat"), lambda seen: limits.items() <= seen.items(), 60, what="the limits")
+        assert "desired_replicas" not in await gauges(live, "chat")  # there is no Deployment `chat`
