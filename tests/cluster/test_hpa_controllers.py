@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -42,27 +42,32 @@ TYPES: Final = {
 
 
 class BusyServer:
-    """An emulated server whose port closes when its last request has ended, as in a pod's grace period."""
+    """An emulated server whose port closes when `left` says that no request comes any more and its last one has ended,
+    as in a pod's grace period."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: Callable[[], bool]) -> None:
+        self._left = left
         config = EmulatorConfig(step_seconds=0.05, step_seconds_per_request=0.0)
         self.server = EmulatedServer(config, ModelSpec(), SystemClock(), die=lambda: None)
 
     async def stop(self) -> None:
+        await eventually(self._left, what="the end of the endpoint")
         await eventually(lambda: self.server.queue_lengths == (0, 0), what="the end of the last request")
         await self.server.stop()
 
 
 class Fleet:
-    """The servers of the pods, by address."""
+    """The servers of the pods, by address. `endpoints` returns those that may get requests."""
 
     def __init__(self) -> None:
+        self.endpoints: Callable[[], Collection[str]] = tuple
         self._servers: dict[str, EmulatedServer] = {}
 
     async def serve(self, address: str, port: int) -> BusyServer:
-        made = BusyServer()
+        name = f"{address}:{port}"
+        made = BusyServer(lambda: name not in self.endpoints())
         await made.server.start(address, port)
-        self._servers[f"{address}:{port}"] = made.server
+        self._servers[name] = made.server
         return made
 
     def set_metrics(self, addresses: list[str], fault: str) -> None:
@@ -158,6 +163,8 @@ async def test_the_controller_scales_up_holds_and_down_and_never_shrinks_what_it
             )
         )
         live = agent.live
+        fleet.endpoints = lambda: {each for name in TYPES for each in live.endpoints(name)}
+        stack.callback(setattr, fleet, "endpoints", tuple)
         await stack.enter_async_context(agent.pods.follow())
         for name in TYPES:
             api.create(deployment(namespace, name, 1, {"app": name}))
@@ -227,7 +234,7 @@ async def test_without_the_right_to_read_autoscalers_the_log_names_it_and_the_po
     pool = {"name": "chat", "inferencePool": "chat", "namespace": namespace}
     kubernetes = {"kubeconfig": str(kubeconfig), "events": False, "autoscalers": True}
     async with running(tmp_path / "igw.yaml", [pool], kubeconfig, kubernetes=kubernetes) as live:
-        await live.has(pods.address("a"))
+        await eventually(lambda: pods.address("a") in live.endpoints(), what="the endpoint")
 
         def named() -> list[str]:
             problems = live.recorder.of(ObjectProblemFound)
