@@ -145,7 +145,6 @@ class ControlPlane:
             process.kill()
         else:
             process.stop()
-        self.api.close()  # its connections: a request that is not repeatable would fail on one that has ended
 
     def install_crd(self, manifest: Mapping[str, Any]) -> str:
         """Apply a CustomResourceDefinition and return its name when its objects can be created."""

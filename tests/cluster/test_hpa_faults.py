@@ -263,7 +263,7 @@ async def test_no_fault_makes_any_type_of_metric_zero_or_an_autoscaler_shrink(
         clock.step = 0.0
         await asyncio.to_thread(control_plane.stop_api_server, abruptly=True)
         await eventually(lambda: (source := agent.live.agent.pools[NAMES[-1]].source) and not source.current)
-        await asyncio.to_thread(control_plane.start_api_server)
+        control_plane.start_api_server()  # in this thread: the process ends with the thread that started it
         async with contextlib.AsyncExitStack() as stack:
             scalers = Autoscalers(control_plane, namespace)
             await stack.enter_async_context(scalers.changes)
