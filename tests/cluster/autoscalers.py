@@ -88,6 +88,18 @@ class Autoscalers:
         ]
         return [number for number, before in zip(numbers, [None, *numbers], strict=False) if number != before]
 
+    def history(self, name: str) -> str:
+        """Each status of one: its desired and current replicas, and the metric as its controller read it."""
+        rows = []
+        for state in self.changes.states.get(name, ()):
+            status = state.get("status", {})
+            read = [
+                value for each in status.get("currentMetrics") or () for value in each.values() if value != each["type"]
+            ]
+            numbers = [each["current"] for each in read if isinstance(each, dict)]
+            rows.append(f"{status.get('desiredReplicas')} of {status.get('currentReplicas', 0)} by {numbers}")
+        return "; ".join(rows)
+
     def active(self, name: str) -> Object:
         """Its condition ScalingActive."""
         states = self.changes.states.get(name, ())
