@@ -30,7 +30,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.bench.clock_fleet import ClockFleet
+from tests.bench.clock_fleet import CLOCK_SECONDS, ClockFleet
 from tests.bench.figure_table import FigureTable
 from tests.bench.nginx_fleet import NginxFleet, addresses
 from tests.bench.programs import BenchProgram, answers, free_ports, missing, prepare_process
@@ -182,7 +182,7 @@ def ages_at_read(reader: Reader, path: str, reads: int) -> Ages:
         now = time.time()
         if status != 200:
             sys.exit(f"a read was answered with {status}: {body[:500]!r}")
-        found = [now - quantity(item["value"]) for item in json.loads(body)["items"]]
+        found = [(now - quantity(item["value"])) % CLOCK_SECONDS for item in json.loads(body)["items"]]
         times.append(took)
         oldest.append(max(found))
         ages += found

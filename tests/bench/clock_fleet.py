@@ -8,10 +8,12 @@ from typing import Final
 
 from tests.bench.programs import BenchProgram, free_ports, listens
 
-# nginx's `$msec` is the time in seconds with three digits: exact in thousandths, as quantities of Kubernetes are.
+# nginx's `$msec` is the time in seconds with three digits: exact in thousandths, as quantities of Kubernetes are. A
+# number of requests is below a million, so that the page has the time modulo this.
+CLOCK_SECONDS: Final = 100_000
 _LINES: Final = (
     "# TYPE vllm:num_requests_waiting gauge",
-    'vllm:num_requests_waiting{engine=\\"0\\",model_name=\\"tiny\\"} $msec',
+    'vllm:num_requests_waiting{engine=\\"0\\",model_name=\\"tiny\\"} $clock',
     "# TYPE vllm:num_requests_running gauge",
     'vllm:num_requests_running{engine=\\"0\\",model_name=\\"tiny\\"} 1',
     "# TYPE vllm:kv_cache_usage_perc gauge",
@@ -28,6 +30,7 @@ def nginx_conf(port: int) -> str:
     http {{
         access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s;
         default_type "text/plain; version=0.0.4";
+        map $msec $clock {{ "~(?<last>\\d{{5}}\\.\\d+)$" $last; }}
         server {{
             listen {port} backlog=16384; allow 127.0.0.0/8; deny all;
             location = /metrics {{ return 200 "{_PAGE}"; }}

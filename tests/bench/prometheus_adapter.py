@@ -91,6 +91,8 @@ class PrometheusAdapter:
             f"--cert-dir={folder / 'adapter-certificate'}",
             f"--prometheus-url={self.prometheus.url}",
             f"--config={rules}",
+            "--metrics-relist-interval=15s",  # the default of 10 minutes would miss series that begin after its start
+            "--metrics-max-age=1m",
             *(f"--{what}-kubeconfig={kubeconfig}" for what in ("lister", "authentication", "authorization")),
         ]
         self.child = BenchProgram(command, folder / "adapter.log")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
-from unittest.mock import Mock
 
 import grpc
 import grpc.aio
@@ -13,6 +12,7 @@ import pytest
 
 from agent.serve.grpc.listener import GrpcListener, GrpcProtocol
 from agent.serve.grpc.router import GrpcRouter
+from tests.fakes.late_transport import LateTransport
 from tests.grpc.services import ECHO, MAX_MESSAGE_BYTES, EchoService
 from tests.waiting import eventually
 
@@ -117,8 +117,8 @@ async def test_after_goaway_open_calls_continue_and_new_connections_are_refused(
 async def test_a_connection_accepted_before_the_end_and_opened_after_it_is_aborted(echo: EchoServer) -> None:
     late = GrpcProtocol(echo.listener)
     echo.listener.goaway()
-    transport = Mock(spec=asyncio.Transport)
+    transport = LateTransport()
     late.connection_made(transport)
-    transport.abort.assert_called_once_with()
+    assert transport.aborted
     late.connection_lost(None)
     assert not echo.listener.protocols
