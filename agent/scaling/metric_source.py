@@ -189,9 +189,9 @@ def _covered(found: Spread | NoSpread, what: str, min_coverage: float) -> Value:
             "low_coverage",
             f"{found.known} of {found.total} endpoints have a fresh reading, below the coverage of {min_coverage:g}",
         )
-    return ServedValue(
-        found.mean * found.total if what == "sum" and found.known < found.total else getattr(found, what), found.at
-    )
+    if what == "mean":
+        return ServedValue(found.mean, found.at)
+    return ServedValue(found.sum if found.known == found.total else found.mean * found.total, found.at)
 
 
 def _of_devices(view: EndpointView, signal: str, now: float) -> Value:
