@@ -65,7 +65,7 @@ def autoscaler(namespace: str, name: str, metric: Mapping[str, Any], *, maximum:
     }
 
 
-class Autoscalers:
+class WatchedAutoscalers:
     """The autoscalers of a namespace, by the API server's changes of them and by its audit log."""
 
     def __init__(self, control_plane: ControlPlane, namespace: str) -> None:

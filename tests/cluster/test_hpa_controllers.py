@@ -24,7 +24,15 @@ from agent.signals import RUNNING
 from tests.cluster.access import create_service_account, grant, kubeconfig_of
 from tests.cluster.addresses import PodAddresses
 from tests.cluster.aggregation import Aggregated, aggregated, all_available
-from tests.cluster.autoscalers import Autoscalers, api_services, autoscaler, external, of_object, of_pods, unavailable
+from tests.cluster.autoscalers import (
+    WatchedAutoscalers,
+    api_services,
+    autoscaler,
+    external,
+    of_object,
+    of_pods,
+    unavailable,
+)
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import Pods, deployment
 from tests.cluster.test_discovery import LABELS, READ_PODS, RunningAgent, inference_pool, running
@@ -76,7 +84,7 @@ class Fleet:
             server.faults = server.faults.changed({"metrics": fault})
 
 
-class Load:
+class Clients:
     """Clients that each send a request to every pool when its last one has ended. `statuses` are those of all answers
     so far."""
 
@@ -112,7 +120,7 @@ class Load:
 
 
 @contextlib.asynccontextmanager
-async def gateway(live: RunningAgent, folder: Path, eds: Path) -> AsyncIterator[Load]:
+async def gateway(live: RunningAgent, folder: Path, eds: Path) -> AsyncIterator[Clients]:
     """An Envoy with a listener for each pool, and clients of it."""
     config = EnvoyConfig(
         tuple(EnvoyPool(name, (), address) for name, address in live.pickers.items()),
@@ -122,7 +130,7 @@ async def gateway(live: RunningAgent, folder: Path, eds: Path) -> AsyncIterator[
     envoy = await process.start(bootstrap(config), folder / "envoy")
     try:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-            load = Load(http, {name: f"http://127.0.0.1:{envoy.ports[name]}{CHAT}" for name in live.pickers})
+            load = Clients(http, {name: f"http://127.0.0.1:{envoy.ports[name]}{CHAT}" for name in live.pickers})
             try:
                 yield load
             finally:
@@ -176,7 +184,7 @@ async def test_the_controller_scales_up_holds_and_down_and_never_shrinks_what_it
         load.set_clients(4 * PER_REPLICA)
         await all_available(api)
         services = await stack.enter_async_context(api_services(control_plane))
-        scalers = Autoscalers(control_plane, namespace)
+        scalers = WatchedAutoscalers(control_plane, namespace)
         await stack.enter_async_context(scalers.changes)
         await eventually(lambda: all(requests(live, name) > 3 * PER_REPLICA for name in TYPES), what="the load")
         for name, metric in TYPES.items():

@@ -16,7 +16,15 @@ from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL
 from tests.cluster.addresses import PodAddresses
 from tests.cluster.aggregation import Aggregated, aggregated, all_available
 from tests.cluster.api import Api, Object, RefusedByApi
-from tests.cluster.autoscalers import Autoscalers, api_services, autoscaler, external, of_object, of_pods, unavailable
+from tests.cluster.autoscalers import (
+    WatchedAutoscalers,
+    api_services,
+    autoscaler,
+    external,
+    of_object,
+    of_pods,
+    unavailable,
+)
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import deployment
 from tests.fakes.model_server import ModelServer, answer
@@ -193,7 +201,7 @@ def quantity(text: str) -> float:
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
-def table(matrix: Matrix, scalers: Autoscalers) -> str:
+def table(matrix: Matrix, scalers: WatchedAutoscalers) -> str:
     """What became of each cell."""
     rows = []
     for cell in CELLS:
@@ -232,7 +240,7 @@ async def test_no_fault_makes_any_type_of_metric_zero_or_an_autoscaler_shrink(
                 what="the endpoints",
             )
             await all_available(api)
-            scalers = Autoscalers(control_plane, namespace)
+            scalers = WatchedAutoscalers(control_plane, namespace)
             await stack.enter_async_context(scalers.changes)
             services = await stack.enter_async_context(api_services(control_plane))
             for cell in CELLS:
@@ -265,7 +273,7 @@ async def test_no_fault_makes_any_type_of_metric_zero_or_an_autoscaler_shrink(
         await eventually(lambda: (source := agent.live.agent.pools[NAMES[-1]].source) and not source.current)
         control_plane.start_api_server()  # in this thread: the process ends with the thread that started it
         async with contextlib.AsyncExitStack() as stack:
-            scalers = Autoscalers(control_plane, namespace)
+            scalers = WatchedAutoscalers(control_plane, namespace)
             await stack.enter_async_context(scalers.changes)
             gone = [cell.name for cell in CELLS if cell.fault in (NO_API, CLOCK)]
             await scalers.read(gone, 3)
