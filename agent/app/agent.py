@@ -18,7 +18,7 @@ from agent.app.autoscalers import Autoscalers
 from agent.app.capacity_keeper import CapacityKeeper
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
-from agent.app.demand import DemandObserver
+from agent.app.demand import DemandObserver, PeerDemand
 from agent.app.endpoint_files import EndpointFiles
 from agent.app.exporting import Exporting
 from agent.app.jobs import Job, Jobs
@@ -99,9 +99,11 @@ class Agent:
             self._replicas.sharing,
         )
         self._pools = Pools(config, parts, self._publish_pools)
-        self.demand = demand = DemandObserver(
-            config, clock, tasks, self._pool_map, self._replicas.waiting, self._replicas.unknown
+        of_peers = PeerDemand(
+            self._replicas.waiting, self._replicas.capacities, self._replicas.take_histories, self._replicas.unknown
         )
+        self.demand = demand = DemandObserver(config, clock, tasks, self._pool_map, of_peers)
+        self._replicas.report_demand(demand.own_capacity, demand.history)
         self._admin_server.state.demands = demand.reports
         autoscalers = Autoscalers(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
         self._admin_server.state.scalers = autoscalers.reports

@@ -47,9 +47,9 @@ class PoolActivities:
         """The state of the pool's endpoints."""
         return self._pools()[pool].store.snapshot(now)
 
-    def activity(self, pool: str, now: float) -> Activity | WithheldMetric:
-        """Whether the pool has requests."""
-        return activity(self.snapshot(pool, now), self.held(pool), now, self._unknown_peers())
+    def activity(self, pool: str, max_age: float, now: float) -> Activity | WithheldMetric:
+        """Whether the pool has requests; idle only by pages of at most this age in seconds."""
+        return activity(self.snapshot(pool, now), self.held(pool), now, self._unknown_peers(), max_age)
 
     def held(self, pool: str) -> int:
         """The requests that all known replicas hold for the pool."""
@@ -84,7 +84,7 @@ class KedaScaler:
             held,
             demand,
         )
-        self._service = ExternalScalerService(pools, self._source, clock.now, hook)
+        self._service = ExternalScalerService(pools, self._source, config.metrics_api.max_age, clock.now, hook)
         self._health = HealthService(lambda: self._listening, (self._service.name,))
         router = GrpcRouter((self._service, self._health), self._handler_failed)
         self._listener = GrpcListener(router, self._connection_failed, tls)
@@ -115,8 +115,9 @@ class KedaScaler:
         self.address = join_address(split_address(settings.address)[0], port)
 
     async def apply(self, config: Config) -> None:
-        """Take over the coverage that a sum needs. Pools are read for each call, and the port needs a restart."""
+        """Take over the limits of values. Pools are read for each call, and the port needs a restart."""
         self._source.min_coverage = config.metrics_api.min_coverage
+        self._service.max_age = config.metrics_api.max_age
 
     def readiness(self) -> list[str]:
         """Always ready."""

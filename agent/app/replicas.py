@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,8 @@ from agent.replicas.peer_part import PoolTarget, block_format
 from agent.replicas.peers import Peers
 from agent.replicas.service import OwnIdentity, PoolKnowledge, ReplicaService
 from agent.requests.sharing import NOT_SHARED, Sharing
+from agent.scaling.demand_history import DemandHistory
+from agent.scaling.envelope import Envelope
 from agent.scaling.served_metrics import ServedValue, WithheldMetric
 from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import GrpcRouter
@@ -120,6 +122,22 @@ class Replicas:
     def waiting(self, pool: str) -> int:
         """The requests that the known peers hold for a pool."""
         return self._peers.waiting(pool)
+
+    def capacities(self, pool: str) -> Mapping[str, Envelope]:
+        """What the known peers have learnt of a pool's capacity, by replica."""
+        return self._peers.capacities(pool)
+
+    def take_histories(self, pool: str) -> Sequence[DemandHistory]:
+        """What peers have seen of a pool's load until this replica began to follow them, each once."""
+        return self._peers.take_histories(pool)
+
+    def report_demand(
+        self, capacity: Callable[[str], Envelope | None], history: Callable[[str], DemandHistory | None]
+    ) -> None:
+        """Report to the peers what these return: what this replica has learnt of a pool's capacity, and what it has
+        seen of its load."""
+        self._service.publishers.capacity = capacity
+        self._service.publishers.history = history
 
     def on_waiting(self, call: Callable[[str], None]) -> None:
         """Call this with a pool for which a peer holds its first requests."""

@@ -325,11 +325,17 @@ def _replicas(config: Config, reader: DocumentReader) -> None:
             )
 
 
+# They apply to what KEDA reads as well.
+_LIMITS_OF_VALUES: Final = frozenset({"metricsApi.maxAge", "metricsApi.minCoverage"})
+
+
 def _metrics_api(config: Config, reader: DocumentReader) -> None:
     """The metrics APIs: a port of their own, a whole pair of certificate and key, and readers that are checked."""
     metrics = config.metrics_api
     written = [key for key in sorted(reader.marks) if key.startswith("metricsApi.")]
     if not metrics.address:
+        if config.keda.enabled:
+            written = [key for key in written if key not in _LIMITS_OF_VALUES]
         if written:
             reader.problem_at(
                 written[0], "it has no effect without metricsApi.address; write where the API server reaches the agent"

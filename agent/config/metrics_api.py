@@ -28,7 +28,9 @@ class MetricsApiConfig:
         Boolean(), "serve custom.metrics.k8s.io (metrics of pods and of InferencePools)", default=True, live=False
     )
     external: bool = option(Boolean(), "serve external.metrics.k8s.io", default=True, live=False)
-    max_age: float = option(Duration(0.1, 600), "an older value is withheld, whatever its source", 15.0)
+    max_age: float = option(
+        Duration(0.1, 600), "an older value is withheld, from KEDA as well, whatever its source", 15.0
+    )
     min_coverage: float = option(
         Number(0, 1),
         "the part of the selected pods, or of a pool's endpoints, that has to have a fresh value: below it the whole "

@@ -12,9 +12,20 @@ from typing import Final, NamedTuple
 
 from agent.config.prefix_index import PrefixIndexConfig
 from agent.prefix.index import PrefixIndex
-from agent.replicas.report import MAX_REQUESTS, BadReport, PeerReport, PoolReport, SharedLogEntry, unpack_blocks
+from agent.replicas.report import (
+    MAX_REQUESTS,
+    BadReport,
+    PeerReport,
+    PoolReport,
+    SharedCapacity,
+    SharedLogEntry,
+    unpack_blocks,
+)
+from agent.replicas.shared_history import restored
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, PROXY, RESET, RESULTS, TIMEOUT, Response
+from agent.scaling.demand_history import DemandHistory
+from agent.scaling.envelope import Envelope
 from agent.state.endpoint import EMPTIED
 from agent.state.prefill_rate import LearntRate
 from agent.state.store import OF_PEER, RoutingStore
@@ -46,6 +57,8 @@ class _PoolPart:
         self.target: PoolTarget | None = None
         self.requests: dict[int, int] = {}
         self.waiting = 0
+        self.capacity: Envelope | None = None
+        self.history: DemandHistory | None = None  # until it is taken
         self.logs = False
 
     def check(self, report: PoolReport, *, full: bool) -> None:
@@ -71,6 +84,9 @@ class _PoolPart:
         """Apply a report that was checked."""
         self._set_target(target, now)
         self.waiting = report.waiting
+        self._set_capacity(report.capacity, now, full=full)
+        if report.history is not None:
+            self.history = restored(report.history, report.endpoints, now)
         if full:
             self._end(tuple(self.requests), now)
         if target is None:
@@ -123,6 +139,13 @@ class _PoolPart:
             self._set_logs(self.target, opened=False)
         self.requests.clear()
         self.waiting = 0
+        self.capacity = self.history = None
+
+    def _set_capacity(self, capacity: SharedCapacity | None, now: float, *, full: bool) -> None:
+        if capacity is not None:
+            self.capacity = Envelope(capacity.millionths / 1e6, now - capacity.age_ms / 1000)
+        elif full:
+            self.capacity = None
 
     def _set_target(self, target: PoolTarget | None, now: float) -> None:
         """The pool may have come, gone or been replaced here since the last report."""
@@ -130,10 +153,10 @@ class _PoolPart:
         if (before is None) != (target is None) or (
             before is not None and target is not None and before.store is not target.store
         ):
-            known, waiting = tuple(self.requests), self.waiting
+            known, waiting, capacity, history = tuple(self.requests), self.waiting, self.capacity, self.history
             self.drop(now)
             self.requests = dict.fromkeys(known, _NOT_HERE)
-            self.waiting = waiting
+            self.waiting, self.capacity, self.history = waiting, capacity, history
         self.target = target
 
     def _end(self, ids: Iterable[int], now: float) -> None:
@@ -176,6 +199,19 @@ class PeerPart:
     def waiting(self) -> Mapping[str, int]:
         """Requests that flow control of the peer holds, by pool; pools without are left out."""
         return {name: part.waiting for name, part in self._pools.items() if part.waiting}
+
+    def capacity(self, pool: str) -> Envelope | None:
+        """The envelope of the pool's capacity that the peer has learnt; None without."""
+        part = self._pools.get(pool)
+        return None if part is None else part.capacity
+
+    def take_history(self, pool: str) -> DemandHistory | None:
+        """What the peer has seen of the pool's load until the stream began, once; None without."""
+        part = self._pools.get(pool)
+        if part is None:
+            return None
+        found, part.history = part.history, None
+        return found
 
     def begin(self) -> None:
         """A new stream begins; its first report replaces what is known."""

@@ -23,6 +23,8 @@ from agent.replicas.client import PeerAccess, PeerProblem, PeerStream
 from agent.replicas.peer_part import PeerPart, PoolTarget
 from agent.replicas.report import BadReport, Hello
 from agent.replicas.service import OwnIdentity
+from agent.scaling.demand_history import DemandHistory
+from agent.scaling.envelope import Envelope
 from agent.state.replicas import LEFT, REASONS, REFUSED, REPORTING, SELF, SILENT, STATES, PeerView
 
 _UNKNOWN: Final = frozenset({SILENT, REFUSED})
@@ -125,6 +127,16 @@ class Peers:
     def waiting(self, pool: str) -> int:
         """The requests that flow control of the peers holds for a pool, those whose part is unknown left out."""
         return sum(peer.part.waiting.get(pool, 0) for peer in self._peers.values())
+
+    def capacities(self, pool: str) -> dict[str, Envelope]:
+        """What the peers have learnt of a pool's capacity, by instance."""
+        found = ((peer.instance, peer.part.capacity(pool)) for peer in self._peers.values())
+        return {instance: each for instance, each in found if each is not None}
+
+    def take_histories(self, pool: str) -> list[DemandHistory]:
+        """What the peers have seen of a pool's load until their streams began, each once."""
+        found = (peer.part.take_history(pool) for peer in self._peers.values())
+        return [each for each in found if each is not None]
 
     @property
     def oldest_report(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from agent.replicas.report import (
+    MAX_COUNT,
     MAX_ENDPOINTS,
     MAX_EVENTS,
     MAX_REQUESTS,
@@ -17,13 +18,17 @@ from agent.replicas.report import (
     EndpointBlocks,
     MovedRequest,
     PoolReport,
+    SharedCapacity,
     SharedLogEntry,
     SharedOutcome,
     SharedRate,
     StartedRequest,
     pack_blocks,
 )
+from agent.replicas.shared_history import shared
 from agent.requests.response import Response
+from agent.scaling.demand_history import DemandHistory
+from agent.scaling.envelope import Envelope
 from agent.state.prefill_rate import LearntRate
 
 # Bytes of block hashes in one report of a pool. Beyond, requests are reported without their blocks.
@@ -31,6 +36,10 @@ MAX_BATCH_BYTES: Final = 2 << 20
 _MAX_TOKENS: Final = 100_000_000
 _MAX_AGE_MS: Final = 86_400_000
 _MAX_NAME: Final = 256
+
+
+def _not_learnt() -> None:
+    """Nothing is learnt of the capacity."""
 
 
 class _InFlight:
@@ -49,10 +58,13 @@ class PoolPublisher:
     """The events of one pool. `wake` is called when there is something to report and a peer listens.
 
     `blocks` is as in `PoolReport`. `full` gives everything for a new listener, `take` what happened since the last
-    `take`.
+    `take`. `capacity` returns what this replica has learnt of the pool's capacity; a change of it goes out with the
+    next report.
     """
 
-    def __init__(self, pool: str, blocks: str, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, pool: str, blocks: str, wake: Callable[[], None], capacity: Callable[[], Envelope | None] = _not_learnt
+    ) -> None:
         self.pool = pool
         self.listened = False  # a peer gets the events
         self._blocks = blocks
@@ -60,6 +72,8 @@ class PoolPublisher:
         self._in_flight: dict[int, _InFlight] = {}
         self._logs = 0
         self._waiting = 0
+        self._capacity = capacity
+        self._reported: Envelope | None = None
         self._changed = False
         self._clear()
 
@@ -149,7 +163,8 @@ class PoolPublisher:
 
     def take(self, now: float) -> PoolReport | None:
         """What happened since the last call, None where nothing did."""
-        if not self._changed or self._overflowed:
+        learnt = self._capacity()
+        if self._overflowed or not (self._changed or learnt != self._reported):
             return None
         for row, at in zip(self._started, self._started_at, strict=True):
             row.age_ms = _age_ms(at, now)
@@ -167,8 +182,10 @@ class PoolPublisher:
             self._emptied,
             self._logged,
             waiting=self._waiting,
+            capacity=None if learnt == self._reported else _shared(learnt, now),
         )
         self._clear()
+        self._reported = learnt
         return report
 
     @property
@@ -177,11 +194,20 @@ class PoolPublisher:
         return self._overflowed
 
     def full(
-        self, learnt: Mapping[str, LearntRate], now: float, held: Mapping[str, Sequence[int]] | None = None
+        self,
+        learnt: Mapping[str, LearntRate],
+        now: float,
+        held: Mapping[str, Sequence[int]] | None = None,
+        history: DemandHistory | None = None,
     ) -> PoolReport:
-        """Everything that a peer needs to begin with: requests in flight, without their blocks, learnt rates, and the
-        blocks that each endpoint holds."""
+        """Everything that a peer needs to begin with: requests in flight, without their blocks, learnt rates, the
+        blocks that each endpoint holds, and what was seen of the pool's load."""
         places: dict[str, int] = {}
+
+        def place(address: str) -> int | None:
+            found = places.get(address)
+            return places.setdefault(address, len(places)) if found is None and len(places) < MAX_ENDPOINTS else found
+
         started = [
             StartedRequest(
                 work_id,
@@ -203,6 +229,7 @@ class PoolPublisher:
             for address, each in (held or {}).items()
             if address in places or len(places) < MAX_ENDPOINTS
         ]
+        seen = None if history is None else shared(history, now, place)
         return PoolReport(
             self.pool,
             self._blocks,
@@ -213,6 +240,8 @@ class PoolPublisher:
             rates=rates,
             held=blocks,
             waiting=self._waiting,
+            capacity=_shared(self._capacity(), now),
+            history=seen,
         )
 
     # -- within ------------------------------------------------------------------------------------------------------
@@ -257,6 +286,13 @@ class PoolPublisher:
 
 def _age_ms(at: float, now: float) -> int:
     return min(_MAX_AGE_MS, max(0, int((now - at) * 1000)))
+
+
+def _shared(learnt: Envelope | None, now: float) -> SharedCapacity | None:
+    if learnt is None:
+        return None
+    millionths, age_ms = learnt.value * 1e6, (now - learnt.at) * 1000
+    return SharedCapacity(min(MAX_COUNT, round(millionths)), min(MAX_COUNT, max(0, round(age_ms))))
 
 
 def _thousandths(rate: LearntRate) -> tuple[int, int, int, int]:

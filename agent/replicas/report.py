@@ -3,7 +3,8 @@
     client: ClientHello ──►                        JSON, fields may be added
                           ◄── ServerHello          JSON
     client: ClientProof ──►                        JSON
-                          ◄── PeerReport, PeerReport, ...  MessagePack, arrays; another layout is another PROTOCOL
+                          ◄── PeerReport, PeerReport, ...  MessagePack, arrays; another layout is another PROTOCOL,
+                                                           except for fields with a default at the end of an array
 
 The first report of a stream is `full`: it replaces what was known of the sender. The others have what happened since.
 Every number is a whole one with a smallest and a largest value, so a report holds no NaN and nothing negative.
@@ -21,7 +22,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-# Replicas exchange reports where both have this number. It changes with the layout of a report.
+# Replicas exchange reports where both have this number. It changes with the layout of a report. A field at the end of
+# an array does not change it: a replica without the field ignores it, and one that gets none uses the default.
 PROTOCOL: Final = 2
 SERVICE: Final = "igw.replicas.v1.Replicas"
 METHOD: Final = "Exchange"
@@ -35,6 +37,9 @@ MAX_WAITING: Final = 100_000_000  # requests that one replica holds for a pool
 MAX_EVENTS: Final = 50_000  # of one kind, of a pool, in one report
 MAX_CHAIN_BYTES: Final = 1 << 20  # of one prompt: 131,072 blocks
 MAX_ID: Final = (1 << 63) - 1
+MAX_SPANS: Final = 300  # of arrivals: an hour in steps of 15 s
+MAX_SAMPLES: Final = 300  # of a level: a minute, twice a second
+MAX_COUNT: Final = 1_000_000_000_000_000
 NONCE_BYTES: Final = 16
 
 _Name = Annotated[str, Meta(max_length=256)]
@@ -43,7 +48,7 @@ _Place = Annotated[int, Meta(ge=0, lt=MAX_ENDPOINTS)]
 _Tokens = Annotated[int, Meta(ge=0, le=100_000_000)]
 _Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
 _Blocks = Annotated[bytes, Meta(max_length=MAX_CHAIN_BYTES)]
-_Count = Annotated[int, Meta(ge=0, le=1_000_000_000_000_000)]
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 
 class BadReport(ValueError):
@@ -119,6 +124,51 @@ class SharedRate(Struct, array_like=True):
     prefills: _Count
 
 
+class SharedCapacity(Struct, array_like=True):
+    """The envelope of a pool's capacity that the sender has learnt: millionths of requests per second, and its age."""
+
+    millionths: _Count
+    age_ms: _Count
+
+
+class SharedSpan(Struct, array_like=True):
+    """Arrivals counted from so long ago, for so long: thousandths of requests, which may have been taken back, and
+    endpoint-milliseconds in which they were seen and due."""
+
+    age_ms: _Milliseconds
+    length_ms: _Milliseconds
+    thousandths: Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)]
+    seen_ms: _Count
+    due_ms: _Count
+
+
+class SharedSample(Struct, array_like=True):
+    """A level so long ago, in millionths."""
+
+    age_ms: _Milliseconds
+    millionths: _Count
+
+
+class SharedBatch(Struct, array_like=True):
+    """What pages have shown of the batch of an endpoint, in requests; `started` in seconds since 1970."""
+
+    endpoint: _Place
+    started: _Count
+    largest: _Count
+    beside_queue: _Count
+    times: _Count
+
+
+class SharedHistory(Struct, array_like=True):
+    """What the sender has seen of a pool's load: `agent.scaling.demand_history`. `loading` are ages in milliseconds."""
+
+    arrivals: Annotated[list[SharedSpan], Meta(max_length=MAX_SPANS)] = []
+    slots: Annotated[list[SharedSample], Meta(max_length=MAX_SAMPLES)] = []
+    kv: Annotated[list[SharedSample], Meta(max_length=MAX_SAMPLES)] = []
+    loading: Annotated[list[_Milliseconds], Meta(max_length=MAX_ENDPOINTS)] = []
+    batches: Annotated[list[SharedBatch], Meta(max_length=MAX_ENDPOINTS)] = []
+
+
 class SharedLogEntry(Struct, array_like=True):
     """An entry of the proxy's access log of a request that the sender has not picked: `agent.requests.response`."""
 
@@ -138,7 +188,9 @@ class PoolReport(Struct, array_like=True):
     `in_flight` is the number of the sender's requests after this report; `logs` the open access log streams there.
     `withdrawn` are blocks that an endpoint did not prefill after all; `held` those that the endpoints hold by the
     sender's index, the oldest first, for a replica that has just started. `waiting` is the number of requests that flow
-    control of the sender holds.
+    control of the sender holds. `capacity` is what it has learnt; None: nothing, or in a report that is not full, what
+    it was before.
+    `history` is in the first report of a stream.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=63)]
@@ -156,6 +208,8 @@ class PoolReport(Struct, array_like=True):
     rates: Annotated[list[SharedRate], Meta(max_length=MAX_ENDPOINTS)] = []
     held: Annotated[list[EndpointBlocks], Meta(max_length=MAX_ENDPOINTS)] = []
     waiting: Annotated[int, Meta(ge=0, le=MAX_WAITING)] = 0
+    capacity: SharedCapacity | None = None
+    history: SharedHistory | None = None
 
 
 class PeerReport(Struct, array_like=True):
@@ -213,7 +267,8 @@ def decode(data: bytes) -> PeerReport:
 
 def _check_places(pool: PoolReport) -> None:
     known = len(pool.endpoints)
-    for rows in (pool.started, pool.moved, pool.outcomes, pool.withdrawn, pool.emptied, pool.rates, pool.held):
+    batches = [] if pool.history is None else pool.history.batches
+    for rows in (pool.started, pool.moved, pool.outcomes, pool.withdrawn, pool.emptied, pool.rates, pool.held, batches):
         for row in rows:
             if row.endpoint >= known:
                 raise BadReport(f"pool {pool.name}: endpoint number {row.endpoint} of {known}")

@@ -31,6 +31,8 @@ from agent.replicas.report import (
     prove,
     proven,
 )
+from agent.scaling.demand_history import DemandHistory
+from agent.scaling.envelope import Envelope
 from agent.serve.grpc.call import Call, CallHandler
 from agent.serve.grpc.router import BidiMethod, GrpcMethod
 from agent.serve.grpc.status import StatusCode, StatusError
@@ -66,11 +68,19 @@ class OwnIdentity(NamedTuple):
     software: str
 
 
+def _nothing(_pool: str) -> None:
+    """Nothing is known of the load of a pool."""
+
+
 class Publishers:
-    """The publishers of all pools, and the reports of them. `now` is the time of the clock."""
+    """The publishers of all pools, and the reports of them. `now` is the time of the clock. `capacity` and
+    `history`, which may be replaced, return what this replica has learnt of the capacity of a pool, and what it has
+    seen of its load."""
 
     def __init__(self, now: Callable[[], float], wake: Callable[[], None]) -> None:
         self.now = now
+        self.capacity: Callable[[str], Envelope | None] = _nothing
+        self.history: Callable[[str], DemandHistory | None] = _nothing
         self._wake = wake
         self._publishers: dict[str, PoolPublisher] = {}
         self._knowledge: dict[str, PoolKnowledge] = {}
@@ -79,7 +89,7 @@ class Publishers:
 
     def add(self, pool: str, blocks: str, knowledge: PoolKnowledge) -> PoolPublisher:
         """The publisher of a new pool, which takes the place of one with the same name."""
-        publisher = PoolPublisher(pool, blocks, self._wake)
+        publisher = PoolPublisher(pool, blocks, self._wake, lambda: self.capacity(pool))
         publisher.listen(listened=self._listened)
         self._publishers[pool] = publisher
         self._knowledge[pool] = knowledge
@@ -118,7 +128,10 @@ class Publishers:
         pools = []
         for name, publisher in self._publishers.items():
             rates, held = self._knowledge[name]
-            pools.append(publisher.full(rates(), now, held(MAX_HELD_BLOCKS) if first else None))
+            if first:
+                pools.append(publisher.full(rates(), now, held(MAX_HELD_BLOCKS), self.history(name)))
+            else:
+                pools.append(publisher.full(rates(), now))
         return PeerReport(0, full=True, pools=pools)
 
 

@@ -18,6 +18,8 @@ from itertools import accumulate, islice, pairwise
 from operator import mul
 from typing import Final, NamedTuple
 
+from agent.scaling.demand_history import ArrivalSpan
+
 STEP_SECONDS: Final = (
     15.0  # the HPA computes as often (kube-controller-manager, --horizontal-pod-autoscaler-sync-period)
 )
@@ -73,26 +75,71 @@ class ArrivalHistory:
     An endpoint that was not seen for some time reports the arrivals of that time later, and `add` spreads them over it.
     Until then they are missing: `due` records for how many endpoint-seconds arrivals were expected, `seen` for how many
     they are known, and a rate counts the unknown ones like the mean of the known ones.
+
+    Steps begin where the time plus `shift` is a multiple of their length: with the difference between the wall clock
+    and the monotonic one, they are the same steps on all machines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shift: float = 0.0) -> None:
+        self._shift = shift
         self._first: int | None = None  # the number of the oldest step
         self._steps: deque[list[float]] = deque()  # of each: arrivals, seconds seen, seconds due
-        self._since = math.inf
+        self._since = math.inf  # from here on arrivals are counted; shifted, as all times within
+        self._seen_since = math.inf
+        self._until = -math.inf
 
     def add(self, count: float, begin: float, end: float) -> None:
         """Record `count` arrivals, evenly spread over the time from `begin` to `end` (monotonic seconds). What is older
         than the history is left out; a negative count takes arrivals back."""
-        self._since = min(self._since, begin)
+        begin, end = begin + self._shift, end + self._shift
+        self._since, self._until = min(self._since, begin), max(self._until, end)
         self._spread(0, count, begin, end)
 
     def seen(self, endpoints: int, begin: float, end: float) -> None:
         """The arrivals at so many endpoints are known for this time."""
-        self._spread(1, endpoints * (end - begin), begin, end)
+        self._seen_since = min(self._seen_since, begin + self._shift)
+        self._spread(1, endpoints * (end - begin), begin + self._shift, end + self._shift)
 
     def due(self, endpoints: int, begin: float, end: float) -> None:
         """So many endpoints could receive requests in this time."""
-        self._spread(2, endpoints * (end - begin), begin, end)
+        self._spread(2, endpoints * (end - begin), begin + self._shift, end + self._shift)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether arrivals are counted, of held requests or at endpoints."""
+        return self._since < math.inf
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether the arrivals at any endpoint are known."""
+        return self._seen_since < math.inf
+
+    def spans(self) -> list[ArrivalSpan]:
+        """What is counted, by step, the oldest first."""
+        found = []
+        for step, each in enumerate(self._steps, self._first or 0):
+            begin, end = max(self._since, step * STEP_SECONDS), min(self._until, (step + 1) * STEP_SECONDS)
+            if begin < end:
+                found.append(ArrivalSpan(begin - self._shift, end - self._shift, *each))
+        return found
+
+    def adopt(self, spans: Sequence[ArrivalSpan]) -> None:
+        """Add what another observer has counted before this one saw its first arrivals. A gap of less than a step until
+        then counts like the last span."""
+        limit = self._seen_since if self.has_seen else self._since
+        if not spans or limit == math.inf:
+            return
+        for place, span in enumerate(spans):
+            begin, end = span.begin + self._shift, span.end + self._shift
+            until = min(end, limit)
+            if place == len(spans) - 1 and 0 < limit - end < STEP_SECONDS:
+                until = limit
+            if until <= begin or end <= begin:
+                continue
+            part = (until - begin) / (end - begin)
+            for field, amount in enumerate((span.arrivals, span.seen, span.due)):
+                self._spread(field, amount * part, begin, until)
+            self._since, self._seen_since = min(self._since, begin), min(self._seen_since, begin)
 
     def _spread(self, field: int, amount: float, begin: float, end: float) -> None:
         if end <= begin:
@@ -126,7 +173,7 @@ class ArrivalHistory:
     def mean(self, seconds: float, until: float) -> float | None:
         """Requests per second over the `seconds` before `until`, or over the part of them that is known; None where
         that is less than one step."""
-        first = self._first
+        first, until = self._first, until + self._shift
         begin = max(until - seconds, self._since)
         if first is None or until - begin < STEP_SECONDS - _ROUNDING:
             return None
@@ -141,7 +188,7 @@ class ArrivalHistory:
     def complete(self, until: float) -> list[float]:
         """The requests per second of the steps that ended by `until` and began after the first arrival was counted, the
         oldest first."""
-        first, steps = self._first, self._steps
+        first, steps, until = self._first, self._steps, until + self._shift
         if first is None:
             return []
         begin = max(0, math.ceil(self._since / STEP_SECONDS - _ROUNDING) - first)

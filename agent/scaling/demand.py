@@ -59,6 +59,18 @@ class DemandSettings(NamedTuple):
         return max(self.drain_seconds, self.startup_seconds)
 
 
+def coverage_of(seen: float, ready: float) -> float:
+    """The seen part of the replicas that serve; 1 where none does, as nothing is missing then."""
+    return min(1.0, seen / ready) if ready > 0 else 1.0
+
+
+def unseen_factor(seen: float, ready: float, floor: float) -> float | None:
+    """By how much the load of the seen replicas is multiplied to be that of all; None below the coverage floor."""
+    if coverage_of(seen, ready) < floor:
+        return None
+    return ready / seen if seen > 0 else 1.0
+
+
 class PoolUse(NamedTuple):
     """What is known of a pool at `at`, the time of the oldest reading in it (monotonic seconds).
 
@@ -84,7 +96,7 @@ class PoolUse(NamedTuple):
     @property
     def coverage(self) -> float:
         """The seen part of the replicas that serve; 1 where none does, as nothing is missing then."""
-        return min(1.0, self.seen / self.ready) if self.ready > 0 else 1.0
+        return coverage_of(self.seen, self.ready)
 
 
 class Demand(NamedTuple):
@@ -111,8 +123,8 @@ def decide(use: PoolUse, settings: DemandSettings) -> Demand | NoDemand:
     current = use.replicas
     if current is None:
         return NoDemand(NEVER_KNOWN, "the endpoints of the pool were never known", use)
-    covered = use.coverage >= settings.coverage_floor
-    scale = use.ready / use.seen if covered and use.seen > 0 else 1.0
+    factor = unseen_factor(use.seen, use.ready, settings.coverage_floor)
+    covered, scale = factor is not None, factor or 1.0
     needs = (
         rate_need(use.expected, use.capacity, settings.target),
         used_need(SLOTS, None if use.slots is None else use.slots * scale),

@@ -8,6 +8,7 @@ drained it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -38,3 +39,14 @@ class LoadingReplicas:
         """What loads now. A replica that loads for longer than `startup_seconds` is credited with that time."""
         seconds = sum(min(max(0.0, now - since), startup_seconds) for since in self._since)
         return Loading(float(len(self._since)), seconds)
+
+    @property
+    def since(self) -> Sequence[float]:
+        """When each of them was first seen (monotonic seconds), the oldest first."""
+        return tuple(self._since)
+
+    def adopt(self, since: Sequence[float]) -> None:
+        """Another observer has seen the replicas since these times; the later ones of more are those that are here."""
+        known = list(since)[-len(self._since) :] if self._since else []
+        for place, at in enumerate(reversed(known), 1):
+            self._since[-place] = min(self._since[-place], at)

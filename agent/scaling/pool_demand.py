@@ -9,15 +9,16 @@ request that was held is taken off there when it arrives at a server, and counts
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from agent.scaling.arrivals import ArrivalHistory, ExpectedRate, expected
-from agent.scaling.demand import Demand, DemandSettings, NoDemand, PoolUse, decide
+from agent.scaling.demand import Demand, DemandSettings, NoDemand, PoolUse, decide, unseen_factor
+from agent.scaling.demand_history import BatchRecord, DemandHistory
 from agent.scaling.learnt_capacity import LearntCapacity
 from agent.scaling.loading import LoadingReplicas
 from agent.scaling.needs import ReplicaLoad, used
-from agent.scaling.recent_mean import RecentMean
+from agent.scaling.recent_mean import SeenLevel
 from agent.signals import FINISHED, KV_USAGE, RUNNING, SLOTS_USAGE, START_TIME, WAITING
 from agent.state.batch_size import SATURATED_KV_USAGE, SATURATED_WAITING, UNKNOWN, BatchSize
 from agent.state.freshness import is_fresh
@@ -52,10 +53,22 @@ class DemandInputs(NamedTuple):
 class _Observed:
     """What the last fresh page of one endpoint showed, and its throughput while it was saturated."""
 
-    __slots__ = ("at", "batch", "finished", "load", "measured", "saturated_at", "saturated_finished", "start", "total")
+    __slots__ = (
+        "at",
+        "batch",
+        "finished",
+        "load",
+        "measured",
+        "record",
+        "saturated_at",
+        "saturated_finished",
+        "start",
+        "total",
+    )
 
     def __init__(self) -> None:
         self.batch = BatchSize()
+        self.record: BatchRecord | None = None
         self.load = ReplicaLoad(None, None, 0.0)
         self.at: float | None = None
         self.total: float | None = None  # ended, running and waiting requests
@@ -64,6 +77,16 @@ class _Observed:
         self.saturated_at: float | None = None
         self.saturated_finished = 0.0
         self.measured: tuple[float, float] | None = None  # requests per second, and when
+
+    def batch_record(self) -> BatchRecord:
+        """What the pages have shown of the server's batch."""
+        return BatchRecord(self.start or 0.0, *self.batch.shown())
+
+    def adopt(self, record: BatchRecord | None) -> None:
+        """Add what another replica of the agent has seen of the same server, now or when its first page shows it."""
+        self.record = record
+        if self.at is not None:
+            self._take_record(self.start)
 
     def page(self, view: EndpointView, at: float, arrivals: ArrivalHistory) -> None:
         """Record a new page, and the arrivals since the last one."""
@@ -74,6 +97,7 @@ class _Observed:
         if restarted:
             self.batch.reset()
             self.total = self.saturated_at = self.measured = None
+        self._take_record(start)
         free = self.batch.observe(running, waiting, kv, slots)
         if slots is None and running is not None and free != UNKNOWN:
             slots = running / (running + free) if running + free > 0 else 0.0
@@ -88,6 +112,11 @@ class _Observed:
         self._measure(finished if saturated else None, at)
         self.at, self.total, self.start, self.finished = at, total, start, finished or 0.0
 
+    def _take_record(self, start: float | None) -> None:
+        record, self.record = self.record, None
+        if record is not None and abs((start or 0.0) - record.started) < 1:
+            self.batch.adopt(record.largest, record.beside_queue, record.times)
+
     def _measure(self, finished: float | None, at: float) -> None:
         """Measure the throughput over time in which every page shows a saturated server."""
         if finished is None or self.saturated_at is None:
@@ -100,24 +129,53 @@ class _Observed:
 
 
 class PoolDemand:
-    """The demand of one pool. `observe` is called about twice a second, in order of time."""
+    """The demand of one pool. `observe` is called about twice a second, in order of time. `shift` is as in
+    `ArrivalHistory`."""
 
-    def __init__(self, pool: str, settings: DemandSettings, declared: float | None) -> None:
+    def __init__(self, pool: str, settings: DemandSettings, declared: float | None, shift: float = 0.0) -> None:
         self.pool = pool
         self.settings = settings
         self.capacity = LearntCapacity(declared)
         self.latest: PastDecision | None = None
         self.past: deque[PastDecision] = deque()
-        self._arrivals = ArrivalHistory()
+        self._arrivals = ArrivalHistory(shift)
         self._loading = LoadingReplicas()
-        self._slots, self._kv = RecentMean(), RecentMean()
+        self._slots, self._kv = SeenLevel(), SeenLevel()
         self._endpoints: dict[str, _Observed] = {}
-        self._held = 0
+        self._batches: Mapping[str, BatchRecord] = {}  # of another replica of the agent
+        self._held: tuple[int, float] | None = None  # requests that the agents held when all of them were known last
         self._at: float | None = None
 
     def apply(self, settings: DemandSettings, declared: float | None) -> None:
         """Other settings; what was learnt stays."""
         self.settings, self.capacity.declared = settings, declared
+
+    @property
+    def history(self) -> DemandHistory:
+        """What was seen of the pool's load."""
+        return DemandHistory(
+            self._arrivals.spans(),
+            self._slots.samples,
+            self._kv.samples,
+            self._loading.since,
+            {address: each.batch_record() for address, each in self._endpoints.items()},
+        )
+
+    def adopt(self, history: DemandHistory) -> bool:
+        """Continue with what another replica of the agent has seen. False: too early, as nothing shows yet from when on
+        this one counts arrivals itself."""
+        pages = [each for each in self._endpoints.values() if each.at is not None]
+        counting = any(each.total is not None for each in pages) and not self._arrivals.has_seen
+        if not self._arrivals.has_begun or counting or (self._endpoints and not pages):
+            return False
+        self._arrivals.adopt(history.arrivals)
+        self._slots.adopt(history.slots)
+        self._kv.adopt(history.kv)
+        self._loading.adopt(history.loading)
+        self._batches = history.batches
+        for address, each in self._endpoints.items():
+            each.adopt(self._batches.get(address))
+        return True
 
     def observe(self, snapshot: Snapshot, inputs: DemandInputs, now: float) -> Demand | NoDemand:
         """The demand at `now` (monotonic seconds), of a snapshot taken then."""
@@ -125,21 +183,22 @@ class PoolDemand:
         seen = self._pages(views, now)
         if before is not None and now > before:
             self._arrivals.due(sum(each.total is not None for each in self._endpoints.values()), before, now)
-            self._arrivals.add(inputs.held - self._held, before, now)
-        self._held, self._at = inputs.held, now
+        if not inputs.unknown_peers:
+            self._count_held(inputs.held, now)
+        self._at = now
         per_replica = _endpoints_per_replica(views)
         self._learn(per_replica, now - before if before is not None else 0.0, now)
         self._loading.observe(inputs.loading, now)
         loads = [each.load for each in seen]
-        ready = len(views) / per_replica
-        settings = self.settings
+        ready, settings = len(views) / per_replica, self.settings
+        factor = unseen_factor(len(seen) / per_replica, ready, settings.coverage_floor)
         use = PoolUse(
             min((each.at for each in seen if each.at is not None), default=now),
             ready + inputs.loading if inputs.known else None,
             ready,
             len(seen) / per_replica,
-            self._slots.observe(_replicas(used(loads, "slots", settings.target), per_replica), now),
-            self._kv.observe(_replicas(used(loads, "kv", settings.kv_target), per_replica), now),
+            self._slots.observe(_replicas(used(loads, "slots", settings.target), per_replica), factor, now),
+            self._kv.observe(_replicas(used(loads, "kv", settings.kv_target), per_replica), factor, now),
             sum(load.waiting for load in loads),
             float(inputs.held),
             self._expected(now),
@@ -161,7 +220,11 @@ class PoolDemand:
         known, self._endpoints = self._endpoints, {}
         seen = []
         for view in views:
-            observed = self._endpoints[view.address] = known.get(view.address) or _Observed()
+            observed = known.get(view.address)
+            if observed is None:
+                observed = _Observed()
+                observed.adopt(self._batches.get(view.address))
+            self._endpoints[view.address] = observed
             at = view.page_at
             if at is None or view.health is not Health.HEALTHY or not is_fresh(at, view.stale_after, now):
                 observed.saturated_at = None
@@ -170,6 +233,14 @@ class PoolDemand:
                 observed.page(view, at, self._arrivals)
             seen.append(observed)
         return seen
+
+    def _count_held(self, held: int, now: float) -> None:
+        """A change of the held requests is arrivals, or arrivals taken back. While the part of a peer is unknown its
+        requests have not left: the change counts when it is known again."""
+        if self._held is not None:
+            count, at = self._held
+            self._arrivals.add(held - count, at, now)
+        self._held = held, now
 
     def _learn(self, per_replica: float, seconds: float, now: float) -> None:
         measured = (each.measured for each in self._endpoints.values())

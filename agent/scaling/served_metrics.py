@@ -35,6 +35,14 @@ class WithheldMetric(NamedTuple):
     detail: str = ""
 
 
+def not_older(value: ServedValue | WithheldMetric, max_age: float, now: float) -> ServedValue | WithheldMetric:
+    """The value, or why it is withheld at `now`: its age is over `max_age` seconds. The rule of every reader."""
+    if isinstance(value, ServedValue) and now - value.at > max_age:
+        detail = f"its age of {now - value.at:.1f} s is over metricsApi.maxAge ({max_age:g} s)"
+        return WithheldMetric("stale", detail)
+    return value
+
+
 class MetricKind(StrEnum):
     """What a metric is of, in the words of an HPA."""
 

@@ -32,6 +32,18 @@ class BatchSize:
         self._beside_queue = 0.0  # the same on pages with waiting requests
         self._times = 0  # pages with waiting requests that had this number
 
+    def shown(self) -> tuple[float, float, int]:
+        """What the pages have shown, for `adopt`."""
+        return self.largest, self._beside_queue, self._times
+
+    def adopt(self, largest: float, beside_queue: float, times: int) -> None:
+        """Add what pages of the same server have shown to another observer."""
+        self.largest = max(self.largest, largest)
+        if beside_queue > self._beside_queue:
+            self._beside_queue, self._times = beside_queue, times
+        elif beside_queue == self._beside_queue:
+            self._times = max(self._times, times)
+
     def observe(
         self, running: float | None, waiting: float, kv_usage: float | None, slots_usage: float | None
     ) -> float:

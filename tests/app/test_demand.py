@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 
 from agent.__main__ import main
+from agent.events.process import Reloaded
 from tests.app.live import document, running, servers
 from tests.fakes.schema import check
-from tests.waiting import found
+from tests.waiting import eventually, found
 
 DEMAND = "demand: {target: 0.5, capacity: 4}"
 
@@ -68,6 +69,26 @@ def test_an_agent_that_does_not_answer_is_named(capsys: pytest.CaptureFixture[st
     assert "igw explain: http://127.0.0.1:9: no answer" in capsys.readouterr().err
     assert main(["explain", "scaling", "--admin", "127.0.0.1:9"]) == 1
     assert "write the address as http://HOST:PORT" in capsys.readouterr().err
+
+
+async def test_a_reload_with_a_demand_target_of_0_is_refused_and_counted_and_the_demand_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "igw.yaml"
+    async with servers(1) as (server,), running(configured(path, [server.address]), healthy=1) as live:
+        configured(path, [server.address], "demand: {target: 0, capacity: 4}")
+        await eventually(lambda: live.recorder.of(Reloaded))
+        (event,) = live.recorder.of(Reloaded)
+        assert not event.ok
+        assert "pools[0].demand.target: 0 is out of range; write a number from 0.05 to 1" in event.detail
+        assert 'igw_reloads_total{result="failed"} 1.0' in await get(live.admin, "/metrics")
+        (report,) = live.agent.demand.reports()
+        assert report.settings.target == 0.5
+        before = report.latest
+
+        async def computed() -> bool:
+            (now,) = live.agent.demand.reports()
+            return now.latest != before
+
+        assert await found(computed)
 
 
 def test_a_demand_target_of_0_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

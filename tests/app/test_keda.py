@@ -68,6 +68,33 @@ async def test_a_pool_is_active_until_its_last_request_has_ended_and_its_servers
             assert value.metricName == "igw_pool_waiting_requests"
 
 
+async def test_a_value_that_is_older_than_the_limit_of_the_metrics_apis_is_an_error_to_keda_also_after_a_reload(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "igw.yaml"
+    waiting = {"metric": "igw_pool_waiting_requests", "threshold": "4"}
+    async with servers(1) as (server,):
+        path.write_text(document([server.address], KEDA))
+        async with running(path, 1) as live, grpc.aio.insecure_channel(live.agent.keda_address) as channel:
+            assert (await call(channel, "GetMetrics", waiting)).metricValues[0].metricValueFloat == 0.0
+            path.write_text(document([server.address], f"{KEDA}metricsApi: {{maxAge: 100ms}}\n"))
+
+            async def refusal() -> str:
+                try:
+                    await call(channel, "GetMetrics", waiting)
+                except grpc.aio.AioRpcError as error:
+                    return f"{error.code().name}: {error.details()}"
+                return ""
+
+            message = await found(refusal, bool)
+            assert message.startswith(
+                "UNAVAILABLE: igw_pool_waiting_requests of pool default is withheld (stale): its age of"
+            )
+            assert message.endswith("is over metricsApi.maxAge (0.1 s)")
+            page = await get(live, "/metrics")
+            assert 'igw_keda_calls_total{pool="default",result="withheld",rpc="GetMetrics"}' in page
+
+
 async def test_the_port_has_the_health_service_and_serves_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.sign("keda")

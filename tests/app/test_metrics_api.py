@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -61,7 +62,7 @@ def write(file: Path, text: str) -> None:
 @asynccontextmanager
 async def running(path: Path) -> AsyncIterator[Live]:
     live = Live(path)
-    await live.agent.start()
+    live.admin = (await live.agent.start()).admin
     try:
         yield live
     finally:
@@ -110,6 +111,54 @@ async def test_a_reload_changes_the_coverage_floor(file: Path) -> None:
             write(file, document(targets, ", minCoverage: 0.5"))
             assert await live.agent.reload()
             assert (await read(live, PODS)).values == {"chat-1": "0"}
+
+
+async def counted(live: Live) -> dict[str, int]:
+    """The requests so far by result, as /metrics has them."""
+    async with aiohttp.ClientSession() as http, http.get(f"http://{live.admin}/metrics") as answer:
+        page = await answer.text()
+    rows = re.findall(r'^igw_metrics_api_requests_total\{result="(\w+)"\} (\d+)', page, re.MULTILINE)
+    return {result: int(count) for result, count in rows}
+
+
+BAD = (
+    (PODS.replace(WAITING, "igw_endpoint_waiting"), 404, "unknown_metric", f"did you mean {WAITING}?"),
+    (EXTERNAL.replace(HELD, "igw_held"), 404, "unknown_metric", "could not find the external metric igw_held"),
+    (PODS.replace("/llm/", "/lm/"), 404, "unknown_namespace", "there are pools in: llm"),
+    (EXTERNAL.replace("/llm/", "/lm/"), 404, "unknown_namespace", "there are pools in: llm"),
+    (f"{PODS}?labelSelector=app%3Dother", 404, "no_match", "matches app=other; correct the labelSelector"),
+    (f"{EXTERNAL}?labelSelector=pool%3Dother", 404, "no_match", "matches pool=other; correct the labelSelector"),
+    (f"{PODS}?labelSelector={'a' * 10_001}", 400, "bad_selector", "has over 10000 bytes; select by fewer labels"),
+    (f"{EXTERNAL}?labelSelector={'a' * 10_001}", 400, "bad_selector", "has over 10000 bytes; select by fewer labels"),
+    (PODS.replace("*", "database-0"), 404, "unknown_object", "pod llm/database-0 is no endpoint of a pool"),
+    (PODS, 409, "ambiguous", "pod llm/chat-0 is an endpoint of the pools chat and code; choose one with"),
+)
+
+
+async def test_each_bad_input_has_a_status_and_a_line_and_is_counted_and_an_autoscaler_is_served_beside_it(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with servers(2) as targets:
+        shared = f"{{address: '{targets[0].address}', pod: llm/chat-0, labels: {{app: chat}}}}"
+        second = f"- {{name: code, extProcAddress: '127.0.0.1:0', endpoints: [{shared}]}}\n"
+        write(file, document(targets) + second)
+        async with running(file) as live:
+            good = f"{PODS}?metricLabelSelector=pool%3Dchat"
+            await found(lambda: read(live, good), lambda each: len(each.values) == 2, what="two values")
+            for path, status, result, message in BAD:
+                before = await counted(live)
+                answer = await read(live, path)
+                assert (answer.status, answer.document["kind"]) == (status, "Status")
+                assert message in answer.document["message"]
+                after = await counted(live)
+                assert {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key)} == {
+                    result: 1
+                }
+                assert f"metrics API request refused: {result}" in caplog.text
+            before = await counted(live)
+            for _ in range(30):  # an autoscaler that reads every 100 ms, for three seconds
+                assert len((await read(live, good)).values) == 2
+            assert (await counted(live))["ok"] - before["ok"] == 30
 
 
 async def test_an_api_that_is_switched_off_is_not_served(file: Path) -> None:

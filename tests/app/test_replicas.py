@@ -39,8 +39,10 @@ from agent.serve.grpc.listener import GrpcListener
 from agent.serve.grpc.router import BidiMethod, GrpcMethod, GrpcRouter
 from agent.serve.grpc.status import StatusCode
 from agent.serve.keda.messages import SERVICE as KEDA
+from agent.serve.keda.messages import parse
 from tests.app.live import Live, document, running, servers
 from tests.app.test_flow_views import hold
+from tests.fakes.model_server import ModelServer, vllm_page
 from tests.scaler.calls import read, request
 from tests.scrape.authority import Authority
 from tests.waiting import eventually, found
@@ -88,9 +90,10 @@ def names(monkeypatch: pytest.MonkeyPatch) -> FakeDns:
 class ReplicaFleet:
     """Replicas before the same model servers; each has a loopback address of its own and the port of all."""
 
-    def __init__(self, folder: Path, stack: AsyncExitStack, endpoints: Sequence[str]) -> None:
+    def __init__(self, folder: Path, stack: AsyncExitStack, started: Sequence[ModelServer]) -> None:
         self.folder = folder
-        self.endpoints = endpoints
+        self.servers = started
+        self.endpoints: Sequence[str] = [server.address for server in started]
         self.port = free_port("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
         self.token = folder / "token"
         self.token.write_text(SECRET)
@@ -131,7 +134,7 @@ class ReplicaFleet:
 async def fleet(tmp_path: Path) -> AsyncIterator[ReplicaFleet]:
     async with AsyncExitStack() as stack:
         started = await stack.enter_async_context(servers(2))
-        yield ReplicaFleet(tmp_path, stack, [server.address for server in started])
+        yield ReplicaFleet(tmp_path, stack, started)
 
 
 async def get(live: Live, path: str) -> Any:
@@ -215,6 +218,166 @@ async def test_what_one_replica_holds_is_the_same_number_at_both_and_in_the_dema
     await eventually(lambda: (held(first), held(second)) == (0.0, 0.0))
     assert first.pool.held == 0
     held_call.cancel()
+
+
+def capacity(live: Live) -> float | None:
+    """The capacity in the last demand of a replica."""
+    for report in live.agent.demand.reports():
+        if report.latest is not None:
+            return report.latest.decision.use.capacity.requests_per_second
+    return None
+
+
+async def test_a_capacity_that_one_replica_has_learnt_is_in_the_demand_of_both_also_after_it_has_stopped(
+    fleet: ReplicaFleet,
+) -> None:
+    first, second = await fleet.pair()
+    first.agent.demand.restore("default", 7.5, first.clock.now())
+    await eventually(lambda: (capacity(first), capacity(second)) == (7.5, 7.5))
+    assert second.agent.demand.own_capacity("default") is None  # the number is that of the other one
+    await first.agent.stop(grace=0)
+    await eventually(lambda: second.agent.demand.own_capacity("default") is not None)
+    assert capacity(second) == 7.5
+    again = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1", "127.0.0.2"))
+    await eventually(lambda: capacity(again) == 7.5)
+
+
+class CutLine:
+    """A line to a replica that can be cut: its peer then gets no goodbye, as from one that was killed."""
+
+    def __init__(self) -> None:
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+
+    async def open(self, host: str, port: int, at: str) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            to, out = await asyncio.open_connection(host, port)
+            self._writers += [writer, out]
+            await asyncio.gather(_copy(reader, out), _copy(to, writer), return_exceptions=True)
+
+        self._server = await asyncio.start_server(serve, at, port)
+
+    def cut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+async def test_a_replica_whose_peer_is_killed_answers_with_what_the_peer_has_learnt_and_withholds_its_part(
+    fleet: ReplicaFleet,
+) -> None:
+    fleet.more = (
+        "flowControl: {saturationDetector: {type: concurrency, maxConcurrency: 1}}\nkeda: {address: '127.0.0.1:0'}"
+    )
+    fleet.endpoints = fleet.endpoints[:1]
+    line = CutLine()
+    await line.open("127.0.0.1", fleet.port, "127.0.0.3")
+    killed = await fleet.start("127.0.0.1", fleet.listed("127.0.0.1", "127.0.0.2"))
+    left = await fleet.start("127.0.0.2", fleet.listed("127.0.0.2", "127.0.0.3"))
+    await complete(killed)
+    await complete(left)
+    await killed.send_request("busy")
+    held_call = await hold(killed, "waits")
+    killed.agent.demand.restore("default", 7.5, killed.clock.now())
+    metadata = {"metric": "igw_flow_held_requests", "threshold": "8"}
+    async with grpc.aio.insecure_channel(left.agent.keda_address) as channel:
+
+        async def value(of: dict[str, str]) -> float | str:
+            call = channel.unary_unary(f"/{KEDA}/GetMetrics")
+            try:
+                answer = parse("GetMetricsResponse", await call(request("GetMetrics", of), timeout=20))
+            except grpc.aio.AioRpcError as error:
+                return error.details() or ""
+            return float(answer.metricValues[0].metricValueFloat)
+
+        async def held() -> float | str:
+            return await value(metadata)
+
+        await found(held, lambda answer: answer == 1.0)
+        await eventually(lambda: capacity(left) == 7.5)
+        line.cut()
+        answer = await found(held, lambda answer: isinstance(answer, str))
+        assert "igw_flow_held_requests of pool default is withheld (replica_unknown): replica-1 (silent" in str(answer)
+        await found(lambda: value({}), lambda answer: answer == 1.0)  # the current replica, as too little is known
+        assert capacity(left) == 7.5
+        (report,) = left.agent.demand.reports()
+        assert report.latest is not None
+        assert report.latest.decision.use.unknown_peers
+    held_call.cancel()
+
+
+async def test_a_replica_that_starts_again_has_seen_what_the_other_one_has(fleet: ReplicaFleet) -> None:
+    first, second = await fleet.pair()
+
+    def since(live: Live) -> float | None:
+        """When the first level of the KV cache was seen."""
+        history = live.agent.demand.history("default")
+        return None if history is None or not history.kv else history.kv[0].at
+
+    await eventually(lambda: since(first))
+    await second.agent.stop(grace=0)
+    began = second.clock.now()
+    again = await fleet.start("127.0.0.2", fleet.listed("127.0.0.1", "127.0.0.2"))
+    await eventually(lambda: (since(again) or began) < began - 1e-3)
+    assert since(again) == pytest.approx(since(first), abs=0.1)  # both have the clock of this machine
+
+
+READS = ("igw_demand_replicas", "igw_flow_held_requests", "igw_pool_waiting_requests", "igw_pool_running_requests")
+# A number is made from pages of the last 100 ms, at most half a second ago; the machine may be busy.
+AGE = 1.5
+
+
+async def test_two_replicas_do_not_differ_by_more_than_the_age_of_their_numbers_while_the_load_changes(
+    fleet: ReplicaFleet,
+) -> None:
+    fleet.more = "flowControl: {saturationDetector: {type: concurrency, maxConcurrency: 1}}\nscrape: {interval: 100ms}"
+    fleet.of_pool = "  demand: {capacity: 0.01}\n"  # three requests that wait in the default horizon of 300 s
+    fleet.endpoints = fleet.endpoints[:1]
+    first, second = await fleet.pair()
+    seen: dict[str, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {name: ([], []) for name in READS}
+
+    async def step() -> dict[str, tuple[float, ...]]:
+        """What both answer at this moment."""
+        answers = {}
+        for name in READS:
+            for live, kept in zip((first, second), seen[name], strict=True):
+                now = live.clock.now()
+                _, source = live.agent.metrics_api._view(now)
+                answer = source.external_metric("default", name, now)
+                assert isinstance(answer, ServedValue), (name, answer)
+                kept.append((now, answer.value))
+            answers[name] = tuple(kept[-1][1] for kept in seen[name])
+        return answers
+
+    def shows(name: str, value: float) -> Callable[[dict[str, tuple[float, ...]]], bool]:
+        return lambda answers: answers[name] == pytest.approx((value, value))
+
+    for running_requests, waiting, demand in ((4, 0, 0.25 / 0.9), (8, 12, 4.0), (8, 6, 2.0), (8, 3, 1.0)):
+        for server in fleet.servers:
+            server.page = vllm_page(running_requests, waiting)
+        await found(step, shows("igw_pool_waiting_requests", float(waiting)))
+        await found(step, shows("igw_pool_running_requests", float(running_requests)))
+        await found(step, shows("igw_demand_replicas", demand))
+    for server in fleet.servers:
+        server.page = vllm_page()
+    await found(step, shows("igw_pool_running_requests", 0.0))
+    busy, _ = await first.send_request("busy")
+    await eventually(lambda: of_peers(second) == 1)
+    held = [await hold(first, "waits"), await hold(second, "waits-too")]
+    await found(step, shows("igw_flow_held_requests", 2.0))
+    for call in (busy, held[0], held[1]):
+        await call.done_writing()
+    await found(step, shows("igw_flow_held_requests", 0.0))
+    await found(
+        step, lambda answers: abs(answers[READS[0]][0] - answers[READS[0]][1]) < 0.05 and max(answers[READS[0]]) < 1
+    )
+    for name, (one, other) in seen.items():
+        for kept, others in ((one, other), (other, one)):
+            for at, value in kept:
+                near = [each for when, each in others if abs(when - at) <= AGE]
+                assert min(near) * 0.98 - 0.05 <= value <= max(near) * 1.02 + 0.05, (name, at, value, near)
+    assert len({value for _, value in seen["igw_demand_replicas"][0]}) > 2
 
 
 async def test_a_request_that_one_replica_holds_reaches_the_stream_that_keda_has_at_another(
@@ -458,15 +621,16 @@ async def test_tls_files_that_cannot_be_used_prevent_the_start(fleet: ReplicaFle
         await fleet.start("127.0.0.1", options)
 
 
-def _relay(host: str, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
-    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            sink.write(data)
-        sink.close()
+async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    while data := await source.read(65536):
+        sink.write(data)
+    sink.close()
 
+
+def _relay(host: str, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to, out = await asyncio.open_connection(host, port)
-        await asyncio.gather(copy(reader, out), copy(to, writer), return_exceptions=True)
+        await asyncio.gather(_copy(reader, out), _copy(to, writer), return_exceptions=True)
 
     return serve
 

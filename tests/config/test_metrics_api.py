@@ -54,3 +54,11 @@ def test_what_is_wrong_is_said_with_the_remedy(section: str, problem: str) -> No
     with pytest.raises(BadConfig) as bad:
         read(section)
     assert problem in "\n".join(bad.value.lines())
+
+
+def test_the_limits_of_values_apply_to_keda_without_the_metrics_apis() -> None:
+    text = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nkeda: {address: '127.0.0.1:9800'}\n"
+    limits = parse(f"{text}metricsApi: {{maxAge: 5s, minCoverage: 0.5}}\n", "igw.yaml").metrics_api
+    assert (limits.max_age, limits.min_coverage) == (5.0, 0.5)
+    with pytest.raises(BadConfig, match=r"metricsApi\.custom: it has no effect without metricsApi\.address"):
+        parse(f"{text}metricsApi: {{maxAge: 5s, custom: true}}\n", "igw.yaml")

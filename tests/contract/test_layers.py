@@ -57,6 +57,7 @@ PLACES: dict[str, Place] = {
     "agent.replicas.peer_part": Place(4, P),
     "agent.replicas.publisher": Place(4, P),
     "agent.replicas.report": Place(4, P),
+    "agent.replicas.shared_history": Place(4, P),
     "agent.scaling": Place(4, P),
     "agent.envoy": Place(5, S),
     "agent.envoy.endpoints": Place(4, P),

@@ -49,12 +49,12 @@ def chunk(data: bytes = b"") -> bytes:
     return b"%x\r\n" % len(data) + data + b"\r\n"
 
 
-def vllm_page(running: int = 0) -> bytes:
-    """A short page of vLLM with `running` requests in the batch."""
+def vllm_page(running: int = 0, waiting: int = 0) -> bytes:
+    """A short page of vLLM with `running` requests in the batch, and `waiting` ones."""
     return f"""# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="m"}} {float(running)}
 # TYPE vllm:num_requests_waiting gauge
-vllm:num_requests_waiting{{engine="0",model_name="m"}} 0.0
+vllm:num_requests_waiting{{engine="0",model_name="m"}} {float(waiting)}
 # TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} 0.25
 """.encode()

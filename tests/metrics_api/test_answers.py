@@ -224,7 +224,7 @@ def test_a_list_below_the_floor_says_which_pods_lack_a_value_and_why(source):
     source.pods["chat", WAITING] |= {"b:8000": WithheldMetric("down", "it is down"), "c:8000": served(1, age=20)}
     assert str(refusal(lambda: read(pods(), [CHAT], source))) == (
         f"1 of 3 pods have {WAITING}, below the coverage of 0.8, so none is served: an autoscaler would take the "
-        "others as loaded at target and shrink. b: it is down; c: its age of 20.0 s is over maxAge (15 s)"
+        "others as loaded at target and shrink. b: it is down; c: its age of 20.0 s is over metricsApi.maxAge (15 s)"
     )
 
 
@@ -248,7 +248,9 @@ def test_a_value_at_the_age_limit_is_served_and_an_older_one_is_not(source):
     source.pools["chat", AVERAGE_QUEUE] = served(1, age=15.0)
     assert read(pool("chat"), [CHAT], source)
     source.pools["chat", AVERAGE_QUEUE] = served(1, age=15.1)
-    assert "its age of 15.1 s is over maxAge (15 s)" in str(refusal(lambda: read(pool("chat"), [CHAT], source)))
+    assert "its age of 15.1 s is over metricsApi.maxAge (15 s)" in str(
+        refusal(lambda: read(pool("chat"), [CHAT], source))
+    )
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

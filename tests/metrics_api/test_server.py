@@ -141,9 +141,10 @@ async def test_the_age_of_the_oldest_value_is_reported(open_apis: ServedApis) ->
     assert event.age_seconds >= 100.0
 
 
-async def test_an_autoscaler_that_reads_often_gets_every_answer(apis: ServedApis) -> None:
+async def test_an_autoscaler_that_reads_often_gets_every_answer_and_each_is_counted(apis: ServedApis) -> None:
     answers = [await apis.as_hpa(PODS) for _ in range(20)]
     assert {answer.status for answer in answers} == {200}
+    assert apis.results() == ["ok"] * 20
 
 
 async def test_health_pages_are_public(apis: ServedApis) -> None:

@@ -8,6 +8,7 @@ from agent.replicas.peer_part import PeerPart, PoolTarget
 from agent.replicas.publisher import PoolPublisher
 from agent.replicas.report import PeerReport, PoolReport, decode, encode
 from agent.requests.outcomes import Outcomes
+from agent.scaling.envelope import Envelope
 from agent.state.prefill_rate import RateLimits
 from agent.state.store import RoutingStore
 
@@ -23,7 +24,8 @@ class ReplicaSide:
         self.index = PrefixIndex()
         self.store = RoutingStore("pool", stale_after=3.0, rate=RateLimits(fixed=1_000.0), prefix=self.index)
         self.store.set_endpoints(dict.fromkeys(addresses, "vllm"), 0.0)
-        self.publisher = PoolPublisher("pool", BLOCKS, self._wake)
+        self.learnt: Envelope | None = None
+        self.publisher = PoolPublisher("pool", BLOCKS, self._wake, lambda: self.learnt)
         self.outcomes = Outcomes(self.store, self.index, ignore, self.publisher)
         self.target: PoolTarget | None = PoolTarget(self.store, self.index, self.outcomes, BLOCKS)
 

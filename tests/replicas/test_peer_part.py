@@ -22,6 +22,8 @@ from agent.replicas.report import (
     MovedRequest,
     PeerReport,
     PoolReport,
+    SharedBatch,
+    SharedHistory,
     SharedLogEntry,
     SharedOutcome,
     SharedRate,
@@ -34,6 +36,8 @@ from agent.replicas.report import (
 from agent.requests.outcomes import Outcomes
 from agent.requests.response import CONNECT_FAILURE, OK, SERVER_ERROR, Response
 from agent.requests.ticket import Request, Ticket
+from agent.scaling.demand_history import ArrivalSpan, BatchRecord, DemandHistory, LevelSample
+from agent.scaling.envelope import Envelope
 from agent.signals import PREFILL_SECONDS, PREFILLS, PROMPT_TOKENS, RUNNING, WAITING
 from agent.state.prefill_rate import LearntRate, RateLimits
 from agent.state.store import RoutingStore
@@ -103,6 +107,94 @@ def test_a_replica_knows_how_many_requests_its_peer_holds_until_the_peer_is_unkn
     pair.exchange(0.4)
     pair.part.drop(0.5)
     assert pair.part.waiting == {}
+
+
+def test_a_replica_knows_what_its_peer_has_learnt_of_the_capacity_until_the_peer_is_unknown() -> None:
+    pair = ReplicaPair()
+    pair.begin()
+    assert pair.part.capacity("pool") is None
+    pair.a.learnt = Envelope(7.25, 1.0)
+    pair.exchange(3.0)
+    assert pair.part.capacity("pool") == Envelope(7.25, 1.0)
+    assert pair.a.publisher.take(4.0) is None  # it has not changed
+    pair.a.publisher.waiting(1)
+    pair.exchange(5.0)
+    assert pair.part.capacity("pool") == Envelope(7.25, 1.0)
+    pair.b.target = None  # the pool goes here, and comes again
+    pair.a.learnt = Envelope(8.0, 6.0)
+    pair.exchange(6.5)
+    assert pair.part.capacity("pool") == Envelope(8.0, 6.0)
+    pair.begin(9.0)
+    assert pair.part.capacity("pool") == Envelope(8.0, 6.0)
+    pair.a.learnt = None  # it has started again
+    pair.begin(10.0)
+    assert pair.part.capacity("pool") is None
+    pair.a.learnt = Envelope(9.0, 11.0)
+    pair.exchange(12.0)
+    pair.part.drop(13.0)
+    assert pair.part.capacity("pool") is None
+
+
+SPANS = st.builds(
+    ArrivalSpan, st.floats(-3600, 0), st.floats(0, 15), st.floats(-1e3, 1e6), st.floats(0, 1e6), st.floats(0, 1e6)
+)
+SAMPLES = st.lists(st.builds(LevelSample, st.floats(-60, 0), st.floats(0, 1e3)), max_size=20)
+BATCHES = st.dictionaries(
+    st.sampled_from(ADDRESSES),
+    st.builds(
+        BatchRecord, st.integers(0, 2 << 30).map(float), *[st.integers(0, 4096).map(float)] * 2, st.integers(0, 9)
+    ),
+)
+
+
+@given(
+    st.builds(
+        DemandHistory,
+        st.lists(SPANS, max_size=300),
+        SAMPLES,
+        SAMPLES,
+        st.lists(st.floats(-600, 0), max_size=9),
+        BATCHES,
+    ),
+    st.floats(0, 1e6),
+)
+def test_what_a_replica_has_seen_of_the_load_reaches_a_peer_that_begins_to_listen_once(
+    history: DemandHistory, later: float
+) -> None:
+    pair = ReplicaPair()
+    report = pair.a.publisher.full({}, 0.0, {}, history)
+    pair.part.begin()
+    pair.part.apply(decode(encode(PeerReport(0, full=True, pools=[report]))), later)  # on another clock
+    found = pair.part.take_history("pool")
+    assert found is not None
+    assert pair.part.take_history("pool") is None
+    assert found.batches == history.batches
+    close = pytest.approx
+    assert [each.begin - later for each in found.arrivals] == close([each.begin for each in history.arrivals], abs=2e-3)
+    for spans in zip(found.arrivals, history.arrivals, strict=True):
+        mine, own = ((each.end - each.begin, each.arrivals, each.seen, each.due) for each in spans)
+        assert mine == close((max(0.0, own[0]), *own[1:]), abs=2e-3)
+    for mine_of, own_of in ((found.slots, history.slots), (found.kv, history.kv)):
+        assert [each.at - later for each in mine_of] == close([each.at for each in own_of], abs=2e-3)
+        assert [each.value for each in mine_of] == close([each.value for each in own_of], abs=2e-6)
+    assert [at - later for at in found.loading] == close(list(history.loading), abs=2e-3)
+
+
+def test_a_history_of_an_endpoint_that_the_report_does_not_list_is_refused() -> None:
+    history = SharedHistory(batches=[SharedBatch(1, 0, 8, 8, 2)])
+    pool = PoolReport("pool", BLOCKS, 0, 0, [A1], history=history)
+    with pytest.raises(BadReport, match="endpoint number 1 of 1"):
+        decode(encode(PeerReport(0, full=True, pools=[pool])))
+
+
+def test_a_report_of_an_older_version_has_no_capacity_and_one_of_a_newer_version_has_more_fields() -> None:
+    report = PeerReport(0, full=True, pools=[PoolReport("pool", BLOCKS, 0, 0, [], waiting=3)])
+    fields = msgspec.msgpack.decode(encode(report))
+    (pool,) = fields[3]
+    older = [*fields[:3], [pool[:15]]]  # up to `waiting`, the last field of a replica before
+    assert decode(msgspec.msgpack.encode(older)) == report
+    newer = [*fields[:3], [[*pool, "a field that is not known here"]]]
+    assert decode(msgspec.msgpack.encode(newer)) == report
 
 
 def test_the_backlog_of_a_peers_requests_delays_a_pick_as_ones_own_does() -> None:

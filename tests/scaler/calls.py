@@ -19,6 +19,7 @@ from tests.fakes.clock import ManualClock
 from tests.waiting import eventually
 
 WITHIN_SECONDS = 20.0  # bounds a failure
+MAX_AGE = 15.0
 
 
 class ScriptedPools:
@@ -31,7 +32,7 @@ class ScriptedPools:
     def names(self) -> Collection[str]:
         return self.activities.keys()
 
-    def activity(self, pool: str, now: float) -> Activity | WithheldMetric:
+    def activity(self, pool: str, max_age: float, now: float) -> Activity | WithheldMetric:
         return Activity.ACTIVE if self.waiting[pool] else self.activities[pool]
 
     def held(self, pool: str) -> int:
@@ -39,9 +40,10 @@ class ScriptedPools:
 
 
 class ScriptedMetrics:
-    """Metrics whose values a test sets, by pool and name; the others are withheld."""
+    """Metrics whose values a test sets, by pool and name, all of one age; the others are withheld."""
 
     def __init__(self) -> None:
+        self.age = 0.0
         self.external: dict[tuple[str, str], float | WithheldMetric] = {}
         self.objects: dict[tuple[str, str], float | WithheldMetric] = {}
 
@@ -58,7 +60,7 @@ class ScriptedMetrics:
         self, values: Mapping[tuple[str, str], float | WithheldMetric], pool: str, metric: str, now: float
     ) -> ServedValue | WithheldMetric:
         found = values.get((pool, metric), WithheldMetric("none_fresh"))
-        return found if isinstance(found, WithheldMetric) else ServedValue(found, now)
+        return found if isinstance(found, WithheldMetric) else ServedValue(found, now - self.age)
 
 
 class Scaler:
@@ -69,7 +71,7 @@ class Scaler:
         self.metrics = ScriptedMetrics()
         self.events: list[Event] = []
         self.failures: list[str] = []
-        self.service = ExternalScalerService(self.pools, self.metrics, ManualClock().now, self.events.append)
+        self.service = ExternalScalerService(self.pools, self.metrics, MAX_AGE, ManualClock().now, self.events.append)
         router = GrpcRouter((self.service,), lambda path, error: self.failures.append(f"{path}: {error!r}"))
         self.listener = GrpcListener(router, self.failures.append)
         self.channel: Any = None

@@ -100,7 +100,7 @@ class Replay:
         self.metrics.external["chat", "igw_flow_held_requests"] = 0.0
         self.metrics.external["chat", "igw_pool_running_requests"] = 2.5
         self.events: list[Event] = []
-        self.service = ExternalScalerService(self.pools, self.metrics, ManualClock().now, self.events.append)
+        self.service = ExternalScalerService(self.pools, self.metrics, 15.0, ManualClock().now, self.events.append)
         self._failures: list[str] = []
         self._router = GrpcRouter((self.service,), lambda path, error: self._failures.append(f"{path}: {error!r}"))
         self.connections: dict[int, ReplayedConnection] = {}

@@ -14,7 +14,7 @@ from agent.scaling.activity import Activity
 from agent.scaling.served_metrics import WithheldMetric
 from agent.serve.keda import service as module
 from agent.serve.keda.messages import RPCS
-from tests.scaler.calls import opened, read, request, scaler_of
+from tests.scaler.calls import MAX_AGE, opened, read, request, scaler_of
 from tests.waiting import eventually
 
 DEMAND = {"pool": "chat"}
@@ -68,6 +68,28 @@ async def test_a_value_is_the_number_of_the_pool_and_rounded_up_for_a_keda_that_
             ("GetMetrics", "chat", "ok"),
             ("GetMetrics", "code", "ok"),
         }
+
+
+@pytest.mark.parametrize(
+    ("rpc", "metadata"), [("GetMetrics", WAITING), ("IsActive", {**WAITING, "activationThreshold": "1"})]
+)
+async def test_a_value_that_is_older_than_the_limit_is_an_error_and_no_number(
+    rpc: str, metadata: Mapping[str, str]
+) -> None:
+    async with scaler_of("chat") as scaler:
+        scaler.metrics.external["chat", "igw_pool_waiting_requests"] = 2.0
+        scaler.metrics.age = MAX_AGE
+        await scaler.call(rpc, metadata)
+        scaler.metrics.age = MAX_AGE + 0.5
+        code, details = await refused(scaler.call(rpc, metadata))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert details == (
+            "igw_pool_waiting_requests of pool chat is withheld (stale): its age of 15.5 s is over metricsApi.maxAge "
+            "(15 s)"
+        )
+        assert [event.result for event in scaler.of(ScalerCalled)] == ["ok", "withheld"]
+        scaler.service.max_age = 20.0
+        await scaler.call(rpc, metadata)
 
 
 @pytest.mark.parametrize("value", [WithheldMetric("none_fresh"), float("nan"), float("inf"), -1.0])

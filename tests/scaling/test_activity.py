@@ -41,6 +41,14 @@ def test_a_stale_page_makes_an_idle_pool_unknown() -> None:
     assert found == WithheldMetric("stale", "no fresh page of a:1 and 1 more: it may have requests")
 
 
+def test_a_fresh_page_that_is_older_than_the_limit_shows_activity_and_does_not_show_that_a_server_is_idle() -> None:
+    idle, busy = snapshot(view("a:1")), snapshot(view("a:1", {RUNNING: 1.0, WAITING: 0.0}))
+    assert activity(idle, 0, 1.0, max_age=1.0) is Activity.IDLE
+    found = activity(idle, 0, 1.5, max_age=1.0)
+    assert found == WithheldMetric("stale", "no fresh page of a:1: it may have requests")
+    assert activity(busy, 0, 1.5, max_age=1.0) is Activity.ACTIVE
+
+
 def test_an_engine_that_reports_no_running_requests_is_idle_by_its_queue_and_by_what_was_sent() -> None:
     assert activity(snapshot(view("a:1", {WAITING: 0.0})), 0, 0.0) is Activity.IDLE
     found = activity(snapshot(view("a:1", {KV_USAGE: 0.0})), 0, 0.0)

@@ -20,6 +20,7 @@ from agent.scaling.arrivals import (
     noise_of,
     slope_of,
 )
+from agent.scaling.demand_history import ArrivalSpan
 
 rates_of_steps = st.lists(st.floats(0, 1e4), min_size=1, max_size=60)
 
@@ -164,3 +165,40 @@ def test_a_pool_without_requests_is_expected_to_have_none():
     found = expected(history_of([0.0] * 80), 1200.0, 330.0)
     assert found is not None
     assert found.rate == 0.0
+
+
+RATES = st.lists(st.integers(0, 50), min_size=20, max_size=120)
+
+
+@given(RATES, st.integers(10, 19), st.floats(0, 1e6), st.floats(-1e5, 1e5))
+def test_an_observer_that_starts_later_counts_like_one_that_was_there_before(rates, start, shift, apart):
+    """Both see the same arrivals in seconds of 5; the later one has another monotonic clock, `apart` seconds ahead."""
+    first, later = ArrivalHistory(shift), ArrivalHistory(shift - apart)
+    for place, count in enumerate(rates):
+        begin, end = place * 5.0, place * 5.0 + 5.0
+        if place == start:
+            spans = [span._replace(begin=span.begin + apart, end=span.end + apart) for span in first.spans()]
+            adopted = spans
+        observers = [(first, 0.0)] if place < start else [(first, 0.0), (later, apart)]
+        for history, offset in observers:
+            history.add(count, begin + offset, end + offset)
+            history.seen(2, begin + offset, end + offset)
+            history.due(2, begin + offset, end + offset)
+    later.adopt(adopted)
+    later.adopt(adopted)  # twice is once
+    now = len(rates) * 5.0
+    a, b = expected(first, now, 330.0), expected(later, now + apart, 330.0)
+    assert a is not None
+    assert b is not None
+    assert b.rate == pytest.approx(a.rate, rel=1e-3, abs=1e-2)
+    assert b.short == pytest.approx(a.short, rel=1e-3, abs=1e-2)
+
+
+def test_arrivals_that_both_have_seen_count_once_and_a_short_gap_counts_like_the_time_before():
+    own = ArrivalHistory()
+    own.add(10.0, 100.0, 110.0)
+    own.seen(1, 100.0, 110.0)
+    own.adopt([ArrivalSpan(30.0, 60.0, 60.0, 30.0, 30.0), ArrivalSpan(60.0, 95.0, 70.0, 35.0, 35.0)])
+    assert own.mean(60.0, 110.0) == pytest.approx((50 * 2.0 + 10) / 60)
+    own.adopt([ArrivalSpan(40.0, 110.0, 1e6, 1.0, 1.0)])
+    assert own.mean(60.0, 110.0) == pytest.approx((50 * 2.0 + 10) / 60)

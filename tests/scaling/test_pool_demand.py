@@ -87,6 +87,17 @@ def test_a_held_request_arrives_once_at_the_agent_and_not_again_at_a_server():
     assert found.use.expected.short == pytest.approx(1.0, rel=0.05)
 
 
+def test_the_held_requests_of_a_silent_replica_are_no_arrivals_when_it_is_known_again():
+    fleet = Fleet("a:1")
+    fleet.seconds(60)
+    fleet.inputs = DemandInputs(held=60)
+    assert fleet.seconds(20).use.expected.short == pytest.approx(1.0, rel=0.05)  # type: ignore[union-attr]
+    fleet.inputs = DemandInputs(held=0, unknown_peers=("replica b",))
+    assert fleet.seconds(20).use.expected.short == pytest.approx(1.0, rel=0.05)  # type: ignore[union-attr]
+    fleet.inputs = DemandInputs(held=60)
+    assert fleet.seconds(60).use.expected.short == pytest.approx(0.0, abs=0.05)  # type: ignore[union-attr]
+
+
 def test_a_restarted_server_and_a_new_one_bring_no_arrivals():
     fleet = Fleet("a:1")
     fleet.finished["a:1"] = 1e6

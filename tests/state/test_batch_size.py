@@ -95,3 +95,16 @@ def test_losing_the_running_requests_beside_a_queue_never_shows_more_free_slots(
         batch.observe(float(before), 0.0, kv, None)
     lost = unknown.observe(None, float(waiting), kv, None)
     assert lost <= known.observe(float(running), float(waiting), kv, None)
+
+
+def test_what_another_observer_has_seen_of_the_server_is_added_whatever_the_order() -> None:
+    one, other = BatchSize(), BatchSize()
+    for batch, running in ((one, 8.0), (other, 6.0)):
+        for _ in range(2):
+            observe(batch, running, 1.0)
+    observe(other, 7.0, 0.0)
+    shown = one.shown(), other.shown()
+    one.adopt(*shown[1])
+    other.adopt(*shown[0])
+    assert one.shown() == other.shown() == (8.0, 8.0, 2)
+    assert observe(other, 5.0, 0.0) == 3.0

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from agent.events import Hook
 from agent.events.keda import OK, PoolActivated, ScalerCalled, ScalerStreams
 from agent.scaling.activity import Activity
-from agent.scaling.served_metrics import SERVED, MetricKind, MetricSource, WithheldMetric
+from agent.scaling.served_metrics import SERVED, MetricKind, MetricSource, WithheldMetric, not_older
 from agent.serve.grpc.call import Call
 from agent.serve.grpc.router import GrpcMethod, ServerStreamingMethod, UnaryMethod
 from agent.serve.grpc.status import StatusCode, StatusError
@@ -61,8 +61,9 @@ class ScaledPools(Protocol):
         """The names of the pools."""
         ...
 
-    def activity(self, pool: str, now: float) -> Activity | WithheldMetric:
-        """Whether the pool has requests, over all replicas of the agent."""
+    def activity(self, pool: str, max_age: float, now: float) -> Activity | WithheldMetric:
+        """Whether the pool has requests, over all replicas of the agent; idle only by pages of at most this age in
+        seconds."""
         ...
 
     def held(self, pool: str) -> int:
@@ -97,11 +98,15 @@ class _ActivityStream:
 
 
 class ExternalScalerService:
-    """The service. `pools` and `source` are read for each answer; `now` is the time of the clock."""
+    """The service. `pools` and `source` are read for each answer; `now` is the time of the clock. A value that is older
+    than `max_age` seconds is withheld; the limit may be replaced while the service runs."""
 
     name = messages.SERVICE
 
-    def __init__(self, pools: ScaledPools, source: MetricSource, now: Callable[[], float], hook: Hook) -> None:
+    def __init__(
+        self, pools: ScaledPools, source: MetricSource, max_age: float, now: Callable[[], float], hook: Hook
+    ) -> None:
+        self.max_age = max_age
         self._pools = pools
         self._source = source
         self._now = now
@@ -184,7 +189,7 @@ class ExternalScalerService:
     def _value(self, trigger: Trigger, now: float) -> float | WithheldMetric:
         name = trigger.metric.name
         read = self._source.external_metric if name in SERVED[MetricKind.EXTERNAL] else self._source.pool_metric
-        found = read(trigger.pool, name, now)
+        found = not_older(read(trigger.pool, name, now), self.max_age, now)
         if isinstance(found, WithheldMetric):
             return found
         if not isfinite(found.value) or found.value < 0:  # KEDA takes a negative number as 0
@@ -194,7 +199,7 @@ class ExternalScalerService:
     def _active(self, trigger: Trigger, now: float) -> bool:
         """Whether the pool is to have a server. Raises _Refused where that is unknown."""
         if trigger.activation is None:
-            found = self._pools.activity(trigger.pool, now)
+            found = self._pools.activity(trigger.pool, self.max_age, now)
             if isinstance(found, WithheldMetric):
                 raise _withheld(trigger, found)
             return found is Activity.ACTIVE

@@ -20,6 +20,7 @@ from agent.scaling.served_metrics import (
     OverPorts,
     ServedValue,
     WithheldMetric,
+    not_older,
 )
 from agent.serve.metrics_api.paths import ALL, ExternalRequest, ObjectRequest
 from agent.serve.metrics_api.quantity import quantity
@@ -288,13 +289,10 @@ def _of_pools(
 
 def _usable(value: Value, limits: ReadLimits, now: float) -> Value:
     """The value, or why it may not be served."""
-    if isinstance(value, WithheldMetric):
-        return value
-    if now - value.at > limits.max_age:
-        return WithheldMetric("stale", f"its age of {now - value.at:.1f} s is over maxAge ({limits.max_age:g} s)")
-    if quantity(value.value) is None:
-        return WithheldMetric("out_of_range", f"{value.value!r} has no quantity in Kubernetes")
-    return value
+    found = not_older(value, limits.max_age, now)
+    if isinstance(found, ServedValue) and quantity(found.value) is None:
+        return WithheldMetric("out_of_range", f"{found.value!r} has no quantity in Kubernetes")
+    return found
 
 
 def _row(kind: MetricKind, metric: str, resource: str) -> MetricRow:
