@@ -80,6 +80,7 @@ REASONS = {
     "no_endpoints": "the pool is empty",
     "no_exporter": "no exporter of accelerators runs on the endpoint's node",
     "no_rate": "no request was dispatched from the queue yet, so that nothing shows how fast it drains",
+    "no_status": "the controller of the HPA has not written the number or the condition",
     "none_fresh": "no endpoint of the pool has a fresh reading",
     "not_reported": "the endpoint has never reported the signal",
     "nothing_counted": "the ratio's denominator has not increased in the window",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from agent.app.accelerators import AcceleratorScraping
 from agent.app.admin import AdminPort
 from agent.app.admin_access import AdminAccess
+from agent.app.autoscalers import Autoscalers
 from agent.app.capacity_keeper import CapacityKeeper
 from agent.app.certificates import Certificates
 from agent.app.cluster_objects import ClusterObjects
@@ -104,6 +105,8 @@ class Agent:
         self.demand = demand = DemandObserver(config, clock, tasks, self._pool_map, of_peers)
         self._replicas.report_demand(demand.own_capacity, demand.history)
         self._admin_server.state.demands = demand.reports
+        autoscalers = Autoscalers(config, self.cluster, tasks, hook, self.recorder, self._pool_map)
+        self._admin_server.state.scalers = autoscalers.reports
         self._replicas.on_share = self._set_share
         hook.set_names(self._pools)
         hook.declare_callers(config.flow_control.callers)
@@ -143,6 +146,7 @@ class Agent:
                 Exporting(self._admin_server.exporters, tasks),
                 scraping,
                 self._objects,
+                autoscalers,
                 accelerators,
                 files,
                 self.lease,

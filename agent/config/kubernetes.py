@@ -35,6 +35,12 @@ class KubernetesConfig:
     events: bool = option(
         Boolean(), "write Kubernetes Events and conditions about objects that need a correction", default=True
     )
+    autoscalers: bool = option(
+        Boolean(),
+        "export what the HorizontalPodAutoscalers that scale the pools want (`igw_hpa_desired_replicas` and others); "
+        "the agent needs the right to list and watch them",
+        default=False,
+    )
     lease: LeaseConfig = section(
         LeaseConfig, "The Lease whose holder, one of the replicas, writes Kubernetes Events and conditions."
     )

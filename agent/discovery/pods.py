@@ -19,7 +19,7 @@ from agent.kube.cache import ObjectCache, decoder_of
 from agent.kube.cluster import PODS_PATH, POOLS_PATH, Cluster, own_namespace
 from agent.kube.errors import NoCluster
 from agent.kube.informer import Informer, InformerStatus
-from agent.kube.objects import InferencePool, Pod, PodView, pod_view
+from agent.kube.objects import InferencePool, Pod, PodView, Workload, pod_view
 from agent.kube.pool_endpoints import (
     API_UNAVAILABLE,
     FORBIDDEN,
@@ -132,6 +132,7 @@ class _Watching:
         self._coming_pods = self._pods
         self._problems: list[ObjectProblem] = []
         self._loading = 0
+        self._workloads: frozenset[Workload] = frozenset()
 
     async def __aenter__(self) -> Self:
         source = self._source
@@ -169,6 +170,7 @@ class _Watching:
         selected = found.selected()
         problems += selected.problems
         self._loading = selected.loading
+        self._workloads = selected.workloads
         refused = sorted(self._pods.refused.values())
         for each in refused[:MAX_INVALID_NAMED]:
             problems.append(ObjectProblem(INVALID_OBJECT, f"pod {'/'.join(each.key)} is ignored: {each.reason}"))
@@ -185,6 +187,7 @@ class _Watching:
             known_at=min(since) if since and (known or self._endpoints is not None) else None,
             problems=tuple(self._problems),
             loading=self._loading,
+            workloads=self._workloads,
         )
 
     def _select(self, problems: list[ObjectProblem]) -> PoolSelection | None:

@@ -131,6 +131,11 @@ class EmulatedServer:
         self._driver.engine.settle(self._clock.now())
         return self._driver.engine.running, self._driver.engine.waiting
 
+    @property
+    def in_flight(self) -> int:
+        """Requests whose answer has not ended, as `/load` shows them."""
+        return self._in_flight
+
     async def start(self, host: str, port: int) -> int:
         """Listen when the start-up time is over; the port. OSError if the address cannot be bound."""
         delay = self._driver.engine.ready_at - self._clock.now()

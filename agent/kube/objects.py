@@ -7,7 +7,7 @@ InferenceModelRewrite are in `agent.kube.objectives`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -18,6 +18,25 @@ ROLE: Final = "llm-d.ai/role"
 PREFILL: Final = "prefill"
 
 Key = tuple[str, str]  # namespace and name
+LEADER_WORKER_SET: Final = "leaderworkerset.sigs.k8s.io/name"  # label of its pods
+POD_TEMPLATE_HASH: Final = (
+    "pod-template-hash"  # label of the pods of a Deployment, and the end of its ReplicaSet's name
+)
+
+
+class OwnerReference(Struct, frozen=True, gc=False):
+    """An owner of an object; `controller` is the one that creates it and deletes it."""
+
+    kind: str
+    name: str
+    controller: bool | None = None
+
+
+class Workload(NamedTuple):
+    """What pods belong to and what may be scaled, in the namespace of the pods: Deployment, StatefulSet and others."""
+
+    kind: str
+    name: str
 
 
 class ObjectMeta(Struct, rename="camel", frozen=True, gc=False):
@@ -32,6 +51,7 @@ class ObjectMeta(Struct, rename="camel", frozen=True, gc=False):
     deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+    owner_references: list[OwnerReference] | None = None
 
 
 class ObjectRef(NamedTuple):
@@ -96,7 +116,7 @@ class Pod(Struct, rename="camel", frozen=True, gc=False):
 
 class PodView(NamedTuple):
     """What the agent keeps of a Pod. `declared_ports` are those of its containers, empty where none declares any;
-    `active_ports` those that its annotation allows, None without one."""
+    `active_ports` those that its annotation allows, None without one; `workloads` those that it belongs to."""
 
     namespace: str
     name: str
@@ -108,6 +128,7 @@ class PodView(NamedTuple):
     labels: Mapping[str, str]
     declared_ports: frozenset[int]
     active_ports: frozenset[int] | None
+    workloads: tuple[Workload, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -159,7 +180,22 @@ def pod_view(pod: Pod) -> PodView:
         meta.labels or {},
         frozenset(declared),
         None if active is None else ports_of(active),
+        tuple(workloads_of(meta)),
     )
+
+
+def workloads_of(meta: ObjectMeta) -> Iterator[Workload]:
+    """What a pod belongs to: its controller; the Deployment of a ReplicaSet, whose name ends with the hash of the pod's
+    template; the LeaderWorkerSet that its label names."""
+    labels = meta.labels or {}
+    for owner in meta.owner_references or ():
+        if owner.controller:
+            yield Workload(owner.kind, owner.name)
+            template = labels.get(POD_TEMPLATE_HASH, "")
+            if owner.kind == "ReplicaSet" and template and owner.name.endswith(f"-{template}"):
+                yield Workload("Deployment", owner.name[: -len(template) - 1])
+    if LEADER_WORKER_SET in labels:
+        yield Workload("LeaderWorkerSet", labels[LEADER_WORKER_SET])
 
 
 def ports_of(text: str) -> frozenset[int]:

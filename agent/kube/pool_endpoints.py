@@ -7,13 +7,14 @@ deleted, that has no address, or whose label `llm-d.ai/role` is `prefill` has no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from agent.config.addresses import join_address
 from agent.config.pools import EndpointConfig
 from agent.engine_specs import engine_by_label
-from agent.kube.objects import PREFILL, ROLE, Key, PodView
+from agent.kube.objects import PREFILL, ROLE, Key, PodView, Workload
 
 
 class ObjectProblem(NamedTuple):
@@ -67,12 +68,14 @@ class PoolSelection(NamedTuple):
 
 
 class SelectedEndpoints(NamedTuple):
-    """The endpoints by address, the uid of the pod of each, what is wrong, and how many pods are not ready."""
+    """The endpoints by address, the uid of the pod of each, what is wrong, how many pods are not ready, and the
+    workloads that own the pods, ready or not: the last ones that did, where there is no pod now."""
 
     endpoints: Mapping[str, EndpointConfig]
     uids: Mapping[str, str]
     problems: tuple[ObjectProblem, ...]
     loading: int = 0
+    workloads: frozenset[Workload] = frozenset()
 
 
 def labels_in_words(labels: Mapping[str, str]) -> str:
@@ -98,6 +101,7 @@ class _Part(NamedTuple):
     inactive: bool = False
     unknown: tuple[str, str] | None = None
     loading: bool = False
+    workloads: tuple[Workload, ...] = ()
 
 
 class PodEndpoints:
@@ -119,6 +123,8 @@ class PodEndpoints:
         self._uids: dict[str, str] = {}
         self._ready = 0
         self._loading = 0
+        self._workloads: Counter[Workload] = Counter()  # the number of pods of each
+        self._last_workloads: frozenset[Workload] = frozenset()
         self._faulty: set[Key] = set()  # pods with something wrong
 
     def update(self, key: Key, pod: PodView | None) -> None:
@@ -129,6 +135,7 @@ class PodEndpoints:
             self._parts[key] = after
         self._ready += (after is not None and after.ready) - (before is not None and before.ready)
         self._loading += (after is not None and after.loading) - (before is not None and before.loading)
+        self._count_workloads(before, after)
         self._faulty.discard(key)
         if after is not None and (after.undeclared or after.inactive or after.unknown):
             self._faulty.add(key)
@@ -142,7 +149,21 @@ class PodEndpoints:
 
     def selected(self) -> SelectedEndpoints:
         """The endpoints now; later changes do not change what was returned."""
-        return SelectedEndpoints(dict(self._endpoints), dict(self._uids), tuple(self._problems()), self._loading)
+        return SelectedEndpoints(
+            dict(self._endpoints), dict(self._uids), tuple(self._problems()), self._loading, self._last_workloads
+        )
+
+    def _count_workloads(self, before: _Part | None, after: _Part | None) -> None:
+        """A pod is added, changed or gone. A workload that is scaled to zero is remembered until another has pods."""
+        if (before.workloads if before else ()) == (after.workloads if after else ()):
+            return
+        if after is not None:
+            self._workloads.update(after.workloads)
+        if before is not None:
+            self._workloads.subtract(before.workloads)
+        present = frozenset(each for each, count in self._workloads.items() if count > 0)
+        self._workloads = Counter({each: self._workloads[each] for each in present})
+        self._last_workloads = present or self._last_workloads
 
     def _remove(self, address: str, key: Key) -> None:
         owners = self._owners[address]
@@ -161,7 +182,8 @@ class PodEndpoints:
 
     def _part(self, pod: PodView) -> _Part:
         if not is_destination(pod):
-            return _Part(loading=not (pod.ready or pod.terminating or pod.labels.get(ROLE) == PREFILL))
+            loading = not (pod.ready or pod.terminating or pod.labels.get(ROLE) == PREFILL)
+            return _Part(loading=loading, workloads=pod.workloads)
         by_label = engine_by_label(pod.labels, self._engine_labels)
         unknown = None
         if by_label is not None and by_label[1] not in self._engines:
@@ -178,7 +200,7 @@ class PodEndpoints:
         )
         declared = pod.declared_ports
         undeclared = tuple(port for port in ports if port not in declared) if declared else ()
-        return _Part(endpoints, pod.uid, True, undeclared, not ports, unknown)
+        return _Part(endpoints, pod.uid, True, undeclared, not ports, unknown, workloads=pod.workloads)
 
     def _problems(self) -> Iterable[ObjectProblem]:
         undeclared: dict[int, str] = {}

@@ -15,7 +15,8 @@ from typing import Final
 from agent import signals
 from agent.flow.report import FlowReport
 from agent.kube.pool_endpoints import SOURCE_REASONS
-from agent.scaling import accelerators, demand_gauges, flow
+from agent.scaling import accelerators, autoscalers, demand_gauges, flow
+from agent.scaling.autoscalers import AutoscalerReport
 from agent.scaling.demand_gauges import DemandReport
 from agent.scaling.rates import rate
 from agent.scaling.rollup import (
@@ -138,11 +139,13 @@ def gauge_set(
     unknown_peers: Sequence[str] = (),
     flows: Sequence[FlowReport] = (),
     demands: Sequence[DemandReport] = (),
+    scalers: Sequence[AutoscalerReport] = (),
 ) -> GaugeSet:
     """Everything to publish of these pools and exporters at `now`, the count of what is withheld included.
 
     `unknown_peers`: replicas of the agent whose part of a sum over replicas is unknown, one phrase each. `flows` are
-    the reports of the pools' flow control, `demands` those of their demand.
+    the reports of the pools' flow control, `demands` those of their demand, `scalers` the HPAs that
+    scale them.
     """
     gauges = _Gauges(now, unknown_peers)
     for snapshot in snapshots:
@@ -157,6 +160,7 @@ def gauge_set(
     accelerators.of_exporters(gauges, exporters, now)
     flow.of_pools(gauges, flows)
     demand_gauges.of_pools(gauges, demands, now)
+    autoscalers.of_pools(gauges, scalers, now)
     for (name, reason), count in sorted(Counter((row.metric.name, row.reason) for row in gauges.withheld).items()):
         gauges.known(WITHHELD, (name, reason), count)
     return GaugeSet(now, gauges.published, gauges.withheld, gauges.distributions)

@@ -1,7 +1,8 @@
 """The values of the served metrics, from snapshots of the routing state. Pure.
 
 Values of pods are readings that may be used now (`agent.scaling.rollup.current`), rates, or readings of accelerators.
-Sums and means of a pool are withheld below the coverage floor: a sum that lacks endpoints is an order to scale down.
+Sums and means of a pool are withheld below the coverage floor. Above it an endpoint without a fresh reading counts as
+the mean of the others, also in a sum: a sum that lacks it would count it as 0, an order to scale down.
 """
 
 from __future__ import annotations
@@ -188,7 +189,9 @@ def _covered(found: Spread | NoSpread, what: str, min_coverage: float) -> Value:
             "low_coverage",
             f"{found.known} of {found.total} endpoints have a fresh reading, below the coverage of {min_coverage:g}",
         )
-    return ServedValue(found.sum if what == "sum" else found.mean, found.at)
+    if what == "mean":
+        return ServedValue(found.mean, found.at)
+    return ServedValue(found.sum if found.known == found.total else found.mean * found.total, found.at)
 
 
 def _of_devices(view: EndpointView, signal: str, now: float) -> Value:

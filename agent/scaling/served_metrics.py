@@ -74,6 +74,12 @@ def _of(metric: Metric, kind: MetricKind, over_ports: OverPorts = OverPorts.SUM)
     return MetricRow(metric.name, kind, metric.unit, metric.help, over_ports)
 
 
+def _sum_of(metric: Metric, kind: MetricKind) -> MetricRow:
+    """A sum over a pool, which is no lower bound where autoscalers read it."""
+    return MetricRow(metric.name, kind, metric.unit, metric.help.replace("a lower bound", OTHERS_AS_THE_MEAN))
+
+
+OTHERS_AS_THE_MEAN: Final = "the others count as the mean of these"
 DEMAND_REPLICAS: Final = demand.DEMAND.name
 
 _PODS, _OBJECT, _EXTERNAL = MetricKind.PODS, MetricKind.OBJECT, MetricKind.EXTERNAL
@@ -101,14 +107,14 @@ _ROWS: Final = (
         pools.COVERAGE.unit,
         "Share of the pool's endpoints that have a fresh reading, of the signal that the fewest have",
     ),
-    _of(pools.WAITING, _OBJECT),
-    _of(pools.RUNNING, _OBJECT),
+    _sum_of(pools.WAITING, _OBJECT),
+    _sum_of(pools.RUNNING, _OBJECT),
     _of(flow.HELD_REQUESTS, _OBJECT),
     _of(flow.HELD_REQUESTS, _EXTERNAL),
-    _of(pools.WAITING, _EXTERNAL),
-    _of(pools.RUNNING, _EXTERNAL),
-    _of(rates.POOL_PROMPT_RATE, _EXTERNAL),
-    _of(rates.POOL_GENERATION_RATE, _EXTERNAL),
+    _sum_of(pools.WAITING, _EXTERNAL),
+    _sum_of(pools.RUNNING, _EXTERNAL),
+    _sum_of(rates.POOL_PROMPT_RATE, _EXTERNAL),
+    _sum_of(rates.POOL_GENERATION_RATE, _EXTERNAL),
     _of(demand.DEMAND, _EXTERNAL),
 )
 

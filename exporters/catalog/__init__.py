@@ -19,6 +19,7 @@ from typing import Final
 from exporters.catalog import (
     accelerators,
     access,
+    autoscalers,
     demand,
     discovery,
     endpoints,
@@ -46,6 +47,7 @@ _FAMILIES: Final = (
     endpoints.ROWS,
     rates.ROWS,
     demand.ROWS,
+    autoscalers.ROWS,
     histograms.ROWS,
     accelerators.ROWS,
     withheld.ROWS,

@@ -226,7 +226,7 @@ class ControlPlane:
                 "use-service-account-credentials": "true",
                 "service-account-private-key-file": self.tokens.key,
                 "root-ca-file": self.client_ca,
-                "horizontal-pod-autoscaler-sync-period": "2s",
+                "horizontal-pod-autoscaler-sync-period": "1s",
                 "horizontal-pod-autoscaler-downscale-stabilization": "5s",
                 "horizontal-pod-autoscaler-initial-readiness-delay": "0s",
                 "horizontal-pod-autoscaler-cpu-initialization-period": "0s",

@@ -14,7 +14,7 @@ import pytest
 
 from agent.app.agent import Agent
 from agent.app.vocabulary import VOCABULARY
-from agent.clock import SystemClock
+from agent.clock import Clock, SystemClock
 from agent.config.file import load
 from agent.envoy import process
 from agent.envoy.endpoints import addresses_of
@@ -73,10 +73,9 @@ class Streams:
 class RunningAgent:
     """An agent in this process, with the configuration in `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock | None = None) -> None:
         self.path = path
-        clock = SystemClock()
-        self.clock = clock
+        self.clock = clock = clock or SystemClock()
         self.recorder = Recorder(clock)
         self.agent = Agent(load(path, VOCABULARY), clock, path=path, instruments=self.recorder)
         self.admin = ""
@@ -114,10 +113,10 @@ class RunningAgent:
 
 @contextlib.asynccontextmanager
 async def running(
-    path: Path, pools: list[dict[str, Any]], kubeconfig: Path, **more: Any
+    path: Path, pools: list[dict[str, Any]], kubeconfig: Path, *, clock: Clock | None = None, **more: Any
 ) -> AsyncIterator[RunningAgent]:
     write(path, pools, kubeconfig, **more)
-    live = RunningAgent(path)
+    live = RunningAgent(path, clock)
     try:
         addresses = await live.agent.start()
         live.admin, live.pickers = addresses.admin, addresses.pickers

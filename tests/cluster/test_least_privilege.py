@@ -112,6 +112,7 @@ class LeastPrivilege:
         token.write_text(request_token(self.plane.api, self.account))
         document["kubernetes"] = {
             "kubeconfig": str(self.plane.kubeconfig(f"agent-{self.own}", {"tokenFile": str(token)})),
+            "autoscalers": document["kubernetes"]["autoscalers"],
             "lease": {"namespace": self.own, "duration": "5s"},
         }
         document["admin"]["address"] = "127.0.0.1:0"

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
 import json
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 import pytest
@@ -20,24 +16,25 @@ from agent.events.metrics_api import MetricsApiProblem, MetricsRead
 from agent.serve.metrics_api.answer import POOLS
 from agent.serve.metrics_api.paths import CUSTOM, EXTERNAL
 from tests.cluster import programs
-from tests.cluster.access import ServiceAccount, api_of, create_service_account, grant, kubeconfig_of, request_token
+from tests.cluster.access import api_of, create_service_account, grant, request_token
 from tests.cluster.addresses import PodAddresses
+from tests.cluster.aggregation import (
+    API_SERVICES,
+    SECRET,
+    SERVICES,
+    aggregated,
+    all_available,
+    available,
+    shipped,
+)
 from tests.cluster.api import Api, Object, RefusedByApi
-from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.deployment import ACCOUNT, rendered
-from tests.cluster.pods import Pods, deployment
-from tests.cluster.test_discovery import LABELS, RunningAgent, inference_pool, running
+from tests.cluster.pods import deployment
+from tests.cluster.test_discovery import LABELS
 from tests.cluster.test_least_privilege import grants
 from tests.fakes.metric_values import AVERAGE_QUEUE, HELD, WAITING
 from tests.fakes.model_server import ModelServer
 from tests.waiting import eventually, found
-
-SERVICE: Final = "inference-gateway-agent-metrics"
-SECRET: Final = f"{SERVICE}-ca"
-SERVICES: Final = (f"v1beta2.{CUSTOM}", f"v1beta1.{CUSTOM}", f"v1beta1.{EXTERNAL}")
-API_SERVICES: Final = "/apis/apiregistration.k8s.io/v1/apiservices"
-RIGHTS: Final = {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
 
 
 class Queues:
@@ -65,115 +62,6 @@ class Queues:
             server.page = self.page()
 
 
-class Aggregated:
-    """A running agent that the aggregation layer reaches, its servers, and their pods."""
-
-    def __init__(self, live: RunningAgent, queues: Queues, pods: Pods, account: ServiceAccount, ca: Path) -> None:
-        self.live = live
-        self.queues = queues
-        self.pods = pods
-        self.account = account
-        self.ca = ca
-
-    @property
-    def url(self) -> str:
-        return f"https://{self.live.agent.metrics_api.address}"
-
-
-@asynccontextmanager
-async def aggregated(
-    control_plane: ControlPlane, namespace: str, folder: Path, addresses: PodAddresses, *, own_ca: bool = False
-) -> AsyncIterator[Aggregated]:
-    """An agent whose ServiceAccount has the documented rights, behind APIServices with the CA of its certificate, or
-    with one that the agent keeps itself."""
-    api = control_plane.api
-    account = create_service_account(api, namespace, ACCOUNT)
-    rights = [
-        each
-        for name in ("agent", "pools", "metrics-api")
-        for each in shipped(name, folder, namespace)
-        if each["kind"] in RIGHTS
-    ]
-    for right in rights:
-        api.apply(right)
-    api.create(inference_pool(namespace, "chat"))
-    authority = Authority(folder, "serving-ca")
-    pair = authority.server("serving", ["127.0.0.1"], [f"{SERVICE}.{namespace}.svc"])
-    queues = Queues()
-    pods = Pods(control_plane, namespace, addresses, serve=queues.serve)
-    pool = {"name": "chat", "inferencePool": "chat", "namespace": namespace}
-    metrics = {"address": "127.0.0.1:0", "certFile": str(pair.certificate), "keyFile": str(pair.key)}
-    ca = base64.b64encode(authority.certificate.read_bytes()).decode()
-    if own_ca:
-        metrics, ca = {"address": "127.0.0.1:0", "service": SERVICE}, ""
-    kubeconfig = kubeconfig_of(control_plane, account)
-    try:
-        lease = {"namespace": namespace, "duration": "5s"}
-        kubernetes = {"kubeconfig": str(kubeconfig), "events": False, "lease": lease}
-        async with running(folder / "igw.yaml", [pool], kubeconfig, metricsApi=metrics, kubernetes=kubernetes) as live:
-            port = int(live.agent.metrics_api.address.rpartition(":")[2])
-            manifests = [
-                each
-                for name in ("metrics-api-custom", "metrics-api-external")
-                for each in shipped(name, folder, namespace)
-            ]
-            await asyncio.to_thread(register, api, namespace, port, ca, manifests)
-            yield Aggregated(live, queues, pods, account, authority.certificate)
-    finally:
-        for path in [f"{API_SERVICES}/{name}" for name in SERVICES] + [
-            api.path_of(right) for right in rights if right["kind"].startswith("Cluster")
-        ]:
-            await asyncio.to_thread(remove, api, path)
-        await pods.close()
-
-
-def shipped(name: str, folder: Path, namespace: str) -> list[Object]:
-    """The objects of a folder of deploy/kubernetes, for an agent in this namespace."""
-    objects = rendered(name, folder / f"overlay-{name}", namespace)
-    for each in objects:
-        for subject in each.get("subjects", ()):
-            subject["namespace"] = namespace
-    return objects
-
-
-def register(api: Api, namespace: str, port: int, ca: str, manifests: list[Object]) -> None:
-    """The Service that leads to the agent, on loopback, and the APIServices."""
-    metadata = {"name": SERVICE, "namespace": namespace}
-    spec = {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": port}]}
-    api.create({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
-    for manifest in manifests:
-        manifest["spec"]["service"]["port"] = port
-        if ca:
-            manifest["spec"]["caBundle"] = ca
-        api.create(manifest)
-
-
-def remove(api: Api, path: str) -> None:
-    """Delete what may be there no more."""
-    with contextlib.suppress(RefusedByApi):
-        api.delete(path)
-
-
-def available(api: Api) -> dict[str, str]:
-    """The status and the message of the condition Available by APIService."""
-    seen: dict[str, str] = {}
-    for name in SERVICES:
-        each = api.get(f"{API_SERVICES}/{name}")
-        conditions = {item["type"]: item for item in each.get("status", {}).get("conditions", ())}
-        found = conditions.get("Available", {})
-        seen[name] = f"{found.get('status')} {found.get('message')}"
-    return seen
-
-
-async def all_available(api: Api) -> None:
-    await found(
-        lambda: asyncio.to_thread(available, api),
-        lambda states: all(state.startswith("True") for state in states.values()),
-        within=60,
-        what="the condition Available",
-    )
-
-
 async def raw(api: Api, path: str) -> Any:
     """What `kubectl get --raw` prints, once the API server proxies the group."""
 
@@ -192,7 +80,7 @@ async def test_the_apis_are_available_and_kubectl_reads_them(
     control_plane: ControlPlane, namespace: str, crds: list[str], tmp_path: Path, pod_addresses: PodAddresses
 ) -> None:
     api = control_plane.api
-    async with aggregated(control_plane, namespace, tmp_path, pod_addresses) as agent:
+    async with aggregated(control_plane, namespace, tmp_path, pod_addresses, Queues().serve) as agent:
         for name in ("a", "b"):
             await agent.pods.create(name, LABELS)
         await agent.live.has(agent.pods.address("a"), agent.pods.address("b"))
@@ -280,7 +168,10 @@ async def test_the_hpa_scales_on_a_metric_of_pods_and_holds_while_it_is_withheld
     control_plane: ControlPlane, namespace: str, crds: list[str], tmp_path: Path, pod_addresses: PodAddresses
 ) -> None:
     api = control_plane.api
-    async with aggregated(control_plane, namespace, tmp_path, pod_addresses) as agent, agent.pods.follow():
+    async with (
+        aggregated(control_plane, namespace, tmp_path, pod_addresses, Queues().serve) as agent,
+        agent.pods.follow(),
+    ):
         api.create(deployment(namespace, "chat", 2, LABELS))
         await eventually(lambda: len(agent.live.endpoints()) == 2, what="two endpoints")
         await all_available(api)
@@ -372,7 +263,7 @@ async def test_the_agent_keeps_a_serving_ca_of_its_own_and_names_a_foreign_owner
 ) -> None:
     api = control_plane.api
     mark = control_plane.audit.mark()
-    async with aggregated(control_plane, namespace, tmp_path, pod_addresses, own_ca=True) as agent:
+    async with aggregated(control_plane, namespace, tmp_path, pod_addresses, Queues().serve, own_ca=True) as agent:
         await agent.pods.create("a", LABELS)
         await agent.live.has(agent.pods.address("a"))
         path = f"/apis/{CUSTOM}/v1beta2/namespaces/{namespace}/pods/*/{WAITING}"

@@ -24,7 +24,7 @@ OTHER: dict[str, Any] = {
     "pools[].name": "code", "pools[].engine": "sglang", "pools[].profile": "blend", "pools[].orca": True,
     "pools[].models": ["m"], "pools[].inferencePool": "other", "pools[].selector": {"app": "code"},
     "pools[].targetPorts": [8001, 8000], "pools[].namespace": "llm", "kubernetes.kubeconfig": "kubeconfig",
-    "kubernetes.namespace": "llm", "kubernetes.events": False,
+    "kubernetes.namespace": "llm", "kubernetes.events": False, "kubernetes.autoscalers": True,
     "kubernetes.lease.name": "another", "kubernetes.lease.namespace": "another", "kubernetes.lease.duration": "30s",
     "pools[].extProcAddress": "127.0.0.1:9", "pools[].endpoints[].address": "c:1",
     "pools[].endpoints[].engine": "tgi", "pools[].endpoints[].labels": {"app": "chat"},

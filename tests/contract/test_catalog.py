@@ -67,6 +67,7 @@ from exporters.catalog import ALIASES, CATALOG
 from exporters.catalog.metric import Metric
 from exporters.gauge import REASONS
 from exporters.prometheus import page
+from tests.fakes.autoscalers import autoscaler_report
 from tests.fakes.clock import ManualClock
 from tests.fakes.demands import demand_report
 from tests.fakes.flows import band, caller, flow_report
@@ -170,7 +171,10 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     blind = snapshot(view("b:1", {}), pool="blind")
     shed = band(-1, caller("a"), max_requests=10)._replace(max_bytes=1000.0)
     held = flow_report(shed, rooms=[Room(1.0)], max_requests=10, max_bytes=1000)
-    body, _ = page(gauge_set([seeing, blind], 0.0, [exporter], (), [held], [demand_report()]), instruments.registry)
+    body, _ = page(
+        gauge_set([seeing, blind], 0.0, [exporter], (), [held], [demand_report()], [autoscaler_report()]),
+        instruments.registry,
+    )
     found = {}
     for family in text_string_to_metric_families(body.decode()):
         name = family.name + "_total" if family.type == "counter" else family.name

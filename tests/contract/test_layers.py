@@ -67,6 +67,7 @@ PLACES: dict[str, Place] = {
     "agent.envoy.rollout": Place(4, P),
     "agent.discovery": Place(5, S),
     "agent.kube": Place(5, S),
+    "agent.kube.autoscalers": Place(2, P),
     "agent.kube.capacity_record": Place(2, P),
     "agent.kube.conditions": Place(2, P),
     "agent.kube.event_series": Place(2, P),

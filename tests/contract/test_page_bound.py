@@ -36,6 +36,7 @@ from agent.requests.flow_headers import REASONS as HEADER_REASONS
 from agent.requests.rejections import REJECTIONS
 from agent.requests.response import RESULTS
 from agent.requests.unpack import ENCODINGS
+from agent.scaling.autoscalers import MAX_PER_POOL, PoolToScale, reports
 from agent.scaling.flow import MAX_BANDS, MAX_QUEUES
 from agent.scaling.gauges import gauge_set
 from agent.scaling.needs import NEEDS
@@ -56,6 +57,7 @@ from exporters.catalog.histograms import ROWS as HISTOGRAM_ROWS
 from exporters.catalog.metric import Metric
 from exporters.gauge import REASONS as WITHHELD_REASONS
 from exporters.prometheus import page
+from tests.fakes.autoscalers import autoscaler
 from tests.fakes.clock import ManualClock
 from tests.fakes.flows import band, caller, flow_report
 from tests.fakes.known_names import ScriptedNames
@@ -149,6 +151,9 @@ def children(metric: Metric, size: FleetSize) -> int:
         count = size.pools
     else:
         count = 1
+    if "hpa" in labels:
+        labels -= {"hpa", "hpa_namespace"}
+        count *= MAX_PER_POOL
     if "exporter" in labels:
         labels -= {"exporter", "source"}
         count *= size.exporters
@@ -285,7 +290,10 @@ def test_a_page_stays_within_its_bound_whatever_clients_request_and_servers_list
         )
         for pool in ("pool", "silent")
     ]
-    body, _ = page(gauge_set(snapshots, 0.0, flows=flows), instruments.registry)
+    pools = [PoolToScale(name, "llm", "chat", frozenset()) for name in ("pool", "silent")]
+    metric = {"type": "Object", "object": {"describedObject": {"kind": "InferencePool", "name": "chat"}}}
+    scalers = reports(((autoscaler(f"a-{number}", metrics=[metric]), None) for number in range(100)), pools)
+    body, _ = page(gauge_set(snapshots, 0.0, flows=flows, scalers=scalers), instruments.registry)
     found = counted(body)
     too_many = {name: count for name, count in found.items() if count > series(CATALOG[name], size)}
     assert too_many == {}

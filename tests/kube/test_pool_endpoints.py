@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engine_specs import ENGINE_LABELS
-from agent.kube.objects import Key, PodView, ports_of
+from agent.kube.objects import Key, PodView, Workload, ports_of
 from agent.kube.pool_endpoints import PodEndpoints, PoolSelection, SelectedEndpoints, endpoints_of
 
 POOL = PoolSelection("InferencePool ns/llama", "ns", {"app": "llama"}, (8000,))
@@ -164,3 +164,19 @@ def test_of_two_pods_with_one_address_the_last_by_name_counts_until_it_is_gone()
     assert kept.selected().uids == {"10.0.0.9:8000": "uid-b"}
     kept.update(("ns", "b"), None)
     assert kept.selected().uids == {"10.0.0.9:8000": "uid-a"}
+
+
+def test_a_pool_has_the_workloads_of_its_pods_ready_or_not_and_remembers_one_that_is_scaled_to_zero() -> None:
+    one, other = Workload("Deployment", "one"), Workload("Deployment", "other")
+    pods = PodEndpoints(POOL, "vllm", ENGINE_LABELS, frozenset({"vllm"}))
+    pods.update(("ns", "a"), a_pod("a", workloads=(one,)))
+    pods.update(("ns", "b"), a_pod("b", workloads=(other,), ready=False))
+    assert pods.selected().workloads == {one, other}
+    pods.update(("ns", "b"), None)
+    assert pods.selected().workloads == {one}
+    pods.update(("ns", "a"), None)
+    assert pods.selected().workloads == {one}
+    pods.update(("ns", "b"), a_pod("b", workloads=(other,)))
+    assert pods.selected().workloads == {other}
+    pods.update(("ns", "c"), a_pod("c", labels={"app": "gemma"}, workloads=(one,)))
+    assert pods.selected().workloads == {other}

@@ -30,6 +30,7 @@ from agent.state.source import SourceStatus
 from exporters.catalog import CATALOG, accelerators, discovery, endpoints, pools
 from exporters.catalog.withheld import WITHHELD
 from exporters.gauge import REASONS, Distribution, Gauge, GaugeSet, NotFinite
+from tests.fakes.autoscalers import autoscaler_report
 from tests.fakes.demands import demand_report
 from tests.fakes.flows import band, caller, flow_report
 from tests.fakes.views import STALE_AFTER, snapshot, view
@@ -73,7 +74,13 @@ def test_every_number_is_finite_and_every_series_is_either_published_or_withheld
     held = flow_report(
         band(-1, caller("a"), max_requests=10)._replace(max_bytes=10.0), drain=None, max_requests=10, max_bytes=10
     )
-    made = gauge_set([snapshot(*found, source=source)], now, flows=[held], demands=[demand_report(at=min(now, 0.0))])
+    made = gauge_set(
+        [snapshot(*found, source=source)],
+        now,
+        flows=[held],
+        demands=[demand_report(at=min(now, 0.0))],
+        scalers=[autoscaler_report()],
+    )
     rows: list[Gauge | Distribution] = [*made.gauges, *made.distributions]
     published = [(row.metric.name, row.labels) for row in rows]
     withheld = [(row.metric.name, row.labels) for row in made.withheld]

@@ -131,9 +131,22 @@ def test_the_utilisation_of_accelerators_is_that_of_the_busiest_source():
 def test_a_pool_s_number_is_withheld_below_the_coverage_floor(metric):
     seen, unseen = [view(f"a:{port}", QUEUE) for port in range(4)], view("b:1", QUEUE, health=Health.BLIND)
     found = metrics(snapshot(*seen, unseen)).pool_metric("pool", metric, 0.0)
-    assert found == ServedValue(3.0 if "average" in metric else 12.0, 0.0)
+    assert found == ServedValue(3.0 if "average" in metric else 15.0, 0.0)
     found = metrics(snapshot(*seen[:3], unseen)).pool_metric("pool", metric, 0.0)
     assert found == WithheldMetric("low_coverage", "3 of 4 endpoints have a fresh reading, below the coverage of 0.8")
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30), st.integers(0, 6))
+def test_no_endpoint_that_falls_silent_changes_what_an_equally_loaded_pool_sums_to_beyond_its_mean(loads, silent):
+    seen = [view(f"a:{number}", QUEUE | {WAITING: load}) for number, load in enumerate(loads)]
+    unseen = [view(f"b:{number}", QUEUE, health=Health.BLIND) for number in range(silent)]
+    found = metrics(snapshot(*seen, *unseen)).external_metric("pool", "igw_pool_waiting_requests", 0.0)
+    if len(seen) / (len(seen) + silent) < 0.8:
+        assert isinstance(found, WithheldMetric)
+    else:
+        assert isinstance(found, ServedValue)
+        assert found.value == pytest.approx(sum(loads) / len(loads) * (len(loads) + silent))
+        assert found.value >= sum(loads) * (1 - 1e-9)
 
 
 def test_saturation_is_not_clamped():

@@ -20,6 +20,7 @@ from agent.clock import Clock
 from agent.events import Hook
 from agent.events.process import WatcherDropped
 from agent.flow.report import FlowReport
+from agent.scaling.autoscalers import AutoscalerReport
 from agent.scaling.demand_gauges import DemandReport
 from agent.scaling.gauges import gauge_set
 from agent.serve.http.responses import HttpError, json_bytes
@@ -67,9 +68,11 @@ class StateApi:
             self._unknown_peers,
             self._flow_reports,
             self._demand_reports,
+            self._scaler_reports,
         )
         self._replicas: Callable[[], ReplicasView | None] = lambda: None
         self.demands: Callable[[], Sequence[DemandReport]] = tuple  # the demand of each pool
+        self.scalers: Callable[[], Sequence[AutoscalerReport]] = tuple  # the HPAs of each pool
         self._hook = hook
 
     def set_replicas(self, view: Callable[[], ReplicasView | None]) -> None:
@@ -86,6 +89,9 @@ class StateApi:
 
     def _demand_reports(self) -> Sequence[DemandReport]:
         return self.demands()
+
+    def _scaler_reports(self) -> Sequence[AutoscalerReport]:
+        return self.scalers()
 
     def _flow_reports(self, now: float) -> Sequence[FlowReport]:
         return self.feed.flow_reports(now)
@@ -134,9 +140,10 @@ class StateApi:
         snapshots, unknown_peers = self.feed.snapshots(moment.now, pool), self._unknown_peers()
         flows = self.feed.flow_reports(moment.now, pool)
         demands = [each for each in self.demands() if each.pool == pool]
+        scalers = [each for each in self.scalers() if each.pool == pool]
 
         def encode() -> bytes:
-            gauges = gauge_set(snapshots, moment.now, (), unknown_peers, flows, demands)
+            gauges = gauge_set(snapshots, moment.now, (), unknown_peers, flows, demands, scalers)
             return documents.encode(documents.gauges(gauges, moment, name))
 
         return json_bytes(await asyncio.to_thread(encode))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from agent.events import Hook, ignore
 from agent.events.process import TaskFailed
 from agent.flow.report import FlowReport
+from agent.scaling.autoscalers import AutoscalerReport
 from agent.scaling.demand_gauges import DemandReport
 from agent.scaling.gauges import gauge_set
 from agent.serve.state.moment import Moment
@@ -46,11 +47,13 @@ class GaugeFeed:
         unknown_peers: Callable[[], Sequence[str]] = tuple,
         flows: Callable[[float], Sequence[FlowReport]] = lambda _: (),
         demands: Callable[[], Sequence[DemandReport]] = tuple,
+        scalers: Callable[[], Sequence[AutoscalerReport]] = tuple,
     ) -> None:
         """`snapshots` gives those of all pools at a time, `devices` the accelerator exporters, `unknown_peers` the
         replicas whose part of a sum is unknown, `flows` the reports of flow control at a time,
-        `demands` those of demand."""
+        `demands` those of demand, `scalers` the HPAs of the pools."""
         self._demands = demands
+        self._scalers = scalers
         self._flows = flows
         self._unknown_peers = unknown_peers
         self._hook = hook
@@ -74,7 +77,14 @@ class GaugeFeed:
             snapshots, devices = self._snapshots(moment.now), self._devices()
             flows = self._flows(moment.now)
             gauges = await asyncio.to_thread(
-                gauge_set, snapshots, moment.now, devices, self._unknown_peers(), flows, self._demands()
+                gauge_set,
+                snapshots,
+                moment.now,
+                devices,
+                self._unknown_peers(),
+                flows,
+                self._demands(),
+                self._scalers(),
             )
             for exporter in self._exporters:
                 try:
