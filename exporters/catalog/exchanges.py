@@ -91,7 +91,7 @@ UNKNOWN_ENTRIES: Final = ROWS.counter(
     "igw_access_log_unknown_entries_total",
     "entries",
     "pool",
-    "Entries of the proxy's access log of no request that was picked here: of a peer's, repeated, or of a foreign proxy",
+    "Entries of the proxy's access log of no request that was picked here: a peer's, repeated, or of a foreign proxy",
 )
 UNREPORTED: Final = ROWS.counter(
     "igw_requests_unreported_total",
