@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent.app.certificates import load
 from agent.app.component import CannotStart
@@ -46,6 +46,14 @@ if TYPE_CHECKING:  # they need the package `cryptography`, which only the extras
 Pools = Callable[[], Mapping[str, Pool]]
 
 
+class _KnownPool(NamedTuple):
+    """A pool as the APIs know it, the endpoints that it was made of, and their pods as `namespace/name` by address."""
+
+    endpoints: Mapping[str, EndpointConfig]
+    pool: PoolOfApi
+    pods: Mapping[str, str]
+
+
 class MetricsApi:
     """A component; without `metricsApi.address` it does nothing. `address` is where it listens, once it is started.
 
@@ -79,7 +87,7 @@ class MetricsApi:
         self._tls = tls
         self._lease = lease
         self._own_namespace = ""
-        self._known: dict[str, tuple[Mapping[str, EndpointConfig], PoolOfApi]] = {}
+        self._known: dict[str, _KnownPool] = {}
         self._trust: TrustSource | None = None
         self._following: list[Task] = []
         self._server: MetricsApiServer | None = None
@@ -223,21 +231,15 @@ class MetricsApi:
         settings = {each.name: each for each in self._config.pools}
         shown = [self._pool(settings[name], pool.endpoints) for name, pool in pools.items() if name in settings]
         coverage = self._config.metrics_api.min_coverage
-        names = {each.name: each.pods for each in shown}
-        source = StoreMetrics(
-            lambda pool, _: snapshots[pool],
-            coverage,
-            self.held,
-            self.demand,
-            lambda pool: {address: f"{pod.namespace}/{pod.name}" for address, pod in names[pool].items()},
-        )
+        names = {each.name: self._known[each.name].pods for each in shown}
+        source = StoreMetrics(lambda pool, _: snapshots[pool], coverage, self.held, self.demand, names.__getitem__)
         return MetricsView(shown, source)
 
     def _pool(self, settings: PoolConfig, endpoints: Mapping[str, EndpointConfig]) -> PoolOfApi:
         """The pool as the APIs know it; made again when its endpoints change."""
         known = self._known.get(settings.name)
-        if known is not None and known[0] is endpoints:
-            return known[1]
+        if known is not None and known.endpoints is endpoints:
+            return known.pool
         pods = {}
         for address, endpoint in endpoints.items():
             namespace, _, name = endpoint.pod.rpartition("/")
@@ -247,7 +249,8 @@ class MetricsApi:
         if not namespace and not settings.in_cluster:
             namespace = next((pod.namespace for pod in pods.values()), "")
         found = PoolOfApi(settings.name, namespace or self._namespace(), settings.inference_pool, pods)
-        self._known[settings.name] = (endpoints, found)
+        names = {address: f"{pod.namespace}/{pod.name}" for address, pod in pods.items()}
+        self._known[settings.name] = _KnownPool(endpoints, found, names)
         return found
 
     def _namespace(self) -> str:

@@ -125,6 +125,10 @@ class _PodValues(Mapping[str, Value]):
         same = self._pods.get(address, pod) == pod
         return of_endpoint(view, self._metric, self._now) if same else _why("never_scraped")
 
+    def get(self, address: str, default: Value | None = None) -> Value | None:  # type: ignore[override]
+        """As of a dict; that of `Mapping` raises and catches an exception for each endpoint that is not there."""
+        return self[address] if address in self._views else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
 
@@ -134,8 +138,9 @@ class _PodValues(Mapping[str, Value]):
 
 def of_endpoint(view: EndpointView, metric: str, now: float) -> Value:
     """The value of an endpoint. KeyError for a metric that is not one of pods."""
-    if metric in _SIGNALS:
-        return _served(number(view, _SIGNALS[metric], now))
+    signal = _SIGNALS.get(metric)
+    if signal is not None:
+        return _served(number(view, signal, now))
     if metric in _RATES:
         found = _served(rate(view, _RATES[metric], now))
         if isinstance(found, ServedValue):
