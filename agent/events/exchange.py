@@ -17,6 +17,16 @@ class TokenUsage(NamedTuple):
 NO_USAGE: Final = TokenUsage()
 
 
+class Slo(NamedTuple):
+    """The wanted time to the first token and time per output token of a request, in seconds; None: no objective."""
+
+    ttft: float | None = None
+    tpot: float | None = None
+
+
+NO_SLO: Final = Slo()
+
+
 class Exchange(NamedTuple):
     """One request and its response at the proxy. Seconds are from the arrival of the request at the proxy, so that the
     time for which it was held is part of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from agent.events.exchange import Exchange
+from agent.events.exchange import NO_SLO, Exchange, Slo
 
 
 class Picked(NamedTuple):
@@ -37,7 +37,8 @@ class EncodedBody(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A request was rejected by the agent, with this HTTP status and reason (one word); the rest as in `Picked`."""
+    """A request was rejected by the agent, with this HTTP status and reason (one word); `slo` as in `Completed`, the
+    rest as in `Picked`."""
 
     pool: str
     model: str
@@ -46,6 +47,7 @@ class Refused(NamedTuple):
     requested: str = ""
     caller: str = ""
     priority: int = 0
+    slo: Slo = NO_SLO
 
 
 class Reported(NamedTuple):
@@ -118,7 +120,7 @@ class Ended(NamedTuple):
 class Completed(NamedTuple):
     """The proxy reported how a picked request ended: its last report. `result` is a key of
     `agent.requests.response.RESULTS`, `status` the HTTP status, 0 where there was none; `exchange` is what the proxy
-    measured, None where it measures nothing. The rest as in `Picked`."""
+    measured, None where it measures nothing, `slo` what it is measured against. The rest as in `Picked`."""
 
     pool: str
     model: str
@@ -128,6 +130,7 @@ class Completed(NamedTuple):
     requested: str = ""
     caller: str = ""
     priority: int = 0
+    slo: Slo = NO_SLO
 
 
 class Abandoned(NamedTuple):

@@ -6,19 +6,20 @@ meanwhile: a gauge of running requests would drift otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Gauge
 
-from agent.events.exchange import Exchange
+from agent.events.exchange import NO_SLO, Exchange, Slo
 from agent.flow.flow_names import DEFAULT_FLOW
 from agent.instruments.caller_labels import CallerLabels
 from agent.instruments.event_metrics import EventMetrics
 from agent.instruments.histogram import Buckets
 from agent.instruments.known_names import KnownNames
 from agent.instruments.label_limiter import OTHER, LabelLimiter
+from agent.requests.attainment import MET, MISSED, NOT_MEASURED, attainment, refusal
 from agent.requests.response import OK
 from exporters.catalog import exchanges
 from exporters.catalog import requests as rows
@@ -55,7 +56,7 @@ class _Exchanges:
 
     __slots__ = (
         "cached", "duration_per_token", "input", "output", "request_bytes", "response_bytes", "results",
-        "time_per_token", "ttft_streamed", "ttft_whole", "without_usage",
+        "slos", "time_per_token", "ttft_streamed", "ttft_whole", "without_usage",
     )  # fmt: skip
 
     def __init__(self, metrics: EventMetrics, labels: Labels) -> None:
@@ -70,6 +71,7 @@ class _Exchanges:
         self.duration_per_token: Buckets = metrics.child(exchanges.DURATION_PER_TOKEN, *labels)
         self.without_usage: Counter = metrics.child(exchanges.WITHOUT_USAGE, *labels)
         self.results: dict[tuple[str, str], Counter] = {}
+        self.slos: dict[tuple[str, str], Counter] = {}  # objective and result
 
 
 _ONE_EACH: Final = (
@@ -149,25 +151,35 @@ class RequestSeries:
         series.running.dec()
         series.duration.observe(took)
 
-    def refused(self, pool: str, names: RequestNames, code: str) -> None:
-        """A request was rejected; `code` is the reference's name of the error."""
+    def refused(self, pool: str, names: RequestNames, code: str, slo: Slo = NO_SLO) -> None:
+        """A request was rejected; `code` is the reference's name of the error, `slo` what it has missed by that."""
         series = self._of(pool, names)
+        if slo != NO_SLO:
+            self._count_slo(series, refusal(slo), None)
         series.total.inc()
         series.error_codes.add(code)
         self._metrics.count(rows.REQUEST_ERRORS, *series.labels, code)
 
-    def completed(self, pool: str, names: RequestNames, result: str, status: int, exchange: Exchange | None) -> None:
+    def completed(
+        self,
+        pool: str,
+        names: RequestNames,
+        result: str,
+        status: int,
+        exchange: Exchange | None,
+        slo: Slo = NO_SLO,
+    ) -> None:
         """The proxy reported the end of a picked request. Numbers that it did not measure are not counted."""
         series = self._own.get(names) or self._of(pool, names)
-        found = series.exchanges
-        if found is None:
-            found = series.exchanges = _Exchanges(self._metrics, series.labels)
+        found = self._exchanges(series)
         code = str(int(status)) if status in CODES else OTHER
         counter = found.results.get((code, result))
         if counter is None:
             counter = self._metrics.child(exchanges.RESULTS, *series.labels, code, result)
             found.results[code, result] = counter
         counter.inc()
+        if slo != NO_SLO:
+            self._count_slo(series, attainment(slo, result, exchange), exchange)
         if exchange is None:
             return
         found.request_bytes.observe(exchange.request_bytes)
@@ -194,6 +206,26 @@ class RequestSeries:
             found.duration_per_token.observe(exchange.duration / output)
         if output > 1 and exchange.streamed and exchange.first_token is not None:
             found.time_per_token.observe((exchange.last_token - exchange.first_token) / (output - 1))
+
+    def _exchanges(self, series: _Series) -> _Exchanges:
+        found = series.exchanges
+        if found is None:
+            found = series.exchanges = _Exchanges(self._metrics, series.labels)
+        return found
+
+    def _count_slo(self, series: _Series, attained: Mapping[str, str], exchange: Exchange | None) -> None:
+        if not attained:
+            return
+        found, labels = self._exchanges(series), series.labels
+        for objective, result in attained.items():
+            if (objective, result) not in found.slos:  # all results from 0 on: a ratio needs both of its parts
+                for each in (MET, MISSED, NOT_MEASURED):
+                    found.slos[objective, each] = self._metrics.child(exchanges.SLO, *labels, objective, each)
+            found.slos[objective, result].inc()
+        good, tokens = (self._metrics.child(row, *labels) for row in (exchanges.GOODPUT, exchanges.GOODPUT_TOKENS))
+        if all(result == MET for result in attained.values()):
+            good.inc()
+            tokens.inc(0 if exchange is None else exchange.usage.completion or 0)
 
     def _of(self, pool: str, names: RequestNames) -> _Series:
         labels = self._labels(pool, names)
@@ -252,5 +284,10 @@ class RequestSeries:
             self._metrics.remove(row, *labels)
         for streamed in ("true", "false"):
             self._metrics.remove(exchanges.TTFT, *labels, streamed)
+        for objective, result in series.exchanges.slos:
+            self._metrics.remove(exchanges.SLO, *labels, objective, result)
+        if series.exchanges.slos:
+            for row in (exchanges.GOODPUT, exchanges.GOODPUT_TOKENS):
+                self._metrics.remove(row, *labels)
         for code, result in series.exchanges.results:
             self._metrics.remove(exchanges.RESULTS, *labels, code, result)

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter
 
+from agent.events.exchange import NO_SLO
 from agent.events.requests import (
     Abandoned,
     Completed,
@@ -48,6 +49,10 @@ ERROR_CODES: Final = {
     500: "Internal",
     503: "ServiceUnavailable",
 }
+
+
+# Statuses of rejections that are no fault of the client.
+_FAULTS_OF_THE_SERVICE: Final = frozenset({429, 500, 503})
 
 
 class _PickCounters(NamedTuple):
@@ -125,7 +130,8 @@ class RequestInstruments:
 
     def _count_refused(self, event: Refused) -> None:
         code = ERROR_CODES.get(event.status, str(event.status))
-        self._series.refused(event.pool, _names(event), code)
+        slo = event.slo if event.status in _FAULTS_OF_THE_SERVICE else NO_SLO
+        self._series.refused(event.pool, _names(event), code, slo)
         self._metrics.count(rows.REJECTED, event.pool, str(event.status), event.reason)
 
     def _log_refused(self, event: Refused) -> None:
@@ -141,7 +147,7 @@ class RequestInstruments:
         self._outcome(rows.RESPONSES, event.pool, self._server(event.endpoint), event.result).inc()
 
     def _count_completed(self, event: Completed) -> None:
-        self._series.completed(event.pool, _names(event), event.result, event.status, event.exchange)
+        self._series.completed(event.pool, _names(event), event.result, event.status, event.exchange, event.slo)
 
     def _count_unknown_entry(self, event: UnknownLogEntry) -> None:
         self._metrics.count(exchanges.UNKNOWN_ENTRIES, event.pool)

@@ -32,6 +32,8 @@ OLD_FAIRNESS_ID: Final = "x-gateway-inference-fairness-id"
 TTL: Final = "x-llm-d-inference-ttl"
 TTFT: Final = "x-llm-d-slo-ttft-ms"
 OLD_TTFT: Final = "x-slo-ttft-ms"
+TPOT: Final = "x-llm-d-slo-tpot-ms"
+OLD_TPOT: Final = "x-slo-tpot-ms"
 SUBSET: Final = "x-gateway-destination-endpoint-subset"
 REWRITE: Final = "x-llm-d-model-name-rewrite"
 OLD_REWRITE: Final = "x-gateway-model-name-rewrite"
@@ -41,7 +43,7 @@ CONTROL_HEADERS: Final[tuple[ControlHeader, ...]] = (
     ControlHeader(FAIRNESS_ID, OLD_FAIRNESS_ID, "the caller, which gets a fair share within its priority", terms=True),
     ControlHeader(TTL, "", "the longest wait, such as `30s`", terms=True),
     ControlHeader(TTFT, OLD_TTFT, "the wanted time to the first token, in milliseconds", terms=True),
-    ControlHeader("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms", "the wanted time per output token; has no effect yet"),
+    ControlHeader(TPOT, OLD_TPOT, "the wanted time per output token, in milliseconds", terms=True),
     ControlHeader(REWRITE, OLD_REWRITE, "the model that replaces the one in the body"),
     ControlHeader(SUBSET, "", "has no effect: the proxy sends the allowed endpoints as metadata"),
     ControlHeader("x-gateway-destination-endpoint-served", "", "has no effect in a request"),

@@ -16,8 +16,10 @@ from agent.requests.control_headers import (
     OBJECTIVE,
     OLD_FAIRNESS_ID,
     OLD_OBJECTIVE,
+    OLD_TPOT,
     OLD_TTFT,
     TERMS,
+    TPOT,
     TTFT,
     TTL,
 )
@@ -73,7 +75,12 @@ class ReadHeaders(NamedTuple):
 
 NOTHING_READ: Final = ReadHeaders(NO_FLOW_HEADERS)
 DEFAULT_RULES: Final = FlowHeaderRules()
-_PRESENT: Final = {OLD_OBJECTIVE: OBJECTIVE, OLD_FAIRNESS_ID: FAIRNESS_ID, OLD_TTFT: TTFT}  # former name -> present
+_PRESENT: Final = {
+    OLD_OBJECTIVE: OBJECTIVE,
+    OLD_FAIRNESS_ID: FAIRNESS_ID,
+    OLD_TTFT: TTFT,
+    OLD_TPOT: TPOT,
+}  # former name -> present
 
 
 def read_flow_headers(
@@ -89,7 +96,6 @@ def read_flow_headers(
     ]
     objective, caller = "", ""
     ttl: float | None = None
-    ttft: float | None = None
     text = headers.get(OBJECTIVE) or headers.get(OLD_OBJECTIVE)
     if text:
         objective = _name(text, OBJECTIVE_LENGTH, OBJECTIVE, ignored)
@@ -101,13 +107,11 @@ def read_flow_headers(
     text = headers.get(TTL)
     if text:
         ttl = _positive(duration_seconds(text), NOT_A_DURATION, TTL, ignored)
-    text = headers.get(TTFT) or headers.get(OLD_TTFT)
-    if text:
-        milliseconds = _positive(_number(text), NOT_A_NUMBER, TTFT, ignored)
-        ttft = None if milliseconds is None else milliseconds / 1000
-    if not ignored and not objective and not caller and ttl is None and ttft is None:
+    ttft = _milliseconds(headers.get(TTFT) or headers.get(OLD_TTFT), TTFT, ignored)
+    tpot = _milliseconds(headers.get(TPOT) or headers.get(OLD_TPOT), TPOT, ignored)
+    if not ignored and not objective and not caller and ttl is None and ttft is None and tpot is None:
         return NOTHING_READ
-    return ReadHeaders(FlowHeaders(objective, caller, ttl, ttft), tuple(ignored))
+    return ReadHeaders(FlowHeaders(objective, caller, ttl, ttft, tpot), tuple(ignored))
 
 
 def duration_seconds(text: str) -> float | None:
@@ -118,6 +122,14 @@ def duration_seconds(text: str) -> float | None:
         return None
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
     return -seconds if text.startswith("-") else seconds
+
+
+def _milliseconds(text: str | None, header: str, ignored: list[IgnoredHeader]) -> float | None:
+    """The seconds of a number of milliseconds; None of none."""
+    if not text:
+        return None
+    found = _positive(_number(text), NOT_A_NUMBER, header, ignored)
+    return None if found is None else found / 1000
 
 
 def _utf_8(text: str) -> str:

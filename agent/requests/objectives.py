@@ -21,6 +21,7 @@ from typing import Final
 
 from agent.config.objectives import ObjectiveConfig
 from agent.events import Hook, ignore
+from agent.events.exchange import NO_SLO, Slo
 from agent.events.objectives import UnknownObjective
 from agent.kube.objectives import NO_OBJECTIVES, PoolObjectives
 from agent.requests.flow_terms import FlowHeaders, FlowTerms
@@ -41,6 +42,8 @@ class RequestTerms:
         self._objects = NO_OBJECTIVES
         self._priorities: Mapping[str, int] = {}
         self._by_model: Mapping[str, int] = {}
+        self._slos: Mapping[str, Slo] = {}  # by objective
+        self._slos_by_model: Mapping[str, Slo] = {}
         self._unknown: set[str] = set()  # names that have been logged
 
     @property
@@ -67,7 +70,11 @@ class RequestTerms:
         """The terms of a request for this model, under the name that the client gives it."""
         name = headers.objective
         priority = self._priorities.get(name, 0) if name else self._by_model.get(model, 0)
-        return FlowTerms(priority, headers.caller, headers.ttl_seconds, headers.ttft_seconds)
+        slo = self._slos.get(name, NO_SLO) if name else self._slos_by_model.get(model, NO_SLO)
+        ttft, tpot = headers.ttft_seconds, headers.tpot_seconds
+        if ttft is not None or tpot is not None:
+            slo = Slo(slo.ttft if ttft is None else ttft, slo.tpot if tpot is None else tpot)
+        return FlowTerms(priority, headers.caller, headers.ttl_seconds, ttft, slo)
 
     def check(self, headers: FlowHeaders) -> None:
         """Report an objective that does not exist; called once for each request."""
@@ -88,5 +95,9 @@ class RequestTerms:
         for each in self._declared:
             for model in each.models:
                 by_model[model] = each.priority
+        slos = {each.name: Slo(each.ttft, each.time_per_output_token) for each in self._declared}
+        by_declared = {model: slos[each.name] for each in self._declared for model in each.models}
+        bound = {model: slos[name] for model, name in self._objects.models.items() if name in slos}
+        self._slos, self._slos_by_model = slos, {**bound, **by_declared}
         self._priorities, self._by_model = priorities, by_model
         self._unknown -= priorities.keys()

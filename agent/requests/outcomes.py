@@ -197,7 +197,7 @@ class Outcomes:
             return
         ticket.completed = True
         terms, pool = ticket.terms, self._store.pool
-        names = (ticket.requested, terms.caller, terms.priority)
+        names = (ticket.requested, terms.caller, terms.priority, terms.slo)
         self._hook(Completed(pool, ticket.model, ticket.result, ticket.status, exchange, *names))
 
     def _follow(self, ticket: Ticket, response: Response, now: float) -> None:

@@ -81,6 +81,18 @@ RESULTS: Final = ROWS.counter(
     f"{_L} code result",
     "Picked requests whose end the proxy has reported, by HTTP status (0: none) and result (docs/reference/errors.md)",
 )
+SLO: Final = ROWS.counter(
+    "igw_slo_requests_total",
+    "requests",
+    f"{_L} objective result",
+    "Requests with a wanted time (ttft, tpot), by result: met, missed (by a failure or refusal too), unknown",
+)
+GOODPUT: Final = ROWS.counter(
+    "igw_goodput_requests_total", "requests", _L, "Requests with objectives whose response met all of them"
+)
+GOODPUT_TOKENS: Final = ROWS.counter(
+    "igw_goodput_output_tokens_total", "tokens", _L, "Completion tokens of the responses that met all objectives"
+)
 WITHOUT_USAGE: Final = ROWS.counter(
     "igw_responses_without_usage_total",
     "responses",

@@ -42,7 +42,8 @@ OTHER: dict[str, Any] = {
     "pools[].accelerators[].devicesPerEndpoint": 2, "pools[].accelerators[].acknowledged[].device": "GPU-b",
     "pools[].accelerators[].acknowledged[].xid": 79,
     "objectives[].name": "batch", "objectives[].priority": -1, "objectives[].models": ["m"],
-    "objectives[].pool": "chat", "flowControl.trustHeaders": "all", "flowControl.callerHeader": "x-tenant",
+    "objectives[].pool": "chat", "objectives[].ttft": "1s", "objectives[].timePerOutputToken": "40ms",
+    "flowControl.trustHeaders": "all", "flowControl.callerHeader": "x-tenant",
     "scrape.interval": "2s", "scrape.timeout": "500ms", "scrape.path": "/stats", "scrape.maxPageBytes": "1MiB",
     "scrape.modelsInterval": "20s", "scrape.healthInterval": "3s", "scrape.histograms": ["queue_time_seconds"],
     "scrape.budget.scrapesPerSecond": 50, "scrape.budget.cpu": 0.5, "state.staleAfter": "7s", "prefillRate.fixed": 9,
@@ -109,7 +110,10 @@ BESIDE_TLS: dict[str, dict[str, Any]] = {
 BESIDE: dict[str, dict[str, Any]] = {
     "objectives[].name": {"priority": -1},
     "objectives[].priority": {"name": "batch"},
-    **{key: {"name": "batch", "priority": -1} for key in ("objectives[].models", "objectives[].pool")},
+    **{
+        key: {"name": "batch", "priority": -1}
+        for key in ("objectives[].models", "objectives[].pool", "objectives[].ttft", "objectives[].timePerOutputToken")
+    },
     "pools[].scrape.certFile": {"keyFile": "c.key"},
     "pools[].scrape.keyFile": {"certFile": "c.pem"},
     "pools[].accelerators[].acknowledged[].xid": {"device": "GPU-b"},

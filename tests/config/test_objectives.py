@@ -33,6 +33,11 @@ def test_an_objective_has_a_name_a_priority_and_may_have_models_and_a_pool() -> 
     )
 
 
+def test_an_objective_may_have_a_wanted_time_to_the_first_token_and_per_output_token() -> None:
+    (found,) = read("name: chat, priority: 0, ttft: 500ms, timePerOutputToken: 40ms")
+    assert (found.ttft, found.time_per_output_token) == (0.5, 0.04)
+
+
 def test_pools_may_have_objectives_of_the_same_name() -> None:
     entries = ("name: high, priority: 10, pool: chat, models: [m]", "name: high, priority: 5, pool: code, models: [m]")
     assert [each.priority for each in read(*entries)] == [10, 5]

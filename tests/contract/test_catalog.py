@@ -18,7 +18,7 @@ from agent.events import Event
 from agent.events.accelerators import DeviceHealthChanged, DeviceLost, DevicesFailed, DevicesRead
 from agent.events.access import AccessChecked, TokenFileProblem
 from agent.events.discovery import SourceProblemFound, SourceProblemSolved
-from agent.events.exchange import Exchange, TokenUsage
+from agent.events.exchange import Exchange, Slo, TokenUsage
 from agent.events.flow import HELD, DispatchRun, FlowDecided, HeldAtZero, RequestHeld, RequestSubmitted
 from agent.events.keda import PoolActivated, ScalerCalled, ScalerStreams
 from agent.events.kubernetes import KubernetesWriteFailed, KubernetesWritten, ObjectProblemFound, ObjectProblemSolved
@@ -129,7 +129,7 @@ EVERYTHING: tuple[Event, ...] = (
     ScalerStreams(1),
     CertificateLoaded("ext_proc", "tls.crt", 1.0, 2.0),
     CertificateNotLoaded("ext_proc", "x"),
-    Completed("pool", "m", "ok", 200, Exchange(2.0, 0.5, 1.9, 100, 200, True, TokenUsage(10, 5, 2))),
+    Completed("pool", "m", "ok", 200, Exchange(2.0, 0.5, 1.9, 100, 200, True, TokenUsage(10, 5, 2)), slo=Slo(0.5, 0.1)),
     Completed("pool", "m", "ok", 200, Exchange(2.0, 0.5, 1.9, 100, 200, False)),
     UnknownLogEntry("pool"),
     Unreported("pool"),

@@ -72,13 +72,14 @@ VALUES: Final = {
     "state": len(Health), "error_code": len({row.status for row in REJECTIONS.values()}), "engine": 1,
     "method": len(METHODS), "signal": len(signals.SIGNALS) + len(DEVICE_SIGNALS), "encoding": len(ENCODINGS),
     "kind": 5, "what": 3, "lease": 1, "need": len(NEEDS), "change": 3, "port": 4, "api": 2,
-    "streaming": 2, "code": len(CODES) + 1,
+    "streaming": 2, "objective": 2, "code": len(CODES) + 1,
     "rpc": len(RPCS) + 2,  # with a connection, and a method that does not exist
     "header": len([header for header in CONTROL_HEADERS if header.terms]) + 1,
 }  # fmt: skip
 RESULT_VALUES: Final = {
     "igw_responses_total": len(RESULTS),
     "igw_request_results_total": len(RESULTS),
+    "igw_slo_requests_total": 3,
     "igw_encoded_bodies_total": 3,
     "igw_kubernetes_writes_total": 4,
     "igw_access_checks_total": len(ACCESS_RESULTS),

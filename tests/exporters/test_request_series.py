@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.events.exchange import Exchange, TokenUsage
+from agent.events.exchange import NO_SLO, Exchange, Slo, TokenUsage
 from agent.instruments import request_series
 from agent.instruments.caller_labels import CALLER_NAMES, CallerLabels
 from agent.instruments.event_metrics import EventMetrics
@@ -48,8 +48,10 @@ class Counted:
     def refused(self, model: str, pool: str = "pool") -> None:
         self.series.refused(pool, RequestNames(model, model), "NotFound")
 
-    def completed(self, exchange: Exchange | None, result: str = "ok", status: int = 200, caller: str = "") -> None:
-        self.series.completed("pool", RequestNames("m", "m", caller), result, status, exchange)
+    def completed(
+        self, exchange: Exchange | None, result: str = "ok", status: int = 200, caller: str = "", slo: Slo = NO_SLO
+    ) -> None:
+        self.series.completed("pool", RequestNames("m", "m", caller), result, status, exchange, slo)
 
     def of(
         self, metric: str, model: str, target: str = "", caller: str = "default-flow", priority: str = "0", **more: str
@@ -237,6 +239,32 @@ def test_a_failed_request_has_its_code_and_result_and_a_broken_stream_its_first_
     assert counted.of("igw_responses_without_usage_total", "m") == 0
 
 
+def test_objectives_are_counted_with_all_results_from_zero_and_goodput_is_what_met_all() -> None:
+    counted = Counted("m")
+    both = Slo(0.5, 0.1)
+    counted.completed(STREAM, slo=both)
+    counted.completed(STREAM, slo=Slo(0.5, 0.01))
+    counted.completed(STREAM._replace(usage=TokenUsage()), slo=both)
+    counted.completed(None, "server_error", 500, slo=both)
+    counted.completed(None, "client_left", 0, slo=both)
+    counted.series.refused("pool", RequestNames("m", "m"), "ResourceExhausted", both)
+    expected = {"ttft": {"met": 3, "missed": 2, "unknown": 0}, "tpot": {"met": 1, "missed": 3, "unknown": 1}}
+    for objective, results in expected.items():
+        for result, count in results.items():
+            name = "igw_slo_requests_total"
+            assert counted.of(name, "m", objective=objective, result=result) == count, (objective, result)
+    assert counted.of("igw_goodput_requests_total", "m") == 1
+    assert counted.of("igw_goodput_output_tokens_total", "m") == 15
+
+
+def test_a_request_without_an_objective_has_no_series_of_objectives() -> None:
+    counted = Counted("m")
+    counted.completed(STREAM)
+    counted.completed(STREAM, slo=Slo())
+    assert counted.of("igw_slo_requests_total", "m", objective="ttft", result="met") is None
+    assert counted.of("igw_goodput_requests_total", "m") is None
+
+
 def test_callers_and_priorities_are_labels_and_those_of_strangers_are_bounded() -> None:
     counted = Counted("m")
     counted.callers.declare(["declared"])
@@ -270,7 +298,7 @@ def test_many_models_of_many_callers_have_a_bounded_number_of_series() -> None:
 
 def test_the_series_of_a_model_that_is_gone_are_all_removed(few_names: int) -> None:
     counted = Counted("m", *map(str, range(few_names - 1)))
-    counted.completed(STREAM)
+    counted.completed(STREAM, slo=Slo(0.5, 0.1))
     for number in range(few_names - 1):
         counted.picked(str(number))
     counted.names.models = {"new"}

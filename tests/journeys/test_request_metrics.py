@@ -15,6 +15,7 @@ import pytest
 from agent.envoy import process
 from agent.envoy.render import EnvoyConfig, EnvoyListener, EnvoyPool, PickMode, bootstrap
 from agent.requests.control_headers import FAIRNESS_ID, OBJECTIVE
+from agent.requests.control_headers import TTFT as TTFT_HEADER
 from tests.app.live import running
 from tests.journeys.bad_input.fleet import CHAT, IGW, MODES, Counts, chat
 from tests.processes import Processes
@@ -55,7 +56,7 @@ async def measured_gateway(directory: Path, processes: Processes, mode: PickMode
         "admin": {"address": "127.0.0.1:0"},
         "scrape": {"interval": "50ms"},
         "flowControl": {"trustHeaders": "all", "callers": ["team-a"]},
-        "objectives": [{"name": "interactive", "priority": 10}],
+        "objectives": [{"name": "interactive", "priority": 10, "ttft": "60s", "timePerOutputToken": "60s"}],
         "pools": [{"extProcAddress": "127.0.0.1:0", "endpoints": [server]}],
     }
     file = directory / "igw.yaml"
@@ -108,6 +109,10 @@ async def test_a_stream_is_counted_as_its_client_saw_it_under_all_three_names(
             assert counts.of(f"{family}_output_tokens_sum", **LABELS) == 12
             assert counts.of(f"{family}_request_total", **LABELS) == 1
             assert counts.of(f"{family}_request_duration_seconds_count", **LABELS) == 1
+        for objective in ("ttft", "tpot"):
+            by_result = counts.by("result", "igw_slo_requests_total", objective=objective, **labels)
+            assert by_result == {"met": 1}
+        assert counts.of("igw_goodput_output_tokens_total", **labels) == 12
         first, per_token, duration = (
             counts.of(f"{name}_sum", **labels)
             for name in (TTFT, "llm_d_epp_request_streaming_tpot_seconds", "llm_d_epp_request_ntpot_seconds")
@@ -124,12 +129,14 @@ async def test_a_whole_response_an_error_and_a_stream_without_usage_are_told_apa
         assert (await gateway.send())[0] == 200
         assert (await gateway.send(stream=True))[0] == 200
         assert (await gateway.send(max_tokens=-1))[0] == 400
-        counts = await gateway.completed(3)
+        assert (await gateway.send({TTFT_HEADER: "0.001"}, stream=True))[0] == 200  # a microsecond
+        counts = await gateway.completed(4)
         labels = {**LABELS, "fairness_id": "default-flow", "priority": "0"}
-        assert counts.of("igw_request_results_total", code="200", result="ok", **labels) == 2
+        assert counts.of("igw_request_results_total", code="200", result="ok", **labels) == 3
+        assert counts.by("result", "igw_slo_requests_total") == {"missed": 1}
         assert counts.of("igw_request_results_total", code="400", result="client_error", **labels) == 1
-        assert counts.of("igw_responses_without_usage_total", **labels) == 1
+        assert counts.of("igw_responses_without_usage_total", **labels) == 2
         assert counts.of("llm_d_epp_request_output_tokens_count", **labels) == 1
         assert counts.of(f"{TTFT}_count", streaming="false", **labels) == 1
-        assert counts.of(f"{TTFT}_count", streaming="true", **labels) == 1
+        assert counts.of(f"{TTFT}_count", streaming="true", **labels) == 2
         assert counts.of("llm_d_epp_request_streaming_tpot_seconds_count", **labels) == 0

@@ -26,6 +26,7 @@ OBJECTIVE = "x-llm-d-inference-objective"
 FAIRNESS = "x-llm-d-inference-fairness-id"
 TTL = "x-llm-d-inference-ttl"
 TTFT = "x-llm-d-slo-ttft-ms"
+TPOT = "x-llm-d-slo-tpot-ms"
 
 
 def read(headers: dict[str, str], rules: FlowHeaderRules = RULES) -> FlowHeaders:
@@ -53,8 +54,9 @@ def test_the_former_names_are_read() -> None:
         "x-gateway-inference-objective": "chat",
         "x-gateway-inference-fairness-id": "team-a",
         "x-slo-ttft-ms": "2000",
+        "x-slo-tpot-ms": "40",
     }
-    assert read(headers) == FlowHeaders("chat", "team-a", None, 2.0)
+    assert read(headers) == FlowHeaders("chat", "team-a", None, 2.0, 0.04)
 
 
 def test_the_present_name_goes_before_the_former_one() -> None:
@@ -104,6 +106,8 @@ def test_a_caller_may_have_a_name_in_any_script() -> None:
         (TTL, "0", "not_positive"),
         (TTL, "0s", "not_positive"),
         (TTL, "-5s", "not_positive"),
+        (TPOT, "0", "not_positive"),
+        (TPOT, "fast", "not_a_number"),
         (TTFT, "0", "not_positive"),
         (TTFT, "-100", "not_positive"),
         (TTFT, "nan", "not_a_number"),

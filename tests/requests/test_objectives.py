@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.config.flow_control import MAX_PRIORITY, MIN_PRIORITY
 from agent.config.objectives import ObjectiveConfig
 from agent.events import Event
+from agent.events.exchange import NO_SLO, Slo
 from agent.events.objectives import UnknownObjective
 from agent.kube.objectives import NO_OBJECTIVES, PoolObjectives
 from agent.requests.flow_terms import FlowHeaders, FlowTerms
@@ -41,7 +42,30 @@ def test_an_objective_that_does_not_exist_is_priority_0_whatever_the_model() -> 
 
 def test_the_other_terms_are_those_of_the_headers() -> None:
     headers = FlowHeaders("high", "team-a", 30.0, 0.5)
-    assert terms_of(ObjectiveConfig("high", 10)).terms(headers, "m") == FlowTerms(10, "team-a", 30.0, 0.5)
+    assert terms_of(ObjectiveConfig("high", 10)).terms(headers, "m") == FlowTerms(10, "team-a", 30.0, 0.5, Slo(0.5))
+
+
+def test_what_a_response_is_measured_against_is_of_the_headers_else_of_the_objective_else_of_the_model() -> None:
+    terms = terms_of(
+        ObjectiveConfig("high", 10, ttft=0.5, time_per_output_token=0.04),
+        ObjectiveConfig("batch", -1, ("qwen",), ttft=30.0),
+        objects=PoolObjectives({"high": 1}, (), {"llama": "high"}),
+    )
+
+    def slo(headers: FlowHeaders, model: str = "m") -> Slo:
+        return terms.terms(headers, model).slo
+
+    assert slo(FlowHeaders("high")) == Slo(0.5, 0.04)
+    assert slo(FlowHeaders("high", ttft_seconds=2.0)) == Slo(2.0, 0.04)
+    assert slo(FlowHeaders("high", tpot_seconds=0.1)) == Slo(0.5, 0.1)
+    assert slo(FlowHeaders(), "qwen") == Slo(30.0)
+    assert slo(FlowHeaders(), "llama") == Slo(0.5, 0.04)  # bound by the object to an objective of the configuration
+    assert slo(FlowHeaders("unknown"), "qwen") == slo(FlowHeaders()) == NO_SLO
+
+
+def test_the_wanted_times_of_the_configuration_do_not_change_the_order() -> None:
+    terms = terms_of(ObjectiveConfig("high", 10, ttft=0.5))
+    assert terms.terms(FlowHeaders("high"), "m").ttft_seconds is None
 
 
 def test_objects_have_objectives_too() -> None:

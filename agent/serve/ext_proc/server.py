@@ -222,7 +222,8 @@ def _refused(pool: str, ticket: Ticket | None, action: Respond) -> Refused:
     if ticket is None:
         return Refused(pool, "", action.status, action.reason)
     terms = ticket.terms
-    return Refused(pool, ticket.model, action.status, action.reason, ticket.requested, terms.caller, terms.priority)
+    names = (ticket.requested, terms.caller, terms.priority, terms.slo)
+    return Refused(pool, ticket.model, action.status, action.reason, *names)
 
 
 class ExternalProcessor:
