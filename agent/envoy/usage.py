@@ -14,19 +14,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agent.requests.exchange_text import CACHED_TOKENS, COMPLETION_TOKENS, PROMPT_TOKENS, USAGE
+from agent.requests.usage_text import CACHED, COMPLETION, HEAD_BYTES, PROMPT, TAIL_BYTES
 
 Data = dict[str, Any]
 
-# Anthropic's streams report the prompt in their first event. After the usage of a whole response come up to 16 pairs of
-# metadata of the client, 8 KiB.
-HEAD_BYTES: Final = 4096
-TAIL_BYTES: Final = 16384
-# The names that APIs have for each number: OpenAI's completions, then its responses and Anthropic's messages.
-NAMES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
-    (PROMPT_TOKENS, ("prompt_tokens", "input_tokens")),
-    (COMPLETION_TOKENS, ("completion_tokens", "output_tokens")),
-    (CACHED_TOKENS, ("cached_tokens", "cache_read_input_tokens")),
-)
+NAMES: Final = ((PROMPT_TOKENS, PROMPT), (COMPLETION_TOKENS, COMPLETION), (CACHED_TOKENS, CACHED))
 
 _SCRIPT: Final = """\
 local NAMES = {%(names)s}

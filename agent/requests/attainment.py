@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from agent.events.exchange import Exchange, Slo
-from agent.requests.response import CLIENT_ERROR, CLIENT_LEFT, OK, UNSUPPORTED
+from agent.requests.response import CLIENT_ERROR, CLIENT_LEFT, CUT, OK, UNSUPPORTED
 
 TTFT: Final = "ttft"
 TPOT: Final = "tpot"
 MET: Final = "met"
 MISSED: Final = "missed"
 NOT_MEASURED: Final = "unknown"
-_NO_RESULT: Final = frozenset({CLIENT_LEFT, CLIENT_ERROR, UNSUPPORTED})
+_NO_RESULT: Final = frozenset({CLIENT_LEFT, CLIENT_ERROR, CUT, UNSUPPORTED})
 
 
 def attainment(slo: Slo, result: str, exchange: Exchange | None) -> Mapping[str, str]:

@@ -20,9 +20,9 @@ from agent.events import Hook
 from agent.events.exchange import Exchange
 from agent.events.requests import Completed, NotFollowed, Responded, UnknownLogEntry, Unreported
 from agent.prefix.index import PrefixIndex
-from agent.requests.response import CLIENT_LEFT, OK, RESULTS, RETRIED, Response, result_of
+from agent.requests.response import CLIENT_LEFT, CUT, OK, RESULTS, RETRIED, Response, result_of
 from agent.requests.sharing import NOT_SHARED, Sharing
-from agent.requests.ticket import Ticket
+from agent.requests.ticket import NEVER, Ticket
 from agent.state.store import RoutingStore
 
 # How long, and for how many requests that are over, an entry of the access log is awaited. It comes within the flush
@@ -97,7 +97,8 @@ class Outcomes:
         if how == "closed" and self._headers_seen:
             if not ticket.result:
                 self._apply(ticket, Response(0, client_left=True, complete=True), now)
-            self._complete(ticket, None)
+            cut = ticket.exchange is None and ticket.first_byte_at != NEVER
+            self._complete(ticket, ticket.exchange, CUT if cut and ticket.result == OK else ticket.result)
         self._forget(ticket)
         if not self._awaits:
             for waiting in tuple(self._over):
@@ -161,7 +162,7 @@ class Outcomes:
         served = response.served
         ticket = next((each for each in islice(tickets, MAX_COMPARED) if each.endpoint == served), first)
         self._apply(ticket, response, now)
-        self._complete(ticket, response.exchange)
+        self._complete(ticket, response.exchange, ticket.result)
         if ticket in self._over:
             for call in self.on_late_result:
                 call(ticket, now)
@@ -191,14 +192,14 @@ class Outcomes:
             self._withdraw(ticket)
         self._release(ticket, keep=result == OK and not response.complete)
 
-    def _complete(self, ticket: Ticket, exchange: Exchange | None) -> None:
+    def _complete(self, ticket: Ticket, exchange: Exchange | None, result: str) -> None:
         """Report the end of a request, once."""
         if ticket.completed:
             return
         ticket.completed = True
         terms, pool = ticket.terms, self._store.pool
         names = (ticket.requested, terms.caller, terms.priority, terms.slo)
-        self._hook(Completed(pool, ticket.model, ticket.result, ticket.status, exchange, *names))
+        self._hook(Completed(pool, ticket.model, result, ticket.status, exchange, *names))
 
     def _follow(self, ticket: Ticket, response: Response, now: float) -> None:
         """The proxy sent the request to another endpoint than the picked one: the work and the credit follow it."""

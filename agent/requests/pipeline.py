@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agent.events import Hook
+from agent.events.exchange import Exchange, TokenUsage
 from agent.events.requests import Abandoned, StreamBroken
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.response import Response
-from agent.requests.ticket import CONTINUE, PENDING, WAIT, Request, Result, Ticket
+from agent.requests.ticket import CONTINUE, NEVER, PENDING, WAIT, Request, Result, Ticket
 
 OnDecision = Callable[[Ticket, Pick | Rejection], None]
 
@@ -138,6 +139,19 @@ class Pipeline:
     def responded(self, ticket: Ticket, response: Response) -> None:
         """The response headers of a ticket in flight arrived at the proxy."""
         self._responses.responded(ticket, response, self._now())
+
+    def body_started(self, ticket: Ticket) -> None:
+        """The first bytes of the response to a ticket in flight have passed the proxy."""
+        ticket.first_byte_at = self._now()
+
+    def body_ended(self, ticket: Ticket, size: int, usage: TokenUsage, *, streamed: bool) -> None:
+        """The body of the response is over. The times are from the submission of the request: where the agent measures,
+        the time in which the request's body arrived is no part of them."""
+        took = self._now() - ticket.submitted_at
+        first = ticket.first_byte_at - ticket.submitted_at
+        ticket.exchange = Exchange(
+            took, None if ticket.first_byte_at == NEVER else first, took, ticket.body_bytes, size, streamed, usage
+        )
 
     def ended(self, ticket: Ticket, how: str) -> None:
         """A picked ticket ended: every stage up to the one that decided is notified, the last one first."""

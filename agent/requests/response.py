@@ -19,6 +19,7 @@ RESET: Final = "reset"
 TIMEOUT: Final = "timeout"
 CLIENT_LEFT: Final = "client_left"
 PROXY: Final = "proxy"
+CUT: Final = "cut"
 
 
 class ResultRow(NamedTuple):
@@ -42,6 +43,7 @@ RESULTS: Final[Mapping[str, ResultRow]] = {
     TIMEOUT: ResultRow("the server did not answer within the proxy's time-out", failure=True),
     CLIENT_LEFT: ResultRow("the client left before the response was complete"),
     PROXY: ResultRow("the proxy answered itself, without a try at a server"),
+    CUT: ResultRow("the response broke off, and the proxy does not say whether by its client or by its server"),
 }
 
 _OVERLOAD_STATUSES: Final = frozenset({429, 529})
@@ -58,7 +60,8 @@ class Response(NamedTuple):
     CONNECT_FAILURE, RESET, TIMEOUT or PROXY. `served` is the endpoint (`ip:port`) of the last try, empty where unknown;
     `attempts` the number of tries. `retry_after`: the response has that header. `complete`: no later report follows.
     `body_bytes` is the size of the response body so far, None where unknown. `exchange` is what the proxy measured,
-    None where it measures nothing.
+    None where it measures nothing. `streamed`: the body is a stream of events; `readable`: it is JSON or such a stream,
+    and not compressed. Both are of response headers alone.
     """
 
     status: int
@@ -70,6 +73,8 @@ class Response(NamedTuple):
     complete: bool = False
     body_bytes: int | None = None
     exchange: Exchange | None = None
+    streamed: bool = False
+    readable: bool = False
 
 
 def broken_by(details: str) -> str:

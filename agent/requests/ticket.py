@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
+from agent.events.exchange import Exchange, TokenUsage
 from agent.pick.decision import Pick
 from agent.pick.request import PickRequest, Prompt
 from agent.requests.flow_terms import DEFAULT_TERMS, NO_FLOW_HEADERS, FlowHeaders
@@ -35,6 +36,7 @@ class Step(Enum):
     WAIT = 1
 
 
+NEVER: Final = float("inf")
 CONTINUE: Final = Step.CONTINUE
 WAIT: Final = Step.WAIT
 Result = Step | Pick | Rejection
@@ -81,6 +83,14 @@ class TicketOwner(Protocol):
         """The proxy reported the response to a picked ticket."""
         ...
 
+    def body_started(self, ticket: Ticket) -> None:
+        """The first bytes of the response to a picked ticket have passed."""
+        ...
+
+    def body_ended(self, ticket: Ticket, size: int, usage: TokenUsage, *, streamed: bool) -> None:
+        """The body of the response to a picked ticket is over."""
+        ...
+
     def ended(self, ticket: Ticket, how: str) -> None:
         """A picked ticket ended."""
         ...
@@ -97,16 +107,18 @@ class Ticket:
 
     `endpoint` is where the request is: picked, or another one that the proxy named. `result` is a key of
     `agent.requests.outcomes.RESULTS`, empty until the proxy reports the response, `status` is its HTTP status, and
-    `completed` whether its end was reported. `chain` are the prompt's blocks while
-    their credit may have to be taken back, `known_blocks` those of them that the endpoint held before, each of
+    `completed` whether its end was reported. `first_byte_at` is when the first byte of the response's body passed
+    (NEVER: none was seen), `exchange` what was measured where the proxy sends the body. `chain` are the prompt's blocks
+    while their credit may have to be taken back, `known_blocks` those of them that the endpoint held before, each of
     `block_tokens`.
     """
 
     __slots__ = (
         "_on_decision", "_owner", "block_tokens", "body", "body_bytes", "chain", "completed", "content_type",
-        "encoding", "endpoint", "flow_headers", "held", "hold_limit", "known_blocks", "longest_wait", "method", "model",
-        "path", "pick", "picked_at", "prompt", "request_id", "requested", "result", "stage", "state", "status",
-        "submitted_at", "subset", "terms", "wanted", "work_id",
+        "encoding", "endpoint", "exchange", "first_byte_at", "flow_headers", "held", "hold_limit",
+        "known_blocks", "longest_wait", "method", "model", "path", "pick", "picked_at", "prompt",
+        "request_id", "requested", "result", "stage", "state", "status", "submitted_at", "subset", "terms",
+        "wanted", "work_id",
     )  # fmt: skip
 
     def __init__(
@@ -144,6 +156,8 @@ class Ticket:
         self.endpoint = ""
         self.result = ""
         self.status = 0
+        self.first_byte_at = NEVER
+        self.exchange: Exchange | None = None
         self.completed = False
         self.chain: Sequence[int] = ()
         self.known_blocks = 0
@@ -199,6 +213,20 @@ class Ticket:
         if self.state != PICKED:
             return False
         self._owner.responded(self, response)
+        return True
+
+    def body_started(self) -> bool:
+        """The first bytes of the response's body have passed the proxy."""
+        if self.state != PICKED:
+            return False
+        self._owner.body_started(self)
+        return True
+
+    def body_ended(self, size: int, usage: TokenUsage, *, streamed: bool) -> bool:
+        """The response's body is over."""
+        if self.state != PICKED:
+            return False
+        self._owner.body_ended(self, size, usage, streamed=streamed)
         return True
 
     def end(self, how: str) -> bool:

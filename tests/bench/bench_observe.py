@@ -20,6 +20,7 @@ from typing import Final
 from envoy.service.accesslog.v3 import als_pb2 as pb
 
 from agent.events import Event, Hook
+from agent.events.exchange import TokenUsage
 from agent.events.requests import Completed
 from agent.instruments.hook import Instruments
 from agent.prefix.index import PrefixIndex
@@ -52,6 +53,12 @@ class NoOwner:
         """Nothing."""
 
     def responded(self, ticket: Ticket, response: object) -> None:
+        """Nothing."""
+
+    def body_started(self, ticket: Ticket) -> None:
+        """Nothing."""
+
+    def body_ended(self, ticket: Ticket, size: int, usage: TokenUsage, *, streamed: bool) -> None:
         """Nothing."""
 
     def ended(self, ticket: Ticket, how: str) -> None:

@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 
 from agent.envoy.render import PickMode
-from agent.envoy.usage import HEAD_BYTES, TAIL_BYTES
 from agent.events.exchange import NO_USAGE, Exchange, TokenUsage
 from agent.requests.response import Response
+from agent.requests.usage_text import HEAD_BYTES, TAIL_BYTES
 from tests.envoy.gateway import Gateway, chat, run_gateway
 from tests.fakes.model_server import ModelServer, chunk, chunked_head
 from tests.waiting import eventually

@@ -1,8 +1,9 @@
 """The actions that the ext_proc session of one request returns to its server.
 
 `agent.serve.ext_proc.session` returns these. The server sends Route, Continue, ReplaceBody, ChangeResponse,
-ExtendTimeout and Respond as one message each and SendBody as one or more; Schedule, Report, ResponseStarted and
-ProtocolViolation become calls. `Mode` and `Phase` are the distinctions that Envoy's protocol makes.
+ExtendTimeout and Respond as one message each and SendBody as one or more; Schedule, Report, ResponseStarted,
+BodyStarted, BodyEnded and ProtocolViolation become calls. `Mode` and `Phase` are the distinctions that Envoy's protocol
+makes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
+from agent.events.exchange import TokenUsage
 from agent.requests.flow_headers import IgnoredHeader
 from agent.requests.response import Response
 from agent.requests.ticket import Request
@@ -106,6 +108,18 @@ class SendBody(NamedTuple):
     end_of_stream: bool
 
 
+class BodyStarted(NamedTuple):
+    """The first bytes of the response's body have passed."""
+
+
+class BodyEnded(NamedTuple):
+    """The response's body is over: its size, the token usage in it, and whether it was a stream of events."""
+
+    size: int
+    usage: TokenUsage
+    streamed: bool
+
+
 class Respond(NamedTuple):
     """Answer the client in place of a model server. `reason` is a row of `agent.requests.rejections.REJECTIONS`."""
 
@@ -131,6 +145,8 @@ Action = (
     | ExtendTimeout
     | Report
     | ResponseStarted
+    | BodyStarted
+    | BodyEnded
     | SendBody
     | Respond
     | ProtocolViolation

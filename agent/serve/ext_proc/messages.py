@@ -18,6 +18,7 @@ from agent.requests.rejections import WAITED_HEADER
 from agent.requests.response import Response, broken_by
 from agent.serve.ext_proc.actions import Actions, ChangeResponse, Mode, Phase, Respond, Route
 from agent.serve.ext_proc.headers import DESTINATION, subset_of
+from agent.serve.ext_proc.response_chunks import ResponseChunk, echo, read_chunk
 from agent.serve.ext_proc.session import Session
 
 _MAX_ROUTES: Final = 4096  # past it the cache is emptied
@@ -36,11 +37,16 @@ ATTEMPTS: Final = "upstream.request_attempt_count"
 # The endpoint picker protocol's own name of the endpoint that answered, in the metadata namespace of the pick. Some
 # gateways send it as a response header.
 SERVED_KEY: Final = "x-gateway-destination-endpoint-served"
+_STREAM: Final = "text/event-stream"
+_JSON: Final = "application/json"
 _REQUEST_REPORT: Final = ((REQUEST_HEADER, REQUESTED_FORMAT),)
 
 
 def dispatch(session: Session, data: bytes) -> Actions:
     """Pass one serialised message of Envoy to the session; the actions that follow. Raises DecodeError (protobuf)."""
+    chunk = read_chunk(data)
+    if chunk is not None:
+        return session.response_body(chunk.body, end_of_stream=chunk.end_of_stream)
     message = pb.ProcessingRequest.FromString(data)
     match message.WhichOneof("request"):
         case "request_headers":
@@ -92,12 +98,17 @@ def _repeated(message: pb.ProcessingRequest) -> list[str]:
 
 def _response_headers(session: Session, message: pb.ProcessingRequest) -> Actions:
     status, retry_after, reports, served = 0, False, [], ""
+    kind, encoded = "", False
     for header in message.response_headers.headers.headers:
         if header.key == ":status":
             text = header.raw_value.decode("latin-1") or header.value
             status = int(text) if text.isdecimal() and len(text) == 3 else 0
         elif header.key == "retry-after":
             retry_after = True
+        elif header.key == "content-type":
+            kind = header.raw_value.decode("latin-1") or header.value
+        elif header.key == "content-encoding":
+            encoded = (header.raw_value.decode("latin-1") or header.value) != "identity"
         elif header.key == SERVED_KEY:
             served = header.raw_value.decode("latin-1") or header.value
         elif header.key == HEADER:
@@ -110,7 +121,11 @@ def _response_headers(session: Session, message: pb.ProcessingRequest) -> Action
         served = fields[SERVED].string_value or served
         details = fields[DETAILS].string_value
         attempts = _attempts(fields[ATTEMPTS].number_value)
-    response = Response(status, broken_by(details), False, served, attempts, retry_after)
+    streamed = kind.startswith(_STREAM)
+    text = not encoded and (streamed or kind.startswith(_JSON))
+    response = Response(
+        status, broken_by(details), False, served, attempts, retry_after, streamed=streamed, readable=text
+    )
     return session.response_headers(response, "\n".join(reports))
 
 
@@ -210,6 +225,8 @@ def replaced(body: bytes) -> bytes:
 
 def streamed(phase: Phase, body: bytes, *, end_of_stream: bool) -> bytes:
     """One chunk of a body that is sent back in full duplex."""
+    if phase is Phase.RESPONSE_BODY:
+        return echo(ResponseChunk(body, end_of_stream))
     response = pb.ProcessingResponse()
     chunk = getattr(response, phase.value).response.body_mutation.streamed_response
     chunk.body = body

@@ -33,6 +33,8 @@ from agent.requests.ticket import Request, Ticket
 from agent.serve.access_log import AccessLogService, AccessLogSink
 from agent.serve.ext_proc.actions import (
     Actions,
+    BodyEnded,
+    BodyStarted,
     ChangeResponse,
     Continue,
     ExtendTimeout,
@@ -175,6 +177,12 @@ class ProcessCall:
                     call.send(streamed(action.phase, chunk, end_of_stream=last and action.end_of_stream))
                 if action.phase is Phase.REQUEST_BODY:
                     call.when_sent(self.session.body_sent)
+            elif isinstance(action, BodyStarted):
+                if self.ticket is not None:
+                    self.ticket.body_started()
+            elif isinstance(action, BodyEnded):
+                if self.ticket is not None:
+                    self.ticket.body_ended(action.size, action.usage, streamed=action.streamed)
             elif isinstance(action, Schedule):
                 for header in action.ignored:
                     processor.hook(FlowHeaderIgnored(processor.pool.name, header.header, header.reason))

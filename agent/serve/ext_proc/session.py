@@ -48,6 +48,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from agent.engines.report import HEADER, REQUEST_HEADER, REQUESTED_FORMAT
+from agent.events.exchange import NO_USAGE
 from agent.pick.decision import Pick
 from agent.requests.control_headers import CONTROL
 from agent.requests.flow_headers import DEFAULT_RULES, NOTHING_READ, FlowHeaderRules, read_flow_headers
@@ -55,9 +56,12 @@ from agent.requests.model_rewrite import rewrite_model
 from agent.requests.rejections import WAITED_HEADER, Rejection, milliseconds
 from agent.requests.response import Response
 from agent.requests.ticket import Request
+from agent.requests.usage_text import ResponseText
 from agent.serve.ext_proc.actions import (
     Action,
     Actions,
+    BodyEnded,
+    BodyStarted,
     ChangeResponse,
     Continue,
     ExtendTimeout,
@@ -135,9 +139,13 @@ class Session:
         "_replaced",
         "_request_id",
         "_response_echo",
+        "_response_ended",
+        "_response_size",
+        "_response_text",
         "_rewrite",
         "_size",
         "_state",
+        "_streamed",
         "_subset",
         "_trailers",
         "_tunnel",
@@ -154,6 +162,10 @@ class Session:
         self._closed = False
         self._mode = config.default_mode
         self._response_echo = config.default_mode is Mode.FULL_DUPLEX
+        self._response_ended = False
+        self._response_size = 0  # of the body so far
+        self._response_text: ResponseText | None = None  # of a body in which a usage may be
+        self._streamed = False
         self._path = ""
         self._encoding = ""
         self._content_type = ""
@@ -355,21 +367,44 @@ class Session:
             answer = ChangeResponse(((WAITED_HEADER, self._waited),) if self._waited else (), remove)
         if self._state is not _State.ROUTED or response is None:
             return (answer,)
+        self._streamed = response.streamed
+        if response.readable:
+            self._response_text = ResponseText()
         if report and self._config.reports:
             return (answer, ResponseStarted(response), Report(report, response.served))
         return (answer, ResponseStarted(response))
 
     def response_body(self, body: bytes, *, end_of_stream: bool) -> Actions:
-        """A chunk of the response body. Envoy should not be set to send any, because each costs both sides."""
+        """A chunk of the response body, which passes as it is. Envoy should send its access log instead, where it can:
+        each chunk costs both sides."""
         if self.over:
             return ()
-        if self._response_echo:
-            return (SendBody(Phase.RESPONSE_BODY, body, end_of_stream),)
-        return (Continue(Phase.RESPONSE_BODY),)
+        answer: Action = (
+            SendBody(Phase.RESPONSE_BODY, body, end_of_stream) if self._response_echo else Continue(Phase.RESPONSE_BODY)
+        )
+        first = self._response_size == 0 and len(body) > 0
+        self._response_size += len(body)
+        if self._response_text is not None:
+            self._response_text.add(body)
+        if end_of_stream:
+            return (answer, BodyStarted(), *self._end_response()) if first else (answer, *self._end_response())
+        return (answer, BodyStarted()) if first else (answer,)
+
+    def _end_response(self) -> Actions:
+        """The body of the response is over."""
+        if self._response_ended:
+            return ()
+        self._response_ended = True
+        text, self._response_text = self._response_text, None
+        usage = NO_USAGE if text is None else text.usage()
+        return (BodyEnded(self._response_size, usage, self._streamed),)
 
     def response_trailers(self) -> Actions:
         """The response trailers, where Envoy sends them."""
-        return () if self.over else (Continue(Phase.RESPONSE_TRAILERS),)
+        if self.over:
+            return ()
+        ended = self._end_response() if self._response_size else ()
+        return (Continue(Phase.RESPONSE_TRAILERS), *ended)
 
     def closed(self) -> None:
         """The stream has ended, in whatever state."""
