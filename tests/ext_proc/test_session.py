@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines.report import REQUEST_HEADER
+from agent.events.exchange import NO_USAGE, TokenUsage
 from agent.pick.decision import Pick
 from agent.requests.rejections import Rejection
 from agent.requests.response import Response
@@ -19,6 +20,8 @@ from agent.requests.ticket import Request
 from agent.serve.ext_proc.actions import (
     CHUNK_BYTES,
     Action,
+    BodyEnded,
+    BodyStarted,
     ChangeResponse,
     Continue,
     Mode,
@@ -408,11 +411,36 @@ def test_the_response_is_let_through_and_sent_back_only_where_the_proxy_asks_for
         session.request_headers({":method": "GET"}, end_of_stream=True, response_echo=echo)
         session.decided(a_pick())
         assert session.response_headers() == (Continue(Phase.RESPONSE_HEADERS),)
-        body = session.response_body(b"data", end_of_stream=False)
-        assert body == (
-            (SendBody(Phase.RESPONSE_BODY, b"data", end_of_stream=False),) if echo else (Continue(Phase.RESPONSE_BODY),)
-        )
-        assert session.response_trailers() == (Continue(Phase.RESPONSE_TRAILERS),)
+        for number in range(2):
+            first, *rest = session.response_body(b"data", end_of_stream=False)
+            sent_back = SendBody(Phase.RESPONSE_BODY, b"data", end_of_stream=False)
+            assert first == (sent_back if echo else Continue(Phase.RESPONSE_BODY))
+            assert rest == ([BodyStarted()] if number == 0 else [])
+        first, *rest = session.response_trailers()
+        assert first == Continue(Phase.RESPONSE_TRAILERS)
+        assert rest == [BodyEnded(8, NO_USAGE, streamed=False)]
+
+
+def test_the_end_of_a_response_s_body_is_reported_once_with_its_size_and_usage() -> None:
+    usage = b'{"usage": {"prompt_tokens": 3, "completion_tokens": 2}}'
+    session = a_session()
+    session.request_headers({":method": "GET"}, end_of_stream=True, response_echo=True)
+    session.decided(a_pick())
+    session.response_headers(Response(200, streamed=True, readable=True))
+    assert BodyStarted() in session.response_body(usage[:20], end_of_stream=False)
+    ended = session.response_body(usage[20:], end_of_stream=True)
+    assert ended[1:] == (BodyEnded(len(usage), TokenUsage(3, 2, None), streamed=True),)
+    assert session.response_body(b"", end_of_stream=True)[1:] == ()
+    assert session.response_trailers() == (Continue(Phase.RESPONSE_TRAILERS),)
+
+
+def test_a_body_that_cannot_be_read_has_a_size_and_no_usage() -> None:
+    session = a_session()
+    session.request_headers({":method": "GET"}, end_of_stream=True, response_echo=True)
+    session.decided(a_pick())
+    session.response_headers(Response(200))
+    *_, ended = session.response_body(b'{"usage": {"prompt_tokens": 3}}', end_of_stream=True)
+    assert ended == BodyEnded(31, NO_USAGE, streamed=False)
 
 
 def test_an_error_of_ours_is_told_unless_the_request_is_on_its_way() -> None:

@@ -37,6 +37,10 @@ class MeasuredGateway:
         async with self._client.post(self._url, json=chat("hello " * 40) | more, headers=headers) as response:
             return response.status, await response.read()
 
+    async def leave_after_the_first_chunk(self, **more: Any) -> None:
+        async with self._client.post(self._url, json=chat("hello " * 40) | more) as response:
+            await response.content.readany()
+
     async def counts(self) -> Counts:
         async with self._client.get(f"http://{self._admin}/metrics") as response:
             return Counts(await response.text())
@@ -46,8 +50,30 @@ class MeasuredGateway:
         return await found(self.counts, lambda seen: seen.of("igw_request_results_total") == number)
 
 
+# As the gateways of GKE send everything, response bodies included, and no access log.
+EVERYTHING: dict[str, str] = {
+    "request_header_mode": "SEND",
+    "request_body_mode": "FULL_DUPLEX_STREAMED",
+    "request_trailer_mode": "SEND",
+    "response_header_mode": "SEND",
+    "response_body_mode": "FULL_DUPLEX_STREAMED",
+    "response_trailer_mode": "SEND",
+}
+
+
+def send_everything(document: Any) -> None:
+    """Change a bootstrap so that Envoy sends all phases to the picker and no access log."""
+    for listener in document["static_resources"]["listeners"]:
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        manager.pop("access_log", None)
+        manager["http_filters"] = [each for each in manager["http_filters"] if not each["name"].endswith("lua")]
+        manager["http_filters"][0]["typed_config"]["processing_mode"] = EVERYTHING
+
+
 @asynccontextmanager
-async def measured_gateway(directory: Path, processes: Processes, mode: PickMode) -> AsyncIterator[MeasuredGateway]:
+async def measured_gateway(
+    directory: Path, processes: Processes, mode: PickMode, *, log: bool = True
+) -> AsyncIterator[MeasuredGateway]:
     emulator = processes.start([*IGW, "emulate", "--listen", "127.0.0.1:0"])
     server = (await asyncio.to_thread(emulator.wait_for, r"on http://(\S+): "))[1]
     document = {
@@ -67,7 +93,10 @@ async def measured_gateway(directory: Path, processes: Processes, mode: PickMode
             (EnvoyListener("in", "127.0.0.1:0", "default", mode),),
             untrusted_headers=(),
         )
-        envoy = await process.start(bootstrap(config), directory / "envoy")
+        rendered = bootstrap(config)
+        if not log:
+            send_everything(rendered)
+        envoy = await process.start(rendered, directory / "envoy")
         try:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as client:
                 yield MeasuredGateway(f"http://127.0.0.1:{envoy.ports['in']}{CHAT}", live.admin, client)
@@ -82,11 +111,14 @@ def usage_of(stream: bytes) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("mode", MODES, ids=[mode.value for mode in MODES])
+WAYS = [(mode, True) for mode in MODES] + [(PickMode.FULL_DUPLEX, False)]
+
+
+@pytest.mark.parametrize(("mode", "log"), WAYS, ids=["buffered", "full-duplex", "all-phases"])
 async def test_a_stream_is_counted_as_its_client_saw_it_under_all_three_names(
-    tmp_path: Path, processes: Processes, mode: PickMode
+    tmp_path: Path, processes: Processes, mode: PickMode, log: bool
 ) -> None:
-    async with measured_gateway(tmp_path, processes, mode) as gateway:
+    async with measured_gateway(tmp_path, processes, mode, log=log) as gateway:
         headers = {OBJECTIVE: "interactive", FAIRNESS_ID: "team-a"}
         more = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 12}
         status, stream = await gateway.send(headers, **more)
@@ -140,3 +172,17 @@ async def test_a_whole_response_an_error_and_a_stream_without_usage_are_told_apa
         assert counts.of(f"{TTFT}_count", streaming="false", **labels) == 1
         assert counts.of(f"{TTFT}_count", streaming="true", **labels) == 2
         assert counts.of("llm_d_epp_request_streaming_tpot_seconds_count", **labels) == 0
+
+
+async def test_with_all_phases_a_whole_response_and_one_that_is_cut_are_told_apart(
+    tmp_path: Path, processes: Processes
+) -> None:
+    async with measured_gateway(tmp_path, processes, PickMode.FULL_DUPLEX, log=False) as gateway:
+        assert (await gateway.send())[0] == 200
+        await gateway.leave_after_the_first_chunk(stream=True, max_tokens=1000)
+        counts = await gateway.completed(2)
+        labels = {**LABELS, "fairness_id": "default-flow", "priority": "0"}
+        assert counts.by("result", "igw_request_results_total", **labels) == {"ok": 1, "cut": 1}
+        assert counts.of("llm_d_epp_request_output_tokens_sum", **labels) == 1
+        assert counts.of(f"{TTFT}_count", streaming="false", **labels) == 1
+        assert counts.of("llm_d_epp_response_size_bytes_count", **labels) == 1
