@@ -3,7 +3,8 @@
 A behaviour answers one request: it writes any bytes to the connection, or breaks it. `good` is the default one.
 """
 
-from __future__ import annotations
+from __future__ import annotationsfrom agent.serve.listen import close_in_turn
+
 
 import asyncio
 import socket
@@ -99,7 +100,8 @@ class ModelServer:
         """Close the port and reset every connection."""
         server, self._server = self._server, None
         if server is not None:
-            server.close()
+            close_in_turn(server)
+            await asyncio.sleep(0)
             for writer in list(self.writers):
                 writer.transport.abort()
             await server.wait_closed()
