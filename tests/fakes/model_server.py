@@ -3,8 +3,7 @@
 A behaviour answers one request: it writes any bytes to the connection, or breaks it. `good` is the default one.
 """
 
-from __future__ import annotationsfrom agent.serve.listen import close_in_turn
-
+from __future__ import annotations
 
 import asyncio
 import socket
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multidict import CIMultiDict
+
+from agent.serve.listen import close_in_turn
 
 PAGE = (
     Path(__file__).resolve().parents[1] / "recordings" / "pages" / "vllm" / "load_base_seqs4_blocks100.prom"
