@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from multidict import CIMultiDict
 
-from agent.serve.listen import close_in_turn
-
 PAGE = (
     Path(__file__).resolve().parents[1] / "recordings" / "pages" / "vllm" / "load_base_seqs4_blocks100.prom"
 ).read_bytes()
@@ -101,8 +99,7 @@ class ModelServer:
         """Close the port and reset every connection."""
         server, self._server = self._server, None
         if server is not None:
-            close_in_turn(server)
-            await asyncio.sleep(0)
+            server.close()
             for writer in list(self.writers):
                 writer.transport.abort()
             await server.wait_closed()
