@@ -154,7 +154,13 @@ class EmulatedServer:
         """Close the port, then end open streams with an error event."""
         self._stopping = True
         if self._listener is not None:
-            self._listener.close()
+            # asyncio of Python 3.11 loses a connection that was accepted in this turn if the listener closes before it
+            # has a transport.
+            loop = asyncio.get_running_loop()
+            for each in self._listener.sockets:
+                loop.remove_reader(each.fileno())
+            loop.call_soon(self._listener.close)
+            await asyncio.sleep(0)
         for task in list(self._tasks):
             task.cancel()
         self._foreign.stop()

@@ -67,8 +67,8 @@ class Outcomes:
         return sum(map(len, self._expected.values()))
 
     def awaited(self, ticket: Ticket) -> bool:
-        """Whether the request is over and its entry of the access log is to come."""
-        return ticket in self._over
+        """Whether the request is over and its entry of the access log is to come: not before the log is opened."""
+        return self.open_logs > 0 and ticket in self._over
 
     # -- the stage that picks ------------------------------------------------------------------------------------------
 

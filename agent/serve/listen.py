@@ -23,8 +23,20 @@ class ListeningSocket:
         return int(server.sockets[0].getsockname()[1])
 
     def close(self) -> None:
-        """Accept no more connections; the open ones stay."""
-        self._server.close()
+        """Accept no more connections; the open ones stay. The port is free in the next turn of the event loop.
+
+        A connection may have been accepted in this turn that has no transport yet. asyncio of Python 3.11 would lose
+        it, open, if the server were closed before it has one.
+        """
+        close_in_turn(self._server)
+
+
+def close_in_turn(server: asyncio.Server) -> None:
+    """Accept nothing from now on, and close the server in the next turn of the event loop."""
+    loop = asyncio.get_running_loop()
+    for each in server.sockets:
+        loop.remove_reader(each.fileno())
+    loop.call_soon(server.close)
 
 
 async def listen(protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> ListeningSocket:

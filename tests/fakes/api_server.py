@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
+from agent.serve.listen import close_in_turn
 from tests.waiting import eventually
 
 PODS = "/api/v1/namespaces/ns/pods"
@@ -95,7 +96,8 @@ class FakeApiServer:
             watch.closed.set()
         self._stopped = True
         if self._server is not None:
-            self._server.close()
+            close_in_turn(self._server)
+            await asyncio.sleep(0)
         for writer in tuple(self._writers):
             writer.transport.abort()
             with contextlib.suppress(ConnectionError):

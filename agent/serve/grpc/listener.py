@@ -166,6 +166,7 @@ class GrpcListener:
 
     async def close(self) -> None:
         """Close every connection once its outgoing bytes are written; abort those that take over `CLOSE_SECONDS`."""
+        await asyncio.sleep(0)  # the port is closed
         self._all_closed = asyncio.Event()
         for protocol in tuple(self.protocols):
             protocol.close()

@@ -156,6 +156,7 @@ class HttpServer:
             self._listener.close()
         if self._acceptor is not None:
             self._acceptor.close()
+        await asyncio.sleep(0)  # the port is closed
         if runner is not None:
             await runner.cleanup()
 
