@@ -48,7 +48,7 @@ def test_the_number_of_names_that_the_log_has_is_documented() -> None:
 def test_the_terms_are_the_first_rows() -> None:
     terms = [header.terms for header in CONTROL_HEADERS]
     assert terms == sorted(terms, reverse=True)
-    numbers = {4: "The first four are the terms of the request."}
+    numbers = {5: "The first five are the terms of the request."}
     assert numbers[terms.count(True)] in TEXT
 
 
