@@ -191,6 +191,10 @@ class Listener:
         """Host and port."""
         return self.name
 
+    def fileno(self) -> int:
+        """A number of which the event loop has no reader."""
+        return 1 << 20
+
     def connect(
         self, protocol_factory: Callable[[], asyncio.BufferedProtocol]
     ) -> tuple[asyncio.Transport, asyncio.BufferedProtocol]:
